@@ -1,0 +1,1 @@
+"""From videos and official annotation files to shards; sibling tools to look at both."""

@@ -1,0 +1,133 @@
+"""YAML with inheritance, then ``key=value`` overrides, then the schema: every refusal names the key and the remedy."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from motionmae.config.schema import Config
+from motionmae.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the checked configuration called ``name``, changed by ``overrides``.
+
+    Args:
+        name: a file below ``configs/`` without its ending (``vitl_k400``, ``ablations/table5a_motion``), or the path
+            of a YAML file.
+        overrides: ``section.key=value`` each, the value in YAML's notation.
+
+    Raises:
+        UserError: for an unknown config or key, a wrong type, or a combination that is not possible.
+    """
+    path = _find(name)
+    merged = OmegaConf.structured(Config)
+    for layer, origin in (*_layers(path), *((_parse_override(text), text) for text in overrides)):
+        merged = _merge(merged, layer, origin)
+    try:
+        config = OmegaConf.to_object(merged)
+    except UserError as error:
+        raise UserError(f"{error} (config {' '.join([name, *overrides])})") from error
+    assert isinstance(config, Config)
+    return config if config.name else replace(config, name=path.stem)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write ``config`` whole, so that :func:`load_config` gives it back without the files it was made of."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(config)))))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """YAML knows lists, not tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def known_configs() -> list[str]:
+    """Names that :func:`load_config` takes."""
+    return sorted(str(path.relative_to(CONFIG_FOLDER).with_suffix("")) for path in CONFIG_FOLDER.rglob("*.yaml"))
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), CONFIG_FOLDER / f"{name}.yaml"):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return path
+    known = known_configs()
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
+    raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
+
+
+def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[DictConfig, str]]:
+    """The file's bases, furthest first, and the file itself, each with the name it goes by in messages."""
+    if path in seen:
+        raise UserError(f"{path}: its `base:` leads back to itself ({' -> '.join(p.name for p in (*seen, path))})")
+    try:
+        layer = OmegaConf.load(path)
+    except Exception as error:  # YAML's own errors share no base class with OmegaConf's
+        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path} must hold `section: key: value` pairs, not a list or a single value")
+    base = layer.pop("base", None)
+    if base is None:
+        return [(layer, str(path))]
+    base_path = (path.parent / f"{base}.yaml").resolve()
+    if not base_path.is_file():
+        raise UserError(f"{path}: base: {base} is not there (looked for {base_path})")
+    return [*_layers(base_path, (*seen, path.resolve())), (layer, str(path))]
+
+
+def _parse_override(text: str) -> DictConfig:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r} is not an override: write section.key=value, for example optim.batch=256")
+    return OmegaConf.from_dotlist([text])
+
+
+def _merge(config: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
+    try:
+        merged = OmegaConf.unsafe_merge(config, layer)
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(str(error.full_key), origin)) from error
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{where}{_first_line(error)} (from {origin})") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _unknown_key(key: str, origin: str) -> str:
+    known = _keys(Config)
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"unknown key {key} (from {origin}): did you mean {close[0]}?"
+    section = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == section] or [f.name for f in fields(Config)]
+    return f"unknown key {key} (from {origin}): there are {', '.join(siblings)}"
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for item in fields(schema):
+        if is_dataclass(item.type) and isinstance(item.type, type):
+            keys += _keys(item.type, f"{prefix}{item.name}.")
+        else:
+            keys.append(f"{prefix}{item.name}")
+    return keys
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

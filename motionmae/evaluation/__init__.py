@@ -1,0 +1,1 @@
+"""What a pre-trained model is worth and what it sees: recognition, DAVIS, reconstructions."""

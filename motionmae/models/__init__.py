@@ -1,0 +1,1 @@
+"""The method: position tables, ViT, MotionMAE, masks, targets, classifier. Knows nothing of data or training."""

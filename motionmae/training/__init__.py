@@ -1,0 +1,1 @@
+"""Joins models and data: DeepSpeed engine, loop, schedule, checkpoints, preemption, events."""

@@ -1,0 +1,1 @@
+"""Launching on Slurm (or locally) through submitit, and surviving what a cluster does to a job."""
