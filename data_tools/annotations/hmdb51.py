@@ -1,0 +1,48 @@
+"""HMDB51: ``testTrainMulti_7030_splits/CLASS_test_splitN.txt``, one file a class and split, lines "name.avi 1".
+
+1 is train, 2 is test, 0 is in neither. Classes are numbered alphabetically, videos lie in class folders.
+"""
+
+import re
+from pathlib import Path
+
+from data_tools.annotations.listing import Listing, VideoIndex, hash_files, read_lines
+from data_tools.annotations.ucf101 import parse_split
+from motionmae.errors import UserError
+
+_FILE = re.compile(r"(.+)_test_split([123])\.txt")
+_MARK = {"train": "1", "test": "2"}
+
+
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
+    """Read one split; see :func:`data_tools.annotations.read_listing`."""
+    part, number = parse_split(split)
+    folder = annotations.parent if annotations.is_file() else annotations
+    if not any(folder.glob(f"*_test_split{number}.txt")) and (folder / "testTrainMulti_7030_splits").is_dir():
+        folder /= "testTrainMulti_7030_splits"
+    files = {
+        match[1]: path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name)) and match[2] == str(number)
+    }
+    if not files:
+        raise UserError(
+            f"{folder} has no CLASS_test_split{number}.txt: give --annotations the official "
+            "testTrainMulti_7030_splits folder"
+        )
+    class_names = tuple(sorted(files))
+    index = VideoIndex(videos, exclude)
+    rows = []
+    for label, class_name in enumerate(class_names):
+        for line in read_lines(files[class_name]):
+            name, mark = _parse(line, files[class_name])
+            if mark == _MARK[part]:
+                rows.append(index.row((Path(name).stem,), (class_name,), f"{class_name}/{name}", label, class_name))
+    sha256 = hash_files([files[name] for name in class_names])
+    described = f"{folder} ({part}, split {number})"
+    return Listing(tuple(rows), class_names, f"{part}{number}", described, f"*_test_split{number}.txt", sha256)
+
+
+def _parse(line: str, file: Path) -> tuple[str, str]:
+    name, _, mark = line.rpartition(" ")
+    if not name or mark not in ("0", "1", "2"):
+        raise UserError(f"{file}: the line {line!r} is not 'NAME.avi 0|1|2': get the official file again")
+    return name.strip(), mark

@@ -1,0 +1,327 @@
+"""One video file -> JPEG frames, upright, ready for a shard.
+
+What is decoded is what the ffmpeg program decodes of the same file: its choice of video stream, every frame that comes
+out, damaged packets left out, edit lists and rotation applied. Sample aspect ratios are not (decord, torchcodec and the
+published preparations of Kinetics do not either). A frame goes through swscale once, from the decoder's format to
+full-range BT.601 planes of the stored size, and these planes go straight into the JPEG encoder.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import simplejpeg
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from motionmae.errors import UserError
+
+MAX_STORED_BYTES = 2**30
+"""A video whose frames exceed this is refused: they are held in memory until the video is done."""
+
+Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+
+
+class Reason(str, Enum):
+    """Why a video is in the quarantine."""
+
+    MISSING = "missing"
+    """The annotations name it and it is not there."""
+    EMPTY = "empty"
+    """The file has no bytes."""
+    UNREADABLE = "unreadable"
+    """The file system refused or failed."""
+    NOT_A_VIDEO = "not_a_video"
+    """No container format that could be opened: another kind of file, or one whose head is lost."""
+    NO_VIDEO_STREAM = "no_video_stream"
+    """Sound only, or nothing at all, or a cover picture."""
+    NO_FRAMES = "no_frames"
+    """There is a video stream but nothing of it decodes (damaged, encrypted, cut off before the first frame)."""
+    UNKNOWN_CODEC = "unknown_codec"
+    """No decoder for the video stream."""
+    TOO_LONG = "too_long"
+    """Its frames would need more memory than a sample may have."""
+    TIMEOUT = "timeout"
+    """No frame came for longer than the time limit; the decoding process was killed."""
+    CRASHED = "crashed"
+    """The decoding process died, or failed in a way that is not the video's ordinary damage."""
+
+
+class Undecodable(Exception):  # noqa: N818 - it names a thing found, not a failure of ours
+    """A video goes to the quarantine.
+
+    Attributes:
+        reason: one of :class:`Reason`.
+        detail: what happened, for a person.
+    """
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """Which frames of a video are stored, and how. All of it shapes the bytes of a shard."""
+
+    short_side: int = 256
+    """Pixels of the shorter side; smaller videos keep their size (the loader resizes its crops anyway)."""
+    quality: int = 90
+    """JPEG quality, 1 to 100."""
+    stride: int = 1
+    """Every how many frames one is stored."""
+    clips: int = 0
+    """How many windows of a video are stored, evenly spread; 0: the whole video."""
+    window: int = 64
+    """Source frames of a window (16 frames at stride 4)."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("short_side", 16, 8192),
+            ("quality", 1, 100),
+            ("stride", 1, 1000),
+            ("clips", 0, 1000),
+            ("window", 1, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} {getattr(self, name)} is not possible: choose {low} to {high}")
+        if self.window < self.stride:
+            raise UserError(f"--window {self.window} is shorter than --stride {self.stride}: it would hold no frame")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The stored frames of a video."""
+
+    jpegs: list[bytes]
+    """Baseline JPEGs, 4:2:0, all of one even height and width."""
+    times: list[float]
+    """Seconds of each stored frame since the first frame of the video; rising."""
+    fps: float
+    """Frames a second of the source, on average."""
+    height: int
+    """Stored pixels."""
+    width: int
+    """Stored pixels."""
+    windows: list[int]
+    """First stored frame of each stored window."""
+    source_frames: int
+    """Frames that decode, stored or not."""
+    damaged_packets: int
+    """Packets of the file that did not decode."""
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """(JSON head, JPEG bytes end to end): how a decoding process hands it over."""
+        head = {name: value for name, value in vars(self).items() if name != "jpegs"}
+        head["sizes"] = [len(jpeg) for jpeg in self.jpegs]
+        return json.dumps(head).encode(), b"".join(self.jpegs)
+
+    @classmethod
+    def unpack(cls, head: dict[str, Any], body: bytes) -> "Decoded":
+        """The inverse of :meth:`pack`."""
+        ends = np.cumsum([0, *head.pop("sizes")]).tolist()
+        return cls(jpegs=[body[low:high] for low, high in pairwise(ends)], **head)
+
+
+def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> Decoded:
+    """Decode a video and encode the frames to store.
+
+    Args:
+        path: the file.
+        settings: which frames, which size, which quality.
+        on_frame: called after each decoded frame, a sign of life.
+
+    Raises:
+        Undecodable: for a file without a single decodable frame.
+    """
+    try:
+        if path.stat().st_size == 0 and path.is_file():
+            raise Undecodable(Reason.EMPTY, "the file has no bytes")
+        with _open(path) as container:
+            return _decode(container, settings, on_frame)
+    except OSError as error:  # some of ffmpeg's errors are OSErrors too, e.g. a refused permission
+        raise Undecodable(Reason.UNREADABLE, str(error)) from error
+    except av.FFmpegError as error:
+        raise Undecodable(Reason.NOT_A_VIDEO, f"it does not open: {error.strerror}") from error
+
+
+def _open(path: Path) -> Any:
+    # "file:" and the whitelist: no name and no playlist makes ffmpeg open anything else. HMDB51 has a title in Latin-1.
+    url = f"file:{path.absolute()}"
+    return av.open(url, metadata_errors="replace", options={"protocol_whitelist": "file"})
+
+
+def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None]) -> Decoded:
+    stream = _video_stream(container)
+    stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
+    encoder = _FrameEncoder(settings)
+    damage = _Damage()
+    jpegs: list[bytes] = []
+    times: list[float | None] = []
+    stored = 0
+    for frame in _frames(container, stream, damage):
+        if len(times) % settings.stride == 0:
+            jpegs.append(encoder.encode(frame))
+            stored += len(jpegs[-1])
+        times.append(frame.time)
+        on_frame()
+        if stored > MAX_STORED_BYTES:
+            limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
+            raise Undecodable(Reason.TOO_LONG, f"{len(times)} frames and more exceed {limit}: cut the video")
+    if not jpegs:
+        raise Undecodable(Reason.NO_FRAMES, damage.described or "the file holds no frame")
+    seconds, fps = _clock(times, stream.average_rate or stream.guessed_rate)
+    decoded = Decoded(
+        jpegs, seconds[:: settings.stride], fps, encoder.height, encoder.width, [0], len(times), damage.packets
+    )
+    return _keep_windows(decoded, settings)
+
+
+def _video_stream(container: Any) -> VideoStream:
+    """The stream ffmpeg itself would choose; the cover picture of a song is none."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        kinds = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
+        raise Undecodable(Reason.NO_VIDEO_STREAM, f"the streams of the file are: {kinds}")
+    if stream.codec_context is None:
+        raise Undecodable(Reason.UNKNOWN_CODEC, "there is no decoder for the video stream")
+    return stream
+
+
+class _Damage:
+    """Packets that did not decode, and what was said of the last."""
+
+    packets = 0
+    described = ""
+
+    def note(self, error: av.FFmpegError) -> None:
+        self.packets += 1
+        self.described = f"{self.packets} packets do not decode: {error.strerror}"
+
+
+def _frames(container: Any, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
+    """All frames that decode. A packet that does not is left out, as the ffmpeg program does."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:  # the container breaks off here
+            damage.note(error)
+            packet = None
+        try:
+            yield from stream.codec_context.decode(packet)  # None: what the decoder still holds
+        except av.EOFError:  # it was flushed before
+            return
+        except av.FFmpegError as error:
+            damage.note(error)
+        if packet is None:
+            return
+
+
+def _clock(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
+    """Seconds of each frame since the first, and frames a second on average.
+
+    The container's times hold if they rise; packed B-frames in AVI step back, and raw streams have none: such frames
+    are ``1 / rate`` apart. Without a rate either it is 25, as ffmpeg assumes.
+    """
+    known = [time for time in times if time is not None]
+    if len(known) == len(times) > 1 and all(low < high for low, high in pairwise(known)):
+        seconds = [round(time - known[0], 6) for time in known]
+        return seconds, round((len(seconds) - 1) / (known[-1] - known[0]), 6)
+    fps = float(rate) if rate else 25.0
+    return [round(index / fps, 6) for index in range(len(times))], round(fps, 6)
+
+
+def _keep_windows(decoded: Decoded, settings: FrameSettings) -> Decoded:
+    """Only the windows that ``clips`` asks for; a video that they would cover anyway stays whole."""
+    total, window, clips = decoded.source_frames, settings.window, settings.clips
+    if clips == 0 or total <= clips * window:
+        return decoded
+    slack = total - window
+    firsts = [slack // 2] if clips == 1 else [index * slack // (clips - 1) for index in range(clips)]
+    kept: list[int] = []
+    windows = []
+    for first in firsts:
+        windows.append(len(kept))
+        start = -(-first // settings.stride)
+        kept.extend(range(start, start + window // settings.stride))
+    jpegs, times = [decoded.jpegs[index] for index in kept], [decoded.times[index] for index in kept]
+    return replace(decoded, jpegs=jpegs, times=times, windows=windows)
+
+
+class _FrameEncoder:
+    """Frames of one video -> JPEGs of one size; the first frame decides size and rotation."""
+
+    def __init__(self, settings: FrameSettings):
+        self.settings = settings
+        self.height = self.width = 0
+        self._reformatter = VideoReformatter()
+        self._rotate = _Orientation()
+
+    def encode(self, frame: VideoFrame) -> bytes:
+        """The JPEG of a decoded frame."""
+        if not self.width:
+            self._size = _stored_size(frame.width, frame.height, self.settings.short_side)
+            self._rotate = _Orientation.of(frame)
+            self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
+        scaled = self._reformatter.reformat(
+            frame,
+            *self._size,
+            format="yuvj420p",
+            dst_colorspace=Colorspace.ITU601,
+            dst_color_range=ColorRange.JPEG,  # what JFIF pictures are in, whatever the video is in
+            interpolation=Interpolation.BICUBIC,  # the ffmpeg program's default
+            threads=1,
+        )
+        planes = [self._rotate(_as_array(plane)) for plane in scaled.planes]
+        return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.settings.quality)
+
+
+def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Stored (width, height): the short side at most ``short_side``, both even, since colour is stored at half size."""
+    scale = min(1.0, short_side / min(width, height))
+    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+
+
+def _as_array(plane: Any) -> Plane:
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+@dataclass(frozen=True)
+class _Orientation:
+    """How a decoded frame is turned to stand upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "_Orientation":
+        """From the display matrix, with x' = a x + c y and y' = b x + d y; skew angles are left as they are."""
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+        if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
+            return cls(False, a < 0, d < 0)
+        if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
+            return cls(True, c < 0, b < 0)
+        return cls()
+
+    def __call__(self, plane: Plane) -> Plane:
+        if self.transpose:
+            plane = plane.T
+        plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+        return np.ascontiguousarray(plane) if self != _Orientation() else plane

@@ -1,0 +1,160 @@
+"""The command line of make_shards."""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from data_tools.annotations import READERS, Listing, read_listing
+from data_tools.decode import FrameSettings
+from data_tools.make_shards.plan import Plan, is_finished, make_plan, settle
+from data_tools.make_shards.progress import ProgressBar
+from data_tools.make_shards.write import QUARANTINE, Tally, finish, forget_quarantined, only_run, write_shards
+from motionmae.data.files import write_atomically
+from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.errors import UserError
+
+_DESCRIPTION = """\
+Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
+
+Every video of the split ends in a shard or, with a reason, in OUT/quarantine.jsonl. The bytes depend on the list, the
+settings and the library versions alone. A stopped run goes on where it was when the same command is given again; a
+finished one does nothing."""
+
+_EXAMPLES = """\
+examples:
+  a rendered set to try it on, then shards of its training videos:
+    python data_tools/make_toy_dataset --out data/toy_videos
+    python data_tools/make_shards folder --videos data/toy_videos --split train --out data/toy/train
+  Kinetics-400, clips unpacked anywhere below one folder, csv files in another:
+    python data_tools/make_shards k400 --videos K400 --annotations K400/annotations --split train --out data/k400/train
+  Something-Something V2, UCF101, HMDB51:
+    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
+    python data_tools/make_shards ucf101 --videos UCF-101 --annotations ucfTrainTestlist --split train1 --out data/ucf
+    python data_tools/make_shards hmdb51 --videos HMDB51 --annotations splits --split test1 --out data/hmdb
+  any folder: by its train.csv / val.csv ("path label" lines), its class folders, or flat:
+    python data_tools/make_shards folder --videos VIDEOS --out data/mine
+
+exit status: 0 shards are made (some videos may be quarantined), 2 wrong input or nothing could be stored,
+3 with --strict: some videos are quarantined, 130 stopped by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped: finished shards stay in {options.out}, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make_shards",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
+    add("--videos", type=Path, required=True, help="folder of the videos, laid out as you like")
+    add("--annotations", type=Path, help="folder (or file) of the official annotations (default: that of the videos)")
+    add("--split", help="train, val, test; train1 ... test3 for ucf101 and hmdb51; folder: default all there is")
+    add("--out", type=Path, required=True, help="folder for the shards; made if needed")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes (default: one a core)")
+    frames = FrameSettings()
+    frame = parser.add_argument_group("what is stored").add_argument
+    frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos stay small")
+    frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
+    frame("--stride", type=int, default=frames.stride, help="store every so many frames (%(default)s: all)")
+    frame("--clips", type=int, default=frames.clips, help="store so many windows a video (%(default)s: all of it)")
+    frame("--window", type=int, default=frames.window, help="source frames of such a window (%(default)s)")
+    frame("--samples-per-shard", type=int, help="videos of a shard (64; fewer where that makes under 16 shards)")
+    frame("--seed", type=int, default=0, help="of the order in which videos are stored (%(default)s)")
+    other = parser.add_argument_group("trouble").add_argument
+    other(
+        "--timeout", type=float, default=60, help="give a video up after so many seconds without a frame (%(default)g)"
+    )
+    other("--retry", action="store_true", help="try the quarantined videos of a former run again")
+    other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
+    other("--json", type=Path, metavar="FILE", help="write the figures of the summary there")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.workers < 1 or options.timeout < 1:
+        raise UserError("--workers and --timeout must be at least 1")
+    frames = FrameSettings(options.short_side, options.quality, options.stride, options.clips, options.window)
+    listing = read_listing(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
+    plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)
+    settle(plan, options.out)
+    with only_run(options.out):
+        if options.retry:
+            count = forget_quarantined(plan, options.out)
+            print(f"retry: {count} shards lack a video and are made again")
+        if is_finished(options.out):
+            manifest = load_manifest(options.out)
+            print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
+        else:
+            manifest = _make(plan, options)
+    if not manifest.samples:
+        raise UserError(f"none of the {plan.videos} videos could be stored: {options.out / QUARANTINE} says why")
+    return 3 if options.strict and manifest.quarantined else 0
+
+
+def _make(plan: Plan, options: argparse.Namespace) -> Manifest:
+    started = time.monotonic()
+    with ProgressBar(plan.listing.split, plan.videos) as bar:
+        total = write_shards(plan, options.out, options.workers, options.timeout, bar.show)
+    manifest = finish(plan, options.out, total)
+    seconds = time.monotonic() - started
+    print(_summary(plan.listing, manifest, total, options.out, seconds))
+    if options.json:
+        figures = {
+            "videos": total.videos,
+            "samples": manifest.samples,
+            "quarantined": dict(total.reasons),
+            "shards": len(manifest.shards),
+            "frames": total.frames,
+            "bytes": total.bytes,
+            "seconds": round(seconds, 3),
+        }
+        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+    return manifest
+
+
+def _counts(manifest: Manifest) -> str:
+    return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
+
+
+def _summary(listing: Listing, manifest: Manifest, total: Tally, out: Path, seconds: float) -> str:
+    lines = [
+        f"{manifest.dataset} {manifest.split}: {_counts(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
+        f"{seconds:.1f} s",
+        f"shards:       {out}",
+    ]
+    if total.quarantine:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
+        lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
+    if total.damaged:
+        lines.append(f"damaged:      {_names(total.damaged)} stored without packets that do not decode")
+    if listing.passed_over:
+        lines.append(f"passed over:  {_names(listing.passed_over)}, no video by name")
+    lines.extend(f"note:         {note}" for note in listing.notes)
+    wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(wrapper.fill(line) for line in lines)
+
+
+def _names(paths: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:most])
+    return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"

@@ -1,0 +1,244 @@
+"""Carry a plan out: one task a shard, a thread and a killable decoding process a worker, a record a finished shard.
+
+A shard counts as done once ``OUT/.make_shards/NAME.json`` names its quarantined videos; it is written after the shard
+itself. A run that was killed goes on with the other shards; ``manifest.json`` comes last.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from data_tools.annotations import Row
+from data_tools.decode import Decoded, Reason, Undecodable
+from data_tools.make_shards.plan import STATE, Plan, ShardPlan
+from data_tools.worker import DecodeWorker, Stopped
+from motionmae.data.files import write_atomically
+from motionmae.data.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards import ShardWriter, index_path, shard_entry, shard_is_complete
+from motionmae.errors import UserError
+
+QUARANTINE = "quarantine.jsonl"
+"""Rows path, reason, error: every video of the list that is in no shard."""
+
+
+@dataclass
+class Tally:
+    """What has been done so far."""
+
+    videos: int = 0
+    """Videos dealt with, stored or not."""
+    frames: int = 0
+    """Stored frames."""
+    bytes: int = 0
+    """Bytes of stored frames."""
+    damaged: list[str] = field(default_factory=list)
+    """Videos stored without the packets that do not decode."""
+    quarantine: list[dict[str, str]] = field(default_factory=list)
+    """Rows of quarantine.jsonl."""
+
+    @property
+    def stored(self) -> int:
+        """Videos that are in shards."""
+        return self.videos - len(self.quarantine)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many videos are quarantined for each reason."""
+        return Counter(row["reason"] for row in self.quarantine)
+
+    def add(self, other: "Tally") -> None:
+        """Count another part of the data set in."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def load_record(out: Path, shard: ShardPlan) -> Tally | None:
+    """What a finished shard holds, or None if it is not finished."""
+    try:
+        record = Tally(**json.loads(_record_path(out, shard).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if record.stored == 0 or shard_is_complete(out / shard.name) else None
+
+
+def forget_quarantined(plan: Plan, out: Path) -> int:
+    """Take the shards that lack a video as not done, so that their videos are tried again; says how many they are."""
+    lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.quarantine]
+    if lacking:
+        (out / MANIFEST).unlink(missing_ok=True)
+    for shard in lacking:
+        _record_path(out, shard).unlink()
+    return len(lacking)
+
+
+def _record_path(out: Path, shard: ShardPlan) -> Path:
+    return out / STATE / f"{Path(shard.name).stem}.json"
+
+
+@contextlib.contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Refuse a second run into the same folder while the first still writes."""
+    with (out / STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it") from None
+        except OSError:  # a network disk without locks
+            pass
+        yield
+
+
+def write_shards(
+    plan: Plan, out: Path, workers: int, patience: float, watch: Callable[[Tally], None] = lambda tally: None
+) -> Tally:
+    """Write every shard of the plan that is not there yet.
+
+    Args:
+        plan: the layout; ``settle`` was called with it.
+        out: folder of the shards.
+        workers: decoding processes.
+        patience: seconds without a frame after which a video is given up.
+        watch: called several times a second with the tally, from this thread.
+
+    Returns:
+        The tally of the whole data set, finished shards included.
+
+    Raises:
+        UserError: the disk is full.
+        KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
+    """
+    total = Tally()
+    pending: SimpleQueue[ShardPlan] = SimpleQueue()
+    for shard in plan.shards:
+        record = load_record(out, shard)
+        if record is None:
+            pending.put(shard)
+        else:
+            total.add(record)
+    pool = [_Writer(plan, out, patience, pending, total) for _ in range(min(workers, pending.qsize()))]
+    try:
+        for writer in pool:
+            writer.start()
+        while any(writer.is_alive() for writer in pool) and not any(writer.failure for writer in pool):
+            watch(total)
+            time.sleep(_WATCH_SECONDS)
+    finally:
+        for writer in pool:
+            writer.stop()
+        for writer in pool:
+            writer.join()
+    for failure in filter(None, (writer.failure for writer in pool)):
+        if isinstance(failure, OSError):  # a video's own errors are in the quarantine
+            remedy = "make room" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            raise UserError(
+                f"{out} cannot be written ({failure}): {remedy} and run the same command again"
+            ) from failure
+        raise failure
+    watch(total)
+    return total
+
+
+class _Writer(threading.Thread):
+    """Takes shards from the queue and writes them, until none is left."""
+
+    def __init__(self, plan: Plan, out: Path, patience: float, pending: "SimpleQueue[ShardPlan]", total: Tally):
+        super().__init__(daemon=True)
+        self.failure: BaseException | None = None
+        self._plan, self._out, self._pending, self._total = plan, out, pending, total
+        self._worker = DecodeWorker(plan.frames, patience)
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by our process: Ctrl-C is not for it
+        try:
+            while True:
+                self._write(self._pending.get_nowait())
+        except (Empty, Stopped):
+            pass
+        except BaseException as error:  # the main thread raises it
+            self.failure = error
+        finally:
+            self._worker.stop()
+
+    def stop(self) -> None:
+        """End without finishing the shard at hand."""
+        self._worker.stop()
+
+    def _write(self, shard: ShardPlan) -> None:
+        record = Tally()
+        path = self._out / shard.name
+        with ShardWriter(path) as writer:
+            for key, row in shard.rows:
+                video = self._write_video(writer, key, row)
+                record.add(video)
+                with _COUNTING:
+                    self._total.add(video)
+        if not record.stored:  # a shard without samples is of no use to a reader
+            path.unlink()
+            index_path(path).unlink()
+        content = json.dumps(vars(record), sort_keys=True)
+        write_atomically(_record_path(self._out, shard), content.encode())
+
+    def _write_video(self, writer: ShardWriter, key: str, row: Row) -> Tally:
+        try:
+            if row.path is None:
+                raise Undecodable(Reason.MISSING, "the annotations name it, but it is not there")
+            decoded = self._worker.decode(row.path)
+        except Undecodable as error:
+            fault = {"path": row.source, "reason": error.reason.value, "error": error.detail}
+            return Tally(videos=1, quarantine=[fault])
+        writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride))
+        damaged = [row.source] if decoded.damaged_packets else []
+        return Tally(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
+
+
+def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
+    """KEY.json: what the format asks for (``motionmae.data.shards.META_KEYS``), and what decoding found."""
+    return {
+        "label": row.label,
+        "class_name": row.class_name,
+        "source": row.source,
+        "fps": decoded.fps,
+        "frames": len(decoded.jpegs),
+        "stride": stride,
+        "height": decoded.height,
+        "width": decoded.width,
+        "times": decoded.times,
+        "windows": decoded.windows,
+        "source_frames": decoded.source_frames,
+        "damaged_packets": decoded.damaged_packets,
+    }
+
+
+def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
+    """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards."""
+    rows = sorted(total.quarantine, key=lambda row: row["path"])
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(out / QUARANTINE, content.encode())
+    frames, listing = plan.frames, plan.listing
+    manifest = Manifest(
+        dataset=plan.dataset,
+        split=listing.split,
+        class_names=listing.class_names,
+        encoder=EncoderSettings(frames.short_side, frames.quality, frames.stride, frames.clips),
+        shards=tuple(shard_entry(path) for shard in plan.shards if (path := out / shard.name).exists()),
+        quarantined=len(rows),
+        split_file=listing.split_file,
+        split_sha256=listing.split_sha256,
+        versions=plan.versions,
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+_COUNTING = threading.Lock()
+_WATCH_SECONDS = 0.1
