@@ -1,0 +1,155 @@
+"""Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from motionmae.config.schema import EngineConfig
+from motionmae.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for its peers before the run fails."""
+
+Result = TypeVar("Result")
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One training process among all of them."""
+
+    rank: int
+    """Number of this process, 0 to ``world - 1``."""
+    world: int
+    """Processes of the run."""
+    local_rank: int
+    """Number of this process on its node; the index of its GPU."""
+    device: torch.device
+    """Where the model lives."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes the run's files."""
+        return self.rank == 0
+
+
+def init_distributed(engine: EngineConfig) -> Rank:
+    """Join the process group that the environment describes, and return this process's place in it.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them come first, then the variables
+    of a Slurm step; with neither, this process is a group of one. A group that exists already is used as it is.
+
+    Raises:
+        UserError: for an environment that names a place only in part, for a Slurm allocation of several tasks in
+            which srun was forgotten, and for a device that is not there.
+    """
+    place = _place()
+    os.environ.update(place)
+    rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = _device(engine.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if world == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
+    return Rank(rank, world, local_rank, device)
+
+
+@contextmanager
+def distributed(engine: EngineConfig) -> Iterator[Rank]:
+    """:func:`init_distributed` for a while: a group made here is left again, unless an error ends it.
+
+    After an error the peers may wait in a collective, and leaving in order would wait for them.
+    """
+    joined = dist.is_initialized()
+    yield init_distributed(engine)
+    if not joined:
+        dist.destroy_process_group()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank. Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
+    """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
+    answer: tuple[Any, UserError | None] = (None, None)
+    if rank.is_first:
+        try:
+            answer = (action(), None)
+        except UserError as error:
+            answer = (None, error)
+    result, refusal = broadcast_object(answer)
+    if refusal is not None:
+        raise refusal
+    return result
+
+
+def _place() -> dict[str, str]:
+    given = {key: os.environ[key] for key in _TORCHRUN if key in os.environ}
+    if len(given) == len(_TORCHRUN):
+        return given
+    if "RANK" in given or "WORLD_SIZE" in given:
+        missing = ", ".join(key for key in _TORCHRUN if key not in given)
+        raise UserError(
+            f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
+        )
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return _slurm_place()
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if tasks > 1:
+        raise UserError(
+            f"this Slurm allocation has {tasks} tasks but the process was not started by srun: put `srun` before it"
+        )
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def _slurm_place() -> dict[str, str]:
+    from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
+
+    job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    step = int(os.environ.get("SLURM_STEP_ID", "0"))
+    return {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "MASTER_ADDR": _parse_node_list(os.environ["SLURM_STEP_NODELIST"])[0],
+        # A requeued job keeps its id, and the port of its former life may still be held by a rank that hangs.
+        # 20000-31999 lies below the ports that Linux gives to outgoing connections.
+        "MASTER_PORT": str(20_000 + (job * 31 + restarts * 7 + step) % 12_000),
+    }
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        raise UserError("engine.device=cuda, but torch finds no GPU here: use engine.device=cpu or a machine with one")
+    if local_rank >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own, the node shows {gpus}: "
+            "start as many ranks a node as it has GPUs, and let every rank see all of them"
+        )
+    return torch.device("cuda", local_rank)
