@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
 
 LOCK_SECONDS = 5.0
@@ -43,12 +44,7 @@ class JobRecord:
 
     def write(self, run: Path) -> None:
         """Make this the job of the run folder ``run``."""
-        temporary = run / ".job.json.tmp"
-        with temporary.open("w") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(run / "job.json")
+        write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
 
     def ended(self, exit_code: int) -> "JobRecord":
         """Return this record with the exit status of the job."""
