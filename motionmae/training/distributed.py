@@ -1,9 +1,11 @@
 """Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,8 @@ from motionmae.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for its peers before the run fails."""
+
+Result = TypeVar("Result")
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -62,6 +66,18 @@ def init_distributed(engine: EngineConfig) -> Rank:
     return Rank(rank, world, local_rank, device)
 
 
+@contextmanager
+def distributed(engine: EngineConfig) -> Iterator[Rank]:
+    """:func:`init_distributed` for a while: a group made here is left again, unless an error ends it.
+
+    After an error the peers may wait in a collective, and leaving in order would wait for them.
+    """
+    joined = dist.is_initialized()
+    yield init_distributed(engine)
+    if not joined:
+        dist.destroy_process_group()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -76,9 +92,18 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` holds on at least one rank. Collective."""
-    return any(gather_objects(flag))
+def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
+    """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
+    answer: tuple[Any, UserError | None] = (None, None)
+    if rank.is_first:
+        try:
+            answer = (action(), None)
+        except UserError as error:
+            answer = (None, error)
+    result, refusal = broadcast_object(answer)
+    if refusal is not None:
+        raise refusal
+    return result
 
 
 def _place() -> dict[str, str]:

@@ -1,0 +1,38 @@
+"""Position tables: what tells a token where its cube was."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PositionTable(nn.Module):
+    """One vector a cube of the clip, looked up by cube index.
+
+    Fixed tables are buffers that no checkpoint stores: they follow from their shape. Learnable ones (paper section 3)
+    are parameters and start from a truncated normal of 0.02.
+    """
+
+    def __init__(self, cubes: int, width: int, kind: str):
+        """Make a table for ``cubes`` positions; ``kind`` is ``sinusoidal`` or ``learnable``."""
+        super().__init__()
+        self.table: Tensor
+        if kind == "learnable":
+            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(cubes, width), std=0.02))
+        else:
+            self.register_buffer("table", sinusoidal_table(cubes, width), persistent=False)
+
+    def forward(self, cubes: Tensor | None = None) -> Tensor:
+        """Return the vectors of ``cubes``: int64 (B, K) -> (B, K, width); without an index, the table (N, width)."""
+        # embedding is a row copy forward and a sum of rows backward; plain indexing takes ten times as long on a CPU
+        return self.table if cubes is None else functional.embedding(cubes, self.table)
+
+
+def sinusoidal_table(cubes: int, width: int) -> Tensor:
+    """Return VideoMAE's flat table (cubes, width), float32: the cube's number is its only coordinate.
+
+    Channels 2i and 2i+1 hold the sine and cosine of ``number / 10000 ** (2i / width)``.
+    """
+    channels = torch.arange(width, dtype=torch.float64)
+    rates = 10000 ** (-2 * (channels // 2) / width)
+    angles = torch.arange(cubes, dtype=torch.float64)[:, None] * rates  # (cubes, width)
+    return torch.where(channels.remainder(2) == 0, angles.sin(), angles.cos()).float()

@@ -1,0 +1,126 @@
+"""The vanilla ViT of encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
+
+from functools import partial
+
+import torch
+from timm.models.beit import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from motionmae.config import ClipConfig, ModelConfig
+from motionmae.models.cubes import all_cubes, gather_cubes
+from motionmae.models.masking import Mask
+from motionmae.models.position import PositionTable
+from motionmae.models.sizes import resolve
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean of red, green and blue in [0, 1]: what the encoder's input is centred by."""
+PIXEL_STD = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation of red, green and blue."""
+NORM_EPS = 1e-6
+
+
+class BlockStack(nn.ModuleList):
+    """A row of transformer blocks; each may be recomputed in the backward pass instead of keeping its activations.
+
+    The blocks are timm's BEiT blocks without relative positions: q and v carry a bias and k has none, as in VideoMAE,
+    and attention is torch's fused one.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
+        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``."""
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        norm = partial(nn.LayerNorm, eps=NORM_EPS)
+        super().__init__(Block(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
+        self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
+        self.random = drop_path > 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, K, width) to the same shape."""
+        for number, block in enumerate(self):
+            if self.recompute_every and number % self.recompute_every == 0 and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=self.random)
+            else:
+                tokens = block(tokens)
+        return tokens
+
+
+class Encoder(nn.Module):
+    """From the bytes of the cubes it is shown to one vector each."""
+
+    def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
+        """Make an encoder; fine-tuning uses ``drop_path`` and leaves the final norm out."""
+        super().__init__()
+        size = resolve(model)
+        self.clip = clip
+        self.project = nn.Linear(clip.cube_pixels, size.width)
+        self.position = PositionTable(clip.cubes, size.width, model.position)
+        self.blocks = BlockStack(size.width, size.depth, size.heads, model, drop_path)
+        self.norm = nn.LayerNorm(size.width, eps=NORM_EPS) if final_norm else nn.Identity()
+        mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+        pixels = clip.cube_pixels // 3
+        # grey levels to normalised pixels in one multiplication and addition, spelled out for a whole cube
+        self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
+        self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
+        init_linear(self.blocks)
+        if model.cube_init == "xavier":
+            init_linear(self.project)
+
+    def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
+        """Encode some cubes, or all.
+
+        Args:
+            patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
+            cubes: int64 (B, V), the cubes to look at; None for all N of the clip.
+
+        Returns:
+            (B, V, width).
+        """
+        if cubes is None:
+            pixels = all_cubes(patches, self.clip.cube_frames)
+        else:
+            pixels = gather_cubes(patches, cubes, self.clip.cube_frames)
+        # pixels: uint8 (B, V, p0 * p1 * p2 * 3); only these cubes are ever normalised or projected
+        tokens = self.project(torch.addcmul(self.shift, pixels.float(), self.scale))
+        return self.norm(self.blocks(tokens + self.position(cubes)))
+
+
+class Decoder(nn.Module):
+    """A decoder: one trunk, and one linear head for each thing it rebuilds."""
+
+    def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
+        """Make a decoder with a head for each of ``outputs``: name -> values of a cube."""
+        super().__init__()
+        size = resolve(model)
+        self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
+        self.position = PositionTable(clip.cubes, size.decoder_width, model.position)
+        self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model)
+        self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
+        self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
+        init_linear(self)
+
+    def forward(self, encoded: Tensor, mask: Mask) -> dict[str, Tensor]:
+        """Rebuild the masked cubes.
+
+        Args:
+            encoded: (B, V, encoder width), the visible cubes in the order of ``mask.visible``.
+            mask: which cubes are visible, which masked.
+
+        Returns:
+            For each head (B, M, values), in the order of ``mask.masked``.
+        """
+        visible = self.embed(encoded) + self.position(mask.visible)
+        masked = self.mask_token + self.position(mask.masked)
+        tokens = self.blocks(torch.cat([visible, masked], dim=1))  # (B, N, decoder width)
+        tail = self.norm(tokens[:, visible.shape[1] :])
+        return {name: head(tail) for name, head in self.heads.items()}
+
+
+def init_linear(module: nn.Module) -> None:
+    """Draw every Linear below ``module`` xavier-uniform with bias 0, q, k and v as the one matrix they are stored in."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,184 @@
+"""Checkpoints free of world size and ZeRO stage: every parameter and both its AdamW moments, whole, in safetensors.
+
+All ranks share the work: parameter i is gathered by all, copied to host memory and written by rank ``i % world``, and
+on resume read and broadcast by rank ``i % world`` of the new world. Saving has two halves so that the second can move
+to the background: :func:`snapshot` needs the device and holds up training, :func:`write` needs only the snapshot.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from motionmae.errors import UserError
+from motionmae.training import zero_state
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, describe, read_manifest
+from motionmae.training.distributed import Rank, gather_objects, on_first_rank
+from motionmae.training.engine import Engine
+from motionmae.training.precision import LossScale
+from motionmae.training.zero_state import KINDS, MOMENTS
+
+Result = TypeVar("Result")
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written. Raised on every rank, after what had been written was removed."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that this rank writes, in host memory: training may go on while it is written."""
+
+    step: int
+    state: dict[str, Any]
+    """Content of state.json; used on rank 0 alone."""
+    tensors: dict[str, dict[str, Tensor]]
+    """This rank's parameters: {parameter name: {kind: tensor}}."""
+
+
+def snapshot(engine: Engine, rank: Rank, step: int, state: dict[str, Any]) -> Snapshot:
+    """Copy the weights and moments this rank will write. Collective."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(engine.parameters.items()):
+        mine = index % rank.world == rank.rank
+        for kind in KINDS:
+            whole = zero_state.read(engine, parameter, kind)
+            if mine:
+                tensors.setdefault(name, {})[kind] = whole.detach().to("cpu", copy=True).contiguous()
+    optimizer = {
+        "updates": zero_state.updates(engine),
+        "loss_scale": asdict(engine.loss_scale) if engine.loss_scale else None,
+    }
+    return Snapshot(step, {**state, "optimizer": optimizer}, tensors)
+
+
+def write(snapshot: Snapshot, store: CheckpointStore, rank: Rank) -> Checkpoint:
+    """Write a snapshot and commit it. Collective.
+
+    Raises:
+        CheckpointError: on every rank if one of them failed, e.g. because the disk is full; the store is as before.
+    """
+    try:
+        folder = _together(lambda: store.begin(snapshot.step) if rank.is_first else None)[0]
+        shares = _together(lambda: _write_share(snapshot, folder, rank))
+        files = [entry for share in shares for entry in share]
+        committed = _together(
+            lambda: store.commit(folder, snapshot.step, snapshot.state, files) if rank.is_first else None
+        )
+    except CheckpointError:
+        if rank.is_first:
+            store.discard_unfinished()
+        raise
+    return committed[0]
+
+
+def find(store: CheckpointStore, rank: Rank, report: Callable[[Path, str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, chosen and verified by rank 0, the same on every rank. Collective.
+
+    Raises:
+        UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.
+    """
+    def newest() -> Checkpoint | None:
+        store.discard_unfinished()
+        return store.newest_valid(report)
+
+    return on_first_rank(rank, newest)
+
+
+def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
+    """Set weights, moments and step count of ``engine`` from a checkpoint of any world size and stage. Collective.
+
+    Raises:
+        UserError: on every rank, if the checkpoint holds another model's parameters.
+    """
+    homes = {name: entry.name for entry in checkpoint.files if entry.name.startswith("model-") for name in entry.tensors}
+    if missing := sorted(set(homes) ^ set(engine.parameters)):
+        raise UserError(
+            f"{checkpoint.folder} holds another model: {', '.join(missing[:3])} and {max(len(missing) - 3, 0)} more "
+            "parameters are in only one of the two"
+        )
+    for index, (name, parameter) in enumerate(engine.parameters.items()):
+        owner = index % rank.world
+        values = _read_parameter(checkpoint.folder, homes[name], name) if rank.rank == owner else {}
+        zero_state.install(engine, parameter, _broadcast(values, zero_state.shape(parameter), rank, owner))
+    optimizer = checkpoint.state()["optimizer"]
+    zero_state.set_updates(engine, optimizer["updates"])
+    if engine.loss_scale and optimizer["loss_scale"]:
+        engine.loss_scale = LossScale(**optimizer["loss_scale"])
+        engine.set_loss_scale()
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the checkpoint in ``folder``, on the CPU, for evaluation and fine-tuning.
+
+    Raises:
+        UserError: if the folder is no checkpoint or is damaged.
+    """
+    checkpoint = read_manifest(folder)
+    reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage()
+    if reason or isinstance(checkpoint, str):
+        raise UserError(f"{folder} is not a whole checkpoint ({reason}): choose another below {folder.parent}")
+    weights: dict[str, Tensor] = {}
+    for entry in checkpoint.files:
+        if entry.name.startswith("model-"):
+            with safe_open(folder / entry.name, framework="pt") as file:
+                weights.update({name: file.get_tensor(name) for name in entry.tensors})
+    return weights
+
+
+def _write_share(snapshot: Snapshot, folder: Path, rank: Rank) -> list[FileEntry]:
+    names = tuple(snapshot.tensors)
+    suffix = f"{rank.rank:05d}-of-{rank.world:05d}.safetensors"
+    contents = {
+        f"model-{suffix}": {name: tensors["parameter"] for name, tensors in snapshot.tensors.items()},
+        f"optimizer-{suffix}": {
+            f"{name}.{kind}": tensors[kind] for name, tensors in snapshot.tensors.items() for kind in MOMENTS
+        },
+    }
+    entries = []
+    for file_name, content in contents.items():
+        path = folder / file_name
+        save_file(content, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        entries.append(describe(path, names))
+    return entries
+
+
+def _read_parameter(folder: Path, home: str, name: str) -> dict[str, Tensor]:
+    with safe_open(folder / home, framework="pt") as model:
+        values = {"parameter": model.get_tensor(name)}
+    with safe_open(folder / home.replace("model-", "optimizer-"), framework="pt") as moments:
+        values.update({kind: moments.get_tensor(f"{name}.{kind}") for kind in MOMENTS})
+    return values
+
+
+def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: Rank, owner: int) -> dict[str, Tensor]:
+    """Rank ``owner``'s three tensors on every rank and its device."""
+    spread = {}
+    for kind in KINDS:
+        tensor = values[kind].to(rank.device) if values else torch.empty(shape, device=rank.device)
+        dist.broadcast(tensor, src=owner)
+        spread[kind] = tensor
+    return spread
+
+
+def _together(action: Callable[[], Result]) -> list[Result]:
+    """Do ``action`` on every rank and return all results; a rank that fails fails all. Collective."""
+    result, problem = None, ""
+    try:
+        result = action()
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    answers = gather_objects((result, problem))
+    for number, (_, problem) in enumerate(answers):
+        if problem:
+            raise CheckpointError(f"rank {number}: {problem}")
+    return [answer for answer, _ in answers]

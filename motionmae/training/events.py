@@ -1,0 +1,203 @@
+"""What a run says about itself: events and metrics rows, told to sinks; JSON lines are the source of truth.
+
+Every row carries the incarnation that wrote it. A resumed run goes back to its checkpoint and repeats steps, so the
+files hold some steps twice: :func:`current_rows` gives the rows that count. Only rank 0 writes.
+"""
+
+import json
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class Kind(str, Enum):
+    """Kinds of events."""
+
+    START = "start"
+    """An incarnation begins: world size, place, versions."""
+    RESUME = "resume"
+    """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
+    READY = "ready"
+    """All is built and loaded, the first step begins: steps of the run, parameters, seconds since the start."""
+    CHECKPOINT = "checkpoint"
+    """One was committed: path, bytes, seconds, seconds of them that held up training."""
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    """One could not be written; training goes on."""
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    """One failed its verification and was passed over."""
+    PREEMPTION = "preemption"
+    """A signal asked the run to stop; it saves and does."""
+    CORRUPT_SAMPLE = "corrupt_sample"
+    """Samples could not be read and were replaced: new ones by reason, all so far."""
+    NONFINITE = "nonfinite"
+    """A step was skipped because of its loss or gradient: which, on which ranks, the samples."""
+    FINISH = "finish"
+    """The last step was taken and saved."""
+    STOP = "stop"
+    """The incarnation ends early: the outcome or the error."""
+
+
+class Sink(Protocol):
+    """Somewhere events and metrics go; monitoring, W&B and the like implement it. OSErrors are logged, not raised."""
+
+    def event(self, row: Row) -> None:
+        """Take an event: ``incarnation``, ``kind``, ``step``, ``time`` and the kind's own fields."""
+
+    def metrics(self, row: Row) -> None:
+        """Take a metrics row (fields: see :func:`motionmae.training.loop.metrics_row`)."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonLines:
+    """The sink that writes ``events.jsonl`` and ``metrics.jsonl``."""
+
+    def __init__(self, events: Path, metrics: Path) -> None:
+        self._events, self._metrics = LineFile(events), LineFile(metrics)
+
+    def event(self, row: Row) -> None:
+        """Append an event."""
+        self._events.append(row)
+
+    def metrics(self, row: Row) -> None:
+        """Append a metrics row."""
+        self._metrics.append(row)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._events.close()
+        self._metrics.close()
+
+
+class TensorBoard:
+    """The sink that writes metrics for TensorBoard."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+        # TensorBoard then hides what the last incarnation drew beyond the step that training goes back to.
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+
+    def event(self, row: Row) -> None:
+        """Show an event as text."""
+        self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
+
+    def metrics(self, row: Row) -> None:
+        """Draw every number of the row over its step."""
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("step", "time"):
+                self._writer.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+
+
+class EventLog:
+    """Stamps rows with incarnation and time and hands them to every sink; without sinks (ranks but 0) does nothing.
+
+    A sink that fails (full disk, lost mount) is warned about once and kept: recording never stops training.
+    """
+
+    def __init__(self, incarnation: str, sinks: Iterable[Sink] = ()) -> None:
+        self.incarnation = incarnation
+        self.last_step = 0
+        self._sinks = list(sinks)
+        self._failed: set[int] = set()
+
+    def add(self, sink: Sink) -> None:
+        """Tell ``sink`` everything from now on."""
+        self._sinks.append(sink)
+
+    def event(self, kind: Kind, step: int, **fields: Any) -> None:
+        """Record that something happened when ``step`` steps were done."""
+        row = {"incarnation": self.incarnation, "kind": kind.value, "step": step, "time": time.time(), **fields}
+        self._tell("event", row)
+
+    def metrics(self, row: Row) -> None:
+        """Record how training goes."""
+        self._tell("metrics", {"incarnation": self.incarnation, **row, "time": time.time()})
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _tell(self, what: str, row: Row) -> None:
+        self.last_step = row["step"]
+        row = {key: _plain(value) for key, value in row.items()}
+        for sink in self._sinks:
+            try:
+                getattr(sink, what)(row)
+            except OSError as error:
+                if id(sink) not in self._failed:
+                    logger.warning("%s fails (%s), rows are lost; training goes on", type(sink).__name__, error)
+                self._failed.add(id(sink))
+
+
+class LineFile:
+    """A file of JSON objects, one a line, to which each line is appended by a single write.
+
+    A process that is killed leaves at most its last line torn. The next one to open the file starts a new line, and
+    :func:`read_rows` passes over the torn one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+
+    def append(self, row: Row) -> None:
+        """Add a line."""
+        line = json.dumps(row).encode() + b"\n"
+        written = os.write(self._descriptor, b"\n" + line if self._torn else line)
+        self._torn = written < len(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def new_incarnation() -> str:
+    """A name for this life of the run; later ones sort later."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a JSON lines file, oldest first, without torn lines; none if there is no file."""
+    if not path.exists():
+        return
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def current_rows(path: Path) -> list[Row]:
+    """The metrics rows that count, one a step, steps rising: what a later incarnation repeated replaces the former."""
+    rows: list[Row] = []
+    for row in read_rows(path):
+        while rows and rows[-1]["step"] >= row["step"]:
+            rows.pop()
+        rows.append(row)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,237 @@
+"""The training loop, and what it does at its steps: take one, record it, save."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor
+
+from motionmae.config.schema import Config
+from motionmae.data.loader import Batch, ClipLoader
+from motionmae.errors import UserError
+from motionmae.training import checkpoint, health
+from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training.distributed import Rank, gather_objects
+from motionmae.training.engine import Engine
+from motionmae.training.events import EventLog, Kind, Row
+from motionmae.training.preemption import Outcome, Preemption
+from motionmae.training.progress import ProgressLine
+from motionmae.training.state import TrainState, config_as_json, seed_step
+
+
+@dataclass
+class Clock:
+    """Seconds of the steps since the last metrics row."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; the time spent waiting for it is counted."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.wait_seconds += time.perf_counter() - start
+        return batch
+
+
+@dataclass
+class Run:
+    """Everything a training loop works with."""
+
+    config: Config
+    rank: Rank
+    engine: Engine
+    loader: ClipLoader
+    schedule: CosineLRScheduler
+    preemption: Preemption
+    store: CheckpointStore
+    events: EventLog
+    progress: ProgressLine
+    state: TrainState
+    total_steps: int
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.corrupt_before = dict(self.state.corrupt)
+        """Corrupt samples of earlier incarnations, by reason."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is taken."""
+        return self.state.step >= self.total_steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens now."""
+        return self.state.step % every == 0 or self.done
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step as this rank saw it."""
+
+    losses: Tensor
+    """(3,) total, space and time loss, means over the micro-batches."""
+    applied: bool
+    """False: skipped on all ranks, loss or gradient was not finite."""
+    samples: list[Tensor]
+    """(b,) sample ids of each micro-batch."""
+
+
+def train(run: Run) -> Outcome:
+    """Take the steps that are left, saving every so often, when asked to stop, and at the end.
+
+    Raises:
+        UserError: if too many steps had to be skipped or samples replaced, or the last save failed.
+    """
+    batches = run.loader.batches(run.state.data_step)
+    asked = None
+    while not run.done and not asked:
+        start = time.perf_counter()
+        run.schedule.step_update(run.state.step)
+        seed_step(run.config.seed, run.state.step, run.rank.rank)
+        step = take_step(run, batches)
+        run.state.step += 1
+        run.state.data_step += 1
+        asked = run.preemption.requested(run.rank.device)
+        run.clock.steps += 1
+        run.clock.step_seconds += time.perf_counter() - start
+
+        if not step.applied:
+            explain_skip(run, step)
+        if run.due(run.config.log.every_steps) or asked:
+            record(run, step)
+        if run.due(run.config.checkpoint.every_steps) or asked:
+            save(run, asked)
+    return Outcome.FINISHED if run.done or not asked else asked
+
+
+def take_step(run: Run, batches: Iterator[Batch]) -> Step:
+    """Forward and backward over the micro-batches of a step, then the update."""
+    engine, device = run.engine, run.rank.device
+    losses = torch.zeros(3, device=device)
+    samples = []
+    applied = True
+    for _ in range(engine.accumulation):
+        batch = run.clock.next_batch(batches)
+        flow = None if batch.flow is None else batch.flow.to(device, non_blocking=True)
+        clips, seeds = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.seeds))
+        result = engine(clips, seeds, flow)
+        engine.backward(result.total)
+        losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
+        samples.append(batch.samples)
+        applied = engine.step()
+    return Step(losses, applied, samples)
+
+
+def explain_skip(run: Run, step: Step) -> None:
+    """Say why a step was skipped and count it. Collective."""
+    bad = health.examine(run.engine, step.losses, step.samples)
+    run.events.event(Kind.NONFINITE, run.state.step, data_step=run.state.data_step, **asdict(bad))
+    if bad.cause != "overflow":
+        run.progress.say(f"step {run.state.step} skipped: its {bad.cause} is not finite")
+    health.count(run.state, bad)
+
+
+def record(run: Run, step: Step) -> None:
+    """Write a metrics row about ``step`` and show it. Collective."""
+    count_corrupt(run)
+    losses = step.losses.clone()
+    dist.all_reduce(losses)
+    row = metrics_row(run, (losses / run.rank.world).tolist())
+    run.clock = Clock()
+    run.events.metrics(row)
+    run.progress.show(row)
+
+
+def metrics_row(run: Run, losses: list[float]) -> Row:
+    """A row of ``metrics.jsonl``: loss and gradient norm of this very step, times averaged since the last row."""
+    config, clock = run.config, run.clock
+    seconds = clock.step_seconds / clock.steps
+    return {
+        "step": run.state.step,
+        "data_step": run.state.data_step,
+        "epoch": run.state.data_step / run.loader.steps_per_epoch,
+        "loss": losses[0],
+        "loss_space": losses[1],
+        "loss_time": losses[2],
+        "lr": run.engine.learning_rate,
+        "grad_norm": run.engine.grad_norm,
+        "clips_per_second": config.optim.batch * config.data.repeats / seconds,
+        "step_seconds": seconds,
+        "data_wait_seconds": clock.wait_seconds / clock.steps,
+        "skipped_steps": run.state.skipped,
+        "corrupt_samples": sum(run.state.corrupt.values()),
+    }
+
+
+def count_corrupt(run: Run) -> None:
+    """Bring the count of unreadable samples up to date over all ranks, and announce new ones. Collective.
+
+    Raises:
+        UserError: if there are more than ``data.corrupt_budget``.
+    """
+    total = dict(run.corrupt_before)
+    for counts in gather_objects(dict(run.loader.corrupt)):
+        for reason, number in counts.items():
+            total[str(reason)] = total.get(str(reason), 0) + number
+    before, run.state.corrupt = run.state.corrupt, total
+    new = {reason: number - before.get(reason, 0) for reason, number in total.items()}
+    if any(new.values()):
+        run.events.event(Kind.CORRUPT_SAMPLE, run.state.step, new=new, total=total)
+        run.progress.say(f"unreadable samples replaced: {sum(total.values())} so far ({total})")
+    if sum(total.values()) > run.config.data.corrupt_budget:
+        raise UserError(
+            f"{sum(total.values())} samples of {run.config.data.shards} were unreadable, more than "
+            f"data.corrupt_budget={run.config.data.corrupt_budget}: make those shards again, or raise the budget"
+        )
+
+
+def save(run: Run, asked: Outcome | None) -> None:
+    """Write a checkpoint and remove old ones. A save that fails is announced and training goes on. Collective.
+
+    Raises:
+        UserError: if it was the run's last save that failed.
+    """
+    start = time.perf_counter()
+    if asked:
+        run.events.event(Kind.PREEMPTION, run.state.step, outcome=asked.name)
+    count_corrupt(run)
+    try:
+        taken = checkpoint.snapshot(run.engine, run.rank, run.state.step, document(run))
+        written = checkpoint.write(taken, run.store, run.rank)
+    except checkpoint.CheckpointError as error:
+        sentence = f"no checkpoint at step {run.state.step}, writing it to {run.store.folder} failed ({error})"
+        run.events.event(Kind.CHECKPOINT_FAILED, run.state.step, error=str(error))
+        if run.done:
+            raise UserError(
+                f"{sentence}: make room and run the same command again, it goes on from the last checkpoint"
+            ) from error
+        run.progress.say(f"{sentence}; training goes on")
+        return
+    if run.rank.is_first:
+        run.store.prune(run.config.checkpoint.keep_last, run.config.checkpoint.keep_every)
+    seconds = time.perf_counter() - start
+    run.events.event(
+        Kind.CHECKPOINT, run.state.step, path=written.folder.name, bytes=written.bytes, seconds=seconds, blocking=seconds
+    )
+
+
+def document(run: Run) -> dict[str, Any]:
+    """The content of a checkpoint's state.json."""
+    return {
+        "trainer": asdict(run.state),
+        "loader": run.loader.state(run.state.data_step),
+        "config": config_as_json(run.config),
+        "writer": {
+            "incarnation": run.events.incarnation,
+            "world": run.rank.world,
+            "zero": run.engine.stage,
+            "precision": run.engine.precision,
+            "torch": torch.__version__,
+        },
+    }

@@ -1,0 +1,81 @@
+"""What a run must remember besides tensors, and which of its settings a resumed run may change."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from motionmae.config.schema import Config
+from motionmae.data.randomness import keyed_bits
+from motionmae.errors import UserError
+
+MAY_CHANGE = (
+    "name",
+    "runs",
+    "engine.",
+    "checkpoint.",
+    "log.",
+    "launch.",
+    "model.activation_checkpointing",
+    "model.checkpoint_every",
+    "data.shards",  # the loader itself compares what the shards hold
+    "data.threads",
+    "data.prefetch",
+    "data.corrupt_budget",
+)
+"""Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
+
+
+@dataclass
+class TrainState:
+    """How far a run is. Free of world size: every count is over all ranks."""
+
+    step: int = 0
+    """Steps taken, those skipped included; sets the learning rate."""
+    data_step: int = 0
+    """Steps' worth of samples consumed. Apart from ``step``, so that a run can go back and take other samples."""
+    skipped: int = 0
+    """Steps skipped because loss or gradient was not finite."""
+    recently_skipped: list[int] = field(default_factory=list)
+    """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
+    corrupt: dict[str, int] = field(default_factory=dict)
+    """Samples that could not be read, by reason, in earlier incarnations and this one."""
+
+
+def config_as_json(config: Config) -> dict[str, Any]:
+    """The config as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def check_same_run(saved: dict[str, Any], config: Config) -> None:
+    """Refuse to go on with a checkpoint of another run.
+
+    Args:
+        saved: the config in the checkpoint, as :func:`config_as_json` gave it.
+        config: that of the run that wants to resume. A key that the checkpoint does not know had its default.
+
+    Raises:
+        UserError: if they differ in more than MAY_CHANGE; it names the keys and both values.
+    """
+    before = {**_flat(config_as_json(Config())), **_flat(saved)}
+    now = _flat(config_as_json(config))
+    differing = [key for key, value in now.items() if before[key] != value and not key.startswith(MAY_CHANGE)]
+    if differing:
+        changes = ", ".join(f"{key}={now[key]} (was {before[key]})" for key in differing)
+        raise UserError(
+            f"{config.runs}/{config.name} was trained with other settings, so it cannot be resumed with {changes}: "
+            "put the old values back or start another run with name=..."
+        )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make torch's generators a function of (seed, step, rank), so that a checkpoint need hold no generator state."""
+    torch.manual_seed(keyed_bits("step", seed, step, rank) % 2**63)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
