@@ -1,0 +1,91 @@
+"""The job that submitit runs on every rank, and runs again after a preemption or a time-out.
+
+How a rank ends, and what follows from it:
+
+========  ===================================  =========================================================
+status    when                                 what follows
+========  ===================================  =========================================================
+0         the run finished                     nothing
+2         a person's mistake (UserError)       nothing: it would happen again
+143       SIGTERM: state was saved             nothing by us; Slurm requeues by itself if it was the one who
+                                               asked (``scontrol requeue``, a preemption without user signal)
+255, 144  SIGUSR2: state was saved, and rank   Slurm (255) or the local controller (144) runs the job again
+          0 requeued the job through submitit
+other     a bug, a lost peer, a killed rank    the other ranks are ended; the same command resumes
+========  ===================================  =========================================================
+
+The pickle that submitit keeps holds the configuration and nothing else. It names no step and no attempt, because
+after a node failure Slurm runs an old one: the run finds its newest checkpoint by itself.
+"""
+
+import os
+import signal
+import sys
+
+import submitit
+from submitit.helpers import Checkpointable
+
+from motionmae.config import Config
+from motionmae.errors import UserError
+from slurm.local import RESTARTS_VARIABLE, SIGNALS
+
+EXIT_USER_ERROR = 2
+EXIT_TERMINATED = 143
+"""128 + SIGTERM, as a shell reports a process that it ended."""
+
+
+def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
+    """What torch.distributed needs to know, from what submitit knows.
+
+    The port changes with every restart, as a rank of the former life may still hold the old one; it lies below the
+    ports that Linux gives to outgoing connections.
+    """
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS_VARIABLE) or 0)
+    number = int(environment.job_id.replace("_", ""))
+    return {
+        "RANK": str(environment.global_rank),
+        "LOCAL_RANK": str(environment.local_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
+        "MASTER_ADDR": "127.0.0.1" if environment.cluster == "local" else environment.hostnames[0],
+        "MASTER_PORT": str(20_000 + (number * 31 + restarts * 7) % 12_000),
+    }
+
+
+class TrainJob(Checkpointable):
+    """Pre-training as a submitit job; ``checkpoint`` is inherited and resubmits this very object.
+
+    Args:
+        config: the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __call__(self) -> str:
+        """Run one incarnation on this rank; returns the name of its outcome.
+
+        Raises:
+            SystemExit: with the status of the table above, unless the run finished.
+        """
+        environment = submitit.JobEnvironment()
+        os.environ.update(rendezvous(environment))
+        # torch and DeepSpeed: slow to import, and not needed where a job is submitted
+        from motionmae.training.preemption import Preemption
+        from motionmae.training.pretrain import Outcome, pretrain
+
+        with Preemption() as preemption:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            try:
+                outcome = pretrain(self.config, preemption=preemption)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                sys.exit(EXIT_USER_ERROR)
+            if outcome is not Outcome.FINISHED and environment.global_rank != 0:
+                sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
+            if outcome is Outcome.TERMINATED:
+                sys.exit(EXIT_TERMINATED)
+            if outcome is Outcome.REQUEUE:
+                # submitit's own handler counts time-outs, writes the pickle anew, requeues, and exits
+                preemption.former[signal.SIGUSR2](signal.SIGUSR2, None)
+        return outcome.name

@@ -1,0 +1,268 @@
+"""A real Slurm cluster on one machine: a head and N nodes, each in namespaces of its own.
+
+Every machine of the lab has its own network, host name, mounts and process ids, so the lab opens no port on the host,
+several labs run beside each other, and one signal takes a machine away as a whole. Nothing of it has a name on the
+host: when the process that started the lab dies, by whatever cause, the kernel takes the machines with it
+(``PR_SET_PDEATHSIG`` and ``unshare --kill-child``), and their interfaces and mounts vanish with the namespaces.
+
+Needs root, ``apt-get install slurm-wlm munge iproute2`` and the right to make namespaces. Partition ``low`` is
+preempted by ``high``: Slurm sends the user signal, waits :data:`GRACE_SECONDS` and requeues.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_SECONDS = 10
+CPUS_PER_NODE = 2
+HEAD_ADDRESS = "10.77.0.1"
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter", "unshare", "setpriv")
+
+_SLURM_CONF = """\
+ClusterName=lab
+SlurmctldHost=head({head})
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+SlurmdParameters=config_overrides
+SlurmctldParameters=preempt_send_user_signal
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=1
+SlurmdTimeout=10
+KillWait=5
+MinJobAge=3600
+MailProg=/bin/true
+{nodes}
+PartitionName=low Nodes=ALL Default=YES State=UP MaxTime=INFINITE PriorityTier=1 GraceTime={grace}
+PartitionName=high Nodes=ALL State=UP MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
+"""
+
+_HEAD_SCRIPT = """\
+set -e
+hostname head
+ip link set lo up
+ip link add lab0 type bridge
+ip addr add {head}/24 dev lab0
+ip link set lab0 up
+munged --foreground --force --key-file={folder}/munge/key --socket={folder}/munge/socket \\
+    --pid-file={folder}/munge/pid --log-file={folder}/log/munged.log --seed-file={folder}/munge/seed &
+until [ -S {folder}/munge/socket ]; do sleep 0.05; done
+slurmctld -D -f {folder}/slurm.conf &
+wait
+"""
+
+_NODE_SCRIPT = """\
+set -e
+hostname {name}
+mount --bind {folder}/hosts /etc/hosts
+until [ -e /proc/sys/net/ipv4/conf/eth0 ]; do sleep 0.05; done
+ip link set lo up
+ip addr add {address}/24 dev eth0
+ip link set eth0 up
+slurmd -D -N {name} -f {folder}/slurm.conf &
+wait
+"""
+
+
+class LabError(RuntimeError):
+    """The lab could not be started; the message holds the ends of its logs."""
+
+
+def missing() -> str:
+    """Why this machine cannot hold a lab, or the empty string."""
+    if os.geteuid() != 0:
+        return "the Slurm lab needs root"
+    absent = [program for program in PROGRAMS if shutil.which(program, path=_search_path()) is None]
+    if absent:
+        return f"the Slurm lab needs {', '.join(absent)}: apt-get install slurm-wlm munge iproute2"
+    namespaces = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True)
+    return "" if namespaces.returncode == 0 else "the Slurm lab needs the right to make namespaces (CAP_SYS_ADMIN)"
+
+
+class Lab:
+    """A started cluster; use as a context manager.
+
+    Args:
+        nodes: machines that run jobs, named node1, node2, ...
+    """
+
+    def __init__(self, nodes: int = 4) -> None:
+        self.nodes = nodes
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # short: a socket's path has at most 107 bytes
+        self._machines: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Lab":
+        try:
+            self._write_files()
+            self._start_machine("head", _HEAD_SCRIPT.format(folder=self.folder, head=HEAD_ADDRESS))
+            for number in range(1, self.nodes + 1):
+                self._start_node(number)
+            self._wait(self._all_idle, seconds=30)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(
+        self, *command: str, seconds: float = 60, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``command`` as a user on the head does, and return what it said; its exit status is not judged."""
+        return subprocess.run(
+            self.on_head(*command),
+            env=self.environment() | dict(env or {}),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+
+    def on_head(self, *command: str) -> list[str]:
+        """``command``, prefixed so that it runs in the head's network."""
+        return ["nsenter", f"--net=/proc/{self._machines['head'].pid}/ns/net", *command]
+
+    def environment(self) -> dict[str, str]:
+        """Variables of a user's shell on the head; `sacct` is the lab's own, as it keeps no accounting data base."""
+        own_bin = Path(__file__).parent / "bin"
+        path = f"{own_bin}:{Path(sys.executable).parent}:{_search_path()}"
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SUBMITIT"))}
+        return inherited | {"PATH": path, "SLURM_CONF": f"{self.folder}/slurm.conf"}
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """The fields of ``scontrol show job``."""
+        words = self.run("scontrol", "show", "job", "-o", job_id).stdout.split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for_job(self, job_id: str, states: tuple[str, ...], seconds: float) -> str:
+        """Wait until the job is in one of ``states``; returns the state.
+
+        Raises:
+            TimeoutError: if that takes longer than ``seconds``.
+        """
+        state = ""
+
+        def reached() -> bool:
+            nonlocal state
+            state = self.job(job_id).get("JobState", "")
+            return state in states
+
+        self._wait(reached, seconds, lambda: f"job {job_id} is {state or 'unknown'}, not {' or '.join(states)}")
+        return state
+
+    def stop(self) -> None:
+        """End every process of the lab and remove its folder."""
+        for machine in reversed(self._machines.values()):
+            for first in _children(machine.pid):  # process 1 of the machine: all others go before it is gone
+                with suppress(ProcessLookupError):
+                    os.kill(first, signal.SIGKILL)
+            machine.wait()
+        self._machines.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_files(self) -> None:
+        for name in ("log", "state", "spool", "munge", *(f"spool/node{n}" for n in range(1, self.nodes + 1))):
+            (self.folder / name).mkdir()
+        key = self.folder / "munge/key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        nodes = [f"NodeName=node{n} NodeAddr={_address(n)} CPUs={CPUS_PER_NODE}" for n in range(1, self.nodes + 1)]
+        conf = _SLURM_CONF.format(folder=self.folder, head=HEAD_ADDRESS, nodes="\n".join(nodes), grace=GRACE_SECONDS)
+        (self.folder / "slurm.conf").write_text(conf)
+        hosts = [f"{HEAD_ADDRESS} head", *(f"{_address(n)} node{n}" for n in range(1, self.nodes + 1))]
+        (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+
+    def _start_node(self, number: int) -> None:
+        name = f"node{number}"
+        self._start_machine(name, _NODE_SCRIPT.format(name=name, folder=self.folder, address=_address(number)))
+        cable = f"cable{number}"
+        pid = str(self._machines[name].pid)
+        for words in (
+            ["link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", pid],
+            ["link", "set", cable, "master", "lab0", "up"],
+        ):
+            self._wait(lambda words=words: self.run("ip", *words).returncode == 0, seconds=10)
+
+    def _start_machine(self, name: str, script: str) -> None:
+        spaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        with (self.folder / f"log/{name}.out").open("wb") as log:
+            machine = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "bash", "-c", script],
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal is for pytest
+            )
+        self._machines[name] = machine
+        self._wait(lambda: _has_own_network(machine.pid), seconds=10)
+
+    def _all_idle(self) -> bool:
+        lines = self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N").stdout.split()
+        return len(lines) == self.nodes
+
+    def _wait(self, holds: Callable[[], bool], seconds: float, what: Callable[[], str] | None = None) -> None:
+        end = time.monotonic() + seconds
+        while not holds():
+            dead = [name for name, machine in self._machines.items() if machine.poll() is not None]
+            if dead:
+                raise LabError(f"{', '.join(dead)} stopped by itself\n{self._logs()}")
+            if time.monotonic() > end:
+                if what is not None:
+                    raise TimeoutError(f"after {seconds:.0f} s {what()}")
+                raise LabError(f"the lab was not ready after {seconds:.0f} s\n{self._logs()}")
+            time.sleep(0.2)
+
+    def _logs(self) -> str:
+        logs = sorted((self.folder / "log").iterdir())
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+
+
+def _has_own_network(process: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    return False  # it is gone
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _address(node: int) -> str:
+    return f"10.77.0.{10 + node}"
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
