@@ -10,9 +10,7 @@ from motionmae.config import ClipConfig, Config, MaskConfig, ModelConfig, OptimC
 
 TINY = Config(
     clip=ClipConfig(frames=8, size=32, cube_size=8),  # 4 slots of 4 x 4 cubes
-    model=ModelConfig(
-        size="vit_ti", width=48, depth=2, heads=3, decoder_width=24, decoder_heads=2, decoder_depth=2
-    ),
+    model=ModelConfig(size="vit_ti", width=48, depth=2, heads=3, decoder_width=24, decoder_heads=2, decoder_depth=2),
     mask=MaskConfig(kind="random", ratio=0.75),
     target=TargetConfig(),
     optim=OptimConfig(batch=32),
