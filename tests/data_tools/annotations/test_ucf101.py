@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from data_tools.annotations import read_listing
+from tests.data_tools.annotations.files import facts, refusal, touch, write
+from tests.shared_data import SHARED_DATA, needs_shared_data
+
+FORMATS = SHARED_DATA / "formats"
+CLIPS = SHARED_DATA / "videos"
+
+
+def ucf(folder: Path) -> Path:
+    write(folder / "classInd.txt", "1 ApplyEyeMakeup\r\n2 HandstandPushups\r\n")
+    write(
+        folder / "trainlist02.txt",
+        "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r\nHandstandPushups/v_HandStandPushups_g01_c01.avi 2\r\n",
+    )
+    return write(folder / "testlist01.txt", "HandstandPushups/v_HandStandPushups_g01_c01.avi\r\n").parent
+
+
+@pytest.mark.parametrize(
+    "layout", ["UCF-101/HandstandPushups/v_HandstandPushups_g01_c01.avi", "v_HandStandPushups_g01_c01.mp4"]
+)
+def test_ucf101_lists_are_crlf_one_based_and_their_case_differs(tmp_path, layout):
+    videos = touch(tmp_path / "videos", layout)
+    folder = ucf(tmp_path / "ucfTrainTestlist")
+    listing = read_listing("ucf101", videos, folder, "train2")
+    assert facts(listing) == [
+        ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", False, 0, "ApplyEyeMakeup"),
+        (layout, True, 1, "HandstandPushups"),
+    ]
+    for split in ("test", "test01", "testlist01", "val1"):
+        listing = read_listing("ucf101", videos, tmp_path, split)  # finds ucfTrainTestlist below
+        assert (facts(listing), listing.split) == ([(layout, True, 1, "HandstandPushups")], "test1")
+
+
+def test_ucf101_wrong_input_is_answered_in_a_sentence(tmp_path):
+    videos = touch(tmp_path / "videos", "v.avi")
+    folder = ucf(tmp_path / "lists")
+    assert "choose train1, test1" in refusal("ucf101", videos, folder, "train4")
+    assert "trainlist03.txt does not exist" in refusal("ucf101", videos, folder, "train3")
+    write(folder / "trainlist01.txt", "ApplyEyeMakeup/v.avi 2\n")
+    assert "does not agree with classInd.txt" in refusal("ucf101", videos, folder, "train1")
+    write(folder / "classInd.txt", "0 ApplyEyeMakeup\n")
+    assert "does not number its classes 1, 2, 3" in refusal("ucf101", videos, folder, "train2")
+
+
+@needs_shared_data
+@pytest.mark.parametrize(("split", "rows", "found"), [("train1", 9_537, 2), ("train2", 9_586, 2)])
+def test_ucf101_official_files(split, rows, found):
+    listing = read_listing("ucf101", CLIPS / "ucf101", FORMATS / "ucf101", split)
+    assert (len(listing.rows), len(listing.class_names)) == (rows, 101)
+    here = [row for row in listing.rows if row.path]
+    assert len(here) == found
+    assert {(row.label, row.class_name) for row in here} == {(83, "SoccerJuggling")}
+    assert tuple((FORMATS / "ucf101" / "label_map.mmaction2.txt").read_text().split()) == listing.class_names

@@ -1,0 +1,255 @@
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from av.video.reformatter import Colorspace
+
+from data_tools.decode import FrameSettings, Reason, Undecodable, _clock, decode_video
+from motionmae.errors import UserError
+from tests.data_tools.videos import (
+    decode_jpegs,
+    draw_frames,
+    ffmpeg_count,
+    ffmpeg_frames,
+    psnr,
+    set_display_matrix,
+    write_sound,
+    write_video,
+)
+from tests.shared_data import SHARED_DATA, needs_shared_data
+
+WHOLE = FrameSettings()
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not here")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("h264.mp4", "libx264", "yuv420p"),
+        ("h264_444.mov", "libx264", "yuv444p"),
+        ("h264_10_bit.mkv", "libx264", "yuv420p10le"),
+        ("hevc.mp4", "libx265", "yuv420p"),
+        ("vp9.webm", "libvpx-vp9", "yuv420p"),
+        ("xvid.avi", "mpeg4", "yuv420p"),
+        ("wmv.asf", "wmv2", "yuv420p"),
+        ("stream.ts", "libx264", "yuv420p"),
+        ("old.flv", "flv", "yuv420p"),
+        ("moving.gif", "gif", "rgb8"),
+        ("jpegs.avi", "mjpeg", "yuvj420p"),
+    ],
+)
+def test_every_frame_of_common_codecs_is_stored_as_drawn(tmp_path, name, codec, pix_fmt):
+    drawn = draw_frames(24)
+    options = {"crf": "10"} if codec.startswith("libx") else {}
+    path = write_video(tmp_path / name, drawn, codec, pix_fmt, options=options, full_range=codec == "mjpeg")
+    decoded = decode_video(path, WHOLE)
+    assert (decoded.source_frames, decoded.height, decoded.width) == (24, 48, 64)
+    assert decoded.windows == [0]
+    assert decoded.fps == pytest.approx(25, rel=0.02)
+    assert decoded.times == pytest.approx([index / 25 for index in range(24)], abs=0.002)
+    assert psnr(decode_jpegs(decoded.jpegs), drawn) > (22 if codec == "gif" else 27)
+
+
+@pytest.mark.parametrize("colorspace", [Colorspace.ITU601, Colorspace.ITU709])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_colours_are_right_whatever_matrix_and_range_the_video_uses(tmp_path, colorspace, full_range):
+    drawn = np.zeros((4, 64, 64, 3), np.uint8)
+    drawn[:, :32, :32], drawn[:, :32, 32:], drawn[:, 32:, :32], drawn[:, 32:, 32:] = (
+        (200, 30, 40),
+        (30, 180, 50),
+        (40, 60, 210),
+        (235, 235, 235),
+    )
+    # AVCOL_SPC_BT709 is 1 as SWS_CS_ITU709 is; AVCOL_SPC_BT470BG is 5 as SWS_CS_ITU601 is
+    path = write_video(tmp_path / "v.mp4", drawn, colorspace=colorspace, full_range=full_range, options={"crf": "4"})
+    stored = decode_jpegs(decode_video(path, WHOLE).jpegs)[0].astype(int)
+    for rows, columns in ((8, 8), (8, 40), (40, 8), (40, 40)):
+        square = (slice(rows, rows + 16), slice(columns, columns + 16))
+        assert np.abs(stored[square] - drawn[0][square]).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        ((1, 0, 0, 1), lambda frames: frames),
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, (1, 2))),  # a phone held upright
+        ((-1, 0, 0, -1), lambda frames: np.rot90(frames, 2, (1, 2))),
+        ((0, -1, 1, 0), lambda frames: np.rot90(frames, 1, (1, 2))),
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((0, 1, 1, 0), lambda frames: frames.transpose(0, 2, 1, 3)),
+    ],
+)
+def test_frames_are_turned_as_the_display_matrix_says(tmp_path, matrix, upright):
+    drawn = draw_frames(6)
+    path = set_display_matrix(write_video(tmp_path / "v.mp4", drawn, options={"crf": "10"}), *matrix)
+    decoded = decode_video(path, WHOLE)
+    wanted = upright(drawn)
+    assert (decoded.height, decoded.width) == wanted.shape[1:3]
+    assert psnr(decode_jpegs(decoded.jpegs), wanted) > 27
+
+
+@needs_ffmpeg
+def test_rotation_agrees_with_the_ffmpeg_program(tmp_path):
+    path = set_display_matrix(write_video(tmp_path / "v.mp4", draw_frames(6)), 0, 1, -1, 0)
+    decoded = decode_video(path, WHOLE)
+    assert psnr(decode_jpegs(decoded.jpegs), ffmpeg_frames(path, decoded.width, decoded.height)) > 30
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [((640, 360), (456, 256)), ((360, 640), (256, 456)), ((320, 240), (320, 240)), ((258, 256), (258, 256))],
+)
+def test_the_short_side_is_at_most_256_and_small_videos_keep_their_size(tmp_path, source, stored):
+    path = write_video(tmp_path / "v.mp4", draw_frames(2, *source))
+    decoded = decode_video(path, WHOLE)
+    assert (decoded.width, decoded.height) == stored
+    assert simplejpeg.decode_jpeg_header(decoded.jpegs[0])[:4] == (*stored[::-1], "YCbCr", "420")
+
+
+def test_odd_sizes_become_even(tmp_path):
+    path = write_video(tmp_path / "v.webm", draw_frames(3, 61, 47), "libvpx-vp9", options={"crf": "10", "b": "0"})
+    decoded = decode_video(path, WHOLE)
+    assert (decoded.width, decoded.height) == (60, 48)
+
+
+def test_settings_change_what_is_stored(tmp_path):
+    path = write_video(tmp_path / "v.mp4", draw_frames(30, 96, 64))
+    small = decode_video(path, FrameSettings(short_side=32))
+    assert (small.width, small.height) == (48, 32)
+    fine, coarse = (decode_video(path, FrameSettings(quality=quality)) for quality in (95, 40))
+    assert sum(map(len, fine.jpegs)) > 1.5 * sum(map(len, coarse.jpegs))
+    every_fourth = decode_video(path, FrameSettings(stride=4))
+    whole = decode_video(path, WHOLE)
+    assert every_fourth.jpegs == whole.jpegs[::4]
+    assert every_fourth.times == whole.times[::4]
+    assert every_fourth.source_frames == 30
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("clips", "window", "firsts"), [(1, 6, [12]), (2, 6, [0, 24]), (3, 8, [0, 11, 22])])
+def test_windows_are_spread_evenly_and_do_not_overlap(tmp_path, stride, clips, window, firsts):
+    path = write_video(tmp_path / "v.mp4", draw_frames(30))
+    whole = decode_video(path, WHOLE)
+    cut = decode_video(path, FrameSettings(stride=stride, clips=clips, window=window))
+    length = window // stride
+    assert cut.windows == [length * number for number in range(clips)]
+    assert len(cut.jpegs) == len(cut.times) == length * clips
+    for first, low in zip(firsts, cut.windows, strict=True):
+        start = -(-first // stride) * stride
+        assert cut.jpegs[low : low + length] == whole.jpegs[start : start + length * stride : stride]
+
+
+def test_a_video_that_the_windows_would_cover_stays_whole(tmp_path):
+    path = write_video(tmp_path / "v.mp4", draw_frames(30))
+    assert decode_video(path, FrameSettings(clips=5, window=6)) == decode_video(path, WHOLE)
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path):
+    times = [0, 1, 2, 5, 6, 10, 20]
+    path = write_video(tmp_path / "v.mp4", draw_frames(7), times=times, rate=10)
+    decoded = decode_video(path, WHOLE)
+    assert decoded.times == pytest.approx([time / 10 for time in times], abs=1e-4)
+    assert decoded.fps == pytest.approx(6 / 2.0, rel=1e-3)
+
+
+def test_times_that_step_back_are_replaced_by_the_rate():
+    assert _clock([0.0, 0.3, 0.2], Fraction(10)) == ([0.0, 0.1, 0.2], 10.0)
+    assert _clock([None, None], Fraction(2)) == ([0.0, 0.5], 2.0)
+    assert _clock([3.0], None) == ([0.0], 25.0)
+    assert _clock([3.0, 3.5, 4.5], Fraction(30)) == ([0.0, 0.5, 1.5], 1.333333)
+
+
+def refused(path) -> Reason:
+    with pytest.raises(Undecodable) as caught:
+        decode_video(path, WHOLE)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+def test_what_holds_no_frame_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 40)
+    (tmp_path / "folder.mp4").mkdir()
+    video = write_video(tmp_path / "v.mp4", draw_frames(), options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "headless.mp4").write_bytes(video[len(video) // 2 :])
+    assert refused(tmp_path / "zero.mp4") is Reason.EMPTY
+    assert refused(tmp_path / "text.mp4") is Reason.NOT_A_VIDEO
+    assert refused(tmp_path / "headless.mp4") is Reason.NOT_A_VIDEO
+    assert refused(tmp_path / "folder.mp4") is Reason.UNREADABLE
+    assert refused(tmp_path / "gone.mp4") is Reason.UNREADABLE
+    assert refused(write_sound(tmp_path / "sound.mp4")) is Reason.NO_VIDEO_STREAM
+    assert refused(write_sound(tmp_path / "sound.wav")) is Reason.NO_VIDEO_STREAM
+
+
+def test_a_codec_without_decoder_is_named_so(tmp_path):
+    path = write_video(tmp_path / "v.avi", draw_frames(3), "mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZ9Z"))
+    assert refused(path) is Reason.UNKNOWN_CODEC
+
+
+def test_names_that_look_like_something_else_are_files(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+    monkeypatch.chdir(tmp_path)
+    for name in ("-loglevel.mp4", "pipe:0.mp4", "file with blanks %03d.mp4"):
+        shutil.copy(video, tmp_path / name)
+        assert decode_video(Path(name), WHOLE).source_frames == 3
+
+
+@needs_ffmpeg
+def test_a_truncated_file_keeps_the_frames_that_decode(tmp_path):
+    whole = write_video(tmp_path / "whole.avi", draw_frames(60, 128, 96), "mpeg4")
+    content = whole.read_bytes()
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(content[: len(content) // 2])
+    decoded = decode_video(cut, WHOLE)
+    assert 0 < decoded.source_frames < 60
+    assert decoded.source_frames == ffmpeg_count(cut)
+    assert decoded.jpegs[:5] == decode_video(whole, WHOLE).jpegs[:5]
+
+
+@needs_ffmpeg
+def test_damaged_packets_are_left_out_as_ffmpeg_does(tmp_path):
+    path = write_video(tmp_path / "v.mp4", draw_frames(60, 128, 96), options={"g": "10", "bf": "0"})
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 3
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    decoded = decode_video(path, WHOLE)
+    assert decoded.damaged_packets > 0
+    assert decoded.source_frames == ffmpeg_count(path)
+
+
+def test_a_video_of_too_many_bytes_is_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", draw_frames(30))
+    monkeypatch.setattr("data_tools.decode.MAX_STORED_BYTES", 10_000)
+    assert refused(path) is Reason.TOO_LONG
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"short_side": 8}, {"quality": 0}, {"stride": 0}, {"clips": -1}, {"window": 0}, {"window": 3, "stride": 4}],
+)
+def test_impossible_settings_are_refused_by_name(settings):
+    with pytest.raises(UserError, match=f"--{next(iter(settings)).replace('_', '-')}"):
+        FrameSettings(**settings)
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [
+        ("hmdb51/cartwheel/hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi", 83),  # Latin-1 title
+        ("hmdb51/wave/TrumanShow_wave_f_nm_np1_fr_med_26.avi", 48),  # header says 49, times step back
+        ("general/tree.avi", 68),  # header says 444
+        ("awkward/decord_corrupted.mp4", 49),  # one packet of 50 does not decode
+        ("awkward/-video-with-dash-.mp4", 5),  # 1 x 1 pixels
+    ],
+)
+def test_real_awkward_files_give_the_frames_that_ffmpeg_gives(name, frames):
+    decoded = decode_video(SHARED_DATA / "videos" / name, WHOLE)
+    assert decoded.source_frames == frames
+    assert decoded.times == sorted(set(decoded.times))
