@@ -1,0 +1,71 @@
+"""Stored optical flow (the paper's Table 7): how a field lies in bytes, and how it follows a clip's crop.
+
+A field is u16 height, u16 width, then zlib over int16 little-endian (height, width, 2): (x, y) displacement from a
+frame to the source frame ``flow_distance`` later, in units of 1/64 stored pixel, on a coarser grid that covers the
+whole stored frame. zlib's own checksum guards it.
+"""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+
+from motionmae.data.augment import Crop
+from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.reader import SampleMeta
+
+_UNITS = 64  # of a stored pixel: 1/64 resolves a hundredth, 16 bits hold up to 512 pixels
+_SIZE = struct.Struct("<HH")
+
+
+def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
+    """Pack one frame's flow for :meth:`motionmae.data.shards.ShardWriter.write`.
+
+    Args:
+        flow: float (height, width, 2) of the stored frame, in its pixels.
+        reduction: pixels a side whose mean is one stored vector.
+    """
+    height, width = (max(1, round(side / reduction)) for side in flow.shape[:2])
+    coarse = cv2.resize(flow.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    units = np.clip(np.rint(coarse * _UNITS), -(2**15), 2**15 - 1).astype("<i2")
+    return _SIZE.pack(height, width) + zlib.compress(units.tobytes(), level=1)
+
+
+def decode_flow(content: bytes | memoryview, meta: SampleMeta, crop: Crop, out: np.ndarray) -> None:
+    """Unpack one field into ``out``, cut and resized like the pixels of the same crop.
+
+    The vectors are scaled to pixels of the clip; mirroring turns their x round.
+
+    Args:
+        content: one stored field.
+        meta: of its sample.
+        crop: the part of the stored frame that the clip shows.
+        out: float16 (size, size, 2), filled.
+
+    Raises:
+        CorruptSample: it is not what was written.
+    """
+    try:
+        height, width = _SIZE.unpack_from(content)
+        units = np.frombuffer(zlib.decompress(content[_SIZE.size :]), "<i2").reshape(height, width, 2)
+    except (struct.error, zlib.error, ValueError) as error:
+        raise CorruptSample(Reason.CHECKSUM, meta.where, f"KEY.flow: {error}") from error
+    size = out.shape[0]
+    shrink_x, shrink_y = width / meta.width, height / meta.height
+    step_x, step_y = crop.width / size, crop.height / size  # stored pixels a clip pixel
+    # centre of clip pixel (0, 0), and from there to its neighbour, on the grid of the field
+    first_x, first_y = (crop.left + step_x / 2) * shrink_x - 0.5, (crop.top + step_y / 2) * shrink_y - 0.5
+    right = step_x * shrink_x
+    if crop.flip:
+        first_x, right = first_x + right * (size - 1), -right
+    to_field = np.array([[right, 0, first_x], [0, step_y * shrink_y, first_y]])
+    cut = cv2.warpAffine(
+        units.astype(np.float32),
+        to_field,
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    sign = -1 if crop.flip else 1
+    np.multiply(cut, np.array([sign / step_x, 1 / step_y], np.float32) / _UNITS, out=out, casting="same_kind")

@@ -1,0 +1,236 @@
+"""Clips for training: threads decode straight into the next micro-batches, in an order that is a pure function.
+
+Position p of epoch e holds the same sample, cut the same way, on every machine: EpochOrder names it and everything
+random is keyed by (seed, epoch, sample, repeat). Step t, rank r and accumulation step a of R ranks and micro-batch b
+read the positions t * batch + a * R * b + r * b + [0, b); so the clips of a step are the same for every number of
+ranks and threads, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
+incomplete last batch is left out (other samples each epoch).
+"""
+
+import itertools
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from motionmae.config.schema import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig, accumulation_steps
+from motionmae.data.clips import fill_random_clip
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.manifest import load_manifest
+from motionmae.data.memory import ClipMemory
+from motionmae.data.order import ORDER_VERSION, EpochOrder
+from motionmae.data.randomness import KeyedRandom, mask_seed
+from motionmae.data.reader import ShardReader
+from motionmae.data.sampling import stored_step
+from motionmae.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
+
+
+class Batch(NamedTuple):
+    """A micro-batch of n = micro_batch * repeats clips on the CPU, the repeats of a sample in a row."""
+
+    clips: torch.Tensor
+    """uint8 (n, T, H, W, 3), pinned where CUDA is there; its memory is used again when no tensor refers to it."""
+    labels: torch.Tensor
+    """int64 (n,)."""
+    seeds: torch.Tensor
+    """int64 (n,) of the masks."""
+    samples: torch.Tensor
+    """int64 (n,) ids: what was trained on, stand-ins of corrupt samples by their own name."""
+    flow: torch.Tensor | None
+    """float16 (n, T, H, W, 2) in pixels, where asked for."""
+
+
+class ClipLoader:
+    """Endless micro-batches of one rank.
+
+    Args:
+        data: shards and how clips are cut.
+        clip: frames, stride, size.
+        seed: the run's.
+        batch: samples of a step over all ranks.
+        micro_batch: samples of one item.
+        rank: of this process.
+        world: number of ranks.
+        flow: read stored optical flow too.
+
+    Raises:
+        UserError: no shards, fewer samples than a batch, a batch the ranks cannot share evenly, a stride that the
+            shards do not hold.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        clip: ClipConfig,
+        *,
+        seed: int,
+        batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        flow: bool = False,
+    ):
+        assert 0 <= rank < world, (rank, world)
+        step = Config(optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
+        self.accumulation = accumulation_steps(step, world)
+        self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
+        self.rank, self.world = rank, world
+        self.manifest = load_manifest(data.shards)
+        self._reader = ShardReader(data.shards, self.manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS))
+        stored_step(clip, self.manifest.encoder.stride)
+        if flow and not self.manifest.encoder.flow_distance:
+            raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
+        self.steps_per_epoch = self.manifest.samples // batch
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{data.shards} holds {self.manifest.samples} samples, fewer than one step takes: "
+                f"set optim.batch={batch} to at most {self.manifest.samples}"
+            )
+        self.corrupt: Counter[str] = Counter()
+        """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
+        self._corrupt_samples: set[int] = set()
+        self._lock = threading.Lock()
+        shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
+        self._clips = ClipMemory((*shape, 3), torch.uint8)
+        self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
+        self._order = self._epoch_order(0)
+        self._pool = ThreadPoolExecutor(data.threads, "clip-decoder")
+
+    def __enter__(self) -> "ClipLoader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what is prefetched and end the threads; may be called again."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps to continue after ``step`` steps consumed by the trainer (not: prefetched)."""
+        return self._identity() | {"epoch": step // self.steps_per_epoch, "step": step}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse to continue where the stream would be another one.
+
+        Raises:
+            UserError: naming everything that differs.
+        """
+        ours = self._identity()
+        differing = [
+            f"{key} was {state.get(key)} and is {value}" for key, value in ours.items() if state.get(key) != value
+        ]
+        if differing:
+            raise UserError(
+                f"the checkpoint continues another stream of data ({'; '.join(differing)}): "
+                "restore these settings and shards, or start a run of another name"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "order_version": ORDER_VERSION,
+            "shards": self.manifest.fingerprint,
+            "samples": self.manifest.samples,
+            "seed": self.seed,
+            "batch": self.batch,
+            "window_shards": self.data.window_shards,
+        }
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Micro-batches from ``step`` on, for ever; the accumulation items of a step follow each other.
+
+        ``data.prefetch`` of them are decoded ahead.
+
+        Raises:
+            UserError: more samples than ``data.corrupt_budget`` are unreadable.
+        """
+        numbers = itertools.count(step * self.accumulation)
+        ahead = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
+        try:
+            while True:
+                batch, clips = ahead.popleft()
+                ahead.append(self._submit(next(numbers)))
+                for clip in clips:
+                    clip.result()
+                yield batch
+                del batch, clips  # or its memory would be held while the next is waited for
+        finally:
+            for _, clips in ahead:
+                for clip in clips:
+                    clip.cancel()
+
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        counts = [shard.samples for shard in self.manifest.shards]
+        return EpochOrder(counts, self.seed, epoch, self.data.window_shards)
+
+    def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
+        """Give the ``number``-th micro-batch of this rank, counted from step 0, to the threads."""
+        step, part = divmod(number, self.accumulation)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        if self._order.epoch != epoch:
+            self._order = self._epoch_order(epoch)
+        first = step * self.batch + (part * self.world + self.rank) * self.micro_batch
+        positions = np.arange(first, first + self.micro_batch)
+        clips = self._clips.take()
+        n = len(clips)
+        labels, seeds, samples = (torch.empty(n, dtype=torch.int64) for _ in range(3))
+        batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
+        ids = self._order.samples(positions)
+        return batch, [
+            self._pool.submit(self._fill, batch, place, self._order, position, sample)
+            for place, (position, sample) in enumerate(zip(positions.tolist(), ids.tolist(), strict=True))
+        ]
+
+    def _fill(self, batch: Batch, place: int, order: EpochOrder, position: int, sample: int) -> None:
+        """Fill the ``place``-th sample of a micro-batch; in place of a corrupt one, the next of its window."""
+        stand_in = position
+        while True:
+            try:
+                return self._fill_sample(batch, place, order.epoch, sample)
+            except CorruptSample as fault:
+                self._count(sample, fault)
+            stand_in = order.following(stand_in)
+            if stand_in == position:
+                raise UserError(f"every sample of a window of shards in {self.data.shards} is unreadable: restore them")
+            sample = order.sample(stand_in)
+
+    def _fill_sample(self, batch: Batch, place: int, epoch: int, sample: int) -> None:
+        for repeat in range(self.data.repeats):
+            row = place * self.data.repeats + repeat
+            random = KeyedRandom("clip", self.seed, epoch, sample, repeat)
+            clip, flow = batch.clips[row].numpy(), None if batch.flow is None else batch.flow[row].numpy()
+            meta = fill_random_clip(self._reader, sample, self.data, self.clip, random, clip, flow)
+            batch.labels[row] = meta.label
+            batch.seeds[row] = mask_seed(self.seed, epoch, sample, repeat)
+            batch.samples[row] = sample
+
+    def _count(self, sample: int, fault: CorruptSample) -> None:
+        """Note an unreadable sample, once a run.
+
+        Raises:
+            UserError: the budget is spent.
+        """
+        with self._lock:
+            if sample not in self._corrupt_samples:
+                self._corrupt_samples.add(sample)
+                self.corrupt[fault.reason.value] += 1
+                logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
+            found = len(self._corrupt_samples)
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
+        if found > self.data.corrupt_budget:
+            raise UserError(
+                f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
+                f"data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
+            )

@@ -1,0 +1,53 @@
+"""Random numbers of a sample as a function of who it is, never of which worker met it when.
+
+Everything random about a clip (start frame, crop, flip, mask) is drawn from a generator keyed by (seed, epoch, sample,
+repeat). The numbers come from BLAKE2b in counter mode: the same on every machine and in every version of numpy (whose
+`Generator` may change its streams between releases), and independent for keys that differ in one bit.
+"""
+
+import hashlib
+import struct
+
+_BLOCK_WORDS = 8  # 64-bit words of one BLAKE2b digest
+
+
+def keyed_bits(purpose: str, *key: int) -> int:
+    """A 64-bit number that is a function of ``purpose`` (at most 16 letters) and the integers of ``key``."""
+    return KeyedRandom(purpose, *key).bits()
+
+
+def mask_seed(seed: int, epoch: int, sample: int, repeat: int) -> int:
+    """Seed of the mask of one clip, in [0, 2^63): the same on every rank and in every incarnation."""
+    return keyed_bits("mask", seed, epoch, sample, repeat) >> 1
+
+
+class KeyedRandom:
+    """Counter-based generator: equal keys give equal draws, different keys independent ones.
+
+    Args:
+        purpose: at most 16 ASCII letters; two purposes never share draws.
+        key: 64-bit integers, signed or not, e.g. seed, epoch, sample, repeat.
+    """
+
+    def __init__(self, purpose: str, *key: int):
+        packed = struct.pack(f"<{len(key)}Q", *(part & (2**64 - 1) for part in key))
+        self._hash = hashlib.blake2b(packed, person=purpose.encode())
+        self._block = 0
+        self._words: list[int] = []
+
+    def bits(self) -> int:
+        """64 random bits as an integer in [0, 2^64)."""
+        if not self._words:
+            block = self._hash.copy()
+            block.update(struct.pack("<Q", self._block))
+            self._block += 1
+            self._words = list(struct.unpack(f"<{_BLOCK_WORDS}Q", block.digest()))
+        return self._words.pop()
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A float in [low, high)."""
+        return low + (high - low) * (self.bits() >> 11) * 2.0**-53
+
+    def below(self, count: int) -> int:
+        """An integer in [0, count), for count up to 2^32 without measurable bias."""
+        return (self.bits() * count) >> 64
