@@ -217,7 +217,12 @@ def save(run: Run, asked: Outcome | None) -> None:
         run.store.prune(run.config.checkpoint.keep_last, run.config.checkpoint.keep_every)
     seconds = time.perf_counter() - start
     run.events.event(
-        Kind.CHECKPOINT, run.state.step, path=written.folder.name, bytes=written.bytes, seconds=seconds, blocking=seconds
+        Kind.CHECKPOINT,
+        run.state.step,
+        path=written.folder.name,
+        bytes=written.bytes,
+        seconds=seconds,
+        blocking=seconds,
     )
 
 

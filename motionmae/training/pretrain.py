@@ -11,7 +11,7 @@ import torch
 
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
-from motionmae.models import build_motionmae
+from motionmae.models.motionmae import build_motionmae
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
@@ -19,7 +19,7 @@ from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, new_incarnation
 from motionmae.training.loop import Run, train
 from motionmae.training.preemption import Outcome, Preemption
-from motionmae.training.progress import ProgressLine, duration
+from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.schedule import build_schedule
 from motionmae.training.state import TrainState, check_same_run
@@ -99,7 +99,7 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
 
 
 def open_loader(config: Config, rank: Rank) -> ClipLoader:
-    """This rank's share of the sample stream."""
+    """Open the sample stream at this rank's share of it."""
     return ClipLoader(
         config.data,
         config.clip,
@@ -111,9 +111,7 @@ def open_loader(config: Config, rank: Rank) -> ClipLoader:
     )
 
 
-def find_checkpoint(
-    store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine
-) -> Checkpoint | None:
+def find_checkpoint(store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine) -> Checkpoint | None:
     """The newest whole checkpoint, or None for a new run; damaged ones passed over are announced. Collective."""
 
     def announce(damaged: Path, reason: str) -> None:
