@@ -158,7 +158,7 @@ class TargetConfig:
     """Normalise each target cube per channel to zero mean, unit variance (Table 6a, "patch norm")."""
     frame_eps: float = 1e-6
     """Added to the standard deviation of a frame cube (VideoMAE's value)."""
-    motion_eps: float = 1e-2
+    motion_eps: float = 6e-3
     """Added to the standard deviation of a motion cube; keeps a static cube's noise from becoming its target."""
 
     def __post_init__(self) -> None:

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from motionmae.config import Config
-from motionmae.models.cubes import cut_patches, gather_cubes
+from motionmae.errors import UserError
+from motionmae.models.cubes import all_cubes, cut_patches, paste_cubes
 from motionmae.models.masking import Mask, draw_masks
-from motionmae.models.targets import GREY_LEVELS, frame_cubes, loss_of, motion_cubes, normalize_
+from motionmae.models.targets import GREY_LEVELS, loss_of, make_targets, output_sizes, raw_targets
 from motionmae.models.vit import Decoder, Encoder
-
-FLOW_CHANNELS = 2
-"""Optical flow has a horizontal and a vertical part."""
 
 
 class Losses(NamedTuple):
@@ -29,15 +27,26 @@ class Losses(NamedTuple):
     """Mean loss of the time head over masked cubes."""
 
 
-class Target(NamedTuple):
-    """What one head must rebuild, and how to get from there to pixels: ``value * scale + mean`` per cube and channel."""
+class Reconstruction(NamedTuple):
+    """What Figure 3 shows, as clips (B, T, H, W, 3) of floats; predictions may leave [0, 1] by a little.
 
-    values: Tensor
-    """float32 (B, M, L)."""
-    mean: Tensor | None
-    """float32 (B, M, C), of the true cube, in [0, 1]; None where targets are not normalised."""
-    scale: Tensor | None
-    """float32 (B, M, C), the true cube's standard deviation plus epsilon, in [0, 1]."""
+    Visible cubes show the truth in every picture. Flow, and signed motion, may be negative.
+    """
+
+    clip: Tensor
+    """The input, in [0, 1]."""
+    masked: Tensor
+    """The input with masked cubes in grey, 0.5."""
+    space: Tensor | None
+    """Masked cubes as the space head rebuilds them; None without that head."""
+    motion: Tensor | None
+    """The true motion, in units of pixel value 1 (flow: (B, T, H, W, 2), in pixels); None without a time head."""
+    time: Tensor | None
+    """Masked cubes' motion as the time head rebuilds it; None without that head."""
+    mask: Tensor
+    """bool (B, slots, side, side): True where a cube is masked."""
+    true_statistics: bool
+    """Whether masked cubes borrow the true cube's mean and deviation, as they must where targets are normalised."""
 
 
 class MotionMAE(nn.Module):
@@ -51,15 +60,11 @@ class MotionMAE(nn.Module):
         """
         super().__init__()
         self.config = config
-        clip, target = config.clip, config.target
-        self.channels = {"space": 3, "time": FLOW_CHANNELS if target.motion_source == "flow" else 3}
-        trained = [name for name, on in (("space", target.has_frame), ("time", target.has_motion)) if on]
-        outputs = {name: clip.cube_pixels // 3 * self.channels[name] for name in trained}
-        self.encoder = Encoder(clip, config.model)
-        if config.model.decoder == "shared":
-            self.decoders = nn.ModuleDict({"shared": Decoder(clip, config.model, outputs)})
-        else:
-            self.decoders = nn.ModuleDict({name: Decoder(clip, config.model, {name: outputs[name]}) for name in trained})
+        clip, model, outputs = config.clip, config.model, output_sizes(config)
+        shared = model.decoder == "shared"
+        trunks = {"shared": outputs} if shared else {name: {name: values} for name, values in outputs.items()}
+        self.encoder = Encoder(clip, model)
+        self.decoders = nn.ModuleDict({name: Decoder(clip, model, heads) for name, heads in trunks.items()})
 
     def forward(self, clips: Tensor, seeds: Tensor, flow: Tensor | None = None) -> Losses:
         """Hide cubes, rebuild them, compare.
@@ -72,7 +77,7 @@ class MotionMAE(nn.Module):
         mask = self.draw_masks(seeds)
         patches = cut_patches(clips, self.config.clip.cube_size)
         with torch.no_grad():
-            targets = self.targets(patches, mask.masked, flow)
+            targets = make_targets(self.config, patches, mask.masked, flow)
         predictions = self.predict(patches, mask)
         target = self.config.target
         losses = {name: loss_of(predictions[name], targets[name].values, target.loss) for name in predictions}
@@ -93,31 +98,62 @@ class MotionMAE(nn.Module):
             predictions.update(decoder(encoded, mask))
         return predictions
 
-    def targets(self, patches: Tensor, cubes: Tensor, flow: Tensor | None = None) -> dict[str, Target]:
-        """Return the targets of ``cubes`` (int64 (B, M)) for each trained head, in float32."""
-        target, clip = self.config.target, self.config.clip
-        wanted: dict[str, Target] = {}
-        if target.has_frame:
-            values = frame_cubes(patches, cubes, clip.cube_frames)
-            wanted["space"] = self._finish(values, target.frame_eps, "space", GREY_LEVELS)
-        if target.has_motion and target.motion_source == "flow":
-            assert flow is not None, "target.motion_source=flow needs clips with flow"
-            values = gather_cubes(cut_patches(flow, clip.cube_size), cubes, clip.cube_frames).float()
-            wanted["time"] = self._finish(values, target.motion_eps, "time", 1)
-        elif target.has_motion:
-            values = motion_cubes(
-                patches, cubes, clip.cube_frames, granularity=target.motion_granularity, sign=target.motion_sign
-            )
-            wanted["time"] = self._finish(values, target.motion_eps, "time", GREY_LEVELS)
-        return wanted
+    @torch.no_grad()
+    def reconstruct(
+        self, clips: Tensor, seeds: Tensor, ratio: float | None = None, flow: Tensor | None = None
+    ) -> Reconstruction:
+        """Return the pictures of Figure 3; arguments as of :meth:`forward`.
 
-    def _finish(self, values: Tensor, eps: float, head: str, unit: int) -> Target:
-        """Bring ``values``, in 1 / ``unit``, to what the head must give: normalised, or in units of 1."""
-        if not self.config.target.normalize:
-            return Target(values.mul_(1 / unit), None, None)
-        channels = self.channels[head]
-        mean, std = normalize_(values, eps * unit, self.config.clip.cube_size * channels, channels)
-        return Target(values, mean / unit, std / unit + eps)
+        With normalised targets a head tells a cube's pattern but neither its brightness nor its contrast. Pictures then
+        borrow the true mean and standard deviation of every masked cube (as VideoMAE's and MAE's pictures do), which
+        ``Reconstruction.true_statistics`` says: they look better than what the model alone could draw.
+
+        Args:
+            clips: uint8 (B, T, H, W, 3).
+            seeds: int64 (B,).
+            ratio: hides another share than ``mask.ratio``.
+            flow: (B, T, H, W, 2), if ``target.motion_source=flow``.
+
+        Raises:
+            UserError: if ``ratio`` hides all cubes or none.
+        """
+        clip = self.config.clip
+        mask = self.draw_masks(seeds, ratio)
+        masked = mask.masked.shape[1]
+        if not 0 < masked < clip.cubes:
+            raise UserError(
+                f"ratio={ratio} hides {masked} of {clip.cubes} cubes (mask.kind={self.config.mask.kind}): "
+                "choose one that hides some and leaves some"
+            )
+        patches = cut_patches(clips, clip.cube_size)
+        every_cube = torch.arange(clip.cubes, device=clips.device).expand(len(clips), -1)
+        raw = raw_targets(self.config, patches, every_cube, flow)
+        truth = {name: target.values / target.unit for name, target in raw.items()}
+        wanted = make_targets(self.config, patches, mask.masked, flow)
+        drawn = {
+            name: truth[name].scatter(1, _rows(mask.masked, truth[name]), wanted[name].to_pixels(prediction.float()))
+            for name, prediction in self.predict(patches, mask).items()
+        }
+        seen = all_cubes(patches, clip.cube_frames) / GREY_LEVELS
+        hidden = torch.zeros_like(every_cube, dtype=torch.bool).scatter(1, mask.masked, True)
+
+        def picture(cubes: dict[str, Tensor], head: str) -> Tensor | None:
+            return paste_cubes(cubes[head], clip.cube_frames, clip.cube_size, clip.side) if head in cubes else None
+
+        return Reconstruction(
+            clip=clips / GREY_LEVELS,
+            masked=paste_cubes(seen.masked_fill(hidden[..., None], 0.5), clip.cube_frames, clip.cube_size, clip.side),
+            space=picture(drawn, "space"),
+            motion=picture(truth, "time"),
+            time=picture(drawn, "time"),
+            mask=hidden.view(-1, clip.slots, clip.side, clip.side),
+            true_statistics=self.config.target.normalize,
+        )
+
+
+def _rows(cubes: Tensor, values: Tensor) -> Tensor:
+    """Spread cube numbers (B, M) over a cube's values, as scatter wants them: (B, M, L)."""
+    return cubes[..., None].expand(-1, -1, values.shape[2])
 
 
 def build_motionmae(config: Config) -> MotionMAE:
@@ -128,8 +164,9 @@ def build_motionmae(config: Config) -> MotionMAE:
 
 
 def no_decay(model: nn.Module) -> set[str]:
-    """Return the names of parameters without weight decay: one-dimensional ones (biases, norms, mask tokens) and tables.
+    """Return the names of parameters without weight decay: the one-dimensional and the position tables.
 
+    One-dimensional are biases, norms and mask tokens.
     Ask before ZeRO-3 takes the model over: it flattens every parameter to one dimension.
     """
     return {name for name, weight in model.named_parameters() if weight.ndim < 2 or name.endswith("position.table")}

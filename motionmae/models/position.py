@@ -33,6 +33,6 @@ def sinusoidal_table(cubes: int, width: int) -> Tensor:
     Channels 2i and 2i+1 hold the sine and cosine of ``number / 10000 ** (2i / width)``.
     """
     channels = torch.arange(width, dtype=torch.float64)
-    rates = 10000 ** (-2 * (channels // 2) / width)
-    angles = torch.arange(cubes, dtype=torch.float64)[:, None] * rates  # (cubes, width)
+    periods = 10000 ** (2 * (channels // 2) / width)
+    angles = torch.arange(cubes, dtype=torch.float64)[:, None] / periods  # (cubes, width)
     return torch.where(channels.remainder(2) == 0, angles.sin(), angles.cos()).float()

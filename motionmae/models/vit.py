@@ -1,6 +1,7 @@
-"""The vanilla ViT of encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
+"""The vanilla ViT of encoder and decoders: timm's blocks, joint space-time attention, no class token (section 4)."""
 
 from functools import partial
+from typing import cast
 
 import torch
 from timm.models.beit import Block
@@ -30,7 +31,7 @@ class BlockStack(nn.ModuleList):
     def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
         """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``."""
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        norm = partial(nn.LayerNorm, eps=NORM_EPS)
+        norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # what timm's annotation asks for
         super().__init__(Block(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
         self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
         self.random = drop_path > 0
@@ -53,6 +54,8 @@ class Encoder(nn.Module):
         super().__init__()
         size = resolve(model)
         self.clip = clip
+        self.scale: Tensor
+        self.shift: Tensor
         self.project = nn.Linear(clip.cube_pixels, size.width)
         self.position = PositionTable(clip.cubes, size.width, model.position)
         self.blocks = BlockStack(size.width, size.depth, size.heads, model, drop_path)
@@ -118,7 +121,7 @@ class Decoder(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw every Linear below ``module`` xavier-uniform with bias 0, q, k and v as the one matrix they are stored in."""
+    """Draw every Linear below ``module`` xavier-uniform, bias 0; q, k and v count as one matrix, as in VideoMAE."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

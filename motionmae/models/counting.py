@@ -1,0 +1,130 @@
+"""Parameters and floating-point operations by formula, without making a model.
+
+Papers on video transformers print multiply-additions and call them FLOPs: ViT-B's 180 and ViT-L's 598 "GFLOPs" a view
+are reached that way, and :func:`view_gflops` counts so. Everything with "step" in its name counts a multiplication and
+an addition as two, the way peak rates of processors are given.
+
+Counted are the matrix products of linear layers and attention. Left out, as in all such counts, are norms, GELU,
+softmax and additions: below 1 % of the work.
+"""
+
+from dataclasses import dataclass
+
+from motionmae.config import Config
+from motionmae.models.masking import masked_cubes
+from motionmae.models.sizes import resolve
+from motionmae.models.targets import output_sizes
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Trained values of the pre-training model, by part."""
+
+    encoder: int
+    decoders: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.encoder + self.decoders
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Operations (2 a multiply-addition) of one clip in one pre-training step."""
+
+    encoder_forward: int
+    decoders_forward: int
+    backward: int
+    recomputed: int
+    """Forward passes repeated by activation checkpointing: work done, but not the model's own (not in its MFU)."""
+
+    @property
+    def model(self) -> int:
+        """Forward and backward, what a step needs."""
+        return self.encoder_forward + self.decoders_forward + self.backward
+
+
+def count_parameters(config: Config) -> Parameters:
+    """Return the parameters of the pre-training model that ``config`` describes."""
+    size, clip = resolve(config.model), config.clip
+    learnable = config.model.position == "learnable"
+    encoder = (
+        _linear(clip.cube_pixels, size.width)
+        + size.depth * _block(size.width)
+        + 2 * size.width  # final norm
+        + learnable * clip.cubes * size.width
+    )
+    width = size.decoder_width
+    trunk = (
+        size.width * width  # no bias
+        + width  # mask token
+        + config.model.decoder_depth * _block(width)
+        + 2 * width
+        + learnable * clip.cubes * width
+    )
+    decoders = _trunks(config) * trunk + sum(_linear(width, values) for values in output_sizes(config).values())
+    return Parameters(encoder, decoders)
+
+
+def count_classifier_parameters(config: Config, classes: int) -> int:
+    """Return the parameters of the fine-tuning model (paper: 87, 305 and 632 M for B, L and H)."""
+    width = resolve(config.model).width
+    return count_parameters(config).encoder + _linear(width, classes)  # its norm stands in for the encoder's
+
+
+def view_gflops(config: Config, classes: int = 0) -> float:
+    """Return 10^9 multiply-additions of the encoder over one whole clip, and of a head with ``classes``.
+
+    This is the paper's "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
+    """
+    width = resolve(config.model).width
+    return (_encoder_macs(config, config.clip.cubes) + width * classes) / 1e9
+
+
+def step_flops(config: Config) -> StepFlops:
+    """Return the operations of one clip in one pre-training step.
+
+    A backward pass takes twice the forward pass: the gradient of each matrix product's two factors. Only the first
+    projection saves one of them, since pixels need no gradient.
+    """
+    size, clip, model = resolve(config.model), config.clip, config.model
+    masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
+    visible = clip.cubes - masked
+    encoder = _encoder_macs(config, visible)
+    trunk = visible * size.width * size.decoder_width + model.decoder_depth * _block_macs(
+        clip.cubes, size.decoder_width
+    )
+    heads = sum(masked * size.decoder_width * values for values in output_sizes(config).values())
+    decoders = _trunks(config) * trunk + heads
+    first = visible * clip.cube_pixels * size.width
+    every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
+    recomputed = 0
+    if every:
+        recomputed = -(-size.depth // every) * _block_macs(visible, size.width)
+        recomputed += _trunks(config) * -(-model.decoder_depth // every) * _block_macs(clip.cubes, size.decoder_width)
+    return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
+
+
+def _trunks(config: Config) -> int:
+    return 1 if config.model.decoder == "shared" else len(output_sizes(config))
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _block(width: int) -> int:
+    """Two norms; q, k, v with biases for q and v; the projection; an MLP of four times the width."""
+    attention = 3 * width * width + 2 * width + _linear(width, width)
+    return 4 * width + attention + _linear(width, 4 * width) + _linear(4 * width, width)
+
+
+def _block_macs(tokens: int, width: int) -> int:
+    """12 matrices of width x width on each token, and two products of tokens x tokens x width."""
+    return 12 * tokens * width * width + 2 * tokens * tokens * width
+
+
+def _encoder_macs(config: Config, tokens: int) -> int:
+    size = resolve(config.model)
+    return tokens * config.clip.cube_pixels * size.width + size.depth * _block_macs(tokens, size.width)

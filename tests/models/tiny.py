@@ -1,0 +1,47 @@
+"""A model small enough for every test to train, and clips for it that no random generator makes."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from motionmae.config import ClipConfig, Config, MaskConfig, ModelConfig, OptimConfig, TargetConfig
+
+TINY = Config(
+    clip=ClipConfig(frames=8, size=32, cube_size=8),  # 4 slots of 4 x 4 cubes
+    model=ModelConfig(
+        size="vit_ti", width=48, depth=2, heads=3, decoder_width=24, decoder_heads=2, decoder_depth=2
+    ),
+    mask=MaskConfig(kind="random", ratio=0.75),
+    target=TargetConfig(),
+    optim=OptimConfig(batch=32),
+)
+
+
+def tiny(**sections: dict[str, Any]) -> Config:
+    """Return :data:`TINY` with some fields of some sections changed: ``tiny(mask={"ratio": 0.5})``."""
+    changed = {name: replace(getattr(TINY, name), **fields) for name, fields in sections.items()}
+    return replace(TINY, **changed)
+
+
+def moving_clips(config: Config, batch: int = 4, first: int = 0) -> Tensor:
+    """Return uint8 (B, T, H, W, 3): waves whose direction, speed and colours follow from the clip's number."""
+    clip = config.clip
+    number = torch.arange(first, first + batch, dtype=torch.float64).view(-1, 1, 1, 1, 1)
+    time = torch.arange(clip.frames, dtype=torch.float64).view(1, -1, 1, 1, 1)
+    row = torch.arange(clip.size, dtype=torch.float64).view(1, 1, -1, 1, 1)
+    column = torch.arange(clip.size, dtype=torch.float64).view(1, 1, 1, -1, 1)
+    colour = torch.arange(3, dtype=torch.float64)
+    angle = number * 2.4
+    along = row * angle.sin() + column * angle.cos()
+    wave = (along * (0.25 + 0.05 * (number % 3)) + time * (0.3 + 0.1 * (number % 5)) + colour * (0.5 + number)).sin()
+    ripple = (row * 1.3 + column * 0.9 + number).sin()
+    return (127.5 + 90 * wave + 30 * ripple).round().clamp(0, 255).to(torch.uint8)
+
+
+def noise_clips(config: Config, batch: int = 4, seed: int = 0) -> Tensor:
+    """Return uint8 (B, T, H, W, 3) of independent uniform pixels, the hardest case for layout mistakes to hide in."""
+    clip = config.clip
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8, generator=generator)
