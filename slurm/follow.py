@@ -1,5 +1,6 @@
 """``--follow``: what rank 0 prints and what becomes of the job, as it happens."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -73,5 +74,8 @@ def _sentence(record: JobRecord, state: JobState) -> str:
 def _exit_status(record: JobRecord, state: JobState) -> int:
     if state.name == "COMPLETED":
         return 0
-    print(f"-- the run did not finish; every rank's log is in {Path(record.log).parent}", flush=True)
+    if state.name == "CANCELLED" or state.exit_code == 128 + signal.SIGTERM:
+        print("-- the run was asked to stop; the same command resumes it", flush=True)
+    else:
+        print(f"-- the run did not finish; every rank's log is in {Path(record.log).parent}", flush=True)
     return state.exit_code or 1

@@ -30,8 +30,7 @@ from motionmae.errors import UserError
 from slurm.local import RESTARTS_VARIABLE, SIGNALS
 
 EXIT_USER_ERROR = 2
-EXIT_TERMINATED = 143
-"""128 + SIGTERM, as a shell reports a process that it ended."""
+"""As the command lines exit."""
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -84,8 +83,9 @@ class TrainJob(Checkpointable):
             if outcome is not Outcome.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
             if outcome is Outcome.TERMINATED:
-                sys.exit(EXIT_TERMINATED)
+                sys.exit(outcome.value)
             if outcome is Outcome.REQUEUE:
-                # submitit's own handler counts time-outs, writes the pickle anew, requeues, and exits
-                preemption.former[signal.SIGUSR2](signal.SIGUSR2, None)
+                requeue = preemption.former[signal.SIGUSR2]
+                assert callable(requeue), "submitit installs its handler before it calls a job"
+                requeue(signal.SIGUSR2, None)  # counts time-outs, writes the pickle anew, requeues, exits
         return outcome.name

@@ -28,6 +28,7 @@ from submitit.core.utils import FailedJobError  # noqa: E402
 
 from motionmae.config import Config, load_config  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.data.manifest import load_manifest  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
 from slurm.follow import follow  # noqa: E402
@@ -112,6 +113,7 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path) -> JobRecor
     Raises:
         UserError: if the run is under way, or Slurm refuses the job.
     """
+    check_shards(config.data.shards)
     before = JobRecord.read(run)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
@@ -135,6 +137,18 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path) -> JobRecor
         record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
         record.write(run)
     return record
+
+
+def check_shards(folder: str) -> None:
+    """Refuse now what every rank would refuse after waiting in the queue.
+
+    Raises:
+        UserError: if ``folder`` is no folder of shards of this format version.
+    """
+    if not folder:
+        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
+    if "://" not in folder:
+        load_manifest(folder)
 
 
 def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
