@@ -1,14 +1,14 @@
 """Loss curves of one or more runs as a picture, drawn from their ``metrics.jsonl`` with every resume marked."""
 
-import json
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from motionmae.errors import UserError
-
-Row = dict[str, Any]
+from motionmae.training.events import Row, current_rows
+from motionmae.training.runfolder import RunFolder
 
 PANELS = (
     ("loss_space", "space head: loss on masked frame cubes"),
@@ -24,63 +24,62 @@ class History:
 
     name: str
     rows: list[Row]
-    """One row a logged step, steps ascending; where a resumed run went over steps again, the newest incarnation's."""
+    """One row a logged step, steps rising."""
     resumes: list[int]
     """First logged step of every incarnation but the first."""
 
 
 def read_history(run: Path) -> History:
-    """Read ``run/metrics.jsonl``; a torn last line, left by a killed writer, is passed over.
+    """Read the metrics of a run folder.
 
     Raises:
         UserError: if the folder holds no logged step.
     """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the folder of a run that has logged a step, for example runs/demo")
-    incarnations: dict[str, list[Row]] = {}
-    for row in _parse_lines(path.read_text().splitlines()):
-        incarnations.setdefault(str(row["incarnation"]), []).append(row)
-    if not incarnations:
-        raise UserError(f"{path} holds no logged step yet: wait for the first log.every_steps steps of the run")
-    rows: list[Row] = []
-    resumes: list[int] = []
-    for later in incarnations.values():
-        first = later[0]["step"]
-        if rows:
-            resumes.append(first)
-        rows = [row for row in rows if row["step"] < first] + later
+    path = RunFolder(run).metrics
+    rows = current_rows(path)
+    if not rows:
+        raise UserError(f"{path} holds no logged step: give the folder of a run that has begun, such as runs/demo")
+    resumes = [
+        later["step"] for former, later in itertools.pairwise(rows) if former["incarnation"] != later["incarnation"]
+    ]
     return History(run.name, rows, resumes)
 
 
-def _parse_lines(lines: Iterable[str]) -> Iterable[Row]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
-
-
-def plot_curves(histories: Sequence[History], out: Path) -> None:
+def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float]], out: Path) -> None:
     """Write a PNG with a panel each for both losses, the learning rate and the throughput.
 
-    Dashed vertical lines mark where a run was resumed.
+    Dashed vertical lines mark where a run was resumed; dotted horizontal ones, the loss of predicting the mean.
+
+    Args:
+        histories: the runs.
+        marks: for each run, that loss of each head (``space``, ``time``), as far as it is known.
+        out: the PNG.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for number, history in enumerate(histories):
+        for number, (history, mark) in enumerate(zip(histories, marks, strict=True)):
             colour = f"C{number}"
+            if (mean := mark.get(key.removeprefix("loss_"))) is not None:
+                axes.axhline(mean, color=colour, linestyle=":", linewidth=1.0)
             steps = [row["step"] for row in history.rows]
-            axes.plot(steps, [row[key] for row in history.rows], color=colour, linewidth=1.4, label=history.name)
+            axes.plot(
+                steps,
+                [math.nan if row[key] is None else row[key] for row in history.rows],
+                color=colour,
+                linewidth=1.4,
+                label=history.name,
+            )
             for resume in history.resumes:
                 axes.axvline(resume, color=colour, linestyle="--", linewidth=0.8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=9, frameon=False, title="dashed: resumed", title_fontsize=8)
+    figure.axes[0].legend(
+        fontsize=9, frameon=False, title="dashed: resumed; dotted: predicting the mean", title_fontsize=8
+    )
     temporary = out.with_name(f".{out.name}.tmp")
     figure.savefig(temporary, format="png", dpi=130)
     temporary.replace(out)

@@ -1,0 +1,1 @@
+"""What operators and researchers see of a run: metrics, alerts, dashboards, reports."""

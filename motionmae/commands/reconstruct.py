@@ -1,0 +1,59 @@
+"""``python -m motionmae reconstruct``: Figure 3 for a run's own model, on clips of any folder of shards."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from motionmae.data import read_clip
+from motionmae.data.reader import ShardReader
+from motionmae.errors import UserError
+from motionmae.evaluation.pictures import make_block, write_picture
+from motionmae.evaluation.pretrained import load_pretrained
+
+_EXAMPLES = """examples:
+  python -m motionmae reconstruct runs/demo
+  python -m motionmae reconstruct runs/demo --samples 0 7 --ratio 0.9 0.95 --out figure3.png
+  python -m motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "reconstruct",
+        help="draw what a run's heads rebuild",
+        description="Draw original, masked input, rebuilt frames, true motion and rebuilt motion of some clips.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/reconstruction.png)")
+    parser.add_argument("--shards", type=Path, help="folder of shards to take clips from (default: the run's)")
+    parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
+    parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a clip that are shown (default: 8)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the picture and return the exit status."""
+    loaded = load_pretrained(arguments.folder, arguments.step)
+    config = loaded.config
+    if config.target.motion_source == "flow":
+        raise UserError(f"{arguments.folder} was trained on optical flow, which reconstruct does not draw yet")
+    reader = ShardReader(arguments.shards or Path(config.data.shards))
+    clips = torch.stack([read_clip(reader, sample, config.clip) for sample in arguments.samples])
+    seeds = torch.tensor(arguments.samples)
+    blocks = []
+    for ratio in arguments.ratio or [config.mask.ratio]:
+        found = loaded.model.reconstruct(clips, seeds, ratio)
+        for place, sample in enumerate(arguments.samples):
+            title = f"sample {sample}, {ratio:.0%} masked ({config.mask.kind})"
+            blocks.append((sample, make_block(title, found, place, arguments.frames)))
+    blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
+    out = arguments.out or arguments.folder / "reconstruction.png"
+    write_picture([block for _, block in blocks], out, f"{config.name}, step {loaded.step}")
+    print(f"wrote {out}")
+    return 0

@@ -1,0 +1,161 @@
+"""``make demo``: the whole path on two CPU cores, through the commands that a user would type.
+
+Videos are rendered (and real ones added where a package ships some), sharded, trained on by two ranks, preempted
+half-way by the signal that Slurm sends, resumed, and looked at. What is there already is not made again.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from motionmae.errors import UserError  # noqa: E402
+from motionmae.training.events import Kind, Row, current_rows, read_rows  # noqa: E402
+from motionmae.training.runfolder import RunFolder  # noqa: E402
+from slurm.record import JobRecord  # noqa: E402
+
+VIDEOS = Path("data/demo/videos")
+SHARDS = Path("data/demo/shards")
+RUN = RunFolder(Path("runs/demo"))
+PICTURE, CURVES = RUN.path / "reconstruction.png", RUN.path / "curves.png"
+SUBMIT = ["slurm/submit.py", "--cluster", "local", "--config", "demo", "--follow"]
+
+
+def main() -> int:
+    """Run the demo from the repository's root; returns the exit status."""
+    os.chdir(ROOT)
+    started = time.monotonic()
+    try:
+        step("1/5 videos: rendered classes that differ in motion only, real clips, and one damaged file")
+        command("data_tools/make_toy_dataset", "--out", str(VIDEOS), "--train", "192", "--val", "24", "--real")
+        damage_one_video()
+        step("2/5 shards: every video decoded once; what cannot be read is listed with its reason")
+        command("data_tools/make_shards", "folder", "--videos", str(VIDEOS), "--split", "train", "--out", str(SHARDS))
+        step("3/5 training on two ranks; half-way SIGUSR2 preempts the run, as Slurm would, and it resumes by itself")
+        train()
+        step("4/5 pictures")
+        command("-m", "motionmae", "reconstruct", str(RUN.path), "--out", str(PICTURE))
+        command("-m", "motionmae", "curves", str(RUN.path), "--out", str(CURVES))
+    except subprocess.CalledProcessError as error:
+        print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
+        return 1
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    step("5/5 what happened")
+    Console().print(summary(time.monotonic() - started))
+    return 0
+
+
+def step(text: str) -> None:
+    """Say what comes next."""
+    print(f"\n== {text}", flush=True)
+
+
+def command(*words: str) -> None:
+    """Show a command as a user would type it, and run it."""
+    print(f"$ python {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, *words], check=True)
+
+
+def damage_one_video() -> None:
+    """Cut the start off one video, so that the quarantine has something to say."""
+    damaged = VIDEOS / "train" / "damaged.mp4"
+    if not damaged.exists():
+        whole = min(VIDEOS.glob("train/**/*.mp4"))
+        damaged.write_bytes(whole.read_bytes()[-2000:])
+
+
+def train() -> None:
+    """Train to the end, preempting the run once when half of its steps are done.
+
+    Raises:
+        CalledProcessError: if the run did not finish.
+    """
+    print(f"$ python {shlex.join(SUBMIT)}", flush=True)
+    with subprocess.Popen([sys.executable, *SUBMIT]) as follower:
+        while follower.poll() is None:
+            if half_way():
+                preempt()
+                break
+            time.sleep(0.5)
+        status = follower.wait()
+    if status:
+        raise subprocess.CalledProcessError(status, SUBMIT)
+
+
+def half_way() -> bool:
+    """Whether the run has done half of its steps and was not preempted yet."""
+    events = list(read_rows(RUN.events))
+    totals = [row["total_steps"] for row in events if row["kind"] == Kind.READY.value]
+    rows = current_rows(RUN.metrics)
+    preempted = any(row["kind"] == Kind.PREEMPTION.value for row in events)
+    return bool(totals and rows and not preempted and rows[-1]["step"] >= totals[-1] // 2)
+
+
+def preempt() -> None:
+    """Send the controller of the local job what Slurm sends when it preempts or time runs out."""
+    record = JobRecord.read(RUN.path)
+    assert record is not None, "a run that has logged steps was submitted"
+    print(f"$ kill -USR2 {record.job_id}", flush=True)
+    os.kill(int(record.job_id), signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """What the preemption cost."""
+
+    step: int
+    """Steps done when the signal was answered."""
+    lost: int
+    """Steps that had to be done again."""
+    seconds: float
+    """From the answer to the signal until the next incarnation was ready."""
+
+
+def preemption(events: list[Row]) -> Preemption | None:
+    """The first preemption of the run and what followed it; None if there was none."""
+    kinds = [row["kind"] for row in events]
+    if Kind.PREEMPTION.value not in kinds or Kind.RESUME.value not in kinds:
+        return None
+    asked = events[kinds.index(Kind.PREEMPTION.value)]
+    resumed = next(row for row in events if row["kind"] == Kind.RESUME.value and row["time"] > asked["time"])
+    ready = next(row for row in events if row["kind"] == Kind.READY.value and row["time"] > asked["time"])
+    return Preemption(asked["step"], asked["step"] - resumed["step"], ready["time"] - asked["time"])
+
+
+def summary(seconds: float) -> Table:
+    """The table that ends the demo."""
+    manifest = json.loads((SHARDS / "manifest.json").read_text())
+    rows = current_rows(RUN.metrics)
+    found = preemption(list(read_rows(RUN.events)))
+    table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
+    table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
+    table.add_row("quarantined", f"{manifest['quarantined']} (reasons: {SHARDS / 'quarantine.jsonl'})")
+    table.add_row("steps", str(rows[-1]["step"]))
+    for head, key in (("space", "loss_space"), ("time", "loss_time")):
+        table.add_row(f"loss, {head} head", f"{rows[0][key]:.3f} -> {rows[-1][key]:.3f}")
+    if found:
+        table.add_row("preempted", f"at step {found.step}; training again {found.seconds:.0f} s later")
+        table.add_row("steps lost", str(found.lost))
+    table.add_row("reconstructions", str(PICTURE))
+    table.add_row("loss curves", str(CURVES))
+    table.add_row("TensorBoard", f"tensorboard --logdir {RUN.tensorboard}")
+    table.add_row("took", f"{seconds:.0f} s")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
