@@ -29,7 +29,7 @@ from slurm.record import JobRecord  # noqa: E402
 VIDEOS = Path("data/demo/videos")
 SHARDS = Path("data/demo/shards")
 RUN = RunFolder(Path("runs/demo"))
-PICTURE, CURVES = RUN.path / "reconstruction.png", RUN.path / "curves.png"
+PICTURE, CURVES, FIGURES = (RUN.path / name for name in ("reconstruction.png", "curves.png", "curves.json"))
 SUBMIT = ["slurm/submit.py", "--cluster", "local", "--config", "demo", "--follow"]
 
 
@@ -47,7 +47,7 @@ def main() -> int:
         train()
         step("4/5 pictures")
         command("-m", "motionmae", "reconstruct", str(RUN.path), "--out", str(PICTURE))
-        command("-m", "motionmae", "curves", str(RUN.path), "--out", str(CURVES))
+        command("-m", "motionmae", "curves", str(RUN.path), "--out", str(CURVES), "--json", str(FIGURES))
     except subprocess.CalledProcessError as error:
         print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
         return 1
@@ -139,14 +139,15 @@ def preemption(events: list[Row]) -> Preemption | None:
 def summary(seconds: float) -> Table:
     """The table that ends the demo."""
     manifest = json.loads((SHARDS / "manifest.json").read_text())
-    rows = current_rows(RUN.metrics)
+    figures = json.loads(FIGURES.read_text())
     found = preemption(list(read_rows(RUN.events)))
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
     table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
     table.add_row("quarantined", f"{manifest['quarantined']} (reasons: {SHARDS / 'quarantine.jsonl'})")
-    table.add_row("steps", str(rows[-1]["step"]))
-    for head, key in (("space", "loss_space"), ("time", "loss_time")):
-        table.add_row(f"loss, {head} head", f"{rows[0][key]:.3f} -> {rows[-1][key]:.3f}")
+    table.add_row("steps", str(figures[0]["steps"]))
+    for row in figures:
+        losses = f"{row['first']:.3f} -> {row['last']:.3f} (predicting the mean: {row['predicting_the_mean']:.3f})"
+        table.add_row(f"loss, {row['head']} head", losses)
     if found:
         table.add_row("preempted", f"at step {found.step}; training again {found.seconds:.0f} s later")
         table.add_row("steps lost", str(found.lost))

@@ -1,20 +1,22 @@
 """``python -m motionmae curves``: how the losses of some runs fell, as a picture and a table."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from motionmae.config import load_config
 from motionmae.errors import UserError
-from motionmae.evaluation.curves import History, plot_curves, read_history
-from motionmae.evaluation.mean_prediction import mean_prediction_losses
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from motionmae.evaluation.curves import History
 
 _EXAMPLES = """examples:
   python -m motionmae curves runs/demo
   python -m motionmae curves runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.png
 """
+_HEADS = {"space": "loss_space", "time": "loss_time"}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,22 +30,34 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=Path, help="PNG to write (default: curves.png in the first run's folder)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table's figures there")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the picture, print the table, return the exit status."""
+    from rich.console import Console
+
+    from motionmae.data.files import write_atomically
+    from motionmae.evaluation.curves import plot_curves, read_history
+
     histories = [read_history(folder) for folder in arguments.folders]
     marks = [_marks(folder) for folder in arguments.folders]
     out = arguments.out or arguments.folders[0] / "curves.png"
     plot_curves(histories, marks, out)
-    Console().print(_table(histories, marks))
+    figures = [row for history, mark in zip(histories, marks, strict=True) for row in _figures(history, mark)]
+    Console().print(_table(figures))
     print(f"wrote {out}")
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(figures, indent=1).encode())
     return 0
 
 
 def _marks(folder: Path) -> dict[str, float]:
     """Losses of predicting the mean; none where the run's shards are not on this machine."""
+    from motionmae.config import load_config
+    from motionmae.evaluation.mean_prediction import mean_prediction_losses
+
     try:
         return mean_prediction_losses(load_config(str(folder / "config.yaml")))
     except UserError as error:
@@ -51,16 +65,33 @@ def _marks(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _table(histories: list[History], marks: list[dict[str, float]]) -> Table:
+def _figures(history: "History", mark: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for each head that was trained."""
+    first, last = history.rows[0], history.rows[-1]
+    return [
+        {
+            "run": history.name,
+            "head": head,
+            "steps": last["step"],
+            "first": first[key],
+            "last": last[key],
+            "predicting_the_mean": mark.get(head),
+        }
+        for head, key in _HEADS.items()
+        if (first[key], last[key]) != (0, 0)
+    ]
+
+
+def _table(figures: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
     table = Table()
-    for heading in ("run", "head", "steps", "first", "last", "predicting the mean", "last / mean"):
+    for heading in ("run", "head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"):
         table.add_column(heading, justify="left" if heading in ("run", "head") else "right")
-    for history, mark in zip(histories, marks, strict=True):
-        for head, key in (("space", "loss_space"), ("time", "loss_time")):
-            first, last = history.rows[0][key], history.rows[-1][key]
-            if first == last == 0:
-                continue  # a head that is not trained
-            mean = mark.get(head)
-            compared = ("", "") if mean is None else (f"{mean:.4f}", f"{last / mean:.2f}")
-            table.add_row(history.name, head, str(history.rows[-1]["step"]), f"{first:.4f}", f"{last:.4f}", *compared)
+    for row in figures:
+        mean = row["predicting_the_mean"]
+        compared = ("", "") if mean is None else (f"{mean:.4f}", f"{row['last'] / mean:.2f}")
+        table.add_row(
+            row["run"], row["head"], str(row["steps"]), f"{row['first']:.4f}", f"{row['last']:.4f}", *compared
+        )
     return table

@@ -3,13 +3,7 @@
 import argparse
 from pathlib import Path
 
-import torch
-
-from motionmae.data import read_clip
-from motionmae.data.reader import ShardReader
 from motionmae.errors import UserError
-from motionmae.evaluation.pictures import make_block, write_picture
-from motionmae.evaluation.pretrained import load_pretrained
 
 _EXAMPLES = """examples:
   python -m motionmae reconstruct runs/demo
@@ -39,6 +33,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the picture and return the exit status."""
+    import torch
+
+    from motionmae.data.clips import read_clip
+    from motionmae.data.reader import ShardReader
+    from motionmae.evaluation.pictures import make_block, write_picture
+    from motionmae.evaluation.pretrained import load_pretrained
+
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if config.target.motion_source == "flow":

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from motionmae.config import Config
-from motionmae.data import read_clip
+from motionmae.data.clips import read_clip
 from motionmae.data.reader import ShardReader
-from motionmae.models import build_motionmae
 from motionmae.models.cubes import cut_patches
+from motionmae.models.motionmae import build_motionmae
 from motionmae.models.targets import loss_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
-from motionmae.models import MotionMAE, build_motionmae
+from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.training.checkpoint import load_weights
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.runfolder import RunFolder
