@@ -4,12 +4,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import submitit
 from submitit.helpers import Checkpointable
 
-from slurm.local import RESTARTS_VARIABLE, SIGNALS
+from motionmae.config import load_config
+from slurm import launch
+from slurm.local import RESTARTS_VARIABLE, SIGNALS, rank_log
+from slurm.record import JobRecord, submission_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+Starter = Callable[..., JobRecord]
+"""What the fixture `start` gives: :func:`start_job`."""
 
 
 class Scripted(Checkpointable):
@@ -44,3 +53,16 @@ class Scripted(Checkpointable):
         if asked:
             sys.exit(143)
         return act
+
+
+def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord:
+    """Start a job as submit.py does, with other work than training."""
+    config = load_config("demo")
+    config = replace(config, launch=replace(config.launch, ranks_per_node=len(acts), gpus_per_node=0, **values))
+    logs = launch.log_folder(run)
+    with submission_lock(run) as lock:
+        logs.mkdir(parents=True)
+        job_id = launch.local_executor(config, logs, run, ROOT, lock).submit(Scripted(run, acts)).job_id
+        record = JobRecord("local", job_id, str(rank_log(logs, job_id)), str(ROOT), time.time())
+        record.write(run)
+    return record

@@ -3,22 +3,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from motionmae.config import load_config
-from slurm import launch
-from slurm.local import LocalController, rank_log
-from slurm.record import JobRecord, state_of, submission_lock
-from tests.slurm.jobs import Scripted
-
-Starter = Callable[..., JobRecord]
-ROOT = Path(__file__).resolve().parents[2]
+from slurm.local import LocalController
+from slurm.record import JobRecord, state_of
+from tests.slurm.jobs import ROOT, Starter
 
 
 def _wait(holds: Callable[[], bool], seconds: float = 20) -> None:
@@ -26,34 +18,6 @@ def _wait(holds: Callable[[], bool], seconds: float = 20) -> None:
     while not holds():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
-
-
-@pytest.fixture
-def start() -> Iterator[Starter]:
-    """:func:`start_job`, which leaves no process behind whatever the test does."""
-    records: list[JobRecord] = []
-
-    def start_and_note(*arguments: Any, **values: int) -> JobRecord:
-        records.append(start_job(*arguments, **values))
-        return records[-1]
-
-    yield start_and_note
-    for record in records:
-        with suppress(ProcessLookupError):
-            os.killpg(int(record.job_id), signal.SIGKILL)
-
-
-def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord:
-    """Start a job as submit.py does, with other work than training."""
-    config = load_config("demo")
-    config = replace(config, launch=replace(config.launch, ranks_per_node=len(acts), gpus_per_node=0, **values))
-    logs = launch.log_folder(run)
-    with submission_lock(run) as lock:
-        logs.mkdir(parents=True)
-        job_id = launch.local_executor(config, logs, run, ROOT, lock).submit(Scripted(run, acts)).job_id
-        record = JobRecord("local", job_id, str(rank_log(logs, job_id)), str(ROOT), time.time())
-        record.write(run)
-    return record
 
 
 def _starts(run: Path, rank: int = 0) -> int:
@@ -137,7 +101,7 @@ def test_a_rank_that_fails_ends_the_others(
 def test_the_job_outlives_the_session_of_the_process_that_submitted_it(tmp_path: Path) -> None:
     text = f"""
 from pathlib import Path
-from tests.slurm.test_local import start_job
+from tests.slurm.jobs import start_job
 print(start_job(Path({str(tmp_path)!r}), {{0: ["wait", "done"]}}).job_id)
 """
     job_id = subprocess.run([sys.executable, "-c", text], cwd=ROOT, check=True, capture_output=True, text=True).stdout

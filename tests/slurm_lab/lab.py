@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-GRACE_SECONDS = 10
+GRACE_SECONDS = 20
 CPUS_PER_NODE = 2
 HEAD_ADDRESS = "10.77.0.1"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter", "unshare", "setpriv")
@@ -57,7 +57,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=1
 SlurmdTimeout=10
-KillWait=5
+KillWait=20
 MinJobAge=3600
 MailProg=/bin/true
 {nodes}

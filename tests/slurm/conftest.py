@@ -1,0 +1,25 @@
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from slurm.record import JobRecord
+from tests.slurm.jobs import Starter, start_job
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    """:func:`start_job`, which leaves no process behind whatever the test does."""
+    records: list[JobRecord] = []
+
+    def start_and_note(*arguments: Any, **values: int) -> JobRecord:
+        records.append(start_job(*arguments, **values))
+        return records[-1]
+
+    yield start_and_note
+    for record in records:
+        with suppress(ProcessLookupError):
+            os.killpg(int(record.job_id), signal.SIGKILL)

@@ -1,0 +1,82 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import submitit
+
+from motionmae.config import load_config
+from slurm.job import TrainJob, rendezvous
+
+_SLURM = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_NTASKS": "8",
+    "SLURM_JOB_NUM_NODES": "4",
+    "SLURM_NODEID": "2",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NODELIST": "gpu[03-05,11]",
+}
+
+
+def _rendezvous(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    return rendezvous(submitit.JobEnvironment())
+
+
+def test_slurm_ranks_meet_on_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = _rendezvous(monkeypatch, **_SLURM)
+    assert 20_000 <= int(place.pop("MASTER_PORT")) < 32_000
+    assert place == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "gpu03",
+    }
+
+
+def test_the_port_changes_with_job_and_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = {
+        _rendezvous(monkeypatch, **_SLURM | {"SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})["MASTER_PORT"]
+        for job in range(4711, 4715)
+        for restart in range(3)
+    }
+    assert len(ports) == 12
+
+
+def test_local_ranks_meet_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = _rendezvous(
+        monkeypatch,
+        SUBMITIT_EXECUTOR="local",
+        SUBMITIT_LOCAL_JOB_ID="99",
+        SUBMITIT_LOCAL_NTASKS="2",
+        SUBMITIT_LOCAL_JOB_NUM_NODES="1",
+        SUBMITIT_LOCAL_GLOBALID="1",
+        SUBMITIT_LOCAL_LOCALID="1",
+        MOTIONMAE_LOCAL_RESTARTS="3",
+    )
+    assert (place["MASTER_ADDR"], place["RANK"], place["LOCAL_RANK"]) == ("127.0.0.1", "1", "1")
+    monkeypatch.setenv("MOTIONMAE_LOCAL_RESTARTS", "4")
+    assert rendezvous(submitit.JobEnvironment())["MASTER_PORT"] != place["MASTER_PORT"]
+
+
+def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
+    job = TrainJob(load_config("demo"))
+    before = pickle.dumps(job)
+    again = job.checkpoint()
+    assert pickle.dumps(again.function) == before
+    assert vars(again.function) == {"config": job.config}
+    assert (again.args, again.kwargs) == ((), {})
+
+
+def test_submitting_needs_no_torch() -> None:
+    """It takes seconds to import, and a login node may lack it."""
+    text = "import sys; sys.path.insert(0, '.'); import slurm.submit; sys.exit('torch' in sys.modules)"
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", text], cwd=root).returncode == 0

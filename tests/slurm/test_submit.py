@@ -1,0 +1,179 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from motionmae.config import load_config
+from slurm import snapshot, submit
+from slurm.record import JobRecord
+from tests.slurm import tiny
+from tests.slurm.jobs import ROOT
+
+LOCAL = ["--cluster", "local", "--config", "demo"]
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = submit.main(words)
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("vitl_k400", "331.7 M"), ("vith_k400", "659.7 M")])
+def test_dry_run_shows_script_config_and_estimate(
+    name: str, parameters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PATH", "")  # a laptop without Slurm
+    words = ("--nodes", "4", "--config", name, "--partition", "big", "--time", "1-00:00:00", "--dry-run", "seed=7")
+    status, out, _ = _run(capsys, *words)
+    assert status == 0
+    script, _, rest = out.partition("# resolved configuration\n")
+    for line in ("#SBATCH --nodes=4", "#SBATCH --partition=big", "#SBATCH --time=1440", "#SBATCH --signal=USR2@120"):
+        assert line in script.splitlines()
+    assert "srun --unbuffered" in script
+    table = rest.index(f"{name}: estimate")
+    shown = OmegaConf.create(rest[:table])
+    expected = load_config(name, ["seed=7", "launch.nodes=4", "launch.partition=big"])
+    assert (shown.seed, shown.launch.nodes, shown.model.size) == (7, 4, expected.model.size)
+    assert shown.runs == str(tmp_path / "runs")
+    for text in (parameters, "memory a GPU", "clips a step", "512 (", "GPU-days"):
+        assert text in rest[table:]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_local_job_shows_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = _run(capsys, *LOCAL, "--dry-run")
+    assert status == 0
+    assert "-m submitit.core._submit" in out.splitlines()[0]
+    assert "memory a rank" in out
+
+
+def test_every_flag_reaches_its_key() -> None:
+    given = {
+        "--nodes": "3",
+        "--ranks-per-node": "2",
+        "--gpus-per-node": "0",
+        "--cpus-per-rank": "5",
+        "--time": "1:00:00",
+        "--signal-seconds": "33",
+        "--max-timeouts": "9",
+        "--partition": "p",
+        "--account": "a",
+        "--qos": "q",
+        "--constraint": "c",
+        "--exclude": "node[1-3],x",
+        "--comment": "it's: 100 % {true}",
+    }
+    words = ["--config", "demo", "optim.batch=96", *(word for pair in given.items() for word in pair)]
+    launched = submit.load(submit._parser().parse_intermixed_args(words)).launch
+    expected = {**given, "--time": "60"}
+    assert [str(getattr(launched, key)) for key, _ in submit._FLAGS.values()] == list(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config", "vitl_k4000"], "no config 'vitl_k4000'"),
+        (["--config", "demo", "optim.btach=3"], "did you mean optim.batch"),
+        (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
+        (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
+        (["--config", "demo", "--nodes", "7"], "is not divisible by"),
+        (["--config", "demo", "--time", "soon"], "--time soon"),
+        ([*LOCAL, "data.shards=''"], "data.shards is empty"),
+        ([*LOCAL, "data.shards=nowhere"], "does not exist"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = _run(capsys, *words)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_machine_without_slurm_is_told_the_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    status, _, err = _run(capsys, "--config", "demo")
+    assert status == 2
+    assert "no sbatch on this machine" in err
+
+
+def test_what_sbatch_says_against_a_job_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tiny.write_shards(tmp_path / "shards")
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: nowhere' >&2; exit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    status, _, err = _run(capsys, "--config", "demo", f"data.shards={shards}", "--partition", "nowhere")
+    assert status == 2
+    assert "invalid partition specified: nowhere" in err
+    assert JobRecord.read(tmp_path / "runs/demo") is None
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the repository, and an end to the local job that was started from it."""
+    copy = snapshot.survey(ROOT).write(tmp_path / "elsewhere")
+    yield copy / "slurm/submit.py"
+    record = JobRecord.read(tmp_path / "runs/demo")
+    if record is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(int(record.job_id), signal.SIGKILL)
+
+
+@pytest.mark.long
+def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_with(
+    program: Path, tmp_path: Path
+) -> None:
+    shards = tiny.write_shards(tmp_path / "shards")
+    command = [sys.executable, str(program), *LOCAL, *tiny.overrides(shards), "--follow"]
+    run = tmp_path / "runs/demo"
+    watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    _wait_for_rows(run, 5)
+    watcher.send_signal(signal.SIGINT)
+    shown, _ = watcher.communicate(timeout=30)
+    record = JobRecord.read(run)
+    assert record is not None
+    assert watcher.returncode == 130
+    assert f"job {record.job_id} goes on" in shown
+
+    for module in (program.parents[1] / "motionmae/training").glob("*.py"):
+        module.write_text("raise RuntimeError('edited after the submission')")
+    os.kill(int(record.job_id), signal.SIGUSR2)
+    attached = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert attached.returncode == 0, attached.stdout
+    assert f"following job {record.job_id}; nothing new is submitted" in attached.stdout
+    assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
+    assert len({row["incarnation"] for row in tiny.rows(run)}) == 2
+
+
+def _wait_for_rows(run: Path, number: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while len(tiny.rows(run)) < number:
+        assert time.monotonic() < end, "no metrics"
+        time.sleep(0.2)
