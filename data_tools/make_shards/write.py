@@ -222,8 +222,8 @@ def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
 def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
     """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards."""
     rows = sorted(total.quarantine, key=lambda row: row["path"])
-    content = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(out / QUARANTINE, content.encode())
+    lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
+    write_atomically(out / QUARANTINE, "".join(lines).encode())
     frames, listing = plan.frames, plan.listing
     manifest = Manifest(
         dataset=plan.dataset,

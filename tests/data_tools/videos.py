@@ -100,9 +100,9 @@ def ffmpeg_count(path: Path) -> int:
     return int(counts[-1].removeprefix("frame=")) if counts else 0
 
 
-def ffmpeg_frames(path: Path, width: int, height: int) -> Frames:
-    """RGB frames as the ffmpeg program decodes, turns and scales them."""
+def ffmpeg_frames(path: Path, width: int, height: int, choice: str = "null") -> Frames:
+    """RGB frames as the ffmpeg program decodes, turns and scales them; ``choice`` is a filter that picks some."""
     command = ["ffmpeg", "-v", "quiet", "-nostdin", "-i", f"file:{path}", "-vsync", "0", "-an"]
-    command += ["-vf", f"scale={width}:{height}:flags=bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command += ["-vf", f"{choice},scale={width}:{height}:flags=bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     result = subprocess.run(command, capture_output=True, check=True)
     return np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)

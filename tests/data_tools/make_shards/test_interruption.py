@@ -1,0 +1,122 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_tools.make_shards.plan import STATE
+from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, small_set, start
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return small_set(tmp_path_factory.mktemp("videos"), 24)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards") / "out"
+    assert make(videos, out) == 0
+    return fingerprint(out)
+
+
+def wait_until(condition, process) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def finished(out) -> int:
+    return len(list((out / STATE).glob("all-*.json")))
+
+
+@pytest.mark.parametrize("moment", ["planned", "first shard open", 1, 4, 8])
+def test_a_killed_run_goes_on_to_the_same_bytes(videos, undisturbed, tmp_path, moment):
+    out = tmp_path / "out"
+    conditions = {
+        "planned": lambda: (out / STATE / "plan.json").exists(),
+        "first shard open": lambda: list(out.glob("*.tar.tmp")),
+    }
+    process = start(videos, out, "--workers", "2")
+    wait_until(conditions.get(moment, lambda: finished(out) >= moment), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = {
+        path: path.stat().st_mtime_ns for path in out.glob("*.tar") if (out / STATE / f"{path.stem}.json").exists()
+    }
+    assert not (out / "manifest.json").exists()
+    assert make(videos, out, "--workers", "2") == 0
+    assert fingerprint(out) == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # finished shards were not made again
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(videos, out, "--workers", "2")
+    wait_until(lambda: finished(out) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == f"stopped: finished shards stay in {out}, the same command goes on from there\n"
+    assert not list(out.glob("*.tmp"))
+    assert make(videos, out) == 0
+    assert fingerprint(out) == undisturbed
+
+
+def test_a_shard_cut_short_behind_our_back_is_made_again(videos, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    assert make(videos, out) == 0
+    (out / "manifest.json").unlink()
+    shard = out / "all-000002.tar"
+    os.truncate(shard, shard.stat().st_size // 2)
+    (out / STATE / "all-000003.json").write_text("{")
+    assert make(videos, out) == 0
+    assert fingerprint(out) == undisturbed
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    os.mkfifo(videos / "hangs.mp4")
+    out = tmp_path / "out"
+    first = start(videos, out)
+    wait_until(lambda: list(out.glob("*.tar.tmp")), first)
+    assert make(videos, out) == 2
+    assert "another make_shards is writing to" in capsys.readouterr().err
+    first.kill()
+    first.communicate()
+
+
+def test_a_disk_that_takes_no_more_is_answered_in_a_sentence_and_the_run_goes_on_later(videos, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.run(
+        [sys.executable, "data_tools/make_shards", *arguments(videos, out, "--samples-per-shard", "3")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert f"error: {out} cannot be written" in process.stderr
+    assert not list(out.glob("*.tmp"))
+    assert make(videos, out) == 0
+    assert fingerprint(out) == undisturbed
+
+
+def test_other_libraries_may_not_finish_what_was_begun_but_may_find_it_finished(videos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert make(videos, out) == 0
+    monkeypatch.setattr("av.__version__", "99.0")
+    assert make(videos, out) == 0
+    (out / "manifest.json").unlink()
+    assert make(videos, out) == 2
+    assert "this run asks for av=99.0" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert make(videos, out) == 0
+    assert manifest(out)["samples"] == 24
