@@ -108,6 +108,7 @@ def open_loader(config: Config, rank: Rank) -> ClipLoader:
         micro_batch=config.engine.micro_batch,
         rank=rank.rank,
         world=rank.world,
+        flow=config.target.has_motion and config.target.motion_source == "flow",
     )
 
 
