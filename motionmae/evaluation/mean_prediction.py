@@ -8,8 +8,8 @@ from motionmae.config import Config
 from motionmae.data.clips import read_clip
 from motionmae.data.reader import ShardReader
 from motionmae.models.cubes import cut_patches
-from motionmae.models.motionmae import build_motionmae
-from motionmae.models.targets import loss_of
+from motionmae.models.masking import draw_masks
+from motionmae.models.targets import loss_of, make_targets
 
 
 def mean_prediction_losses(config: Config, clips: int = 64) -> dict[str, float]:
@@ -25,8 +25,9 @@ def mean_prediction_losses(config: Config, clips: int = 64) -> dict[str, float]:
     reader = ShardReader(Path(config.data.shards))
     samples = torch.linspace(0, reader.manifest.samples - 1, min(clips, reader.manifest.samples)).long()
     batch = torch.stack([read_clip(reader, int(sample), config.clip) for sample in samples])
-    model = build_motionmae(config)
-    targets = model.targets(cut_patches(batch, config.clip.cube_size), model.draw_masks(samples).masked)
+    clip, mask = config.clip, config.mask
+    masks = draw_masks(samples, kind=mask.kind, ratio=mask.ratio, slots=clip.slots, places=clip.cubes_per_slot)
+    targets = make_targets(config, cut_patches(batch, clip.cube_size), masks.masked)
     losses = {}
     for head, target in targets.items():
         mean = target.values.mean(dim=(0, 1)).expand_as(target.values)

@@ -20,7 +20,7 @@ class Block:
 
     title: str
     rows: list[tuple[str, Strip]]
-    """Label and frames side by side, float (H, n * W, 3) in [0, 1]."""
+    """Label and frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
     true_statistics: bool
     """As in :class:`Reconstruction`."""
 
@@ -35,28 +35,32 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Bl
         columns: frames shown, spread evenly over the clip.
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
-    scale = 1.0
-    if found.motion is not None:  # one scale for target and prediction, so that they can be compared
-        scale = float(np.quantile(np.abs(found.motion[clip].numpy()), 0.995)) or 1.0
     rows = [("original", found.clip), ("masked", found.masked), ("space head", found.space)]
-    motion = [("motion target", found.motion), ("time head", found.time)]
-    strips = [(label, _strip(frame[clip].numpy()[frames])) for label, frame in rows if frame is not None]
-    strips += [(label, _strip(_show(m[clip].numpy()[frames], scale))) for label, m in motion if m is not None]
+    strips = [(label, _strip(clips[clip].numpy()[frames])) for label, clips in rows if clips is not None]
+    if found.motion is not None and found.time is not None:
+        truth, drawn = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
+        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # one for both, so that they can be compared
+        signed = bool(truth.min() < 0)
+        strips += [
+            ("motion target", _strip(_show(truth, scale, signed))),
+            ("time head", _strip(_show(drawn, scale, signed))),
+        ]
     return Block(title, strips, found.true_statistics)
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:
-    """(n, H, W, 3) -> (H, n * W, 3), in [0, 1]."""
-    return np.concatenate(list(frames.clip(0, 1)), axis=1)
+    """(n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1], a white gap right of each frame."""
+    gap = max(1, frames.shape[2] // 32)
+    return np.concatenate(list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1)
 
 
-def _show(motion: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
     """Make motion visible: differences brighter by 1 / scale, signed ones around grey, flow as hue and brightness."""
     if motion.shape[-1] == 2:
         angle, length = np.arctan2(motion[..., 1], motion[..., 0]), np.hypot(motion[..., 0], motion[..., 1])
         hsv = np.stack([np.degrees(angle) % 360, np.ones_like(angle), np.minimum(length / scale, 1)], axis=-1)
         return np.stack([cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_HSV2RGB) for frame in hsv])
-    return motion / scale if motion.min() >= -1e-6 else 0.5 + motion / (2 * scale)
+    return 0.5 + motion / (2 * scale) if signed else motion / scale
 
 
 def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
@@ -65,23 +69,22 @@ def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
 
     height, width = blocks[0].rows[0][1].shape[:2]
     strips = sum(len(block.rows) for block in blocks)
-    inches = 11.0
-    strip_inches = inches * 0.86 * height / width
-    figure = Figure(figsize=(inches, strips * (strip_inches + 0.04) + 0.34 * len(blocks) + 0.7), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.01, hspace=0.0, w_pad=0.01)  # type: ignore[union-attr, call-arg]
-    axes = iter(figure.subplots(strips, 1, squeeze=False).flat)
+    inches, left, head, gap = 11.0, 0.09, 0.6, 0.3
+    strip_inches = inches * (1 - left) * height / width
+    figure = Figure(figsize=(inches, total := head + gap * len(blocks) + strips * strip_inches))
+    top = total - head
     for block in blocks:
+        top -= gap
         for number, (label, strip) in enumerate(block.rows):
-            panel = next(axes)
-            panel.imshow(strip, interpolation="nearest", aspect="equal")
-            panel.set_xticks([])
-            panel.set_yticks([])
-            panel.spines[:].set_visible(False)
-            panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+            top -= strip_inches
+            panel = figure.add_axes((left, top / total, 1 - left, 0.97 * strip_inches / total))
+            panel.imshow(strip, interpolation="nearest", aspect="auto")
+            panel.set_axis_off()
+            panel.text(-0.005, 0.5, label, transform=panel.transAxes, ha="right", va="center", fontsize=9)
             if number == 0:
-                panel.set_title(block.title, loc="left", fontsize=9)
+                panel.set_title(block.title, loc="left", fontsize=9, pad=3)
     note = f"\n{BORROWED}" if any(block.true_statistics for block in blocks) else ""
-    figure.suptitle(heading + note, fontsize=10)
+    figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     figure.savefig(temporary, format="png", dpi=130)
