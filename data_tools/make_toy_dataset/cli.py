@@ -1,0 +1,201 @@
+"""The command line of make_toy_dataset: render, encode, write the lists."""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data_tools.make_toy_dataset.encode import FORMATS, write_video
+from data_tools.make_toy_dataset.motions import MOTIONS
+from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
+from data_tools.make_toy_dataset.render import render
+from motionmae.data.files import write_atomically
+from motionmae.errors import UserError
+
+_DESCRIPTION = f"""\
+Render labelled videos whose {len(MOTIONS)} classes differ in motion only: what moves, where, how large and before what
+is drawn without looking at the class, so that no single frame tells it. Codecs, sizes and frame rates are mixed.
+
+  {", ".join(MOTIONS)}
+
+OUT gets train/CLASS/NUMBER.{{mp4,webm,avi}}, val/CLASS/..., the lists train.csv and val.csv ("path label") and
+classInd.txt. The same seed gives the same videos."""
+
+_EXAMPLES = """\
+examples:
+  python data_tools/make_toy_dataset --out data/toy_videos
+  python data_tools/make_toy_dataset --out data/small_toy_videos --train 28 --val 14 --size 64 --seed 7
+and then
+  python data_tools/make_shards folder --videos data/toy_videos --split train --out data/toy/train
+  python data_tools/make_shards folder --videos data/toy_videos --split val --out data/toy/val"""
+
+_SHAPES = (1.0, 4 / 3, 16 / 9, 3 / 4)
+_RATES = (Fraction(12), Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
+_FRAMES = (56, 81)
+_DONE = "toy.json"
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    """What shapes the videos."""
+
+    train: int
+    """Training videos, of all classes."""
+    val: int
+    """Validation videos, of all classes."""
+    size: int
+    """Pixels of the short side; a video has 0.75 to 1.25 of it."""
+    seed: int
+    """Of everything that is drawn."""
+    real: bool = False
+    """Whether real footage was asked for."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("train", 0, 10**6), ("val", 0, 10**6), ("size", 32, 2048), ("seed", 0, 2**63)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"--{name} {getattr(self, name)} is not possible: choose {low} to {high}")
+        if self.train + self.val == 0:
+            raise UserError("--train 0 --val 0 asks for no video: ask for one at least")
+
+
+@dataclass(frozen=True)
+class _Task:
+    settings: ToySettings
+    out: Path
+    split: str
+    number: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="make_toy_dataset",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the videos; made if needed")
+    parser.add_argument("--train", type=int, default=168, help="training videos (%(default)s: 12 a class)")
+    parser.add_argument("--val", type=int, default=56, help="validation videos (%(default)s: 4 a class)")
+    parser.add_argument("--size", type=int, default=128, help="pixels of the short side, about (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (%(default)s)")
+    parser.add_argument("--real", action="store_true", help="add real footage, unlabelled, to the training videos")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
+    options = parser.parse_args(arguments)
+    try:
+        settings = ToySettings(options.train, options.val, options.size, options.seed, options.real)
+        return make_toy_dataset(settings, options.out, max(1, options.workers))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command starts again", file=sys.stderr)
+        return 130
+
+
+def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
+    """Render the data set into ``out`` unless it is there already; returns the exit status.
+
+    Raises:
+        UserError: the folder cannot be written, or holds something else.
+    """
+    counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
+    if _is_done(settings, out):
+        print(f"{out} is complete: {counts}; nothing to do")
+        return 0
+    started = time.monotonic()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = _render_all(settings, out, workers)
+        real = _add_real(out) if settings.real else []
+        lines["train"] += [f"{source} -1\n" for source in real]
+        for split, rows in lines.items():
+            write_atomically(out / f"{split}.csv", "".join(rows).encode())
+        names = "".join(f"{number} {name}\n" for number, name in enumerate(MOTIONS))
+        write_atomically(out / "classInd.txt", names.encode())
+        write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or make room") from error
+    print(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
+    if settings.real:
+        where = ", ".join([*PACKAGES, *map(str, FOLDERS)])
+        print(f"real footage: {len(real)} videos added" if real else f"real footage: none on this machine ({where})")
+    return 0
+
+
+def _is_done(settings: ToySettings, out: Path) -> bool:
+    try:
+        before = json.loads((out / _DONE).read_bytes())
+    except FileNotFoundError:
+        if out.is_dir() and any(out.glob("*.csv")):
+            raise UserError(f"--out {out} holds another data set: choose another folder") from None
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
+    if before != asdict(settings):
+        raise UserError(f"--out {out} was made with {before}, now {asdict(settings)} is asked: choose another --out")
+    return True
+
+
+def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
+    """Render every video; returns the lines of each split's list."""
+    tasks = [
+        _Task(settings, out, split, number) for split in ("train", "val") for number in range(getattr(settings, split))
+    ]
+    lines: dict[str, list[str]] = {"train": [], "val": []}
+    console = Console(stderr=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool:
+        made = pool.map(_render_one, tasks, chunksize=4)
+        shown = track(made, "rendering", len(tasks), console=console, disable=not console.is_terminal)
+        for task, (source, label) in zip(tasks, shown, strict=True):
+            lines[task.split].append(f"{source} {label}\n")
+    return lines
+
+
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    cv2.setNumThreads(1)
+
+
+def _render_one(task: _Task) -> tuple[str, int]:
+    """Render one video; returns its path within the data set and its label."""
+    label = task.number % len(MOTIONS)
+    motion = list(MOTIONS)[label]
+    identity = f"{task.settings.seed}:{task.split}:{task.number}".encode()
+    rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(identity, digest_size=16).digest(), "little"))
+    form = FORMATS[rng.integers(len(FORMATS))]
+    short = task.settings.size * rng.choice([0.75, 1.0, 1.25])
+    shape = float(rng.choice(_SHAPES))
+    height, width = (2 * round(side / 2) for side in (short * max(1, 1 / shape), short * max(1, shape)))
+    rate = _RATES[rng.integers(len(_RATES))]
+    path = task.out / task.split / motion / f"{task.number:05d}{form.suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, render(motion, int(rng.integers(*_FRAMES)), height, width, rng), rate, form)
+    return path.relative_to(task.out).as_posix(), label
+
+
+def _add_real(out: Path) -> list[str]:
+    """Copy what real footage there is; returns the paths within the data set."""
+    folder = out / "real"
+    sources = []
+    for path in find_real_videos():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.name)
+        sources.append(f"real/{path.name}")
+    return sources

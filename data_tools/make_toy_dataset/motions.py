@@ -1,0 +1,98 @@
+"""The classes: ways in which an object's place, angle and size change from frame to frame.
+
+A state is four numbers that live on circles: x and y (a picture whose sides are joined), the angle, and the size
+(which, once largest, starts small again). Every video starts at a state drawn evenly from all of them, and a class only
+says how the state moves on. An even distribution stays even under any such movement, so a single frame has the same
+distribution in every class: only the change between frames tells them apart.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+Track = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+"""(frames, 4): x, y, angle and size, each in turns of its circle, that is modulo 1."""
+
+X, Y, ANGLE, SIZE = range(4)
+
+
+def _steady(axis: int, direction: int) -> Callable[[int, np.random.Generator], Track]:
+    """One of the four numbers grows or shrinks evenly; 60 frames make 0.6 to 1.2 turns."""
+
+    def motion(frames: int, rng: np.random.Generator) -> Track:
+        track = np.zeros((frames, 4))
+        track[:, axis] = direction * rng.uniform(0.010, 0.020) * np.arange(frames)
+        return track
+
+    return motion
+
+
+def _orbit(direction: int) -> Callable[[int, np.random.Generator], Track]:
+    """A circle around a fixed point; y points down, so that a rising angle is clockwise."""
+
+    def motion(frames: int, rng: np.random.Generator) -> Track:
+        track = np.zeros((frames, 4))
+        turns = rng.uniform() + direction * rng.uniform(0.015, 0.025) * np.arange(frames)
+        radius = rng.uniform(0.15, 0.25)
+        track[:, X] = radius * np.cos(2 * math.pi * turns)
+        track[:, Y] = radius * np.sin(2 * math.pi * turns)
+        return track
+
+    return motion
+
+
+def _swing(low: float, high: float) -> Callable[[int, np.random.Generator], Track]:
+    """To and fro along a line of any direction, with a period of 1 / low to 1 / high frames."""
+
+    def motion(frames: int, rng: np.random.Generator) -> Track:
+        track = np.zeros((frames, 4))
+        heading, phase = rng.uniform(0, 2 * math.pi, 2)
+        swing = 0.12 * np.sin(phase + 2 * math.pi * rng.uniform(low, high) * np.arange(frames))
+        track[:, X], track[:, Y] = math.cos(heading) * swing, math.sin(heading) * swing
+        return track
+
+    return motion
+
+
+def _then(first: int, second: int) -> Callable[[int, np.random.Generator], Track]:
+    """One of the four numbers moves in the first half, the other in the second."""
+
+    def motion(frames: int, rng: np.random.Generator) -> Track:
+        track = np.zeros((frames, 4))
+        middle = frames // 2
+        steps = rng.uniform(0.012, 0.022, 2) * rng.choice([-1, 1], 2)
+        track[:, first] = steps[0] * np.minimum(np.arange(frames), middle)
+        track[:, second] = steps[1] * np.maximum(np.arange(frames) - middle, 0)
+        return track
+
+    return motion
+
+
+MOTIONS: dict[str, Callable[[int, np.random.Generator], Track]] = {
+    "move_left": _steady(X, -1),
+    "move_right": _steady(X, 1),
+    "move_up": _steady(Y, -1),
+    "move_down": _steady(Y, 1),
+    "turn_clockwise": _steady(ANGLE, 1),
+    "turn_counterclockwise": _steady(ANGLE, -1),
+    "grow": _steady(SIZE, 1),
+    "shrink": _steady(SIZE, -1),
+    "orbit_clockwise": _orbit(1),
+    "orbit_counterclockwise": _orbit(-1),
+    "swing_slowly": _swing(1 / 60, 1 / 45),
+    "swing_fast": _swing(1 / 16, 1 / 12),
+    "move_then_turn": _then(X, ANGLE),
+    "turn_then_move": _then(ANGLE, X),
+}
+"""Class name -> track relative to the start; a class's label is its place here."""
+
+
+def make_track(motion: str, frames: int, rng: np.random.Generator) -> Track:
+    """The states of an object in a video of a class: an evenly drawn start, then the class's motion."""
+    return (rng.uniform(size=4) + MOTIONS[motion](frames, rng)) % 1.0
+
+
+def standing_track(frames: int, rng: np.random.Generator) -> Track:
+    """An object that does not move: clutter, drawn from the same distribution as the moving one."""
+    return np.repeat(rng.uniform(size=(1, 4)), frames, axis=0)

@@ -1,0 +1,93 @@
+"""From a track to pictures: an angular shape over a background, with clutter, camera shake and noise, all of it random.
+
+What varies between videos (colours, contrast, shape, clutter, shake, noise) is drawn without looking at the class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data_tools.make_toy_dataset.motions import ANGLE, SIZE, Track, X, Y, make_track, standing_track
+
+Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+_SMALLEST, _LARGEST = 0.10, 0.22  # radius in parts of the short side
+_SUBPIXEL_BITS = 4
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """A shape and where it is in every frame."""
+
+    track: Track
+    corners: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    colour: tuple[int, int, int]
+    edge: tuple[int, int, int]
+
+
+def render(motion: str, frames: int, height: int, width: int, rng: np.random.Generator) -> Iterator[Picture]:
+    """The frames of one video of a class: (height, width, 3) uint8 RGB."""
+    background = _background(height, width, rng)
+    things = [_thing(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
+    things.append(_thing(make_track(motion, frames, rng), rng))  # the moving one is in front
+    shake = _shake(frames, rng)
+    noise = [rng.normal(0, rng.uniform(1, 5), (height, width, 3)).astype(np.float32) for _ in range(4)]
+    for index in range(frames):
+        picture = background.copy()
+        for thing in things:
+            _draw(picture, thing, index)
+        shift = np.array([[1, 0, shake[index, 0]], [0, 1, shake[index, 1]]])
+        shaken = cv2.warpAffine(picture, shift, (width, height), borderMode=cv2.BORDER_WRAP)
+        grain = noise[rng.integers(len(noise))]
+        yield np.clip(shaken + grain, 0, 255).astype(np.uint8)
+
+
+def _background(height: int, width: int, rng: np.random.Generator) -> Picture:
+    """A smooth random pattern of random contrast."""
+    cells = rng.integers(2, 7, 2)
+    coarse = rng.uniform(0, 255, (*cells, 3)).astype(np.float32)
+    pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    contrast, level = rng.uniform(0.1, 0.6), rng.uniform(60, 190)
+    return np.clip(level + contrast * (pattern - 127), 0, 255).astype(np.uint8)
+
+
+def _thing(track: Track, rng: np.random.Generator) -> _Thing:
+    """A star-shaped polygon that looks like itself at no other angle, so that turning shows."""
+    count = int(rng.integers(5, 9))
+    angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
+    radii = rng.uniform(0.4, 1.0, count)
+    radii[0], radii[count // 2] = 1.0, 0.35
+    corners = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+    colour, edge = rng.integers(0, 256, (2, 3)).tolist()
+    return _Thing(track, corners, tuple(colour), tuple(edge))
+
+
+def _draw(picture: Picture, thing: _Thing, index: int) -> None:
+    """Draw a thing where it is in a frame, and what of it sticks out on one side at the opposite side."""
+    height, width = picture.shape[:2]
+    state = thing.track[index]
+    radius = min(height, width) * _SMALLEST * (_LARGEST / _SMALLEST) ** state[SIZE]
+    turn = 2 * np.pi * state[ANGLE]
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    outline = radius * thing.corners @ rotation
+    for right in _copies(state[X] * width, width, radius):
+        for down in _copies(state[Y] * height, height, radius):
+            points = np.round((outline + np.array([right, down])) * 2**_SUBPIXEL_BITS).astype(np.int32)
+            cv2.fillPoly(picture, [points], thing.colour, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.polylines(picture, [points], True, thing.edge, 2, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _copies(place: float, side: int, radius: float) -> list[float]:
+    """Where a thing at ``place`` is seen on a line whose ends are joined."""
+    return [place + shift for shift in (-side, 0, side) if -radius < place + shift < side + radius]
+
+
+def _shake(frames: int, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(frames, 2) pixels: the camera wanders a little around its place."""
+    strength = rng.uniform(0, 0.5)
+    wander = np.zeros((frames, 2))
+    for index in range(1, frames):
+        wander[index] = 0.9 * wander[index - 1] + rng.normal(0, strength, 2)
+    return wander

