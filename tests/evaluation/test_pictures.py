@@ -47,7 +47,7 @@ def test_signed_motion_lies_around_grey() -> None:
     rows = dict(make_block("", reconstruct(target={"motion_sign": "signed"}), 0, 8).rows)
     assert abs(float(np.median(rows["motion target"])) - 0.5) < 0.1
     absolute = dict(make_block("", reconstruct(), 0, 8).rows)["motion target"]
-    assert frame(absolute, 3).min() == 0
+    assert frame(absolute, 3).min() < 0.1
 
 
 def test_picture_has_a_strip_for_every_row(tmp_path: Path) -> None:
