@@ -51,8 +51,10 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     lists = _lists(annotations, split)
     if lists:
         return _from_lists(videos, lists, split or ("all" if len(lists) > 1 else lists[0].stem))
-    if annotations != videos:
-        raise UserError(f"{annotations} has no {split or 'train'}.csv or {split or 'train'}.txt: name the list itself")
+    others = _lists(annotations, None)
+    if annotations != videos or (others and not (videos / str(split)).is_dir()):
+        there = f" beside {' and '.join(path.name for path in others)}" if others else ""
+        raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: name the list by --annotations")
     return _from_tree(videos, split, exclude)
 
 
@@ -134,8 +136,8 @@ def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Listing
     for path in walk_files(root, exclude):
         (passed_over if path.suffix.lower() in NOT_VIDEOS else found).append(path)
     classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
-    if split is None and classes and set(classes) <= set(SPLITS):
-        raise UserError(f"{videos} holds the splits {', '.join(classes)}: say which one by --split")
+    if root == videos and classes and set(classes) <= set(SPLITS):
+        raise UserError(f"{videos} holds the splits {', '.join(classes)}: say one of them by --split")
     numbers = {name: number for number, name in enumerate(classes)}
     rows = []
     for path in found:

@@ -13,9 +13,17 @@ from rich.filesize import decimal
 
 from data_tools.annotations import READERS, Listing, read_listing
 from data_tools.decode import FrameSettings
-from data_tools.make_shards.plan import Plan, is_finished, make_plan, settle
+from data_tools.make_shards.plan import Plan, make_plan, refuse_other_libraries, settle
 from data_tools.make_shards.progress import ProgressBar
-from data_tools.make_shards.write import QUARANTINE, Tally, finish, forget_quarantined, only_run, write_shards
+from data_tools.make_shards.write import (
+    QUARANTINE,
+    Tally,
+    finish,
+    forget_quarantined,
+    is_complete,
+    only_run,
+    write_shards,
+)
 from motionmae.data.files import write_atomically
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
@@ -102,10 +110,11 @@ def _run(options: argparse.Namespace) -> int:
         if options.retry:
             count = forget_quarantined(plan, options.out)
             print(f"retry: {count} shards lack a video and are made again")
-        if is_finished(options.out):
+        if is_complete(plan, options.out):
             manifest = load_manifest(options.out)
             print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
         else:
+            refuse_other_libraries(plan, options.out)
             manifest = _make(plan, options)
     if not manifest.samples:
         raise UserError(f"none of the {plan.videos} videos could be stored: {options.out / QUARANTINE} says why")

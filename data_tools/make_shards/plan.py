@@ -111,23 +111,18 @@ def _hash_rows(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def is_finished(out: Path) -> bool:
-    """Whether the folder's last run came to its end."""
-    return (out / MANIFEST).is_file()
-
-
 def settle(plan: Plan, out: Path) -> None:
     """Note the plan in the folder, or hold it against the one that is noted there.
 
     Raises:
-        UserError: the folder cannot be written, or holds shards that were made otherwise.
+        UserError: the folder cannot be written, or holds shards that were made with other settings.
     """
     path = out / STATE / "plan.json"
     content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if is_finished(out) or any(out.glob("*.tar")):
+            if (out / MANIFEST).exists() or any(out.glob("*.tar")):
                 raise UserError(f"--out {out} holds shards that this command did not begin: choose another folder")
             write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
             return
@@ -137,8 +132,16 @@ def settle(plan: Plan, out: Path) -> None:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete {out} and start again") from error
     _refuse_change(out, begun["settings"], content["settings"])
-    if not is_finished(out):
-        _refuse_change(out, begun["versions"], content["versions"])
+
+
+def refuse_other_libraries(plan: Plan, out: Path) -> None:
+    """Before more shards are written, hold the libraries against those that wrote the first.
+
+    Raises:
+        UserError: another version of a library would write the rest.
+    """
+    begun = json.loads((out / STATE / "plan.json").read_bytes())
+    _refuse_change(out, begun["versions"], plan.versions)
 
 
 def _refuse_change(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

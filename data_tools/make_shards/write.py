@@ -71,11 +71,14 @@ def load_record(out: Path, shard: ShardPlan) -> Tally | None:
     return record if record.stored == 0 or shard_is_complete(out / shard.name) else None
 
 
+def is_complete(plan: Plan, out: Path) -> bool:
+    """Whether the folder holds all that the plan asks for; a shard that was lost or cut short since is a gap."""
+    return (out / MANIFEST).exists() and all(load_record(out, shard) for shard in plan.shards)
+
+
 def forget_quarantined(plan: Plan, out: Path) -> int:
     """Take the shards that lack a video as not done, so that their videos are tried again; says how many they are."""
     lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.quarantine]
-    if lacking:
-        (out / MANIFEST).unlink(missing_ok=True)
     for shard in lacking:
         _record_path(out, shard).unlink()
     return len(lacking)
@@ -117,6 +120,7 @@ def write_shards(
         UserError: the disk is full.
         KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
     """
+    (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
     total = Tally()
     pending: SimpleQueue[ShardPlan] = SimpleQueue()
     for shard in plan.shards:

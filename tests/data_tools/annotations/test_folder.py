@@ -44,6 +44,9 @@ def test_folder_finds_the_lists_of_its_splits_and_class_names_by_itself(tmp_path
     assert facts(listing) == [("one/a.mp4", True, 1, "kick"), ("one/b.mp4", True, 0, "hug")]
     assert (listing.split, listing.split_file) == ("all", "train.csv, val.csv")
     assert facts(read_listing("folder", videos, None, "val")) == [("one/b.mp4", True, 0, "hug")]
+    assert "has no test.csv or .txt beside train.csv and val.csv" in refusal("folder", videos, None, "test")
+    touch(videos, "test/c.mp4")
+    assert facts(read_listing("folder", videos, None, "test")) == [("test/c.mp4", True, -1, "")]
 
 
 def test_folder_trees_take_the_first_folder_as_class(tmp_path):
@@ -72,7 +75,8 @@ def test_folder_trees_take_the_first_folder_as_class(tmp_path):
 def test_folder_trees_with_splits_and_flat_ones(tmp_path):
     videos = touch(tmp_path / "v", "train/a/1.mp4", "train/b/2.mp4", "val/b/3.mp4")
     assert facts(read_listing("folder", videos, None, "val")) == [("val/b/3.mp4", True, 0, "b")]
-    assert "holds the splits train, val: say which one by --split" in refusal("folder", videos, None, None)
+    for split in (None, "trian"):
+        assert "holds the splits train, val: say one of them by --split" in refusal("folder", videos, None, split)
     flat = touch(tmp_path / "flat", "1.mp4", "2.mp4")
     assert facts(read_listing("folder", flat, None, None)) == [("1.mp4", True, -1, ""), ("2.mp4", True, -1, "")]
 
@@ -83,7 +87,9 @@ def test_folder_wrong_input_is_answered_in_a_sentence(tmp_path):
     assert f"--annotations {tmp_path / 'gone'} does not exist" in refusal("folder", videos, tmp_path / "gone", None)
     assert "is not a folder" in refusal("folder", videos / "notes.txt", None, None)
     assert "there is no video in" in refusal("folder", videos, None, None)
-    assert "has no train.csv or train.txt" in refusal("folder", videos, touch(tmp_path / "lists", "x.md"), "train")
+    assert "has no train.csv or .txt: name the list" in refusal(
+        "folder", videos, touch(tmp_path / "lists", "x.md"), "train"
+    )
     assert "(the first looked for is gone.mp4): check --videos" in refusal(
         "folder", videos, write(tmp_path / "l.csv", "gone.mp4 0\n"), None
     )

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import pytest
 
 from motionmae.data.manifest import load_manifest
 from motionmae.data.reader import ShardReader
-from tests.data_tools.make_shards.runs import ROOT, fingerprint, make, manifest, quarantine, small_set, start
+from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 
 
@@ -214,8 +215,18 @@ def test_both_ways_of_starting_it_work_and_are_quiet(tmp_path, as_folder):
     assert "1 videos in 1 shards" in output
 
 
-def test_the_help_shows_its_examples():
-    result = subprocess.run(
-        [sys.executable, "data_tools/make_shards", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+def test_a_terminal_shows_progress(videos, tmp_path):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "data_tools/make_shards", *arguments(videos, tmp_path / "out")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "COLUMNS": "150"}
     )
-    assert "python data_tools/make_shards folder --videos" in result.stdout
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    for column in ("14/14", "2 quarantined", "kB", "left"):
+        assert column in shown.decode()

@@ -67,15 +67,18 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, 
     assert fingerprint(out) == undisturbed
 
 
-def test_a_shard_cut_short_behind_our_back_is_made_again(videos, undisturbed, tmp_path):
+def test_shards_lost_or_cut_short_since_are_made_again(videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     assert make(videos, out) == 0
-    (out / "manifest.json").unlink()
     shard = out / "all-000002.tar"
     os.truncate(shard, shard.stat().st_size // 2)
     (out / STATE / "all-000003.json").write_text("{")
+    (out / "all-000004.tar").unlink()
+    (out / "all-000005.idx.json").unlink()
+    sound = (out / "all-000006.tar").stat().st_mtime_ns
     assert make(videos, out) == 0
     assert fingerprint(out) == undisturbed
+    assert (out / "all-000006.tar").stat().st_mtime_ns == sound
 
 
 def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp_path, capsys):

@@ -1,12 +1,9 @@
-import json
 import shutil
-import tarfile
 
 import numpy as np
 import pytest
 
 from data_tools.make_shards.cli import main
-from motionmae.data.manifest import load_manifest
 from motionmae.data.reader import ShardReader
 from tests.data_tools.make_shards.runs import manifest, quarantine
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
@@ -42,26 +39,17 @@ def out(tmp_path_factory):
     return out
 
 
-def samples(out):
-    reader = ShardReader(out, load_manifest(out))
-    for sample in range(manifest(out)["samples"]):
-        yield reader.read_meta(sample), reader, sample
-
-
-def source(out, meta) -> str:
-    with tarfile.open(out / meta.shard) as tar:
-        return json.loads(tar.extractfile(f"{meta.key}.json").read())["source"]
-
-
 def test_every_file_has_an_outcome_and_ffmpeg_agrees(out):
     files = {path.relative_to(VIDEOS).as_posix() for path in VIDEOS.rglob("*") if path.is_file()}
-    stored = {source(out, meta): (meta, reader, sample) for meta, reader, sample in samples(out)}
+    reader = ShardReader(out)
+    stored = {reader.read_json(sample)["source"]: sample for sample in range(reader.manifest.samples)}
     refused = quarantine(out)
     assert stored.keys() | refused.keys() == files - {"SOURCES.md"}
     assert {path.rpartition("/")[2]: reason for path, reason in refused.items()} == REASONS
     for path in refused:
         assert ffmpeg_count(VIDEOS / path) == 0
-    for path, (meta, reader, sample) in stored.items():
+    for path, sample in stored.items():
+        meta = reader.read_meta(sample)
         ends = sorted({0, meta.frames - 1})
         theirs = ffmpeg_frames(VIDEOS / path, meta.width, meta.height, f"select='eq(n,0)+gte(n,{ends[-1]})'")
         assert len(theirs) == len(ends), path  # so theirs has the same last frame; it is upright, too

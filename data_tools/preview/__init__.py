@@ -1,0 +1,105 @@
+"""A contact sheet of a folder of shards: a row a video, its frames from first to last, its class and file above."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.files import write_atomically
+from motionmae.data.manifest import load_manifest
+from motionmae.data.reader import ShardReader
+from motionmae.errors import UserError
+
+_EXAMPLES = """\
+examples:
+  python data_tools/preview data/toy/train --out sheet.png
+  python data_tools/preview data/toy/train --out sheet.png --videos 20 --frames 12 --seed 1"""
+
+Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+
+_CAPTION_HEIGHT = 18
+_GAP = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="preview", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture (%(default)s)")
+    parser.add_argument("--videos", type=int, default=12, help="rows (%(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="frames a row (%(default)s)")
+    parser.add_argument("--height", type=int, default=112, help="pixels of a frame (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed shows other videos (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        if min(options.videos, options.frames) < 1 or options.height < 16:
+            raise UserError("--videos and --frames must be at least 1, --height at least 16")
+        sheet = contact_sheet(options.shards, options.videos, options.frames, options.height, options.seed)
+        _write(options.out, sheet)
+    except (UserError, CorruptSample) as error:
+        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
+    return 0
+
+
+def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
+    """Draw the sheet: (rows, columns, 3) uint8 RGB.
+
+    Args:
+        folder: folder of shards.
+        videos: how many, drawn by the seed.
+        frames: of each video, evenly spread from the first to the last.
+        height: pixels of a frame.
+        seed: of the draw.
+
+    Raises:
+        CorruptSample: a chosen sample is damaged.
+    """
+    reader = ShardReader(folder, load_manifest(folder))
+    drawn = sorted(
+        range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    )
+    rows = [_row(reader, sample, frames, height) for sample in drawn[:videos]]
+    if not rows:
+        raise UserError(f"{folder} holds no sample to show: its quarantine.jsonl says why")
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(padded)
+
+
+def _row(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
+    meta, told = reader.read_meta(sample), reader.read_json(sample)
+    chosen = [round(place) for place in np.linspace(0, meta.frames - 1, frames)]
+    width = max(1, round(meta.width * height / meta.height))
+    pictures = [
+        cv2.resize(simplejpeg.decode_jpeg(jpeg), (width, height), interpolation=cv2.INTER_AREA)
+        for jpeg in reader.read_frames(sample, chosen)
+    ]
+    strip = np.concatenate(
+        [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures], 1
+    )
+    caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
+    text = f"{told['class_name'] or 'no label'}  {told['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
+    plain = text.encode("ascii", "replace").decode()  # OpenCV's letters
+    cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([caption, strip])
+
+
+def _write(path: Path, picture: Picture) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"--out {path} must end in .png, .jpg or .webp")
+    _, content = cv2.imencode(path.suffix, picture[:, :, ::-1])
+    try:
+        write_atomically(path, content.tobytes())
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error})") from error

@@ -1,0 +1,144 @@
+"""Figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.files import write_atomically
+from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.shards import load_index
+from motionmae.errors import UserError
+
+_EXAMPLES = """\
+examples:
+  python data_tools/stats data/toy/train
+  python data_tools/stats data/toy/train --json stats.json --picture classes.png"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="stats", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
+    parser.add_argument("--classes", type=int, default=20, help="most classes to list (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        manifest = load_manifest(options.shards)
+        figures = collect(options.shards, manifest)
+        show(figures, options.shards, options.classes)
+        if options.json:
+            write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+        if options.picture:
+            draw_classes(figures, options.picture)
+    except (UserError, CorruptSample) as error:
+        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The figures, from the indexes of the shards alone.
+
+    Returns:
+        samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
+        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> videos).
+
+    Raises:
+        CorruptSample: an index is damaged.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
+    for shard in manifest.shards:
+        index = load_index(folder / shard.name)[1]
+        for name, column in columns.items():
+            column.extend(index[name])
+    timing = zip(columns["frames"], columns["stride"], columns["fps"], strict=True)
+    seconds = [frames * stride / fps for frames, stride, fps in timing]
+    labels = Counter(label for label in columns["label"] if label >= 0)
+    size = sum(shard.bytes for shard in manifest.shards)
+    frames = sum(columns["frames"])
+    return {
+        "dataset": manifest.dataset,
+        "split": manifest.split,
+        "samples": manifest.samples,
+        "labelled": sum(labels.values()),
+        "quarantined": _quarantined(folder),
+        "shards": len(manifest.shards),
+        "bytes": size,
+        "frames": frames,
+        "bytes_per_frame": round(size / max(1, frames)),
+        "frames_per_video": _spread(columns["frames"]),
+        "seconds_per_video": _spread(seconds),
+        "fps": _spread(columns["fps"]),
+        "short_side": _spread(list(map(min, columns["height"], columns["width"]))),
+        "hours": round(sum(seconds) / 3600, 4),
+        "classes": {name: labels[label] for label, name in enumerate(manifest.class_names)},
+    }
+
+
+def _quarantined(folder: Path) -> dict[str, int]:
+    path = folder / "quarantine.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(Counter(json.loads(line)["reason"] for line in lines))
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """Smallest, median, largest."""
+    return [round(value, 3) for value in (min(values), median(values), max(values))] if values else []
+
+
+def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
+    """Print the figures as tables, the classes with a bar each, the largest first."""
+    console = Console(highlight=False)
+    table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
+    for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
+        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
+    console.print(table)
+    quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
+    console.print(
+        f"{figures['samples']} videos ({figures['labelled']} labelled), {figures['frames']} frames, "
+        f"{figures['hours']:.2f} hours, {decimal(figures['bytes'])} in {figures['shards']} shards, "
+        f"{decimal(figures['bytes_per_frame'])} a frame; quarantined: {quarantined}"
+    )
+    classes = sorted(figures["classes"].items(), key=lambda item: -item[1])
+    if not classes:
+        return
+    largest = max(1, classes[0][1])
+    bars = Table("class", "videos", "", title=f"{len(classes)} classes")
+    for name, count in classes[:most_classes]:
+        bars.add_row(name, str(count), "█" * round(40 * count / largest))
+    console.print(bars)
+    if len(classes) > most_classes:
+        console.print(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
+
+
+def draw_classes(figures: dict[str, Any], path: Path) -> None:
+    """Draw videos a class, the largest first.
+
+    Raises:
+        UserError: the file cannot be written, or its ending names no kind of picture.
+    """
+    from matplotlib.figure import Figure  # takes half a second to import, and most calls need no picture
+
+    counts = sorted(figures["classes"].values(), reverse=True)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(counts)), counts, width=1.0)
+    axes.set(xlabel="class, the largest first", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--picture {path} cannot be written ({error})") from error

@@ -1,0 +1,139 @@
+"""verify, stats and preview on shards of small videos, sound and damaged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from data_tools import preview, stats, verify
+from motionmae.data.manifest import load_manifest, write_manifest
+from motionmae.data.shards import ShardWriter, shard_entry
+from tests.data_tools.make_shards.runs import make, small_set
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tools")
+    assert make(small_set(folder / "videos"), folder / "shards") == 0
+    return folder / "shards"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "shards")
+
+
+def test_sound_shards_are_called_sound(made, capsys):
+    assert verify.main([str(made), "--decode", "100"]) == 0
+    assert "is sound: 12 samples in 5 shards" in capsys.readouterr().out
+
+
+def damage(folder: Path, kind: str) -> str:
+    shard = folder / "all-000001.tar"
+    if kind == "flip":
+        content = bytearray(shard.read_bytes())
+        content[content.index(b"\xff\xd8\xff") + 300] ^= 1
+        shard.write_bytes(content)
+        return "checksum"
+    if kind == "truncate":
+        os.truncate(shard, shard.stat().st_size - 1000)
+        return "truncated_shard"
+    if kind == "remove":
+        shard.unlink()
+        return "missing_shard"
+    shutil.copy(folder / "all-000002.tar", shard)
+    shutil.copy(folder / "all-000002.idx.json", folder / "all-000001.idx.json")
+    return "replaced_shard"
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "remove", "replace"])
+def test_damage_is_named_with_its_shard_and_the_remedy(copy, capsys, kind):
+    reason = damage(copy, kind)
+    assert verify.main([str(copy)]) == 1
+    errors = capsys.readouterr().err
+    assert f"{reason}: " in errors.splitlines()[0]
+    assert "damaged: all-000001.tar" in errors
+    assert errors.splitlines()[-1].startswith("1 of 5 shards are damaged: copy them again")
+
+
+def test_the_remedy_works(made, copy, capsys):
+    damage(copy, "flip")
+    (copy / "all-000001.tar").unlink()
+    assert make(made.parent / "videos", copy) == 0
+    assert verify.main([str(copy)]) == 0
+    assert (copy / "all-000001.tar").read_bytes() == (made / "all-000001.tar").read_bytes()
+
+
+def test_frames_that_are_no_pictures_of_their_size_are_damage(made, tmp_path, capsys):
+    manifest = load_manifest(made)
+    meta = {"label": 0, "class_name": "a", "source": "a.mp4", "fps": 25.0, "frames": 1, "stride": 1, "times": [0.0]}
+    with ShardWriter(tmp_path / "x.tar") as shard:
+        shard.write("0", [b"no picture"], {**meta, "height": 48, "width": 64})
+    write_manifest(tmp_path, type(manifest)(**{**vars(manifest), "shards": (shard_entry(tmp_path / "x.tar"),)}))
+    assert verify.main([str(tmp_path), "--decode", "0"]) == 0
+    assert verify.main([str(tmp_path)]) == 1
+    assert "x.tar:0: decode: frame 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", [verify, stats, preview])
+def test_a_folder_without_shards_is_answered_in_a_sentence(tmp_path, capsys, tool):
+    assert tool.main([str(tmp_path)]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert tool.main([str(tmp_path / "gone")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_stats_count_what_is_there(made, tmp_path, capsys):
+    picture, figures = tmp_path / "classes.png", tmp_path / "stats.json"
+    assert stats.main([str(made), "--json", str(figures), "--picture", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 videos (12 labelled), 138 frames" in " ".join(printed.split())
+    content = json.loads(figures.read_text())
+    assert content["frames"] == sum(range(6, 18)) == 138
+    assert content["frames_per_video"] == [6, 11.5, 17]
+    assert content["seconds_per_video"][1] == pytest.approx(11.5 / 25, rel=0.02)
+    assert content["classes"] == {"a": 6, "b": 6}
+    assert content["quarantined"] == {"empty": 1, "no_video_stream": 1}
+    assert content["short_side"] == [48, 48, 48]
+    assert cv2.imread(str(picture)).shape[1] > 500
+    assert stats.main([str(made), "--picture", str(tmp_path / "classes.doc")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_stats_of_a_damaged_index_point_to_verify(copy, capsys):
+    (copy / "all-000001.idx.json").write_text("{")
+    assert stats.main([str(copy)]) == 2
+    assert "verify" in capsys.readouterr().err
+
+
+def test_preview_draws_a_row_a_video(made, tmp_path, capsys):
+    sheets = {}
+    for name, options in {"few": ["--videos", "3"], "many": [], "others": ["--videos", "3", "--seed", "1"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert preview.main([str(made), "--out", str(out), "--frames", "4", "--height", "48", *options]) == 0
+        sheets[name] = cv2.imread(str(out))
+    assert sheets["few"].shape[0] * 4 == sheets["many"].shape[0] == 12 * (18 + 48 + 4)
+    assert 4 * 64 < sheets["few"].shape[1] < 4 * 100
+    assert sheets["few"].shape != sheets["others"].shape or (sheets["few"] != sheets["others"]).any()
+    for wrong in (["--out", str(tmp_path / "x.doc")], ["--frames", "0"], ["--out", str(tmp_path / "gone" / "x.png")]):
+        assert preview.main([str(made), *wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: --")
+
+
+@pytest.mark.parametrize("tool", ["verify", "stats", "preview"])
+@pytest.mark.parametrize("how", ["folder", "module"])
+def test_both_ways_of_starting_the_tools_work(made, tmp_path, tool, how):
+    start = [f"data_tools/{tool}"] if how == "folder" else ["-m", f"data_tools.{tool}"]
+    more = ["--out", str(tmp_path / "p.png")] if tool == "preview" else []
+    result = subprocess.run(
+        [sys.executable, *start, str(made), *more], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+    assert result.stdout
