@@ -55,6 +55,7 @@ def pretrain(config: Config, *, preemption: Preemption | None = None) -> Outcome
         found = find_checkpoint(store, rank, events, progress)
         state = resume_state(found, config, rank, loader)
         if state.step >= total_steps:
+            events.event(Kind.FINISH, state.step)
             progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
             return Outcome.FINISHED
         if rank.is_first:
@@ -163,7 +164,8 @@ def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
     """Record and say how the incarnation ended."""
     if outcome is Outcome.FINISHED:
         run.events.event(Kind.FINISH, run.state.step)
-        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; weights: {run.store.folder}")
+        newest = run.store.complete()[-1].folder if run.rank.is_first else None
+        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
         run.events.event(Kind.STOP, run.state.step, outcome=outcome.name)
         run.progress.say(f"stopped by a signal after step {run.state.step}: run the same command again to go on")

@@ -127,7 +127,9 @@ def _be_rank(
             answer = ("value", target(*arguments))
         except BaseException:
             answer = ("error", traceback.format_exc())
-        sender.send_bytes(pickle.dumps(answer))  # plain: tensors would travel by file descriptors of a process that ends
+        sender.send_bytes(
+            pickle.dumps(answer)
+        )  # plain: tensors would travel by file descriptors of a process that ends
         sender.close()
         if answer[0] == "error":
             os._exit(1)  # not through torch's teardown, which may wait for peers

@@ -1,7 +1,6 @@
 """A model small enough to run every case, with MotionMAE's interface, and batches for it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def micro_batches(step: int, rank: int, world: int, micro_batch: int, batch: int = 12) -> Iterator[tuple[Tensor, ...]]:
-    """This rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch``."""
+    """Cut out this rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch``."""
     clips, seeds = step_inputs(step, batch)
     for start in range(rank * micro_batch, batch, world * micro_batch):
         yield clips[start : start + micro_batch], seeds[start : start + micro_batch]
