@@ -168,7 +168,7 @@ def _state_memory(config: Config, parameters: int, ranks: int) -> StateMemory:
 
     master_and_moments = (12 if stage else 8) * parameters
     cast_weights = 0 if compute_bytes(config) == FP32 else compute_bytes(config) * parameters
-    messages = 2 * min(BUCKET, parameters) * FP32 if stage else 0
+    messages = 2 * BUCKET * FP32 if stage else 0
     return StateMemory(
         parameters=share(FP32 * parameters, 3),
         gradients=share(FP32 * parameters, 2),
