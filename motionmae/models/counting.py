@@ -101,8 +101,10 @@ def step_flops(config: Config) -> StepFlops:
     every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
     recomputed = 0
     if every:
-        recomputed = -(-size.depth // every) * _block_macs(visible, size.width)
-        recomputed += _trunks(config) * -(-model.decoder_depth // every) * _block_macs(clip.cubes, size.decoder_width)
+        recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)
+        recomputed += (
+            _trunks(config) * -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, size.decoder_width)
+        )
     return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
 
 
@@ -123,6 +125,11 @@ def _block(width: int) -> int:
 def _block_macs(tokens: int, width: int) -> int:
     """12 matrices of width x width on each token, and two products of tokens x tokens x width."""
     return 12 * tokens * width * width + 2 * tokens * tokens * width
+
+
+def _recomputed_macs(tokens: int, width: int) -> int:
+    """All of a block but the MLP's second matrix: torch stops once it has every tensor that the backward pass reads."""
+    return _block_macs(tokens, width) - 4 * tokens * width * width
 
 
 def _encoder_macs(config: Config, tokens: int) -> int:

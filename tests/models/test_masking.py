@@ -69,7 +69,9 @@ def test_mask_depends_on_its_own_seed_alone(kind: str):
     assert not torch.equal(together[0], together[4])
 
 
-@pytest.mark.parametrize(("kind", "slots", "places"), [("tube", 1, 16), ("global", 2, 8), ("random", 1, 16), ("time", 16, 1)])
+@pytest.mark.parametrize(
+    ("kind", "slots", "places"), [("tube", 1, 16), ("global", 2, 8), ("random", 1, 16), ("time", 16, 1)]
+)
 def test_places_and_pairs_of_places_are_hidden_uniformly(kind: str, slots: int, places: int):
     """Of 16, 4 are hidden: each with chance 1/4, each pair with chance 4 * 3 / (16 * 15)."""
     count = 20_000

@@ -1,5 +1,7 @@
 """Targets against a plain transcription, cube by cube and in double precision, of what method.md says."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -181,7 +183,7 @@ def test_default_motion_eps_tells_motion_from_noise_in_real_surveillance_footage
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flow = [
         torch.from_numpy(cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)).norm(dim=-1)
-        for a, b in zip(grey, grey[1:], strict=False)
+        for a, b in itertools.pairwise(grey)
     ]
     config = Config()
     speed = all_cubes(cut_patches(torch.stack([flow[0], *flow])[None, ..., None], 16), 2)[0]

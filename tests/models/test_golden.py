@@ -1,0 +1,69 @@
+"""Losses of 50 steps, stored: whatever makes the model faster must leave them as they are.
+
+After a change that is meant to alter them (another initial draw, another mask), write them anew with
+``python -m tests.models.test_golden`` and say why in the commit.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from motionmae.config import Config
+from motionmae.models.motionmae import build_motionmae, no_decay
+from tests.models.tiny import moving_clips, tiny
+
+STORED = Path(__file__).with_name("golden_losses.json")
+STEPS = 50
+CONFIGS = {
+    "motionmae_random": tiny(mask={"kind": "random"}, target={"normalize": False}),  # Table 6a, SSv2
+    "motionmae_tube": tiny(mask={"kind": "tube"}),  # Table 6a, K400
+    "videomae": tiny(mask={"kind": "tube"}, target={"kind": "frame"}),
+}
+
+
+def losses(config: Config) -> dict[str, list[float]]:
+    """Train on two clips for :data:`STEPS` steps, masked anew every step, with AdamW grouped as in Table 6a."""
+    model = build_motionmae(config)
+    spared = no_decay(model)
+    groups = [
+        {"params": [w for n, w in model.named_parameters() if n not in spared], "weight_decay": 0.05},
+        {"params": [w for n, w in model.named_parameters() if n in spared], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    clips = moving_clips(config, 2)
+    rows = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1, (step + 1) / 20)
+        found = model(clips, torch.arange(2 * step, 2 * step + 2))
+        optimizer.zero_grad()
+        found.total.backward()
+        optimizer.step()
+        rows.append([loss.item() for loss in found])
+    return {name: [row[i] for row in rows] for i, name in enumerate(("total", "space", "time"))}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_the_stored_ones(name: str):
+    found, stored = losses(CONFIGS[name]), json.loads(STORED.read_text())[name]
+    for part in ("total", "space", "time"):
+        # rounding grows from step to step; 1e-5 is far below what any change of method does in the first steps
+        assert found[part][:5] == pytest.approx(stored[part][:5], rel=1e-5, abs=1e-8)
+        assert found[part] == pytest.approx(stored[part], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stored_losses_fall(name: str):
+    stored = json.loads(STORED.read_text())[name]
+    for part in ("space", "time"):
+        assert sum(stored[part][-5:]) <= 0.9 * 5 * stored[part][0]
+
+
+if __name__ == "__main__":
+    rows = {
+        name: {part: [float(f"{value:.8g}") for value in values] for part, values in losses(config).items()}
+        for name, config in CONFIGS.items()
+    }
+    STORED.write_text(json.dumps(rows) + "\n")

@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from motionmae.models.cubes import all_cubes, cut_patches
+from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, BlockStack, Encoder
+from tests.models.tiny import noise_clips, tiny
+
+
+def test_q_and_v_carry_a_bias_and_k_has_none():
+    names = {name for name, _ in BlockStack(48, 1, 3, tiny().model).named_parameters()}
+    assert {"0.attn.q_bias", "0.attn.v_bias"} <= names
+    assert not {name for name in names if "k_bias" in name or "qkv.bias" in name}
+
+
+def test_every_layernorm_uses_videomaes_epsilon():
+    config = tiny()
+    norms = [part for part in Encoder(config.clip, config.model).modules() if isinstance(part, nn.LayerNorm)]
+    assert len(norms) == 2 * config.model.depth + 1
+    assert all(norm.eps == 1e-6 for norm in norms)
+
+
+def test_projection_equals_a_convolution_over_normalised_pixels():
+    """The encoder's first step against what VideoMAE does: normalise the clip, convolve with stride, pick cubes."""
+    config = tiny(model={"depth": 1})
+    torch.manual_seed(0)
+    encoder = Encoder(config.clip, config.model)
+    encoder.blocks = nn.Identity()
+    encoder.norm = nn.Identity()
+    clips = noise_clips(config, 2)
+    numbers = torch.tensor([[3, 17, 60], [0, 1, 63]])
+    pixels = (clips.double() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    kernel = encoder.project.weight.double().view(48, 2, 8, 8, 3).permute(0, 4, 1, 2, 3)
+    every = nn.functional.conv3d(pixels.permute(0, 4, 1, 2, 3), kernel, encoder.project.bias.double(), stride=(2, 8, 8))
+    every = every.flatten(2).transpose(1, 2) + encoder.position.table  # (B, N, width)
+    found = encoder(cut_patches(clips, 8), numbers)
+    expected = torch.stack([every[i, numbers[i]] for i in range(2)])
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_an_index_the_encoder_looks_at_all_cubes():
+    config = tiny()
+    encoder = Encoder(config.clip, config.model)
+    patches = cut_patches(noise_clips(config, 2), 8)
+    every = torch.arange(config.clip.cubes).expand(2, -1)
+    assert all_cubes(patches, 2).shape[1] == config.clip.cubes
+    torch.testing.assert_close(encoder(patches), encoder(patches, every))
+
+
+def test_initial_weights_are_as_the_method_says():
+    torch.manual_seed(0)
+    config = tiny(model={"width": 96, "heads": 3})
+    encoder = Encoder(config.clip, config.model)
+    for part in encoder.modules():
+        if isinstance(part, nn.Linear):
+            bound = (6 / (part.in_features + part.out_features)) ** 0.5
+            assert part.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+            assert part.bias is None or (part.bias == 0).all()
+    assert (encoder.blocks[0].attn.q_bias == 0).all()
+
+
+def test_cube_projection_can_keep_pytorchs_initial_weights():
+    torch.manual_seed(0)
+    config = tiny(model={"cube_init": "pytorch"})
+    project = Encoder(config.clip, config.model).project
+    bound = config.clip.cube_pixels**-0.5  # what torch gives a Conv3d of that kernel, weight and bias
+    assert project.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert 0 < project.bias.abs().max().item() <= bound
+
+
+def gradients(model: dict, drop_path: float = 0.0) -> tuple[Tensor, list[Tensor], int]:
+    """Return a stack's output, its gradients, and how often its blocks ran."""
+    torch.manual_seed(0)
+    stack = BlockStack(48, 4, 3, tiny(model=model).model, drop_path).train()
+    runs = 0
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    for block in stack:
+        block.attn.register_forward_hook(count)
+    tokens = torch.randn(3, 10, 48, requires_grad=True)
+    torch.manual_seed(1)
+    output = stack(tokens)
+    output.square().sum().backward()
+    grads = [weight.grad for weight in stack.parameters()]
+    assert tokens.grad is not None
+    return output.detach(), [tokens.grad, *grads], runs
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("model", "runs"),
+    [
+        ({"activation_checkpointing": "full"}, 8),
+        ({"activation_checkpointing": "every_n", "checkpoint_every": 2}, 6),
+        ({"activation_checkpointing": "every_n", "checkpoint_every": 3}, 6),
+        ({"activation_checkpointing": "every_n", "checkpoint_every": 4}, 5),
+    ],
+)
+def test_activation_checkpointing_is_bitwise_the_same_and_does_recompute(model: dict, runs: int, drop_path: float):
+    plain, plain_grads, plain_runs = gradients({}, drop_path)
+    output, grads, found = gradients(model, drop_path)
+    assert torch.equal(plain, output)
+    assert all(torch.equal(a, b) for a, b in zip(plain_grads, grads, strict=True))
+    assert plain_runs == 4
+    assert found == runs
+
+
+def test_nothing_is_recomputed_where_no_gradient_is_wanted():
+    config = tiny(model={"activation_checkpointing": "full"})
+    stack = BlockStack(48, 2, 3, config.model)
+    with torch.no_grad():
+        assert not stack(torch.randn(1, 4, 48)).requires_grad
+
+
+def test_drop_path_grows_linearly_and_only_acts_in_training():
+    stack = BlockStack(48, 3, 3, tiny().model, drop_path=0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in stack]
+    assert rates == pytest.approx([0, 0.1, 0.2])
+    tokens = torch.randn(8, 4, 48)
+    stack.eval()
+    assert torch.equal(stack(tokens), stack(tokens))
