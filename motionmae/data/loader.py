@@ -223,14 +223,14 @@ class ClipLoader:
             UserError: the budget is spent.
         """
         with self._lock:
-            if sample in self._corrupt_samples:
-                return
-            self._corrupt_samples.add(sample)
-            self.corrupt[fault.reason.value] += 1
+            if sample not in self._corrupt_samples:
+                self._corrupt_samples.add(sample)
+                self.corrupt[fault.reason.value] += 1
+                logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
+            found = len(self._corrupt_samples)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
-        logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
-        if len(self._corrupt_samples) > self.data.corrupt_budget:
+        if found > self.data.corrupt_budget:
             raise UserError(
-                f"{len(self._corrupt_samples)} samples of {self.data.shards} cannot be read ({reasons}; last: {fault}), "
-                f"more than data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
+                f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
+                f"data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
             )
