@@ -98,7 +98,8 @@ class ClipLoader:
             )
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
-        self._corrupt_samples: set[int] = set()
+        self.corrupt_samples: dict[int, str] = {}
+        """The reason of each of them, by its id."""
         self._lock = threading.Lock()
         shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
         self._clips = ClipMemory((*shape, 3), torch.uint8)
@@ -223,11 +224,11 @@ class ClipLoader:
             UserError: the budget is spent.
         """
         with self._lock:
-            if sample not in self._corrupt_samples:
-                self._corrupt_samples.add(sample)
+            if sample not in self.corrupt_samples:
+                self.corrupt_samples[sample] = fault.reason.value
                 self.corrupt[fault.reason.value] += 1
                 logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
-            found = len(self._corrupt_samples)
+            found = len(self.corrupt_samples)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
         if found > self.data.corrupt_budget:
             raise UserError(

@@ -85,6 +85,7 @@ def find(store: CheckpointStore, rank: Rank, report: Callable[[Path, str], None]
     Raises:
         UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.
     """
+
     def newest() -> Checkpoint | None:
         store.discard_unfinished()
         return store.newest_valid(report)
@@ -98,7 +99,8 @@ def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: on every rank, if the checkpoint holds another model's parameters.
     """
-    homes = {name: entry.name for entry in checkpoint.files if entry.name.startswith("model-") for name in entry.tensors}
+    weights = [entry for entry in checkpoint.files if entry.name.startswith("model-")]
+    homes = {name: entry.name for entry in weights for name in entry.tensors}
     if missing := sorted(set(homes) ^ set(engine.parameters)):
         raise UserError(
             f"{checkpoint.folder} holds another model: {', '.join(missing[:3])} and {max(len(missing) - 3, 0)} more "

@@ -1,7 +1,7 @@
 """Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,10 +50,10 @@ def init_distributed(engine: EngineConfig) -> Rank:
         UserError: for an environment that names a place only in part, for a Slurm allocation of several tasks in
             which srun was forgotten, and for a device that is not there.
     """
-    place = _place()
-    os.environ.update(place)
+    place = read_place(os.environ)
     rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = _device(engine.device, local_rank)
+    os.environ.update(place)  # DeepSpeed asks there
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -106,8 +106,13 @@ def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
     return result
 
 
-def _place() -> dict[str, str]:
-    given = {key: os.environ[key] for key in _TORCHRUN if key in os.environ}
+def read_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun's variables are in ``environment``, or would be.
+
+    Raises:
+        UserError: see :func:`init_distributed`.
+    """
+    given = {key: environment[key] for key in _TORCHRUN if key in environment}
     if len(given) == len(_TORCHRUN):
         return given
     if "RANK" in given or "WORLD_SIZE" in given:
@@ -115,9 +120,9 @@ def _place() -> dict[str, str]:
         raise UserError(
             f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
         )
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
-        return _slurm_place()
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        return _slurm_place(environment)
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
     if tasks > 1:
         raise UserError(
             f"this Slurm allocation has {tasks} tasks but the process was not started by srun: put `srun` before it"
@@ -125,16 +130,16 @@ def _place() -> dict[str, str]:
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
-def _slurm_place() -> dict[str, str]:
+def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
 
-    job, restarts = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    step = int(os.environ.get("SLURM_STEP_ID", "0"))
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
     return {
-        "RANK": os.environ["SLURM_PROCID"],
-        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "MASTER_ADDR": _parse_node_list(os.environ["SLURM_STEP_NODELIST"])[0],
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": _parse_node_list(environment["SLURM_STEP_NODELIST"])[0],
         # A requeued job keeps its id, and the port of its former life may still be held by a rank that hangs.
         # 20000-31999 lies below the ports that Linux gives to outgoing connections.
         "MASTER_PORT": str(20_000 + (job * 31 + restarts * 7 + step) % 12_000),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from motionmae.config.schema import Config, accumulation_steps
-from motionmae.models import no_decay
+from motionmae.models.motionmae import no_decay
 from motionmae.training.distributed import Rank
 from motionmae.training.precision import LossScale, resolve_precision
 

@@ -1,6 +1,7 @@
 """The training loop, and what it does at its steps: take one, record it, save."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,10 +56,6 @@ class Run:
     state: TrainState
     total_steps: int
     clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        self.corrupt_before = dict(self.state.corrupt)
-        """Corrupt samples of earlier incarnations, by reason."""
 
     @property
     def done(self) -> bool:
@@ -165,29 +162,30 @@ def metrics_row(run: Run, losses: list[float]) -> Row:
         "step_seconds": seconds,
         "data_wait_seconds": clock.wait_seconds / clock.steps,
         "skipped_steps": run.state.skipped,
-        "corrupt_samples": sum(run.state.corrupt.values()),
+        "corrupt_samples": len(run.state.corrupt),
     }
 
 
 def count_corrupt(run: Run) -> None:
-    """Bring the count of unreadable samples up to date over all ranks, and announce new ones. Collective.
+    """Enter the samples that any rank could not read into the state, and announce new ones. Collective.
 
     Raises:
-        UserError: if there are more than ``data.corrupt_budget``.
+        UserError: if there are more than ``data.corrupt_budget`` (a loader alone knows of its own only).
     """
-    total = dict(run.corrupt_before)
-    for counts in gather_objects(dict(run.loader.corrupt)):
-        for reason, number in counts.items():
-            total[str(reason)] = total.get(str(reason), 0) + number
-    before, run.state.corrupt = run.state.corrupt, total
-    new = {reason: number - before.get(reason, 0) for reason, number in total.items()}
-    if any(new.values()):
-        run.events.event(Kind.CORRUPT_SAMPLE, run.state.step, new=new, total=total)
-        run.progress.say(f"unreadable samples replaced: {sum(total.values())} so far ({total})")
-    if sum(total.values()) > run.config.data.corrupt_budget:
+    new: dict[str, str] = {}
+    for found in gather_objects(dict(run.loader.corrupt_samples)):
+        new.update({str(sample): reason for sample, reason in found.items() if str(sample) not in run.state.corrupt})
+    if not new:
+        return
+    run.state.corrupt.update(new)
+    total, budget = len(run.state.corrupt), run.config.data.corrupt_budget
+    reasons = dict(Counter(run.state.corrupt.values()))
+    run.events.event(Kind.CORRUPT_SAMPLE, run.state.step, samples=new, total=total, reasons=reasons)
+    run.progress.say(f"{total} samples could not be read so far and were replaced by others ({reasons})")
+    if total > budget:
         raise UserError(
-            f"{sum(total.values())} samples of {run.config.data.shards} were unreadable, more than "
-            f"data.corrupt_budget={run.config.data.corrupt_budget}: make those shards again, or raise the budget"
+            f"{total} samples of {run.config.data.shards} cannot be read ({reasons}), more than "
+            f"data.corrupt_budget={budget}: restore the shards or raise the budget"
         )
 
 
@@ -217,7 +215,12 @@ def save(run: Run, asked: Outcome | None) -> None:
         run.store.prune(run.config.checkpoint.keep_last, run.config.checkpoint.keep_every)
     seconds = time.perf_counter() - start
     run.events.event(
-        Kind.CHECKPOINT, run.state.step, path=written.folder.name, bytes=written.bytes, seconds=seconds, blocking=seconds
+        Kind.CHECKPOINT,
+        run.state.step,
+        path=written.folder.name,
+        bytes=written.bytes,
+        seconds=seconds,
+        blocking=seconds,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
-from motionmae.models import build_motionmae
+from motionmae.models.motionmae import build_motionmae
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
@@ -19,7 +19,7 @@ from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, new_incarnation
 from motionmae.training.loop import Run, train
 from motionmae.training.preemption import Outcome, Preemption
-from motionmae.training.progress import ProgressLine, duration
+from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.schedule import build_schedule
 from motionmae.training.state import TrainState, check_same_run
@@ -55,6 +55,7 @@ def pretrain(config: Config, *, preemption: Preemption | None = None) -> Outcome
         found = find_checkpoint(store, rank, events, progress)
         state = resume_state(found, config, rank, loader)
         if state.step >= total_steps:
+            events.event(Kind.FINISH, state.step)
             progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
             return Outcome.FINISHED
         if rank.is_first:
@@ -99,7 +100,7 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
 
 
 def open_loader(config: Config, rank: Rank) -> ClipLoader:
-    """This rank's share of the sample stream."""
+    """Open the sample stream at this rank's share of it."""
     return ClipLoader(
         config.data,
         config.clip,
@@ -108,12 +109,11 @@ def open_loader(config: Config, rank: Rank) -> ClipLoader:
         micro_batch=config.engine.micro_batch,
         rank=rank.rank,
         world=rank.world,
+        flow=config.target.has_motion and config.target.motion_source == "flow",
     )
 
 
-def find_checkpoint(
-    store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine
-) -> Checkpoint | None:
+def find_checkpoint(store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine) -> Checkpoint | None:
     """The newest whole checkpoint, or None for a new run; damaged ones passed over are announced. Collective."""
 
     def announce(damaged: Path, reason: str) -> None:
@@ -164,7 +164,8 @@ def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
     """Record and say how the incarnation ended."""
     if outcome is Outcome.FINISHED:
         run.events.event(Kind.FINISH, run.state.step)
-        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; weights: {run.store.folder}")
+        newest = run.store.complete()[-1].folder if run.rank.is_first else None
+        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
         run.events.event(Kind.STOP, run.state.step, outcome=outcome.name)
         run.progress.say(f"stopped by a signal after step {run.state.step}: run the same command again to go on")

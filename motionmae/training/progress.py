@@ -17,7 +17,7 @@ class ProgressLine:
         self._seconds: float | None = None
         self._bar: Progress | None = None
         if enabled and self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
@@ -48,8 +48,10 @@ def describe_row(row: Row, seconds_left: float) -> str:
     """A metrics row on one line, with the time that is left."""
     wait = row["data_wait_seconds"] / max(row["step_seconds"], 1e-9)
     return (
-        f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f} (space {row['loss_space']:.4f}, time {row['loss_time']:.4f})  "
-        f"lr {row['lr']:.2e}  {row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left"
+        f"epoch {row['epoch']:.2f}  "
+        f"loss {row['loss']:.4f} (space {row['loss_space']:.4f}, time {row['loss_time']:.4f})  "
+        f"lr {row['lr']:.2e}  "
+        f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left"
     )
 
 

@@ -7,7 +7,7 @@ from motionmae.config.schema import OptimConfig
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimConfig, steps_per_epoch: int) -> CosineLRScheduler:
-    """timm's cosine schedule over single steps; ``step_update(t)`` before step ``t`` (0 is the first) sets its rate.
+    """Make timm's cosine schedule over single steps: ``step_update(t)`` before step ``t``, from 0, sets its rate.
 
     The rate is a function of ``t`` alone, so there is no state to save: 0 at step 0, the peak after
     ``optim.warmup_epochs``, ``optim.min_lr`` after ``optim.epochs``. (VideoMAE's ``cosine_scheduler`` has the same

@@ -39,8 +39,8 @@ class TrainState:
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
     """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
-    corrupt: dict[str, int] = field(default_factory=dict)
-    """Samples that could not be read, by reason, in earlier incarnations and this one."""
+    corrupt: dict[str, str] = field(default_factory=dict)
+    """Samples that some rank could not read, in this incarnation or an earlier one: id -> reason."""
 
 
 def config_as_json(config: Config) -> dict[str, Any]:

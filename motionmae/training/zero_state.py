@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from motionmae.training.engine import Engine
@@ -104,7 +104,7 @@ def _install_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> No
     size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
 
     def fragment(value: Tensor) -> Tensor:
-        return F.pad(value.flatten(), (0, size * world - value.numel())).narrow(0, size * rank, size)
+        return functional.pad(value.flatten(), (0, size * world - value.numel())).narrow(0, size * rank, size)
 
     safe_set_local_fp32_param(parameter, fragment(values["parameter"]))
     for kind in MOMENTS:

@@ -1,0 +1,39 @@
+"""``python -m motionmae COMMAND``: see :mod:`motionmae.commands`."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from motionmae import commands
+from motionmae.errors import UserError
+
+USER_ERROR = 2
+"""Exit status for what a person must mend."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A parser with a subcommand for each module of :mod:`motionmae.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m motionmae",
+        description="Self-supervised video pre-training with motion-aware masked autoencoders.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in pkgutil.iter_modules(commands.__path__):
+        importlib.import_module(f"{commands.__name__}.{module.name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a :class:`UserError` becomes one sentence on standard error."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""``python -m motionmae pretrain``: train in this process, or as one of the ranks that torchrun or srun started."""
+
+import argparse
+
+_DESCRIPTION = """\
+Pre-train a model. The run's folder is RUNS/NAME (config keys `runs` and `name`); the same command again resumes it
+from its newest whole checkpoint, also on another number of processes or at another ZeRO stage."""
+
+_EPILOG = """\
+examples:
+  python -m motionmae pretrain --config tiny_toy data.shards=data/toy/train
+  python -m motionmae pretrain --config tiny_toy data.shards=data/toy/train optim.epochs=20 name=toy_20 engine.zero=2
+  torchrun --nproc-per-node 2 -m motionmae pretrain --config tiny_toy data.shards=data/toy/train
+  srun --ntasks-per-node 8 --gpus-per-node 8 python -m motionmae pretrain --config vitl_k400 data.shards=/data/k400
+
+exit status:
+  0    the run is complete
+  2    something a person must mend, said in one sentence
+  75   stopped by SIGUSR2 after saving: start the same command again
+  143  stopped by SIGTERM after saving
+  1    a bug or a lost peer, with a traceback; the same command resumes from the last checkpoint"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "pretrain",
+        help="pre-train a model, or resume its run",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and return the exit status."""
+    from motionmae.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from motionmae.training.pretrain import pretrain
+
+    return pretrain(config).value

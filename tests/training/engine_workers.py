@@ -1,0 +1,208 @@
+"""What ranks do in test_engine.py and test_checkpoint.py; each launch covers many cases."""
+
+import math
+import os
+import resource
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from motionmae.config import Config
+from motionmae.training import checkpoint, health, zero_state
+from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training.distributed import Rank, init_distributed
+from motionmae.training.engine import Engine
+from motionmae.training.preemption import Preemption
+from tests.training.tiny import TinyModel, config, micro_batches
+
+Weights = dict[str, torch.Tensor]
+
+
+def new_engine(settings: Config) -> tuple[Engine, Rank]:
+    rank = init_distributed(settings.engine)
+    engine = Engine(TinyModel(), settings, rank)
+    zero_state.create_states(engine)
+    return engine, rank
+
+
+def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:
+    """Train on a step's samples and return its loss over all ranks.
+
+    ``poison`` is added to the loss of the last rank's last micro-batch, as a number without a gradient.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.01 * (step + 1)
+    total = torch.zeros(())
+    for number, inputs in enumerate(micro_batches(step, rank.rank, rank.world, settings.engine.micro_batch)):
+        loss = engine(*inputs).total
+        if poison is not None and rank.rank == rank.world - 1 and number == engine.accumulation - 1:
+            loss = loss + poison
+        engine.backward(loss)
+        engine.step()
+        total += loss.detach() / engine.accumulation
+    dist.all_reduce(total)
+    return total.item() / rank.world
+
+
+def weights(engine: Engine) -> Weights:
+    return {name: zero_state.read(engine, p, "parameter").clone() for name, p in engine.parameters.items()}
+
+
+def train_all(cases: list[Config], steps: int) -> list[tuple[list[float], Weights, float]]:
+    """Losses, final weights and last gradient norm of each case."""
+    results = []
+    for settings in cases:
+        engine, rank = new_engine(settings)
+        losses = [take_step(engine, settings, rank, step) for step in range(steps)]
+        results.append((losses, weights(engine), engine.grad_norm))
+        engine.close()
+    return results
+
+
+def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
+    """A good step, a step with a loss that is not finite on the last rank, a good step; for each case."""
+    results = []
+    for settings in cases:
+        engine, rank = new_engine(settings)
+        take_step(engine, settings, rank, 0)
+        before = weights(engine)
+        loss = take_step(engine, settings, rank, 1, poison)
+        local = torch.tensor([poison if rank.rank == rank.world - 1 else 1.0])
+        bad = health.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
+        after, updates = weights(engine), zero_state.updates(engine)
+        take_step(engine, settings, rank, 2)
+        results.append(
+            {
+                "loss": loss,
+                "bad": asdict(bad),
+                "unchanged": all(torch.equal(before[name], after[name]) for name in before),
+                "updates": (updates, zero_state.updates(engine)),
+                "finite": all(bool(value.isfinite().all()) for value in weights(engine).values()),
+                "weights": weights(engine),
+                "scale": engine.loss_scale.value if engine.loss_scale else None,
+            }
+        )
+        engine.close()
+    return results
+
+
+def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float]]:
+    """Steps at a loss scale that is far too high: scales, whether steps were applied, last gradient norm."""
+    results = []
+    for zero in zeros:
+        settings = config(zero, precision="fp16")
+        engine, rank = new_engine(settings)
+        assert engine.loss_scale is not None
+        engine.loss_scale.value = 2.0**30
+        engine.set_loss_scale()
+        scales, applied = [], []
+        for step in range(24):
+            before = zero_state.updates(engine)
+            take_step(engine, settings, rank, step % 3)
+            applied.append(zero_state.updates(engine) > before)
+            scales.append(engine.loss_scale.value)
+        results.append((scales, applied, engine.grad_norm))
+        engine.close()
+    return results
+
+
+def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:
+    """For each stage train, save below ``folder/STAGE``, train on; the losses after the save and the final weights."""
+    results = {}
+    for zero in zeros:
+        settings = config(zero)
+        engine, rank = new_engine(settings)
+        for step in range(steps):
+            take_step(engine, settings, rank, step)
+        taken = checkpoint.snapshot(engine, rank, steps, {"trainer": "none"})
+        later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
+        checkpoint.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
+        results[zero] = (later, weights(engine))
+        engine.close()
+    return results
+
+
+def load_all(
+    folder: Path, saved: list[int], zeros: list[int], steps: int, more: int
+) -> dict[tuple[int, int], tuple[list[float], Weights, int]]:
+    """Continue every checkpoint of :func:`save_all` at every stage of ``zeros``."""
+    results = {}
+    for before in saved:
+        for zero in zeros:
+            settings = config(zero)
+            engine, rank = new_engine(settings)
+            found = checkpoint.find(CheckpointStore(folder / str(before)), rank, lambda path, reason: None)
+            assert found is not None
+            checkpoint.restore(engine, rank, found)
+            losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
+            results[before, zero] = (losses, weights(engine), zero_state.updates(engine))
+            engine.close()
+    return results
+
+
+def fail_to_write(folder: Path) -> tuple[str, list[str]]:
+    """Save once in full; then again while the last rank cannot write: the error and what the store holds then."""
+    settings = config(1)
+    engine, rank = new_engine(settings)
+    store = CheckpointStore(folder)
+    checkpoint.write(checkpoint.snapshot(engine, rank, 1, {}), store, rank)
+    taken = checkpoint.snapshot(engine, rank, 2, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank.rank == rank.world - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        checkpoint.write(taken, store, rank)
+        error = ""
+    except checkpoint.CheckpointError as failure:
+        error = str(failure)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    dist.barrier()  # rank 0 has cleared up
+    return error, sorted(path.name for path in folder.iterdir())
+
+
+def await_signal(pids: Path) -> tuple[str | None, int]:
+    """Step until some rank was signalled; the outcome and whether the former handler is back."""
+    settings = config()
+    rank = init_distributed(settings.engine)
+    former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    with Preemption() as preemption:
+        assert preemption.former[signal.SIGUSR2] is signal.SIG_IGN
+        first = preemption.requested(rank.device)
+        (pids / str(rank.rank)).write_text(str(os.getpid()))
+        end = time.monotonic() + 60
+        while not (asked := preemption.requested(rank.device)) and time.monotonic() < end:
+            time.sleep(0.001)
+    back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
+    assert first is None
+    assert back
+    return (asked.name if asked else None), rank.rank
+
+
+def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
+    """The same training in plain torch, without ranks, accumulation or DeepSpeed."""
+    from tests.training.tiny import step_inputs
+
+    model = TinyModel()
+    exempt = {"rise.bias", "space.bias", "norm.weight", "norm.bias"}
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in parameters.items() if name not in exempt], "weight_decay": 0.1},
+        {"params": [p for name, p in parameters.items() if name in exempt], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    losses, norm = [], math.nan
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (step + 1)
+        optimizer.zero_grad()
+        loss = model(*step_inputs(step)).total
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: p.detach() for name, p in parameters.items()}, norm

@@ -1,0 +1,135 @@
+"""Starting ranks for tests: real processes with a real process group, forked from one that has imported everything.
+
+Importing torch and DeepSpeed takes seconds; the fork server pays for it once a test session.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TIMEOUT = 180.0
+
+
+def _context() -> Any:
+    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # the server does not inherit sys.path
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.preload"])
+    return context
+
+
+class Ranks:
+    """``world`` processes that each call ``target(*arguments)`` as one rank."""
+
+    def __init__(self, world: int, target: Callable[..., Any], *arguments: Any) -> None:
+        context = _context()
+        port = free_port()
+        self._receivers: list[Connection] = []
+        self.processes = []
+        self._log = Path(tempfile.mkdtemp(prefix="motionmae-ranks-"))
+        for rank in range(world):
+            receiver, sender = context.Pipe(duplex=False)
+            job = (rank, world, port, self._log_of(rank), sender, target, arguments)
+            process = context.Process(target=_be_rank, args=job)
+            process.start()
+            sender.close()
+            self._receivers.append(receiver)
+            self.processes.append(process)
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        """Send a signal to a rank."""
+        os.kill(self.processes[rank].pid, number)
+
+    def kill(self) -> None:
+        """Kill all ranks, as a node that loses power."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def results(self) -> list[Any]:
+        """What each rank returned; the first traceback if one raised."""
+        answers = []
+        end = time.monotonic() + TIMEOUT
+        try:
+            for rank, receiver in enumerate(self._receivers):
+                if not receiver.poll(max(end - time.monotonic(), 0)):
+                    raise AssertionError(f"rank {rank} does not end:\n{self.output()}")
+                try:
+                    answers.append(pickle.loads(receiver.recv_bytes()))
+                except EOFError:
+                    raise AssertionError(f"rank {rank} died:\n{self.output()}") from None
+        finally:
+            failed = [text for kind, text in answers if kind == "error"]
+            if len(answers) < len(self.processes) or failed:
+                self.kill()
+            for process in self.processes:
+                process.join()
+        if failed:
+            raise AssertionError(f"{failed[0]}\n{self.output()}")
+        return [value for _, value in answers]
+
+    def output(self) -> str:
+        """Standard output and error of all ranks."""
+        return "\n".join(
+            f"--- rank {rank} ---\n{self._log_of(rank).read_text(errors='replace')}"
+            for rank in range(len(self.processes))
+            if self._log_of(rank).exists()
+        )
+
+    def _log_of(self, rank: int) -> Path:
+        return self._log / f"{rank}.log"
+
+
+def run_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call ``target(*arguments)`` on ``world`` ranks and return what each returned."""
+    return Ranks(world, target, *arguments).results()
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    """Wait until ``condition()`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.005)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _be_rank(
+    rank: int, world: int, port: int, log: Path, sender: Connection, target: Callable[..., Any], arguments: Any
+) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    with log.open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        try:
+            answer = ("value", target(*arguments))
+        except BaseException:
+            answer = ("error", traceback.format_exc())
+        sender.send_bytes(
+            pickle.dumps(answer)
+        )  # plain: tensors would travel by file descriptors of a process that ends
+        sender.close()
+        if answer[0] == "error":
+            os._exit(1)  # not through torch's teardown, which may wait for peers

@@ -1,0 +1,13 @@
+"""Imported once by the fork server of :mod:`tests.training.launch`: whatever a rank would import, slowest first."""
+
+import torch
+
+torch.set_num_threads(1)
+
+from motionmae.training.engine import import_deepspeed  # noqa: E402
+
+import_deepspeed(torch.device("cpu"))
+
+import deepspeed.module_inject.auto_ep_layer  # noqa: E402
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402
+import deepspeed.runtime.zero.stage3  # noqa: E402, F401

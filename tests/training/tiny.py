@@ -1,0 +1,52 @@
+"""A model small enough to run every case, with MotionMAE's interface, and batches for it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from motionmae.config import Config, EngineConfig, OptimConfig
+from motionmae.models.motionmae import Losses
+
+WIDTH = 24
+
+
+class TinyModel(nn.Module):
+    """Two losses over odd-sized layers (no size divides by 2 and 3 ranks), so that ZeRO has to pad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.rise = nn.Linear(WIDTH, 37)
+        self.norm = nn.LayerNorm(37)
+        self.space = nn.Linear(37, WIDTH)
+        self.time = nn.Linear(37, 5, bias=False)
+
+    def forward(self, clips: Tensor, seeds: Tensor, flow: Tensor | None = None) -> Losses:
+        hidden = self.norm(torch.tanh(self.rise(clips)))
+        space = (self.space(hidden) - clips).pow(2).mean()
+        time = (self.time(hidden) - clips[:, :5] * seeds[:, None]).pow(2).mean()
+        return Losses(space + time, space, time)
+
+
+def config(zero: int = 0, *, batch: int = 12, micro_batch: int = 2, precision: str = "fp32", clip: float = 0) -> Config:
+    return Config(
+        name="tiny",
+        optim=OptimConfig(
+            batch=batch, epochs=2, warmup_epochs=1, base_lr=0.2, clip_grad=clip, weight_decay=0.1, min_lr=0
+        ),
+        engine=EngineConfig(zero=zero, micro_batch=micro_batch, precision=precision, device="cpu"),
+    )
+
+
+def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
+    """The samples of a step over all ranks, whatever their number."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(batch, WIDTH, generator=generator), torch.arange(batch) % 3
+
+
+def micro_batches(step: int, rank: int, world: int, micro_batch: int, batch: int = 12) -> Iterator[tuple[Tensor, ...]]:
+    """Cut out this rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch``."""
+    clips, seeds = step_inputs(step, batch)
+    for start in range(rank * micro_batch, batch, world * micro_batch):
+        yield clips[start : start + micro_batch], seeds[start : start + micro_batch]
