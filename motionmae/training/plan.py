@@ -1,9 +1,9 @@
 """What a run will take, by formula, before anything is asked of a cluster: parameters, memory, work, time.
 
-Memory is an estimate. Counted are the training state (:class:`StateMemory`), the tensors that autograd keeps from the
-forward for the backward pass (:func:`kept_bytes`, which a test holds against what autograd really keeps), the tensors of
-the loss and DeepSpeed's message buffers. Left out are workspaces of kernels, fragmentation and the CUDA context:
-leave a tenth of the card free.
+Memory is an estimate. Counted are the training state with DeepSpeed's message buffers (:class:`StateMemory`) and the
+tensors that autograd keeps from the forward for the backward pass (:func:`kept_bytes`); tests hold both against what
+DeepSpeed and autograd really keep. Left out are workspaces of kernels, fragmentation and the CUDA context: leave a
+tenth of the card free.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 import argparse
 import gc
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,11 +8,13 @@ import torch
 from motionmae.commands import plan as command
 from motionmae.config import Config, EngineConfig, load_config
 from motionmae.errors import UserError
-from motionmae.models import build_motionmae
+from motionmae.models.motionmae import build_motionmae
 from motionmae.training.distributed import distributed
 from motionmae.training.engine import BUCKET, Engine
 from motionmae.training.plan import kept_bytes, make_plan
 from tests.slurm import tiny
+from tests.training.launch import run_ranks
+from tests.training.shards import make_shards
 
 SMALL = ["model.depth=3", "clip.size=32", "optim.batch=32"]
 
@@ -90,8 +90,7 @@ def _bytes_held_before_a_step() -> list[int]:
 
 @pytest.mark.long
 def test_state_is_what_deepspeed_holds_before_a_step() -> None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own_process:  # DeepSpeed's globals stay there
-        held = own_process.submit(_bytes_held_before_a_step).result()
+    (held,) = run_ranks(1, _bytes_held_before_a_step)
     held[3] -= 4 * BUCKET  # the other stages hold a message only while they reduce
     states = [make_plan(_with_stage(stage)).state for stage in range(4)]
     assert held == pytest.approx([state.total - state.buffers for state in states], rel=0.03)
@@ -118,7 +117,7 @@ def test_large_models_agree_with_the_paper() -> None:
 
 
 def test_time_follows_from_the_shards(tmp_path: Path) -> None:
-    shards = tiny.write_shards(tmp_path / "shards")
+    shards = make_shards(tmp_path / "shards", samples=8)
     plan = make_plan(load_config("demo", [*tiny.overrides(shards), "data.repeats=2"]))
     assert (plan.videos, plan.steps_per_epoch, plan.clips_per_step) == (16, 2, 16)
     assert plan.clips_per_second(100.0, 0.5) == pytest.approx(2 * 50e12 / plan.flops_per_clip)
