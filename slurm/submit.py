@@ -86,6 +86,13 @@ def load(arguments: argparse.Namespace) -> Config:
     config = launch.absolute_paths(load_config(arguments.config, overrides))
     if arguments.cluster == "local" and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
+    if arguments.cluster == "local" and arguments.sbatch:
+        raise UserError("--sbatch is for Slurm: leave it out with --cluster local")
+    if config.launch.signal_seconds >= 60 * config.launch.timeout_minutes:
+        raise UserError(
+            f"launch.signal_seconds={config.launch.signal_seconds} is no less than "
+            f"launch.timeout_minutes={config.launch.timeout_minutes}: allow more time, or be signalled later"
+        )
     accumulation_steps(config, config.launch.nodes * config.launch.ranks_per_node)
     return config
 

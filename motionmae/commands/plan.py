@@ -1,12 +1,15 @@
 """``python -m motionmae plan``: what a run will take, before anything is asked of a cluster."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from motionmae.config import Config, load_config
-from motionmae.training.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from motionmae.training.plan import Plan
 
 PEAK_TFLOPS = 312.0
 """Of an A100 in bf16, without sparsity (NVIDIA's data sheet)."""
@@ -49,6 +52,8 @@ def print_plan(config: Config, peak_tflops: float = PEAK_TFLOPS, mfu: float = MF
     Raises:
         UserError: see :func:`motionmae.training.plan.make_plan`.
     """
+    from motionmae.training.plan import make_plan  # torch and timm: slow, and not needed for --help
+
     plan = make_plan(config)
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
     for row in (*_model_rows(plan, config), *_memory_rows(plan, config), *_time_rows(plan, peak_tflops, mfu)):
@@ -56,7 +61,7 @@ def print_plan(config: Config, peak_tflops: float = PEAK_TFLOPS, mfu: float = MF
     Console().print(table)
 
 
-def _model_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
+def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
     parameters = plan.encoder_parameters + plan.decoder_parameters
     return [
         (
@@ -73,7 +78,7 @@ def _model_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _memory_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
+def _memory_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
     state = plan.state
     return [
         (f"memory a {'GPU' if config.launch.gpus_per_node else 'rank'}", f"{plan.memory / _GB:.1f} GB, of which"),
@@ -88,7 +93,7 @@ def _memory_rows(plan: Plan, config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _time_rows(plan: Plan, peak_tflops: float, mfu: float) -> list[tuple[str, str]]:
+def _time_rows(plan: "Plan", peak_tflops: float, mfu: float) -> list[tuple[str, str]]:
     speed = plan.clips_per_second(peak_tflops, mfu)
     days = plan.gpu_days(peak_tflops, mfu)
     assumed = f"at {mfu:.0%} MFU of {peak_tflops:.0f} TFLOP/s a GPU"
@@ -99,11 +104,14 @@ def _time_rows(plan: Plan, peak_tflops: float, mfu: float) -> list[tuple[str, st
             f"{plan.flops_per_clip / 1e9:.0f} GFLOP forward and backward, "
             f"{plan.recomputed_flops_per_clip / 1e9:.0f} recomputed",
         ),
-        ("steps an epoch", counted if plan.steps_per_epoch is None else f"{plan.steps_per_epoch} ({plan.videos} videos)"),
+        (
+            "steps an epoch",
+            counted if plan.steps_per_epoch is None else f"{plan.steps_per_epoch} ({plan.videos} videos)",
+        ),
         ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assumed}"),
         (
             "time",
-            f"{days:.1f} GPU-days for {plan.epochs} epochs, {days / plan.ranks:.2f} days on {plan.ranks} GPUs, {assumed}"
+            f"{days:.3g} GPU-days for {plan.epochs} epochs, {days / plan.ranks:.3g} days on {plan.ranks}, {assumed}"
             if days is not None
             else f"{1e6 / speed * plan.ranks / 86_400:.2f} GPU-days for a million clips, {assumed}",
         ),

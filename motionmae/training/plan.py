@@ -1,9 +1,9 @@
 """What a run will take, by formula, before anything is asked of a cluster: parameters, memory, work, time.
 
-Memory is an estimate. Counted are the training state (:class:`StateMemory`), the tensors that autograd keeps from the
-forward for the backward pass (:func:`kept_bytes`, which a test holds against what autograd really keeps), the tensors of
-the loss and DeepSpeed's message buffers. Left out are workspaces of kernels, fragmentation and the CUDA context:
-leave a tenth of the card free.
+Memory is an estimate. Counted are the training state with DeepSpeed's message buffers (:class:`StateMemory`) and the
+tensors that autograd keeps from the forward for the backward pass (:func:`kept_bytes`); tests hold both against what
+DeepSpeed and autograd really keep. Left out are workspaces of kernels, fragmentation and the CUDA context: leave a
+tenth of the card free.
 """
 
 from dataclasses import dataclass
@@ -168,7 +168,7 @@ def _state_memory(config: Config, parameters: int, ranks: int) -> StateMemory:
 
     master_and_moments = (12 if stage else 8) * parameters
     cast_weights = 0 if compute_bytes(config) == FP32 else compute_bytes(config) * parameters
-    messages = 2 * min(BUCKET, parameters) * FP32 if stage else 0
+    messages = 2 * BUCKET * FP32 if stage else 0
     return StateMemory(
         parameters=share(FP32 * parameters, 3),
         gradients=share(FP32 * parameters, 2),

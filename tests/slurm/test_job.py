@@ -40,7 +40,9 @@ def test_slurm_ranks_meet_on_the_first_node(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_port_changes_with_job_and_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = {
-        _rendezvous(monkeypatch, **_SLURM | {"SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})["MASTER_PORT"]
+        _rendezvous(monkeypatch, **_SLURM | {"SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restart)})[
+            "MASTER_PORT"
+        ]
         for job in range(4711, 4715)
         for restart in range(3)
     }

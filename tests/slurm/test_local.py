@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ import pytest
 from slurm.local import LocalController
 from slurm.record import JobRecord, state_of
 from tests.slurm.jobs import ROOT, Starter
-
-
-def _wait(holds: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+from tests.training.launch import wait_until
 
 
 def _starts(run: Path, rank: int = 0) -> int:
@@ -26,7 +19,7 @@ def _starts(run: Path, rank: int = 0) -> int:
 
 
 def _end(run: Path, record: JobRecord) -> int | None:
-    _wait(lambda: not state_of(record, run).active)
+    wait_until(lambda: not state_of(record, run).active, "the ranks")
     return state_of(record, run).exit_code
 
 
@@ -39,7 +32,7 @@ def test_a_job_that_finishes_has_status_0(tmp_path: Path, start: Starter) -> Non
 
 def test_usr2_to_the_controller_requeues_the_job(tmp_path: Path, start: Starter) -> None:
     record = start(tmp_path, {0: ["wait", "done"], 1: ["wait", "done"]})
-    _wait(lambda: _starts(tmp_path, 1) == 1)
+    wait_until(lambda: _starts(tmp_path, 1) == 1, "the ranks")
     os.kill(int(record.job_id), signal.SIGUSR2)
     assert _end(tmp_path, record) == 0
     assert (_starts(tmp_path, 0), _starts(tmp_path, 1)) == (2, 2)
@@ -48,7 +41,7 @@ def test_usr2_to_the_controller_requeues_the_job(tmp_path: Path, start: Starter)
 def test_a_signal_before_the_ranks_can_answer_is_kept_for_them(tmp_path: Path, start: Starter) -> None:
     record = start(tmp_path, {0: ["wait", "done"], 1: ["wait", "done"]})
     children = Path(f"/proc/{record.job_id}/task/{record.job_id}/children")
-    _wait(lambda: len(children.read_text().split()) == 2)
+    wait_until(lambda: len(children.read_text().split()) == 2, "the ranks")
     os.kill(int(record.job_id), signal.SIGUSR2)
     assert _starts(tmp_path) == 0
     assert _end(tmp_path, record) == 0
@@ -63,7 +56,7 @@ def test_a_job_may_be_preempted_more_often_than_submitit_retries(tmp_path: Path,
 
 def test_term_stops_the_job_for_good(tmp_path: Path, start: Starter) -> None:
     record = start(tmp_path, {0: ["wait"], 1: ["wait"]})
-    _wait(lambda: _starts(tmp_path, 1) == 1)
+    wait_until(lambda: _starts(tmp_path, 1) == 1, "the ranks")
     os.kill(int(record.job_id), signal.SIGTERM)
     assert _end(tmp_path, record) == 143
     assert _starts(tmp_path) == 1
@@ -83,7 +76,13 @@ def test_a_rank_that_fails_ends_the_others(
     monkeypatch.setattr("slurm.local.STRAGGLER_SECONDS", 0.5)
     code = {"exit 3": "raise SystemExit(3)", "kill 9": "import os; os.kill(os.getpid(), 9)"}[act]
     text = f"import os, time\nif os.environ['SUBMITIT_LOCAL_LOCALID'] == '1': {code}\ntime.sleep(60)"
-    for key, value in {"NTASKS": "2", "COMMAND": "unused", "TIMEOUT_S": "60", "SIGNAL_DELAY_S": "1", "WITH_SHELL": ""}.items():
+    for key, value in {
+        "NTASKS": "2",
+        "COMMAND": "unused",
+        "TIMEOUT_S": "60",
+        "SIGNAL_DELAY_S": "1",
+        "WITH_SHELL": "",
+    }.items():
         monkeypatch.setenv(f"SUBMITIT_LOCAL_{key}", value)
     monkeypatch.setenv("SUBMITIT_STDERR_TO_STDOUT", "1")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -109,7 +108,7 @@ print(start_job(Path({str(tmp_path)!r}), {{0: ["wait", "done"]}}).job_id)
     assert record is not None
     assert record.job_id == job_id.strip()
     assert os.getsid(int(record.job_id)) == int(record.job_id)
-    _wait(lambda: _starts(tmp_path) == 1)
+    wait_until(lambda: _starts(tmp_path) == 1, "the ranks")
     assert state_of(record, tmp_path).active
     os.kill(int(record.job_id), signal.SIGUSR2)
     assert _end(tmp_path, record) == 0

@@ -9,7 +9,9 @@ from slurm import snapshot
 
 def _git(root: Path, *words: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(["git", "-C", str(root), *identity, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(root), *identity, *words], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture

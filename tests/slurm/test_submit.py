@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,8 @@ from slurm import snapshot, submit
 from slurm.record import JobRecord
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
+from tests.training.launch import wait_until
+from tests.training.shards import make_shards
 
 LOCAL = ["--cluster", "local", "--config", "demo"]
 
@@ -90,6 +91,8 @@ def test_every_flag_reaches_its_key() -> None:
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
         (["--config", "demo", "--nodes", "7"], "is not divisible by"),
         (["--config", "demo", "--time", "soon"], "--time soon"),
+        (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is no less than"),
+        ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
         ([*LOCAL, "data.shards=''"], "data.shards is empty"),
         ([*LOCAL, "data.shards=nowhere"], "does not exist"),
     ],
@@ -123,7 +126,7 @@ def test_a_machine_without_slurm_is_told_the_ways_out(
 def test_what_sbatch_says_against_a_job_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = tiny.write_shards(tmp_path / "shards")
+    shards = make_shards(tmp_path / "shards", samples=8)
     sbatch = tmp_path / "sbatch"
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: nowhere' >&2; exit 1\n")
     sbatch.chmod(0o755)
@@ -150,11 +153,11 @@ def program(tmp_path: Path) -> Iterator[Path]:
 def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_with(
     program: Path, tmp_path: Path
 ) -> None:
-    shards = tiny.write_shards(tmp_path / "shards")
+    shards = make_shards(tmp_path / "shards", samples=8)
     command = [sys.executable, str(program), *LOCAL, *tiny.overrides(shards), "--follow"]
     run = tmp_path / "runs/demo"
     watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    _wait_for_rows(run, 5)
+    wait_until(lambda: len(tiny.rows(run)) >= 5, "metrics", 120)
     watcher.send_signal(signal.SIGINT)
     shown, _ = watcher.communicate(timeout=30)
     record = JobRecord.read(run)
@@ -170,10 +173,3 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     assert f"following job {record.job_id}; nothing new is submitted" in attached.stdout
     assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
     assert len({row["incarnation"] for row in tiny.rows(run)}) == 2
-
-
-def _wait_for_rows(run: Path, number: int, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while len(tiny.rows(run)) < number:
-        assert time.monotonic() < end, "no metrics"
-        time.sleep(0.2)

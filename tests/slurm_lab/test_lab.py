@@ -29,7 +29,9 @@ def test_a_job_step_runs_on_every_node(lab: Lab) -> None:
 
 
 def test_a_higher_partition_preempts_by_requeue(lab: Lab) -> None:
-    low = lab.run("sbatch", "--parsable", "-o", "/dev/null", "-N4", "--exclusive", "--requeue", "--wrap", "srun sleep 60").stdout.strip()
+    low = lab.run(
+        "sbatch", "--parsable", "-o", "/dev/null", "-N4", "--exclusive", "--requeue", "--wrap", "srun sleep 60"
+    ).stdout.strip()
     lab.wait_for_job(low, ("RUNNING",), 20)
     high = lab.run("sbatch", "--parsable", "-o", "/dev/null", "-N4", "-p", "high", "--wrap", "true").stdout.strip()
     lab.wait_for_job(high, ("COMPLETED",), 60)

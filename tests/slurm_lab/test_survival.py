@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,15 @@ import pytest
 from slurm.record import JobRecord
 from tests.slurm import tiny
 from tests.slurm_lab.lab import Lab
+from tests.training.launch import wait_until
+from tests.training.shards import make_shards
 
 SUBMIT = Path(__file__).resolve().parents[2] / "slurm/submit.py"
 FLAGS = ["--nodes", "2", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
 
 
-def _wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not any(row["step"] == step for row in tiny.rows(run)):
-        assert time.monotonic() < end, f"step {step} was not reached: {_log(run)}"
-        time.sleep(0.2)
+def _wait_for_step(run: Path, step: int) -> None:
+    wait_until(lambda: any(row["step"] == step for row in tiny.rows(run)), f"step {step}", 120)
 
 
 def _log(run: Path) -> str:
@@ -29,7 +27,7 @@ def _log(run: Path) -> str:
 
 @pytest.mark.long
 def test_a_run_survives_preemption_and_requeue_without_losing_a_step(lab: Lab, tmp_path: Path) -> None:
-    shards = tiny.write_shards(tmp_path / "shards")
+    shards = make_shards(tmp_path / "shards", samples=8)
     command = [sys.executable, str(SUBMIT), "--config", "demo", *FLAGS, *tiny.overrides(shards)]
     submitted = lab.run(*command, cwd=tmp_path)
     assert submitted.returncode == 0, submitted.stderr
@@ -46,7 +44,9 @@ def test_a_run_survives_preemption_and_requeue_without_losing_a_step(lab: Lab, t
         lab.on_head(*command, "--follow"), env=lab.environment(), cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     _wait_for_step(run, 5)
-    lab.run("sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 1")  # takes its nodes
+    lab.run(
+        "sbatch", "-p", "high", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 1"
+    )  # takes its nodes
     _wait_for_step(run, 25)
     lab.run("scontrol", "requeue", record.job_id)  # SIGTERM and no user signal: the run saves, Slurm requeues
     state = lab.wait_for_job(record.job_id, ("COMPLETED", "FAILED", "CANCELLED"), seconds=120)
