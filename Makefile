@@ -1,0 +1,40 @@
+# `make demo`: set up and see the main job run.   `make test`: set up and pass the tests.   `make check`: lint and types.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 1
+SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg
+
+.PHONY: demo test check system-packages clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@$(PY) slurm/demo.py
+
+test: $(VENV)/.test system-packages
+	@echo "== tests"
+	@$(PY) -m pytest
+
+check: $(VENV)/.test
+	@echo "== lint, format, types"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+# Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml.
+$(VENV)/.%: pyproject.toml constraints.txt
+	@echo "== installing the packages of '$*' into $(VENV) (a few minutes the first time)"
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+# What the tests run for real: a Slurm cluster in network namespaces, and ffmpeg as the judge of our decoding.
+system-packages:
+	@missing=$$(for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "== installing system packages:" $$missing; \
+		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "== not installed, their tests will skip (apt-get install" $$missing "as root):" $$missing; fi
+
+clean:
+	rm -rf $(VENV) data/demo runs/demo

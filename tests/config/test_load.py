@@ -1,0 +1,107 @@
+"""Loading a configuration: inheritance, overrides, and one clear sentence for everything that is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from motionmae.config import Config, load_config, save_config
+from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.schema import accumulation_steps
+from motionmae.errors import UserError
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    (tmp_path / "ground.yaml").write_text("seed: 1\nmask: {ratio: 0.5, kind: random}\n")
+    (tmp_path / "top.yaml").write_text("base: ground\nmask: {ratio: 0.6}\n")
+    config = load_config(str(tmp_path / "top.yaml"), ["mask.ratio=0.7", "optim.epochs=80"])
+    assert (config.seed, config.mask.kind, config.mask.ratio, config.optim.epochs) == (1, "random", 0.7, 80)
+    assert config.name == "top"
+
+
+def test_saved_config_is_the_same_config(tmp_path: Path) -> None:
+    config = load_config("vitl_k400", ["name=again", "data.crop_scale=[0.3, 0.9]"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+def test_overrides_are_checked_together() -> None:
+    config = load_config("vitb_k400", ["clip.frames=18", "clip.cube_frames=3"])
+    assert config.clip.slots == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("mask.ratoi=0.5", ["unknown key mask.ratoi", "did you mean mask.ratio"]),
+        ("nonsense.key=1", ["unknown key nonsense", "there are name"]),
+        ("mask.ratio=1.0", ["mask.ratio=1.0", "strictly between 0 and 1"]),
+        ("mask.ratio=0.001", ["mask.ratio=0.001", "hides 0 of the 196"]),
+        ("mask.ratio=high", ["mask.ratio", "'high'"]),
+        ("mask.kind=cube", ["mask.kind=cube", "random, tube, time, global"]),
+        ("clip.frames=15", ["clip.frames=15", "multiple of clip.cube_frames=2"]),
+        ("clip.size=230", ["clip.size=230", "multiple of clip.cube_size=16"]),
+        ("optim.batch=1000", ["engine.micro_batch=32", "divide optim.batch=1000"]),
+        ("optim.batch=10.5", ["optim.batch", "10.5"]),
+        ("optim.warmup_epochs=1600", ["optim.warmup_epochs=1600", "less than optim.epochs"]),
+        ("target.motion_granularity=16", ["target.motion_granularity=16", "less than clip.frames=16"]),
+        ("engine.zero=4", ["engine.zero=4", "0, 1, 2, 3"]),
+        ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale", "the smaller first"]),
+        ("checkpoint.keep_last=1", ["checkpoint.keep_last=1", "at least 2"]),
+        ("name=../elsewhere", ["name=../elsewhere", "letters, digits"]),
+        ("optim.batch", ["optim.batch", "section.key=value"]),
+        ("mask=3", ["mask=3"]),
+    ],
+)
+def test_refusals_name_key_value_and_remedy(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config("vitb_k400", [override])
+    message = str(refused.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_unknown_config_proposes_a_near_one() -> None:
+    with pytest.raises(UserError, match="did you mean vitl_k400"):
+        load_config("vitl_k40")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: nowhere\n", "base: nowhere is not there"),
+        ("base: me\n", "leads back to itself"),
+        ("- a\n- b\n", "not a list"),
+        ("mask: {ratio: 0.5\n", "not readable YAML"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "me.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_config(str(tmp_path / "me.yaml"))
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir ['{marker}']\n")
+    with pytest.raises(UserError):
+        load_config(str(tmp_path / "evil.yaml"))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", known_configs())
+def test_every_committed_config_loads(name: str) -> None:
+    assert isinstance(load_config(name), Config)
+    assert (CONFIG_FOLDER / f"{name}.yaml").read_text().strip()
+
+
+def test_batch_is_kept_by_accumulation() -> None:
+    config = load_config("vitb_k400")
+    assert accumulation_steps(config, world=32) == 1
+    assert accumulation_steps(config, world=8) == 4
+    with pytest.raises(
+        UserError, match=r"divisible by engine.micro_batch=32 x 3 ranks: set optim.batch to a multiple of 3"
+    ):
+        accumulation_steps(config, world=3)
+    with pytest.raises(UserError, match=r"set engine.micro_batch=16"):
+        accumulation_steps(config, world=64)
