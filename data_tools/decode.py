@@ -2,12 +2,10 @@
 
 What is decoded is what the ffmpeg program decodes of the same file: its choice of video stream, every frame that comes
 out, damaged packets left out, edit lists and rotation applied. Sample aspect ratios are not (decord, torchcodec and the
-published preparations of Kinetics do not either). A frame goes through swscale once, from the decoder's format to
-full-range BT.601 planes of the stored size, and these planes go straight into the JPEG encoder.
+published preparations of Kinetics do not either).
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
-import simplejpeg
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from data_tools.flow import FlowRecorder
+from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
 
 MAX_STORED_BYTES = 2**30
 """A video whose frames exceed this is refused: they are held in memory until the video is done."""
-
-Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
 
 class Reason(str, Enum):
@@ -49,6 +46,8 @@ class Reason(str, Enum):
     """There is a video stream but nothing of it decodes (damaged, encrypted, cut off before the first frame)."""
     UNKNOWN_CODEC = "unknown_codec"
     """No decoder for the video stream."""
+    NO_FLOW = "no_flow"
+    """Optical flow was asked for, and pictures of a few pixels have none."""
     TOO_LONG = "too_long"
     """Its frames would need more memory than a sample may have."""
     TIMEOUT = "timeout"
@@ -85,6 +84,8 @@ class FrameSettings:
     """How many windows of a video are stored, evenly spread; 0: the whole video."""
     window: int = 64
     """Source frames of a window (16 frames at stride 4)."""
+    flow: int = 0
+    """Source frames from one picture of a stored optical-flow field to the other; 0: no flow."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -93,6 +94,7 @@ class FrameSettings:
             ("stride", 1, 1000),
             ("clips", 0, 1000),
             ("window", 1, 100_000),
+            ("flow", 0, 1000),
         ):
             if not low <= getattr(self, name) <= high:
                 option = f"--{name.replace('_', '-')}"
@@ -121,18 +123,23 @@ class Decoded:
     """Frames that decode, stored or not."""
     damaged_packets: int
     """Packets of the file that did not decode."""
+    flows: list[bytes]
+    """Optical flow of each stored frame (motionmae.data.flow), or none."""
 
     def pack(self) -> tuple[bytes, bytes]:
-        """(JSON head, JPEG bytes end to end): how a decoding process hands it over."""
-        head = {name: value for name, value in vars(self).items() if name != "jpegs"}
-        head["sizes"] = [len(jpeg) for jpeg in self.jpegs]
-        return json.dumps(head).encode(), b"".join(self.jpegs)
+        """(JSON head, JPEGs and flow fields end to end): how a decoding process hands it over."""
+        head = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
+        parts = [*self.jpegs, *self.flows]
+        head["sizes"] = [len(part) for part in parts]
+        return json.dumps(head).encode(), b"".join(parts)
 
     @classmethod
     def unpack(cls, head: dict[str, Any], body: bytes) -> "Decoded":
         """The inverse of :meth:`pack`."""
         ends = np.cumsum([0, *head.pop("sizes")]).tolist()
-        return cls(jpegs=[body[low:high] for low, high in pairwise(ends)], **head)
+        parts = [body[low:high] for low, high in pairwise(ends)]
+        count = len(head["times"])
+        return cls(jpegs=parts[:count], flows=parts[count:], **head)
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> Decoded:
@@ -152,6 +159,8 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: HMDB51 has titles that are no UTF-8
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             return _decode(container, settings, on_frame)
+    except cv2.error as error:
+        raise Undecodable(Reason.NO_FLOW, f"optical flow cannot be computed: {error.err}") from error
     except OSError as error:  # some of ffmpeg's errors are OSErrors too, e.g. a refused permission
         raise Undecodable(Reason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
@@ -161,15 +170,21 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
 def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None]) -> Decoded:
     stream = _video_stream(container)
     stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
-    encoder = _FrameEncoder(settings)
+    encoder = FrameEncoder(settings.short_side, settings.quality)
     damage = _Damage()
     jpegs: list[bytes] = []
     times: list[float | None] = []
     stored = 0
+    flow = FlowRecorder(settings.flow) if settings.flow else None
     for frame in _frames(container, stream, damage):
-        if len(times) % settings.stride == 0:
-            jpegs.append(encoder.encode(frame))
+        is_stored = len(times) % settings.stride == 0
+        if is_stored or flow:
+            planes = encoder.scale(frame)
+        if is_stored:
+            jpegs.append(encoder.encode(planes))
             stored += len(jpegs[-1])
+        if flow:
+            flow.add(planes[0].copy(), is_stored)  # the plane's memory is used again
         times.append(frame.time)
         on_frame()
         if stored > MAX_STORED_BYTES:
@@ -179,7 +194,15 @@ def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None
         raise Undecodable(Reason.NO_FRAMES, damage.described or "the file holds no frame")
     seconds, fps = _clock(times, stream.average_rate or stream.guessed_rate)
     decoded = Decoded(
-        jpegs, seconds[:: settings.stride], fps, encoder.height, encoder.width, [0], len(times), damage.packets
+        jpegs=jpegs,
+        times=seconds[:: settings.stride],
+        fps=fps,
+        height=encoder.height,
+        width=encoder.width,
+        windows=[0],
+        source_frames=len(times),
+        damaged_packets=damage.packets,
+        flows=flow.finish() if flow else [],
     )
     return _keep_windows(decoded, settings)
 
@@ -253,70 +276,5 @@ def _keep_windows(decoded: Decoded, settings: FrameSettings) -> Decoded:
         start = -(-first // settings.stride)
         kept.extend(range(start, start + window // settings.stride))
     jpegs, times = [decoded.jpegs[index] for index in kept], [decoded.times[index] for index in kept]
-    return replace(decoded, jpegs=jpegs, times=times, windows=windows)
-
-
-class _FrameEncoder:
-    """Frames of one video -> JPEGs of one size; the first frame decides size and rotation."""
-
-    def __init__(self, settings: FrameSettings):
-        self.settings = settings
-        self.height = self.width = 0
-        self._reformatter = VideoReformatter()
-        self._rotate = _Orientation()
-
-    def encode(self, frame: VideoFrame) -> bytes:
-        """The JPEG of a decoded frame."""
-        if not self.width:
-            self._size = _stored_size(frame.width, frame.height, self.settings.short_side)
-            self._rotate = _Orientation.of(frame)
-            self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
-        scaled = self._reformatter.reformat(
-            frame,
-            *self._size,
-            format="yuvj420p",
-            dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.JPEG,  # what JFIF pictures are in, whatever the video is in
-            interpolation=Interpolation.BICUBIC,  # the ffmpeg program's default
-            threads=1,
-        )
-        planes = [self._rotate(_as_array(plane)) for plane in scaled.planes]
-        return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.settings.quality)
-
-
-def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Stored (width, height): the short side at most ``short_side``, both even, since colour is stored at half size."""
-    scale = min(1.0, short_side / min(width, height))
-    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
-
-
-def _as_array(plane: Any) -> Plane:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-
-
-@dataclass(frozen=True)
-class _Orientation:
-    """How a decoded frame is turned to stand upright: transposed first, then mirrored."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @classmethod
-    def of(cls, frame: VideoFrame) -> "_Orientation":
-        """From the display matrix, with x' = a x + c y and y' = b x + d y; skew angles are left as they are."""
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        if matrix is None:
-            return cls()
-        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-        if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
-            return cls(False, a < 0, d < 0)
-        if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
-            return cls(True, c < 0, b < 0)
-        return cls()
-
-    def __call__(self, plane: Plane) -> Plane:
-        if self.transpose:
-            plane = plane.T
-        plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-        return np.ascontiguousarray(plane) if self != _Orientation() else plane
+    flows = [decoded.flows[index] for index in kept] if decoded.flows else []
+    return replace(decoded, jpegs=jpegs, times=times, flows=flows, windows=windows)

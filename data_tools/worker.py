@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import cv2
+
 from data_tools.decode import Decoded, FrameSettings, Reason, Undecodable, decode_video
 
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -105,6 +107,7 @@ class DecodeWorker:
 
 def _serve(connection: Connection, settings: FrameSettings) -> None:
     """The decoding process: paths in, frames out, until the parent closes the connection or dies."""
+    cv2.setNumThreads(1)  # a process a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send_bytes(_ALIVE)

@@ -10,6 +10,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ NOT_VIDEOS = frozenset(
 )
 """Files of a folder with these endings are passed over (and named in the summary); all others are tried."""
 
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_MOST_CLASSES = 1_000_000
+
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
     """Read one split, or all there is where ``split`` is None; see :func:`data_tools.annotations.read_listing`."""
@@ -66,7 +70,7 @@ def _lists(folder: Path, split: str | None) -> list[Path]:
 
 def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Listing:
     entries = [entry for file in files for entry in _read_list(file)]
-    numbered = all(label.lstrip("-").isdigit() for _, label in entries if label)
+    numbered = all(_NUMBER.fullmatch(label) for _, label in entries if label)
     named = _class_ind(files[0].parent) or _class_ind(videos)
     if numbered:
         numbers = {label: int(label) for _, label in entries if label}
@@ -81,6 +85,8 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Listing:
         class_name = named.get(number, "" if number < 0 else label)
         rows.append(Row(source, videos / source if there else None, number, class_name))
     count = 1 + max([UNLABELLED, *named, *(row.label for row in rows)])
+    if count > _MOST_CLASSES:
+        raise UserError(f"{files[0]} has the label {count - 1}, which is no class number: put the class last in a line")
     names = tuple(named.get(number, str(number)) for number in range(count))
     described = " and ".join(map(str, files))
     return Listing(tuple(rows), names, split, described, ", ".join(file.name for file in files), hash_files(files))
@@ -110,7 +116,7 @@ def _read_line(line: str) -> tuple[str, str]:
         if Path(source.strip('" ')).suffix.lower() in VIDEO_SUFFIXES:
             return source.strip('" '), label.strip()
     for source, _, label in cuts:  # a name without a known ending: a number at the end is the label
-        if source and label.strip().lstrip("-").isdigit():
+        if source and _NUMBER.fullmatch(label.strip()):
             return source.strip('" '), label.strip()
     return line, ""
 
@@ -123,7 +129,7 @@ def _class_ind(folder: Path) -> dict[int, str]:
     names = {}
     for line in read_lines(file):
         number, _, name = line.partition(" ")
-        if not number.isdigit() or not name:
+        if not _NUMBER.fullmatch(number) or not name:
             raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME'")
         names[int(number)] = name.strip()
     return names

@@ -29,6 +29,8 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     index = VideoIndex(videos, exclude)
     rows = []
     for record in _load(file, list):
+        if not isinstance(record, dict) or "id" not in record:
+            raise UserError(f"{file} has the entry {record!r} without an id: get the official file again")
         number = str(record["id"])
         name = record.get("template", answers.get(number, "")).replace("[", "").replace("]", "")
         if name and name not in labels:

@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     frame("--stride", type=int, default=frames.stride, help="store every so many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="store so many windows a video (%(default)s: all of it)")
     frame("--window", type=int, default=frames.window, help="source frames of such a window (%(default)s)")
+    frame(
+        "--flow", type=int, default=frames.flow, metavar="FRAMES", help="store optical flow over so many frames (none)"
+    )
     frame("--samples-per-shard", type=int, help="videos of a shard (64; fewer where that makes under 16 shards)")
     frame("--seed", type=int, default=0, help="of the order in which videos are stored (%(default)s)")
     other = parser.add_argument_group("trouble").add_argument
@@ -102,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.workers < 1 or options.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
-    frames = FrameSettings(options.short_side, options.quality, options.stride, options.clips, options.window)
+    frames = FrameSettings(
+        options.short_side, options.quality, options.stride, options.clips, options.window, options.flow
+    )
     listing = read_listing(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
     plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)
     settle(plan, options.out)

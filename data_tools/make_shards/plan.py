@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import simplejpeg
 
 from data_tools.annotations import Listing, Row
@@ -85,19 +86,20 @@ def make_plan(
         "dataset": dataset,
         "split": listing.split,
         "videos": len(rows),
-        "list_sha256": _hash_rows(listing),
+        "hash_of_the_list": _hash_rows(listing)[:16],
         "seed": seed,
         "samples_per_shard": samples_per_shard,
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
-    return Plan(dataset, listing, frames, shards, settings, library_versions())
+    return Plan(dataset, listing, frames, shards, settings, library_versions(frames))
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(frames: FrameSettings) -> dict[str, str]:
     """The libraries that turn a video into bytes of a shard."""
+    flow = {"opencv": cv2.__version__} if frames.flow else {}
     ffmpeg = {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
-    return {"av": av.__version__, **ffmpeg, "simplejpeg": simplejpeg.__version__}
+    return {"av": av.__version__, **ffmpeg, "simplejpeg": simplejpeg.__version__, **flow}
 
 
 def _rank(seed: int, row: Row) -> bytes:
@@ -147,7 +149,9 @@ def refuse_other_libraries(plan: Plan, out: Path) -> None:
 def _refuse_change(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     changed = [name for name in sorted({*begun, *asked}) if begun.get(name) != asked.get(name)]
     if changed:
-        before, now = (", ".join(f"{name}={values.get(name)}" for name in changed) for values in (begun, asked))
+        before, now = (
+            ", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (begun, asked)
+        )
         raise UserError(
             f"--out {out} was begun with {before}, this run asks for {now}: repeat the first, or choose another --out"
         )

@@ -30,6 +30,9 @@ from motionmae.errors import UserError
 QUARANTINE = "quarantine.jsonl"
 """Rows path, reason, error: every video of the list that is in no shard."""
 
+_COUNTING = threading.Lock()
+_WATCH_SECONDS = 0.1
+
 
 @dataclass
 class Tally:
@@ -117,7 +120,7 @@ def write_shards(
         The tally of the whole data set, finished shards included.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the folder cannot be written, e.g. because the disk is full.
         KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
     """
     (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
@@ -139,7 +142,7 @@ def write_shards(
     finally:
         for writer in pool:
             writer.stop()
-        for writer in pool:
+        for writer in filter(threading.Thread.is_alive, pool):
             writer.join()
     for failure in filter(None, (writer.failure for writer in pool)):
         if isinstance(failure, OSError):  # a video's own errors are in the quarantine
@@ -200,7 +203,7 @@ class _Writer(threading.Thread):
         except Undecodable as error:
             fault = {"path": row.source, "reason": error.reason.value, "error": error.detail}
             return Tally(videos=1, quarantine=[fault])
-        writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride))
+        writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride), decoded.flows)
         damaged = [row.source] if decoded.damaged_packets else []
         return Tally(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
 
@@ -233,7 +236,7 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
         dataset=plan.dataset,
         split=listing.split,
         class_names=listing.class_names,
-        encoder=EncoderSettings(frames.short_side, frames.quality, frames.stride, frames.clips),
+        encoder=EncoderSettings(frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow),
         shards=tuple(shard_entry(path) for shard in plan.shards if (path := out / shard.name).exists()),
         quarantined=len(rows),
         split_file=listing.split_file,
@@ -242,7 +245,3 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
     )
     write_manifest(out, manifest)
     return manifest
-
-
-_COUNTING = threading.Lock()
-_WATCH_SECONDS = 0.1

@@ -39,6 +39,8 @@ def test_ssv2_wrong_input_is_answered_in_a_sentence(tmp_path):
     videos = touch(tmp_path / "videos", "1.webm")
     folder = something(tmp_path / "labels")
     assert "has no something-something-v2-train.json" in refusal("ssv2", videos, folder, "train")
+    write(folder / "something-something-v2-train.json", '[{"label": "x"}]')
+    assert "without an id" in refusal("ssv2", videos, folder, "train")
     assert "choose train, validation or test" in refusal("ssv2", videos, folder, None)
     write(folder / "something-something-v2-train.json", json.dumps([{"id": "1", "template": "Opening [something]"}]))
     assert "'Opening something', is no class" in refusal("ssv2", videos, folder, "train")

