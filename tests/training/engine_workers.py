@@ -111,6 +111,11 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
     return results
 
 
+def is_deterministic(settings: Config) -> bool:
+    new_engine(settings)
+    return torch.are_deterministic_algorithms_enabled()
+
+
 def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:
     """For each stage train, save below ``folder/STAGE``, train on; the losses after the save and the final weights."""
     results = {}
