@@ -23,7 +23,8 @@ ORDER_VERSION = 1
 
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_ROUNDS = tuple((round_ * _GOLDEN) & _WORD for round_ in range(8))  # 4 are enough for large windows, not for small
+_ROUNDS = tuple((round_ * _GOLDEN) & _WORD for round_ in range(8))
+_LEAST_SIDE = 4  # of the number square: in smaller ones eight rounds do not reach all orders alike
 
 Number = TypeVar("Number", int, np.ndarray)
 
@@ -70,8 +71,9 @@ class EpochOrder:
         self._shard_shift = first_id[permutation] - starts[:-1]  # position -> id within a permuted shard
         self._window_start = starts[bounds]
         sizes = np.diff(self._window_start)
-        self._rows = np.array([math.isqrt(max(size - 1, 0)) + 1 for size in sizes.tolist()], dtype=np.uint64)
-        self._columns = np.maximum((sizes.astype(np.uint64) + self._rows - np.uint64(1)) // self._rows, 1)
+        rows = np.array([max(_LEAST_SIDE, math.isqrt(size)) for size in sizes.tolist()])
+        self._rows = rows.astype(np.uint64)
+        self._columns = np.maximum(_LEAST_SIDE, -(-sizes // rows)).astype(np.uint64)
         self._keys = np.array([keyed_bits("window", seed, epoch, window) for window in range(windows)], dtype=np.uint64)
         # bisect on a list is some ten times faster than searchsorted for one number
         self._lists = tuple(

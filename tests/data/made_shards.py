@@ -1,0 +1,70 @@
+"""Shards of rendered clips whose pixels say which frame, row and column they are."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards import ShardWriter
+
+FRAME_STEP = 6  # grey levels between neighbouring frames: survives JPEG
+
+
+@cache
+def picture(frame: int, height: int, width: int) -> bytes:
+    """JPEG whose red is the frame's number, green rises downwards and blue to the right, each over 0 to 240."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[..., 0] = frame * FRAME_STEP % 250
+    pixels[..., 1] = np.linspace(0, 240, height)[:, None]
+    pixels[..., 2] = np.linspace(0, 240, width)
+    return simplejpeg.encode_jpeg(pixels, quality=95)
+
+
+def frame_numbers(clip: np.ndarray) -> list[int]:
+    """What :func:`picture` wrote into the frames of a clip (T, H, W, 3)."""
+    return np.rint(np.median(clip[..., 0], axis=(1, 2)) / FRAME_STEP).astype(int).tolist()
+
+
+def meta(frames: int, height: int, width: int, **changes: object) -> dict[str, object]:
+    """A KEY.json with everything in it."""
+    return {
+        "label": 0,
+        "class_name": "none",
+        "source": "none.mp4",
+        "fps": 25.0,
+        "frames": frames,
+        "stride": 1,
+        "height": height,
+        "width": width,
+        "times": [number / 25 for number in range(frames)],
+    } | changes
+
+
+def make_shards(
+    folder: Path, counts: tuple[int, ...], frames: int = 4, height: int = 16, width: int = 24, stride: int = 1
+) -> Manifest:
+    """A folder of shards; the label of a sample is its id."""
+    folder.mkdir(exist_ok=True)
+    entries, sample = [], 0
+    jpegs = [picture(number, height, width) for number in range(frames)]
+    for number, count in enumerate(counts):
+        with ShardWriter(folder / f"toy-{number:06d}.tar") as shard:
+            for _ in range(count):
+                shard.write(f"{sample:08d}", jpegs, meta(frames, height, width, label=sample, stride=stride))
+                sample += 1
+        entries.append(shard.entry)
+    settings = EncoderSettings(short_side=min(height, width), jpeg_quality=95, stride=stride)
+    manifest = Manifest("toy", "train", tuple(map(str, range(sample))), settings, tuple(entries))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    """Damage one byte of a file, in place."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        old = file.read(1)
+        file.seek(offset)
+        file.write(bytes([old[0] ^ 0x10]))

@@ -1,0 +1,96 @@
+import io
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from motionmae.data.augment import Crop
+from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.jpeg import decode_clip
+from motionmae.data.reader import SampleMeta
+
+META = SampleMeta("a.tar", "7", 0, 25.0, frames=3, stride=1, height=96, width=128, windows=(0,), has_flow=False)
+
+
+def smooth(seed, height=96, width=128):
+    noise = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+JPEGS = [simplejpeg.encode_jpeg(smooth(seed), 95) for seed in range(3)]
+
+
+def decoded(jpegs, crop, size, meta=META):
+    out = np.full((len(jpegs), size, size, 3), 99, np.uint8)
+    decode_clip(jpegs, meta, crop, out)
+    return out
+
+
+@pytest.mark.parametrize("crop", [Crop(0, 0, 96, 128), Crop(10, 21, 64, 64), Crop(30, 5, 50, 100)])
+def test_pixels_agree_with_another_decoder(crop):
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    theirs = [
+        np.asarray(
+            Image.open(io.BytesIO(jpeg)).crop(box).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=None)
+        )
+        for jpeg in JPEGS
+    ]
+    difference = np.abs(decoded(JPEGS, crop, 64).astype(int) - theirs)
+    assert difference.mean() < 3  # PIL smooths while it shrinks
+
+
+def test_a_crop_of_the_clips_own_size_is_exact():
+    out = decoded(JPEGS, Crop(10, 20, 64, 64), 64)
+    for jpeg, frame in zip(JPEGS, out, strict=True):
+        assert (frame == simplejpeg.decode_jpeg(jpeg)[10:74, 20:84]).all()
+
+
+def test_flip_mirrors_left_to_right():
+    plain, mirrored = (decoded(JPEGS, Crop(4, 8, 80, 90, flip), 48) for flip in (False, True))
+    assert (mirrored == plain[:, :, ::-1]).all()
+    assert (mirrored != plain).any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_repeated_frame_is_decoded_once_and_filled_in(flip):
+    jpegs = [JPEGS[0], JPEGS[1], JPEGS[1], JPEGS[1]]
+    out = decoded(jpegs, Crop(0, 0, 96, 96, flip), 32)
+    assert (out[1] == out[2]).all()
+    assert (out[1] == out[3]).all()
+    assert (out == decoded([bytes(bytearray(jpeg)) for jpeg in jpegs], Crop(0, 0, 96, 96, flip), 32)).all()
+
+
+def test_a_strong_shrink_does_not_alias():
+    lines = np.zeros((96, 128, 3), np.uint8)
+    lines[:, ::4] = lines[:, 1::4] = 255  # two columns white, two black: grey from afar
+    jpeg = simplejpeg.encode_jpeg(lines, 100, colorsubsampling="444")
+    assert decoded([jpeg], Crop(0, 0, 96, 96), 32).std() < 60  # 127 without averaging
+    assert decoded([jpeg], Crop(0, 0, 96, 96), 96).std() > 100
+
+
+def test_sizes_may_change_from_call_to_call():
+    small = simplejpeg.encode_jpeg(smooth(5, 40, 56), 95)
+    for jpeg, meta in ((small, replace(META, height=40, width=56)), (JPEGS[0], META)) * 2:
+        expected = simplejpeg.decode_jpeg(jpeg)[:32, :32]
+        assert (decoded([jpeg], Crop(0, 0, 32, 32), 32, meta)[0] == expected).all()
+
+
+@pytest.mark.parametrize(
+    "jpeg",
+    [b"", b"no picture", JPEGS[0][:100], JPEGS[0][:-200]],
+    ids=["empty", "text", "head only", "end missing"],
+)
+def test_what_is_no_picture_is_corrupt(jpeg):
+    with pytest.raises(CorruptSample, match=r"a\.tar:7: decode") as caught:
+        decoded([jpeg], Crop(0, 0, 96, 96), 32)
+    assert caught.value.reason == Reason.DECODE
+
+
+@pytest.mark.parametrize("size", [(96, 120), (88, 128), (128, 96), (104, 136)])
+def test_a_picture_of_another_size_is_corrupt(size):
+    with pytest.raises(CorruptSample) as caught:
+        decoded([simplejpeg.encode_jpeg(smooth(0, *size), 90)], Crop(0, 0, 80, 80), 32)
+    assert caught.value.reason == Reason.DECODE

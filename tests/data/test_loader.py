@@ -1,0 +1,356 @@
+import itertools
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.data.clips import read_clip
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.loader import ClipLoader
+from motionmae.data.order import EpochOrder
+from motionmae.data.randomness import mask_seed
+from motionmae.data.reader import ShardReader
+from motionmae.data.shards import load_index
+from motionmae.errors import UserError
+from tests.data.made_shards import flip_byte, frame_numbers, make_shards
+
+COUNTS = (13, 7, 20, 1, 9)  # 50 samples
+CLIP = ClipConfig(frames=2, size=16, stride=1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loader") / "shards"
+    make_shards(folder, COUNTS)
+    return folder
+
+
+def loader(folder, batch=12, micro_batch=2, rank=0, world=1, seed=3, clip=CLIP, **data):
+    config = DataConfig(**({"shards": str(folder), "window_shards": 2, "threads": 2} | data))
+    return ClipLoader(config, clip, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank, world=world)
+
+
+def rows(batch):
+    """What identifies each clip of a batch: sample, label, mask seed and every pixel."""
+    numbers = zip(batch.samples.tolist(), batch.labels.tolist(), batch.seeds.tolist(), strict=True)
+    return [(*number, clip.numpy().tobytes()) for number, clip in zip(numbers, batch.clips, strict=True)]
+
+
+def steps(folder, first, number, world=1, **options):
+    """The clips of ``number`` steps over all ranks, each step a list in order of position."""
+    found = [[] for _ in range(number)]
+    loaders = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
+    streams = [one.batches(first) for one in loaders]
+    for step in range(number):
+        for _ in range(loaders[0].accumulation):
+            for stream in streams:
+                found[step] += rows(next(stream))
+    for one in loaders:
+        one.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_rank(shards):
+    """Nine steps (two epochs of four and one more) of a single rank with one thread."""
+    return steps(shards, 0, 9, threads=1)
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 12), (1, 3), (2, 2), (3, 4), (3, 1), (6, 2)])
+def test_the_stream_is_the_same_for_every_number_of_ranks(shards, one_rank, world, micro_batch):
+    assert steps(shards, 0, 9, world=world, micro_batch=micro_batch) == one_rank
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("prefetch", [1, 5])
+def test_the_stream_is_the_same_for_every_number_of_threads(shards, one_rank, threads, prefetch):
+    assert steps(shards, 0, 9, threads=threads, prefetch=prefetch) == one_rank
+
+
+def test_eight_and_512_ranks_share_a_batch(tmp_path):
+    make_shards(tmp_path / "s", (130,) * 4, frames=2)
+    options = {"batch": 512, "prefetch": 1, "threads": 1}
+    alone = steps(tmp_path / "s", 1, 1, micro_batch=64, **options)
+    assert len({row[0] for row in alone[0]}) == 512
+    assert steps(tmp_path / "s", 1, 1, world=8, micro_batch=32, **options) == alone
+    assert steps(tmp_path / "s", 1, 1, world=512, micro_batch=1, **options) == alone
+
+
+def test_an_epoch_has_every_sample_once(shards):
+    for epoch in range(3):
+        (five_tens,) = steps(shards, epoch, 1, batch=50, micro_batch=10)
+        assert sorted(row[0] for row in five_tens) == list(range(50))
+        assert [row[1] for row in five_tens] == [row[0] for row in five_tens]
+
+
+def test_epochs_leave_out_their_incomplete_batch_and_differ(one_rank):
+    first, second = ([row[0] for step in one_rank[4 * epoch : 4 * epoch + 4] for row in step] for epoch in (0, 1))
+    assert len(first) == len(set(first)) == len(set(second)) == 48
+    assert first != second
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_resuming_at_any_step_continues_the_same_stream(shards, one_rank, step):
+    assert steps(shards, step, 9 - step, world=2, micro_batch=3) == one_rank[step:]
+
+
+def test_seeds_are_keyed_by_sample_and_repeat(shards):
+    (step,) = steps(shards, 4, 1, repeats=2, micro_batch=4)  # the first step of epoch 1
+    assert [row[2] for row in step] == [mask_seed(3, 1, row[0], number % 2) for number, row in enumerate(step)]
+    assert [row[0] for row in step[::2]] == [row[0] for row in step[1::2]]
+    pixels = [row[3] for row in step]
+    assert sum(first != second for first, second in zip(pixels[::2], pixels[1::2], strict=True)) >= 10
+
+
+def test_another_seed_gives_other_clips(shards, one_rank):
+    assert steps(shards, 0, 1, seed=4)[0] != one_rank[0]
+
+
+class TestPixels:
+    """The frames' numbers and the crop's place are read back from the pictures."""
+
+    @pytest.mark.parametrize(("stored", "stride", "step"), [(1, 3, 3), (1, 1, 1), (2, 4, 2)])
+    def test_frames_stand_at_the_asked_stride(self, tmp_path, stored, stride, step):
+        make_shards(tmp_path / "s", (20,), frames=20, height=48, width=64, stride=stored)
+        clip = ClipConfig(frames=4, size=32, stride=stride)
+        with loader(tmp_path / "s", batch=20, micro_batch=20, clip=clip) as ours:
+            found = np.array([frame_numbers(one.numpy()) for one in next(ours.batches(0)).clips])
+        assert (np.diff(found, axis=1) == step).all()
+        assert len(set(found[:, 0].tolist())) > 5
+        assert found.min() >= 0
+        assert found.max() <= 19
+
+    def test_a_short_video_repeats_its_end(self, tmp_path):
+        make_shards(tmp_path / "s", (4,), frames=4, height=48, width=64)
+        clip = ClipConfig(frames=4, size=32, stride=2)
+        with loader(tmp_path / "s", batch=4, micro_batch=4, clip=clip) as ours:
+            assert [frame_numbers(one.numpy()) for one in next(ours.batches(0)).clips] == [[0, 2, 2, 2]] * 4
+
+    @pytest.mark.parametrize("flip", [True, False])
+    def test_crop_and_flip_are_one_for_the_whole_clip(self, tmp_path, flip):
+        make_shards(tmp_path / "s", (40,), frames=4, height=96, width=128)
+        clip = ClipConfig(frames=4, size=32, stride=1)
+        with loader(tmp_path / "s", batch=40, micro_batch=40, clip=clip, flip=flip) as ours:
+            clips = next(ours.batches(0)).clips.numpy().astype(float)
+        right = np.median(clips[..., -2, 2] - clips[..., 1, 2], axis=2)  # (B, T) rise of blue from left to right
+        down = np.median(clips[:, :, -2, :, 1] - clips[:, :, 1, :, 1], axis=2)
+        assert (np.ptp(right, axis=1) < 8).all()
+        assert (np.ptp(down, axis=1) < 8).all()
+        assert (down > 0).all()
+        assert ((right < 0).sum(axis=0) > 10).all() == flip
+        assert ((right < 0).any()) == flip
+        share = np.abs(right).mean(axis=1) / 240 * down.mean(axis=1) / 240 * (32 / 29) ** 2
+        assert (share > 0.4).all()  # crop_scale begins at 0.5
+        assert (share < 1.1).all()
+        assert np.ptp(share) > 0.3
+
+    @pytest.mark.parametrize("crop", ["random_resized", "multi_scale"])
+    def test_the_kind_of_crop_matters(self, tmp_path, crop):
+        make_shards(tmp_path / "s", (64,), frames=2, height=96, width=128)
+        with loader(tmp_path / "s", batch=64, micro_batch=64, crop=crop, flip=False) as ours:
+            clips = next(ours.batches(0)).clips.numpy().astype(float)
+        left = np.median(clips[:, 0, :, 0, 2], axis=1)
+        # 13 places of 10 shapes at 0, 1/4 .. 4/4 of what is left over, against any place
+        assert (len(np.unique(left.round())) > 30) == (crop == "random_resized")
+
+    def test_read_clip_is_the_middle(self, tmp_path):
+        make_shards(tmp_path / "s", (2, 2), frames=11, height=48, width=64)
+        clip = ClipConfig(frames=4, size=32, stride=2)
+        for source in (tmp_path / "s", str(tmp_path / "s"), ShardReader(tmp_path / "s")):
+            found = read_clip(source, 3, clip)
+            assert found.shape == (4, 32, 32, 3)
+            assert found.dtype == torch.uint8
+            assert frame_numbers(found.numpy()) == [2, 4, 6, 8]
+        across, down = found[0, 16, :, 2].float(), found[0, :, 16, 1].float()
+        assert across[0].item() == pytest.approx(240 * 8 / 64, abs=6)
+        assert across[-1].item() == pytest.approx(240 * 56 / 64, abs=6)
+        assert (down[0].item(), down[-1].item()) == (pytest.approx(0, abs=6), pytest.approx(240, abs=6))
+
+
+class TestCorruption:
+    @pytest.fixture
+    def damaged(self, tmp_path):
+        """Shards in which sample 5 has a flipped byte in each frame."""
+        make_shards(tmp_path / "s", COUNTS)
+        shard = tmp_path / "s" / "toy-000000.tar"
+        _, columns = load_index(shard)
+        content = shard.read_bytes()[columns["jpgs_offset"][5] :]
+        offsets = np.frombuffer(content, "<u4", 4)
+        for offset in offsets:
+            flip_byte(shard, columns["jpgs_offset"][5] + int(offset) + 300)
+        return tmp_path / "s"
+
+    @pytest.mark.parametrize("world", [1, 5])
+    def test_the_next_of_the_window_stands_in(self, shards, damaged, world, caplog):
+        (whole,) = steps(shards, 0, 1, batch=50, micro_batch=10)
+        (found,) = steps(damaged, 0, 1, batch=50, micro_batch=10, world=world)
+        position = [row[0] for row in whole].index(5)
+        stand_in = EpochOrder(COUNTS, seed=3, epoch=0, window_shards=2).following(position)
+        assert stand_in != position
+        assert found == [*whole[:position], whole[stand_in], *whole[position + 1 :]]
+        assert "sample 5 cannot be read" in caplog.text
+        assert "toy-000000.tar:00000005: checksum" in caplog.text
+
+    def test_it_is_counted_by_reason_once_a_run(self, damaged):
+        with loader(damaged, batch=50, micro_batch=10) as ours:
+            stream = ours.batches(0)
+            for _ in range(15):  # three epochs
+                next(stream)
+            assert ours.corrupt == {"checksum": 1}
+
+    def test_past_the_budget_the_run_stops(self, damaged):
+        with (
+            loader(damaged, batch=50, micro_batch=10, corrupt_budget=0) as ours,
+            pytest.raises(UserError, match=r"1 samples of .* \(checksum 1; .*00000005.* data.corrupt_budget=0"),
+        ):
+            list(itertools.islice(ours.batches(0), 5))
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda shard: shard.unlink(), "missing_shard"),
+            (lambda shard: shard.write_bytes(shard.read_bytes()[:-600]), "truncated_shard"),
+            (lambda shard: shard.write_bytes(shard.read_bytes() + b"more"), "replaced_shard"),
+        ],
+    )
+    def test_a_lost_shard_stops_the_run(self, tmp_path, damage, reason):
+        make_shards(tmp_path / "s", COUNTS)
+        with loader(tmp_path / "s", batch=50, micro_batch=10, corrupt_budget=5) as ours:
+            damage(tmp_path / "s" / "toy-000002.tar")
+            with pytest.raises(UserError, match=f"6 samples.*{reason} 6.*toy-000002.tar"):
+                list(itertools.islice(ours.batches(0), 5))
+
+    def test_a_lost_shard_within_the_budget_is_replaced(self, tmp_path):
+        make_shards(tmp_path / "s", COUNTS)
+        with loader(tmp_path / "s", batch=50, micro_batch=10) as ours:
+            (tmp_path / "s" / "toy-000004.tar").unlink()
+            found = [row[0] for batch in itertools.islice(ours.batches(0), 5) for row in rows(batch)]
+            assert ours.corrupt == {"missing_shard": 9}
+        assert set(found) == set(range(41))
+
+    def test_a_window_without_a_readable_sample_stops_the_run(self, tmp_path):
+        make_shards(tmp_path / "s", (3, 3))
+        with loader(tmp_path / "s", batch=6, micro_batch=6, window_shards=1) as ours:
+            (tmp_path / "s" / "toy-000001.tar").unlink()
+            with pytest.raises(UserError, match="every sample of a window"):
+                next(ours.batches(0))
+
+    def test_a_reader_of_single_clips_gets_no_stand_in(self, damaged):
+        with pytest.raises(CorruptSample, match="00000005: checksum"):
+            read_clip(damaged, 5, CLIP)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"batch": 60}, "holds 50 samples, fewer than one step takes: set optim.batch=60 to at most 50"),
+            ({"world": 5}, "optim.batch=12 is not divisible by engine.micro_batch=2 x 5 ranks"),
+            ({"micro_batch": 5}, "engine.micro_batch=5"),
+        ],
+    )
+    def test_impossible_batches(self, shards, options, says):
+        with pytest.raises(UserError, match=says):
+            loader(shards, **options)
+
+    def test_impossible_stride(self, tmp_path):
+        make_shards(tmp_path / "s", (12,), stride=2)
+        with pytest.raises(UserError, match=r"clip.stride=1 is not possible"):
+            loader(tmp_path / "s")
+
+    def test_flow_that_is_not_stored(self, shards):
+        with pytest.raises(UserError, match="hold no optical flow: make them with --flow"):
+            ClipLoader(DataConfig(shards=str(shards)), CLIP, seed=0, batch=2, micro_batch=2, flow=True)
+
+    def test_shards_of_another_format(self, tmp_path):
+        make_shards(tmp_path / "s", (12,))
+        index = tmp_path / "s" / "toy-000000.idx.json"
+        index.write_text(index.read_text().replace('"format_version":1', '"format_version":9'))
+        with loader(tmp_path / "s") as ours, pytest.raises(UserError, match="format version 9"):
+            next(ours.batches(0))
+
+
+class TestState:
+    def test_it_survives_json_and_continues(self, shards):
+        with loader(shards) as ours, loader(shards, world=3, micro_batch=4, rank=2, threads=4) as other:
+            state = json.loads(json.dumps(ours.state(6)))
+            assert (state["step"], state["epoch"]) == (6, 1)
+            other.check_state(state)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"seed": 9}, "seed was 3 and is 9"),
+            ({"batch": 24}, "batch was 12 and is 24"),
+            ({"window_shards": 3}, "window_shards was 2 and is 3"),
+            ({"seed": 9, "batch": 24}, "seed was 3 and is 9; batch was 12 and is 24"),
+        ],
+    )
+    def test_what_differs_is_named(self, shards, options, says):
+        with loader(shards) as ours, loader(shards, **options) as other, pytest.raises(UserError, match=says):
+            other.check_state(ours.state(1))
+
+    def test_other_shards_are_refused(self, shards, tmp_path):
+        make_shards(tmp_path / "s", COUNTS[::-1])
+        with loader(shards) as ours, loader(tmp_path / "s") as other, pytest.raises(UserError, match="shards was"):
+            other.check_state(ours.state(1))
+
+    def test_another_order_version_is_refused(self, shards):
+        with loader(shards) as ours, pytest.raises(UserError, match="order_version was 0 and is 1"):
+            ours.check_state(ours.state(1) | {"order_version": 0})
+
+
+def decoders():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clip-decoder")]
+
+
+class TestResources:
+    def test_no_thread_is_left(self, shards):
+        with loader(shards, threads=4) as ours:
+            next(ours.batches(0))
+            assert len(decoders()) == 4
+        assert decoders() == []
+        ours.close()
+
+    def test_no_thread_is_left_when_the_consumer_fails(self, shards):
+        files = len(list(Path("/proc/self/fd").iterdir()))
+
+        def train():
+            with loader(shards, prefetch=20) as ours:
+                for _ in ours.batches(0):
+                    raise RuntimeError("training")
+
+        with pytest.raises(RuntimeError, match="training"):
+            train()
+        assert decoders() == []
+        assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+    def test_prefetch_is_bounded(self, shards):
+        with loader(shards, prefetch=3, threads=1, micro_batch=6) as ours:
+            stream = ours.batches(0)
+            next(stream)
+            assert ours._pool._work_queue.qsize() <= 3 * 6
+
+    def test_a_batch_that_is_kept_keeps_its_content(self, shards):
+        with loader(shards) as ours:
+            kept = list(itertools.islice(ours.batches(0), 24))
+            again = [rows(batch) for batch in itertools.islice(ours.batches(0), 24)]
+        assert [rows(batch) for batch in kept] == again
+
+    def test_memory_is_used_again(self, shards):
+        with loader(shards, prefetch=2) as ours:
+            places = [batch.clips.data_ptr() for batch in itertools.islice(ours.batches(0), 30)]
+        assert len(set(places)) <= 4
+
+    def test_a_view_keeps_the_memory(self, shards):
+        with loader(shards, prefetch=1) as ours:
+            stream = ours.batches(0)
+            view = next(stream).clips[1, 0]
+            before = view.clone()
+            for _ in range(10):
+                next(stream)
+            assert torch.equal(view, before)
