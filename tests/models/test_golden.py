@@ -24,18 +24,20 @@ CONFIGS = {
 
 
 def losses(config: Config) -> dict[str, list[float]]:
-    """Train for :data:`STEPS` steps as in Table 6a, on other clips and masks every step."""
+    """Train on two clips for :data:`STEPS` steps, masked anew every step, with AdamW grouped as in Table 6a."""
     model = build_motionmae(config)
     spared = no_decay(model)
     groups = [
         {"params": [w for n, w in model.named_parameters() if n not in spared], "weight_decay": 0.05},
         {"params": [w for n, w in model.named_parameters() if n in spared], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    clips = moving_clips(config, 2)
     rows = []
     for step in range(STEPS):
-        clips = moving_clips(config, 8, first=8 * step)
-        found = model(clips, torch.arange(8 * step, 8 * step + 8))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1, (step + 1) / 20)
+        found = model(clips, torch.arange(2 * step, 2 * step + 2))
         optimizer.zero_grad()
         found.total.backward()
         optimizer.step()
@@ -54,11 +56,9 @@ def test_losses_are_the_stored_ones(name: str):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stored_losses_fall(name: str):
-    """Each head ends well under where it starts; normalised targets start near 1, the loss of predicting the mean."""
     stored = json.loads(STORED.read_text())[name]
     for part in ("space", "time"):
-        if any(stored[part]):
-            assert sum(stored[part][-5:]) / 5 < 0.9 * stored[part][0]
+        assert sum(stored[part][-5:]) <= 0.9 * 5 * stored[part][0]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def moving_clips(config: Config, batch: int = 4, first: int = 0) -> Tensor:
     along = row * angle.sin() + column * angle.cos()
     wave = (along * (0.25 + 0.05 * (number % 3)) + time * (0.3 + 0.1 * (number % 5)) + colour * (0.5 + number)).sin()
     ripple = (row * 1.3 + column * 0.9 + number).sin()
-    return (127.5 + 90 * wave + 30 * ripple).round().clamp(0, 255).to(torch.uint8)
+    return (127.5 + 110 * wave + 10 * ripple).round().clamp(0, 255).to(torch.uint8)
 
 
 def noise_clips(config: Config, batch: int = 4, seed: int = 0) -> Tensor:
