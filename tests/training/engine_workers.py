@@ -25,9 +25,7 @@ Weights = dict[str, torch.Tensor]
 
 def new_engine(settings: Config) -> tuple[Engine, Rank]:
     rank = init_distributed(settings.engine)
-    engine = Engine(TinyModel(), settings, rank)
-    zero_state.create_states(engine)
-    return engine, rank
+    return Engine(TinyModel(), settings, rank), rank
 
 
 def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:

@@ -131,11 +131,12 @@ def test_killed_and_started_again_equals_undisturbed(
 @pytest.mark.long
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("zero", STAGES)
-def test_killed_at_every_step_equals_undisturbed(
+def test_killed_at_many_steps_equals_undisturbed(
     world: int, zero: int, shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
-    configs = [tiny_run(shards, tmp_path / str(row), engine={"zero": zero}) for row in range(1, STEPS)]
-    for row, config in enumerate(configs, 1):
+    rows = (2, 3, 6, 8)
+    configs = [tiny_run(shards, tmp_path / str(row), engine={"zero": zero}) for row in rows]
+    for config, row in zip(configs, rows, strict=True):
         kill_after(config, world, row)
     assert run_ranks(world, pretrain_all, configs)[0] == ["FINISHED"] * len(configs)
     for config in configs:
