@@ -7,12 +7,15 @@ status    when                                 what follows
 ========  ===================================  =========================================================
 0         the run finished                     nothing
 2         a person's mistake (UserError)       nothing: it would happen again
-143       SIGTERM: state was saved             nothing by us; Slurm requeues by itself if it was the one who
-                                               asked (``scontrol requeue``, a preemption without user signal)
+143       SIGTERM: state was saved             nothing by us; after ``scontrol requeue`` Slurm runs the job again
 255, 144  SIGUSR2: state was saved, and rank   Slurm (255) or the local controller (144) runs the job again
           0 requeued the job through submitit
 other     a bug, a lost peer, a killed rank    the other ranks are ended; the same command resumes
 ========  ===================================  =========================================================
+
+SIGTERM alone is also what a preemption sends where Slurm is not configured with preempt_send_user_signal, and a job
+that ends in its grace period counts as failed (seen with Slurm 22.05). So rank 0 asks Slurm before it leaves, and
+requeues a job that is being preempted as if SIGUSR2 had come.
 
 The pickle that submitit keeps holds the configuration and nothing else. It names no step and no attempt, because
 after a node failure Slurm runs an old one: the run finds its newest checkpoint by itself.
@@ -28,6 +31,7 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.errors import UserError
 from slurm.local import RESTARTS_VARIABLE, SIGNALS
+from slurm.record import is_being_preempted
 
 EXIT_USER_ERROR = 2
 """As the command lines exit."""
@@ -82,9 +86,11 @@ class TrainJob(Checkpointable):
                 sys.exit(EXIT_USER_ERROR)
             if outcome is not Outcome.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
-            if outcome is Outcome.TERMINATED:
+            if outcome is Outcome.TERMINATED and not (
+                environment.cluster == "slurm" and is_being_preempted(environment.job_id)
+            ):
                 sys.exit(outcome.value)
-            if outcome is Outcome.REQUEUE:
+            if outcome is not Outcome.FINISHED:
                 requeue = preemption.former[signal.SIGUSR2]
                 assert callable(requeue), "submitit installs its handler before it calls a job"
                 requeue(signal.SIGUSR2, None)  # counts time-outs, writes the pickle anew, requeues, exits

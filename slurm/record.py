@@ -151,18 +151,24 @@ def _slurm_state(job_id: str) -> JobState:
     return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
 
 
+def is_being_preempted(job_id: str) -> bool:
+    """Whether Slurm has told a running job to make room for another one; False if it does not answer."""
+    shown = _ask("scontrol", "show", "job", "-o", job_id).stdout
+    return _field(shown, "JobState") == "RUNNING" and _field(shown, "PreemptTime") not in ("", "None")
+
+
 def parse_scontrol(line: str) -> JobState:
     """Read one line of ``scontrol show job -o``."""
-
-    def value(key: str) -> str:
-        found = re.search(rf"\b{key}=(\S*)", line)
-        return found.group(1) if found else ""
-
-    name = value("JobState")
+    name = _field(line, "JobState")
     ended = name in _ENDED
-    detail = value("NodeList") if name == "RUNNING" or ended else value("Reason")
-    exit_code = _exit_code(value("ExitCode")) if ended else None
-    return JobState(name, "" if detail in ("(null)", "None") else detail, int(value("Restarts") or 0), exit_code)
+    detail = _field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
+    exit_code = _exit_code(_field(line, "ExitCode")) if ended else None
+    return JobState(name, "" if detail in ("(null)", "None") else detail, int(_field(line, "Restarts") or 0), exit_code)
+
+
+def _field(line: str, key: str) -> str:
+    found = re.search(rf"\b{key}=(\S*)", line)
+    return found.group(1) if found else ""
 
 
 def _exit_code(text: str) -> int | None:

@@ -114,14 +114,19 @@ def dry_run(arguments: argparse.Namespace, config: Config) -> None:
     print_plan(config)
 
 
-def submit(arguments: argparse.Namespace, config: Config, run: Path) -> JobRecord:
+def submit(arguments: argparse.Namespace, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
     """Take the snapshot, submit the job, and note it in the run folder.
 
+    Args:
+        arguments: the command line.
+        config: the run.
+        run: its folder.
+        before: the run folder's record when it was found to have no active job.
+
     Raises:
-        UserError: if the run is under way, or Slurm refuses the job.
+        UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
     check_shards(config.data.shards)
-    before = JobRecord.read(run)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
@@ -195,7 +200,7 @@ def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     else:
         if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
-        record = submit(arguments, config, run)
+        record = submit(arguments, config, run, record)
         print(describe(record, run, words), flush=True)
     if not arguments.follow:
         return 0

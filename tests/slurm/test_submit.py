@@ -168,7 +168,7 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     for module in (program.parents[1] / "motionmae/training").glob("*.py"):
         module.write_text("raise RuntimeError('edited after the submission')")
     os.kill(int(record.job_id), signal.SIGUSR2)
-    attached = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    attached = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert attached.returncode == 0, attached.stdout
     assert f"following job {record.job_id}; nothing new is submitted" in attached.stdout
     assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))

@@ -41,7 +41,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd-%n.log
 SlurmdParameters=config_overrides
-SlurmctldParameters=preempt_send_user_signal
+{user_signal}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -112,10 +112,12 @@ class Lab:
 
     Args:
         nodes: machines that run jobs, named node1, node2, ...
+        user_signal: whether a job that is to be preempted gets the signal it asked for (`sbatch --signal`), as sites
+            configure with preempt_send_user_signal; without it gets SIGTERM only.
     """
 
-    def __init__(self, nodes: int = 4) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: int = 4, user_signal: bool = True) -> None:
+        self.nodes, self.user_signal = nodes, user_signal
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # short: a socket's path has at most 107 bytes
         self._machines: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -152,9 +154,8 @@ class Lab:
         return ["nsenter", f"--net=/proc/{self._machines['head'].pid}/ns/net", *command]
 
     def environment(self) -> dict[str, str]:
-        """Variables of a user's shell on the head; `sacct` is the lab's own, as it keeps no accounting data base."""
-        own_bin = Path(__file__).parent / "bin"
-        path = f"{own_bin}:{Path(sys.executable).parent}:{_search_path()}"
+        """Variables of a user's shell on the head."""
+        path = f"{Path(sys.executable).parent}:{_search_path()}"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SUBMITIT"))}
         return inherited | {"PATH": path, "SLURM_CONF": f"{self.folder}/slurm.conf"}
 
@@ -196,7 +197,13 @@ class Lab:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
         nodes = [f"NodeName=node{n} NodeAddr={_address(n)} CPUs={CPUS_PER_NODE}" for n in range(1, self.nodes + 1)]
-        conf = _SLURM_CONF.format(folder=self.folder, head=HEAD_ADDRESS, nodes="\n".join(nodes), grace=GRACE_SECONDS)
+        conf = _SLURM_CONF.format(
+            folder=self.folder,
+            head=HEAD_ADDRESS,
+            nodes="\n".join(nodes),
+            grace=GRACE_SECONDS,
+            user_signal="SlurmctldParameters=preempt_send_user_signal" if self.user_signal else "",
+        )
         (self.folder / "slurm.conf").write_text(conf)
         hosts = [f"{HEAD_ADDRESS} head", *(f"{_address(n)} node{n}" for n in range(1, self.nodes + 1))]
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))

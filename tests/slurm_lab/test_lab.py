@@ -28,18 +28,6 @@ def test_a_job_step_runs_on_every_node(lab: Lab) -> None:
     assert sorted(lab.run("srun", "-N4", "hostname").stdout.split()) == ["node1", "node2", "node3", "node4"]
 
 
-def test_a_higher_partition_preempts_by_requeue(lab: Lab) -> None:
-    low = lab.run(
-        "sbatch", "--parsable", "-o", "/dev/null", "-N4", "--exclusive", "--requeue", "--wrap", "srun sleep 60"
-    ).stdout.strip()
-    lab.wait_for_job(low, ("RUNNING",), 20)
-    high = lab.run("sbatch", "--parsable", "-o", "/dev/null", "-N4", "-p", "high", "--wrap", "true").stdout.strip()
-    lab.wait_for_job(high, ("COMPLETED",), 60)
-    assert lab.job(low)["Restarts"] == "1"
-    lab.run("scancel", low)
-    lab.wait_for_job(low, ("CANCELLED",), 30)
-
-
 def test_nothing_stays_when_the_owner_of_a_lab_is_killed(lab: Lab) -> None:
     text = """
 import time
