@@ -71,11 +71,12 @@ def command(*words: str) -> None:
 
 
 def damage_one_video() -> None:
-    """Cut the start off one video, so that the quarantine has something to say."""
-    damaged = VIDEOS / "train" / "damaged.mp4"
+    """Add a video without its beginning, where its headers were, so that the quarantine has something to say."""
+    damaged = VIDEOS / "damaged.mp4"
     if not damaged.exists():
-        whole = min(VIDEOS.glob("train/**/*.mp4"))
-        damaged.write_bytes(whole.read_bytes()[-2000:])
+        damaged.write_bytes(min(VIDEOS.glob("train/**/*.mp4")).read_bytes()[2000:])
+        with (VIDEOS / "train.csv").open("a") as listing:
+            listing.write(f"{damaged.name} -1\n")
 
 
 def train() -> None:

@@ -51,7 +51,9 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Bl
 def _strip(frames: NDArray[np.float32]) -> Strip:
     """(n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1], a white gap right of each frame."""
     gap = max(1, frames.shape[2] // 32)
-    return np.concatenate(list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1)
+    return np.concatenate(
+        list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1
+    )
 
 
 def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
