@@ -97,12 +97,11 @@ def test_deterministic_asks_torch_for_deterministic_kernels():
 
 @pytest.mark.long
 def test_compiled_training_agrees_with_plain_adamw():
-    for zero in (1, 3):
-        case = replace(config(zero), engine=replace(config(zero).engine, compile=True))
-        ((losses, weights, _),) = run_ranks(1, train_all, [case], 3)[0]
-        expected_losses, expected_weights, _ = plain_adamw(3, 0)
-        assert losses == pytest.approx(expected_losses, rel=1e-5)
-        assert largest_difference(weights, expected_weights) < 1e-5
+    case = replace(config(1), engine=replace(config(1).engine, compile=True))
+    ((losses, weights, _),) = run_ranks(1, train_all, [case], 3)[0]
+    expected_losses, expected_weights, _ = plain_adamw(3, 0)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert largest_difference(weights, expected_weights) < 1e-5
 
 
 def test_loss_scale_grows_after_patience_and_stops_at_one():
