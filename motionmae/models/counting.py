@@ -1,8 +1,8 @@
 """Parameters and floating-point operations by formula, without making a model.
 
 Papers on video transformers print multiply-additions and call them FLOPs: ViT-B's 180 and ViT-L's 598 "GFLOPs" a view
-are reached that way, and :func:`view_gflops` counts so. Everything with "step" in its name counts a multiplication and
-an addition as two, the way peak rates of processors are given.
+are reached that way, and :func:`forward_gflops` counts so. :func:`step_flops` counts a multiplication and an addition
+as two, the way peak rates of processors are given.
 
 Counted are the matrix products of linear layers and attention. Left out, as in all such counts, are norms, GELU,
 softmax and additions: below 1 % of the work.
@@ -73,7 +73,7 @@ def count_classifier_parameters(config: Config, classes: int) -> int:
     return count_parameters(config).encoder + _linear(width, classes)  # its norm stands in for the encoder's
 
 
-def view_gflops(config: Config, classes: int = 0) -> float:
+def forward_gflops(config: Config, classes: int = 0) -> float:
     """Return 10^9 multiply-additions of the encoder over one whole clip, and of a head with ``classes``.
 
     This is the paper's "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.

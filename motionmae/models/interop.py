@@ -18,18 +18,14 @@ from motionmae.errors import UserError
 from motionmae.models.sizes import resolve
 
 State = Mapping[str, Tensor]
+Pair = tuple[str, str]
 
-_IN_BLOCK = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-"""Parts of a block with a weight and a bias: our name and theirs."""
-_ATTENTION = "attention.attention"
-_FRAME_HEAD = "decoders.space"
 _QKV = ("query", "key", "value")
+_ATTENTION = "attention.attention"
+_KERNEL = ("project.weight", "embeddings.patch_embeddings.projection.weight")
+_MASK_TOKEN = ("decoders.space.mask_token", "mask_token")
+_OURS_BLOCKS, _THEIR_BLOCKS = "blocks", "encoder.layer"
+_OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS = "decoders.space.blocks", "decoder.decoder_layers"
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
@@ -69,21 +65,18 @@ def pretraining_from_huggingface(state: State) -> dict[str, Tensor]:
     Raises:
         UserError: if a weight is missing, or one is there that VideoMAE does not have.
     """
-    theirs = dict(state)
+    theirs = _modern(state)
     inner = {name.removeprefix("videomae."): theirs.pop(name) for name in list(theirs) if name.startswith("videomae.")}
-    ours = {f"encoder.{name}": value for name, value in encoder_from_huggingface(inner).items()}
-    if "encoder.norm.weight" not in ours:
+    if "layernorm.weight" not in inner:
         raise UserError(
             "the state dict lacks videomae.layernorm.weight, the encoder's final norm: "
             "take it from a model with use_mean_pooling=False"
         )
-    ours[f"{_FRAME_HEAD}.embed.weight"] = _take(theirs, "encoder_to_decoder.weight")
-    ours[f"{_FRAME_HEAD}.mask_token"] = _take(theirs, "mask_token").reshape(-1)
-    for number in _numbers(theirs, "decoder.decoder_layers."):
-        ours.update(_block_from(theirs, f"decoder.decoder_layers.{number}", f"{_FRAME_HEAD}.blocks.{number}"))
-    for kind in ("weight", "bias"):
-        ours[f"{_FRAME_HEAD}.norm.{kind}"] = _take(theirs, f"decoder.norm.{kind}")
-        ours[f"{_FRAME_HEAD}.heads.space.{kind}"] = _take(theirs, f"decoder.head.{kind}")
+    ours = {f"encoder.{name}": value for name, value in encoder_from_huggingface(inner).items()}
+    depth = _depth(theirs, _THEIR_DECODER_BLOCKS)
+    ours.update({mine: _take(theirs, other) for mine, other in _decoder_pairs(depth)})
+    ours.update(_join_qkv(theirs, depth, _OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS))
+    ours[_MASK_TOKEN[0]] = _take(theirs, _MASK_TOKEN[1]).reshape(-1)
     _refuse_leftovers(theirs)
     return ours
 
@@ -97,13 +90,10 @@ def pretraining_to_huggingface(state: State, clip: ClipConfig) -> dict[str, Tens
     ours = dict(state)
     inner = {name.removeprefix("encoder."): ours.pop(name) for name in list(ours) if name.startswith("encoder.")}
     theirs = {f"videomae.{name}": value for name, value in encoder_to_huggingface(inner, clip).items()}
-    theirs["encoder_to_decoder.weight"] = _take(ours, f"{_FRAME_HEAD}.embed.weight")
-    theirs["mask_token"] = _take(ours, f"{_FRAME_HEAD}.mask_token").view(1, 1, -1)
-    for number in _numbers(ours, f"{_FRAME_HEAD}.blocks."):
-        theirs.update(_block_to(ours, f"{_FRAME_HEAD}.blocks.{number}", f"decoder.decoder_layers.{number}"))
-    for kind in ("weight", "bias"):
-        theirs[f"decoder.norm.{kind}"] = _take(ours, f"{_FRAME_HEAD}.norm.{kind}")
-        theirs[f"decoder.head.{kind}"] = _take(ours, f"{_FRAME_HEAD}.heads.space.{kind}")
+    depth = _depth(ours, _OURS_DECODER_BLOCKS)
+    theirs.update({other: _take(ours, mine) for mine, other in _decoder_pairs(depth)})
+    theirs.update(_split_qkv(ours, depth, _OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS))
+    theirs[_MASK_TOKEN[1]] = _take(ours, _MASK_TOKEN[0]).view(1, 1, -1)
     _refuse_leftovers(ours)
     return theirs
 
@@ -114,17 +104,12 @@ def encoder_from_huggingface(state: State) -> dict[str, Tensor]:
     Raises:
         UserError: if a weight is missing, or one is there that VideoMAE does not have.
     """
-    theirs = dict(state)
-    kernel = _take(theirs, "embeddings.patch_embeddings.projection.weight")  # (width, 3, p0, p1, p2)
-    ours = {
-        "project.weight": kernel.permute(0, 2, 3, 4, 1).flatten(1),
-        "project.bias": _take(theirs, "embeddings.patch_embeddings.projection.bias"),
-    }
-    for number in _numbers(theirs, "encoder.layer."):
-        ours.update(_block_from(theirs, f"encoder.layer.{number}", f"blocks.{number}"))
-    for kind in ("weight", "bias"):
-        if f"layernorm.{kind}" in theirs:
-            ours[f"norm.{kind}"] = theirs.pop(f"layernorm.{kind}")
+    theirs = _modern(state)
+    depth = _depth(theirs, _THEIR_BLOCKS)
+    ours = {mine: _take(theirs, other) for mine, other in _encoder_pairs(depth, norm="layernorm.weight" in theirs)}
+    ours.update(_join_qkv(theirs, depth, _OURS_BLOCKS, _THEIR_BLOCKS))
+    # (width, 3, p0, p1, p2) -> (width, p0 * p1 * p2 * 3)
+    ours[_KERNEL[0]] = _take(theirs, _KERNEL[1]).permute(0, 2, 3, 4, 1).flatten(1)
     _refuse_leftovers(theirs)
     return ours
 
@@ -138,45 +123,71 @@ def encoder_to_huggingface(state: State, clip: ClipConfig) -> dict[str, Tensor]:
         UserError: if a weight is missing, or one is there that VideoMAE does not have.
     """
     ours = dict(state)
-    kernel = _take(ours, "project.weight").unflatten(1, (clip.cube_frames, clip.cube_size, clip.cube_size, 3))
-    theirs = {
-        "embeddings.patch_embeddings.projection.weight": kernel.permute(0, 4, 1, 2, 3).contiguous(),
-        "embeddings.patch_embeddings.projection.bias": _take(ours, "project.bias"),
-    }
-    for number in _numbers(ours, "blocks."):
-        theirs.update(_block_to(ours, f"blocks.{number}", f"encoder.layer.{number}"))
-    for kind in ("weight", "bias"):
-        if f"norm.{kind}" in ours:
-            theirs[f"layernorm.{kind}"] = ours.pop(f"norm.{kind}")
+    depth = _depth(ours, _OURS_BLOCKS)
+    theirs = {other: _take(ours, mine) for mine, other in _encoder_pairs(depth, norm="norm.weight" in ours)}
+    theirs.update(_split_qkv(ours, depth, _OURS_BLOCKS, _THEIR_BLOCKS))
+    kernel = _take(ours, _KERNEL[0]).unflatten(1, (clip.cube_frames, clip.cube_size, clip.cube_size, 3))
+    theirs[_KERNEL[1]] = kernel.permute(0, 4, 1, 2, 3).contiguous()
     _refuse_leftovers(ours)
     return theirs
 
 
-def _block_from(theirs: dict[str, Tensor], source: str, target: str) -> Iterator[tuple[str, Tensor]]:
-    attention = f"{source}.{_ATTENTION}"
-    yield f"{target}.attn.qkv.weight", torch.cat([_take(theirs, f"{attention}.{n}.weight") for n in _QKV])
-    for short, name in (("q", "query"), ("v", "value")):
-        old = f"{attention}.{short}_bias"  # transformers 4, and every file published with it
-        yield f"{target}.attn.{short}_bias", _take(theirs, old if old in theirs else f"{attention}.{name}.bias")
-    for mine, other in _IN_BLOCK.items():
-        for kind in ("weight", "bias"):
-            yield f"{target}.{mine}.{kind}", _take(theirs, f"{source}.{other}.{kind}")
+def _encoder_pairs(depth: int, *, norm: bool) -> Iterator[Pair]:
+    """Names of the encoder's weights that need no change: ours, theirs."""
+    yield "project.bias", "embeddings.patch_embeddings.projection.bias"
+    yield from _block_pairs(depth, _OURS_BLOCKS, _THEIR_BLOCKS)
+    if norm:
+        yield from _affine("norm", "layernorm")
 
 
-def _block_to(ours: dict[str, Tensor], source: str, target: str) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in zip(_QKV, _take(ours, f"{source}.attn.qkv.weight").chunk(3), strict=True):
-        yield f"{target}.{_ATTENTION}.{name}.weight", weight.clone()
-    for short, name in (("q", "query"), ("v", "value")):
-        yield f"{target}.{_ATTENTION}.{name}.bias", _take(ours, f"{source}.attn.{short}_bias")
-    for mine, other in _IN_BLOCK.items():
-        for kind in ("weight", "bias"):
-            yield f"{target}.{other}.{kind}", _take(ours, f"{source}.{mine}.{kind}")
+def _decoder_pairs(depth: int) -> Iterator[Pair]:
+    yield "decoders.space.embed.weight", "encoder_to_decoder.weight"
+    yield from _block_pairs(depth, _OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS)
+    yield from _affine("decoders.space.norm", "decoder.norm")
+    yield from _affine("decoders.space.heads.space", "decoder.head")
 
 
-def _numbers(state: State, prefix: str) -> list[int]:
-    """Numbers of the blocks below ``prefix``."""
-    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in state)
-    return sorted({int(match[1]) for match in found if match})
+def _block_pairs(depth: int, ours: str, theirs: str) -> Iterator[Pair]:
+    for number in range(depth):
+        mine, other = f"{ours}.{number}", f"{theirs}.{number}"
+        yield f"{mine}.attn.q_bias", f"{other}.{_ATTENTION}.query.bias"
+        yield f"{mine}.attn.v_bias", f"{other}.{_ATTENTION}.value.bias"
+        yield from _affine(f"{mine}.norm1", f"{other}.layernorm_before")
+        yield from _affine(f"{mine}.norm2", f"{other}.layernorm_after")
+        yield from _affine(f"{mine}.attn.proj", f"{other}.attention.output.dense")
+        yield from _affine(f"{mine}.mlp.fc1", f"{other}.intermediate.dense")
+        yield from _affine(f"{mine}.mlp.fc2", f"{other}.output.dense")
+
+
+def _affine(ours: str, theirs: str) -> Iterator[Pair]:
+    for part in ("weight", "bias"):
+        yield f"{ours}.{part}", f"{theirs}.{part}"
+
+
+def _join_qkv(theirs: dict[str, Tensor], depth: int, target: str, source: str) -> Iterator[tuple[str, Tensor]]:
+    """Stack their three matrices of each block into the one of ours."""
+    for number in range(depth):
+        parts = [_take(theirs, f"{source}.{number}.{_ATTENTION}.{name}.weight") for name in _QKV]
+        yield f"{target}.{number}.attn.qkv.weight", torch.cat(parts)
+
+
+def _split_qkv(ours: dict[str, Tensor], depth: int, source: str, target: str) -> Iterator[tuple[str, Tensor]]:
+    """Cut our one matrix of each block into their three."""
+    for number in range(depth):
+        parts = _take(ours, f"{source}.{number}.attn.qkv.weight").chunk(3)
+        for name, part in zip(_QKV, parts, strict=True):
+            yield f"{target}.{number}.{_ATTENTION}.{name}.weight", part.clone()
+
+
+def _modern(state: State) -> dict[str, Tensor]:
+    """Rename what transformers 4, and every file published with it, calls q_bias and v_bias."""
+    new = {"q_bias": "query.bias", "v_bias": "value.bias"}
+    return {re.sub(r"\b[qv]_bias$", lambda found: new[found[0]], name): value for name, value in state.items()}
+
+
+def _depth(state: State, prefix: str) -> int:
+    """Return how many blocks there are below ``prefix``."""
+    return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in state if name.startswith(f"{prefix}.")})
 
 
 def _take(state: dict[str, Tensor], name: str) -> Tensor:

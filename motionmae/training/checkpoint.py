@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -66,17 +66,14 @@ def write(snapshot: Snapshot, store: CheckpointStore, rank: Rank) -> Checkpoint:
         CheckpointError: on every rank if one of them failed, e.g. because the disk is full; the store is as before.
     """
     try:
-        folder = _together(lambda: store.begin(snapshot.step) if rank.is_first else None)[0]
+        folder = _first(rank, lambda: store.begin(snapshot.step))
         shares = _together(lambda: _write_share(snapshot, folder, rank))
         files = [entry for share in shares for entry in share]
-        committed = _together(
-            lambda: store.commit(folder, snapshot.step, snapshot.state, files) if rank.is_first else None
-        )
+        return _first(rank, lambda: store.commit(folder, snapshot.step, snapshot.state, files))
     except CheckpointError:
         if rank.is_first:
             store.discard_unfinished()
         raise
-    return committed[0]
 
 
 def find(store: CheckpointStore, rank: Rank, report: Callable[[Path, str], None]) -> Checkpoint | None:
@@ -184,3 +181,8 @@ def _together(action: Callable[[], Result]) -> list[Result]:
         if problem:
             raise CheckpointError(f"rank {number}: {problem}")
     return [answer for answer, _ in answers]
+
+
+def _first(rank: Rank, action: Callable[[], Result]) -> Result:
+    """Do ``action`` on rank 0; its result, or its failure, on every rank. Collective."""
+    return cast(Result, _together(lambda: action() if rank.is_first else None)[0])

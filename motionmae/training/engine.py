@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from motionmae.config.schema import Config, accumulation_steps
 from motionmae.models.motionmae import no_decay
+from motionmae.training import zero_state
 from motionmae.training.distributed import Rank
 from motionmae.training.precision import LossScale, resolve_precision
 
@@ -86,6 +87,7 @@ class Engine:
             dist_init_required=False,
         )
         self.parameters = {name: p for name, p in self.deepspeed.module.named_parameters() if p.requires_grad}
+        zero_state.create_states(self)
         self.set_loss_scale()
         if config.engine.compile:
             self.deepspeed.compile()

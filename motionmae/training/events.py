@@ -4,6 +4,7 @@ Every row carries the incarnation that wrote it. A resumed run goes back to its 
 files hold some steps twice: :func:`current_rows` gives the rows that count. Only rank 0 writes.
 """
 
+import errno
 import json
 import logging
 import math
@@ -159,10 +160,16 @@ class LineFile:
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, row: Row) -> None:
-        """Add a line."""
-        line = json.dumps(row).encode() + b"\n"
-        written = os.write(self._descriptor, b"\n" + line if self._torn else line)
-        self._torn = written < len(line)
+        """Add a line.
+
+        Raises:
+            OSError: if it could not be written, or only in part.
+        """
+        line = (b"\n" if self._torn else b"") + json.dumps(row).encode() + b"\n"
+        self._torn = True
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
 
     def close(self) -> None:
         """Close the file."""

@@ -122,6 +122,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> Step:
         losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
         samples.append(batch.samples)
         applied = engine.step()
+        del batch, clips, flow  # or the loader could not use their memory while it is asked for the next
     return Step(losses, applied, samples)
 
 

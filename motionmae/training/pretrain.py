@@ -140,7 +140,6 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
 def build_engine(config: Config, rank: Rank, found: Checkpoint | None, events: EventLog) -> Engine:
     """The model on DeepSpeed, as initialised from the seed or as the checkpoint has it. Collective."""
     engine = Engine(build_motionmae(config), config, rank)
-    zero_state.create_states(engine)
     if found:
         start = time.perf_counter()
         checkpoint.restore(engine, rank, found)

@@ -11,15 +11,18 @@ What is read and set here are, by stage:
 Parameters are fp32 at every precision (autocast lowers copies), so parameter and master copy are the same values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from motionmae.training.engine import Engine
+if TYPE_CHECKING:  # the engine itself calls create_states
+    from motionmae.training.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square."""
@@ -31,8 +34,8 @@ KINDS = ("parameter", *MOMENTS)
 def create_states(engine: Engine) -> None:
     """Give AdamW its state now, as its first step would: zeros.
 
-    Called once, before the first step. DeepSpeed links moments to parameters when they first appear, but 0.19 stops
-    after the first parameter group; with all states in place the link is complete.
+    The engine calls it once, before the first step. DeepSpeed links moments to parameters when they first appear, but
+    0.19 stops after the first parameter group; with all states in place the link is complete.
     """
     for flat, fused in _flat_parameters(engine):
         engine_states(engine)[flat] = {

@@ -156,6 +156,14 @@ def test_bf16_autocast_gives_float32_losses_near_those_of_fp32():
     assert half.total.item() == pytest.approx(full.total.item(), rel=0.02)
 
 
+def test_the_whole_model_is_one_graph_for_the_compiler():
+    """No graph breaks, so ``engine.compile`` sees masks, targets and losses whole; what it makes of them is torch's."""
+    config = tiny(model={"activation_checkpointing": "full"})
+    model, clips = build_motionmae(config), moving_clips(config)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert compiled(clips, SEEDS).total == model(clips, SEEDS).total
+
+
 def test_flow_is_learnt_where_it_is_the_target():
     config = tiny(target={"motion_source": "flow"})
     model, flow = build_motionmae(config), with_flow(config)

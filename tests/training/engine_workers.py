@@ -25,9 +25,7 @@ Weights = dict[str, torch.Tensor]
 
 def new_engine(settings: Config) -> tuple[Engine, Rank]:
     rank = init_distributed(settings.engine)
-    engine = Engine(TinyModel(), settings, rank)
-    zero_state.create_states(engine)
-    return engine, rank
+    return Engine(TinyModel(), settings, rank), rank
 
 
 def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:
@@ -109,6 +107,11 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
         results.append((scales, applied, engine.grad_norm))
         engine.close()
     return results
+
+
+def is_deterministic(settings: Config) -> bool:
+    new_engine(settings)
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ TIMEOUT = 180.0
 
 
 def _context() -> Any:
-    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # the server does not inherit sys.path
+    """The fork server, started on the first call with an environment of its own (it does not inherit sys.path)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.preload"])
+    before = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONPATH=str(ROOT))
+    ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
     return context
 
 
@@ -39,11 +43,11 @@ class Ranks:
         port = free_port()
         self._receivers: list[Connection] = []
         self.processes = []
-        self._log = Path(tempfile.mkdtemp(prefix="motionmae-ranks-"))
+        self._logs = tempfile.TemporaryDirectory(prefix="motionmae-ranks-")
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
             job = (rank, world, port, self._log_of(rank), sender, target, arguments)
-            process = context.Process(target=_be_rank, args=job)
+            process = context.Process(target=_be_rank, args=job, daemon=True)  # ends with pytest at the latest
             process.start()
             sender.close()
             self._receivers.append(receiver)
@@ -90,7 +94,7 @@ class Ranks:
         )
 
     def _log_of(self, rank: int) -> Path:
-        return self._log / f"{rank}.log"
+        return Path(self._logs.name) / f"{rank}.log"
 
 
 def run_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -98,7 +102,7 @@ def run_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[A
     return Ranks(world, target, *arguments).results()
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
     """Wait until ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,5 +1,6 @@
 """Imported once by the fork server of :mod:`tests.training.launch`: whatever a rank would import, slowest first."""
 
+import pytest  # noqa: F401
 import torch
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.training.precision import LossScale, resolve_precision
-from tests.training.engine_workers import overflow_fp16, plain_adamw, skip_all, train_all
+from tests.training.engine_workers import is_deterministic, overflow_fp16, plain_adamw, skip_all, train_all
 from tests.training.launch import run_ranks
 from tests.training.tiny import config
 
@@ -86,6 +86,23 @@ def test_fp16_finds_its_loss_scale():
         assert all(applied[-5:])
         assert scales[-1] == 2.0 ** (30 - applied.count(False)) < 2.0**24
         assert 0 < norm < 100
+
+
+def test_deterministic_asks_torch_for_deterministic_kernels():
+    settings = config()
+    for wanted in (False, True):
+        case = replace(settings, engine=replace(settings.engine, deterministic=wanted))
+        assert run_ranks(1, is_deterministic, case) == [wanted]
+
+
+@pytest.mark.long
+def test_compiled_training_agrees_with_plain_adamw():
+    for zero in (1, 3):
+        case = replace(config(zero), engine=replace(config(zero).engine, compile=True))
+        ((losses, weights, _),) = run_ranks(1, train_all, [case], 3)[0]
+        expected_losses, expected_weights, _ = plain_adamw(3, 0)
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
+        assert largest_difference(weights, expected_weights) < 1e-5
 
 
 def test_loss_scale_grows_after_patience_and_stops_at_one():
