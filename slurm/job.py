@@ -30,7 +30,7 @@ from submitit.helpers import Checkpointable
 
 from motionmae.config import Config
 from motionmae.errors import UserError
-from slurm.local import RESTARTS_VARIABLE, SIGNALS
+from slurm.local import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 from slurm.record import is_being_preempted
 
 EXIT_USER_ERROR = 2
@@ -73,6 +73,8 @@ class TrainJob(Checkpointable):
         """
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
+        if environment.cluster == "local":
+            stop_with_controller()
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
         from motionmae.training.preemption import Preemption
         from motionmae.training.pretrain import Outcome, pretrain

@@ -5,11 +5,13 @@ What submitit's own lacks for a training run, and this adds:
 - the controller leaves the terminal's session and logs to a file, so a job outlives the shell that started it;
 - USR2 reaches the ranks, at any moment of their life, as Slurm's preemption does (submitit's controller would die of
   it): ``kill -USR2 CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it;
+- ranks whose controller was killed are told to stop, so that they do not train on in a folder that looks free;
 - a rank that fails ends the others, as ``srun --kill-on-bad-exit`` does, in place of leaving them in a collective;
 - a job may be requeued any number of times (submitit: 6), and its restarts are counted for the ranks;
 - the run folder's lock is held for as long as the job lives, and the job's end is written into ``job.json``.
 """
 
+import ctypes
 import os
 import shlex
 import signal
@@ -31,6 +33,7 @@ SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})
 STRAGGLER_SECONDS = 20.0
 """How long the other ranks may take to end once one has failed."""
 _POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class DetachedLocalExecutor(LocalExecutor):
@@ -145,6 +148,13 @@ class LocalController(Controller):
                 return _job_status(codes)
             restarts += 1
             print(f"requeued, restart {restarts}", flush=True)
+
+
+def stop_with_controller() -> None:
+    """Ask the kernel to send this rank SIGTERM when the controller dies (Linux only; elsewhere nothing)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _job_status(codes: Sequence[int | None]) -> int:

@@ -13,7 +13,7 @@ from submitit.helpers import Checkpointable
 
 from motionmae.config import load_config
 from slurm import launch
-from slurm.local import RESTARTS_VARIABLE, SIGNALS, rank_log
+from slurm.local import RESTARTS_VARIABLE, SIGNALS, rank_log, stop_with_controller
 from slurm.record import JobRecord, submission_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ class Scripted(Checkpointable):
         asked: list[int] = []
         for number in SIGNALS:
             signal.signal(number, lambda number, _: asked.append(number))
+        stop_with_controller()
         attempt = int(os.environ[RESTARTS_VARIABLE])
         with (self.folder / f"starts_{rank}").open("a") as file:
             file.write(f"{attempt}\n")

@@ -62,6 +62,21 @@ def test_term_stops_the_job_for_good(tmp_path: Path, start: Starter) -> None:
     assert _starts(tmp_path) == 1
 
 
+def test_ranks_stop_when_their_controller_is_killed(tmp_path: Path, start: Starter) -> None:
+    record = start(tmp_path, {0: ["wait"], 1: ["wait"]})
+    wait_until(lambda: _starts(tmp_path, 0) == _starts(tmp_path, 1) == 1, "the ranks")
+    ranks = Path(f"/proc/{record.job_id}/task/{record.job_id}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(record.job_id), signal.SIGKILL)
+    wait_until(lambda: not any(_runs(rank) for rank in ranks), "the end of the ranks")
+    assert state_of(record, tmp_path).name == "GONE"
+
+
+def _runs(process: str) -> bool:
+    path = Path(f"/proc/{process}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_the_time_limit_requeues_until_the_time_outs_are_used_up(tmp_path: Path, start: Starter) -> None:
     record = start(tmp_path, {0: ["wait"]}, timeout_minutes=1, signal_seconds=59, max_timeouts=1)
     assert _end(tmp_path, record) == 1
