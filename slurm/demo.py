@@ -39,7 +39,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         step("1/5 videos: rendered classes that differ in motion only, real clips, and one damaged file")
-        command("data_tools/make_toy_dataset", "--out", str(VIDEOS), "--train", "192", "--val", "24", "--real")
+        command("data_tools/make_toy_dataset", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
         damage_one_video()
         step("2/5 shards: every video decoded once; what cannot be read is listed with its reason")
         command("data_tools/make_shards", "folder", "--videos", str(VIDEOS), "--split", "train", "--out", str(SHARDS))

@@ -13,7 +13,7 @@ from data_tools.make_toy_dataset.motions import ANGLE, SIZE, Track, X, Y, make_t
 
 Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-_SMALLEST, _LARGEST = 0.10, 0.22  # radius in parts of the short side
+_SMALLEST, _LARGEST = 0.16, 0.40  # radius in parts of the short side
 _SUBPIXEL_BITS = 4
 
 
@@ -33,7 +33,7 @@ def render(motion: str, frames: int, height: int, width: int, rng: np.random.Gen
     things = [_thing(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
     things.append(_thing(make_track(motion, frames, rng), rng))  # the moving one is in front
     shake = _shake(frames, rng)
-    noise = [rng.normal(0, rng.uniform(1, 5), (height, width, 3)).astype(np.float32) for _ in range(4)]
+    noise = [rng.normal(0, rng.uniform(1, 4), (height, width, 3)).astype(np.float32) for _ in range(4)]
     for index in range(frames):
         picture = background.copy()
         for thing in things:
@@ -85,8 +85,8 @@ def _copies(place: float, side: int, radius: float) -> list[float]:
 
 
 def _shake(frames: int, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(frames, 2) pixels: the camera wanders a little around its place."""
-    strength = rng.uniform(0, 0.5)
+    """(frames, 2) pixels: the camera, held by hand, wanders around its place."""
+    strength = rng.uniform(0, 1.5)
     wander = np.zeros((frames, 2))
     for index in range(1, frames):
         wander[index] = 0.9 * wander[index - 1] + rng.normal(0, strength, 2)

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from motionmae.errors import UserError
@@ -17,6 +18,8 @@ _EXAMPLES = """examples:
   python -m motionmae curves runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.png
 """
 _HEADS = {"space": "loss_space", "time": "loss_time"}
+_LAST_ROWS = 5
+"""Logged rows that "last loss" is the mean of."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,19 +69,19 @@ def _marks(folder: Path) -> dict[str, float]:
 
 
 def _figures(history: "History", mark: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each head that was trained."""
-    first, last = history.rows[0], history.rows[-1]
+    """A row for each head that was trained; a step's loss is noisy, so the last few rows are averaged."""
+    finite = {head: [row[key] for row in history.rows if row[key] is not None] for head, key in _HEADS.items()}
     return [
         {
             "run": history.name,
             "head": head,
-            "steps": last["step"],
-            "first": first[key],
-            "last": last[key],
+            "steps": history.rows[-1]["step"],
+            "first": losses[0],
+            "last": fmean(losses[-_LAST_ROWS:]),
             "predicting_the_mean": mark.get(head),
         }
-        for head, key in _HEADS.items()
-        if (first[key], last[key]) != (0, 0)
+        for head, losses in finite.items()
+        if any(losses)
     ]
 
 
