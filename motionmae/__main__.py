@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.repeated:
+            print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
 
 

@@ -6,4 +6,12 @@ class UserError(ValueError):
 
     Command-line entry points print it after ``error:`` and exit with status 2; everything else is a bug and keeps
     its traceback.
+
+    Args:
+        message: the sentence.
+        repeated: this rank raises what rank 0 raises too, so a command line that shares its terminal stays silent.
     """
+
+    def __init__(self, message: str, *, repeated: bool = False) -> None:
+        super().__init__(message)
+        self.repeated = repeated

@@ -59,7 +59,7 @@ class JobRecord:
         """
         try:
             return JobRecord(**json.loads((run / "job.json").read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise UserError(

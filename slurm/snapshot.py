@@ -51,18 +51,26 @@ class Snapshot:
         return run / "code" / self.name
 
     def write(self, run: Path) -> Path:
-        """Copy the files below ``run`` unless they are there already, and return their folder."""
+        """Copy the files below ``run`` unless they are there already, and return their folder.
+
+        Raises:
+            OSError: if they cannot be copied; what had been copied is removed again.
+        """
         target = self.folder(run)
         if target.is_dir():
             return target
         temporary = target.with_name(f".{self.name}.{os.getpid()}.tmp")
-        for path in self.files:
-            copy = temporary / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(self.root / path, copy)
-        target.with_suffix(".diff").write_bytes(self.diff)
-        target.with_suffix(".json").write_text(json.dumps(self._record(), indent=1))
-        temporary.rename(target)
+        try:
+            for path in self.files:
+                copy = temporary / path
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.root / path, copy)
+            target.with_suffix(".diff").write_bytes(self.diff)
+            target.with_suffix(".json").write_text(json.dumps(self._record(), indent=1))
+            temporary.rename(target)
+        except OSError:  # a full disk, mostly
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return target
 
     def _record(self) -> dict[str, object]:

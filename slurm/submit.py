@@ -200,7 +200,13 @@ def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     else:
         if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
-        record = submit(arguments, config, run, record)
+        try:
+            record = submit(arguments, config, run, record)
+        except OSError as error:
+            raise UserError(
+                f"{run} cannot be written ({error.strerror}): make room there, or set runs=FOLDER to one "
+                "you can write to"
+            ) from error
         print(describe(record, run, words), flush=True)
     if not arguments.follow:
         return 0

@@ -100,3 +100,29 @@ def test_torchrun_starts_two_ranks(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     assert "2 x cpu" in ended.stdout
     assert len(current_rows(RunFolder.of(config.runs, config.name).metrics)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config", "tinytoy"], "did you mean tiny_toy?"),
+        (["--config", "tiny_toy", "data.shards={}/none"], "/none does not exist"),
+    ],
+)
+def test_two_ranks_say_what_is_wrong_once(words: list[str], sentence: str, tmp_path: Path):
+    words = [word.format(tmp_path) for word in [*words, "runs={}/runs"]]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            command("pretrain", *words),
+            cwd=ROOT,
+            env={**ENVIRONMENT, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert sentence in said[0]
+    assert ["error: " in text for text in said] == [True, False]

@@ -1,6 +1,9 @@
 """``python -m motionmae pretrain``: train in this process, or as one of the ranks that torchrun or srun started."""
 
 import argparse
+import os
+
+from motionmae.errors import UserError
 
 _DESCRIPTION = """\
 Pre-train a model. The run's folder is RUNS/NAME (config keys `runs` and `name`); the same command again resumes it
@@ -39,7 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and return the exit status."""
     from motionmae.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except UserError as error:  # every rank was given the same words
+        error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+        raise
     from motionmae.training.pretrain import pretrain
 
     return pretrain(config).value

@@ -101,7 +101,8 @@ def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
     if missing := sorted(set(homes) ^ set(engine.parameters)):
         raise UserError(
             f"{checkpoint.folder} holds another model: {', '.join(missing[:3])} and {max(len(missing) - 3, 0)} more "
-            "parameters are in only one of the two"
+            "parameters are in only one of the two",
+            repeated=not rank.is_first,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
         owner = index % rank.world

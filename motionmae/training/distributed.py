@@ -105,6 +105,7 @@ def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
             answer = (None, error)
     result, refusal = broadcast_object(answer)
     if refusal is not None:
+        refusal.repeated = not rank.is_first
         raise refusal
     return result
 

@@ -132,7 +132,11 @@ def explain_skip(run: Run, step: Step) -> None:
     run.events.event(Kind.NONFINITE, run.state.step, data_step=run.state.data_step, **asdict(bad))
     if bad.cause != "overflow":
         run.progress.say(f"step {run.state.step} skipped: its {bad.cause} is not finite")
-    health.count(run.state, bad)
+    try:
+        health.count(run.state, bad)
+    except UserError as error:
+        error.repeated = not run.rank.is_first
+        raise
 
 
 def record(run: Run, step: Step) -> None:
@@ -186,7 +190,8 @@ def count_corrupt(run: Run) -> None:
     if total > budget:
         raise UserError(
             f"{total} samples of {run.config.data.shards} cannot be read ({reasons}), more than "
-            f"data.corrupt_budget={budget}: restore the shards or raise the budget"
+            f"data.corrupt_budget={budget}: restore the shards or raise the budget",
+            repeated=not run.rank.is_first,
         )
 
 
@@ -208,7 +213,8 @@ def save(run: Run, asked: Outcome | None) -> None:
         run.events.event(Kind.CHECKPOINT_FAILED, run.state.step, error=str(error))
         if run.done:
             raise UserError(
-                f"{sentence}: make room and run the same command again, it goes on from the last checkpoint"
+                f"{sentence}: make room and run the same command again, it goes on from the last checkpoint",
+                repeated=not run.rank.is_first,
             ) from error
         run.progress.say(f"{sentence}; training goes on")
         return

@@ -100,7 +100,14 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
 
 
 def open_loader(config: Config, rank: Rank) -> ClipLoader:
-    """Open the sample stream at this rank's share of it."""
+    """Open the sample stream at this rank's share of it, on rank 0 first: what is wrong is said once. Collective."""
+    opened: list[ClipLoader] = []
+    on_first_rank(rank, lambda: opened.append(new_loader(config, rank)))
+    return opened[0] if opened else new_loader(config, rank)
+
+
+def new_loader(config: Config, rank: Rank) -> ClipLoader:
+    """The loader of ``config`` for this rank."""
     return ClipLoader(
         config.data,
         config.clip,
@@ -132,8 +139,13 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
     saved = broadcast_object(found.state() if found and rank.is_first else None)
     if saved is None:
         return TrainState()
-    check_same_run(saved["config"], config)
-    loader.check_state(saved["loader"])
+
+    def check() -> None:
+        check_same_run(saved["config"], config)
+        loader.check_state(saved["loader"])
+
+    on_first_rank(rank, check)  # before the others, so that what is wrong is said once
+    check()
     return TrainState(**saved["trainer"])
 
 

@@ -1,4 +1,5 @@
 import json
+import resource
 import subprocess
 from pathlib import Path
 
@@ -86,3 +87,17 @@ def test_without_git_the_packages_are_copied(tmp_path: Path, monkeypatch: pytest
     assert found.commit == ""
     monkeypatch.setenv("PATH", "")  # no git program at all
     assert snapshot.survey(root).files == found.files
+
+
+def test_nothing_is_left_where_files_cannot_be_written(repository: Path, tmp_path: Path) -> None:
+    (repository / "package/large.py").write_text("x" * 10_000)
+    taken = snapshot.survey(repository)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            taken.write(tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "run/code").iterdir()) == []
+    assert (taken.write(tmp_path / "run") / "package/large.py").exists()

@@ -173,3 +173,14 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     assert f"following job {record.job_id}; nothing new is submitted" in attached.stdout
     assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
     assert len({row["incarnation"] for row in tiny.rows(run)}) == 2
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path / "shards")
+    (tmp_path / "runs").write_text("a file")
+    status, _, error = _run(capsys, *LOCAL, f"runs={tmp_path}/runs", f"data.shards={shards}")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"error: {tmp_path}/runs/demo cannot be written (" in error
+    assert "runs=FOLDER" in error
