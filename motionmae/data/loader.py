@@ -89,7 +89,8 @@ class ClipLoader:
         self.manifest = load_manifest(data.shards, data)
         self._reader = ShardReader(data.shards, self.manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
         if self._reader.cache:
-            self._reader.cache.require_room(self.manifest.shards, data.window_shards)
+            under_way = (data.prefetch // self.accumulation + 2) * batch  # between the last rank and the first
+            self._reader.cache.require_room(self.manifest.shards, data.window_shards, under_way)
         stored_step(clip, self.manifest.encoder.stride)
         if flow and not self.manifest.encoder.flow_distance:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")

@@ -6,15 +6,19 @@ ranks of a node share the work. What goes wrong here is only logged: the reader 
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.order import EpochOrder
 from motionmae.data.reader import ShardReader
+from motionmae.data.remote import CacheFullError
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 1.0  # seconds between looks at a full cache
 
 
 class LookAhead:
@@ -47,7 +51,6 @@ class LookAhead:
             _, following = order.window(positions.stop)
         else:
             _, following = self._order_of(order.epoch + 1).window(0)
-        self._reader.keep_only({*current, *following})
         with self._news:
             self._wanted = [*self._from_own_place(current), *self._from_own_place(following)]
             self._news.notify()
@@ -73,15 +76,25 @@ class LookAhead:
             self._fetch(wanted)
 
     def _fetch(self, wanted: list[int]) -> None:
-        for number in wanted:
+        shards = self._reader.manifest.shards
+        spared = [shards[number] for number in wanted]
+        self._reader.keep_only(set(wanted))
+        pending = deque(wanted)
+        while pending:
             if self._closed or self._wanted is not None:  # the reading is further on
                 return
             try:
-                self._cache.prefetch(self._reader.manifest.shards[number])
+                self._cache.prefetch(shards[pending[0]], spared)
+                pending.popleft()
             except CancelledError:
                 return
             except CorruptSample as fault:
                 logger.warning("looking ahead: %s", fault)
+                pending.popleft()
+            except CacheFullError:  # the last readers of the former window are about to let go
+                self._reader.keep_only(set(wanted))
+                with self._news:
+                    self._news.wait(_PATIENCE)
             except UserError as error:
                 logger.warning("looking ahead stops until the next window of shards: %s", error)
                 return

@@ -18,12 +18,13 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,12 @@ _SLACK = 1.02  # indexes beside the shards
 _POLL = 0.1  # seconds between looks at a lock: waiting in flock itself could not be called off
 
 
+class CacheFullError(UserError):
+    """No room for a shard; it may come when a reader lets go of another."""
+
+
 class _NoRoomError(OSError):
-    """No room now; it may come when a reader lets go of a shard."""
+    """No room now."""
 
 
 @dataclass(frozen=True)
@@ -120,30 +125,41 @@ class ShardCache:
             self._bring(path, entry, wait=True)
         return path, file
 
-    def prefetch(self, entry: ShardEntry) -> None:
+    def prefetch(self, entry: ShardEntry, spared: Sequence[ShardEntry] = ()) -> None:
         """Have a shard in the cache, and as fresh as if used now; leave it to another process that is fetching it.
 
+        Args:
+            entry: the shard.
+            spared: shards that do not make way for it, used lately or not.
+
         Raises:
-            CorruptSample, UserError: as :meth:`open`.
+            CorruptSample, UserError: as :meth:`open`; CacheFullError at once and not after some patience.
         """
         path = self._path(entry)
         if (file := self._hold(path, entry)) is not None:
             file.close()
         else:
-            self._bring(path, entry, wait=False)
+            self._bring(path, entry, wait=False, spared={self._path(one).stem for one in spared})
 
-    def require_room(self, shards: Sequence[ShardEntry], window_shards: int) -> None:
+    def require_room(self, shards: Sequence[ShardEntry], window_shards: int, ahead: int) -> None:
         """Refuse a limit that would have shards fetched again and again within an epoch.
 
+        Args:
+            shards: all of them.
+            window_shards: shards whose samples are mixed.
+            ahead: positions of the order that may be under way at a time.
+
         Raises:
-            UserError: two windows of shards do not fit.
+            UserError: the windows that are read at a time, two at least, do not fit.
         """
+        least = min(shard.samples for shard in shards) * min(window_shards, len(shards))
+        windows = 1 + max(1, math.ceil(ahead / max(1, least)))
         sizes = sorted((shard.bytes for shard in shards), reverse=True)
-        needed = _SLACK * sum(sizes[: 2 * window_shards])
+        needed = _SLACK * sum(sizes[: windows * window_shards])
         if needed > self.limit:
             raise UserError(
-                f"data.cache_gb={self.limit / 1e9:g} is too small for the shards of {self.remote.url}: two windows of "
-                f"data.window_shards={window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
+                f"data.cache_gb={self.limit / 1e9:g} is too small for the shards of {self.remote.url}: {windows} windows "
+                f"of data.window_shards={window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
             )
 
     def most_open(self, shards: Sequence[ShardEntry], wanted: int) -> int:
@@ -174,7 +190,7 @@ class ShardCache:
         file.close()
         return None
 
-    def _bring(self, path: Path, entry: ShardEntry, wait: bool) -> None:
+    def _bring(self, path: Path, entry: ShardEntry, wait: bool, spared: Set[str] = frozenset()) -> None:
         """Fetch a shard unless another process does (``wait``: until it has), or has done so meanwhile."""
         if known := self._faults.get(path.name):
             raise CorruptSample(known.reason, known.where, known.detail)
@@ -184,7 +200,7 @@ class ShardCache:
                 return
             try:
                 if not path.exists():
-                    self._download(path, part, file, entry, wait)
+                    self._download(path, part, file, entry, self._retries if wait else 0, spared)
             except CorruptSample as fault:
                 self._faults[path.name] = fault
                 file.truncate(0)
@@ -197,28 +213,22 @@ class ShardCache:
     def _claim(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
         """The ``.part`` of a shard, locked for this thread; None if another has it, or had it while this one waited."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not wait:
-                        yield None
-                        return
+            while not _locks(file):
+                if not wait or not _is(part, file):  # renamed, and held open by readers from now on
+                    yield None
+                    return
                 if self.remote.closed.wait(_POLL):
                     raise CancelledError
-            try:
-                same = part.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except FileNotFoundError:
-                same = False
-            yield file if same else None
+            yield file if _is(part, file) else None
 
-    def _download(self, path: Path, part: Path, file: BinaryIO, entry: ShardEntry, wait: bool) -> None:
+    def _download(
+        self, path: Path, part: Path, file: BinaryIO, entry: ShardEntry, retries: int, spared: Set[str]
+    ) -> None:
         index = index_path(path)
         try:
             # the index first: it tells a replaced shard before its many bytes are fetched
             content = self.remote.read(index_path(Path(entry.name)).name)
-            self._make_room(part, index, content, self._retries if wait else 0)
+            self._make_room(part, index, content, retries, spared)
             indexed, _ = load_index(path)
             if indexed != entry:
                 detail = f"its index describes {indexed}, the manifest {entry}"
@@ -231,18 +241,18 @@ class ShardCache:
         part.rename(path)
         sync_folder(self.folder)
 
-    def _make_room(self, part: Path, index: Path, content: bytes, retries: int) -> None:
+    def _make_room(self, part: Path, index: Path, content: bytes, retries: int, spared: Set[str]) -> None:
         """Remove the least recently used until ``part`` fits in limit and disk, then write its index."""
         for attempt in range(retries + 1):
             try:
                 with (self.folder / ".lock").open("w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    self._evict(part, len(content))
+                    self._evict(part, len(content), spared)
                     write_atomically(index, content)
                     return
             except _NoRoomError as error:
                 if attempt == retries:
-                    raise UserError(
+                    raise CacheFullError(
                         f"the cache {self.folder} has no room for {part.name} ({error}): raise data.cache_gb, lower "
                         "data.window_shards, or set data.cache to a folder of this run's own"
                     ) from error
@@ -252,14 +262,17 @@ class ShardCache:
                 ) from error
             self.remote.pause(attempt)
 
-    def _evict(self, part: Path, index_bytes: int) -> None:
+    def _evict(self, part: Path, index_bytes: int, spared: Set[str]) -> None:
         kept = self._kept()
         total = sum(one.bytes for one in kept) + index_bytes  # ``part`` is among them
         reserved = next(one.bytes for one in kept if one.path == part)
         missing = reserved - part.stat().st_size + index_bytes
         alive = {one.stem for one in kept if not one.is_index}
         orphans = [one for one in kept if one.is_index and one.stem not in alive]
-        shards = sorted((one for one in kept if not one.is_index and one.path != part), key=lambda one: one.used)
+        shards = sorted(
+            (one for one in kept if not one.is_index and one.path != part and one.stem not in spared),
+            key=lambda one: one.used,
+        )
         indexes = {one.stem: one for one in kept if one.is_index}
         for one in [*orphans, *shards]:
             free = shutil.disk_usage(self.folder).free
@@ -293,13 +306,30 @@ class ShardCache:
         return found
 
 
+def _locks(file: BinaryIO) -> bool:
+    """Lock a file exclusively, unless another has it locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether ``file`` still is what ``path`` names."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    return False
+
+
 def _remove_unused(path: Path, index: Path) -> bool:
     """Remove a shard or ``.part`` and its index, unless some process has it locked."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _locks(file):
+                return False
             path.unlink()
             index.unlink(missing_ok=True)
-    except (BlockingIOError, FileNotFoundError):
+            return True
+    except FileNotFoundError:
         return False
-    return True
