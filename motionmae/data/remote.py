@@ -158,8 +158,8 @@ class ShardCache:
         needed = _SLACK * sum(sizes[: windows * window_shards])
         if needed > self.limit:
             raise UserError(
-                f"data.cache_gb={self.limit / 1e9:g} is too small for the shards of {self.remote.url}: {windows} windows "
-                f"of data.window_shards={window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
+                f"data.cache_gb={self.limit / 1e9:g} is too small for {self.remote.url}: {windows} windows of "
+                f"data.window_shards={window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
             )
 
     def most_open(self, shards: Sequence[ShardEntry], wanted: int) -> int:
