@@ -152,7 +152,8 @@ class ShardCache:
         Raises:
             UserError: the windows that are read at a time, two at least, do not fit.
         """
-        least = min(shard.samples for shard in shards) * min(window_shards, len(shards))
+        shortest = len(shards) // math.ceil(len(shards) / window_shards)  # shards of a window, see EpochOrder
+        least = sum(sorted(shard.samples for shard in shards)[:shortest])
         windows = 1 + max(1, math.ceil(ahead / max(1, least)))
         sizes = sorted((shard.bytes for shard in shards), reverse=True)
         needed = _SLACK * sum(sizes[: windows * window_shards])

@@ -1,5 +1,6 @@
 """Remote shards against a real HTTP server: the cache, its sharing between processes, its limit, the loader."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,11 @@ def kept(data):
 
 
 def taken(data):
-    return sum(path.stat().st_size for path in Path(data.cache).iterdir())
+    found = 0
+    for path in Path(data.cache).iterdir():
+        with suppress(FileNotFoundError):  # renamed or removed meanwhile
+            found += path.stat().st_size
+    return found
 
 
 def test_samples_are_those_of_the_folder(folder, server, data):
@@ -113,7 +119,7 @@ def test_many_threads_fetch_a_shard_once(server, data):
 def processes(code, *words, number=2):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code), *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen(command, env=environment, **pipes) for _ in range(number)]
 
 
@@ -283,6 +289,40 @@ class TestLoader:
         local = changed(data, shards=str(folder), window_shards=1)
         assert self.steps(small, 36) == self.steps(local, 36)
         assert taken(small) <= small.cache_gb * 1e9
+
+    @pytest.mark.long
+    def test_ranks_that_share_a_small_cache(self, folder, server, data):
+        make_shards(folder, (24,) * 6)
+        size = sum(path.stat().st_size for path in folder.glob("toy-000000*"))
+        code = """
+            import sys
+            from motionmae.config.schema import ClipConfig, DataConfig
+            from motionmae.data import transfer
+            from motionmae.data.loader import ClipLoader
+            transfer.FIRST_DELAY = 0.1
+            url, cache, limit, rank = sys.argv[1:]
+            data = DataConfig(url, cache=cache, cache_gb=float(limit), window_shards=1, prefetch=2)
+            clip = ClipConfig(frames=2, size=16, stride=1)
+            with ClipLoader(data, clip, seed=3, batch=8, micro_batch=2, rank=int(rank), world=2) as loader:
+                stream = loader.batches(0)
+                for _ in sys.stdin:  # the ranks of a run keep step with each other
+                    print(sum((next(stream).samples.tolist() for _ in range(loader.accumulation)), []), flush=True)
+        """
+        limit = 2.5 * size / 1e9
+        ranks = [processes(code, server.url, data.cache, str(limit), rank, number=1)[0] for rank in "01"]
+        found = [[], []]
+        for _ in range(36):
+            for process in ranks:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            for rank, process in enumerate(ranks):
+                found[rank] += json.loads(process.stdout.readline() or "[]")
+            assert taken(data) <= limit * 1e9
+        for rank, process in enumerate(ranks):
+            _, errors = process.communicate(timeout=60)
+            local = self.steps(changed(data, shards=str(folder), window_shards=1), 36, rank=rank, world=2)
+            assert found[rank] == [sample for samples, _, _ in local for sample in samples], errors
+        assert 12 <= len(tars(server)) <= 18  # six shards, two epochs and what is fetched ahead
 
     def test_the_window_and_the_next_are_fetched_ahead_and_no_more(self, server, data):
         ahead = changed(data, window_shards=2, prefetch=1, threads=1)
