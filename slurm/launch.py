@@ -20,7 +20,11 @@ def absolute_paths(config: Config) -> Config:
     shards = config.data.shards
     if shards and "://" not in shards:
         shards = str(Path(shards).expanduser().resolve())
-    return replace(config, runs=str(Path(config.runs).expanduser().resolve()), data=replace(config.data, shards=shards))
+    cache = config.data.cache
+    if cache and not cache.startswith("$"):  # $TMPDIR is the node's
+        cache = str(Path(cache).expanduser().resolve())
+    data = replace(config.data, shards=shards, cache=cache)
+    return replace(config, runs=str(Path(config.runs).expanduser().resolve()), data=data)
 
 
 def log_folder(run: Path) -> Path:

@@ -22,13 +22,15 @@ import shlex  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
 from submitit.core.utils import FailedJobError  # noqa: E402
 
 from motionmae.config import Config, load_config  # noqa: E402
-from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.config.schema import DataConfig, accumulation_steps  # noqa: E402
 from motionmae.data.manifest import load_manifest  # noqa: E402
+from motionmae.data.transfer import UnreachableError  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
 from slurm.follow import follow  # noqa: E402
@@ -126,7 +128,7 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path, before: Job
     Raises:
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
-    check_shards(config.data.shards)
+    check_shards(config.data)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
@@ -151,16 +153,18 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path, before: Job
     return record
 
 
-def check_shards(folder: str) -> None:
+def check_shards(data: DataConfig) -> None:
     """Refuse now what every rank would refuse after waiting in the queue.
 
     Raises:
-        UserError: if ``folder`` is no folder of shards of this format version.
+        UserError: if ``data.shards`` is no folder of shards of this format version.
     """
-    if not folder:
+    if not data.shards:
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
-    if "://" not in folder:
-        load_manifest(folder)
+    try:
+        load_manifest(data.shards, replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10)))
+    except UnreachableError as error:
+        print(f"note: the nodes may reach what this machine cannot: {error}")
 
 
 def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/reconstruction.png)")
-    parser.add_argument("--shards", type=Path, help="folder of shards to take clips from (default: the run's)")
+    parser.add_argument("--shards", help="folder or URL of shards to take clips from (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip that are shown (default: 8)")
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = loaded.config
     if config.target.motion_source == "flow":
         raise UserError(f"{arguments.folder} was trained on optical flow, which reconstruct does not draw yet")
-    reader = ShardReader(arguments.shards or Path(config.data.shards))
+    reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
     clips = torch.stack([read_clip(reader, sample, config.clip) for sample in arguments.samples])
     seeds = torch.tensor(arguments.samples)
     blocks = []

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from motionmae.errors import UserError
 
+REMOTE_SCHEMES = ("http", "https", "s3")
+"""Where shards may lie besides folders; none of these can run a program."""
+
 
 def _check(holds: bool, key: str, value: object, allowed: str) -> None:
     if not holds:
@@ -188,7 +191,17 @@ class DataConfig:
     """Where clips come from and how they are cut out."""
 
     shards: str = ""
-    """Folder of shards, the one that holds manifest.json."""
+    """Folder of shards, the one that holds manifest.json: a path, or a URL of http, https or s3 (docs/data.md)."""
+    cache: str = ""
+    """Folder on the node's own disk that keeps remote shards, shared by all runs of a user; `$TMPDIR` and the like are
+    filled in on the node. Empty: motionmae-cache-UID below the system's folder for temporary files."""
+    cache_gb: float = 100.0
+    """Most that the cache may hold, in units of 10^9 bytes; the least recently used shards make way. Two windows of
+    shards must fit (the one in use and the next)."""
+    remote_retries: int = 5
+    """Repetitions of a remote read that fails without progress, after 1, 2, 4, ... seconds."""
+    remote_timeout: float = 30.0
+    """Seconds of silence after which a connection counts as failed."""
     crop: str = "random_resized"
     """random_resized (section 4) or multi_scale (Table 6a's MultiScaleCrop)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -216,6 +229,12 @@ class DataConfig:
         for key in ("repeats", "threads", "prefetch", "window_shards"):
             _at_least(f"data.{key}", getattr(self, key), 1)
         _at_least("data.corrupt_budget", self.corrupt_budget, 0)
+        _at_least("data.remote_retries", self.remote_retries, 0)
+        for key in ("cache_gb", "remote_timeout"):
+            _check(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "it must be positive")
+        scheme, is_url, _ = self.shards.partition("://")
+        allowed = f"give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}"
+        _check(not is_url or scheme in REMOTE_SCHEMES, "data.shards", self.shards, allowed)
 
 
 @dataclass(frozen=True)

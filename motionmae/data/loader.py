@@ -22,6 +22,7 @@ import torch
 from motionmae.config.schema import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig, accumulation_steps
 from motionmae.data.clips import fill_random_clip
 from motionmae.data.corruption import CorruptSample
+from motionmae.data.lookahead import LookAhead
 from motionmae.data.manifest import load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
@@ -85,8 +86,11 @@ class ClipLoader:
         self.accumulation = accumulation_steps(step, world)
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
         self.rank, self.world = rank, world
-        self.manifest = load_manifest(data.shards)
-        self._reader = ShardReader(data.shards, self.manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS))
+        self.manifest = load_manifest(data.shards, data)
+        self._reader = ShardReader(data.shards, self.manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
+        if self._reader.cache:
+            under_way = (data.prefetch // self.accumulation + 2) * batch  # between the last rank and the first
+            self._reader.cache.require_room(self.manifest.shards, data.window_shards, under_way)
         stored_step(clip, self.manifest.encoder.stride)
         if flow and not self.manifest.encoder.flow_distance:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
@@ -106,6 +110,7 @@ class ClipLoader:
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
         self._pool = ThreadPoolExecutor(data.threads, "clip-decoder")
+        self._ahead = LookAhead(self._reader, self._epoch_order, rank) if self._reader.cache else None
 
     def __enter__(self) -> "ClipLoader":
         return self
@@ -117,6 +122,9 @@ class ClipLoader:
 
     def close(self) -> None:
         """Drop what is prefetched and end the threads; may be called again."""
+        if self._ahead:
+            self._reader.close()  # or threads would wait for transfers to end
+            self._ahead.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -183,6 +191,8 @@ class ClipLoader:
         if self._order.epoch != epoch:
             self._order = self._epoch_order(epoch)
         first = step * self.batch + (part * self.world + self.rank) * self.micro_batch
+        if self._ahead:
+            self._ahead.reach(self._order, first)
         positions = np.arange(first, first + self.micro_batch)
         clips = self._clips.take()
         n = len(clips)

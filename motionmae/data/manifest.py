@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from motionmae.config.schema import DataConfig
 from motionmae.data.files import write_atomically
 from motionmae.data.order import ORDER_VERSION
 from motionmae.data.shards import FORMAT_VERSION, ShardEntry, check_version
+from motionmae.data.transfer import RemoteFolder, is_remote
 from motionmae.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -80,22 +82,36 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def load_manifest(folder: Path | str) -> Manifest:
+def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
     """Read ``folder/manifest.json``.
 
+    Args:
+        folder: of shards; a path, or a URL.
+        data: how patient to be with a URL.
+
     Raises:
-        UserError: the folder is no folder, has no manifest, another format version wrote it, or it is no manifest.
+        UserError: the folder is no folder, has no manifest, another format version wrote it, or it is no manifest;
+            behind a URL, ``motionmae.data.transfer.UnreachableError`` where another time may give another answer.
     """
-    path = Path(folder) / MANIFEST
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of shards {path.parent} does not exist: give the --out of make_shards")
+    path: Path | str
     try:
-        content = json.loads(path.read_bytes())
+        if is_remote(folder):
+            remote = RemoteFolder(str(folder), data or DataConfig())
+            path = remote.address(MANIFEST)
+            raw = remote.read(MANIFEST)
+        else:
+            path = Path(folder) / MANIFEST
+            if not path.parent.is_dir():
+                raise UserError(f"the folder of shards {path.parent} does not exist: give the --out of make_shards")
+            raw = path.read_bytes()
+        content = json.loads(raw)
         version = content["format_version"]
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} has no {MANIFEST}, which is written last: run make_shards again to finish it"
+            f"{folder} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy it"
         ) from None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no manifest of shards ({error}): run make_shards again") from error
     check_version(path, version)

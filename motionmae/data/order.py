@@ -64,12 +64,15 @@ class EpochOrder:
         permutation = np.argsort(ranks, kind="stable")
         first_id = np.cumsum(shards) - shards
         ends = np.cumsum(shards[permutation])
+        self.positions = int(shards.sum())
+        """Samples of the epoch."""
         windows = max(1, math.ceil(len(shards) / window_shards))
         bounds = [len(shards) * window // windows for window in range(windows + 1)]  # equal within one shard
         starts = np.concatenate(([0], ends))
         self._shard_start = starts  # (shards + 1,) first position of each permuted shard
         self._shard_shift = first_id[permutation] - starts[:-1]  # position -> id within a permuted shard
         self._window_start = starts[bounds]
+        self._permutation, self._bounds = permutation, bounds
         sizes = np.diff(self._window_start)
         rows = np.array([max(_LEAST_SIDE, math.isqrt(size)) for size in sizes.tolist()])
         self._rows = rows.astype(np.uint64)
@@ -111,3 +114,10 @@ class EpochOrder:
         window_start = self._lists[2]
         window = bisect.bisect_right(window_start, position) - 1
         return position + 1 if position + 1 < window_start[window + 1] else window_start[window]
+
+    def window(self, position: int) -> tuple[range, list[int]]:
+        """The positions that are mixed with ``position``, and the numbers of the shards they come from."""
+        window_start = self._lists[2]
+        window = bisect.bisect_right(window_start, position) - 1
+        shards = self._permutation[self._bounds[window] : self._bounds[window + 1]]
+        return range(window_start[window], window_start[window + 1]), shards.tolist()

@@ -1,5 +1,7 @@
 """Read samples out of a folder of shards: index entries, single frames, nothing more than asked for.
 
+The folder may be a URL (motionmae.data.remote); its shards are then opened in the node's cache.
+
 Indexes and files are opened when first needed and the least recently used are closed, so that 20,000 shards cost no
 more than the few in use. Reads are `pread` calls, safe from any thread; unlike a memory map, they answer a file that
 shrinks under them with an error and not with a signal.
@@ -10,16 +12,19 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from motionmae.config.schema import DataConfig
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.remote import ShardCache
 from motionmae.data.shards import ShardEntry, check_entry, load_index
+from motionmae.data.transfer import is_remote
 from motionmae.errors import UserError
 
 
@@ -57,15 +62,17 @@ class SampleMeta:
 class _OpenShard:
     """One shard's index and file; closed when the last user lets go of it."""
 
-    def __init__(self, folder: Path, entry: ShardEntry):
-        path = folder / entry.name
+    def __init__(self, entry: ShardEntry, path: Path, file: BinaryIO | None = None):
+        if file is not None:
+            self._file = file
         indexed, columns = load_index(path)
         check_entry(path, indexed, entry)
         self.name = entry.name
         self._texts = columns.pop("key")
         self._windows = [tuple(windows) for windows in columns.pop("windows")]
         self._columns = {name: np.asarray(column) for name, column in columns.items()}
-        self._file = path.open("rb", buffering=0)
+        if file is None:
+            self._file = path.open("rb", buffering=0)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -125,21 +132,34 @@ class ShardReader:
     """Samples of a folder of shards by their id, 0 to ``manifest.samples`` - 1.
 
     Args:
-        folder: folder of shards.
+        folder: folder of shards, a path or a URL.
         manifest: what it holds; read from the folder by default.
         open_shards: most shards kept open at a time (a file descriptor and about 100 KB each).
+        data: cache, retries and time-out of a URL.
 
     Raises:
-        UserError: shards that the manifest names are not there.
+        UserError: shards that the manifest names are not there, or a URL is of no use.
     """
 
-    def __init__(self, folder: Path | str, manifest: Manifest | None = None, open_shards: int = 256):
-        self.folder = Path(folder)
-        self.manifest = manifest or load_manifest(self.folder)
+    def __init__(
+        self,
+        folder: Path | str,
+        manifest: Manifest | None = None,
+        open_shards: int = 256,
+        data: DataConfig | None = None,
+    ):
+        data = data or DataConfig()
+        self.folder = str(folder) if is_remote(folder) else Path(folder)
+        self.manifest = manifest or load_manifest(self.folder, data)
+        self.cache: ShardCache | None = None
         self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_shards = open_shards
         self._lock = threading.Lock()
+        if isinstance(self.folder, str):
+            self.cache = ShardCache(self.folder, data)
+            self._open_shards = self.cache.most_open(self.manifest.shards, open_shards)
+            return
         present = {path.name for path in self.folder.iterdir()}
         missing = [shard.name for shard in self.manifest.shards if shard.name not in present]
         if missing:
@@ -158,12 +178,29 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(number)
         if shard is None:
-            shard = _OpenShard(self.folder, self.manifest.shards[number])  # two threads may both open it: harmless
+            shard = self._open_shard(self.manifest.shards[number])  # two threads may both open it: harmless
             with self._lock:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
         return shard, sample_id - int(self._starts[number])
+
+    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
+        if self.cache:
+            return _OpenShard(entry, *self.cache.open(entry))
+        return _OpenShard(entry, Path(self.folder) / entry.name)
+
+    def keep_only(self, shards: Set[int]) -> None:
+        """Close every shard but these (their numbers in the manifest), so that a full cache can let go of the rest."""
+        with self._lock:
+            for number in self._open.keys() - shards:
+                del self._open[number]
+
+    def close(self) -> None:
+        """Close all shards and end transfers under way."""
+        self.keep_only(frozenset())
+        if self.cache:
+            self.cache.close()
 
     def read_meta(self, sample_id: int) -> SampleMeta:
         """What the index says of a sample.

@@ -259,7 +259,7 @@ def load_index(shard: Path) -> tuple[ShardEntry, dict[str, list[Any]]]:
     return entry, columns
 
 
-def check_version(path: Path, version: object) -> None:
+def check_version(path: Path | str, version: object) -> None:
     """Refuse what another format version wrote, before anything else in it is believed."""
     if version != FORMAT_VERSION:
         raise UserError(
@@ -282,7 +282,8 @@ def shard_entry(shard: Path) -> ShardEntry:
     return load_index(shard)[0]
 
 
-def _sha256(file: BinaryIO) -> str:
+def sha256_of(file: BinaryIO) -> str:
+    """The sha256 of the rest of a file, as hexadecimal text."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -302,7 +303,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
         indexed, columns = load_index(shard)
         check_entry(shard, indexed, entry or indexed)
         with shard.open("rb") as file:
-            whole = _sha256(file)
+            whole = sha256_of(file)
             if whole == indexed.sha256:
                 return []
             faults = []

@@ -1,7 +1,5 @@
 """What a head would lose that had learned nothing but the mean of its target: the mark a loss must fall below."""
 
-from pathlib import Path
-
 import torch
 
 from motionmae.config import Config
@@ -22,7 +20,7 @@ def mean_prediction_losses(config: Config, clips: int = 64) -> dict[str, float]:
     Raises:
         UserError: if the shards are not there.
     """
-    reader = ShardReader(Path(config.data.shards))
+    reader = ShardReader(config.data.shards, data=config.data)
     samples = torch.linspace(0, reader.manifest.samples - 1, min(clips, reader.manifest.samples)).long()
     batch = torch.stack([read_clip(reader, int(sample), config.clip) for sample in samples])
     clip, mask = config.clip, config.mask

@@ -6,11 +6,12 @@ DeepSpeed and autograd really keep. Left out are workspaces of kernels, fragment
 tenth of the card free.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from motionmae.config.schema import Config, accumulation_steps
 from motionmae.data.manifest import MANIFEST, load_manifest
+from motionmae.data.transfer import UnreachableError, is_remote
 from motionmae.models.counting import count_parameters, step_flops
 from motionmae.models.masking import masked_cubes
 from motionmae.models.sizes import resolve
@@ -178,7 +179,12 @@ def _state_memory(config: Config, parameters: int, ranks: int) -> StateMemory:
 
 
 def _videos(config: Config) -> int | None:
-    folder = Path(config.data.shards)
-    if not config.data.shards or not (folder / MANIFEST).is_file():
+    data = config.data
+    if is_remote(data.shards):
+        try:
+            return load_manifest(data.shards, replace(data, remote_retries=0, remote_timeout=5)).samples
+        except UnreachableError:
+            return None
+    if not data.shards or not (Path(data.shards) / MANIFEST).is_file():
         return None
-    return load_manifest(folder).samples
+    return load_manifest(data.shards).samples

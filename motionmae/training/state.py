@@ -20,6 +20,8 @@ MAY_CHANGE = (
     "model.activation_checkpointing",
     "model.checkpoint_every",
     "data.shards",  # the loader itself compares what the shards hold
+    "data.cache",  # and data.cache_gb
+    "data.remote_",
     "data.threads",
     "data.prefetch",
     "data.corrupt_budget",

@@ -25,6 +25,20 @@ def test_every_sample_once_and_one_query_equals_many(counts, seed, epoch, window
 
 
 @given(counts_lists, st.integers(0, 100), st.integers(1, 5))
+def test_windows_name_the_shards_of_their_samples(counts, epoch, window_shards):
+    order = EpochOrder(counts, 0, epoch, window_shards)
+    shard_of = np.repeat(np.arange(len(counts)), counts)
+    assert order.positions == sum(counts)
+    position = 0
+    while position < order.positions:
+        positions, shards = order.window(position)
+        assert positions.start == position
+        assert order.window(positions.stop - 1) == (positions, shards)
+        position = positions.stop
+        assert set(shard_of[order.samples(np.array(positions))]) == {shard for shard in shards if counts[shard]}
+
+
+@given(counts_lists, st.integers(0, 100), st.integers(1, 5))
 def test_a_window_touches_few_shards_and_stand_ins_stay_in_it(counts, epoch, window_shards):
     order = EpochOrder(counts, 0, epoch, window_shards)
     shard_of = np.repeat(np.arange(len(counts)), counts)

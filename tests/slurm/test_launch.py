@@ -97,6 +97,9 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     assert (absolute.data.shards, absolute.runs) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
     remote = launch.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
     assert remote.data.shards == "s3://bucket/k400"
+    for given, written in (("cache", str(Path.cwd() / "cache")), ("$TMPDIR/cache", "$TMPDIR/cache"), ("", "")):
+        data = replace(config.data, cache=given)
+        assert launch.absolute_paths(replace(config, data=data)).data.cache == written
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from motionmae.config import load_config
+from motionmae.config.schema import DataConfig
+from motionmae.data import transfer
+from motionmae.errors import UserError
 from slurm import snapshot, submit
 from slurm.record import JobRecord
+from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
 from tests.training.launch import wait_until
@@ -95,6 +99,8 @@ def test_every_flag_reaches_its_key() -> None:
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
         ([*LOCAL, "data.shards=''"], "data.shards is empty"),
         ([*LOCAL, "data.shards=nowhere"], "does not exist"),
+        ([*LOCAL, "data.shards='pipe://cat x'"], "URL of http, https, s3"),
+        ([*LOCAL, "data.shards=http://me:secret@host/x"], "holds a user name"),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(
@@ -111,6 +117,22 @@ def test_a_mistake_is_answered_in_one_sentence(
     assert sentence in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_remote_shards_are_looked_at_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "FIRST_DELAY", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    make_shards(tmp_path / "shards", samples=8)
+    with serving(tmp_path / "shards") as server:
+        data = DataConfig(server.url)
+        submit.check_shards(data)
+        with pytest.raises(UserError, match=r"has no manifest\.json"):
+            submit.check_shards(DataConfig(server.url + "/nowhere"))
+    assert capsys.readouterr().out == ""
+    submit.check_shards(data)  # perhaps only the nodes reach it
+    assert capsys.readouterr().out.startswith("note: the nodes may reach what this machine cannot: ")
 
 
 def test_a_machine_without_slurm_is_told_the_ways_out(
