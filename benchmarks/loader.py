@@ -3,15 +3,24 @@
 Stores the videos as shards in a temporary folder and measures, in turns in one process on the same frames: the floor
 (JPEG decoding, crop and resize of frames that lie in memory, into memory that is used again) and the loader (reads,
 checksums, sampling, order, threads and batches of 16 x 224 x 224 ready for the device). Prints clips a second.
+
+Where FFCV is installed, two rows more: `ffcv`, the loader on a .beton of the same shards, and `ffcv_raw`, FFCV's own
+loader on decoded clips of fixed frames and crop (2.4 MB each), which is what a cache of pixels could give. `--cold`
+drops the system's page cache before every pass (needs root).
 """
 
 import argparse
+import contextlib
+import importlib.util
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,10 +29,11 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from data_tools.make_beton import write_beton
 from motionmae.config.schema import ClipConfig, DataConfig
 from motionmae.data.augment import random_crop
 from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.data.manifest import EncoderSettings, Manifest, load_manifest, write_manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import ShardReader
 from motionmae.data.sampling import random_frames
@@ -76,6 +86,35 @@ class Floor:
         return 1
 
 
+class RawClips:
+    """FFCV's own loader on decoded clips, in random order, each batch copied out of the buffer that FFCV uses again."""
+
+    def __init__(self, floor: Floor, path: Path, threads: int, batch: int):
+        from ffcv.fields import NDArrayField
+        from ffcv.fields.decoders import NDArrayDecoder
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.transforms import ToTensor
+        from ffcv.writer import DatasetWriter
+
+        floor.run()
+        pixels = [(out,) for _, _, out in floor.clips]
+        DatasetWriter(
+            str(path), {"clip": NDArrayField(np.dtype("uint8"), pixels[0][0].shape)}, num_workers=1
+        ).from_indexed_dataset(pixels)
+        pipeline = {"clip": [NDArrayDecoder(), ToTensor()]}
+        self.loader = Loader(str(path), batch, threads, order=OrderOption.RANDOM, pipelines=pipeline, seed=0)
+
+    def run(self) -> int:
+        """An epoch; returns its clips."""
+        return sum(len(clips.clone()) for (clips,) in self.loader)
+
+
+def drop_caches() -> None:
+    """Make the system forget what it holds of files."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def timed(run: Callable[[], int]) -> tuple[float, float]:
     """Clips a second, and milliseconds of processor time a clip (which other users of the machine disturb less)."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -83,22 +122,38 @@ def timed(run: Callable[[], int]) -> tuple[float, float]:
     return clips / (time.perf_counter() - wall), (time.process_time() - cpu) / clips * 1e3
 
 
-def measure(folder: Path, threads: int, samples: int, micro_batch: int, rounds: int) -> dict[str, list]:
-    """(clips a second, CPU ms a clip) of floor and loader, in turn, of every round but the first."""
+def run_loader(loader: ClipLoader, items: int) -> int:
+    """Take micro-batches from the start of an epoch; returns how many clips they held."""
+    batches = loader.batches(0)
+    clips = sum(len(batch.clips) for batch in itertools.islice(batches, items))
+    batches.close()
+    return clips
+
+
+def measure(
+    folder: Path, threads: int, samples: int, micro_batch: int, rounds: int, cold: bool = False
+) -> dict[str, list]:
+    """(clips a second, CPU ms a clip) of floor, loader and FFCV, in turn, of every round but the first."""
     clip, data = ClipConfig(), DataConfig(shards=str(folder), threads=threads, flip=False)
     floor = Floor(folder, clip, data, samples)
-    figures: dict[str, list] = {"floor": [], "ours": []}
+    rows: dict[str, Callable[[], int]] = {"floor": floor.run}
+    with contextlib.ExitStack() as stack:
 
-    def ours() -> int:
-        batches = loader.batches(0)
-        clips = sum(len(batch.clips) for batch in itertools.islice(batches, samples // micro_batch))
-        batches.close()
-        return clips
+        def add_loader(name: str, config: DataConfig) -> None:
+            loader = stack.enter_context(ClipLoader(config, clip, seed=0, batch=micro_batch, micro_batch=micro_batch))
+            rows[name] = partial(run_loader, loader, samples // micro_batch)
 
-    with ClipLoader(data, clip, seed=0, batch=micro_batch, micro_batch=micro_batch) as loader:
+        add_loader("ours", data)
+        if importlib.util.find_spec("ffcv"):
+            write_beton(folder, load_manifest(folder), folder / "bench.beton")
+            add_loader("ffcv", replace(data, beton=str(folder / "bench.beton")))
+            rows["ffcv_raw"] = RawClips(floor, folder / "raw.beton", threads, micro_batch).run
+        figures: dict[str, list] = {name: [] for name in rows}
         for _ in range(rounds + 1):
-            figures["floor"].append(timed(floor.run))
-            figures["ours"].append(timed(ours))
+            for name, run in rows.items():
+                if cold:
+                    drop_caches()
+                figures[name].append(timed(run))
     return {name: values[1:] for name, values in figures.items()}
 
 
@@ -110,12 +165,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before every pass (as root)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     videos = sorted(path for path in options.videos.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".avi"))
     with tempfile.TemporaryDirectory() as folder:
         store(videos, Path(folder), options.samples)
-        rounds = measure(Path(folder), options.threads, options.samples, options.micro_batch, options.rounds)
+        rounds = measure(
+            Path(folder), options.threads, options.samples, options.micro_batch, options.rounds, options.cold
+        )
     rate = {name: median(wall for wall, _ in values) for name, values in rounds.items()}
     cpu = {name: median(ms for _, ms in values) for name, values in rounds.items()}
     pairs = list(zip(rounds["ours"], rounds["floor"], strict=True))
