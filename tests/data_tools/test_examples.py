@@ -12,7 +12,7 @@ import pytest
 from data_tools.make_shards import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview")
+TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview", "make_beton")
 
 
 def examples(tool: str) -> list[list[str]]:
