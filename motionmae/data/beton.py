@@ -1,8 +1,8 @@
 """Clips out of an FFCV file (``.beton``) that `data_tools/make_beton` wrote from a folder of shards.
 
 FFCV's reader and memory manager map the file; order, frames, crops and flips are ours and keyed as ever, so a batch
-holds the same clips as from the shards. Its pixels differ by a little: FFCV's library decodes with the fast DCT and
-averages areas when it resizes, where motionmae.data.jpeg does neither (docs/ffcv.md has the figures).
+holds the same clips as from the shards. Its pixels differ by a little, for FFCV's library decodes with the system's
+libjpeg-turbo and the fast DCT, motionmae.data.jpeg with its own and the exact one (docs/ffcv.md has the figures).
 
 FFCV is an optional extra; nothing of it is imported before a file is opened.
 """
@@ -123,7 +123,7 @@ class BetonReader:
         found: dict[int, tuple[int, int]] = {}
         for number in set(numbers):
             low, high = offsets[number], offsets[number + 1]
-            if not low < high <= size or zlib.crc32(self.memory[start + low : start + high]) != checksums[number]:
+            if not low < high <= size or zlib.crc32(self.memory[start + low : start + high].data) != checksums[number]:
                 raise CorruptSample(Reason.CHECKSUM, self._where(sample), f"frame {number} was changed")
             found[number] = (start + low, start + high)
         return [found[number] for number in numbers]
@@ -191,17 +191,20 @@ class BetonSource:
         """Decode checked clips into their rows; what is wrong with each, None for nothing."""
         import numba
 
-        threads = min(self._data.threads, numba.config.NUMBA_NUM_THREADS)
+        threads = min(self._data.threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         picture = max(3 * cut.meta.height * cut.meta.width for _, cut in cuts)
         if self._scratch.shape[1] < picture:
             self._scratch = np.empty((threads, picture), np.uint8)
+        lines = np.empty((threads, 3 * max(cut.meta.width for _, cut in cuts)), np.float32)
         bounds = np.array([cut.bounds for _, cut in cuts], np.int64)
         failed = np.zeros(bounds.shape[:2], np.uint8)
         rows = np.array([row for row, _ in cuts])
         numbers = np.array([cut.numbers for _, cut in cuts], np.int64)
         with _DECODING:
             numba.set_num_threads(threads)
-            self._reader.format.decode_frames(self._reader.memory, bounds, numbers, rows, self._scratch, clips, failed)
+            self._reader.format.decode_frames(
+                self._reader.memory, bounds, numbers, rows, self._scratch, lines, clips, failed
+            )
         return [
             CorruptSample(Reason.DECODE, cut.meta.where, f"frame of the clip {bad.argmax()} is no JPEG")
             if bad.any()

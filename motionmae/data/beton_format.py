@@ -123,6 +123,48 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 
 
 @numba.njit(nogil=True)
+def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of ``target`` places the two of ``source`` that it lies between, and the second's share.
+
+    Places and shares (in 1/2048) are those of OpenCV's bilinear resize; ``flip`` turns their row round.
+    """
+    first, second = np.empty(target, np.int32), np.empty(target, np.int32)
+    share = np.empty(target, np.float32)
+    for place in range(target):
+        exact = min(max((place + 0.5) * source / target - 0.5, 0.0), source - 1.0)
+        number = target - 1 - place if flip else place
+        first[number] = int(exact)
+        second[number] = min(int(exact) + 1, source - 1)
+        share[number] = np.float32(round((exact - int(exact)) * 2048) / 2048)
+    return first, second, share
+
+
+@numba.njit(nogil=True)
+def _resize_linear(
+    picture: np.ndarray, top: int, bottom: int, left: int, right: int, flip: int, line: np.ndarray, out: np.ndarray
+) -> None:
+    """Cut, resize and mirror as motionmae.data.jpeg does: FFCV's library can only average areas, at 8 times the cost.
+
+    ``picture`` is (h, w, 3), ``out`` (size, size, 3), ``line`` float32 scratch of at least 3 * (right - left).
+    """
+    rows = picture.reshape((picture.shape[0], picture.shape[1] * 3))[top:bottom, 3 * left : 3 * right]
+    results = out.reshape((out.shape[0], out.shape[1] * 3))
+    upper, lower, down = _taps(bottom - top, out.shape[0], 0)
+    before, after, across = _taps(right - left, out.shape[1], flip)
+    half = np.float32(0.5)
+    for y in range(out.shape[0]):
+        above, below, share, result = rows[upper[y]], rows[lower[y]], down[y], results[y]
+        for x in range(above.size):
+            line[x] = np.float32(above[x]) + (np.float32(below[x]) - np.float32(above[x])) * share
+        for x in range(out.shape[1]):
+            low, high, part = 3 * np.uint32(before[x]), 3 * np.uint32(after[x]), across[x]
+            to = 3 * np.uint32(x)
+            result[to] = np.uint8(line[low] + (line[high] - line[low]) * part + half)
+            result[to + 1] = np.uint8(line[low + 1] + (line[high + 1] - line[low + 1]) * part + half)
+            result[to + 2] = np.uint8(line[low + 2] + (line[high + 2] - line[low + 2]) * part + half)
+
+
+@numba.njit(nogil=True)
 def _mirror(picture: np.ndarray) -> None:
     height, width, _ = picture.shape
     for y in range(height):
@@ -140,6 +182,7 @@ def decode_frames(
     cuts: np.ndarray,
     rows: np.ndarray,
     scratch: np.ndarray,
+    lines: np.ndarray,
     clips: np.ndarray,
     failed: np.ndarray,
 ) -> None:
@@ -151,6 +194,7 @@ def decode_frames(
         cuts: int64 (n, 7): height and width of the stored frames; top, bottom, left, right of the crop; flip.
         rows: int64 (n,), the row of ``clips`` that each clip fills.
         scratch: uint8 (threads, most bytes of a stored frame).
+        lines: float32 (threads, 3 * widest stored frame), scratch too.
         clips: uint8 (batch, T, size, size, 3), filled.
         failed: uint8 (n, T), 1 where a frame cannot be decoded.
     """
@@ -164,6 +208,9 @@ def decode_frames(
             failed[clip, frame] = 1
         else:
             out = clips[rows[clip], frame]
-            _resize_crop(picture, top, bottom, left, right, out)
-            if flip:
-                _mirror(out)
+            if min(bottom - top, right - left) > 2 * out.shape[0]:  # bilinear would alias
+                _resize_crop(picture, top, bottom, left, right, out)
+                if flip:
+                    _mirror(out)
+            else:
+                _resize_linear(picture, top, bottom, left, right, flip, lines[numba.get_thread_id()], out)
