@@ -37,7 +37,7 @@ system-packages:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "== installing system packages:" $$missing; \
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	else echo "== not installed, their tests will skip (apt-get install" $$missing "as root):" $$missing; fi
+	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
 
 clean:
 	rm -rf $(VENV) data/demo runs/demo

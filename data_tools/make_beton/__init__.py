@@ -41,8 +41,7 @@ then, with the shards' folder still named for its manifest.json:
 
 exit status: 0 the file is written (or was there already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
 
-_LEAST_PAGE, _MOST_PAGE = 2**21, 2**31  # FFCV's bounds; a page must be a power of two below 4 GiB
-_SAMPLES_A_PAGE = 16  # a page is closed where the next sample does not fit: 16 waste about 3 % of the file
+_LEAST_PAGE, _MOST_PAGE = 2**21, 2**31  # FFCV's bounds: a page is a power of two from 2 MiB and below 4 GiB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,23 +136,35 @@ class _Clips:
 
 
 def page_size(shards: Path, manifest: Manifest) -> int:
-    """A page for FFCV, a power of two in bytes, that holds every sample and wastes little of the file.
+    """The page, a power of two in bytes, with which FFCV's file becomes smallest; every sample fits in one.
+
+    FFCV closes a page where the next sample does not fit: small pages waste much of themselves, large ones their last.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.
         UserError: a sample is too large for FFCV's largest page.
     """
-    largest = 0
+    sizes: list[int] = []
     for entry in manifest.shards:
         indexed, columns = load_index(shards / entry.name)
         if indexed != entry:
             raise CorruptSample(Reason.REPLACED_SHARD, entry.name, "its index is not the one that the manifest names")
         rows = zip(columns["jpgs_size"], columns["frames"], columns["windows"], strict=True)
-        largest = max([largest, *(size + 4 * (frames + len(windows)) for size, frames, windows in rows)])
-    if largest > _MOST_PAGE:
+        sizes += [size + 4 * (frames + len(windows)) for size, frames, windows in rows]
+    if (largest := max(sizes)) > _MOST_PAGE:
         raise UserError(f"a sample of {decimal(largest)} exceeds FFCV's largest page: train from the shards")
-    wanted = 1 << (_SAMPLES_A_PAGE * largest - 1).bit_length()
-    return min(max(wanted, _LEAST_PAGE), _MOST_PAGE)
+    pages = [1 << power for power in range(_LEAST_PAGE.bit_length() - 1, _MOST_PAGE.bit_length())]
+    return min((page for page in pages if page >= largest), key=lambda page: _file_size(sizes, page))
+
+
+def _file_size(sizes: list[int], page: int) -> int:
+    """Bytes of a file of samples of these sizes, but for the rows, which any page holds alike."""
+    pages, free = 1, 0  # the first is the header's
+    for size in sizes:
+        if size > free:
+            pages, free = pages + 1, page
+        free -= size
+    return pages * page
 
 
 class _Rows(NamedTuple):

@@ -258,6 +258,42 @@ def test_nothing_of_ffcv_is_imported_for_shards():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("crop", "size"), [((4, 40, 2, 50), 32), ((0, 48, 0, 64), 48), ((10, 26, 30, 64), 48)])
+@pytest.mark.parametrize("flip", [0, 1])
+def test_resizing_is_that_of_the_shards(crop, size, flip):
+    import cv2
+
+    from motionmae.data.beton_format import _resize_linear
+
+    stored = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    out = np.empty((size, size, 3), np.uint8)
+    _resize_linear(stored, *crop, flip, np.empty(3 * 64, np.float32), out)
+    top, bottom, left, right = crop
+    expected = cv2.resize(stored[top:bottom, left:right], (size, size))
+    assert np.abs(out.astype(int) - (expected[:, ::-1] if flip else expected)).max() <= 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_strong_shrinking_averages_areas(tmp_path, flip):
+    """Stripes one pixel wide, which bilinear resizing would turn into moiré, become grey."""
+    import simplejpeg
+
+    stripes = np.zeros((192, 192, 3), np.uint8)
+    stripes[:, ::2] = 255
+    with ShardWriter(tmp_path / "toy-000000.tar") as shard:
+        for sample in range(4):
+            jpegs = [simplejpeg.encode_jpeg(stripes, quality=98)] * 8
+            shard.write(f"{sample:08d}", jpegs, meta(8, 192, 192))
+    settings = EncoderSettings(short_side=192, jpeg_quality=98)
+    write_manifest(tmp_path, Manifest("toy", "train", ("none",), settings, (shard.entry,)))
+    write_beton(tmp_path, load_manifest(tmp_path), tmp_path / "a.beton")
+    (batch,) = take(
+        loader(tmp_path, tmp_path / "a.beton", batch=4, micro_batch=4, crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip),
+        1,
+    )
+    assert np.abs(batch.clips.numpy().astype(int) - 127).max() < 12
+
+
 @pytest.mark.long
 def test_ffcvs_own_loader_reads_the_blobs(shards, beton):
     from ffcv.loader import Loader, OrderOption

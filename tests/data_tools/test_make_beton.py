@@ -61,6 +61,20 @@ def test_samples_over_many_pages(tmp_path, monkeypatch):
         assert bytes(reader.memory[low:high]) == stored.read_frames(sample, [89])[0]
 
 
+def test_the_page_wastes_least(tmp_path):
+    make_shards(tmp_path / "s", (40,), frames=90, height=120, width=160)
+    manifest, sizes = load_manifest(tmp_path / "s"), {}
+    chosen = make_beton.page_size(tmp_path / "s", manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        for power in range(21, 26):
+            patch.setattr(make_beton, "_LEAST_PAGE", 2**power)
+            patch.setattr(make_beton, "_MOST_PAGE", 2**power)
+            assert make_beton.write_beton(tmp_path / "s", manifest, tmp_path / "a.beton") == 2**power
+            sizes[2**power] = (tmp_path / "a.beton").stat().st_size
+    assert min(sizes, key=sizes.get) == chosen
+    assert max(sizes.values()) > 1.5 * sizes[chosen]
+
+
 def test_a_second_run_does_nothing(shards, tmp_path, capsys):
     out = tmp_path / "a.beton"
     assert run(shards, out) == 0
@@ -130,6 +144,7 @@ def test_impossible_names(shards, tmp_path, capsys, out):
     assert "must be a name ending in .beton in a folder that exists" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
     code = f"""
 import os, signal, sys
@@ -153,6 +168,7 @@ write_beton(shards, load_manifest(shards), Path({str(tmp_path / "a.beton")!r}), 
     assert list(tmp_path.glob("*.tmp")) == []
 
 
+@pytest.mark.long
 def test_it_starts_as_a_folder(shards, tmp_path):
     command = [sys.executable, "data_tools/make_beton", str(shards), "--out", str(tmp_path / "a.beton")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
