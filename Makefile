@@ -24,7 +24,7 @@ check: $(VENV)/.test
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "== installing the packages of '$*' into $(VENV) (a few minutes the first time)"
 	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
 $(VENV)/.test: | system-packages  # pip builds FFCV against some of them

@@ -167,4 +167,4 @@ def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
         run.events.event(Kind.STOP, run.state.step, outcome=outcome.name)
-        run.progress.say(f"stopped by a signal after step {run.state.step}: run the same command again to go on")
+        run.progress.say(f"stopped by a signal after step {run.state.step}, all saved: the same run goes on from here")

@@ -109,9 +109,9 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
     return results
 
 
-def is_deterministic(settings: Config) -> bool:
-    new_engine(settings)
-    return torch.are_deterministic_algorithms_enabled()
+def flags_of(settings: Config) -> tuple[bool, bool]:
+    engine, _ = new_engine(settings)
+    return torch.are_deterministic_algorithms_enabled(), engine.deepspeed.is_compiled
 
 
 def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:

@@ -9,7 +9,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.training.precision import LossScale, resolve_precision
-from tests.training.engine_workers import is_deterministic, overflow_fp16, plain_adamw, skip_all, train_all
+from tests.training.engine_workers import flags_of, overflow_fp16, plain_adamw, skip_all, train_all
 from tests.training.launch import run_ranks
 from tests.training.tiny import config
 
@@ -88,11 +88,11 @@ def test_fp16_finds_its_loss_scale():
         assert 0 < norm < 100
 
 
-def test_deterministic_asks_torch_for_deterministic_kernels():
+def test_deterministic_kernels_and_compilation_are_asked_of_torch():
     settings = config()
-    for wanted in (False, True):
-        case = replace(settings, engine=replace(settings.engine, deterministic=wanted))
-        assert run_ranks(1, is_deterministic, case) == [wanted]
+    for deterministic, compiled in ((False, False), (True, False), (False, True)):
+        engine = replace(settings.engine, deterministic=deterministic, compile=compiled)
+        assert run_ranks(1, flags_of, replace(settings, engine=engine)) == [(deterministic, compiled)]
 
 
 @pytest.mark.long
