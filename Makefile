@@ -2,7 +2,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
-SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg
+SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config
 
 .PHONY: demo test check system-packages clean
 .DELETE_ON_ERROR:
@@ -27,14 +27,17 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
-# What the tests run for real: a Slurm cluster in network namespaces, and ffmpeg as the judge of our decoding.
+$(VENV)/.test: | system-packages  # pip builds FFCV against some of them
+
+# What the tests run for real: a Slurm cluster in network namespaces, ffmpeg as the judge of our decoding, and FFCV's
+# libraries (without them FFCV cannot be built: see docs/ffcv.md).
 system-packages:
 	@missing=$$(for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "== installing system packages:" $$missing; \
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	else echo "== not installed, their tests will skip (apt-get install" $$missing "as root):" $$missing; fi
+	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
 
 clean:
 	rm -rf $(VENV) data/demo runs/demo

@@ -3,27 +3,37 @@
 Stores the videos as shards in a temporary folder and measures, in turns in one process on the same frames: the floor
 (JPEG decoding, crop and resize of frames that lie in memory, into memory that is used again) and the loader (reads,
 checksums, sampling, order, threads and batches of 16 x 224 x 224 ready for the device). Prints clips a second.
+
+Where FFCV is installed, two rows more: `ffcv`, the loader on a .beton of the same shards, and `ffcv_raw`, FFCV's own
+loader on decoded clips of fixed frames and crop (2.4 MB each), which is what a cache of pixels could give. `--cold`
+makes the system forget the files before every pass, so that they come from the disk (without `ffcv_raw`).
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import simplejpeg
 
+from data_tools.make_beton import write_beton
 from motionmae.config.schema import ClipConfig, DataConfig
 from motionmae.data.augment import random_crop
 from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.data.manifest import EncoderSettings, Manifest, load_manifest, write_manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import ShardReader
 from motionmae.data.sampling import random_frames
@@ -76,6 +86,44 @@ class Floor:
         return 1
 
 
+def store_raw(floor: Floor, path: Path) -> None:
+    """Write the floor's clips, decoded, as FFCV stores arrays."""
+    from ffcv.fields import NDArrayField
+    from ffcv.writer import DatasetWriter
+
+    floor.run()
+    pixels = [(out,) for _, _, out in floor.clips]
+    field = NDArrayField(np.dtype("uint8"), pixels[0][0].shape)
+    DatasetWriter(str(path), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
+
+
+class RawLoader:
+    """FFCV's own loader on decoded clips, in random order, each batch copied out of the buffer that FFCV uses again."""
+
+    def __init__(self, path: Path, threads: int, batch: int):
+        from ffcv.fields.decoders import NDArrayDecoder
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.transforms import ToTensor
+
+        pipelines = {"clip": [NDArrayDecoder(), ToTensor()]}
+        self.loader = Loader(str(path), batch, threads, order=OrderOption.RANDOM, pipelines=pipelines, seed=0)
+
+    def run(self) -> int:
+        """An epoch; returns its clips."""
+        return sum(len(clips.clone()) for (clips,) in self.loader)
+
+    def close(self) -> None:
+        """The file is unmapped when the loader goes."""
+
+
+def forget(folder: Path) -> None:
+    """Make the system drop what its page cache holds of the files of a folder (mapped pages stay)."""
+    os.sync()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def timed(run: Callable[[], int]) -> tuple[float, float]:
     """Clips a second, and milliseconds of processor time a clip (which other users of the machine disturb less)."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -83,22 +131,51 @@ def timed(run: Callable[[], int]) -> tuple[float, float]:
     return clips / (time.perf_counter() - wall), (time.process_time() - cpu) / clips * 1e3
 
 
-def measure(folder: Path, threads: int, samples: int, micro_batch: int, rounds: int) -> dict[str, list]:
-    """(clips a second, CPU ms a clip) of floor and loader, in turn, of every round but the first."""
-    clip, data = ClipConfig(), DataConfig(shards=str(folder), threads=threads, flip=False)
-    floor = Floor(folder, clip, data, samples)
-    figures: dict[str, list] = {"floor": [], "ours": []}
+class OurLoader:
+    """The loader, on shards or on a .beton."""
 
-    def ours() -> int:
-        batches = loader.batches(0)
-        clips = sum(len(batch.clips) for batch in itertools.islice(batches, samples // micro_batch))
+    def __init__(self, data: DataConfig, micro_batch: int, items: int):
+        self.loader = ClipLoader(data, ClipConfig(), seed=0, batch=micro_batch, micro_batch=micro_batch)
+        self.items = items
+
+    def run(self) -> int:
+        """Take micro-batches from the start of an epoch; returns how many clips they held."""
+        batches = self.loader.batches(0)
+        clips = sum(len(batch.clips) for batch in itertools.islice(batches, self.items))
         batches.close()
         return clips
 
-    with ClipLoader(data, clip, seed=0, batch=micro_batch, micro_batch=micro_batch) as loader:
-        for _ in range(rounds + 1):
-            figures["floor"].append(timed(floor.run))
-            figures["ours"].append(timed(ours))
+    def close(self) -> None:
+        """End its threads."""
+        self.loader.close()
+
+
+def measure(
+    folder: Path, threads: int, samples: int, micro_batch: int, rounds: int, cold: bool = False
+) -> dict[str, list]:
+    """(clips a second, CPU ms a clip) of floor, loader and FFCV, in turn, of every round but the first."""
+    data = DataConfig(shards=str(folder), threads=threads, flip=False)
+    floor = Floor(folder, ClipConfig(), data, samples)
+    ours = partial(OurLoader, micro_batch=micro_batch, items=samples // micro_batch)
+    loaders: dict[str, Callable[[], Any]] = {"ours": partial(ours, data)}
+    if importlib.util.find_spec("ffcv"):
+        write_beton(folder, load_manifest(folder), folder / "bench.beton")
+        store_raw(floor, folder / "raw.beton")
+        loaders["ffcv"] = partial(ours, replace(data, beton=str(folder / "bench.beton")))
+        if not cold:  # FFCV compiles its pipeline anew in each loader, and a mapped file is not forgotten
+            loaders["ffcv_raw"] = partial(RawLoader, folder / "raw.beton", threads, micro_batch)
+    figures: dict[str, list] = {name: [] for name in ("floor", *loaders)}
+    opened = {name: make() for name, make in loaders.items()}
+    for _ in range(rounds + 1):
+        figures["floor"].append(timed(floor.run))
+        for name, make in loaders.items():
+            if cold:
+                opened.pop(name).close()
+                opened[name] = make()
+                forget(folder)
+            figures[name].append(timed(opened[name].run))
+    for loader in opened.values():
+        loader.close()
     return {name: values[1:] for name, values in figures.items()}
 
 
@@ -110,12 +187,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", action="store_true", help="read from the disk in every pass")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     videos = sorted(path for path in options.videos.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".avi"))
     with tempfile.TemporaryDirectory() as folder:
         store(videos, Path(folder), options.samples)
-        rounds = measure(Path(folder), options.threads, options.samples, options.micro_batch, options.rounds)
+        rounds = measure(
+            Path(folder), options.threads, options.samples, options.micro_batch, options.rounds, options.cold
+        )
     rate = {name: median(wall for wall, _ in values) for name, values in rounds.items()}
     cpu = {name: median(ms for _, ms in values) for name, values in rounds.items()}
     pairs = list(zip(rounds["ours"], rounds["floor"], strict=True))

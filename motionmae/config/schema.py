@@ -202,6 +202,9 @@ class DataConfig:
     """Repetitions of a remote read that fails without progress, after 1, 2, 4, ... seconds."""
     remote_timeout: float = 30.0
     """Seconds of silence after which a connection counts as failed."""
+    beton: str = ""
+    """FFCV file that `data_tools/make_beton` wrote from these shards, read in their place (empty: the shards); of
+    ``shards`` only manifest.json is then needed (docs/ffcv.md says when it pays)."""
     crop: str = "random_resized"
     """random_resized (section 4) or multi_scale (Table 6a's MultiScaleCrop)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)

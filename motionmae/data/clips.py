@@ -14,6 +14,11 @@ from motionmae.data.reader import SampleMeta, ShardReader
 from motionmae.data.sampling import central_frames, random_frames
 
 
+def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> tuple[list[int], Crop]:
+    """The stored frames of one random training clip, and the crop of all of them; the clip's only draws."""
+    return random_frames(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
+
+
 def fill_random_clip(
     reader: ShardReader,
     sample_id: int,
@@ -41,8 +46,7 @@ def fill_random_clip(
         CorruptSample: the sample is not what was written.
     """
     meta = reader.read_meta(sample_id)
-    frames = random_frames(meta, clip, random)
-    crop = random_crop(meta.height, meta.width, clip.size, data, random)
+    frames, crop = random_cut(meta, data, clip, random)
     _fill(reader, sample_id, meta, frames, crop, out, flow)
     return meta
 

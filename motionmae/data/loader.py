@@ -20,20 +20,18 @@ import numpy as np
 import torch
 
 from motionmae.config.schema import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig, accumulation_steps
-from motionmae.data.clips import fill_random_clip
+from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
 from motionmae.data.manifest import load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import KeyedRandom, mask_seed
-from motionmae.data.reader import ShardReader
 from motionmae.data.sampling import stored_step
+from motionmae.data.source import ClipSource, ShardSource, Wanted
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
 
 
 class Batch(NamedTuple):
@@ -55,7 +53,7 @@ class ClipLoader:
     """Endless micro-batches of one rank.
 
     Args:
-        data: shards and how clips are cut.
+        data: shards (or a .beton made from them) and how clips are cut.
         clip: frames, stride, size.
         seed: the run's.
         batch: samples of a step over all ranks.
@@ -87,13 +85,11 @@ class ClipLoader:
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
         self.rank, self.world = rank, world
         self.manifest = load_manifest(data.shards, data)
-        self._reader = ShardReader(data.shards, self.manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
-        if self._reader.cache:
-            under_way = (data.prefetch // self.accumulation + 2) * batch  # between the last rank and the first
-            self._reader.cache.require_room(self.manifest.shards, data.window_shards, under_way)
         stored_step(clip, self.manifest.encoder.stride)
         if flow and not self.manifest.encoder.flow_distance:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
+        if flow and data.beton:
+            raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
         self.steps_per_epoch = self.manifest.samples // batch
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -109,8 +105,9 @@ class ClipLoader:
         self._clips = ClipMemory((*shape, 3), torch.uint8)
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
-        self._pool = ThreadPoolExecutor(data.threads, "clip-decoder")
-        self._ahead = LookAhead(self._reader, self._epoch_order, rank) if self._reader.cache else None
+        self._source: ClipSource = (BetonSource if data.beton else ShardSource)(data, clip, self.manifest)
+        self._pool = ThreadPoolExecutor(self._source.threads, "clip-decoder")
+        self._ahead = self._look_ahead()
 
     def __enter__(self) -> "ClipLoader":
         return self
@@ -123,9 +120,19 @@ class ClipLoader:
     def close(self) -> None:
         """Drop what is prefetched and end the threads; may be called again."""
         if self._ahead:
-            self._reader.close()  # or threads would wait for transfers to end
+            self._source.close()  # or threads would wait for transfers to end
             self._ahead.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._source.close()
+
+    def _look_ahead(self) -> LookAhead | None:
+        """What fetches remote shards before their turn; None where all is on this machine."""
+        reader = self._source.reader if isinstance(self._source, ShardSource) else None
+        if reader is None or reader.cache is None:
+            return None
+        under_way = (self.data.prefetch // self.accumulation + 2) * self.batch  # between the last rank and the first
+        reader.cache.require_room(self.manifest.shards, self.data.window_shards, under_way)
+        return LookAhead(reader, self._epoch_order, self.rank)
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps to continue after ``step`` steps consumed by the trainer (not: prefetched)."""
@@ -199,33 +206,49 @@ class ClipLoader:
         labels, seeds, samples = (torch.empty(n, dtype=torch.int64) for _ in range(3))
         batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
         ids = self._order.samples(positions)
+        places = list(zip(range(self.micro_batch), positions.tolist(), ids.tolist(), strict=True))
+        share = self.micro_batch if self._source.whole_batches else 1
         return batch, [
-            self._pool.submit(self._fill, batch, place, self._order, position, sample)
-            for place, (position, sample) in enumerate(zip(positions.tolist(), ids.tolist(), strict=True))
+            self._pool.submit(self._fill, batch, self._order, places[first : first + share])
+            for first in range(0, self.micro_batch, share)
         ]
 
-    def _fill(self, batch: Batch, place: int, order: EpochOrder, position: int, sample: int) -> None:
-        """Fill the ``place``-th sample of a micro-batch; in place of a corrupt one, the next of its window."""
-        stand_in = position
-        while True:
-            try:
-                return self._fill_sample(batch, place, order.epoch, sample)
-            except CorruptSample as fault:
+    def _fill(self, batch: Batch, order: EpochOrder, places: list[tuple[int, int, int]]) -> None:
+        """Fill (place in the micro-batch, position, sample); in place of a corrupt one, the next of its window."""
+        first = {place: position for place, position, _ in places}
+        while places:
+            replaced = []
+            faults = self._fill_samples(batch, order.epoch, [(place, sample) for place, _, sample in places])
+            for (place, position, sample), fault in zip(places, faults, strict=True):
+                if fault is None:
+                    continue
                 self._count(sample, fault)
-            stand_in = order.following(stand_in)
-            if stand_in == position:
-                raise UserError(f"every sample of a window of shards in {self.data.shards} is unreadable: restore them")
-            sample = order.sample(stand_in)
+                position = order.following(position)
+                if position == first[place]:
+                    raise UserError(
+                        f"every sample of a window of shards in {self.data.shards} is unreadable: restore them"
+                    )
+                replaced.append((place, position, order.sample(position)))
+            places = replaced
 
-    def _fill_sample(self, batch: Batch, place: int, epoch: int, sample: int) -> None:
-        for repeat in range(self.data.repeats):
-            row = place * self.data.repeats + repeat
-            random = KeyedRandom("clip", self.seed, epoch, sample, repeat)
-            clip, flow = batch.clips[row].numpy(), None if batch.flow is None else batch.flow[row].numpy()
-            meta = fill_random_clip(self._reader, sample, self.data, self.clip, random, clip, flow)
-            batch.labels[row] = meta.label
-            batch.seeds[row] = mask_seed(self.seed, epoch, sample, repeat)
+    def _fill_samples(self, batch: Batch, epoch: int, samples: list[tuple[int, int]]) -> list[CorruptSample | None]:
+        """Fill the repeats of each (place, sample); what is wrong with each sample, None for nothing."""
+        repeats = self.data.repeats
+        wanted = [
+            Wanted(place * repeats + repeat, sample, KeyedRandom("clip", self.seed, epoch, sample, repeat))
+            for place, sample in samples
+            for repeat in range(repeats)
+        ]
+        outcomes = self._source.fill(wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy())
+        faults: list[CorruptSample | None] = [None] * len(samples)
+        for number, ((row, sample, _), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+            if isinstance(outcome, CorruptSample):
+                faults[number // repeats] = outcome
+                continue
+            batch.labels[row] = outcome.label
+            batch.seeds[row] = mask_seed(self.seed, epoch, sample, number % repeats)
             batch.samples[row] = sample
+        return faults
 
     def _count(self, sample: int, fault: CorruptSample) -> None:
         """Note an unreadable sample, once a run.

@@ -219,7 +219,8 @@ class TestCorruption:
     )
     def test_a_lost_shard_stops_the_run(self, tmp_path, damage, reason):
         make_shards(tmp_path / "s", COUNTS)
-        with loader(tmp_path / "s", batch=50, micro_batch=10, corrupt_budget=5) as ours:
+        # one thread, so that the sixth bad sample is also the last that is met
+        with loader(tmp_path / "s", batch=50, micro_batch=10, corrupt_budget=5, threads=1) as ours:
             damage(tmp_path / "s" / "toy-000002.tar")
             with pytest.raises(UserError, match=f"6 samples.*{reason} 6.*toy-000002.tar"):
                 list(itertools.islice(ours.batches(0), 5))

@@ -1,5 +1,6 @@
 """The examples that --help prints run as they stand (the first one on fewer videos, for time)."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from data_tools.make_shards import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview")
+if importlib.util.find_spec("ffcv") or os.environ.get("CI"):
+    TOOLS += ("make_beton",)
 
 
 def examples(tool: str) -> list[list[str]]:

@@ -1,0 +1,227 @@
+"""Write a folder of shards as one FFCV file (.beton), the fast path for a node's own disk (docs/ffcv.md).
+
+The JPEGs are copied as they are, each checked on the way, in the order of sample ids; a run that names the file in
+data.beton sees the same clips as from the shards. The file appears under its name when it is complete and not before.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import queue
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import simplejpeg
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from motionmae.data.beton import load_format
+from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.files import sync_folder
+from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.reader import ShardReader
+from motionmae.data.shards import load_index, pack_frames
+from motionmae.errors import UserError
+
+if TYPE_CHECKING:
+    from motionmae.data.beton_format import StoredClip
+
+_EXAMPLES = """\
+examples:
+  python data_tools/make_beton data/toy/train --out data/toy/train.beton
+  python data_tools/make_beton data/k400/train --out /local/k400_train.beton
+then, with the shards' folder still named for its manifest.json:
+  python -m motionmae pretrain --config vitb_k400 data.shards=data/k400/train data.beton=/local/k400_train.beton
+
+exit status: 0 the file is written (or was there already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
+
+_LEAST_PAGE, _MOST_PAGE = 2**21, 2**31  # FFCV's bounds: a page is a power of two from 2 MiB and below 4 GiB
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="make_beton", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write, NAME.beton")
+    parser.add_argument("--force", action="store_true", help="write it again though it is there")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options.shards, options.out, options.force)
+    except (UserError, CorruptSample) as error:
+        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped: {options.out} was not written", file=sys.stderr)
+        return 130
+
+
+def _run(shards: Path, out: Path, force: bool) -> int:
+    load_format()
+    manifest = load_manifest(shards)
+    if not manifest.samples:
+        raise UserError(f"{shards} holds no samples: make shards of some videos first")
+    if out.suffix != ".beton" or not out.parent.is_dir():
+        raise UserError(f"--out {out} must be a name ending in .beton in a folder that exists")
+    if out.exists() and not force:
+        if _made_from(out, manifest):
+            print(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
+            return 0
+        raise UserError(f"{out} is there and holds something else: give --force to replace it, or another --out")
+    started = time.monotonic()
+    with _bar(manifest.samples) as advance:
+        page = write_beton(shards, manifest, out, advance)
+    size, seconds = out.stat().st_size, time.monotonic() - started
+    print(
+        f"{out}: {manifest.samples} samples, {decimal(size)} in pages of {decimal(page)}, "
+        f"{seconds:.1f} s ({decimal(int(size / seconds))}/s)"
+    )
+    return 0
+
+
+def _made_from(out: Path, manifest: Manifest) -> bool:
+    from motionmae.data.beton import BetonReader
+
+    with contextlib.suppress(UserError):
+        BetonReader(out, manifest)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _bar(samples: int) -> Any:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("samples", total=samples)
+        yield lambda: bar.advance(task)
+
+
+class _Clips:
+    """The samples of a folder of shards in the order of their ids, checked to the last frame, as FFCV reads a set."""
+
+    def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
+        self._reader = ShardReader(shards, manifest)
+        self._advance = advance
+
+    def __getitem__(self, sample: int) -> "tuple[StoredClip]":
+        """One sample, as the tuple of its one field.
+
+        Raises:
+            CorruptSample: it is not what was written, or a frame has not the size that the index says.
+        """
+        meta = self._reader.read_meta(sample)
+        jpegs = self._reader.read_frames(sample, range(meta.frames))
+        for number, jpeg in enumerate(jpegs):
+            try:
+                height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+            except ValueError as error:
+                raise CorruptSample(Reason.DECODE, meta.where, f"frame {number}: {error}") from error
+            if (height, width) != (meta.height, meta.width):
+                detail = f"frame {number} is {height} x {width}, not {meta.height} x {meta.width}"
+                raise CorruptSample(Reason.DECODE, meta.where, detail)
+        self._advance()
+        blob = pack_frames([bytes(jpeg) for jpeg in jpegs])
+        return (load_format().StoredClip(meta, blob, [zlib.crc32(jpeg) for jpeg in jpegs]),)
+
+
+def page_size(shards: Path, manifest: Manifest) -> int:
+    """The page, a power of two in bytes, with which FFCV's file becomes smallest; every sample fits in one.
+
+    FFCV closes a page where the next sample does not fit: small pages waste much of themselves, large ones their last.
+
+    Raises:
+        CorruptSample: a shard is missing, or its index is damaged.
+        UserError: a sample is too large for FFCV's largest page.
+    """
+    sizes: list[int] = []
+    for entry in manifest.shards:
+        indexed, columns = load_index(shards / entry.name)
+        if indexed != entry:
+            raise CorruptSample(Reason.REPLACED_SHARD, entry.name, "its index is not the one that the manifest names")
+        rows = zip(columns["jpgs_size"], columns["frames"], columns["windows"], strict=True)
+        sizes += [size + 4 * (frames + len(windows)) for size, frames, windows in rows]
+    if (largest := max(sizes)) > _MOST_PAGE:
+        raise UserError(f"a sample of {decimal(largest)} exceeds FFCV's largest page: train from the shards")
+    pages = [1 << power for power in range(_LEAST_PAGE.bit_length() - 1, _MOST_PAGE.bit_length())]
+    return min((page for page in pages if page >= largest), key=lambda page: _file_size(sizes, page))
+
+
+def _file_size(sizes: list[int], page: int) -> int:
+    """Bytes of a file of samples of these sizes, but for the rows, which any page holds alike."""
+    pages, free = 1, 0  # the first is the header's
+    for size in sizes:
+        if size > free:
+            pages, free = pages + 1, page
+        free -= size
+    return pages * page
+
+
+class _Rows(NamedTuple):
+    """Where FFCV gathers the rows of the samples."""
+
+    buf: bytearray
+
+
+def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[], None] = lambda: None) -> int:
+    """Write ``out`` from a folder of shards; it exists, complete, afterwards and not at all if anything goes wrong.
+
+    FFCV's page allocator and header are used, but not its worker processes: where one of those fails, by a damaged
+    sample or a full disk, FFCV's writer waits for ever. Nothing is encoded here, so that one process is as fast as the
+    disk; and unlike several, it always writes the same bytes.
+
+    Returns:
+        Size of a page in bytes.
+
+    Raises:
+        CorruptSample: a sample is not what was written.
+        UserError: see :func:`page_size`.
+    """
+    from ffcv.writer import DatasetWriter, MemoryAllocator, worker_job_indexed_dataset
+
+    page = page_size(shards, manifest)
+    form = load_format()
+    temporary = out.with_name(out.name + ".tmp")
+    writer = DatasetWriter(str(temporary), {form.FIELD: form.ClipField(manifest.fingerprint)}, page, num_workers=1)
+    writer.num_samples = manifest.samples
+    clips = _Clips(shards, manifest, advance)
+    tasks: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
+    tasks.put([(sample, sample) for sample in range(manifest.samples)])
+    tasks.put(None)
+    allocations: queue.SimpleQueue[list[tuple[int, int, int]]] = queue.SimpleQueue()
+    try:
+        writer.prepare()
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()  # nothing is shared with other processes: rows are gathered in plain memory
+        writer.metadata_sm = rows = _Rows(bytearray(manifest.samples * writer.metadata_type.itemsize))
+        allocator = MemoryAllocator(writer.fname, writer.data_region_start, page)
+        done = multiprocessing.Value("Q", 0)
+        worker_job_indexed_dataset(
+            tasks, rows, writer.metadata_type, writer.fields, allocator, done, allocations, clips
+        )
+        writer.finalize(allocations.get())
+        _publish(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return page
+
+
+def _publish(temporary: Path, out: Path) -> None:
+    """Flush a complete file to the disk and give it its name."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(out)
+    sync_folder(out.parent)

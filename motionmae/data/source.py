@@ -1,0 +1,89 @@
+"""Where a loader's clips come from, behind one Protocol: a folder of shards, or an FFCV file made from it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.data.clips import fill_random_clip
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.manifest import Manifest
+from motionmae.data.randomness import KeyedRandom
+from motionmae.data.reader import SampleMeta, ShardReader
+
+_MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
+
+
+class Wanted(NamedTuple):
+    """One clip to be cut."""
+
+    row: int
+    """Which clip of the batch it becomes."""
+    sample: int
+    """Id of its sample."""
+    random: KeyedRandom
+    """Keyed by (seed, epoch, sample, repeat): chooses frames, crop and flip, the same from every source."""
+
+
+class ClipSource(Protocol):
+    """Cuts random clips out of stored samples."""
+
+    threads: int
+    """Threads that may call :meth:`fill` at a time."""
+    whole_batches: bool
+    """Whether :meth:`fill` is best asked for a whole micro-batch, or for one sample."""
+
+    def fill(
+        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    ) -> list[SampleMeta | CorruptSample]:
+        """Cut clips into a batch.
+
+        Args:
+            wanted: which clips.
+            clips: uint8 (batch, T, size, size, 3), whose wanted rows are filled.
+            flows: float16 (batch, T, size, size, 2), filled where wanted.
+
+        Returns:
+            For each wanted clip, what is known of its sample, or what is wrong with it.
+        """
+
+    def close(self) -> None:
+        """End what it started; may be called again."""
+
+
+class ShardSource:
+    """Clips out of a folder of shards (:class:`ClipSource`).
+
+    Args:
+        data: the folder, and how clips are cut.
+        clip: frames, stride, size.
+        manifest: of the folder.
+
+    Raises:
+        UserError: shards that the manifest names are not there.
+    """
+
+    whole_batches = False
+
+    def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
+        self.threads = data.threads
+        self._data, self._clip = data, clip
+        self.reader = ShardReader(data.shards, manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
+
+    def fill(
+        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    ) -> list[SampleMeta | CorruptSample]:
+        """See :meth:`ClipSource.fill`."""
+        outcomes: list[SampleMeta | CorruptSample] = []
+        for row, sample, random in wanted:
+            flow = None if flows is None else flows[row]
+            try:
+                outcomes.append(fill_random_clip(self.reader, sample, self._data, self._clip, random, clips[row], flow))
+            except CorruptSample as fault:
+                outcomes.append(fault)
+        return outcomes
+
+    def close(self) -> None:
+        """End transfers that are under way and close the shards."""
+        self.reader.close()

@@ -1,0 +1,11 @@
+"""Where FFCV is needed: skipped with a reason on a developer's machine without it, never in continuous integration."""
+
+import importlib.util
+import os
+
+import pytest
+
+needs_ffcv = pytest.mark.skipif(
+    importlib.util.find_spec("ffcv") is None and not os.environ.get("CI"),
+    reason="FFCV is not installed (pip install 'motionmae[ffcv]')",
+)
