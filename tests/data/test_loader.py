@@ -328,7 +328,7 @@ class TestResources:
         with pytest.raises(RuntimeError, match="training"):
             train()
         assert decoders() == []
-        assert len(list(Path("/proc/self/fd").iterdir())) == files
+        assert len(list(Path("/proc/self/fd").iterdir())) <= files  # the collector may close others' meanwhile
 
     def test_prefetch_is_bounded(self, shards):
         with loader(shards, prefetch=3, threads=1, micro_batch=6) as ours:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from motionmae.data.clips import read_clip
+from motionmae.data.manifest import load_manifest
 from motionmae.evaluation.mean_prediction import mean_prediction_losses
 from tests.training.shards import make_shards, tiny_run
 
@@ -18,8 +19,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_raw_frames_by_hand(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path, target={"normalize": False}, mask={"kind": "global", "ratio": 0.99})
-    clips = torch.stack([read_clip(shards, number, config.clip) for number in range(27)]) / 255
-    cubes = clips.reshape(27, 2, 2, 4, 8, 4, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(27 * 32, -1)
+    n = load_manifest(shards).samples
+    clips = torch.stack([read_clip(shards, number, config.clip) for number in range(n)]) / 255
+    cubes = clips.reshape(n, 2, 2, 4, 8, 4, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(n * 32, -1)
     by_hand = cubes.var(dim=0, unbiased=False).mean()  # all but one cube a clip are masked
     assert mean_prediction_losses(config)["space"] == pytest.approx(float(by_hand), rel=0.05)
 
