@@ -12,7 +12,7 @@ from tests.training.shards import make_shards, tiny_run
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run of six steps, pre-trained by the command a user would type."""
+    """Folder of a finished run of nine steps, pre-trained by the command a user would type."""
     folder = tmp_path_factory.mktemp("trained")
     config = tiny_run(make_shards(folder / "shards"), folder / "runs")
     save_config(config, folder / "config.yaml")

@@ -43,6 +43,6 @@ def test_command_writes_picture_and_figures(trained_run: Path, tmp_path: Path) -
     assert main(["curves", str(trained_run), "--out", str(out), "--json", str(figures)]) == 0
     assert cv2.imread(str(out)).std() > 10
     rows = json.loads(figures.read_text())
-    assert [(row["head"], row["steps"]) for row in rows] == [("space", 6), ("time", 6)]
+    assert [(row["head"], row["steps"]) for row in rows] == [("space", 9), ("time", 9)]
     assert all(row["last"] < row["first"] for row in rows)
     assert 0.5 < rows[0]["predicting_the_mean"] <= 1.0  # normalised frames have unit variance around their mean

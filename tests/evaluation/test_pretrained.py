@@ -16,8 +16,8 @@ pytestmark = pytest.mark.long
 
 
 def test_weights_are_those_of_the_checkpoint(trained_run: Path) -> None:
-    newest, older = load_pretrained(trained_run), load_pretrained(trained_run, step=4)
-    assert (newest.step, older.step) == (6, 4)
+    newest, older = load_pretrained(trained_run), load_pretrained(trained_run, step=8)
+    assert (newest.step, older.step) == (9, 8)
     assert not newest.model.training
     fresh = build_motionmae(newest.config).state_dict()
     for name, weight in newest.model.state_dict().items():
@@ -26,19 +26,19 @@ def test_weights_are_those_of_the_checkpoint(trained_run: Path) -> None:
 
 
 def test_missing_step_names_those_there(trained_run: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint of step 5: there are 2, 4, 6"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5: there are 6, 8, 9"):
         load_pretrained(trained_run, step=5)
 
 
 def test_damaged_checkpoint_is_refused(trained_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
-    victim = next((run / "checkpoints" / "step-00000006").glob("model-*"))
+    victim = next((run / "checkpoints" / "step-00000009").glob("model-*"))
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"sha256"):
         load_pretrained(run)
-    assert load_pretrained(run, step=4).step == 4
+    assert load_pretrained(run, step=8).step == 8
 
 
 def test_not_a_run(tmp_path: Path) -> None:
