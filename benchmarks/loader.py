@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 
 from data_tools.make_beton import write_beton
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.augment import random_crop
 from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import EncoderSettings, Manifest, load_manifest, write_manifest

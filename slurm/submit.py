@@ -27,8 +27,8 @@ from dataclasses import replace  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from submitit.core.utils import FailedJobError  # noqa: E402
 
-from motionmae.config import Config, load_config  # noqa: E402
-from motionmae.config.schema import DataConfig, accumulation_steps  # noqa: E402
+from motionmae.config import Config, DataConfig, load_config  # noqa: E402
+from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.data.manifest import load_manifest  # noqa: E402
 from motionmae.data.transfer import UnreachableError  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402

@@ -1,19 +1,11 @@
 """Typed configuration: the schema, and loading it from YAML with inheritance and ``key=value`` overrides."""
 
+from motionmae.config.data import DataConfig
+from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import load_config, save_config
-from motionmae.config.schema import (
-    CheckpointConfig,
-    ClipConfig,
-    Config,
-    DataConfig,
-    EngineConfig,
-    LaunchConfig,
-    LogConfig,
-    MaskConfig,
-    ModelConfig,
-    OptimConfig,
-    TargetConfig,
-)
+from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.schema import Config
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
 __all__ = [
     "CheckpointConfig",

@@ -6,7 +6,7 @@ Everything here computes a :class:`Crop` from sizes and a keyed generator; motio
 import math
 from dataclasses import dataclass
 
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.randomness import KeyedRandom
 
 _ATTEMPTS = 10

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.augment import Crop
 from motionmae.data.clips import random_cut
 from motionmae.data.corruption import CorruptSample, Reason

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.augment import Crop, central_crop, random_crop
 from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import decode_clip

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from motionmae.config.schema import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig, accumulation_steps
+from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
+from motionmae.config.schema import accumulation_steps
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.files import write_atomically
 from motionmae.data.order import ORDER_VERSION
 from motionmae.data.shards import FORMAT_VERSION, ShardEntry, check_version

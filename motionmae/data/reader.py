@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.remote import ShardCache

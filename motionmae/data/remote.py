@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.files import sync_folder, write_atomically
 from motionmae.data.shards import ShardEntry, index_path, load_index

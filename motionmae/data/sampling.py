@@ -6,7 +6,7 @@ window. A video shorter than a clip starts at its first frame and repeats the la
 which is what VideoMAE does.
 """
 
-from motionmae.config.schema import ClipConfig
+from motionmae.config import ClipConfig
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta
 from motionmae.errors import UserError

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import fill_random_clip
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.manifest import Manifest

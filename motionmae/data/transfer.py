@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from motionmae.config.schema import REMOTE_SCHEMES, DataConfig
+from motionmae.config import DataConfig
+from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.shards import ShardEntry, sha256_of
 from motionmae.errors import UserError

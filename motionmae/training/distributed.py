@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from motionmae.config.schema import EngineConfig
+from motionmae.config import EngineConfig
 from motionmae.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)

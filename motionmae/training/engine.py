@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from motionmae.config.schema import Config, accumulation_steps
+from motionmae.config import Config
+from motionmae.config.schema import accumulation_steps
 from motionmae.models.motionmae import no_decay
 from motionmae.training import zero_state
 from motionmae.training.distributed import Rank

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
-from motionmae.config.schema import Config
+from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.errors import UserError
 from motionmae.training import checkpoint, health

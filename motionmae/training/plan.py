@@ -9,7 +9,8 @@ tenth of the card free.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from motionmae.config.schema import Config, accumulation_steps
+from motionmae.config import Config
+from motionmae.config.schema import accumulation_steps
 from motionmae.data.manifest import MANIFEST, load_manifest
 from motionmae.data.transfer import UnreachableError, is_remote
 from motionmae.models.counting import count_parameters, step_flops

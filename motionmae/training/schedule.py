@@ -3,7 +3,7 @@
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch.optim import Optimizer
 
-from motionmae.config.schema import OptimConfig
+from motionmae.config import OptimConfig
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimConfig, steps_per_epoch: int) -> CosineLRScheduler:

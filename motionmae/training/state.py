@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from motionmae.config.schema import Config
+from motionmae.config import Config
 from motionmae.data.randomness import keyed_bits
 from motionmae.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.augment import central_crop, multi_scale, random_crop, random_resized
 from motionmae.data.randomness import KeyedRandom
 

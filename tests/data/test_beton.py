@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_tools.make_beton import write_beton
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.beton import BetonReader, BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.loader import ClipLoader
@@ -237,7 +237,7 @@ def test_without_ffcv_a_sentence_names_the_remedy_and_shards_still_work(shards, 
     code = f"""
 import sys
 sys.modules["ffcv"] = None
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.errors import UserError
 clip = ClipConfig(frames=4, size=32, stride=2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.augment import Crop
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.flow import decode_flow, encode_flow

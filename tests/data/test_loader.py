@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.loader import ClipLoader

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data import transfer
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
@@ -128,7 +128,7 @@ def test_processes_that_share_a_cache_fetch_each_shard_once(server, data):
         server.faults[f"toy-{number:06d}.tar"] = [("slow", 0.1)]
     code = """
         import sys
-        from motionmae.config.schema import DataConfig
+        from motionmae.config import DataConfig
         from motionmae.data.reader import ShardReader
         reader = ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
         print([len(reader.read_frames(sample, [0, 3])) for sample in range(reader.manifest.samples)])
@@ -143,7 +143,7 @@ def test_a_killed_download_is_continued_by_the_next_process(folder, server, data
     server.faults["toy-000000.tar"] = [("stall", 5000)]
     code = """
         import sys
-        from motionmae.config.schema import DataConfig
+        from motionmae.config import DataConfig
         from motionmae.data.reader import ShardReader
         ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2])).read_meta(0)
     """
@@ -296,7 +296,7 @@ class TestLoader:
         size = sum(path.stat().st_size for path in folder.glob("toy-000000*"))
         code = """
             import sys
-            from motionmae.config.schema import ClipConfig, DataConfig
+            from motionmae.config import ClipConfig, DataConfig
             from motionmae.data import transfer
             from motionmae.data.loader import ClipLoader
             transfer.FIRST_DELAY = 0.1

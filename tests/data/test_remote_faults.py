@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.config.schema import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, DataConfig
 from motionmae.data import transfer
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.loader import ClipLoader
@@ -147,7 +147,7 @@ class TestEnded:
     def test_a_disk_that_takes_no_more(self, server, data):
         code = """
             import resource, sys
-            from motionmae.config.schema import DataConfig
+            from motionmae.config import DataConfig
             from motionmae.data.reader import ShardReader
             reader = ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from motionmae.config.schema import ClipConfig
+from motionmae.config import ClipConfig
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta
 from motionmae.data.sampling import central_frames, random_frames

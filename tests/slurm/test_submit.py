@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from motionmae.config import load_config
-from motionmae.config.schema import DataConfig
+from motionmae.config import DataConfig, load_config
 from motionmae.data import transfer
 from motionmae.errors import UserError
 from slurm import snapshot, submit

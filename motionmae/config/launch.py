@@ -1,0 +1,43 @@
+"""What is asked of a cluster."""
+
+from dataclasses import dataclass
+
+from motionmae.config.checks import at_least
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """What Slurm is asked for; `slurm/submit.py` has a flag for each."""
+
+    nodes: int = 1
+    """Nodes of the job."""
+    ranks_per_node: int = 8
+    """Training processes a node, one a GPU."""
+    gpus_per_node: int = 8
+    """GPUs asked for a node; 0 on a machine without."""
+    cpus_per_rank: int = 12
+    """CPU cores a rank, for decoding threads."""
+    timeout_minutes: int = 1440
+    """Time limit of one incarnation of the job; a longer run requeues itself."""
+    signal_seconds: int = 120
+    """How long before the limit Slurm signals: a step, a save and a margin must fit."""
+    max_timeouts: int = 1000
+    """Time-outs after which a run stops requeueing itself."""
+    partition: str = ""
+    """Slurm partition (empty: the site's default)."""
+    account: str = ""
+    """Slurm account to charge."""
+    qos: str = ""
+    """Slurm quality of service."""
+    constraint: str = ""
+    """Node features asked for, e.g. a100."""
+    exclude: str = ""
+    """Nodes never to be used, as a Slurm host list."""
+    comment: str = ""
+    """Free text that squeue shows."""
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_minutes", "max_timeouts"):
+            at_least(f"launch.{key}", getattr(self, key), 1)
+        at_least("launch.gpus_per_node", self.gpus_per_node, 0)
+        at_least("launch.signal_seconds", self.signal_seconds, 1)

@@ -1,0 +1,165 @@
+"""What is trained, the method of the paper: clip, model, mask and target."""
+
+from dataclasses import dataclass
+
+from motionmae.config.checks import at_least, check, one_of
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What the model sees: a clip of ``frames`` x ``size`` x ``size`` pixels, cut into space-time cubes."""
+
+    frames: int = 16
+    """Frames of a clip (paper section 4: 16; one SSv2 row: 32)."""
+    size: int = 224
+    """Height and width of a clip, in pixels."""
+    stride: int = 4
+    """Distance of neighbouring clip frames in the video (section 4: SSv2 2, K400 4, UCF101 4)."""
+    cube_frames: int = 2
+    """Frames of a cube (the temporal size of a space-time patch)."""
+    cube_size: int = 16
+    """Height and width of a cube, in pixels."""
+
+    def __post_init__(self) -> None:
+        for key in ("frames", "size", "stride", "cube_frames", "cube_size"):
+            at_least(f"clip.{key}", getattr(self, key), 1)
+        check(
+            self.frames % self.cube_frames == 0,
+            "clip.frames",
+            self.frames,
+            f"it must be a multiple of clip.cube_frames={self.cube_frames}",
+        )
+        check(
+            self.size % self.cube_size == 0,
+            "clip.size",
+            self.size,
+            f"it must be a multiple of clip.cube_size={self.cube_size}",
+        )
+
+    @property
+    def slots(self) -> int:
+        """Cubes along time (8 for the paper's 16 frames)."""
+        return self.frames // self.cube_frames
+
+    @property
+    def side(self) -> int:
+        """Cubes along height, and along width (14 at 224 pixels)."""
+        return self.size // self.cube_size
+
+    @property
+    def cubes_per_slot(self) -> int:
+        """Cubes of one time slot (196 at 224 pixels)."""
+        return self.side**2
+
+    @property
+    def cubes(self) -> int:
+        """Cubes, that is tokens, of a clip (1568 for the paper's clip)."""
+        return self.slots * self.cubes_per_slot
+
+    @property
+    def cube_pixels(self) -> int:
+        """Values of a flattened RGB cube (2 * 16 * 16 * 3 = 1536)."""
+        return self.cube_frames * self.cube_size**2 * 3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder and decoders (paper sections 3 and 4)."""
+
+    size: str = "vit_b"
+    """Encoder: vit_ti, vit_s, vit_b, vit_l or vit_h; sets width, depth and heads, and the decoders' width."""
+    width: int = 0
+    """Encoder width in place of the size's own (0: the size's)."""
+    depth: int = 0
+    """Encoder depth in place of the size's own (0: the size's)."""
+    heads: int = 0
+    """Encoder heads in place of the size's own (0: the size's)."""
+    decoder: str = "divided"
+    """divided: two independent decoders (Table 10, the default); shared: one trunk, two last layers."""
+    decoder_width: int = 0
+    """Width of each decoder (0: the size's; paper: 384 for B, 512 for L)."""
+    decoder_depth: int = 4
+    """Blocks of each decoder (Table 5e)."""
+    decoder_heads: int = 0
+    """Heads of each decoder (0: the size's)."""
+    position: str = "sinusoidal"
+    """sinusoidal: VideoMAE's fixed flat table; learnable: trained tables (section 3)."""
+    cube_init: str = "xavier"
+    """Initial cube projection: xavier (on the flattened kernel) or pytorch (its own default, as VideoMAE)."""
+    activation_checkpointing: str = "none"
+    """none, full (every block recomputed in the backward pass) or every_n (each n-th block)."""
+    checkpoint_every: int = 2
+    """The n of activation_checkpointing=every_n."""
+
+    def __post_init__(self) -> None:
+        one_of("model.size", self.size, ("vit_ti", "vit_s", "vit_b", "vit_l", "vit_h"))
+        one_of("model.decoder", self.decoder, ("divided", "shared"))
+        one_of("model.position", self.position, ("sinusoidal", "learnable"))
+        one_of("model.cube_init", self.cube_init, ("xavier", "pytorch"))
+        one_of("model.activation_checkpointing", self.activation_checkpointing, ("none", "full", "every_n"))
+        for key in ("width", "depth", "heads", "decoder_width", "decoder_heads"):
+            at_least(f"model.{key}", getattr(self, key), 0)
+        at_least("model.decoder_depth", self.decoder_depth, 1)
+        at_least("model.checkpoint_every", self.checkpoint_every, 1)
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which cubes are hidden (paper section 3, Tables 8 and 9)."""
+
+    kind: str = "tube"
+    """random: a fixed count in every time slot; tube: the same places in every slot (the paper's space-only);
+    time: whole slots; global: a fixed count drawn over all cubes of the clip at once (MAE-ST)."""
+    ratio: float = 0.9
+    """Share of the cubes that are hidden, strictly between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        one_of("mask.kind", self.kind, ("random", "tube", "time", "global"))
+        check(0 < self.ratio < 1, "mask.ratio", self.ratio, "it must lie strictly between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What is rebuilt, and the loss (paper section 3, Tables 5a-c, 5f and 7)."""
+
+    kind: str = "both"
+    """frame (VideoMAE's target), motion, or both (MotionMAE)."""
+    frame_weight: float = 1.0
+    """Weight of the space head's loss (Table 5b)."""
+    motion_weight: float = 1.0
+    """Weight of the time head's loss (Table 5b)."""
+    motion_source: str = "difference"
+    """difference of nearby frames, or flow: optical flow stored in the shards (Table 7)."""
+    motion_sign: str = "abs"
+    """abs: absolute difference ("L1 difference", section 3); signed: previous minus current frame."""
+    motion_granularity: int = 1
+    """Distance in clip frames of the two frames whose difference is taken (Table 5c: 1, 2, 3)."""
+    loss: str = "mse"
+    """mse, l1 or smooth_l1 (Table 5f)."""
+    normalize: bool = True
+    """Normalise each target cube per channel to zero mean, unit variance (Table 6a, "patch norm")."""
+    frame_eps: float = 1e-6
+    """Added to the standard deviation of a frame cube (VideoMAE's value)."""
+    motion_eps: float = 6e-3
+    """Added to the standard deviation of a motion cube; keeps a static cube's noise from becoming its target."""
+
+    def __post_init__(self) -> None:
+        one_of("target.kind", self.kind, ("frame", "motion", "both"))
+        one_of("target.motion_source", self.motion_source, ("difference", "flow"))
+        one_of("target.motion_sign", self.motion_sign, ("abs", "signed"))
+        one_of("target.loss", self.loss, ("mse", "l1", "smooth_l1"))
+        for key in ("frame_weight", "motion_weight"):
+            check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
+        for key in ("frame_eps", "motion_eps"):
+            check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
+        at_least("target.motion_granularity", self.motion_granularity, 1)
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether a space head is trained."""
+        return self.kind in ("frame", "both")
+
+    @property
+    def has_motion(self) -> bool:
+        """Whether a time head is trained."""
+        return self.kind in ("motion", "both")

@@ -1,0 +1,106 @@
+"""How it is trained: optimiser, engine, checkpoints, log."""
+
+from dataclasses import dataclass
+
+from motionmae.config.checks import at_least, check, one_of
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule (Table 6a)."""
+
+    batch: int = 1024
+    """Videos of a step over all ranks and accumulation steps; repeated clips of a video do not count."""
+    epochs: int = 1600
+    """Passes over the training set; the schedule ends with the last."""
+    warmup_epochs: float = 40
+    """Epochs of linear warm-up from 0."""
+    base_lr: float = 1.5e-4
+    """Learning rate for 256 videos a step; the peak is base_lr * batch / 256."""
+    min_lr: float = 1e-6
+    """Where the cosine ends."""
+    weight_decay: float = 0.05
+    """AdamW's decay; never applied to biases, norms, position tables and mask tokens."""
+    beta1: float = 0.9
+    """AdamW's first momentum."""
+    beta2: float = 0.95
+    """AdamW's second momentum."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_grad: float = 0.0
+    """Largest global gradient norm; 0 switches clipping off (VideoMAEv2 and mae_st: 0.02)."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "epochs"):
+            at_least(f"optim.{key}", getattr(self, key), 1)
+        for key in ("warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
+            at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("base_lr", "eps"):
+            check(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "it must be positive")
+        for key in ("beta1", "beta2"):
+            check(0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "it must lie in [0, 1)")
+        check(
+            self.warmup_epochs < self.epochs,
+            "optim.warmup_epochs",
+            self.warmup_epochs,
+            f"it must be less than optim.epochs={self.epochs}",
+        )
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up, by the linear scaling rule of Table 6's note."""
+        return self.base_lr * self.batch / 256
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """DeepSpeed and the device."""
+
+    zero: int = 1
+    """ZeRO stage: 0 nothing is partitioned, 1 optimiser state, 2 and gradients, 3 and parameters."""
+    micro_batch: int = 32
+    """Videos of one forward pass of one rank; batch = micro_batch x ranks x accumulation steps."""
+    precision: str = "auto"
+    """fp32, bf16 or fp16 (autocast over fp32 parameters); auto: bf16 where the device has it, else fp32."""
+    device: str = "auto"
+    """cpu, cuda, or auto: the accelerator that torch finds."""
+    compile: bool = False
+    """torch.compile the model."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels (on a GPU: slower, bitwise repeatable)."""
+
+    def __post_init__(self) -> None:
+        check(self.zero in (0, 1, 2, 3), "engine.zero", self.zero, "choose a ZeRO stage of 0, 1, 2, 3")
+        at_least("engine.micro_batch", self.micro_batch, 1)
+        one_of("engine.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = 500
+    """Steps between checkpoints."""
+    keep_last: int = 3
+    """Newest checkpoints that stay; never fewer than two."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay for ever; 0 keeps none but the newest."""
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.every_steps", self.every_steps, 1)
+        at_least("checkpoint.keep_last", self.keep_last, 2)
+        at_least("checkpoint.keep_every", self.keep_every, 0)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes about itself."""
+
+    every_steps: int = 10
+    """Steps between rows of metrics.jsonl; device values are read only then."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside the JSONL."""
+
+    def __post_init__(self) -> None:
+        at_least("log.every_steps", self.every_steps, 1)
