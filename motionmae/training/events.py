@@ -46,6 +46,8 @@ class Kind(str, Enum):
     """The last step was taken and saved."""
     STOP = "stop"
     """The incarnation ends early: the outcome or the error."""
+    FAILURE = "failure"
+    """The batch script saw the incarnation fail: cause, node at fault, nodes excluded, whether it is tried again."""
 
 
 class Sink(Protocol):

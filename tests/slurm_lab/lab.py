@@ -25,7 +25,7 @@ GRACE_SECONDS = 20
 """How long a preempted job may still run."""
 KILL_WAIT_SECONDS = 10
 """From SIGTERM to SIGKILL when a job is requeued, cancelled or out of time (Slurm's default: 30)."""
-SLURMD_TIMEOUT_SECONDS = 5
+SLURMD_TIMEOUT_SECONDS = 10
 """How long a node may be silent before it is down (Slurm's default: 300)."""
 CPUS_PER_NODE = 2
 HEAD_ADDRESS = "10.77.0.1"
