@@ -7,9 +7,10 @@ time line (waiting for the host included); they are read once a metrics row, and
 import time
 from enum import Enum
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Phase(str, Enum):
@@ -52,13 +53,15 @@ class HostTimer:
 class CudaTimer:
     """The current CUDA stream's time line."""
 
-    def mark(self) -> torch.cuda.Event:
+    def mark(self) -> "torch.cuda.Event":
         """When the device gets to this point."""
+        import torch  # slow; who only names phases need not wait for it
+
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+    def seconds(self, first: "torch.cuda.Event", last: "torch.cuda.Event") -> float:
         """From one mark to a later one; waits until the device has reached it."""
         last.synchronize()
         return first.elapsed_time(last) / 1000
@@ -79,7 +82,7 @@ class PhaseClock:
         self.begin_step()
 
     @classmethod
-    def of(cls, device: torch.device) -> "PhaseClock":
+    def of(cls, device: "torch.device") -> "PhaseClock":
         """A clock for work on ``device``."""
         return cls(CudaTimer() if device.type == "cuda" else HostTimer())
 
