@@ -74,6 +74,7 @@ class TrainJob(Checkpointable):
         if environment.cluster == "local":
             stop_with_controller()
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
+        from monitoring.session import monitored
         from motionmae.training.preemption import Outcome, Preemption
         from motionmae.training.pretrain import pretrain
 
@@ -82,7 +83,8 @@ class TrainJob(Checkpointable):
             try:
                 if environment.cluster == "slurm":
                     self.preflight(environment)
-                outcome = pretrain(self.config, preemption=preemption)
+                with monitored(self.config) as sinks:
+                    outcome = pretrain(self.config, preemption=preemption, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(Exit.USER_ERROR)
