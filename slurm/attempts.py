@@ -6,7 +6,7 @@ away from and whether a failed job is worth another try; deleting the file forgi
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from motionmae.training.events import LineFile, Row, read_rows
@@ -55,6 +55,10 @@ class Attempts:
             if len({(row["job"], row["restart"]) for row in rows}) >= FAILURES
             or any(row["cause"] == Cause.BAD_NODE.value for row in rows)
         }
+
+    def knows(self, attempt: Attempt, node: str) -> bool:
+        """Whether it is noted that ``attempt`` failed by the fault of ``node``."""
+        return any((row["job"], row["restart"], row["node"]) == (*astuple(attempt), node) for row in self._failures())
 
     def fruitless(self, job: str) -> int:
         """How many attempts of ``job`` have failed since one last brought a new checkpoint."""

@@ -3,7 +3,9 @@
 Slurm queues a job again by itself after a preemption or the loss of a node, and rank 0 asks for it after SIGUSR2. But
 a rank that dies, or loses the others, fails the job for good. So this asks Slurm to queue it again, nobody watching:
 
-- a person's mistake, a stop that was asked for, or a newer incarnation: never;
+- a person's mistake, a stop that was asked for (``scancel``, the stop file), or a newer incarnation: never;
+- SIGTERM to a job that is neither cancelled nor preempted: always. The srun of an older life does that, when the cable
+  of its node is put back: it ends "its" step, and the step of the new life has the same number (Slurm 22.05);
 - anything else: at once the first time, then after :data:`FIRST_PAUSE` and each time four times as long, until there
   were more than `launch.max_retries` failures without a new checkpoint between them; an error in the program once;
 - never again on a node that failed its pre-flight, or on which the run failed twice, while enough others are left.
@@ -131,6 +133,8 @@ def note_lost_nodes(batch: Batch) -> None:
         return
     attempt, nodes = last
     for node, reason in control.down_nodes(nodes).items():
+        if batch.attempts.knows(attempt, node):
+            continue
         step = batch.newest_step()
         say(f"{node}, where this run was before, is down ({reason})")
         batch.attempts.failed(attempt, Cause.NODE_DOWN, step, node)

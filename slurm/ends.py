@@ -25,6 +25,7 @@ class Cause(str, Enum):
     USER_ERROR = "a mistake that a person must mend"
     SUPERSEDED = "a newer incarnation has the run"
     STOPPED = "it was asked to stop"
+    STRAY_SIGNAL = "a SIGTERM that nobody answers for"
     BAD_NODE = "a node failed its pre-flight"
     KILLED = "a rank was killed"
     LOST_PEERS = "ranks lost each other"
@@ -38,12 +39,12 @@ class Cause(str, Enum):
 _OF_STATUS: dict[int, Cause] = {
     Exit.USER_ERROR: Cause.USER_ERROR,
     Exit.SUPERSEDED: Cause.SUPERSEDED,
-    Exit.TERMINATED: Cause.STOPPED,
+    Exit.TERMINATED: Cause.STRAY_SIGNAL,
     Exit.BAD_NODE: Cause.BAD_NODE,
     Exit.LOST_PEERS: Cause.LOST_PEERS,
     Exit.HUNG: Cause.HUNG,
 }
-_DECISIVE = (Cause.USER_ERROR, Cause.SUPERSEDED, Cause.BAD_NODE, Cause.STOPPED)
+_DECISIVE = (Cause.USER_ERROR, Cause.STOPPED, Cause.SUPERSEDED, Cause.BAD_NODE)
 """Whichever rank says one of these knows better than those that merely noticed."""
 _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
 """Ends that hardware brings about. Not among them: Terminated (by srun) and Aborted (NCCL, because of another rank)."""
