@@ -65,13 +65,17 @@ class TrainingExecutor(SlurmExecutor):
         folder: where submitit keeps pickles and logs.
         code: folder of the code snapshot: working directory and first import path.
         extra: further sbatch options by their long names, which win over everything else.
+        environment: further variables of every rank.
     """
 
-    def __init__(self, config: Config, folder: Path, code: Path, extra: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str], environment: Mapping[str, str]
+    ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
         self._run, self._max_retries = Path(config.runs) / config.name, launch.max_retries
         exports = job_environment(config, code, "slurm")
+        exports |= {key: value for key, value in environment.items() if key != "PYTHONPATH"}
         optional = {key: getattr(launch, key) for key in TEXTS}
         self.update_parameters(
             job_name=config.name,

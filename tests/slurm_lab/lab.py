@@ -62,7 +62,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=1
 SlurmdTimeout={slurmd_timeout}
-MessageTimeout=5
+MessageTimeout=8
 KillWait={kill_wait}
 MinJobAge=3600
 MailProg=/bin/true
@@ -140,7 +140,7 @@ class Lab:
             self._start_machine("head", _HEAD_SCRIPT.format(folder=self.folder, head=HEAD_ADDRESS))
             for number in range(1, self.nodes + 1):
                 self.power_on(f"node{number}")
-            self._wait(self._all_idle, seconds=30)
+            self._wait(self._all_idle, seconds=120)
         except BaseException:
             self.stop()
             raise
@@ -150,7 +150,7 @@ class Lab:
         self.stop()
 
     def run(
-        self, *command: str, seconds: float = 60, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self, *command: str, seconds: float = 180, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run ``command`` as a user on the head does, and return what it said; its exit status is not judged."""
         return subprocess.run(
@@ -200,8 +200,8 @@ class Lab:
         script = _NODE_SCRIPT.format(name=node, folder=self.folder, address=_address(number), limit=limit)
         self._start_machine(node, script)
         cable = ["link", "add", _cable(node), "type", "veth", "peer", "name", "eth0"]
-        self._wait(lambda: self._ip(*cable, "netns", str(self._machines[node].pid)), seconds=10)
-        self._wait(lambda: self._ip("link", "set", _cable(node), "master", "lab0", "up"), seconds=10)
+        self._wait(lambda: self._ip(*cable, "netns", str(self._machines[node].pid)), seconds=60)
+        self._wait(lambda: self._ip("link", "set", _cable(node), "master", "lab0", "up"), seconds=60)
 
     def power_off(self, node: str) -> None:
         """Take a node's power away: no process of it says goodbye, and nothing answers for it."""
@@ -270,7 +270,7 @@ class Lab:
                 start_new_session=True,  # a Ctrl-C at the terminal is for pytest
             )
         self._machines[name] = machine
-        self._wait(lambda: _has_own_network(machine.pid), seconds=10)
+        self._wait(lambda: _has_own_network(machine.pid), seconds=60)
 
     def _all_idle(self) -> bool:
         lines = self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N").stdout.split()
