@@ -166,6 +166,11 @@ class Lab:
         """``command``, prefixed so that it runs in the head's network."""
         return ["nsenter", f"--net=/proc/{self._machines['head'].pid}/ns/net", *command]
 
+    def on_node(self, node: str) -> list[str]:
+        """A prefix that makes a command see a node's mounts."""
+        (first,) = _children(self._machines[node].pid)
+        return ["nsenter", f"--mount=/proc/{first}/ns/mnt"]
+
     def environment(self) -> dict[str, str]:
         """Variables of a user's shell on the head."""
         path = f"{Path(sys.executable).parent}:{_search_path()}"
