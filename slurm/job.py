@@ -7,6 +7,7 @@ status    when                                 what follows
 ========  ===================================  =========================================================
 0         the run finished                     nothing
 2         a person's mistake (UserError)       nothing: it would happen again
+81        the stop file: state was saved       nothing: a person asked for it
 143       SIGTERM: state was saved             nothing by us; after ``scontrol requeue`` Slurm runs the job again
 255, 144  SIGUSR2: state was saved, and rank   Slurm (255) or the local controller (144) runs the job again
           0 requeued the job through submitit
@@ -88,6 +89,8 @@ class TrainJob(Checkpointable):
                 sys.exit(EXIT_USER_ERROR)
             if outcome is not Outcome.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
+            if outcome is Outcome.STOPPED:
+                sys.exit(outcome.value)
             if outcome is Outcome.TERMINATED and not (
                 environment.cluster == "slurm" and is_being_preempted(environment.job_id)
             ):

@@ -5,7 +5,7 @@ from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.schema import Config
-from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -19,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "TargetConfig",
+    "WatchdogConfig",
     "load_config",
     "save_config",
 ]

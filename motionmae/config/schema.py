@@ -11,7 +11,7 @@ from motionmae.config.checks import check
 from motionmae.config.data import DataConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
-from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.errors import UserError
 
 
@@ -34,6 +34,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:

@@ -4,8 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 
@@ -14,15 +13,19 @@ from motionmae.data.loader import ClipLoader
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.training.claim import Claim, claim_folder
 from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
 from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, new_incarnation
+from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard
+from motionmae.training.exits import Exit, exit_of
 from motionmae.training.loop import Run, train
-from motionmae.training.preemption import Outcome, Preemption
+from motionmae.training.preemption import Outcome, Preemption, Requests
 from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.saver import Saver
 from motionmae.training.schedule import build_schedule
 from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.watchdog import Watchdog
 
 __all__ = ["Outcome", "pretrain"]
 
@@ -46,26 +49,45 @@ def pretrain(config: Config, *, preemption: Preemption | None = None) -> Outcome
         rank = stack.enter_context(distributed(config.engine))
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
-        events = stack.enter_context(recording(folder, rank))
+        claim = on_first_rank(rank, lambda: claim_folder(folder.path))
+        events = stack.enter_context(recording(folder, rank, claim))
+        watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
         loader = stack.enter_context(closing(open_loader(config, rank)))
         total_steps = loader.steps_per_epoch * config.optim.epochs
         progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
         store = CheckpointStore(folder.checkpoints)
 
-        found = find_checkpoint(store, rank, events, progress)
+        found = checkpoint.find(store, rank, events, progress)
         state = resume_state(found, config, rank, loader)
         if state.step >= total_steps:
             events.event(Kind.FINISH, state.step)
             progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
             return Outcome.FINISHED
         if rank.is_first:
+            claim.check()
             save_config(config, folder.config)
             if config.log.tensorboard:
                 events.add(TensorBoard(folder.tensorboard, state.step))
         engine = build_engine(config, rank, found, events)
         stack.callback(engine.close)
         schedule = build_schedule(engine.optimizer, config.optim, loader.steps_per_epoch)
-        run = Run(config, rank, engine, loader, schedule, preemption, store, events, progress, state, total_steps)
+        saver = stack.enter_context(closing(Saver(store, rank, claim, config, watchdog)))
+        requests = Requests(preemption, folder.path, rank.is_first)
+        run = Run(
+            config=config,
+            rank=rank,
+            engine=engine,
+            loader=loader,
+            schedule=schedule,
+            requests=requests,
+            store=store,
+            saver=saver,
+            watchdog=watchdog,
+            events=events,
+            progress=progress,
+            state=state,
+            total_steps=total_steps,
+        )
         events.event(Kind.READY, state.step, total_steps=total_steps, seconds=time.perf_counter() - start)
         progress.say(introduction(run, folder))
         outcome = train(run)
@@ -74,14 +96,19 @@ def pretrain(config: Config, *, preemption: Preemption | None = None) -> Outcome
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
-    """The run's event log, with its start and, should an error end the run, that error in it."""
-    events = EventLog(broadcast_object(new_incarnation()))
+def recording(folder: RunFolder, rank: Rank, claim: Claim) -> Iterator[EventLog]:
+    """The run's event log, with its start and, should an error end the run, that error in it.
+
+    Raises:
+        Superseded: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
+    """
+    events = EventLog(claim.name, check=claim.check)
     if rank.is_first:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
+        number=claim.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -93,10 +120,26 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
     try:
         yield events
     except BaseException as error:
-        events.event(Kind.STOP, events.last_step, error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            claim.check()
+        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
+        events.event(Kind.STOP, events.last_step, **ending)
         raise
     finally:
         events.close()
+
+
+def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:
+    """The watchdog of this rank, which begins with the start-up."""
+    stacks = folder.logs / f"stacks_{events.incarnation}_rank{rank.rank}.txt"
+
+    def announce(sentence: str) -> None:
+        events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
+        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+
+    watchdog = Watchdog(config.watchdog, stacks, announce)
+    watchdog.expect("starting up", config.watchdog.startup_seconds)
+    return watchdog
 
 
 def open_loader(config: Config, rank: Rank) -> ClipLoader:
@@ -118,16 +161,6 @@ def new_loader(config: Config, rank: Rank) -> ClipLoader:
         world=rank.world,
         flow=config.target.has_motion and config.target.motion_source == "flow",
     )
-
-
-def find_checkpoint(store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine) -> Checkpoint | None:
-    """The newest whole checkpoint, or None for a new run; damaged ones passed over are announced. Collective."""
-
-    def announce(damaged: Path, reason: str) -> None:
-        events.event(Kind.CHECKPOINT_DAMAGED, 0, path=damaged.name, reason=reason)
-        progress.say(f"checkpoint {damaged.name} is damaged ({reason}): trying the one before")
-
-    return checkpoint.find(store, rank, announce)
 
 
 def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
@@ -178,5 +211,7 @@ def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
         newest = run.store.complete()[-1].folder if run.rank.is_first else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
-        run.events.event(Kind.STOP, run.state.step, outcome=outcome.name)
-        run.progress.say(f"stopped by a signal after step {run.state.step}, all saved: the same run goes on from here")
+        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
+        saved = "which could not be saved" if run.failed_saves else "all saved"
+        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
+        run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")
