@@ -29,7 +29,10 @@ class Kind(str, Enum):
     RESUME = "resume"
     """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
     READY = "ready"
-    """All is built and loaded, the first step begins: steps of the run, parameters, seconds since the start."""
+    """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
+    each stage since (:class:`motionmae.training.startup.StartUp`)."""
+    FIRST_STEP = "first_step"
+    """The first step of the incarnation is taken: its seconds, and those since the start of the process."""
     CHECKPOINT = "checkpoint"
     """One was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` of them that held up training
     (``waited`` of these for the write before)."""
@@ -199,6 +202,15 @@ class LineFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+def process_age() -> float:
+    """Seconds since this process was started, which went into imports and waiting for peers; 0 if not on Linux."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
 def read_rows(path: Path) -> Iterator[Row]:

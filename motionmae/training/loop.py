@@ -18,12 +18,13 @@ from motionmae.training import checkpoint, health
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, Kind, Row
+from motionmae.training.events import EventLog, Kind, Row, process_age
 from motionmae.training.health import BadStep, may_go_back
 from motionmae.training.preemption import Outcome, Request, Requests
 from motionmae.training.progress import ProgressLine
 from motionmae.training.saver import Saved, Saver
 from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.task import Task
 from motionmae.training.watchdog import Watchdog
 
 SLOW_DISK_SECONDS = 10.0
@@ -51,6 +52,7 @@ class Run:
     """Everything a training loop works with."""
 
     config: Config
+    task: Task
     rank: Rank
     engine: Engine
     loader: ClipLoader
@@ -82,7 +84,7 @@ class Step:
     """One optimiser step as this rank saw it."""
 
     losses: Tensor
-    """(3,) total, space and time loss, means over the micro-batches."""
+    """The task's losses, means over the micro-batches; the first is the one minimised."""
     applied: bool
     """False: skipped on all ranks, loss or gradient was not finite."""
     samples: list[Tensor]
@@ -98,7 +100,7 @@ def train(run: Run) -> Outcome:
         UserError: if too many steps had to be skipped or samples replaced, or the last save failed.
     """
     batches = run.loader.batches(run.state.data_step)
-    request = Request(None, save=False)
+    request, started = Request(None, save=False), False
     while not run.done and not request.end:
         start = time.perf_counter()
         run.watchdog.step(run.state.step + 1)
@@ -112,8 +114,13 @@ def train(run: Run) -> Outcome:
         run.clock.step_seconds += time.perf_counter() - start
 
         announce_saved(run, run.saver.finished())
-        if not step.applied and (bad := explain_skip(run, step)):
-            batches = go_back(run, bad)
+        if not started:
+            seconds = {"seconds": run.clock.step_seconds, "since_process_start": process_age()}
+            run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
+            started = True
+        if bad := None if step.applied else explain_skip(run, step):
+            batches = go_back(run, bad, request)
+            continue
         if run.due(run.config.log.every_steps) or request.end:
             record(run, step)
         if run.due(run.config.checkpoint.every_steps) or request.end or request.save:
@@ -125,19 +132,17 @@ def train(run: Run) -> Outcome:
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     """Forward and backward over the micro-batches of a step, then the update."""
     engine, device = run.engine, run.rank.device
-    losses = torch.zeros(3, device=device)
+    losses = torch.zeros(len(run.task.losses), device=device)
     samples = []
     applied = True
     for _ in range(engine.accumulation):
-        batch = run.clock.next_batch(batches)
-        flow = None if batch.flow is None else batch.flow.to(device, non_blocking=True)
-        clips, seeds = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.seeds))
-        result = engine(clips, seeds, flow)
-        engine.backward(result.total)
+        batch = run.clock.next_batch(batches).to(device)
+        result = run.task.forward(engine, batch)
+        engine.backward(result[0])
         losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
         samples.append(batch.samples)
         applied = engine.step()
-        del batch, clips, flow  # or the loader could not use their memory while it is asked for the next
+        del batch  # or the loader could not use its memory while it is asked for the next
     return Step(losses, applied, samples)
 
 
@@ -150,7 +155,7 @@ def explain_skip(run: Run, step: Step) -> BadStep | None:
     return bad if health.count(run.state, bad) else None
 
 
-def go_back(run: Run, bad: BadStep) -> Iterator[Batch]:
+def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
     """Return to the checkpoint before the bad steps, and go on with the samples after them. Collective.
 
     The new state is saved at once, so that a run killed after this does not go through the bad steps again.
@@ -181,7 +186,7 @@ def go_back(run: Run, bad: BadStep) -> Iterator[Batch]:
         f"back from step {now.step} to {found.folder.name}, saved before the first of {len(now.recently_skipped)} "
         "skipped steps; the samples in between are passed over"
     )
-    save(run, Request(None, save=False))
+    save(run, request)
     return run.loader.batches(now.data_step)
 
 
@@ -204,9 +209,7 @@ def metrics_row(run: Run, losses: list[float]) -> Row:
         "step": run.state.step,
         "data_step": run.state.data_step,
         "epoch": run.state.data_step / run.loader.steps_per_epoch,
-        "loss": losses[0],
-        "loss_space": losses[1],
-        "loss_time": losses[2],
+        **dict(zip(run.task.losses, losses, strict=True)),
         "lr": run.engine.learning_rate,
         "grad_norm": run.engine.grad_norm,
         "clips_per_second": config.optim.batch * config.data.repeats / seconds,
@@ -302,6 +305,7 @@ def document(run: Run) -> dict[str, Any]:
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
         "config": config_as_json(run.config),
+        "task": run.task.state(),
         "writer": {
             "incarnation": run.events.incarnation,
             "world": run.rank.world,

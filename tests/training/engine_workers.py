@@ -23,6 +23,7 @@ from motionmae.training.events import EventLog
 from motionmae.training.exits import Exit, exit_of
 from motionmae.training.preemption import Preemption, Requests
 from motionmae.training.progress import ProgressLine
+from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
 
 Weights = dict[str, torch.Tensor]
@@ -30,7 +31,8 @@ Weights = dict[str, torch.Tensor]
 
 def new_engine(settings: Config) -> tuple[Engine, Rank]:
     rank = init_distributed(settings.engine)
-    return Engine(TinyModel(), settings, rank), rank
+    model = TinyModel()
+    return Engine(model, decay_groups(model, settings), settings, rank), rank
 
 
 def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:

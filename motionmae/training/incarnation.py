@@ -1,0 +1,225 @@
+"""One incarnation of a run, from finding its last checkpoint to the end of its work or a signal."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+import torch
+
+from motionmae.config import Config, save_config
+from motionmae.data.loader import ClipLoader
+from motionmae.training import checkpoint, zero_state
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.training.claim import Claim, claim_folder
+from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
+from motionmae.training.engine import Engine, import_deepspeed
+from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, process_age
+from motionmae.training.exits import Exit, exit_of
+from motionmae.training.loop import Run, train
+from motionmae.training.preemption import Outcome, Preemption, Requests
+from motionmae.training.progress import ProgressLine
+from motionmae.training.runfolder import RunFolder
+from motionmae.training.saver import Saver
+from motionmae.training.schedule import build_schedule
+from motionmae.training.startup import StartUp
+from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.task import Task
+from motionmae.training.watchdog import Watchdog
+
+
+def train_run(config: Config, task: Task, *, preemption: Preemption | None = None) -> Outcome:
+    """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
+
+    The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
+    The same call again resumes; after the last step it says so and does nothing.
+
+    Args:
+        config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
+        task: what is trained.
+        preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
+
+    Raises:
+        UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
+    """
+    startup = StartUp()
+    with ExitStack() as stack:
+        preemption = preemption or stack.enter_context(Preemption())
+        rank = stack.enter_context(distributed(config.engine))
+        startup.done("process_group")
+        folder = RunFolder.of(config.runs, config.name)
+        on_first_rank(rank, folder.create)
+        claim = on_first_rank(rank, lambda: claim_folder(folder.path))
+        events = stack.enter_context(recording(folder, rank, claim))
+        watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
+        startup.done("run_folder")
+        loader = stack.enter_context(closing(open_loader(config, task, rank)))
+        total_steps = loader.steps_per_epoch * config.optim.epochs
+        progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
+        store = CheckpointStore(folder.checkpoints)
+        startup.done("data")
+
+        found = checkpoint.find(store, rank, events, progress)
+        state = resume_state(found, config, rank, loader)
+        if state.step >= total_steps:
+            events.event(Kind.FINISH, state.step)
+            progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
+            return Outcome.FINISHED
+        startup.done("find_checkpoint")
+        if rank.is_first:
+            claim.check()
+            save_config(config, folder.config)
+            if config.log.tensorboard:
+                events.add(TensorBoard(folder.tensorboard, state.step))
+        import_deepspeed(rank.device)
+        startup.done("import_deepspeed")
+        engine = build_engine(config, task, rank, loader, found is not None)
+        stack.callback(engine.close)
+        startup.done("engine")
+        if found:
+            checkpoint.restore(engine, rank, found)
+            startup.done("restore")
+            seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
+            events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
+        schedule = build_schedule(engine.optimizer, config.optim, loader.steps_per_epoch)
+        saver = stack.enter_context(closing(Saver(store, rank, claim, config, watchdog)))
+        requests = Requests(preemption, folder.path, rank.is_first)
+        run = Run(
+            config=config,
+            task=task,
+            rank=rank,
+            engine=engine,
+            loader=loader,
+            schedule=schedule,
+            requests=requests,
+            store=store,
+            saver=saver,
+            watchdog=watchdog,
+            events=events,
+            progress=progress,
+            state=state,
+            total_steps=total_steps,
+        )
+        events.event(Kind.READY, state.step, total_steps=total_steps, seconds=process_age(), startup=startup.seconds)
+        progress.say(introduction(run, folder))
+        outcome = train(run)
+        announce_end(run, outcome, folder)
+        return outcome
+
+
+@contextmanager
+def recording(folder: RunFolder, rank: Rank, claim: Claim) -> Iterator[EventLog]:
+    """The run's event log, with its start and, should an error end the run, that error in it.
+
+    Raises:
+        Superseded: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
+    """
+    events = EventLog(claim.name, check=claim.check)
+    if rank.is_first:
+        events.add(JsonLines(folder.events, folder.metrics))
+    events.event(
+        Kind.START,
+        0,
+        number=claim.number,
+        world=rank.world,
+        device=str(rank.device),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        torch=torch.__version__,
+        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )
+    try:
+        yield events
+    except BaseException as error:
+        with suppress(OSError):
+            claim.check()
+        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
+        events.event(Kind.STOP, events.last_step, **ending)
+        raise
+    finally:
+        events.close()
+
+
+def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:
+    """The watchdog of this rank, which begins with the start-up."""
+    stacks = folder.logs / f"stacks_{events.incarnation}_rank{rank.rank}.txt"
+
+    def announce(sentence: str) -> None:
+        events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
+        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+
+    watchdog = Watchdog(config.watchdog, stacks, announce)
+    watchdog.expect("starting up", config.watchdog.startup_seconds)
+    return watchdog
+
+
+def open_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
+    """Open the sample stream at this rank's share of it, on rank 0 first: what is wrong is said once. Collective."""
+    opened: list[ClipLoader] = []
+    on_first_rank(rank, lambda: opened.append(new_loader(config, task, rank)))
+    return opened[0] if opened else new_loader(config, task, rank)
+
+
+def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
+    """The loader of ``config`` for this rank."""
+    return ClipLoader(
+        config.data,
+        config.clip,
+        seed=config.seed,
+        batch=config.optim.batch,
+        micro_batch=config.engine.micro_batch,
+        rank=rank.rank,
+        world=rank.world,
+        flow=task.needs_flow,
+    )
+
+
+def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
+    """The trainer's state in the checkpoint, after making sure that it is this run's. Collective.
+
+    Raises:
+        UserError: if config or data are not those of the checkpoint.
+    """
+    saved = broadcast_object(found.state() if found and rank.is_first else None)
+    if saved is None:
+        return TrainState()
+
+    def check() -> None:
+        check_same_run(saved["config"], config)
+        loader.check_state(saved["loader"])
+
+    on_first_rank(rank, check)  # before the others, so that what is wrong is said once
+    check()
+    return TrainState(**saved["trainer"])
+
+
+def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, resumed: bool) -> Engine:
+    """The model on DeepSpeed, with its initial weights. Collective."""
+    model = task.build_model(loader.manifest, resumed=resumed)
+    return Engine(model, task.parameter_groups(model), config, rank)
+
+
+def introduction(run: Run, folder: RunFolder) -> str:
+    """What is about to happen, for the log."""
+    config, rank, engine = run.config, run.rank, run.engine
+    begins = f"resumes at step {run.state.step}" if run.state.step else "starts"
+    millions = sum(zero_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
+    return (
+        f"{folder.path} {begins}: {run.total_steps} steps of {config.optim.batch} videos, {millions:.1f} M parameters, "
+        f"{rank.world} x {rank.device.type}, {engine.accumulation} x {config.engine.micro_batch} videos a rank, "
+        f"ZeRO {engine.stage}, {engine.precision}"
+    )
+
+
+def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
+    """Record and say how the incarnation ended."""
+    if outcome is Outcome.FINISHED:
+        run.events.event(Kind.FINISH, run.state.step)
+        newest = run.store.complete()[-1].folder if run.rank.is_first else None
+        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
+    else:
+        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
+        saved = "which could not be saved" if run.failed_saves else "all saved"
+        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
+        run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")
