@@ -25,6 +25,9 @@ POLL_SECONDS = 0.5
 LAST_WORDS_SECONDS = 20.0
 """How long stacks and event may take to be written: the disk may be what hangs."""
 
+GRACE_SECONDS = 5.0
+"""Between the last words and the end, so that the other ranks come to theirs before they lose this one."""
+
 _RECENT_STEPS = 101
 _NEVER = float("inf")
 
@@ -88,18 +91,20 @@ class Watchdog:
         looked = time.monotonic()
         while not self._closed.wait(POLL_SECONDS):
             now = time.monotonic()
-            stopped = max(now - looked - 10 * POLL_SECONDS, 0.0)  # the whole process was (SIGSTOP, a sleeping machine)
-            looked = now
+            silence, looked = now - looked, now
+            # After that long the whole process was stopped (SIGSTOP, a sleeping machine), or gets no processor.
+            stopped = silence if silence > 4 * POLL_SECONDS else 0.0
             for who, (what, deadline) in list(self._doing.items()):
                 if stopped:
                     self._doing[who] = (what, deadline + stopped)
                 elif now > deadline:
-                    self._end(f"{what} takes longer than the watchdog allows", now - deadline)
+                    self._end(f"{what} takes longer than the watchdog allows")
 
-    def _end(self, sentence: str, overdue: float) -> None:
+    def _end(self, sentence: str) -> None:
         last_words = threading.Thread(target=self._speak, args=(sentence,), daemon=True)
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
+        time.sleep(GRACE_SECONDS)
         os._exit(Exit.HUNG)
 
     def _speak(self, sentence: str) -> None:

@@ -106,7 +106,7 @@ def test_saves_and_a_stopped_process_are_no_hang(tmp_path: Path):
     while (state := Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]) != "T":
         assert state != "Z", "it ended before it stopped"
         time.sleep(0.05)
-    time.sleep(5)  # stopped for longer than a step may take
+    time.sleep(4)  # stopped for longer than a step may take
     assert process.pid is not None
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
