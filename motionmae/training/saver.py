@@ -89,9 +89,14 @@ class Saver:
         )
         self._thread.start()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether this rank is writing."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finished(self) -> Saved | None:
         """How the last save went, once, as soon as it is over on this rank; never waits."""
-        return None if self._thread is None or self._thread.is_alive() else self.wait()
+        return None if self.under_way else self.wait()
 
     def wait(self) -> Saved | None:
         """Wait for the write under way; how it went, or None if there is none.

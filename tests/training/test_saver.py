@@ -148,13 +148,8 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert (back["step"], back["from_step"], back["data_step"]) == (4, 16, 16)
     last = store_of(config).complete()[-1]
     assert (last.step, last.state()["trainer"]["data_step"], last.state()["trainer"]["skipped"]) == (18, 30, 11)
-    assert [(c.step, c.position) for c in store_of(config).complete()] == [
-        (4, 16),
-        (8, 20),
-        (12, 24),
-        (16, 28),
-        (18, 30),
-    ]
+    kept = [(4, 16), (8, 20), (12, 24), (14, 26), (16, 28), (18, 30)]
+    assert [(c.step, c.position) for c in store_of(config).complete()] == kept
 
     again = replace(config, runs=str(tmp_path / "again"))
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
