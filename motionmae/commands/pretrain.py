@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     except UserError as error:  # every rank was given the same words
         error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
-    from motionmae.training.pretrain import pretrain
+    from monitoring.session import monitored
 
-    return pretrain(config).value
+    with monitored(config) as sinks:
+        from motionmae.training.pretrain import pretrain
+
+        return pretrain(config, sinks=sinks).value

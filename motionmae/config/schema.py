@@ -11,6 +11,7 @@ from motionmae.config.checks import check
 from motionmae.config.data import DataConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.errors import UserError
 
@@ -36,6 +37,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
     def __post_init__(self) -> None:
         check(

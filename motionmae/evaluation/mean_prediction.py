@@ -1,6 +1,5 @@
 """What a head would lose that had learned nothing but the mean of its target: the mark a loss must fall below."""
 
-from contextlib import closing
 from itertools import islice
 
 import torch
@@ -24,9 +23,8 @@ def mean_prediction_losses(config: Config, clips: int = 256) -> dict[str, float]
     """
     clip, mask = config.clip, config.mask
     flow = config.target.has_motion and config.target.motion_source == "flow"
-    loader = ClipLoader(config.data, clip, seed=config.seed, batch=1, micro_batch=1, flow=flow)
-    with closing(loader), closing(loader.batches(0)) as stream:
-        batches = list(islice(stream, clips))
+    with ClipLoader(config.data, clip, seed=config.seed, batch=1, micro_batch=1, flow=flow) as loader:
+        batches = list(islice(loader.batches(0), clips))
     seeds = torch.cat([batch.seeds for batch in batches])
     masks = draw_masks(seeds, kind=mask.kind, ratio=mask.ratio, slots=clip.slots, places=clip.cubes_per_slot)
     patches = cut_patches(torch.cat([batch.clips for batch in batches]), clip.cube_size)

@@ -24,8 +24,10 @@ Row = dict[str, Any]
 class Kind(str, Enum):
     """Kinds of events."""
 
+    SUBMITTED = "submitted"
+    """The run was handed to a scheduler; belongs to no incarnation."""
     START = "start"
-    """An incarnation begins: world size, place, versions."""
+    """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started."""
     RESUME = "resume"
     """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
     READY = "ready"
@@ -126,7 +128,7 @@ class EventLog:
         check: called before each row; what it raises, but for an OSError, keeps the row from being written.
     """
 
-    def __init__(self, incarnation: str, sinks: Iterable[Sink] = (), check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, incarnation: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
         self.incarnation = incarnation
         self.last_step = 0
         self._sinks = list(sinks)
@@ -159,7 +161,8 @@ class EventLog:
             return
         with self._lock:
             try:
-                self._check()
+                if self._check:
+                    self._check()
             except OSError as error:  # whose the files are cannot be found out
                 self._warn("the run folder", error)
                 return

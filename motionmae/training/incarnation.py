@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
@@ -12,9 +12,9 @@ from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.claim import Claim, claim_folder
-from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
+from motionmae.training.distributed import Rank, broadcast_object, distributed, gather_objects, on_first_rank
 from motionmae.training.engine import Engine, import_deepspeed
-from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, process_age
+from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, process_age
 from motionmae.training.exits import Exit, exit_of
 from motionmae.training.loop import Run, train
 from motionmae.training.preemption import Outcome, Preemption, Requests
@@ -28,7 +28,9 @@ from motionmae.training.task import Task
 from motionmae.training.watchdog import Watchdog
 
 
-def train_run(config: Config, task: Task, *, preemption: Preemption | None = None) -> Outcome:
+def train_run(
+    config: Config, task: Task, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()
+) -> Outcome:
     """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
 
     The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
@@ -38,6 +40,7 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
         config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
         task: what is trained.
         preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
+        sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.
 
     Raises:
         UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
@@ -50,7 +53,7 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
         claim = on_first_rank(rank, lambda: claim_folder(folder.path))
-        events = stack.enter_context(recording(folder, rank, claim))
+        events = stack.enter_context(recording(folder, rank, claim, sinks))
         watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
         startup.done("run_folder")
         loader = stack.enter_context(closing(open_loader(config, task, rank)))
@@ -108,13 +111,14 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: Rank, claim: Claim) -> Iterator[EventLog]:
+def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]) -> Iterator[EventLog]:
     """The run's event log, with its start and, should an error end the run, that error in it.
 
     Raises:
         Superseded: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
     """
-    events = EventLog(claim.name, check=claim.check)
+    events = EventLog(claim.name, sinks, check=claim.check if rank.is_first else None)  # the others write no rows there
+    hosts = gather_objects(socket.gethostname())
     if rank.is_first:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
@@ -124,6 +128,8 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim) -> Iterator[EventLog]
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
+        hosts=list(dict.fromkeys(hosts)),
+        age=process_age(),
         pid=os.getpid(),
         torch=torch.__version__,
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),

@@ -20,6 +20,7 @@ from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, Kind, Row, process_age
 from motionmae.training.health import BadStep, may_go_back
+from motionmae.training.phases import Phase, PhaseClock
 from motionmae.training.preemption import Outcome, Request, Requests
 from motionmae.training.progress import ProgressLine
 from motionmae.training.saver import Saved, Saver
@@ -29,22 +30,6 @@ from motionmae.training.watchdog import Watchdog
 
 SLOW_DISK_SECONDS = 10.0
 """Waiting longer than this for the write before a save is worth a sentence."""
-
-
-@dataclass
-class Clock:
-    """Seconds of the steps since the last metrics row."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    wait_seconds: float = 0.0
-
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """The next micro-batch; the time spent waiting for it is counted."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self.wait_seconds += time.perf_counter() - start
-        return batch
 
 
 @dataclass
@@ -65,9 +50,12 @@ class Run:
     progress: ProgressLine
     state: TrainState
     total_steps: int
-    clock: Clock = field(default_factory=Clock)
+    clock: PhaseClock = field(init=False)
     failed_saves: int = 0
     """Saves since the last one that worked."""
+
+    def __post_init__(self) -> None:
+        self.clock = PhaseClock.of(self.rank.device)
 
     @property
     def done(self) -> bool:
@@ -102,7 +90,7 @@ def train(run: Run) -> Outcome:
     batches = run.loader.batches(run.state.data_step)
     request, started = Request(None, save=False), False
     while not run.done and not request.end:
-        start = time.perf_counter()
+        run.clock.begin_step()
         run.watchdog.step(run.state.step + 1)
         run.schedule.step_update(run.state.step)
         seed_step(run.config.seed, run.state.step, run.rank.rank)
@@ -110,16 +98,16 @@ def train(run: Run) -> Outcome:
         run.state.step += 1
         run.state.data_step += 1
         request = run.requests.agree()
-        run.clock.steps += 1
-        run.clock.step_seconds += time.perf_counter() - start
+        run.clock.end_step()
 
         announce_saved(run, run.saver.finished())
         if not started:
-            seconds = {"seconds": run.clock.step_seconds, "since_process_start": process_age()}
+            seconds = {"seconds": run.clock.slowest_step, "since_process_start": process_age()}
             run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
             started = True
         if bad := None if step.applied else explain_skip(run, step):
-            batches = go_back(run, bad, request)
+            with run.watchdog.during("going back", run.config.watchdog.startup_seconds):
+                batches = go_back(run, bad, request)
             continue
         if run.due(run.config.log.every_steps) or request.end:
             record(run, step)
@@ -131,18 +119,24 @@ def train(run: Run) -> Outcome:
 
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     """Forward and backward over the micro-batches of a step, then the update."""
-    engine, device = run.engine, run.rank.device
+    engine, device, clock = run.engine, run.rank.device, run.clock
     losses = torch.zeros(len(run.task.losses), device=device)
     samples = []
     applied = True
     for _ in range(engine.accumulation):
-        batch = run.clock.next_batch(batches).to(device)
+        clock.enter(Phase.DATA_WAIT)
+        batch = next(batches)
+        clock.enter(Phase.FORWARD)
+        batch = batch.to(device)
         result = run.task.forward(engine, batch)
+        clock.enter(Phase.BACKWARD)
         engine.backward(result[0])
         losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
         samples.append(batch.samples)
+        clock.enter(Phase.OPTIMIZER)
         applied = engine.step()
         del batch  # or the loader could not use its memory while it is asked for the next
+    clock.enter(Phase.OTHER)
     return Step(losses, applied, samples)
 
 
@@ -180,7 +174,7 @@ def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
         went_back=[*now.went_back, now.data_step],
         corrupt=now.corrupt,
     )
-    run.clock = Clock()
+    run.clock.take()
     run.events.event(Kind.WENT_BACK, found.step, from_step=now.step, data_step=now.data_step, path=found.folder.name)
     run.progress.say(
         f"back from step {now.step} to {found.folder.name}, saved before the first of {len(now.recently_skipped)} "
@@ -193,18 +187,19 @@ def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
 def record(run: Run, step: Step) -> None:
     """Write a metrics row about ``step`` and show it. Collective."""
     count_corrupt(run)
-    losses = step.losses.clone()
-    dist.all_reduce(losses)
-    row = metrics_row(run, (losses / run.rank.world).tolist())
-    run.clock = Clock()
+    spent = times_of(run)
+    shared = torch.zeros(len(step.losses) + run.rank.world, device=run.rank.device)  # one message for both
+    shared[: len(step.losses)] = step.losses
+    shared[len(step.losses) + run.rank.rank] = spent["data_wait_seconds"] + spent["forward_seconds"]
+    dist.all_reduce(shared)
+    losses, own_seconds = shared.split([len(step.losses), run.rank.world])
+    row = metrics_row(run, (losses / run.rank.world).tolist()) | spent | straggling(own_seconds, run.rank.rank)
     run.events.metrics(row)
     run.progress.show(row)
 
 
 def metrics_row(run: Run, losses: list[float]) -> Row:
-    """A row of ``metrics.jsonl``: loss and gradient norm of this very step, times averaged since the last row."""
-    config, clock = run.config, run.clock
-    seconds = clock.step_seconds / clock.steps
+    """What a row of ``metrics.jsonl`` holds besides times: loss and gradient norm of this very step, counts so far."""
     return {
         "step": run.state.step,
         "data_step": run.state.data_step,
@@ -212,12 +207,36 @@ def metrics_row(run: Run, losses: list[float]) -> Row:
         **dict(zip(run.task.losses, losses, strict=True)),
         "lr": run.engine.learning_rate,
         "grad_norm": run.engine.grad_norm,
-        "clips_per_second": config.optim.batch * config.data.repeats / seconds,
-        "step_seconds": seconds,
-        "data_wait_seconds": clock.wait_seconds / clock.steps,
         "skipped_steps": run.state.skipped,
         "corrupt_samples": len(run.state.corrupt),
+        "loader_ready": run.loader.ready,
     }
+
+
+def times_of(run: Run) -> Row:
+    """Seconds of a step on this rank, means over the steps since the last row; saves are not counted as steps."""
+    steps, slowest = run.clock.steps, run.clock.slowest_step
+    spent = {phase: seconds / steps for phase, seconds in run.clock.take().items()}
+    seconds = sum(spent.values()) - spent[Phase.CHECKPOINT]
+    return {
+        "steps": steps,
+        "clips_per_second": run.config.optim.batch * run.config.data.repeats / seconds,
+        "step_seconds": seconds,
+        "step_seconds_max": slowest,
+        **{f"{phase.value}_seconds": share for phase, share in spent.items()},
+    }
+
+
+def straggling(own_seconds: Tensor, rank: int) -> Row:
+    """Who holds up the others. In the rest of a step ranks wait for each other, so only their own time can tell.
+
+    Args:
+        own_seconds: (world,) seconds of a step until the end of the forward pass.
+        rank: of this process.
+    """
+    scores = own_seconds / own_seconds.median().clamp(min=1e-9)
+    slowest = int(scores.argmax())
+    return {"straggler_score": float(scores[rank]), "slowest_rank": slowest, "slowest_score": float(scores[slowest])}
 
 
 def count_corrupt(run: Run) -> None:
@@ -251,6 +270,7 @@ def save(run: Run, request: Request) -> None:
         UserError: if it was the run's last save and failed.
     """
     start = time.perf_counter()
+    run.clock.enter(Phase.CHECKPOINT)
     if request.end:
         run.events.event(Kind.PREEMPTION, run.state.step, outcome=request.end.name)
     count_corrupt(run)
@@ -261,6 +281,7 @@ def save(run: Run, request: Request) -> None:
         assert saved is not None
         announce_saved(run, replace(saved, blocking=saved.seconds))
     run.requests.met(request)
+    run.clock.enter(Phase.OTHER)
 
 
 def announce_saved(run: Run, saved: Saved | None) -> None:
