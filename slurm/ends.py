@@ -39,6 +39,7 @@ class Cause(str, Enum):
 _OF_STATUS: dict[int, Cause] = {
     Exit.USER_ERROR: Cause.USER_ERROR,
     Exit.SUPERSEDED: Cause.SUPERSEDED,
+    Exit.STOPPED: Cause.STOPPED,
     Exit.TERMINATED: Cause.STRAY_SIGNAL,
     Exit.BAD_NODE: Cause.BAD_NODE,
     Exit.LOST_PEERS: Cause.LOST_PEERS,

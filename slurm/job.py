@@ -93,6 +93,8 @@ class TrainJob(Checkpointable):
                 sys.exit(exit_of(error))
             if outcome is not Outcome.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
+            if outcome is Outcome.STOPPED:
+                sys.exit(Exit.STOPPED)
             if outcome is Outcome.TERMINATED and not is_being_preempted(environment):
                 sys.exit(Exit.TERMINATED)
             if outcome is not Outcome.FINISHED:

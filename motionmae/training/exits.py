@@ -31,8 +31,10 @@ class Exit(IntEnum):
     """The watchdog ended a step that took far too long, after writing all stacks to the run's logs."""
     SUPERSEDED = 80
     """A newer incarnation has the run folder: nothing was written, and nothing is to be started again."""
+    STOPPED = 81
+    """A person asked for the end by the stop file: saved, not to be started again by itself."""
     TERMINATED = 143
-    """Asked to stop, by SIGTERM or the stop file: saved, not to be started again (128 + SIGTERM, as shells say)."""
+    """SIGTERM: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
 
     @property
     def worth_retrying(self) -> bool:

@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "engine.",
     "checkpoint.",
     "log.",
+    "watchdog.",
     "launch.",
     "monitoring.",
     "model.activation_checkpointing",
@@ -42,6 +43,8 @@ class TrainState:
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
     """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
+    went_back: list[int] = field(default_factory=list)
+    """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)
     """Samples that some rank could not read, in this incarnation or an earlier one: id -> reason."""
 
