@@ -4,8 +4,7 @@ Slurm queues a job again by itself after a preemption or the loss of a node, and
 a rank that dies, or loses the others, fails the job for good. So this asks Slurm to queue it again, nobody watching:
 
 - a person's mistake, a stop that was asked for (``scancel``, the stop file), or a newer incarnation: never;
-- SIGTERM to a job that is neither cancelled nor preempted: always. The srun of an older life does that, when the cable
-  of its node is put back: it ends "its" step, and the step of the new life has the same number (Slurm 22.05);
+- SIGTERM to a job that is neither cancelled nor preempted: always (see :func:`renumber_step`);
 - anything else: at once the first time, then after :data:`FIRST_PAUSE` and each time four times as long, until there
   were more than `launch.max_retries` failures without a new checkpoint between them; an error in the program once;
 - never again on a node that failed its pre-flight, or on which the run failed twice, while enough others are left.
@@ -29,6 +28,8 @@ from slurm import control
 from slurm.attempts import Attempt, Attempts
 from slurm.ends import Cause, Failure, find_failure
 
+STEP_NUMBERS = 3
+"""The lives of a job take turns in so many numbers of their job step."""
 FIRST_PAUSE = 60
 """Seconds before the second try of a failed attempt."""
 _NEVER = (Cause.USER_ERROR, Cause.SUPERSEDED, Cause.STOPPED)
@@ -66,12 +67,24 @@ def main(words: Sequence[str]) -> int:
         requeue(batch, 0)
         return 0
     batch.attempts.started(batch.attempt, nodes)
+    renumber_step(restart)
     status, lines = run_step(batch, command)
     if status == 0:
         return 0
     failure = find_failure(lines)
     conclude(batch, failure)
     return failure.status
+
+
+def renumber_step(restart: int) -> None:
+    """Let steps pass that do nothing, so that the real one has another number than in the life before.
+
+    What is meant for the step of an older life may come late: its srun on a node whose cable is put back ends "its"
+    step, and a controller under load sends a signal that was not answered again after a minute. Both ended the step of
+    the new life, which had the same number, on Slurm 22.05.
+    """
+    for _ in range(restart % STEP_NUMBERS):
+        control.ask("srun", "--nodes=1", "--ntasks=1", "--output=/dev/null", "true")
 
 
 def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
