@@ -135,7 +135,7 @@ AT_ONCE = 3
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Story]]]:
+def stories(tmp_path_factory: pytest.TempPathFactory, step_jobs: object) -> Iterator[dict[str, Future[Story]]]:
     """All runs, under way side by side; a test waits for the one it is about."""
     folder = tmp_path_factory.mktemp("survival")
     shards = make_shards(folder / "shards", samples=12)
