@@ -166,7 +166,7 @@ def nodes_to_avoid(batch: Batch) -> dict[str, str]:
 
 
 def requeue(batch: Batch, pause: int) -> bool:
-    """Have Slurm queue the job again, in ``pause`` seconds at the earliest, away from bad nodes; False if it refuses."""
+    """Have Slurm queue it again, in ``pause`` seconds at the earliest and away from bad nodes; False if it refuses."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it; the update below comes first
     avoid = list(nodes_to_avoid(batch))
     job = control.show(batch.attempt.job)
