@@ -142,8 +142,8 @@ def find(
 ) -> Checkpoint | None:
     """The newest whole checkpoint, or None; the same on every rank. Collective.
 
-    Rank 0 verifies. ``before``: see :meth:`CheckpointStore.newest_valid`. Damaged ones that are passed over are announced. No write may be under way: what is unfinished is
-    removed.
+    Rank 0 verifies. ``before``: see :meth:`CheckpointStore.newest_valid`. Damaged ones that are passed over are
+    announced. No write may be under way: what is unfinished is removed.
 
     Raises:
         UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.
