@@ -140,10 +140,10 @@ def write(
 def find(
     store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine, before: int | None = None
 ) -> Checkpoint | None:
-    """The newest whole checkpoint (of fewer than ``before`` steps), or None; the same on every rank. Collective.
+    """The newest whole checkpoint, or None; the same on every rank. Collective.
 
-    Rank 0 verifies. Damaged ones that are passed over are announced. No write may be under way: what is unfinished is
-    removed.
+    Rank 0 verifies. ``before``: see :meth:`CheckpointStore.newest_valid`. Damaged ones that are passed over are
+    announced. No write may be under way: what is unfinished is removed.
 
     Raises:
         UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.

@@ -107,14 +107,15 @@ class CheckpointStore:
 
         Args:
             report: is told of damage.
-            before: look only at checkpoints of fewer steps.
+            before: look only at checkpoints of fewer steps or, where none is kept, at the oldest.
 
         Raises:
             UserError: if there are checkpoints and all are damaged: starting over would throw the run away.
         """
-        for folder, checkpoint in self.newest_first():
-            if before is not None and step_of(folder) >= before:
-                continue
+        candidates = self.newest_first()
+        if before is not None:
+            candidates = [found for found in candidates if step_of(found[0]) < before] or candidates[-1:]
+        for folder, checkpoint in candidates:
             reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage()
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint

@@ -150,7 +150,7 @@ def explain_skip(run: Run, step: Step) -> BadStep | None:
 
 
 def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
-    """Return to the checkpoint before the bad steps, and go on with the samples after them. Collective.
+    """Return to the checkpoint before the bad steps (or the oldest), and go on with the samples after. Collective.
 
     The new state is saved at once, so that a run killed after this does not go through the bad steps again.
 
@@ -177,8 +177,8 @@ def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
     run.clock.take()
     run.events.event(Kind.WENT_BACK, found.step, from_step=now.step, data_step=now.data_step, path=found.folder.name)
     run.progress.say(
-        f"back from step {now.step} to {found.folder.name}, saved before the first of {len(now.recently_skipped)} "
-        "skipped steps; the samples in between are passed over"
+        f"back from step {now.step} to {found.folder.name} after {len(now.recently_skipped)} skipped steps; "
+        "the samples in between are passed over"
     )
     save(run, request)
     return run.loader.batches(now.data_step)
