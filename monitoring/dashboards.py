@@ -206,7 +206,8 @@ NODES = Dashboard(
                 "{{instance}}")),
             Panel("Disk free", "bytes", _of("motionmae_disk_free_bytes", "{{instance}} {{volume}}")),
             Panel("Memory of ranks", "bytes", _of("motionmae_rank_resident_bytes", "rank {{rank}}")),
-            Panel("Silence of ranks", "s", _one(f"time() - motionmae_last_step_timestamp_seconds{{{_RUN}}}", "rank {{rank}}")),
+            Panel("Silence of ranks", "s", _one(
+                f"time() - motionmae_last_step_timestamp_seconds{{{_RUN}}}", "rank {{rank}}")),
         ]),
         Row("GPUs", [
             Panel("Utilisation", "percentunit", _of("motionmae_gpu_utilization_ratio", _GPU),
@@ -219,7 +220,8 @@ NODES = Dashboard(
                 f"sum by (reason) (motionmae_gpu_throttle_active{{{_RUN}}})", "{{reason}}"), stacked=True),
             Panel("Memory errors", "short", _of("motionmae_gpu_ecc_errors_total", f"{_GPU} {{{{type}}}}")),
             Panel("XID events", "short", _of("motionmae_gpu_xid_events_total", f"{_GPU} XID {{{{xid}}}}")),
-            Panel("Energy of the run's GPUs", "joule", _one(f"sum(motionmae_gpu_energy_joules_total{{{_RUN}}})"), "stat"),
+            Panel("Energy of the run's GPUs", "joule",
+                  _one(f"sum(motionmae_gpu_energy_joules_total{{{_RUN}}})"), "stat"),
         ]),
     ],
     one_run=True,

@@ -14,6 +14,7 @@ from monitoring.catalogue import METRICS, PREFIX
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring/prometheus"
 TRAINING = 'run_state{run="r",state="training"} 1x300'
+GONE_AT_20 = "1x20 _x300"
 SAVED = 'checkpoint_last_success_timestamp_seconds{run="r"}'
 AT_20 = "0+60x20 1200x300"
 """A moment that follows the clock for 20 minutes and then stands still; test time begins at 0."""
@@ -67,7 +68,8 @@ def _info(values: str, state: str = "training") -> list[str]:
     return [f'run_info{{run="r",git_sha="a"}} {values}', f'run_state{{run="r",state="{state}"}} {values}']
 
 
-GONE_SAVED = 'checkpoint_last_success_timestamp_seconds{run="r"}'
+GONE_GONE_AT_20 = "1x20 _x300"
+SAVED = 'checkpoint_last_success_timestamp_seconds{run="r"}'
 AT_20 = "1x20 _x300"
 CASES = [
     Case("NonFiniteLoss", "firing", ['nonfinite_steps_total{run="r",kind="loss"} 0x10 1x300'], 15, 1),
