@@ -49,6 +49,14 @@ class Batch(NamedTuple):
     flow: torch.Tensor | None
     """float16 (n, T, H, W, 2) in pixels, where asked for."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with all that a model takes on ``device``; sample ids stay, they are for people."""
+        flow = None if self.flow is None else self.flow.to(device, non_blocking=True)
+        clips, labels, seeds = (
+            tensor.to(device, non_blocking=True) for tensor in (self.clips, self.labels, self.seeds)
+        )
+        return Batch(clips, labels, seeds, self.samples, flow)
+
 
 class ClipLoader:
     """Endless micro-batches of one rank.

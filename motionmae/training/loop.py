@@ -23,6 +23,7 @@ from motionmae.training.phases import Phase, PhaseClock
 from motionmae.training.preemption import Outcome, Preemption
 from motionmae.training.progress import ProgressLine
 from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.task import Task
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Run:
     """Everything a training loop works with."""
 
     config: Config
+    task: Task
     rank: Rank
     engine: Engine
     loader: ClipLoader
@@ -60,7 +62,7 @@ class Step:
     """One optimiser step as this rank saw it."""
 
     losses: Tensor
-    """(3,) total, space and time loss, means over the micro-batches."""
+    """The task's losses, means over the micro-batches; the first is the one minimised."""
     applied: bool
     """False: skipped on all ranks, loss or gradient was not finite."""
     samples: list[Tensor]
@@ -97,23 +99,22 @@ def train(run: Run) -> Outcome:
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     """Forward and backward over the micro-batches of a step, then the update."""
     engine, device, clock = run.engine, run.rank.device, run.clock
-    losses = torch.zeros(3, device=device)
+    losses = torch.zeros(len(run.task.losses), device=device)
     samples = []
     applied = True
     for _ in range(engine.accumulation):
         clock.enter(Phase.DATA_WAIT)
         batch = next(batches)
         clock.enter(Phase.FORWARD)
-        flow = None if batch.flow is None else batch.flow.to(device, non_blocking=True)
-        clips, seeds = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.seeds))
-        result = engine(clips, seeds, flow)
+        batch = batch.to(device)
+        result = run.task.forward(engine, batch)
         clock.enter(Phase.BACKWARD)
-        engine.backward(result.total)
+        engine.backward(result[0])
         losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
         samples.append(batch.samples)
         clock.enter(Phase.OPTIMIZER)
         applied = engine.step()
-        del batch, clips, flow  # or the loader could not use their memory while it is asked for the next
+        del batch  # or the loader could not use its memory while it is asked for the next
     clock.enter(Phase.OTHER)
     return Step(losses, applied, samples)
 
@@ -151,9 +152,7 @@ def metrics_row(run: Run, losses: list[float]) -> Row:
         "step": run.state.step,
         "data_step": run.state.data_step,
         "epoch": run.state.data_step / run.loader.steps_per_epoch,
-        "loss": losses[0],
-        "loss_space": losses[1],
-        "loss_time": losses[2],
+        **dict(zip(run.task.losses, losses, strict=True)),
         "lr": run.engine.learning_rate,
         "grad_norm": run.engine.grad_norm,
         "skipped_steps": run.state.skipped,
@@ -257,6 +256,7 @@ def document(run: Run) -> dict[str, Any]:
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
         "config": config_as_json(run.config),
+        "task": run.task.state(),
         "writer": {
             "incarnation": run.events.incarnation,
             "world": run.rank.world,
