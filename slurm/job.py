@@ -56,7 +56,7 @@ def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
 
 
 class TrainJob(Checkpointable):
-    """Pre-training as a submitit job; ``checkpoint`` is inherited and resubmits this very object.
+    """A run as a submitit job, pre-training or fine-tuning; ``checkpoint`` is inherited and resubmits this very object.
 
     Args:
         config: the run.
@@ -76,13 +76,13 @@ class TrainJob(Checkpointable):
         if environment.cluster == "local":
             stop_with_controller()
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
-        from motionmae.training.preemption import Preemption
-        from motionmae.training.pretrain import Outcome, pretrain
+        from motionmae.training.preemption import Outcome, Preemption
+        from motionmae.training.tasks import train_task
 
         with Preemption() as preemption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
-                outcome = pretrain(self.config, preemption=preemption)
+                outcome = train_task(self.config, preemption=preemption)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(EXIT_USER_ERROR)

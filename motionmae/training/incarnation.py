@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
@@ -116,6 +117,7 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
         rank=rank.rank,
         world=rank.world,
         flow=task.needs_flow,
+        labelled=task.needs_labels,
     )
 
 
@@ -152,13 +154,21 @@ def build_engine(
     config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None, events: EventLog
 ) -> Engine:
     """The model on DeepSpeed, with its initial weights or as the checkpoint has it. Collective."""
-    model = task.build_model(loader.manifest, resumed=found is not None)
+    model = build_model(task, rank, loader, found)
     engine = Engine(model, task.parameter_groups(model), config, rank)
     if found:
         start = time.perf_counter()
         checkpoint.restore(engine, rank, found)
         events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=time.perf_counter() - start)
     return engine
+
+
+def build_model(task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> nn.Module:
+    """The task's model, on rank 0 first: what is wrong with weights to begin with is said once. Collective."""
+    saved = found.state().get("task", {}) if found else None
+    built: list[nn.Module] = []
+    on_first_rank(rank, lambda: built.append(task.build_model(loader.manifest, saved)))
+    return built[0] if built else task.build_model(loader.manifest, saved)
 
 
 def introduction(run: Run, folder: RunFolder) -> str:
