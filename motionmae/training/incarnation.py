@@ -8,13 +8,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.distributed import Rank, broadcast_object, distributed, on_first_rank
+from motionmae.training.distributed import Rank, broadcast_object, distributed, first_then_others, on_first_rank
 from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, new_incarnation
 from motionmae.training.loop import Run, train
@@ -100,10 +99,8 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
 
 
 def open_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
-    """Open the sample stream at this rank's share of it, on rank 0 first: what is wrong is said once. Collective."""
-    opened: list[ClipLoader] = []
-    on_first_rank(rank, lambda: opened.append(new_loader(config, task, rank)))
-    return opened[0] if opened else new_loader(config, task, rank)
+    """Open the sample stream at this rank's share of it. Collective."""
+    return first_then_others(rank, lambda: new_loader(config, task, rank))
 
 
 def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
@@ -154,21 +151,14 @@ def build_engine(
     config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None, events: EventLog
 ) -> Engine:
     """The model on DeepSpeed, with its initial weights or as the checkpoint has it. Collective."""
-    model = build_model(task, rank, loader, found)
+    saved = found.state().get("task", {}) if found else None
+    model = first_then_others(rank, lambda: task.build_model(loader.manifest, saved))
     engine = Engine(model, task.parameter_groups(model), config, rank)
     if found:
         start = time.perf_counter()
         checkpoint.restore(engine, rank, found)
         events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=time.perf_counter() - start)
     return engine
-
-
-def build_model(task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> nn.Module:
-    """The task's model, on rank 0 first: what is wrong with weights to begin with is said once. Collective."""
-    saved = found.state().get("task", {}) if found else None
-    built: list[nn.Module] = []
-    on_first_rank(rank, lambda: built.append(task.build_model(loader.manifest, saved)))
-    return built[0] if built else task.build_model(loader.manifest, saved)
 
 
 def introduction(run: Run, folder: RunFolder) -> str:
