@@ -52,7 +52,7 @@ def init_distributed(engine: EngineConfig) -> Rank:
     """
     place = read_place(os.environ)
     rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = _device(engine.device, local_rank)
+    device = device_of(engine.device, local_rank)
     os.environ.update(place)  # DeepSpeed asks there
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -157,7 +157,12 @@ def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def device_of(wanted: str, local_rank: int = 0) -> torch.device:
+    """Where the process of a local rank computes by ``engine.device``.
+
+    Raises:
+        UserError: the device is not there.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
