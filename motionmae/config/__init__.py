@@ -5,6 +5,7 @@ from motionmae.config.downstream import FinetuneConfig, ViewsConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "LogConfig",
     "MaskConfig",
     "ModelConfig",
+    "MonitoringConfig",
     "OptimConfig",
     "TargetConfig",
     "ViewsConfig",

@@ -116,6 +116,8 @@ class ClipLoader:
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
         """The reason of each of them, by its id."""
+        self.ready = 0
+        """Of the ``data.prefetch`` micro-batches held ahead, those that were complete when one was last asked for."""
         self._lock = threading.Lock()
         shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
         self._clips = ClipMemory((*shape, 3), torch.uint8)
@@ -194,6 +196,7 @@ class ClipLoader:
         try:
             while True:
                 batch, clips = ahead.popleft()
+                self.ready = sum(all(clip.done() for clip in waiting) for waiting in (clips, *(c for _, c in ahead)))
                 ahead.append(self._submit(next(numbers)))
                 for clip in clips:
                     clip.result()

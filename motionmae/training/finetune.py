@@ -15,8 +15,6 @@ from motionmae.data.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
 from motionmae.training.engine import Engine
-from motionmae.training.incarnation import train_run
-from motionmae.training.preemption import Outcome, Preemption
 from motionmae.training.task import Groups
 from motionmae.training.weights import fingerprint, load_encoder
 
@@ -110,8 +108,3 @@ def load_frozen(encoder: nn.Module, config: Config, saved: Mapping[str, Any] | N
             "trained on: name the very checkpoint folder, or start another run with name=..."
         )
     return found
-
-
-def finetune(config: Config, *, preemption: Preemption | None = None) -> Outcome:
-    """Fine-tune by ``config``: one incarnation of its run, see :func:`motionmae.training.incarnation.train_run`."""
-    return train_run(config, Finetuning(config), preemption=preemption)

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -13,9 +13,16 @@ from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.distributed import Rank, broadcast_object, distributed, first_then_others, on_first_rank
+from motionmae.training.distributed import (
+    Rank,
+    broadcast_object,
+    distributed,
+    first_then_others,
+    gather_objects,
+    on_first_rank,
+)
 from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, JsonLines, Kind, TensorBoard, new_incarnation
+from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, new_incarnation, process_age
 from motionmae.training.loop import Run, train
 from motionmae.training.preemption import Outcome, Preemption
 from motionmae.training.progress import ProgressLine
@@ -25,7 +32,9 @@ from motionmae.training.state import TrainState, check_same_run
 from motionmae.training.task import Task
 
 
-def train_run(config: Config, task: Task, *, preemption: Preemption | None = None) -> Outcome:
+def train_run(
+    config: Config, task: Task, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()
+) -> Outcome:
     """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
 
     The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
@@ -35,6 +44,7 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
         config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
         task: what is trained.
         preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
+        sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.
 
     Raises:
         UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
@@ -45,7 +55,7 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
         rank = stack.enter_context(distributed(config.engine))
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
-        events = stack.enter_context(recording(folder, rank))
+        events = stack.enter_context(recording(folder, rank, sinks))
         loader = stack.enter_context(closing(open_loader(config, task, rank)))
         total_steps = loader.steps_per_epoch * config.optim.epochs
         progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
@@ -73,9 +83,10 @@ def train_run(config: Config, task: Task, *, preemption: Preemption | None = Non
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
+def recording(folder: RunFolder, rank: Rank, sinks: Iterable[Sink]) -> Iterator[EventLog]:
     """The run's event log, with its start and, should an error end the run, that error in it."""
-    events = EventLog(broadcast_object(new_incarnation()))
+    events = EventLog(broadcast_object(new_incarnation()), sinks)
+    hosts = gather_objects(socket.gethostname())
     if rank.is_first:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
@@ -84,6 +95,8 @@ def recording(folder: RunFolder, rank: Rank) -> Iterator[EventLog]:
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
+        hosts=list(dict.fromkeys(hosts)),
+        age=process_age(),
         pid=os.getpid(),
         torch=torch.__version__,
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),

@@ -1,6 +1,6 @@
 """Pre-training: rebuild what is hidden, frames by the space head and motion by the time head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from motionmae.data.loader import Batch
 from motionmae.data.manifest import Manifest
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training.engine import Engine
+from motionmae.training.events import Sink
 from motionmae.training.incarnation import train_run
 from motionmae.training.preemption import Outcome, Preemption
 from motionmae.training.task import Groups, decay_groups
@@ -44,6 +45,6 @@ class Pretraining:
         return {}
 
 
-def pretrain(config: Config, *, preemption: Preemption | None = None) -> Outcome:
+def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
     """Pre-train by ``config``: one incarnation of its run, see :func:`motionmae.training.incarnation.train_run`."""
-    return train_run(config, Pretraining(config), preemption=preemption)
+    return train_run(config, Pretraining(config), preemption=preemption, sinks=sinks)

@@ -17,8 +17,9 @@ from motionmae.models.motionmae import build_motionmae
 from motionmae.training.checkpoint import load_weights
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.events import current_rows
-from motionmae.training.finetune import ClipMixup, Finetuning, finetune
+from motionmae.training.finetune import ClipMixup, Finetuning
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.tasks import train_task
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import run_all
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -59,7 +60,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero": zero}) for name in ("whole", "killed"))
     folder = RunFolder.of(killed.runs, killed.name)
-    ranks = Ranks(world, finetune, killed)
+    ranks = Ranks(world, train_task, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
     assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2

@@ -18,7 +18,7 @@ from tests.slurm import tiny
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards
 
-SMALL = ["model.depth=3", "clip.size=32", "optim.batch=32"]
+SMALL = ["model.depth=3", "clip.size=36", "optim.batch=32"]
 
 
 def _clips(config: Config, number: int) -> torch.Tensor:
