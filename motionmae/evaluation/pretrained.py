@@ -68,6 +68,13 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
     return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))
 
 
+def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
+    """:func:`load_pretrained` or :func:`load_finetuned`, whichever the run is."""
+    folder = RunFolder(run)
+    task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
+    return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
+
+
 def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict]:
     folder = RunFolder(run)
     if not folder.config.is_file():
@@ -97,7 +104,5 @@ def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Confi
     Raises:
         UserError: as :func:`load_pretrained` and :func:`load_finetuned`.
     """
-    folder = RunFolder(run)
-    task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
-    loaded = load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
+    loaded = load_run(run, step)
     return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step
