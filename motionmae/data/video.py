@@ -6,6 +6,9 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import torch
+
+from motionmae.config import ClipConfig
 
 
 class UnreadableVideo(Exception):  # noqa: N818 - it names a thing found, not a failure of ours
@@ -53,6 +56,21 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0) -> n
     if not frames:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return np.stack(frames)
+
+
+def read_central_clip(path: Path, clip: ClipConfig) -> torch.Tensor:
+    """The clip in the middle of a video, cut to its central square: uint8 (T, size, size, 3).
+
+    A video shorter than a clip repeats its last frame.
+
+    Raises:
+        UnreadableVideo: as :func:`read_video`.
+    """
+    frames = read_video(path, clip.size, clip.stride)
+    start = max(0, len(frames) - clip.frames) // 2
+    chosen = np.minimum(np.arange(start, start + clip.frames), len(frames) - 1)
+    top, left = ((side - clip.size) // 2 for side in frames.shape[1:3])
+    return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:
