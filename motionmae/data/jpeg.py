@@ -37,7 +37,7 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
     """
     scratch = _scratch(meta.height, meta.width)
     try:
-        picture = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=scratch)
+        picture = simplejpeg.decode_jpeg(jpeg, "RGB", fastupsample=True, buffer=scratch)
     except ValueError as error:
         raise CorruptSample(Reason.DECODE, meta.where, str(error)) from error
     if picture.shape != scratch.shape:

@@ -1,9 +1,9 @@
-"""Clips for training: threads decode straight into the next micro-batches, in an order that is a pure function.
+"""Clips for training: threads or processes decode the next micro-batches, in an order that is a pure function.
 
 Position p of epoch e holds the same sample, cut the same way, on every machine: EpochOrder names it and everything
 random is keyed by (seed, epoch, sample, repeat). Step t, rank r and accumulation step a of R ranks and micro-batch b
 read the positions t * batch + a * R * b + r * b + [0, b); so the clips of a step are the same for every number of
-ranks and threads, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
+ranks and decoders, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
 incomplete last batch is left out (other samples each epoch).
 """
 
@@ -27,9 +27,10 @@ from motionmae.data.lookahead import LookAhead
 from motionmae.data.manifest import load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
-from motionmae.data.randomness import KeyedRandom, mask_seed
+from motionmae.data.randomness import mask_seed
 from motionmae.data.sampling import stored_step
 from motionmae.data.source import ClipSource, ShardSource, Wanted
+from motionmae.data.workers import WorkerSource
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class ClipLoader:
         self._clips = ClipMemory((*shape, 3), torch.uint8)
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
-        self._source: ClipSource = (BetonSource if data.beton else ShardSource)(data, clip, self.manifest)
+        self._source = self._open_source()
         self._pool = ThreadPoolExecutor(self._source.threads, "clip-decoder")
         self._ahead = self._look_ahead()
 
@@ -126,9 +127,16 @@ class ClipLoader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._source.close()
 
+    def _open_source(self) -> ClipSource:
+        if self.data.beton:
+            return BetonSource(self.data, self.clip, self.manifest)
+        if self.data.workers:
+            return WorkerSource(self.data, self.clip, self.manifest, self._clips, self._flows)
+        return ShardSource(self.data, self.clip, self.manifest)
+
     def _look_ahead(self) -> LookAhead | None:
         """What fetches remote shards before their turn; None where all is on this machine."""
-        reader = self._source.reader if isinstance(self._source, ShardSource) else None
+        reader = self._source.reader
         if reader is None or reader.cache is None:
             return None
         under_way = (self.data.prefetch // self.accumulation + 2) * self.batch  # between the last rank and the first
@@ -208,7 +216,7 @@ class ClipLoader:
         batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
         ids = self._order.samples(positions)
         places = list(zip(range(self.micro_batch), positions.tolist(), ids.tolist(), strict=True))
-        share = self.micro_batch if self._source.whole_batches else 1
+        share = max(1, self.micro_batch // self._source.threads)
         return batch, [
             self._pool.submit(self._fill, batch, self._order, places[first : first + share])
             for first in range(0, self.micro_batch, share)
@@ -236,19 +244,19 @@ class ClipLoader:
         """Fill the repeats of each (place, sample); what is wrong with each sample, None for nothing."""
         repeats = self.data.repeats
         wanted = [
-            Wanted(place * repeats + repeat, sample, KeyedRandom("clip", self.seed, epoch, sample, repeat))
+            Wanted(place * repeats + repeat, self.seed, epoch, sample, repeat)
             for place, sample in samples
             for repeat in range(repeats)
         ]
         outcomes = self._source.fill(wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy())
         faults: list[CorruptSample | None] = [None] * len(samples)
-        for number, ((row, sample, _), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        for number, (one, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
             if isinstance(outcome, CorruptSample):
                 faults[number // repeats] = outcome
                 continue
-            batch.labels[row] = outcome.label
-            batch.seeds[row] = mask_seed(self.seed, epoch, sample, number % repeats)
-            batch.samples[row] = sample
+            batch.labels[one.row] = outcome.label
+            batch.seeds[one.row] = mask_seed(self.seed, epoch, one.sample, one.repeat)
+            batch.samples[one.row] = one.sample
         return faults
 
     def _count(self, sample: int, fault: CorruptSample) -> None:

@@ -108,7 +108,7 @@ class _OpenShard:
         frames: dict[int, memoryview] = {}
         for first, last in _runs(sorted(set(numbers))):
             offsets = header[first : last + 2].tolist()
-            if not all(low <= high for low, high in zip([0, *offsets], [*offsets, size], strict=True)):
+            if sorted(offsets) != offsets or offsets[-1] > size:
                 detail = f"the table of frames of KEY.{member} does not rise: {offsets}"
                 raise CorruptSample(Reason.CHECKSUM, f"{self.name}:{self._texts[row]}", detail)
             content = memoryview(self.read(row, start + offsets[0], offsets[-1] - offsets[0]))
