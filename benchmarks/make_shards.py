@@ -78,8 +78,8 @@ def main() -> None:
         description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
-    parser.add_argument("--copies", type=int, default=3, help="how often each video is taken (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
+    parser.add_argument("--copies", type=int, default=6, help="how often each video is taken (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
     found = options.videos.rglob("*") if options.videos else find_real_videos()
