@@ -4,13 +4,12 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 
 from motionmae import commands
 from motionmae.errors import UserError
-
-USER_ERROR = 2
-"""Exit status for what a person must mend."""
+from motionmae.training.exits import Exit, Superseded, exit_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,14 +25,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a :class:`UserError` becomes one sentence on standard error."""
+    """Run one command and return its exit status.
+
+    A :class:`UserError` becomes one sentence on standard error; other errors keep their traceback.
+    """
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except UserError as error:
         if not error.repeated:
             print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return Exit.USER_ERROR
+    except Superseded as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.SUPERSEDED
+    except Exception as error:
+        traceback.print_exc()
+        return exit_of(error)
 
 
 if __name__ == "__main__":

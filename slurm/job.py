@@ -76,13 +76,15 @@ class TrainJob(Checkpointable):
         if environment.cluster == "local":
             stop_with_controller()
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
+        from monitoring.session import monitored
         from motionmae.training.preemption import Preemption
         from motionmae.training.pretrain import Outcome, pretrain
 
         with Preemption() as preemption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
-                outcome = pretrain(self.config, preemption=preemption)
+                with monitored(self.config) as sinks:
+                    outcome = pretrain(self.config, preemption=preemption, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(EXIT_USER_ERROR)

@@ -144,6 +144,7 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path, before: Job
             )
         else:
             executor = launch.TrainingExecutor(config, folder, code, launch.sbatch_options(arguments.sbatch))
+        announce(run)
         try:
             job_id = executor.submit(TrainJob(config)).job_id
         except FailedJobError as error:
@@ -151,6 +152,16 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path, before: Job
         record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
         record.write(run)
     return record
+
+
+def announce(run: Path) -> None:
+    """Note in the run's event log that it waits from now on: how long it queued is then seen in its goodput."""
+    from motionmae.training.events import Kind, LineFile  # following a job needs nothing of training
+    from motionmae.training.runfolder import RunFolder
+
+    log = LineFile(RunFolder(run).events)
+    log.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
+    log.close()
 
 
 def check_shards(data: DataConfig) -> None:

@@ -20,8 +20,11 @@ exit status:
   0    the run is complete
   2    something a person must mend, said in one sentence
   75   stopped by SIGUSR2 after saving: start the same command again
-  143  stopped by SIGTERM after saving
-  1    a bug or a lost peer, with a traceback; the same command resumes from the last checkpoint"""
+  76   lost the other ranks or the network to them: the same command resumes from the last checkpoint
+  79   hung, ended by the watchdog after writing all stacks to RUN/logs: start the same command again
+  80   a newer start of the same run has taken over its folder; this one wrote nothing more
+  143  stopped by SIGTERM or RUN/stop after saving
+  1    a bug, with a traceback; the same command resumes from the last checkpoint"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -47,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     except UserError as error:  # every rank was given the same words
         error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
-    from motionmae.training.pretrain import pretrain
+    from monitoring.session import monitored
 
-    return pretrain(config).value
+    with monitored(config) as sinks:
+        from motionmae.training.pretrain import pretrain
+
+        return pretrain(config, sinks=sinks).value

@@ -4,6 +4,7 @@ from motionmae.config.data import DataConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "LogConfig",
     "MaskConfig",
     "ModelConfig",
+    "MonitoringConfig",
     "OptimConfig",
     "TargetConfig",
     "load_config",

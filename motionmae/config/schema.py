@@ -11,6 +11,7 @@ from motionmae.config.checks import check
 from motionmae.config.data import DataConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 from motionmae.errors import UserError
 
@@ -35,6 +36,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
     def __post_init__(self) -> None:
         check(

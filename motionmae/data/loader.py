@@ -50,6 +50,14 @@ class Batch(NamedTuple):
     flow: torch.Tensor | None
     """float16 (n, T, H, W, 2) in pixels, where asked for."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with all that a model takes on ``device``; sample ids stay, they are for people."""
+        flow = None if self.flow is None else self.flow.to(device, non_blocking=True)
+        clips, labels, seeds = (
+            tensor.to(device, non_blocking=True) for tensor in (self.clips, self.labels, self.seeds)
+        )
+        return Batch(clips, labels, seeds, self.samples, flow)
+
 
 class ClipLoader:
     """Endless micro-batches of one rank.
@@ -102,6 +110,8 @@ class ClipLoader:
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
         """The reason of each of them, by its id."""
+        self.ready = 0
+        """Of the ``data.prefetch`` micro-batches held ahead, those that were complete when one was last asked for."""
         self._lock = threading.Lock()
         shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
         self._clips = ClipMemory((*shape, 3), torch.uint8)
@@ -186,6 +196,7 @@ class ClipLoader:
         try:
             while True:
                 batch, clips = ahead.popleft()
+                self.ready = sum(all(clip.done() for clip in waiting) for waiting in (clips, *(c for _, c in ahead)))
                 ahead.append(self._submit(next(numbers)))
                 for clip in clips:
                     clip.result()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps
-from motionmae.models.motionmae import no_decay
 from motionmae.training import zero_state
 from motionmae.training.distributed import Rank
 from motionmae.training.precision import LossScale, resolve_precision
@@ -74,7 +73,7 @@ class Engine:
         parameters: trained parameters by name, in the model's order, the same on every rank.
     """
 
-    def __init__(self, model: nn.Module, config: Config, rank: Rank) -> None:
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank) -> None:
         self.stage = config.engine.zero
         self.accumulation = accumulation_steps(config, rank.world)
         self.precision = resolve_precision(config.engine.precision, rank.device)
@@ -83,7 +82,7 @@ class Engine:
             make_deterministic()
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
             model=model,
-            optimizer=build_optimizer(model, config, rank.device),
+            optimizer=build_optimizer(groups, config, rank.device),
             config=deepspeed_config(config, self.precision, self.accumulation),
             dist_init_required=False,
         )
@@ -128,8 +127,8 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate that the next step takes."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Learning rate that the next step takes; where layers differ, the highest."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def set_loss_scale(self) -> None:
         """Make ``loss_scale`` the one in force, in place of DeepSpeed's own scalers (see :class:`LossScale`)."""
@@ -144,15 +143,9 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def build_optimizer(model: nn.Module, config: Config, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with two groups: what decays, and what does not (:func:`motionmae.models.no_decay`)."""
-    exempt = no_decay(model)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def build_optimizer(groups: list[dict[str, Any]], config: Config, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over parameter groups that bring their own weight decay."""
     optim = config.optim
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained.items() if name not in exempt], "weight_decay": optim.weight_decay},
-        {"params": [p for name, p in trained.items() if name in exempt], "weight_decay": 0.0},
-    ]
     options: dict[str, Any] = {
         "lr": optim.peak_lr,
         "betas": (optim.beta1, optim.beta2),

@@ -24,8 +24,10 @@ Row = dict[str, Any]
 class Kind(str, Enum):
     """Kinds of events."""
 
+    SUBMITTED = "submitted"
+    """The run was handed to a scheduler; belongs to no incarnation."""
     START = "start"
-    """An incarnation begins: world size, place, versions."""
+    """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started."""
     RESUME = "resume"
     """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
     READY = "ready"
@@ -179,6 +181,15 @@ class LineFile:
 def new_incarnation() -> str:
     """A name for this life of the run; later ones sort later."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def process_age() -> float:
+    """Seconds since this process was started, which went into imports and waiting for peers; 0 if not on Linux."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -19,25 +19,11 @@ from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, Kind, Row
+from motionmae.training.phases import Phase, PhaseClock
 from motionmae.training.preemption import Outcome, Preemption
 from motionmae.training.progress import ProgressLine
 from motionmae.training.state import TrainState, config_as_json, seed_step
-
-
-@dataclass
-class Clock:
-    """Seconds of the steps since the last metrics row."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    wait_seconds: float = 0.0
-
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """The next micro-batch; the time spent waiting for it is counted."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self.wait_seconds += time.perf_counter() - start
-        return batch
+from motionmae.training.task import Task
 
 
 @dataclass
@@ -45,6 +31,7 @@ class Run:
     """Everything a training loop works with."""
 
     config: Config
+    task: Task
     rank: Rank
     engine: Engine
     loader: ClipLoader
@@ -55,7 +42,10 @@ class Run:
     progress: ProgressLine
     state: TrainState
     total_steps: int
-    clock: Clock = field(default_factory=Clock)
+    clock: PhaseClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = PhaseClock.of(self.rank.device)
 
     @property
     def done(self) -> bool:
@@ -72,7 +62,7 @@ class Step:
     """One optimiser step as this rank saw it."""
 
     losses: Tensor
-    """(3,) total, space and time loss, means over the micro-batches."""
+    """The task's losses, means over the micro-batches; the first is the one minimised."""
     applied: bool
     """False: skipped on all ranks, loss or gradient was not finite."""
     samples: list[Tensor]
@@ -88,15 +78,14 @@ def train(run: Run) -> Outcome:
     batches = run.loader.batches(run.state.data_step)
     asked = None
     while not run.done and not asked:
-        start = time.perf_counter()
+        run.clock.begin_step()
         run.schedule.step_update(run.state.step)
         seed_step(run.config.seed, run.state.step, run.rank.rank)
         step = take_step(run, batches)
         run.state.step += 1
         run.state.data_step += 1
         asked = run.preemption.requested(run.rank.device)
-        run.clock.steps += 1
-        run.clock.step_seconds += time.perf_counter() - start
+        run.clock.end_step()
 
         if not step.applied:
             explain_skip(run, step)
@@ -109,20 +98,24 @@ def train(run: Run) -> Outcome:
 
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     """Forward and backward over the micro-batches of a step, then the update."""
-    engine, device = run.engine, run.rank.device
-    losses = torch.zeros(3, device=device)
+    engine, device, clock = run.engine, run.rank.device, run.clock
+    losses = torch.zeros(len(run.task.losses), device=device)
     samples = []
     applied = True
     for _ in range(engine.accumulation):
-        batch = run.clock.next_batch(batches)
-        flow = None if batch.flow is None else batch.flow.to(device, non_blocking=True)
-        clips, seeds = (tensor.to(device, non_blocking=True) for tensor in (batch.clips, batch.seeds))
-        result = engine(clips, seeds, flow)
-        engine.backward(result.total)
+        clock.enter(Phase.DATA_WAIT)
+        batch = next(batches)
+        clock.enter(Phase.FORWARD)
+        batch = batch.to(device)
+        result = run.task.forward(engine, batch)
+        clock.enter(Phase.BACKWARD)
+        engine.backward(result[0])
         losses += torch.stack([loss.detach().float() for loss in result]) / engine.accumulation
         samples.append(batch.samples)
+        clock.enter(Phase.OPTIMIZER)
         applied = engine.step()
-        del batch, clips, flow  # or the loader could not use their memory while it is asked for the next
+        del batch  # or the loader could not use its memory while it is asked for the next
+    clock.enter(Phase.OTHER)
     return Step(losses, applied, samples)
 
 
@@ -142,33 +135,56 @@ def explain_skip(run: Run, step: Step) -> None:
 def record(run: Run, step: Step) -> None:
     """Write a metrics row about ``step`` and show it. Collective."""
     count_corrupt(run)
-    losses = step.losses.clone()
-    dist.all_reduce(losses)
-    row = metrics_row(run, (losses / run.rank.world).tolist())
-    run.clock = Clock()
+    spent = times_of(run)
+    shared = torch.zeros(len(step.losses) + run.rank.world, device=run.rank.device)  # one message for both
+    shared[: len(step.losses)] = step.losses
+    shared[len(step.losses) + run.rank.rank] = spent["data_wait_seconds"] + spent["forward_seconds"]
+    dist.all_reduce(shared)
+    losses, own_seconds = shared.split([len(step.losses), run.rank.world])
+    row = metrics_row(run, (losses / run.rank.world).tolist()) | spent | straggling(own_seconds, run.rank.rank)
     run.events.metrics(row)
     run.progress.show(row)
 
 
 def metrics_row(run: Run, losses: list[float]) -> Row:
-    """A row of ``metrics.jsonl``: loss and gradient norm of this very step, times averaged since the last row."""
-    config, clock = run.config, run.clock
-    seconds = clock.step_seconds / clock.steps
+    """What a row of ``metrics.jsonl`` holds besides times: loss and gradient norm of this very step, counts so far."""
     return {
         "step": run.state.step,
         "data_step": run.state.data_step,
         "epoch": run.state.data_step / run.loader.steps_per_epoch,
-        "loss": losses[0],
-        "loss_space": losses[1],
-        "loss_time": losses[2],
+        **dict(zip(run.task.losses, losses, strict=True)),
         "lr": run.engine.learning_rate,
         "grad_norm": run.engine.grad_norm,
-        "clips_per_second": config.optim.batch * config.data.repeats / seconds,
-        "step_seconds": seconds,
-        "data_wait_seconds": clock.wait_seconds / clock.steps,
         "skipped_steps": run.state.skipped,
         "corrupt_samples": len(run.state.corrupt),
+        "loader_ready": run.loader.ready,
     }
+
+
+def times_of(run: Run) -> Row:
+    """Seconds of a step on this rank, means over the steps since the last row; saves are not counted as steps."""
+    steps, slowest = run.clock.steps, run.clock.slowest_step
+    spent = {phase: seconds / steps for phase, seconds in run.clock.take().items()}
+    seconds = sum(spent.values()) - spent[Phase.CHECKPOINT]
+    return {
+        "steps": steps,
+        "clips_per_second": run.config.optim.batch * run.config.data.repeats / seconds,
+        "step_seconds": seconds,
+        "step_seconds_max": slowest,
+        **{f"{phase.value}_seconds": share for phase, share in spent.items()},
+    }
+
+
+def straggling(own_seconds: Tensor, rank: int) -> Row:
+    """Who holds up the others. In the rest of a step ranks wait for each other, so only their own time can tell.
+
+    Args:
+        own_seconds: (world,) seconds of a step until the end of the forward pass.
+        rank: of this process.
+    """
+    scores = own_seconds / own_seconds.median().clamp(min=1e-9)
+    slowest = int(scores.argmax())
+    return {"straggler_score": float(scores[rank]), "slowest_rank": slowest, "slowest_score": float(scores[slowest])}
 
 
 def count_corrupt(run: Run) -> None:
@@ -202,6 +218,7 @@ def save(run: Run, asked: Outcome | None) -> None:
         UserError: if it was the run's last save that failed.
     """
     start = time.perf_counter()
+    run.clock.enter(Phase.CHECKPOINT)
     if asked:
         run.events.event(Kind.PREEMPTION, run.state.step, outcome=asked.name)
     count_corrupt(run)
@@ -217,9 +234,11 @@ def save(run: Run, asked: Outcome | None) -> None:
                 repeated=not run.rank.is_first,
             ) from error
         run.progress.say(f"{sentence}; training goes on")
+        run.clock.enter(Phase.OTHER)
         return
     if run.rank.is_first:
         run.store.prune(run.config.checkpoint.keep_last, run.config.checkpoint.keep_every)
+    run.clock.enter(Phase.OTHER)
     seconds = time.perf_counter() - start
     run.events.event(
         Kind.CHECKPOINT,
@@ -237,6 +256,7 @@ def document(run: Run) -> dict[str, Any]:
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
         "config": config_as_json(run.config),
+        "task": run.task.state(),
         "writer": {
             "incarnation": run.events.incarnation,
             "world": run.rank.world,

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from motionmae.training.exits import Exit
+
 
 class Outcome(Enum):
     """How an incarnation of a run ended; the value is the exit code of ``python -m motionmae pretrain``."""
 
-    FINISHED = 0
+    FINISHED = Exit.FINISHED
     """All steps are done and saved."""
-    REQUEUE = 75
-    """SIGUSR2 was seen: saved, the caller should requeue (75 is sysexits.h's "try again")."""
-    TERMINATED = 143
-    """SIGTERM was seen: saved, do not requeue (143 is what shells report for SIGTERM)."""
+    REQUEUE = Exit.REQUEUE
+    """SIGUSR2 was seen: saved, the caller should requeue."""
+    TERMINATED = Exit.TERMINATED
+    """SIGTERM was seen: saved, do not requeue."""
 
 
 # The higher one wins where ranks saw different signals: SIGTERM follows SIGUSR2 when the grace period ends.

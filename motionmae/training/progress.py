@@ -47,9 +47,10 @@ class ProgressLine:
 def describe_row(row: Row, seconds_left: float) -> str:
     """A metrics row on one line, with the time that is left."""
     wait = row["data_wait_seconds"] / max(row["step_seconds"], 1e-9)
+    parts = ", ".join(f"{key[5:]} {value:.4f}" for key, value in row.items() if key.startswith("loss_"))
     return (
         f"epoch {row['epoch']:.2f}  "
-        f"loss {row['loss']:.4f} (space {row['loss_space']:.4f}, time {row['loss_time']:.4f})  "
+        f"loss {row['loss']:.4f}{f' ({parts})' if parts else ''}  "
         f"lr {row['lr']:.2e}  "
         f"{row['clips_per_second']:.1f} clips/s  data wait {wait:.0%}  {duration(seconds_left)} left"
     )

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "log.",
     "launch.",
+    "monitoring.",
     "model.activation_checkpointing",
     "model.checkpoint_every",
     "data.shards",  # the loader itself compares what the shards hold

@@ -19,7 +19,7 @@ def overrides(shards: Path) -> list[str]:
         "engine.micro_batch=4",
         "clip.frames=4",
         "clip.stride=1",
-        "clip.size=32",
+        "clip.size=24",
         "model.depth=1",
         "model.decoder_depth=1",
         "log.every_steps=1",

@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from motionmae.training import checkpoint, health, zero_state
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, init_distributed
 from motionmae.training.engine import Engine
+from motionmae.training.exits import Exit, exit_of
 from motionmae.training.preemption import Preemption
+from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
 
 Weights = dict[str, torch.Tensor]
@@ -25,7 +28,8 @@ Weights = dict[str, torch.Tensor]
 
 def new_engine(settings: Config) -> tuple[Engine, Rank]:
     rank = init_distributed(settings.engine)
-    return Engine(TinyModel(), settings, rank), rank
+    model = TinyModel()
+    return Engine(model, decay_groups(model, settings), settings, rank), rank
 
 
 def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:
@@ -209,3 +213,21 @@ def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
         optimizer.step()
         losses.append(loss.item())
     return losses, {name: p.detach() for name, p in parameters.items()}, norm
+
+
+def lose_peer(how: str) -> int:
+    """Lose rank 1 in one of three ways; on rank 0 the class of the error."""
+    rank, timeout = int(os.environ["RANK"]), timedelta(seconds=3)
+    if rank == 1 and how == "is not there":
+        os._exit(0)
+    try:
+        dist.init_process_group("gloo", timeout=timeout)
+        dist.all_reduce(torch.ones(2))
+        if rank == 1 and how == "dies":
+            os._exit(9)
+        if rank == 1:
+            time.sleep(30)
+        dist.all_reduce(torch.ones(2))
+    except RuntimeError as error:
+        return exit_of(error)
+    return Exit.FINISHED

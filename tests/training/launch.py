@@ -85,6 +85,16 @@ class Ranks:
             raise AssertionError(f"{failed[0]}\n{self.output()}")
         return [value for _, value in answers]
 
+    def first_result(self) -> Any:
+        """What rank 0 returned; the others are killed, whatever they do."""
+        try:
+            assert self._receivers[0].poll(TIMEOUT), f"rank 0 does not end:\n{self.output()}"
+            kind, value = pickle.loads(self._receivers[0].recv_bytes())
+        finally:
+            self.kill()
+        assert kind == "value", value
+        return value
+
     def output(self) -> str:
         """Standard output and error of all ranks."""
         return "\n".join(

@@ -24,7 +24,8 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 STAGES = [0, 1, 2, 3]
 ROW = {
     "incarnation", "step", "epoch", "loss", "loss_space", "loss_time", "lr", "grad_norm", "clips_per_second",
-    "step_seconds", "data_wait_seconds", "time",
+    "step_seconds", "step_seconds_max", "data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds",
+    "checkpoint_seconds", "other_seconds", "straggler_score", "slowest_rank", "time",
 }  # fmt: skip
 
 

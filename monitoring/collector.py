@@ -1,0 +1,112 @@
+"""The prometheus_client collector of a node: snapshots of its ranks, the node, its GPUs; with rank 0, goodput.
+
+Nothing that may hang is done while Prometheus waits: host and GPUs are read by a thread every few seconds.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from monitoring.catalogue import METRICS, STEP_BUCKETS
+from monitoring.goodput import Ledger
+from monitoring.gpu import GpuSource
+from monitoring.host import Host, resident_bytes
+from monitoring.snapshots import Sample, Snapshot, read_all
+from monitoring.tail import RunTail
+
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+_FAMILIES: dict[str, Any] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+SAMPLE_SECONDS = 5.0
+"""How old the values of host, GPUs and goodput may be."""
+
+
+class NodeCollector(Collector):
+    """Yields every metric family that has a value.
+
+    Args:
+        folder: of the node's snapshots.
+        host: this node.
+        gpus: its GPUs.
+        books: the run folder, on rank 0's node alone.
+    """
+
+    def __init__(self, folder: Path, host: Host, gpus: GpuSource, books: Path | None) -> None:
+        self._folder, self._host, self._gpus = folder, host, gpus
+        self._tail = RunTail(books) if books else None
+        self._ledger = Ledger()
+        self._slow: list[Sample] = []
+        self._closed = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)
+        self._sampler.start()
+        self.last_scrape: float | None = None
+
+    def collect(self) -> Iterator[Family]:
+        """The families, each with all of its samples."""
+        self.last_scrape = time.monotonic()
+        families: dict[str, Family] = {}
+        for name, labels, value in self._slow:
+            _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
+        for snapshot in read_all(self._folder):
+            rank = {"rank": str(snapshot.rank)}
+            for name, labels, value in (*snapshot.samples, *_process(snapshot)):
+                if name in METRICS:
+                    labels = {**rank, **labels} if METRICS[name].per_rank else labels
+                    _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
+            if any(snapshot.histogram):
+                counts = accumulate(snapshot.histogram)
+                bounds = [*map(str, STEP_BUCKETS), "+Inf"]
+                buckets = list(zip(bounds, counts, strict=True))
+                _family(families, "step_duration_seconds", ()).add_metric([], buckets, snapshot.histogram_sum)
+        yield from families.values()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._closed.set()
+
+    def refresh(self) -> None:
+        """Read host, GPUs and books now."""
+        self._slow = [*self._host.samples(), *self._gpus.samples(), *self._goodput()]
+
+    def _sample(self) -> None:
+        while True:
+            self.refresh()
+            if self._closed.wait(SAMPLE_SECONDS):
+                return
+
+    def _goodput(self) -> Iterator[Sample]:
+        if self._tail is None:
+            return
+        for row in self._tail.new_rows():
+            self._ledger.add(row)
+        now = time.time()
+        account = self._ledger.account(now if self._ledger.silent(now) else None)
+        yield "productive_seconds", {}, account.productive
+        for cause, seconds in account.badput.items():
+            yield "badput_seconds", {"cause": cause}, max(seconds, 0.0)
+        yield "goodput_ratio", {"queue": "included"}, account.ratio
+        yield "goodput_ratio", {"queue": "excluded"}, account.ratio_without_queue
+
+
+def _process(snapshot: Snapshot) -> Iterator[Sample]:
+    resident = resident_bytes(snapshot.pid)
+    yield "snapshot_age_seconds", {}, max(time.time() - snapshot.time, 0.0)
+    yield "rank_alive", {}, float(resident is not None)
+    if resident is not None:
+        yield "rank_resident_bytes", {}, resident
+
+
+def _family(families: dict[str, Family], name: str, labels: tuple[str, ...]) -> Any:
+    if name not in families:
+        metric = METRICS[name]
+        families[name] = _FAMILIES[metric.kind](metric.full_name, metric.help, labels=labels)
+    return families[name]

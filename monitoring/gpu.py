@@ -1,0 +1,172 @@
+"""GPUs as NVML sees them. A field that a device does not support is left out; a driver that fails leaves all out."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from monitoring.snapshots import Sample
+
+logger = logging.getLogger(__name__)
+
+_NOT_AVAILABLE = 2**63
+"""Drivers fill a field they do not know with ones: as an energy, 1.8e19."""
+
+
+class GpuSource(Protocol):
+    """Tells the state of the node's GPUs."""
+
+    def samples(self) -> list[Sample]:
+        """One sample for each metric of :data:`monitoring.catalogue.GPU`, GPU and further label."""
+
+    def close(self) -> None:
+        """Let go of the driver."""
+
+
+class NoGpus:
+    """A node without GPUs, or without their driver."""
+
+    def samples(self) -> list[Sample]:
+        """Nothing."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+@dataclass(frozen=True)
+class _Device:
+    handle: Any
+    labels: dict[str, str]
+
+
+class Nvml:
+    """The node's GPUs through nvidia-ml-py; XID events are counted by a thread that waits for them.
+
+    Raises:
+        Exception: NVML's own, if there is no driver.
+    """
+
+    def __init__(self) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._devices = [self._device(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        self._xids: Counter[tuple[str, str]] = Counter()
+        self._failed: set[str] = set()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch_xids, name="xid-events", daemon=True).start()
+
+    def samples(self) -> list[Sample]:
+        """One sample for each supported metric of each GPU."""
+        found: list[Sample] = []
+        for device in self._devices:
+            for name, more, read in self._readings(device.handle):
+                try:
+                    value = read()
+                except self._nvml.NVMLError as error:
+                    self._say_once(f"{name} of GPU {device.labels['gpu']}", error)
+                    continue
+                if 0 <= value < _NOT_AVAILABLE:
+                    found.append((name, {**device.labels, **more}, value))
+        for (gpu, xid), count in list(self._xids.items()):
+            labels = next(device.labels for device in self._devices if device.labels["gpu"] == gpu)
+            found.append(("gpu_xid_events_total", {**labels, "xid": xid}, count))
+        return found
+
+    def close(self) -> None:
+        """End the thread and leave the driver."""
+        self._closed.set()
+        self._nvml.nvmlShutdown()
+
+    def _device(self, index: int) -> _Device:
+        handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        return _Device(handle, {"gpu": str(index), "UUID": self._nvml.nvmlDeviceGetUUID(handle)})
+
+    def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], Callable[[], float]]]:
+        """Name, further labels, and how to read it."""
+        nvml = self._nvml
+        volatile = nvml.NVML_VOLATILE_ECC
+        reasons = {
+            "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
+            "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
+            "thermal_hardware": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+            "thermal_software": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+            "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+        }
+        clocks = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
+        errors = {
+            "corrected": nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
+            "uncorrected": nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+        }
+        return [
+            ("gpu_utilization_ratio", {}, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+            ("gpu_memory_used_bytes", {}, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            ("gpu_memory_total_bytes", {}, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            ("gpu_power_watts", {}, lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+            ("gpu_energy_joules_total", {}, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
+            ("gpu_temperature_celsius", {}, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            *(
+                (
+                    "gpu_clock_hertz",
+                    {"type": name},
+                    lambda clock=clock: nvml.nvmlDeviceGetClockInfo(handle, clock) * 1e6,
+                )
+                for name, clock in clocks.items()
+            ),
+            *(
+                (
+                    "gpu_ecc_errors_total",
+                    {"type": name},
+                    lambda kind=kind: nvml.nvmlDeviceGetTotalEccErrors(handle, kind, volatile),
+                )
+                for name, kind in errors.items()
+            ),
+            *(
+                (
+                    "gpu_throttle_active",
+                    {"reason": name},
+                    lambda bit=bit: float(bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & bit)),
+                )
+                for name, bit in reasons.items()
+            ),
+        ]
+
+    def _watch_xids(self) -> None:
+        nvml = self._nvml
+        try:
+            events = nvml.nvmlEventSetCreate()
+            for device in self._devices:
+                nvml.nvmlDeviceRegisterEvents(device.handle, nvml.nvmlEventTypeXidCriticalError, events)
+        except nvml.NVMLError as error:
+            self._say_once("XID events", error)
+            return
+        by_uuid = {device.labels["UUID"]: device.labels["gpu"] for device in self._devices}
+        while not self._closed.is_set():
+            try:
+                event = nvml.nvmlEventSetWait_v2(events, 1000)
+            except nvml.NVMLError_Timeout:
+                continue
+            except nvml.NVMLError as error:
+                self._say_once("XID events", error)
+                return
+            gpu = by_uuid.get(nvml.nvmlDeviceGetUUID(event.device))
+            if gpu is not None:
+                self._xids[gpu, str(event.eventData)] += 1
+
+    def _say_once(self, what: str, error: Exception) -> None:
+        if what not in self._failed:
+            self._failed.add(what)
+            logger.warning("no %s: %s", what, error)
+
+
+def open_gpus() -> GpuSource:
+    """NVML where there is a driver."""
+    try:
+        return Nvml()
+    except Exception as error:  # NVML's errors share no base class with a library that is missing
+        logger.info("no GPU metrics: %s", error)
+        return NoGpus()

@@ -1,0 +1,76 @@
+"""Exit statuses: how a process of a run ended, and whether starting the run again is worth it.
+
+No torch here: what submits jobs reads statuses, and a login node may lack torch.
+"""
+
+from enum import IntEnum
+
+from motionmae.errors import UserError
+
+
+class Superseded(RuntimeError):  # noqa: N818 - not an error of this process: it is too late
+    """A newer incarnation of the run has claimed the run folder: this one must write nothing and end."""
+
+
+class Exit(IntEnum):
+    """The exit status of a rank, below 128 except where shells have a number of their own for it."""
+
+    FINISHED = 0
+    """All steps are done and saved."""
+    CRASHED = 1
+    """An error nobody foresaw, with its traceback (Python's own status for it)."""
+    USER_ERROR = 2
+    """A person's mistake, said in one sentence: it would happen again."""
+    REQUEUE = 75
+    """Preempted or out of time: saved, and to be started again (sysexits.h: "try again")."""
+    LOST_PEERS = 76
+    """Other ranks, or the network to them, are gone: the last checkpoint holds (sysexits.h: "remote error")."""
+    HUNG = 79
+    """The watchdog ended a step that took far too long, after writing all stacks to the run's logs."""
+    SUPERSEDED = 80
+    """A newer incarnation has the run folder: nothing was written, and nothing is to be started again."""
+    TERMINATED = 143
+    """Asked to stop, by SIGTERM or the stop file: saved, not to be started again (128 + SIGTERM, as shells say)."""
+
+    @property
+    def worth_retrying(self) -> bool:
+        """Whether the same run, started again by itself, can be expected to go on."""
+        return self in (Exit.REQUEUE, Exit.LOST_PEERS, Exit.HUNG)
+
+
+_LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors for the most part
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "connection was likely closed",
+    "broken pipe",
+    "timed out waiting",
+    "socket timeout",
+    "gloo connectfullmesh failed",
+    "ncclremoteerror",
+    "ncclsystemerror",
+    "nccl communicator was aborted",
+    "watchdog caught collective operation timeout",
+)
+_LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+def exit_of(error: BaseException) -> Exit:
+    """The class of an error that ends a rank, found in it or in what it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, Superseded):
+            return Exit.SUPERSEDED
+        if isinstance(seen, UserError):
+            return Exit.USER_ERROR
+        if _is_lost_peer(seen):
+            return Exit.LOST_PEERS
+        seen = seen.__cause__
+    return Exit.CRASHED
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    if any(kind.__name__ in _LOST_TYPES for kind in type(error).__mro__):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST)

@@ -1,0 +1,57 @@
+"""What a run trains: pre-training and fine-tuning are tasks of the same engine, loop and checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from motionmae.config import Config
+from motionmae.data.loader import Batch
+from motionmae.data.manifest import Manifest
+from motionmae.models.motionmae import no_decay
+from motionmae.training.engine import Engine
+
+Groups = list[dict[str, Any]]
+"""Parameter groups: ``params``, ``weight_decay`` and, where the learning rate is not the run's own, ``lr_scale``."""
+
+
+class Task(Protocol):
+    """A model and its losses. Made from a config alone; the same on every rank."""
+
+    losses: tuple[str, ...]
+    """Keys in ``metrics.jsonl`` of what :meth:`forward` returns; the first, ``loss``, is what is minimised."""
+    needs_flow: bool
+    """Whether batches must bring optical flow."""
+
+    def build_model(self, manifest: Manifest, *, resumed: bool) -> nn.Module:
+        """The model with its initial weights.
+
+        Args:
+            manifest: of the shards it will be trained on.
+            resumed: whether a checkpoint will replace every trained weight.
+
+        Raises:
+            UserError: if the shards, or weights to begin with, do not fit.
+        """
+
+    def parameter_groups(self, model: nn.Module) -> Groups:
+        """What AdamW updates, asked before ZeRO takes the model over."""
+
+    def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
+        """The 0-dim losses of a micro-batch that is on the engine's device, in the order of ``losses``."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must say besides weights for others to use them; JSON."""
+
+
+def decay_groups(model: nn.Module, config: Config) -> Groups:
+    """Two groups: what decays, and what does not (:func:`motionmae.models.motionmae.no_decay`)."""
+    exempt = no_decay(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return [
+        {
+            "params": [p for name, p in trained.items() if name not in exempt],
+            "weight_decay": config.optim.weight_decay,
+        },
+        {"params": [p for name, p in trained.items() if name in exempt], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,191 @@
+"""The books of runs whose every second is known, and of runs with random histories."""
+
+import random
+from typing import Any
+
+import pytest
+
+from monitoring.goodput import CAUSES, Goodput, Ledger, account
+
+Row = dict[str, Any]
+
+
+class History:
+    """Writes a run's rows as training does, and keeps the true account beside it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.rows: list[Row] = []
+        self.truth = dict.fromkeys(("productive", *CAUSES), 0.0)
+        self.lives = 0
+        self.step = self.saved = 0
+        self.pending: list[float] = []  # productive seconds of the steps since the last save
+
+    def spend(self, cause: str, seconds: float) -> None:
+        self.now += seconds
+        self.truth[cause] += seconds
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.rows.append({"incarnation": str(self.lives), "kind": kind, "step": self.step, "time": self.now, **fields})
+
+    def start(self, init: float = 20.0, restore: float = 5.0) -> None:
+        self.lives += 1
+        self.spend("init", init / 2)
+        self.step = self.saved
+        self.event("start", age=init / 2)
+        if self.saved:
+            self.spend("restore", restore)
+            self.event("resume", seconds=restore)
+        self.spend("init", init / 2)
+        self.event("ready")
+        lost = sum(self.pending)
+        self.truth["productive"] -= lost
+        self.truth["lost_work"] += lost
+        self.pending = []
+
+    def train(self, steps: int, seconds: float = 1.0, wait: float = 0.25, other: float = 0.05) -> None:
+        for _ in range(steps):
+            self.spend("productive", seconds)
+            self.spend("data_wait", wait)
+            self.spend("other", other)
+            self.pending.append(seconds)
+        self.step += steps
+        row = {"step_seconds": seconds + wait + other, "data_wait_seconds": wait, "other_seconds": other}
+        self.rows.append({"incarnation": str(self.lives), "step": self.step, "time": self.now, **row})
+
+    def save(self, seconds: float = 2.0) -> None:
+        self.spend("checkpoint_blocking", seconds)
+        self.event("checkpoint", blocking=seconds)
+        self.saved, self.pending = self.step, []
+
+    def stop(self, outcome: str) -> None:
+        self.save()
+        self.event("stop", outcome=outcome)
+
+
+def assert_is(found: Goodput, history: History) -> None:
+    assert found.productive == pytest.approx(history.truth["productive"])
+    assert found.badput == pytest.approx({cause: history.truth[cause] for cause in CAUSES})
+    assert found.productive + sum(found.badput.values()) == pytest.approx(found.elapsed)
+
+
+def test_an_undisturbed_run():
+    run = History()
+    run.event("submitted")
+    run.spend("queue_wait", 300)
+    run.start()
+    run.train(10)
+    run.save()
+    run.event("finish")
+    found = account(run.rows)
+    assert_is(found, run)
+    assert found.elapsed == pytest.approx(300 + 20 + 10 * 1.3 + 2)
+    assert found.ratio == pytest.approx(10 / 335)
+    assert found.ratio_without_queue == pytest.approx(10 / 35)
+
+
+def test_a_preemption_costs_queue_init_and_restore_though_no_step_is_repeated():
+    run = History()
+    run.start()
+    run.train(10)
+    run.stop("REQUEUE")
+    run.spend("queue_wait", 100)
+    run.start()
+    run.train(10)
+    assert_is(account(run.rows), run)
+
+
+def test_a_kill_loses_the_steps_since_the_save_in_the_middle_of_a_row():
+    run = History()
+    run.start()
+    run.train(4, wait=0, other=0)
+    run.save()
+    run.train(6, wait=0, other=0)
+    run.train(6, wait=0, other=0)
+    run.spend("downtime", 50)
+    run.start()  # at step 4 again
+    run.train(12, wait=0, other=0)
+    found = account(run.rows)
+    assert_is(found, run)
+    assert found.badput["lost_work"] == 12
+    run.saved = 9  # a checkpoint in the middle of what one row tells of
+    run.pending = [1.0] * 7
+    run.start(restore=0)
+    assert account(run.rows).badput["lost_work"] == 12 + 7
+
+
+def test_skipped_steps_are_lost_work():
+    run = History()
+    run.start()
+    run.rows.append({"kind": "nonfinite", "step": 2, "time": run.now + 1.0})
+    run.train(4, wait=0, other=0)
+    assert account(run.rows).badput["lost_work"] == 1
+    assert account(run.rows).productive == 3
+
+
+def test_starting_a_finished_run_again_changes_nothing():
+    run = History()
+    run.start()
+    run.train(3)
+    run.event("finish")
+    before = account(run.rows)
+    run.now += 86400
+    run.event("start", age=1)
+    run.event("finish")
+    assert account(run.rows) == before == account(run.rows, end=run.now)
+
+
+def test_silence_is_down_time_and_in_the_queue_it_is_waiting():
+    run = History()
+    run.start()
+    run.train(3)
+    assert account(run.rows, end=run.now + 50).badput["downtime"] == pytest.approx(50)
+    run.stop("REQUEUE")
+    assert account(run.rows, end=run.now + 50).badput["queue_wait"] == pytest.approx(50)
+
+
+def test_a_run_that_dies_while_it_is_built():
+    run = History()
+    run.event("start", age=0)
+    run.spend("init", 7)
+    run.event("stop", error="UserError")
+    run.spend("downtime", 60)
+    run.start()
+    assert_is(account(run.rows), run)
+
+
+def test_no_rows():
+    assert account([]).ratio == 0 == account([]).ratio_without_queue
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
+    dice = random.Random(seed)
+    run = History()
+    for _ in range(dice.randint(1, 6)):
+        run.start(init=dice.uniform(1, 30), restore=dice.uniform(0, 5))
+        for _ in range(dice.randint(0, 8)):
+            run.train(dice.randint(1, 9), dice.uniform(0.1, 2), wait=0, other=dice.uniform(0, 0.2))
+            if dice.random() < 0.4:
+                run.save(dice.uniform(0, 3))
+        if dice.random() < 0.5:
+            run.stop(dice.choice(["REQUEUE", "TERMINATED"]))
+            run.spend("queue_wait", dice.uniform(0, 100))
+        else:
+            run.spend("downtime", dice.uniform(1, 100))
+    run.start()
+    dice.shuffle(run.rows)
+    assert_is(account(run.rows), run)
+
+
+def test_reading_on_while_it_runs_gives_the_same_account():
+    run = History()
+    ledger = Ledger()
+    run.start()
+    for _ in range(5):
+        run.train(3)
+        run.save()
+    for number, row in enumerate(run.rows):
+        ledger.add(row)
+        assert ledger.account().elapsed == account(run.rows[: number + 1]).elapsed
+    assert_is(ledger.account(), run)
