@@ -13,7 +13,7 @@ def test_the_dry_run_shows_an_array_and_the_job_after_it(tmp_path, capsys):
     assert "#SBATCH --array=0-2\n" in array
     assert array.rstrip().endswith('--part "$SLURM_ARRAY_TASK_ID/3"')
     assert "#SBATCH --dependency=afterany:ARRAY\n" in last
-    assert "--part" not in last
+    assert "--part " not in last
     for script in (array, last):
         assert "--workers 5 folder --videos 'my videos'" in script
         assert "#SBATCH --partition=cpu\n" in script
