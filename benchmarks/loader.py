@@ -9,15 +9,16 @@ Examples::
 Every loader gives batches of 16 x 224 x 224 clips, frames at distance 4, cropped at random, ready for the device. They
 take turns; a rate is the median over the rounds, a ratio the median of the ratios within a round.
 
-  floor       JPEG decoding, crop and resize alone, of the very clips that ours begins with: no reads, no checks
-  ours        motionmae's ClipLoader on shards that make_shards wrote from the videos (short side 256, quality 90)
-  ours_threads  the same with threads of this process in place of decoding processes
-  ffcv        the same, on a .beton of these shards, with FFCV's file reader and JPEG decoder
-  ffcv_raw    FFCV's own loader on stored pixels (2.4 MB a clip): fixed frames and crops, so no pre-training
-  webdataset  webdataset's own pipeline on the same shards
-  decord      VideoMAE's way: decord, PIL, float32; like the next two from the videos themselves
-  torchcodec  torchcodec and torch's resize
-  pyav        PyAV and OpenCV's resize
+  floor         JPEG decoding, crop and resize alone, of the very clips that ours begins with: no reads, no checks
+  ours          motionmae's ClipLoader on shards that make_shards wrote from the videos (short side 256, quality 90)
+  ours_threads  the same with threads of this process, which ours takes on one core (processes on more)
+  ours_raw      ours on shards of pixels (make_shards --raw)
+  ffcv          the same, on a .beton of these shards, with FFCV's file reader and JPEG decoder
+  ffcv_raw      FFCV's own loader on stored pixels (2.4 MB a clip): fixed frames and crops, so no pre-training
+  webdataset    webdataset's own pipeline on the same shards
+  decord        VideoMAE's way: decord, PIL, float32; like the next two from the videos themselves
+  torchcodec    torchcodec and torch's resize
+  pyav          PyAV and OpenCV's resize
 """
 
 import argparse
@@ -55,20 +56,20 @@ from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import ShardReader
 
 CLIP = ClipConfig()
-NAMES = ("floor", "ours", "ours_threads", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
+NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
 
 Turn = contextlib.AbstractContextManager[Iterator[int]]
 """Opens a loader; what it gives is the number of clips of each batch, for ever."""
 
 
-def store(videos: list[Path], folder: Path, samples: int) -> Path:
+def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
     """Write shards of ``samples`` videos, the same ones over and over, as make_shards does; returns their folder."""
     links = folder / "videos"
-    links.mkdir()
+    links.mkdir(parents=True)
     for number, video in zip(range(samples), cycle(videos), strict=False):
         (links / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
     out = folder / "shards"
-    status = make_shards(["folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4"])
+    status = make_shards(["folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options])
     assert status == 0, f"make_shards ended with status {status}"
     return out
 
@@ -105,13 +106,20 @@ class Bench:
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
         """Our loader, as training uses it."""
-        data = replace(self.data, **({"workers": self.cores} | changes))
+        data = replace(self.data, **({"workers": self.cores if self.cores > 1 else 0} | changes))
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 
     def ours_threads(self) -> Turn:
         """Our loader, decoding in threads."""
         return self.ours(workers=0)
+
+    def ours_raw(self) -> Turn:
+        """Our loader on stored pixels."""
+        folder = self.folder.parent / "raw"
+        if not folder.exists():
+            store(self.videos, folder, self.batch, "--raw")
+        return self.ours(shards=str(folder / "shards"))
 
     def ffcv(self) -> Turn:
         """Our loader on a .beton."""

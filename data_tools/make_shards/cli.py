@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     frame = made.add_argument_group("what is stored").add_argument
     frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos stay small")
     frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
+    frame(
+        "--raw", action="store_true", help="store pixels, 13 times the bytes: loading takes half the CPU (docs/data.md)"
+    )
     frame("--stride", type=int, default=frames.stride, help="store every so many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="store so many windows a video (%(default)s: all of it)")
     frame("--window", type=int, default=frames.window, help="source frames of such a window (%(default)s)")
@@ -118,7 +121,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.workers < 1 or options.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
     frames = FrameSettings(
-        options.short_side, options.quality, options.stride, options.clips, options.window, options.flow
+        options.short_side,
+        options.quality,
+        options.stride,
+        options.clips,
+        options.window,
+        options.flow,
+        options.raw,
     )
     listing = read_listing(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
     plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)

@@ -65,6 +65,11 @@ class Plan:
         """Videos of the shards, whether or not they can be stored."""
         return sum(len(shard.rows) for shard in self.shards)
 
+    @property
+    def encoding(self) -> str:
+        """How frames are stored (motionmae.data.shards.ENCODINGS)."""
+        return "raw" if self.frames.raw else "jpeg"
+
     def part(self, number: int, parts: int) -> "Plan":
         """Every ``parts``-th shard from ``number`` on: what one of several machines writes."""
         return replace(self, shards=self.shards[number::parts])

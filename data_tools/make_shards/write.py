@@ -196,7 +196,7 @@ class _Writer(threading.Thread):
     def _write(self, shard: ShardPlan) -> None:
         record = Tally()
         path = self._out / shard.name
-        with ShardWriter(path) as writer:
+        with ShardWriter(path, self._plan.encoding) as writer:
             for key, row in shard.rows:
                 video = self._write_video(writer, key, row)
                 record.add(video)
@@ -249,7 +249,9 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
         dataset=plan.dataset,
         split=listing.split,
         class_names=listing.class_names,
-        encoder=EncoderSettings(frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow),
+        encoder=EncoderSettings(
+            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding
+        ),
         shards=tuple(shard_entry(path) for shard in plan.shards if (path := out / shard.name).exists()),
         quarantined=len(rows),
         split_file=listing.split_file,

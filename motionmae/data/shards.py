@@ -4,6 +4,7 @@ A shard is a plain WebDataset tar (``NAME.tar``) of pre-decoded videos, one samp
 
     KEY.crcs   u32 little-endian crc32 of each stored frame, so that a partial read can be checked
     KEY.jpgs   u32 little-endian offsets[T + 1] from the start of the member, then T JPEGs end to end
+    KEY.rgbs   in place of KEY.jpgs where frames are stored raw: offsets, then T pictures of uint8 (height, width, 3)
     KEY.json   label, class name, source, fps, frames, stride, height, width, times (see :data:`META_KEYS`)
     KEY.flow   optional: offsets[T + 1] like KEY.jpgs, then T optical-flow fields (motionmae.data.flow)
 
@@ -33,6 +34,9 @@ from typing import Any, BinaryIO
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.files import sync_folder, write_atomically
 from motionmae.errors import UserError
+
+ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
+"""How frames can be stored -> the ending of the member that holds them (``jpgs`` in the columns of the index)."""
 
 FORMAT_VERSION = 1
 """Changes when a reader of the former version would misread a shard."""
@@ -113,6 +117,7 @@ class ShardWriter:
 
     Args:
         path: where the shard goes; its name ends in ``.tar``.
+        encoding: of the frames, a key of :data:`ENCODINGS`.
 
     Example::
 
@@ -121,10 +126,11 @@ class ShardWriter:
         shard.entry  # for the manifest
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, encoding: str = "jpeg"):
         if path.suffix != ".tar":
             raise UserError(f"a shard's name ends in .tar: {path}")
         self.path = path
+        self.encoding = encoding
         self.entry: ShardEntry | None = None
         self._temporary = path.with_name(path.name + ".tmp")
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -161,7 +167,8 @@ class ShardWriter:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
         row |= {"key": key, "crc32": zlib.crc32(blob), "flow_offset": 0, "flow_size": 0}
         for suffix, content in members.items():
-            info = tarfile.TarInfo(f"{key}.{suffix}")  # mtime 0, no owner
+            ending = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
+            info = tarfile.TarInfo(f"{key}.{ending}")  # mtime 0, no owner
             info.size, info.mode = len(content), 0o644
             row |= {f"{suffix}_offset": self._file.size + _TAR_HEADER, f"{suffix}_size": info.size}
             self._tar.addfile(info, io.BytesIO(content))
@@ -219,7 +226,7 @@ class ShardWriter:
         self.entry = ShardEntry(self.path.name, self._file.sha256.hexdigest(), self._file.size, samples)
         content = {
             "format_version": FORMAT_VERSION,
-            "encoding": "jpeg",
+            "encoding": self.encoding,
             "name": self.entry.name,
             "sha256": self.entry.sha256,
             "bytes": self.entry.bytes,

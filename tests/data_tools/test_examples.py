@@ -50,5 +50,5 @@ def test_the_examples_of_data_sets_that_must_be_downloaded_parse():
     datasets = []
     for command in examples("make_shards"):
         if command[1] == "data_tools/make_shards":
-            datasets.append(cli._parser().parse_args(command[2:]).dataset)
+            datasets.append(cli.parser().parse_args(command[2:]).dataset)
     assert set(datasets) == {"k400", "ssv2", "ucf101", "hmdb51", "folder"}
