@@ -76,7 +76,7 @@ def test_the_stream_is_the_same_for_every_number_of_threads(shards, one_rank, th
     assert steps(shards, 0, 9, threads=threads, prefetch=prefetch) == one_rank
 
 
-@pytest.mark.parametrize("workers", [1, 3, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_the_stream_is_the_same_for_every_number_of_processes(shards, one_rank, workers):
     assert steps(shards, 2, 7, workers=workers) == one_rank[2:]
 

@@ -13,7 +13,7 @@ import pytest
 from data_tools.make_shards import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview")
+TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview", "merge")
 if importlib.util.find_spec("ffcv") or os.environ.get("CI"):
     TOOLS += ("make_beton",)
 
