@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "data.cache",  # and data.cache_gb
     "data.remote_",
     "data.threads",
+    "data.workers",
     "data.prefetch",
     "data.corrupt_budget",
     "views.",  # of the test
