@@ -54,7 +54,7 @@ def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
 
 
 class TrainJob(Checkpointable):
-    """Pre-training as a submitit job; ``checkpoint`` is inherited and resubmits this very object.
+    """A run as a submitit job, pre-training or fine-tuning; ``checkpoint`` is inherited and resubmits this very object.
 
     Args:
         config: the run.
@@ -76,7 +76,7 @@ class TrainJob(Checkpointable):
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
         from monitoring.session import monitored
         from motionmae.training.preemption import Outcome, Preemption
-        from motionmae.training.pretrain import pretrain
+        from motionmae.training.tasks import train_task
 
         with Preemption() as preemption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -84,7 +84,7 @@ class TrainJob(Checkpointable):
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitored(self.config) as sinks:
-                    outcome = pretrain(self.config, preemption=preemption, sinks=sinks)
+                    outcome = train_task(self.config, preemption=preemption, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(Exit.USER_ERROR)

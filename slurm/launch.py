@@ -18,14 +18,23 @@ from slurm.local import DetachedLocalExecutor
 
 def absolute_paths(config: Config) -> Config:
     """The configuration with its folders written out: the job's working directory is its code snapshot."""
-    shards = config.data.shards
-    if shards and "://" not in shards:
-        shards = str(Path(shards).expanduser().resolve())
-    cache = config.data.cache
-    if cache and not cache.startswith("$"):  # $TMPDIR is the node's
-        cache = str(Path(cache).expanduser().resolve())
-    data = replace(config.data, shards=shards, cache=cache)
-    return replace(config, runs=str(Path(config.runs).expanduser().resolve()), data=data)
+
+    def absolute(path: str, *, unless: bool) -> str:
+        return path if not path or unless else str(Path(path).expanduser().resolve())
+
+    data, views, init = config.data, config.views, config.finetune.init
+    data = replace(
+        data,
+        shards=absolute(data.shards, unless="://" in data.shards),
+        cache=absolute(data.cache, unless=data.cache.startswith("$")),  # $TMPDIR is the node's
+    )
+    return replace(
+        config,
+        runs=absolute(config.runs, unless=False),
+        data=data,
+        views=replace(views, shards=absolute(views.shards, unless="://" in views.shards)),
+        finetune=replace(config.finetune, init=absolute(init, unless=init == "scratch")),
+    )
 
 
 def log_folder(run: Path) -> Path:

@@ -20,7 +20,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ def load_site(path: Path | None) -> Site:
         raise UserError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold sections: {', '.join(_SECTIONS)}")
-    for section, values in content.items():
+    for section, values in ((str(key), value) for key, value in content.items()):
         if section not in _SECTIONS:
-            raise UserError(f"{file}: unknown section {section}: {_hint(str(section), _SECTIONS)}")
+            raise UserError(f"{file}: unknown section {section}: {_hint(section, _SECTIONS)}")
         if not isinstance(values, dict):
             raise UserError(f"{file}: {section} must hold `key: value` pairs")
     return Site(
@@ -87,7 +87,7 @@ def _launch(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{file}: unknown key launch.{key}: {_hint(str(key), known)}")
         try:
             merged = OmegaConf.merge(OmegaConf.structured(LaunchConfig), {key: value})
-            checked[key] = asdict(OmegaConf.to_object(merged))[key]
+            checked[key] = getattr(OmegaConf.to_object(merged), key)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
         except OmegaConfBaseException as error:

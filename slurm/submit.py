@@ -1,4 +1,4 @@
-"""Submit a pre-training run to Slurm, or start it on this machine.
+"""Submit a run, pre-training or fine-tuning, to Slurm, or start it on this machine.
 
 Examples::
 

@@ -16,7 +16,7 @@ class LaunchConfig:
     gpus_per_node: int = 8
     """GPUs asked for a node; 0 on a machine without."""
     cpus_per_rank: int = 12
-    """CPU cores a rank, for decoding threads."""
+    """CPU cores a rank, for decoding (data.workers) and the training process."""
     timeout_minutes: int = 1440
     """Time limit of one incarnation of the job; a longer run requeues itself."""
     signal_seconds: int = 120
