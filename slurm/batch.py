@@ -168,14 +168,15 @@ def nodes_to_avoid(batch: Batch) -> dict[str, str]:
 def requeue(batch: Batch, pause: int) -> bool:
     """Have Slurm queue it again, in ``pause`` seconds at the earliest and away from bad nodes; False if it refuses."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it; the update below comes first
-    avoid = list(nodes_to_avoid(batch))
     job = control.show(batch.attempt.job)
+    before = set(job.excluded if job else ())
+    avoid = before - set(batch.attempts.excluded()) | set(nodes_to_avoid(batch))
     if not control.requeue(batch.attempt.job):
         say("Slurm did not take the request: submit the run again")
         return False
     changes = {"StartTime": f"now+{pause}"} if pause else {}
-    if avoid:
-        changes["ExcNodeList"] = ",".join(sorted({*avoid, *(job.excluded if job else ())}))
+    if avoid != before:
+        changes["ExcNodeList"] = ",".join(sorted(avoid))
     if changes and not control.update(batch.attempt.job, changes):
         say("Slurm did not take the changes of the queued job; the next start looks at its nodes again")
     return True

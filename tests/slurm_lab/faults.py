@@ -21,8 +21,8 @@ class Damage:
     """Steps that had to be taken again."""
     seconds: float
     """From the fault to the end of the next new step."""
-    start_seconds: float
-    """Of these, until the next incarnation had started: Slurm's share, and that of importing torch."""
+    slurm_seconds: float
+    """Of these, until the processes of the next incarnation began: Slurm's share."""
 
 
 def preempt(run: TrainingRun, node: str) -> None:
@@ -143,8 +143,9 @@ def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Da
     rows = run.rows()
     first = next(row for row in rows if row["incarnation"] not in before)
     last = max((row["step"] for row in rows if row["incarnation"] in before), default=0)
-    start = next(row for row in run.rows("events.jsonl") if row["incarnation"] == first["incarnation"])
-    return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - since)
+    events = run.rows("events.jsonl")
+    start = next(row for row in events if (row["incarnation"], row["kind"]) == (first["incarnation"], "start"))
+    return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - start["age"] - since)
 
 
 def _rank_on(run: TrainingRun, node: str) -> int:
