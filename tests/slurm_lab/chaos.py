@@ -40,7 +40,7 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
         damages = []
         for number in range(faults):
             fault = draw.choice(list(NAMES))
-            run.wait_for_steps(draw.randint(2, 2 * CHECKPOINT_STEPS + 2))
+            run.wait_for_steps(draw.randint(CHECKPOINT_STEPS - 1, 2 * CHECKPOINT_STEPS + 2))
             damages.append(strike(run, fault, draw.choice(run.nodes())))
             print(f"{time.strftime('%H:%M:%S')} {number + 1}/{faults} {damages[-1]}", flush=True)
         run.finish()
