@@ -7,7 +7,6 @@ Example::
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -20,9 +19,7 @@ def table(costs: dict[str, list[dict[str, float | str]]]) -> str:
     ]
     for story, damages in costs.items():
         for damage in damages:
-            seconds, slurm = (
-                "" if math.isnan(float(damage[key])) else f"{damage[key]:.0f}" for key in ("seconds", "slurm_seconds")
-            )
+            seconds, slurm = (f"{damage[key]:.0f}" for key in ("seconds", "slurm_seconds"))
             lines.append(f"| {damage['fault']}{_REMARKS.get(story, '')} | {damage['lost']} | {seconds} | {slurm} |")
     return "\n".join(lines)
 

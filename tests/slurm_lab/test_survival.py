@@ -7,6 +7,7 @@ each fault written there; ``python -m tests.slurm_lab.table FILE`` makes the tab
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -111,7 +112,7 @@ def elastic(folder: Path, shards: Path) -> Story:
             if number == 3:
                 said["indivisible"] = lab.run(*run.command, "--nodes", "3", cwd=folder).stderr
             run.submit(*words)
-            damages.append(faults.aftermath(run, f"cancelled, submitted on {number} nodes", float("nan"), before))
+            damages.append(faults.aftermath(run, f"stopped, submitted on {number} nodes", time.time(), before))
         return _end(run, damages, said)
 
 
