@@ -125,13 +125,19 @@ class TrainingRun:
 
 
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
-    """Process id, as seen from outside the lab, of each rank of a job."""
+    """Process id, as seen from outside the lab, of each rank of a job's present life.
+
+    Ranks of a former life may still be there, on a node that was cut off.
+    """
+    restarts = lab.job(job_id)["Restarts"].encode()
     mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             variables = (path / "environ").read_bytes().split(b"\0")
             ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
-            if ranks and mine <= set(variables) and b"submitit.core._submit" in (path / "cmdline").read_bytes():
+            lives = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
+            ours = ranks and mine <= set(variables) and lives == [restarts]
+            if ours and b"submitit.core._submit" in (path / "cmdline").read_bytes():
                 found[ranks[0]] = int(path.name)
     return found
