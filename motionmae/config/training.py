@@ -27,6 +27,8 @@ class OptimConfig:
     """AdamW's second momentum."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    ema_decay: float = 0.0
+    """Decay of an average of the weights, kept beside them and used by evaluation; 0 keeps none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off (VideoMAEv2 and mae_st: 0.02)."""
 
@@ -37,7 +39,7 @@ class OptimConfig:
             at_least(f"optim.{key}", getattr(self, key), 0)
         for key in ("base_lr", "eps"):
             check(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "it must be positive")
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "ema_decay"):
             check(0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "it must lie in [0, 1)")
         check(
             self.warmup_epochs < self.epochs,

@@ -100,6 +100,8 @@ def snapshot(
             value = (zero_state.read_here if whole else zero_state.read)(engine, parameter, kind)
             if owner == rank.rank:
                 tensors.setdefault(name, {})[kind] = memory.copy((name, kind), value.detach())
+        if owner == rank.rank and name in engine.averages:
+            tensors[name]["average"] = memory.copy((name, "average"), engine.averages[name].detach())
     memory.wait()
     optimizer = {
         "updates": zero_state.updates(engine),
@@ -204,6 +206,8 @@ def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
         owner = index % rank.world
         values = _read_parameter(checkpoint.folder, homes[name], name) if rank.rank == owner else {}
         zero_state.install(engine, parameter, _broadcast(values, zero_state.shape(parameter), rank, owner))
+        if name in engine.averages:
+            engine.averages[name].data.copy_(_read_average(checkpoint, homes[name], name))
     optimizer = checkpoint.state()["optimizer"]
     zero_state.set_updates(engine, optimizer["updates"])
     if engine.loss_scale and optimizer["loss_scale"]:
@@ -212,7 +216,7 @@ def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the checkpoint in ``folder``, on the CPU, for evaluation and fine-tuning.
+    """The weights of the checkpoint in ``folder``, or their average where one is kept, on the CPU, for evaluation.
 
     Raises:
         UserError: if the folder is no checkpoint or is damaged.
@@ -222,8 +226,9 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     if reason or isinstance(checkpoint, str):
         raise UserError(f"{folder} is not a whole checkpoint ({reason}): choose another below {folder.parent}")
     weights: dict[str, Tensor] = {}
+    kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:
-        if entry.name.startswith("model-"):
+        if entry.name.startswith(kind):
             with safe_open(folder / entry.name, framework="pt") as file:
                 weights.update({name: file.get_tensor(name) for name in entry.tensors})
     return weights
@@ -238,6 +243,8 @@ def _write_share(snapshot: Snapshot, folder: Path, rank: Rank) -> list[FileEntry
             f"{name}.{kind}": tensors[kind] for name, tensors in snapshot.tensors.items() for kind in MOMENTS
         },
     }
+    if averages := {name: tensors["average"] for name, tensors in snapshot.tensors.items() if "average" in tensors}:
+        contents[f"average-{suffix}"] = averages
     return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
 
 
@@ -247,6 +254,14 @@ def _read_parameter(folder: Path, home: str, name: str) -> dict[str, Tensor]:
     with safe_open(folder / home.replace("model-", "optimizer-"), framework="pt") as moments:
         values.update({kind: moments.get_tensor(f"{name}.{kind}") for kind in MOMENTS})
     return values
+
+
+def _read_average(checkpoint: Checkpoint, home: str, name: str) -> Tensor:
+    """A weight's average; where the run that saved kept none, the weight itself."""
+    kept = home.replace("model-", "average-")
+    known = any(entry.name == kept for entry in checkpoint.files)
+    with safe_open(checkpoint.folder / (kept if known else home), framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: Rank, owner: int) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def init_distributed(engine: EngineConfig) -> Rank:
     """
     place = read_place(os.environ)
     rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = _device(engine.device, local_rank)
+    device = choose_device(engine.device, local_rank)
     os.environ.update(place)  # DeepSpeed asks there
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -171,6 +171,13 @@ def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
     return result
 
 
+def first_then_others(rank: Rank, make: Callable[[], Result]) -> Result:
+    """Call ``make`` on every rank, on rank 0 first: the UserError of what is wrong for all is said once. Collective."""
+    made: list[Result] = []
+    on_first_rank(rank, lambda: made.append(make()))
+    return made[0] if made else make()
+
+
 def read_place(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun's variables are in ``environment``, or would be.
 
@@ -211,7 +218,12 @@ def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device of a rank where ``engine.device`` is ``wanted``.
+
+    Raises:
+        UserError: if it is not there.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     gpus = torch.cuda.device_count()

@@ -56,6 +56,8 @@ class Kind(str, Enum):
     """The last step was taken and saved."""
     STOP = "stop"
     """The incarnation ends early: its exit class (:class:`motionmae.training.exits.Exit`), the outcome or the error."""
+    FAILURE = "failure"
+    """The batch script saw the incarnation fail: cause, node at fault, nodes excluded, whether it is tried again."""
 
 
 class Sink(Protocol):

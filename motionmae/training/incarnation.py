@@ -12,7 +12,14 @@ from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.claim import Claim, claim_folder
-from motionmae.training.distributed import Rank, broadcast_object, distributed, gather_objects, on_first_rank
+from motionmae.training.distributed import (
+    Rank,
+    broadcast_object,
+    distributed,
+    first_then_others,
+    gather_objects,
+    on_first_rank,
+)
 from motionmae.training.engine import Engine, import_deepspeed
 from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, process_age
 from motionmae.training.exits import Exit, exit_of
@@ -76,7 +83,7 @@ def train_run(
                 events.add(TensorBoard(folder.tensorboard, state.step))
         import_deepspeed(rank.device)
         startup.done("import_deepspeed")
-        engine = build_engine(config, task, rank, loader, found is not None)
+        engine = build_engine(config, task, rank, loader, found)
         stack.callback(engine.close)
         startup.done("engine")
         if found:
@@ -161,10 +168,8 @@ def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Wa
 
 
 def open_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
-    """Open the sample stream at this rank's share of it, on rank 0 first: what is wrong is said once. Collective."""
-    opened: list[ClipLoader] = []
-    on_first_rank(rank, lambda: opened.append(new_loader(config, task, rank)))
-    return opened[0] if opened else new_loader(config, task, rank)
+    """Open the sample stream at this rank's share of it. Collective."""
+    return first_then_others(rank, lambda: new_loader(config, task, rank))
 
 
 def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
@@ -178,6 +183,7 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
         rank=rank.rank,
         world=rank.world,
         flow=task.needs_flow,
+        labelled=task.needs_labels,
     )
 
 
@@ -200,9 +206,10 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
     return TrainState(**saved["trainer"])
 
 
-def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, resumed: bool) -> Engine:
+def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> Engine:
     """The model on DeepSpeed, with its initial weights. Collective."""
-    model = task.build_model(loader.manifest, resumed=resumed)
+    saved = found.state().get("task", {}) if found else None
+    model = first_then_others(rank, lambda: task.build_model(loader.manifest, saved))
     return Engine(model, task.parameter_groups(model), config, rank)
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from motionmae.config import Config
@@ -25,8 +26,11 @@ MAY_CHANGE = (
     "data.cache",  # and data.cache_gb
     "data.remote_",
     "data.threads",
+    "data.workers",
     "data.prefetch",
     "data.corrupt_budget",
+    "views.",  # of the test
+    "finetune.init",  # a resumed run has its weights; those of a frozen encoder are compared
 )
 """Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
 
@@ -76,8 +80,13 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make torch's generators a function of (seed, step, rank), so that a checkpoint need hold no generator state."""
-    torch.manual_seed(keyed_bits("step", seed, step, rank) % 2**63)
+    """Make torch's and numpy's generators a function of (seed, step, rank): a checkpoint need hold no state of theirs.
+
+    Drop path draws from torch's, timm's mixup from numpy's.
+    """
+    bits = keyed_bits("step", seed, step, rank)
+    torch.manual_seed(bits % 2**63)
+    np.random.seed(bits % 2**32)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,16 +9,16 @@ from motionmae.errors import UserError
 from motionmae.training import loop
 from motionmae.training.distributed import init_distributed
 from motionmae.training.exits import exit_of
-from motionmae.training.pretrain import pretrain
+from motionmae.training.tasks import train_task
 
 
-def pretrain_all(configs: list[Config]) -> list[str]:
+def run_all(configs: list[Config]) -> list[str]:
     """Run incarnations one after the other in the same processes; how each ended."""
     init_distributed(configs[0].engine)
     endings = []
     for config in configs:
         try:
-            endings.append(pretrain(config).name)
+            endings.append(train_task(config).name)
         except UserError as error:
             endings.append(str(error))
     return endings
@@ -29,13 +29,13 @@ def pretrain_with_small_files(config: Config, limit: int) -> list[str]:
     rank = init_distributed(config.engine)
     if rank.rank == rank.world - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    return pretrain_all([config])
+    return run_all([config])
 
 
 def pretrain_to_exit(config: Config) -> tuple[str, str]:
     """Run one incarnation, however it ends: the class of its exit and what was said about it."""
     try:
-        return pretrain(config).name, ""
+        return train_task(config).name, ""
     except Exception as error:
         return exit_of(error).name, str(error)
 
@@ -50,4 +50,4 @@ def pretrain_and_hang(config: Config, step: int) -> None:
         return take_step(run, *arguments)
 
     loop.take_step = take_step_or_hang
-    pretrain(config)
+    train_task(config)
