@@ -11,7 +11,7 @@ from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta, ShardReader
-from motionmae.data.sampling import central_frames, random_frames
+from motionmae.data.sampling import central_frames, random_frames, segment_frames
 
 if TYPE_CHECKING:
     import torch  # decoding processes do without it
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> tuple[list[int], Crop]:
     """The stored frames of one random training clip, and the crop of all of them; the clip's only draws."""
-    return random_frames(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
+    choose = segment_frames if data.sampling == "segments" else random_frames
+    return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
 
 
 def fill_random_clip(

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from motionmae.data.lookahead import LookAhead
 from motionmae.data.manifest import load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
-from motionmae.data.randomness import mask_seed
+from motionmae.data.randomness import KeyedRandom, mask_seed
 from motionmae.data.sampling import stored_step
 from motionmae.data.source import ClipSource, ShardSource, Wanted
 from motionmae.data.workers import WorkerSource
@@ -71,10 +71,11 @@ class ClipLoader:
         rank: of this process.
         world: number of ranks.
         flow: read stored optical flow too.
+        labelled: refuse samples without a class.
 
     Raises:
-        UserError: no shards, fewer samples than a batch, a batch the ranks cannot share evenly, a stride that the
-            shards do not hold.
+        UserError: no shards, fewer samples than a batch, a batch the ranks cannot share evenly, a stride or whole
+            videos that the shards do not hold.
     """
 
     def __init__(
@@ -88,18 +89,24 @@ class ClipLoader:
         rank: int = 0,
         world: int = 1,
         flow: bool = False,
+        labelled: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
         step = Config(optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
         self.accumulation = accumulation_steps(step, world)
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.labelled = rank, world, labelled
         self.manifest = load_manifest(data.shards, data)
         stored_step(clip, self.manifest.encoder.stride)
         if flow and not self.manifest.encoder.flow_distance:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
         if flow and data.beton:
             raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
+        if data.sampling == "segments" and self.manifest.encoder.clips:
+            raise UserError(
+                f"the shards of {data.shards} hold windows of videos, and data.sampling=segments needs whole ones: "
+                "make them without --clips"
+            )
         self.steps_per_epoch = self.manifest.samples // batch
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -115,6 +122,7 @@ class ClipLoader:
         self._lock = threading.Lock()
         shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
         self._clips = ClipMemory((*shape, 3), torch.uint8)
+        self._augment = _clip_augment(data, clip)
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
         self._source = self._open_source()
@@ -265,6 +273,15 @@ class ClipLoader:
             if isinstance(outcome, CorruptSample):
                 faults[number // repeats] = outcome
                 continue
+            if self.labelled and not 0 <= outcome.label < len(self.manifest.class_names):
+                raise UserError(
+                    f"{outcome.where} in {self.data.shards} has no class (its label is {outcome.label}, the manifest "
+                    f"names {len(self.manifest.class_names)} classes): make the shards of a split with labels"
+                )
+            if self._augment:
+                self._augment(
+                    batch.clips[one.row].numpy(), KeyedRandom("augment", self.seed, epoch, one.sample, one.repeat)
+                )
             batch.labels[one.row] = outcome.label
             batch.seeds[one.row] = mask_seed(self.seed, epoch, one.sample, one.repeat)
             batch.samples[one.row] = one.sample
@@ -288,3 +305,12 @@ class ClipLoader:
                 f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
                 f"data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
             )
+
+
+def _clip_augment(data: DataConfig, clip: ClipConfig) -> Callable[[np.ndarray, KeyedRandom], None] | None:
+    """What changes clips beyond crop and flip, where something does."""
+    if not data.rand_augment and not data.erase:
+        return None
+    from motionmae.data.clip_augment import ClipAugment  # timm is slow to import, and pre-training needs none of it
+
+    return ClipAugment(data, clip.size)
