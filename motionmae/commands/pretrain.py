@@ -23,7 +23,8 @@ exit status:
   76   lost the other ranks or the network to them: the same command resumes from the last checkpoint
   79   hung, ended by the watchdog after writing all stacks to RUN/logs: start the same command again
   80   a newer start of the same run has taken over its folder; this one wrote nothing more
-  143  stopped by SIGTERM or RUN/stop after saving
+  81   stopped by the file RUN/stop after saving; the file RUN/save makes a run save at once
+  143  stopped by SIGTERM after saving
   1    a bug, with a traceback; the same command resumes from the last checkpoint"""
 
 
@@ -43,16 +44,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and return the exit status."""
+    return train(arguments, "pretrain")
+
+
+def train(arguments: argparse.Namespace, task: str) -> int:
+    """Run the task of a config, which must be ``task``; returns the exit status."""
     from motionmae.config import load_config
 
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if config.task != task:
+            raise UserError(
+                f"the config {arguments.config} is one to {config.task}: use `python -m motionmae {config.task}`"
+            )
     except UserError as error:  # every rank was given the same words
         error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
     from monitoring.session import monitored
 
     with monitored(config) as sinks:
-        from motionmae.training.pretrain import pretrain
+        from motionmae.training.tasks import train_task
 
-        return pretrain(config, sinks=sinks).value
+        return train_task(config, sinks=sinks).value

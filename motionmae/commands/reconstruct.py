@@ -1,4 +1,4 @@
-"""``python -m motionmae reconstruct``: Figure 3 for a run's own model, on clips of any folder of shards."""
+"""``python -m motionmae reconstruct``: Figure 3 for a run's own model, on clips of shards or of any video file."""
 
 import argparse
 from pathlib import Path
@@ -8,8 +8,11 @@ from motionmae.errors import UserError
 _EXAMPLES = """examples:
   python -m motionmae reconstruct runs/demo
   python -m motionmae reconstruct runs/demo --samples 0 7 --ratio 0.9 0.95 --out figure3.png
+  python -m motionmae reconstruct runs/demo --video cat.mp4 dog.webm --ratio 0.9 0.95 --out figure3.gif
   python -m motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
 """
+
+_ENDINGS = (".png", ".gif", ".mp4")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,11 +25,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/reconstruction.png)")
+    parser.add_argument("--out", type=Path, help="PNG, GIF or mp4 to write (default: RUN/reconstruction.png)")
+    parser.add_argument("--video", type=Path, nargs="+", help="video files to take the middle clips of")
     parser.add_argument("--shards", help="folder or URL of shards to take clips from (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a clip that are shown (default: 8)")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a clip that a PNG shows (default: 8)")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.set_defaults(run=run)
 
@@ -37,24 +41,40 @@ def run(arguments: argparse.Namespace) -> int:
 
     from motionmae.data.clips import read_clip
     from motionmae.data.reader import ShardReader
-    from motionmae.evaluation.pictures import make_block, write_picture
+    from motionmae.data.video import UnreadableVideo, read_central_clip
+    from motionmae.evaluation.pictures import make_block, write_movie, write_picture
     from motionmae.evaluation.pretrained import load_pretrained
 
+    out = arguments.out or arguments.folder / "reconstruction.png"
+    if out.suffix not in _ENDINGS:
+        raise UserError(f"--out {out} is none of {', '.join(_ENDINGS)}: give the name one of these endings")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if config.target.motion_source == "flow":
         raise UserError(f"{arguments.folder} was trained on optical flow, which reconstruct does not draw yet")
-    reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
-    clips = torch.stack([read_clip(reader, sample, config.clip) for sample in arguments.samples])
-    seeds = torch.tensor(arguments.samples)
+    if arguments.video:
+        names = [path.name for path in arguments.video]
+        try:
+            clips = torch.stack([read_central_clip(path, config.clip) for path in arguments.video])
+        except UnreadableVideo as error:
+            raise UserError(f"{error}: choose another file") from error
+    else:
+        names = [f"sample {sample}" for sample in arguments.samples]
+        reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
+        clips = torch.stack([read_clip(reader, sample, config.clip) for sample in arguments.samples])
+    seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
+    columns = arguments.frames if out.suffix == ".png" else config.clip.frames
     blocks = []
     for ratio in arguments.ratio or [config.mask.ratio]:
         found = loaded.model.reconstruct(clips, seeds, ratio)
-        for place, sample in enumerate(arguments.samples):
-            title = f"sample {sample}, {ratio:.0%} masked ({config.mask.kind})"
-            blocks.append((sample, make_block(title, found, place, arguments.frames)))
+        for place, name in enumerate(names):
+            block = make_block(f"{name}, {ratio:.0%} masked ({config.mask.kind})", found, place, columns)
+            blocks.append((place, block))
     blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
-    out = arguments.out or arguments.folder / "reconstruction.png"
-    write_picture([block for _, block in blocks], out, f"{config.name}, step {loaded.step}")
+    ordered = [block for _, block in blocks]
+    if out.suffix == ".png":
+        write_picture(ordered, out, f"{config.name}, step {loaded.step}")
+    else:
+        write_movie(ordered, out)
     print(f"wrote {out}")
     return 0

@@ -1,12 +1,13 @@
 """Typed configuration: the schema, and loading it from YAML with inheritance and ``key=value`` overrides."""
 
 from motionmae.config.data import DataConfig
+from motionmae.config.downstream import FinetuneConfig, ViewsConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
-from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -14,6 +15,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EngineConfig",
+    "FinetuneConfig",
     "LaunchConfig",
     "LogConfig",
     "MaskConfig",
@@ -21,6 +23,8 @@ __all__ = [
     "MonitoringConfig",
     "OptimConfig",
     "TargetConfig",
+    "ViewsConfig",
+    "WatchdogConfig",
     "load_config",
     "save_config",
 ]

@@ -27,6 +27,9 @@ class DataConfig:
     beton: str = ""
     """FFCV file that `data_tools/make_beton` wrote from these shards, read in their place (empty: the shards); of
     ``shards`` only manifest.json is then needed (docs/ffcv.md says when it pays)."""
+    sampling: str = "dense"
+    """dense: frames at the distance clip.stride; segments: a frame from each of clip.frames equal parts of the video
+    (fine-tuning on SSv2)."""
     crop: str = "random_resized"
     """random_resized (section 4) or multi_scale (Table 6a's MultiScaleCrop)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -35,10 +38,17 @@ class DataConfig:
     """Range of the aspect ratio of random_resized."""
     flip: bool = True
     """Mirror half of the clips left to right (not on SSv2: its classes name sides)."""
+    rand_augment: str = ""
+    """RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1, one policy for all frames of a clip; empty: none."""
+    erase: float = 0.0
+    """Chance that a rectangle of the clip, the same in all frames, is replaced by noise (random erasing)."""
     repeats: int = 1
     """Clips drawn from each video that is read (repeated sampling)."""
+    workers: int = 0
+    """Processes of a rank that decode; 0: ``threads`` of the training process, enough for a core or two. A .beton takes
+    ``threads`` either way."""
     threads: int = 2
-    """Decoding threads of a rank."""
+    """Decoding threads of a rank without ``workers``."""
     prefetch: int = 4
     """Micro-batches held ready per rank."""
     window_shards: int = 64
@@ -47,12 +57,15 @@ class DataConfig:
     """Samples of a run that may be unreadable (each replaced, counted and logged) before it stops."""
 
     def __post_init__(self) -> None:
+        one_of("data.sampling", self.sampling, ("dense", "segments"))
+        check(0 <= self.erase <= 1, "data.erase", self.erase, "it must lie in [0, 1]")
         one_of("data.crop", self.crop, ("random_resized", "multi_scale"))
         for key, low, high in (("crop_scale", *self.crop_scale), ("crop_ratio", *self.crop_ratio)):
             check(0 < low <= high, f"data.{key}", (low, high), "it takes two positive numbers, the smaller first")
         check(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "a crop keeps at most the whole, 1.0")
         for key in ("repeats", "threads", "prefetch", "window_shards"):
             at_least(f"data.{key}", getattr(self, key), 1)
+        at_least("data.workers", self.workers, 0)
         at_least("data.corrupt_budget", self.corrupt_budget, 0)
         at_least("data.remote_retries", self.remote_retries, 0)
         for key in ("cache_gb", "remote_timeout"):

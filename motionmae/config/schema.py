@@ -7,12 +7,13 @@ of ranks is checked where the ranks are known (:func:`accumulation_steps`).
 
 from dataclasses import dataclass, field
 
-from motionmae.config.checks import check
+from motionmae.config.checks import check, one_of
 from motionmae.config.data import DataConfig
+from motionmae.config.downstream import FinetuneConfig, ViewsConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
-from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.errors import UserError
 
 
@@ -24,17 +25,22 @@ class Config:
     """Name of the run and of its folder below `runs`; by default the config's name."""
     runs: str = "runs"
     """Folder that holds the run folders."""
+    task: str = "pretrain"
+    """pretrain, or finetune: a classifier on a pre-trained encoder."""
     seed: int = 0
     """Seed of initial weights, order, crops and masks: everything random follows from it."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
@@ -45,6 +51,7 @@ class Config:
             self.name,
             "use letters, digits, '-', '_' and '.', and start with none of '-' and '.'",
         )
+        one_of("task", self.task, ("pretrain", "finetune"))
         check(
             self.target.motion_granularity < self.clip.frames,
             "target.motion_granularity",
@@ -65,6 +72,18 @@ class Config:
             "engine.micro_batch",
             self.engine.micro_batch,
             f"it must divide optim.batch={self.optim.batch}",
+        )
+        check(
+            self.task == "pretrain" or not self.finetune.mixes or self.engine.micro_batch * self.data.repeats % 2 == 0,
+            "engine.micro_batch",
+            self.engine.micro_batch,
+            "mixup and cutmix mix clips in pairs, so engine.micro_batch x data.repeats must be even",
+        )
+        check(
+            not self.optim.ema_decay or self.engine.zero < 3,
+            "optim.ema_decay",
+            self.optim.ema_decay,
+            "the average needs whole weights on every rank, so choose engine.zero=0, 1 or 2",
         )
 
 

@@ -27,6 +27,8 @@ class OptimConfig:
     """AdamW's second momentum."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    ema_decay: float = 0.0
+    """Decay of an average of the weights, kept beside them and used by evaluation; 0 keeps none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off (VideoMAEv2 and mae_st: 0.02)."""
 
@@ -37,7 +39,7 @@ class OptimConfig:
             at_least(f"optim.{key}", getattr(self, key), 0)
         for key in ("base_lr", "eps"):
             check(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "it must be positive")
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "ema_decay"):
             check(0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "it must lie in [0, 1)")
         check(
             self.warmup_epochs < self.epochs,
@@ -104,3 +106,25 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         at_least("log.every_steps", self.every_steps, 1)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """How long things may take before a rank counts as hung, writes its stacks down and ends; 0 for any time.
+
+    Far beyond what work takes, also on a slow disk: a hang costs this long, a false alarm costs a restart.
+    """
+
+    startup_seconds: float = 1800
+    """From joining the run to the first step: opening the data, verifying and loading the checkpoint."""
+    step_seconds: float = 600
+    """A step takes at most this, or `step_factor` times the median of the last steps if that is more."""
+    step_factor: float = 20
+    """See `step_seconds`."""
+    save_seconds: float = 3600
+    """Copying and writing a checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("startup_seconds", "step_seconds", "save_seconds"):
+            at_least(f"watchdog.{key}", getattr(self, key), 0)
+        at_least("watchdog.step_factor", self.step_factor, 1)

@@ -1,10 +1,15 @@
-"""Which stored frames make a clip: a random start at a fixed stride, as VideoMAE samples densely.
+"""Which stored frames make a training clip.
+
+Dense: a random start at a fixed stride, as VideoMAE samples. Segments: one random frame out of each of ``clip.frames``
+equal parts of the video, in order, whatever its length (SSv2, whose classes need a whole action).
 
 ``clip.stride`` counts source frames; the shard keeps every ``SampleMeta.stride``-th of them, so a clip takes every
 ``clip.stride / SampleMeta.stride``-th stored frame. Any start is possible at which the whole clip fits in one stored
 window. A video shorter than a clip starts at its first frame and repeats the last frame that the stride reaches,
 which is what VideoMAE does.
 """
+
+import itertools
 
 from motionmae.config import ClipConfig
 from motionmae.data.randomness import KeyedRandom
@@ -49,6 +54,15 @@ def random_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> li
         pick -= starts
     low, length, _ = max(windows, key=lambda window: window[1])
     return _frames(low, low + length, clip.frames, step)
+
+
+def segment_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> list[int]:
+    """Stored frames of one random clip: one of each of ``clip.frames`` equal parts of the whole video.
+
+    Parts are as equal as whole frames allow; a video with fewer frames than parts repeats some.
+    """
+    bounds = [part * meta.frames // clip.frames for part in range(clip.frames + 1)]
+    return [low + random.below(max(1, high - low)) for low, high in itertools.pairwise(bounds)]
 
 
 def central_frames(meta: SampleMeta, clip: ClipConfig) -> list[int]:

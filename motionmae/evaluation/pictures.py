@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from motionmae.evaluation.video_file import write_gif, write_mp4
 from motionmae.models.motionmae import Reconstruction
 
 Strip = NDArray[np.float32]
@@ -46,6 +47,28 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Bl
             ("time head", _strip(_show(drawn, scale, signed))),
         ]
     return Block(title, strips, found.true_statistics)
+
+
+def write_movie(blocks: Sequence[Block], out: Path, fps: int = 6) -> None:
+    """Write the blocks as a moving picture (GIF or mp4, by the name's ending), atomically.
+
+    Each block is a line of panels: what Figure 3 shows below each other, side by side and moving. The blocks must show
+    every frame of their clips.
+    """
+    height = blocks[0].rows[0][1].shape[0]
+    width = height + max(1, height // 32)  # a square frame and its gap
+    scale = max(1, round(112 / height))
+    frames = []
+    for start in range(0, blocks[0].rows[0][1].shape[1], width):
+        lines = [
+            np.concatenate([strip[:, start : start + width] for _, strip in block.rows], axis=1) for block in blocks
+        ]
+        most = max(line.shape[1] for line in lines)
+        padded = [np.pad(line, ((0, 2), (0, most - line.shape[1]), (0, 0)), constant_values=1) for line in lines]
+        picture = (255 * np.concatenate(padded)).round().astype(np.uint8)
+        frames.append(picture.repeat(scale, 0).repeat(scale, 1))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (write_gif if out.suffix == ".gif" else write_mp4)(out, frames, fps)
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:

@@ -1,42 +1,108 @@
 """The model of a run as its checkpoint has it, for everything that looks at what was learned."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
+from motionmae.models.classifier import Classifier, build_classifier
+from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
-from motionmae.training.checkpoint import load_weights
-from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.models.vit import Encoder
+from motionmae.training.finetune import load_frozen
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained model, in evaluation mode on the CPU, and where it comes from."""
+    """A pre-trained model, in evaluation mode on the CPU, and where it comes from."""
 
     model: MotionMAE
     config: Config
     step: int
 
 
+@dataclass(frozen=True)
+class Finetuned:
+    """A classifier, in evaluation mode on the CPU, and where it comes from."""
+
+    model: Classifier
+    config: Config
+    step: int
+    class_names: tuple[str, ...]
+    """In the order of its logits."""
+    fingerprint: str
+    """Hash of the model's weights."""
+
+
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
-    """Load a run's checkpoint of ``step``, or its newest; the run folder is only read.
+    """Load a pre-training run's checkpoint of ``step``, or its newest; the run folder is only read.
 
     Raises:
-        UserError: if there is no such run or checkpoint, or its files are damaged.
+        UserError: there is no such run or checkpoint, or its files are damaged.
     """
+    config, weights, saved = _load(run, step, "pretrain")
+    model = build_motionmae(config)
+    fit(model, weights.state, weights)
+    return Pretrained(model.eval(), config, saved["trainer"]["step"])
+
+
+def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
+    """Load a fine-tuning run's checkpoint of ``step``, or its newest; the run folder is only read.
+
+    Raises:
+        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is not to be had.
+    """
+    config, weights, saved = _load(run, step, "finetune")
+    names = tuple(saved["task"]["class_names"])
+    model = build_classifier(config, len(names))
+    state = dict(weights.state)
+    if config.finetune.frozen:
+        load_frozen(model.encoder, config, saved["task"])
+        state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
+    fit(model, state, weights)
+    return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))
+
+
+def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
+    """:func:`load_pretrained` or :func:`load_finetuned`, whichever the run is."""
+    folder = RunFolder(run)
+    task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
+    return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
+
+
+def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict]:
     folder = RunFolder(run)
     if not folder.config.is_file():
         raise UserError(f"{run} is no run folder, it has no {folder.config.name}: give one such as runs/demo")
-    complete = CheckpointStore(folder.checkpoints).complete()
-    chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
-    if not chosen:
-        there = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
-        raise UserError(
-            f"{folder.checkpoints} has no checkpoint{f' of step {step}' if step else ''}: there are {there}"
-        )
     config = load_config(str(folder.config))
-    model = build_motionmae(config)
-    model.load_state_dict(load_weights(chosen[-1].folder))
-    return Pretrained(model.eval(), config, chosen[-1].step)
+    if config.task != task:
+        raise UserError(f"{run} is a run to {config.task}: give the folder of one to {task}")
+    checkpoint = newest_checkpoint(folder, step)
+    return config, read_weights(checkpoint), json.loads((checkpoint / "state.json").read_text())
+
+
+class Embedding(nn.Module):
+    """Maps clips (B, T, H, W, 3) to the mean of the encoder's tokens (B, width): the feature of a clip."""
+
+    def __init__(self, encoder: Encoder, cube_size: int):
+        super().__init__()
+        self.encoder, self.cube_size = encoder, cube_size
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """See the class."""
+        return self.encoder(cut_patches(clips, self.cube_size)).mean(1)
+
+
+def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
+    """The encoder of a run of either task as an :class:`Embedding`, its config and its step.
+
+    Raises:
+        UserError: as :func:`load_pretrained` and :func:`load_finetuned`.
+    """
+    loaded = load_run(run, step)
+    return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

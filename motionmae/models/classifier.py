@@ -1,6 +1,10 @@
-"""The fine-tuning model: the encoder over all cubes, their mean, a fresh LayerNorm, a linear head (VideoMAE's)."""
+"""The fine-tuning model: the encoder over all cubes, pooled, a fresh LayerNorm, a linear head (VideoMAE's)."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from motionmae.config import Config
@@ -13,34 +17,55 @@ HEAD_SCALE = 1e-3
 
 
 class Classifier(nn.Module):
-    """A video classifier on a pre-trained encoder; the encoder's final norm gives way to one behind the pooling."""
+    """A video classifier on a pre-trained encoder; the encoder's final norm gives way to one behind the pooling.
 
-    def __init__(self, config: Config, classes: int, drop_path: float = 0.0):
-        """Make a classifier; ``drop_path`` is the rate of the last block, 0.1 for B and 0.2 for L (Table 6b)."""
+    With ``finetune.mode`` linear or attentive the encoder is frozen: it takes no gradient and drops no path.
+    """
+
+    def __init__(self, config: Config, classes: int):
+        """Make a classifier as ``config.finetune`` says."""
         super().__init__()
+        finetune, size = config.finetune, resolve(config.model)
         self.cube_size = config.clip.cube_size
+        self.frozen = finetune.frozen
+        drop_path = 0.0 if self.frozen else finetune.drop_path
         self.encoder = Encoder(config.clip, config.model, drop_path=drop_path, final_norm=False)
-        width = resolve(config.model).width
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, classes)
+        self.encoder.requires_grad_(not self.frozen)
+        # attentive: one trained query looks at all cubes, then an MLP (the attentive probe of V-JEPA)
+        self.pool = (
+            AttentionPoolLatent(size.width, num_heads=size.heads, norm_layer=nn.LayerNorm)
+            if finetune.mode == "attentive"
+            else None
+        )
+        self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.head = nn.Linear(size.width, classes)
         with torch.no_grad():
             nn.init.trunc_normal_(self.head.weight, std=0.02).mul_(HEAD_SCALE)
             nn.init.zeros_(self.head.bias)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Map clips uint8 (B, T, H, W, 3) to logits (B, classes)."""
-        tokens = self.encoder(cut_patches(clips, self.cube_size))  # (B, N, width)
-        return self.head(self.norm(tokens.mean(1)))
+        """Map clips of grey levels (B, T, H, W, 3), bytes or mixed floats, to logits (B, classes)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.encoder(cut_patches(clips, self.cube_size))  # (B, N, width)
+        return self.head(self.norm(self.pool(tokens) if self.pool else tokens.mean(1)))
 
-    def load_encoder(self, state: dict[str, Tensor]) -> None:
+    def load_encoder(self, state: Mapping[str, Tensor]) -> None:
         """Take over the encoder of a :class:`~motionmae.models.motionmae.MotionMAE` state dict, without its norm."""
         prefix = "encoder."
         kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         self.encoder.load_state_dict({name: value for name, value in kept.items() if not name.startswith("norm.")})
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for timm's layer-wise decay: projection and positions 0, then the blocks, then norm and head."""
+        return {
+            "stem": r"^encoder\.(?:project|position)",
+            "blocks": r"^encoder\.blocks\.(\d+)",
+            "head": r"^(?:pool|norm|head)\.",
+        }
 
-def build_classifier(config: Config, classes: int, drop_path: float = 0.0) -> Classifier:
+
+def build_classifier(config: Config, classes: int) -> Classifier:
     """Make the classifier with initial weights that follow from ``config.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Classifier(config, classes, drop_path)
+        return Classifier(config, classes)

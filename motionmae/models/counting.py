@@ -83,12 +83,20 @@ def forward_gflops(config: Config, classes: int = 0) -> float:
 
 
 def step_flops(config: Config) -> StepFlops:
-    """Return the operations of one clip in one pre-training step.
+    """Return the operations of one clip in one training step.
 
     A backward pass takes twice the forward pass: the gradient of each matrix product's two factors. Only the first
     projection saves one of them, since pixels need no gradient.
     """
     size, clip, model = resolve(config.model), config.clip, config.model
+    every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
+    if config.task == "finetune":
+        encoder = _encoder_macs(config, clip.cubes)
+        if config.finetune.frozen:
+            return StepFlops(2 * encoder, 0, 0, 0)
+        first = clip.cubes * clip.cube_pixels * size.width
+        recomputed = -(-size.depth // every) * _recomputed_macs(clip.cubes, size.width) if every else 0
+        return StepFlops(2 * encoder, 0, 4 * encoder - 2 * first, 2 * recomputed)
     masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
     visible = clip.cubes - masked
     encoder = _encoder_macs(config, visible)
@@ -98,7 +106,6 @@ def step_flops(config: Config) -> StepFlops:
     heads = sum(masked * size.decoder_width * values for values in output_sizes(config).values())
     decoders = _trunks(config) * trunk + heads
     first = visible * clip.cube_pixels * size.width
-    every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
     recomputed = 0
     if every:
         recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from motionmae.config import ClipConfig, Config
 from motionmae.errors import UserError
+from motionmae.models.released import flat_kernel
 from motionmae.models.sizes import resolve
 
 State = Mapping[str, Tensor]
@@ -29,15 +30,18 @@ _OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS = "decoders.space.blocks", "decoder.
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
-    """Return the arguments of ``transformers.VideoMAEConfig`` that describe ``config``.
+    """Return the arguments of ``transformers.VideoMAEConfig`` that describe the model of ``config.task``.
 
     Raises:
         UserError: if VideoMAE has no such model.
     """
-    if config.target.kind != "frame" or config.model.position != "sinusoidal":
+    if config.model.position != "sinusoidal":
+        raise UserError("model.position=learnable is no VideoMAE, whose positions are fixed: export safetensors")
+    if config.task == "finetune" and config.finetune.mode == "attentive":
+        raise UserError("finetune.mode=attentive is no VideoMAE, which pools by the mean: export safetensors")
+    if config.task == "pretrain" and config.target.kind != "frame":
         raise UserError(
-            f"target.kind={config.target.kind} with model.position={config.model.position} is no VideoMAE: "
-            "its pre-training model has target.kind=frame and model.position=sinusoidal"
+            f"target.kind={config.target.kind} is no VideoMAE: its pre-training model has target.kind=frame"
         )
     size, clip = resolve(config.model), config.clip
     return {
@@ -55,7 +59,7 @@ def huggingface_config(config: Config) -> dict[str, Any]:
         "decoder_num_attention_heads": size.decoder_heads,
         "decoder_intermediate_size": 4 * size.decoder_width,
         "norm_pix_loss": config.target.normalize,
-        "use_mean_pooling": False,
+        "use_mean_pooling": config.task == "finetune",
     }
 
 
@@ -98,6 +102,34 @@ def pretraining_to_huggingface(state: State, clip: ClipConfig) -> dict[str, Tens
     return theirs
 
 
+def classifier_from_huggingface(state: State) -> dict[str, Tensor]:
+    """Turn a ``VideoMAEForVideoClassification`` state dict (with mean pooling) into one of :class:`Classifier`.
+
+    Raises:
+        UserError: if a weight is missing, or one is there that VideoMAE does not have.
+    """
+    theirs = _modern(state)
+    inner = {name.removeprefix("videomae."): theirs.pop(name) for name in list(theirs) if name.startswith("videomae.")}
+    ours = {f"encoder.{name}": value for name, value in encoder_from_huggingface(inner).items()}
+    ours.update({mine: _take(theirs, other) for mine, other in _classifier_pairs()})
+    _refuse_leftovers(theirs)
+    return ours
+
+
+def classifier_to_huggingface(state: State, clip: ClipConfig) -> dict[str, Tensor]:
+    """Turn a :class:`Classifier` state dict into one of ``VideoMAEForVideoClassification`` with mean pooling.
+
+    Raises:
+        UserError: if a weight is missing, or one is there that VideoMAE does not have (such as trained positions).
+    """
+    ours = dict(state)
+    inner = {name.removeprefix("encoder."): ours.pop(name) for name in list(ours) if name.startswith("encoder.")}
+    theirs = {f"videomae.{name}": value for name, value in encoder_to_huggingface(inner, clip).items()}
+    theirs.update({other: _take(ours, mine) for mine, other in _classifier_pairs()})
+    _refuse_leftovers(ours)
+    return theirs
+
+
 def encoder_from_huggingface(state: State) -> dict[str, Tensor]:
     """Turn a ``VideoMAEModel`` state dict into one of :class:`~motionmae.models.vit.Encoder`.
 
@@ -108,8 +140,7 @@ def encoder_from_huggingface(state: State) -> dict[str, Tensor]:
     depth = _depth(theirs, _THEIR_BLOCKS)
     ours = {mine: _take(theirs, other) for mine, other in _encoder_pairs(depth, norm="layernorm.weight" in theirs)}
     ours.update(_join_qkv(theirs, depth, _OURS_BLOCKS, _THEIR_BLOCKS))
-    # (width, 3, p0, p1, p2) -> (width, p0 * p1 * p2 * 3)
-    ours[_KERNEL[0]] = _take(theirs, _KERNEL[1]).permute(0, 2, 3, 4, 1).flatten(1)
+    ours[_KERNEL[0]] = flat_kernel(_take(theirs, _KERNEL[1]))
     _refuse_leftovers(theirs)
     return ours
 
@@ -145,6 +176,11 @@ def _decoder_pairs(depth: int) -> Iterator[Pair]:
     yield from _block_pairs(depth, _OURS_DECODER_BLOCKS, _THEIR_DECODER_BLOCKS)
     yield from _affine("decoders.space.norm", "decoder.norm")
     yield from _affine("decoders.space.heads.space", "decoder.head")
+
+
+def _classifier_pairs() -> Iterator[Pair]:
+    yield from _affine("norm", "fc_norm")
+    yield from _affine("head", "classifier")
 
 
 def _block_pairs(depth: int, ours: str, theirs: str) -> Iterator[Pair]:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from motionmae.config import Config
@@ -71,6 +72,7 @@ class Engine:
         precision: fp32, bf16 or fp16, as resolved for the device.
         loss_scale: state of fp16's loss scale, else None.
         parameters: trained parameters by name, in the model's order, the same on every rank.
+        averages: their running averages by name, where ``optim.ema_decay`` asks for them.
     """
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank) -> None:
@@ -80,6 +82,8 @@ class Engine:
         self.loss_scale = LossScale() if self.precision == "fp16" else None
         if config.engine.deterministic:
             make_deterministic()
+        decay = config.optim.ema_decay
+        self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
             model=model,
             optimizer=build_optimizer(groups, config, rank.device),
@@ -87,6 +91,8 @@ class Engine:
             dist_init_required=False,
         )
         self.parameters = {name: p for name, p in self.deepspeed.module.named_parameters() if p.requires_grad}
+        averages = dict(self._average.module.named_parameters()) if self._average else {}
+        self.averages = {name: averages[name] for name in self.parameters if averages}
         zero_state.create_states(self)
         self.set_loss_scale()
         if config.engine.compile:
@@ -114,6 +120,8 @@ class Engine:
         if not last:
             return True
         applied = bool(self.deepspeed.was_step_applied())
+        if applied and self._average:
+            self._average.update(self.deepspeed.module)
         if self.loss_scale:
             self.loss_scale.update(applied)
             self.set_loss_scale()

@@ -13,7 +13,7 @@ from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps
 from motionmae.data.manifest import MANIFEST, load_manifest
 from motionmae.data.transfer import UnreachableError, is_remote
-from motionmae.models.counting import count_parameters, step_flops
+from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters, step_flops
 from motionmae.models.masking import masked_cubes
 from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
@@ -91,6 +91,8 @@ def make_plan(config: Config) -> Plan:
     """
     ranks = config.launch.nodes * config.launch.ranks_per_node
     parameters, flops = count_parameters(config), step_flops(config)
+    if config.task == "finetune":
+        parameters = Parameters(count_classifier_parameters(config, classes=0), 0)  # the head is less than 1 %
     clips = config.engine.micro_batch * config.data.repeats
     videos = _videos(config)
     return Plan(
@@ -125,6 +127,11 @@ def kept_bytes(config: Config) -> int:
     input and output of GELU at 4 D each: 14 D values. With activation checkpointing a block keeps its input alone.
     """
     size, clip, width = resolve(config.model), config.clip, compute_bytes(config)
+    if config.task == "finetune":
+        if config.finetune.frozen:
+            return 0
+        pixels = clip.cubes * clip.cube_pixels * width
+        return pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads)
     masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
     visible = clip.cubes - masked
     heads = output_sizes(config)

@@ -1,6 +1,6 @@
 """Pre-training: rebuild what is hidden, frames by the space head and motion by the time head."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,12 +22,13 @@ class Pretraining:
     """The :class:`~motionmae.training.task.Task` of the paper's section 3."""
 
     losses: tuple[str, ...] = ("loss", "loss_space", "loss_time")
+    needs_labels = False
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
 
-    def build_model(self, manifest: Manifest, *, resumed: bool) -> nn.Module:
+    def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """See :meth:`Task.build_model`; the weights follow from the seed."""
         return build_motionmae(self._config)
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from motionmae.config import Config
@@ -16,6 +17,7 @@ MAY_CHANGE = (
     "engine.",
     "checkpoint.",
     "log.",
+    "watchdog.",
     "launch.",
     "monitoring.",
     "model.activation_checkpointing",
@@ -24,8 +26,11 @@ MAY_CHANGE = (
     "data.cache",  # and data.cache_gb
     "data.remote_",
     "data.threads",
+    "data.workers",
     "data.prefetch",
     "data.corrupt_budget",
+    "views.",  # of the test
+    "finetune.init",  # a resumed run has its weights; those of a frozen encoder are compared
 )
 """Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
 
@@ -42,6 +47,8 @@ class TrainState:
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
     """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
+    went_back: list[int] = field(default_factory=list)
+    """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)
     """Samples that some rank could not read, in this incarnation or an earlier one: id -> reason."""
 
@@ -73,8 +80,13 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make torch's generators a function of (seed, step, rank), so that a checkpoint need hold no generator state."""
-    torch.manual_seed(keyed_bits("step", seed, step, rank) % 2**63)
+    """Make torch's and numpy's generators a function of (seed, step, rank): a checkpoint need hold no state of theirs.
+
+    Drop path draws from torch's, timm's mixup from numpy's.
+    """
+    bits = keyed_bits("step", seed, step, rank)
+    torch.manual_seed(bits % 2**63)
+    np.random.seed(bits % 2**32)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a run trains: pre-training and fine-tuning are tasks of the same engine, loop and checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -22,13 +22,15 @@ class Task(Protocol):
     """Keys in ``metrics.jsonl`` of what :meth:`forward` returns; the first, ``loss``, is what is minimised."""
     needs_flow: bool
     """Whether batches must bring optical flow."""
+    needs_labels: bool
+    """Whether every sample must have a class."""
 
-    def build_model(self, manifest: Manifest, *, resumed: bool) -> nn.Module:
+    def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """The model with its initial weights.
 
         Args:
             manifest: of the shards it will be trained on.
-            resumed: whether a checkpoint will replace every trained weight.
+            saved: :meth:`state` in the checkpoint that will replace every trained weight; None for a new run.
 
         Raises:
             UserError: if the shards, or weights to begin with, do not fit.

@@ -43,6 +43,38 @@ def test_global_batch_fits_the_papers_gpus(name: str) -> None:
     assert config.optim.batch % (gpus * config.engine.micro_batch) == 0
 
 
+# config: (base lr, batch, epochs, repeated sampling, flip, drop path, test clips), from Table 6b and section 4
+TABLE_6B = {
+    "finetune_vitb_ssv2": (5e-4, 512, 30, 2, False, 0.1, 2),
+    "finetune_vitl_ssv2": (5e-4, 256, 20, 2, False, 0.2, 2),
+    "finetune_vitb_k400": (5e-4, 384, 75, 2, True, 0.1, 5),
+    "finetune_vitl_k400": (2e-3, 64, 35, 2, True, 0.2, 5),
+    "finetune_vitb_ucf101": (1e-3, 256, 100, 1, True, 0.1, 10),
+    "finetune_vitl_ucf101": (1e-3, 256, 100, 1, True, 0.2, 10),  # not in the paper: B's column, L's drop path
+}
+FINETUNE_SHARED = {"weight_decay": 0.05, "beta1": 0.9, "beta2": 0.999, "warmup_epochs": 5}
+
+
+@pytest.mark.parametrize("name", TABLE_6B)
+def test_finetuning_follows_table_6b(name: str) -> None:
+    config = load_config(name)
+    base_lr, batch, epochs, repeats, flip, drop_path, clips = TABLE_6B[name]
+    assert (config.task, config.model.size) == ("finetune", f"vit_{name[12]}")
+    assert (config.optim.base_lr, config.optim.batch, config.optim.epochs) == (base_lr, batch, epochs)
+    assert (config.data.repeats, config.data.flip, config.finetune.drop_path) == (repeats, flip, drop_path)
+    assert {key: getattr(config.optim, key) for key in FINETUNE_SHARED} == FINETUNE_SHARED
+    found = config.finetune
+    assert (found.mode, found.layer_decay, found.label_smoothing, found.mixup, found.cutmix) == (
+        "full", 0.75, 0.1, 0.8, 1.0,
+    )  # fmt: skip
+    assert config.data.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert (config.views.clips, config.views.crops) == (clips, 3)
+    assert config.data.sampling == ("segments" if "ssv2" in name else "dense")
+    ranks = config.launch.nodes * config.launch.ranks_per_node
+    assert batch % (ranks * config.engine.micro_batch) == 0
+    assert load_config(config.finetune.init.removeprefix("runs/")).model == config.model  # it starts from one of ours
+
+
 @pytest.mark.parametrize("dataset", ["k400", "ssv2", "ucf101"])
 def test_videomae_baseline_changes_target_and_mask_only(dataset: str) -> None:
     ours, baseline = load_config(f"vitb_{dataset}"), load_config(f"videomae_vitb_{dataset}")

@@ -41,8 +41,8 @@ def test_an_encoder_of_another_shape_is_not_taken():
 
 
 def test_gradient_reaches_every_parameter_with_drop_path_and_checkpointing():
-    config = tiny(model={"activation_checkpointing": "full"})
-    model = build_classifier(config, 3, drop_path=0.1)
+    config = tiny(model={"activation_checkpointing": "full"}, finetune={"drop_path": 0.1})
+    model = build_classifier(config, 3)
     torch.manual_seed(0)
     torch.nn.functional.cross_entropy(model(moving_clips(config)), torch.tensor([0, 1, 2, 0])).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.parameters())

@@ -118,7 +118,7 @@ def test_encoder_gives_the_features_of_videomae_model_and_back():
 def test_encoder_of_a_finetuned_model_has_no_norm_and_still_converts():
     config = tiny()
     theirs = random_huggingface(videomae(), "VideoMAEModel", use_mean_pooling=True)
-    classifier = build_classifier(config, 5)
+    classifier = build_classifier(config, 5).eval()
     classifier.encoder.load_state_dict(encoder_from_huggingface(theirs.state_dict()))
     clips = noise_clips(config, 2)
     expected = theirs(theirs_of(clips)).last_hidden_state

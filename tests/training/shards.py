@@ -26,17 +26,18 @@ STEPS = 9
 """Steps of a :func:`tiny_run`: 3 an epoch, 3 epochs."""
 
 
-def make_shards(folder: Path, shards: int = 2, samples: int = 9) -> Path:
-    """Write videos of a bar that moves at a speed of its own over noise."""
+def make_shards(folder: Path, shards: int = 2, samples: int = 9, classes: int = 1) -> Path:
+    """Write videos of a bar that moves at a speed of its own over noise; its class is its number modulo ``classes``."""
     folder.mkdir(parents=True)
     entries = []
     for shard in range(shards):
         with ShardWriter(folder / f"train-{shard:06d}.tar") as writer:
             for number in range(samples):
-                _write_video(writer, shard * samples + number)
+                _write_video(writer, shard * samples + number, classes)
         entries.append(writer.entry)
     settings = EncoderSettings(short_side=HEIGHT, jpeg_quality=90)
-    write_manifest(folder, Manifest("bars", "train", ("bar",), settings, tuple(entries)))
+    names = tuple(f"bar{number}" for number in range(classes))
+    write_manifest(folder, Manifest("bars", "train", names, settings, tuple(entries)))
     return folder
 
 
@@ -60,7 +61,7 @@ def tiny_run(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
     return config
 
 
-def _write_video(writer: ShardWriter, number: int) -> None:
+def _write_video(writer: ShardWriter, number: int, classes: int) -> None:
     random = np.random.default_rng(number)
     background = random.integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     jpegs = []
@@ -70,8 +71,8 @@ def _write_video(writer: ShardWriter, number: int) -> None:
         picture[:, start : start + 8] = 230
         jpegs.append(simplejpeg.encode_jpeg(picture, quality=90))
     meta = {
-        "label": 0,
-        "class_name": "bar",
+        "label": number % classes,
+        "class_name": f"bar{number % classes}",
         "source": f"{number}.mp4",
         "fps": 10.0,
         "frames": FRAMES,

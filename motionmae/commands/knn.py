@@ -1,0 +1,74 @@
+"""``python -m motionmae knn``: nearest neighbours on frozen features, a health check of an encoder in a minute."""
+
+import argparse
+from pathlib import Path
+
+from motionmae.errors import UserError
+
+_EPILOG = """\
+examples:
+  python -m motionmae knn runs/tiny_ut_interaction --train data/ut_interaction/train --test data/ut_interaction/val
+  python -m motionmae knn runs/vitb_k400 --train data/k400/train --test data/k400/val --step 50000 --json knn.json"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "knn",
+        help="nearest-neighbour accuracy of a run's frozen features",
+        description="Classify the middle clip of each test video by its nearest training videos in feature space.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
+    parser.add_argument("--train", required=True, help="folder or URL of labelled shards")
+    parser.add_argument("--test", required=True, help="folder or URL of labelled shards with the same classes")
+    parser.add_argument("--k", type=int, default=20, help="neighbours that vote (default: 20)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="of their weights (default: 0.07)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Classify, print, and return the exit status."""
+    import json
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from motionmae.config import EngineConfig
+    from motionmae.data.files import write_atomically
+    from motionmae.data.reader import ShardReader
+    from motionmae.evaluation.features import Neighbours, classify_by_neighbours, features_of_shards
+    from motionmae.evaluation.pretrained import load_embedding
+    from motionmae.evaluation.recognition import labels_of, match_classes
+    from motionmae.training.distributed import distributed, first_then_others
+
+    if arguments.k < 1 or arguments.temperature <= 0:
+        raise UserError("--k must be at least 1 and --temperature positive")
+    with distributed(EngineConfig()) as rank:
+        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, arguments.step))
+        readers = [ShardReader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
+        names = readers[0].manifest.class_names
+        logits = match_classes(names, readers[1].manifest.class_names, arguments.test)
+        work = arguments.folder / "knn"
+        train, test = (features_of_shards(model, config, reader, work, rank) for reader in readers)
+        if rank.is_first:
+            train_labels = labels_of(readers[0], train, np.arange(len(names)))
+            truth = labels_of(readers[1], test, logits)
+            rows = [np.stack(list(part.values.values())) for part in (train, test)]
+            found = classify_by_neighbours(rows[0], train_labels, rows[1], arguments.k, arguments.temperature)
+            report = Neighbours(
+                top1=float(100 * (found == truth).mean()),
+                chance=float(100 * np.bincount(truth).max() / len(truth)),
+                videos=len(truth),
+                missing=len(test.unreadable),
+            )
+            print(
+                f"step {step}: {report.top1:.1f} % of {report.videos} videos by {arguments.k} neighbours "
+                f"(most frequent class: {report.chance:.1f} %; not read: {report.missing})"
+            )
+            if arguments.json:
+                write_atomically(arguments.json, (json.dumps({"step": step, **asdict(report)}) + "\n").encode())
+    return 0

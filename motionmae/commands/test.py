@@ -1,0 +1,103 @@
+"""``python -m motionmae test``: the K x 3-view accuracy of a fine-tuned run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motionmae.errors import UserError
+
+if TYPE_CHECKING:
+    from motionmae.evaluation.recognition import Report
+
+_DESCRIPTION = """\
+Test a fine-tuning run on every video of its test shards: clips x crops views of each, softmax, mean. Figures, per-class
+accuracy, predictions and the confusion matrix go to RUN/test/. The same command again goes on where it was interrupted;
+under torchrun or srun the ranks share the videos, and the figures are the same for any number of them."""
+
+_EPILOG = """\
+examples:
+  python -m motionmae test runs/finetune_tiny_ut_interaction
+  python -m motionmae test finetune_tiny_ut_interaction --shards data/ut_interaction/val --clips 1 --crops 1
+  torchrun --nproc-per-node 2 -m motionmae test finetune_tiny_ut_interaction --json figures.json"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "test",
+        help="multi-view accuracy of a fine-tuned run",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
+    parser.add_argument("--shards", help="folder or URL of shards to test on (default: the run's views.shards)")
+    parser.add_argument("--clips", type=int, help="clips of a video (default: the run's views.clips)")
+    parser.add_argument("--crops", type=int, help="squares of a clip (default: the run's views.crops)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Test, print and write, and return the exit status."""
+    from dataclasses import replace
+
+    from motionmae.config import load_config
+    from motionmae.data.reader import ShardReader
+    from motionmae.evaluation import recognition
+    from motionmae.evaluation.pretrained import load_finetuned
+    from motionmae.training.distributed import distributed, first_then_others
+    from motionmae.training.runfolder import RunFolder
+
+    folder = RunFolder(Path(arguments.run_or_config))
+    config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
+    if not folder.config.is_file():
+        folder = RunFolder.of(config.runs, config.name)
+    with distributed(config.engine) as rank:
+        trained = first_then_others(rank, lambda: load_finetuned(folder.path, arguments.step))
+        views = trained.config.views
+        views = replace(
+            views,
+            shards=arguments.shards or views.shards,
+            clips=arguments.clips or views.clips,
+            crops=arguments.crops or views.crops,
+        )
+        trained = replace(trained, config=replace(trained.config, views=views))
+        if not views.shards:
+            raise UserError("views.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
+        reader = ShardReader(views.shards, data=trained.config.data)
+        logits = recognition.match_classes(trained.class_names, reader.manifest.class_names, views.shards)
+        out = recognition.result_folder(folder.path, trained, reader.manifest)
+        results = recognition.predict(trained, reader, out, rank)
+        if rank.is_first:
+            labels = recognition.labels_of(reader, results, logits)
+            report, confusion = recognition.evaluate(trained, results, labels)
+            recognition.write_predictions(out / "predictions.csv", trained, reader, results)
+            heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
+            recognition.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
+            for path in (out / "report.json", arguments.json):
+                if path:
+                    recognition.write_report(path, report, unreadable=results.unreadable)
+            _print(report, results.unreadable, out)
+    return 0
+
+
+def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_row("top-1", f"{report.top1:.2f} %")
+    table.add_row("top-5", f"{report.top5:.2f} %")
+    table.add_row("mean of the classes", f"{report.mean_class:.2f} %")
+    table.add_row("videos", f"{report.videos}, of which {report.missing} could not be read")
+    table.add_row("views", f"{report.views} of {report.gflops_per_view:.4g} GFLOPs: {report.gflops:.4g} GFLOPs a video")
+    table.add_row("parameters", f"{report.parameters / 1e6:.1f} M")
+    for name, value in report.per_class.items() if len(report.per_class) <= 20 else ():
+        table.add_row(f"  {name}", "none tested" if value is None else f"{value:.1f} %")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, reason in unreadable.items():
+        console.print(f"not read: video {name}: {reason}", markup=False, highlight=False)
+    console.print(f"predictions, confusion matrix, figures: {out}", markup=False, highlight=False)

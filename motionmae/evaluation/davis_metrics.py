@@ -1,0 +1,94 @@
+"""Region similarity J and boundary accuracy F as the official DAVIS-2017 evaluator computes them (semi-supervised).
+
+Objects are those of the first mask; the first and the last frame do not count; void (255) is background on both sides;
+an object that is absent from both masks of a frame scores J = 1 and F = 1 there. Means run over objects, not sequences.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+VOID = 255
+BOUNDARY_SHARE = 0.008
+"""Distance at which two boundaries still match, as a share of the picture's diagonal."""
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measure of one object over the frames that count."""
+
+    mean: float
+    recall: float
+    """Share of frames above 0.5."""
+    decay: float
+    """Mean of the first quarter of the frames minus that of the last."""
+
+
+def region_similarity(truth: Mask, found: Mask) -> float:
+    """J: intersection over union, 1 where both are empty."""
+    union = np.logical_or(truth, found).sum()
+    return float(np.logical_and(truth, found).sum() / union) if union else 1.0
+
+
+def boundary_accuracy(truth: Mask, found: Mask) -> float:
+    """F: harmonic mean of the precision and recall of boundary pixels, matched within a disc."""
+    reach = int(np.ceil(BOUNDARY_SHARE * np.linalg.norm(truth.shape)))
+    row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = (row**2 + column**2 <= reach**2).astype(np.uint8)
+    ours, theirs = boundary(found), boundary(truth)
+    count, true_count = ours.sum(), theirs.sum()
+    if not count or not true_count:
+        return float(count == true_count)
+    precision = (ours & (cv2.dilate(theirs.astype(np.uint8), disc) > 0)).sum() / count
+    recall = (theirs & (cv2.dilate(ours.astype(np.uint8), disc) > 0)).sum() / true_count
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def boundary(mask: Mask) -> Mask:
+    """Pixels that differ from the one right of them, below them, or both; the last row and column look one way only."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")  # beyond the edge lies the same
+    right, below, diagonal = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
+
+
+def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[int, dict[str, Score]]:
+    """J and F of every object of a sequence.
+
+    Args:
+        truth: (frames, H, W) object numbers, 255 for void.
+        found: the same of the predictions.
+    """
+    void = truth == VOID
+    truth, found = np.where(void, 0, truth), np.where(void, 0, found)
+    scores = {}
+    for number in range(1, int(truth[0].max()) + 1):
+        pairs = [(true == number, ours == number) for true, ours in zip(truth[1:-1], found[1:-1], strict=True)]
+        scores[number] = {
+            "J": summarise([region_similarity(*pair) for pair in pairs]),
+            "F": summarise([boundary_accuracy(*pair) for pair in pairs]),
+        }
+    return scores
+
+
+def summarise(values: list[float]) -> Score:
+    """Mean, recall and decay over frames; the quarters overlap in one frame, as the evaluator cuts them."""
+    frames = np.array(values)
+    bounds = np.round(np.linspace(1, len(frames), 5) + 1e-10).astype(int) - 1
+    first, last = frames[: bounds[1] + 1], frames[bounds[3] : bounds[4] + 1]
+    return Score(float(frames.mean()), float((frames > 0.5).mean()), float(first.mean() - last.mean()))
+
+
+def global_means(objects: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+    """The evaluator's seven figures, means over objects."""
+    figures = {}
+    for measure in ("J", "F"):
+        for what in ("mean", "recall", "decay"):
+            values = [getattr(scores[measure], what) for scores in objects.values()]
+            figures[f"{measure}-{what.capitalize()}"] = float(np.mean(values))
+    return {"J&F-Mean": (figures["J-Mean"] + figures["F-Mean"]) / 2, **figures}

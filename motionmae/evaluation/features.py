@@ -1,0 +1,105 @@
+"""Clip features of a frozen encoder: of a folder of videos for others' use, and k-nearest neighbours as a health check.
+
+A feature is the mean of the encoder's tokens over the clip in the middle of the video, cut to its central square.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from motionmae.config import Config
+from motionmae.data.clips import read_clip
+from motionmae.data.reader import ShardReader
+from motionmae.data.video import read_central_clip
+from motionmae.errors import UserError
+from motionmae.evaluation.inference import FrozenModel, Results, infer
+from motionmae.evaluation.pretrained import Embedding
+from motionmae.training.distributed import Rank
+from motionmae.training.precision import resolve_precision
+from motionmae.training.weights import fingerprint
+
+ENDINGS = frozenset({".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp"})
+
+
+def videos_below(folder: Path) -> list[str]:
+    """Paths of all video files below a folder, relative to it, sorted.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS and path.is_file()
+    )
+    if not found:
+        raise UserError(f"{folder} holds no video file: give a folder with {', '.join(sorted(ENDINGS))} below it")
+    return found
+
+
+def features_of_files(model: Embedding, config: Config, folder: Path, work: Path, rank: Rank) -> Results:
+    """The feature of every video below ``folder``, resumable in ``work``. Collective."""
+    embed = _frozen(model, config, rank)
+
+    def read(name: str) -> NDArray[np.uint8]:
+        return read_central_clip(folder / name, config.clip).numpy()
+
+    return infer(
+        videos_below(folder), read, embed, work / fingerprint(model)[:12], rank, "features", config.data.threads
+    )
+
+
+def features_of_shards(model: Embedding, config: Config, reader: ShardReader, work: Path, rank: Rank) -> Results:
+    """The feature of every sample of shards, by its number, resumable in ``work``. Collective."""
+    embed = _frozen(model, config, rank)
+
+    def read(name: str) -> NDArray[np.uint8]:
+        return read_clip(reader, int(name), config.clip).numpy()
+
+    identity = hashlib.sha256(f"{fingerprint(model)} {reader.manifest.fingerprint}".encode()).hexdigest()
+    items = [str(sample) for sample in range(reader.manifest.samples)]
+    return infer(items, read, embed, work / identity[:12], rank, reader.manifest.split, config.data.threads)
+
+
+def _frozen(model: Embedding, config: Config, rank: Rank) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    frozen = FrozenModel(model, rank, resolve_precision(config.engine.precision, rank.device), batch=1)
+    return lambda clip: frozen(clip[None]).numpy()[0]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """How good nearest neighbours are as a classifier."""
+
+    top1: float
+    """Percent."""
+    chance: float
+    """Percent that the most frequent class of the test videos would give."""
+    videos: int
+    missing: int
+    """Test videos that could not be read."""
+
+
+def classify_by_neighbours(
+    train: NDArray[np.float32],
+    train_labels: NDArray[np.int64],
+    test: NDArray[np.float32],
+    k: int,
+    temperature: float,
+) -> NDArray[np.int64]:
+    """Vote of the ``k`` most similar (cosine) training features, each weighing exp(similarity / temperature).
+
+    Features are centred by the training mean first: those of masked autoencoders share one large component.
+    """
+    mean = train.mean(0)
+    near, far = (part - mean for part in (test, train))
+    near, far = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (near, far))
+    similarity = near @ far.T  # (test, train)
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train))]
+    votes = np.zeros((len(test), int(train_labels.max()) + 1))
+    weights = np.exp(np.take_along_axis(similarity, best, 1) / temperature)
+    np.add.at(votes, (np.arange(len(test))[:, None], train_labels[best]), weights)
+    return votes.argmax(1)

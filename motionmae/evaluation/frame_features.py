@@ -1,0 +1,67 @@
+"""Features of single frames from a video encoder, at any resolution, and the baselines they are held against.
+
+A video encoder takes cubes of several frames. Three adapters make features of one frame of it; none looks ahead:
+
+- ``duplicate``: the frame fills a cube by itself, repeated, at the positions of the first time slot;
+- ``pairs``: a cube holds the frame before it and the frame;
+- ``sliding``: a whole clip that ends with the frame, which fills the last cube; features are those of that cube.
+
+Position tables are cut into time slots, and each is interpolated in space.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from motionmae.models.cubes import all_cubes, cut_patches
+from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, Encoder
+
+ADAPTERS = ("duplicate", "sliding", "pairs")
+
+
+def encoder_features(
+    frames: Iterable[Tensor], encoder: Encoder, adapter: str, device: torch.device
+) -> Iterator[Tensor]:
+    """Features (width, rows, columns) of each of ``frames``, uint8 (H, W, 3), whose sides are whole cubes."""
+    clip = encoder.clip
+    before: list[Tensor] = []
+    length = {"duplicate": 1, "pairs": 2, "sliding": (clip.slots - 1) * clip.cube_frames + 1}[adapter]
+    for frame in frames:
+        before = [*before, frame][-length:]
+        window = [before[0]] * (length - len(before)) + before  # a video begins with its first frame standing still
+        if adapter == "pairs":
+            window = [window[0]] * (clip.cube_frames - 1) + window[1:]
+        else:
+            window = window[:-1] + [frame] * clip.cube_frames
+        yield encode(torch.stack(window).to(device), encoder)
+
+
+@torch.inference_mode()
+def encode(window: Tensor, encoder: Encoder) -> Tensor:
+    """Features (width, rows, columns) of the last cubes of a window of frames, uint8 (T, H, W, 3)."""
+    clip = encoder.clip
+    rows, columns = (side // clip.cube_size for side in window.shape[1:3])
+    pixels = all_cubes(cut_patches(window[None], clip.cube_size), clip.cube_frames)  # (1, N, values)
+    slots = len(window) // clip.cube_frames
+    tokens = encoder.project(torch.addcmul(encoder.shift, pixels.float(), encoder.scale))
+    tokens = encoder.norm(encoder.blocks(tokens + positions(encoder, slots, rows, columns)))
+    return tokens[0, -rows * columns :].t().unflatten(1, (rows, columns))
+
+
+def positions(encoder: Encoder, slots: int, rows: int, columns: int) -> Tensor:
+    """The first ``slots`` time slots of the position table, each interpolated to ``rows`` x ``columns``."""
+    clip = encoder.clip
+    table = encoder.position.table.unflatten(0, (clip.slots, clip.side, clip.side))[:slots]
+    table = functional.interpolate(table.permute(0, 3, 1, 2), (rows, columns), mode="bicubic", align_corners=False)
+    return table.permute(0, 2, 3, 1).flatten(0, 2)  # (slots * rows * columns, width)
+
+
+def pixel_features(frames: Iterable[Tensor], cell: int) -> Iterator[Tensor]:
+    """The baseline without a network: the pixels of each cell (cell * cell * 3, rows, columns), centred."""
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    for frame in frames:
+        pixels = ((frame.float() / 255 - mean) / std)[None, None]
+        rows, columns = (side // cell for side in frame.shape[:2])
+        yield cut_patches(pixels, cell)[0, 0].t().unflatten(1, (rows, columns))

@@ -1,0 +1,131 @@
+"""Label propagation by nearest neighbours in feature space, by the two published protocols.
+
+For every cell of a frame the most similar cells of some earlier frames are found, and it takes the mean of their
+labels, weighted by a softmax over the similarities. Both protocols keep the first frame for ever and the last few
+frames, and feed soft labels back.
+
+- ``videowalk`` (Jabri et al. 2020, which the paper follows): 20 frames, top 10, temperature 0.05, within 12 cells in a
+  circle in recent frames and anywhere in the first.
+- ``dino`` (Caron et al. 2021): 7 frames, top 5, temperature 0.1, within a square of 12 cells either way in all of them;
+  before the decision each object's map is stretched to [0, 1].
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor
+
+_QUERIES = 512  # cells whose similarities are held at a time
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How labels spread."""
+
+    recent: int
+    """Last frames that are looked at, besides the first."""
+    top: int
+    """Neighbours a cell takes its label from."""
+    temperature: float
+    radius: float
+    """Cells around its own place in which a cell looks."""
+    square: bool
+    """Whether the radius is of a square (its bound included) or of a circle (excluded)."""
+    first_everywhere: bool
+    """Whether the radius does not hold for the first frame."""
+    long_multiple: int
+    """The long side is rounded down to a multiple of this many pixels (of a cube, at the least)."""
+    bilinear_labels: bool
+    """Whether the first mask is shrunk bilinearly, else to the nearest pixel."""
+    stretch: bool
+    """Whether each object's map is stretched to [0, 1] before the decision."""
+
+
+PROTOCOLS = {
+    "videowalk": Protocol(20, 10, 0.05, 12, False, True, 1, True, False),
+    "dino": Protocol(7, 5, 0.1, 12, True, False, 64, False, True),
+}
+
+
+def working_size(height: int, width: int, cell: int, protocol: Protocol) -> tuple[int, int]:
+    """Height and width that frames are resized to: short side 480, both in whole cells."""
+    scale = 480 / min(height, width)
+    short, long = int(480 // cell) * cell, max(cell, protocol.long_multiple)
+    long = int(max(height, width) * scale) // long * long
+    return (short, long) if height <= width else (long, short)
+
+
+def shrink_labels(mask: NDArray[np.uint8], rows: int, columns: int, protocol: Protocol) -> Tensor:
+    """One map an object, background first: (H, W) object numbers -> float (objects + 1, rows, columns)."""
+    objects = int(mask.max())
+    maps = np.stack([mask == number for number in range(objects + 1)]).astype(np.float32)
+    method = cv2.INTER_LINEAR if protocol.bilinear_labels else cv2.INTER_NEAREST
+    return torch.from_numpy(np.stack([cv2.resize(one, (columns, rows), interpolation=method) for one in maps]))
+
+
+def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) -> Iterator[Tensor]:
+    """Spread labels from the first frame through the others, one by one.
+
+    Args:
+        features: (width, rows, columns) of each frame in order, the first included; of any length, on any device.
+        labels: (objects + 1, rows, columns) of the first.
+        protocol: how.
+
+    Yields:
+        The soft labels of every frame but the first, as ``labels``.
+    """
+    frames = iter(features)
+    first = functional.normalize(next(frames).flatten(1), dim=0)  # (width, cells)
+    rows, columns = labels.shape[1:]
+    start = labels.flatten(1).to(first.device)
+    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=protocol.recent)
+    near = _neighbourhood(rows, columns, protocol).to(first.device)
+    for frame in frames:
+        current = functional.normalize(frame.flatten(1), dim=0)
+        keys = torch.cat([first, *(key for key, _ in recent)], dim=1)  # (width, contexts * cells)
+        values = torch.cat([start, *(value for _, value in recent)], dim=1)
+        found = torch.cat(
+            [
+                _answer(part, keys, values, places, protocol)
+                for part, places in zip(current.split(_QUERIES, 1), near.split(_QUERIES), strict=True)
+            ],
+            dim=1,
+        )
+        recent.append((current, found))
+        yield found.view(-1, rows, columns).cpu()
+
+
+def _answer(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, protocol: Protocol) -> Tensor:
+    """Labels (objects + 1, q) of queries (width, q), by keys (width, k), their values and near, bool (q, cells)."""
+    similarity = queries.t() @ keys / protocol.temperature  # (q, contexts * cells)
+    allowed = near.repeat(1, keys.shape[1] // near.shape[1])
+    if protocol.first_everywhere:
+        allowed[:, : near.shape[1]] = True
+    similarity.masked_fill_(~allowed, -torch.inf)
+    best, places = similarity.topk(protocol.top, dim=1)
+    weights = best.softmax(1)  # (q, top)
+    return (values[:, places] * weights).sum(2)
+
+
+def _neighbourhood(rows: int, columns: int, protocol: Protocol) -> Tensor:
+    """Whether a cell may look at another of a frame: bool (cells, cells)."""
+    place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1).float()
+    away = (place[:, :, None] - place[:, None]).abs()  # (2, cells, cells)
+    return (away <= protocol.radius).all(0) if protocol.square else away.norm(dim=0) < protocol.radius
+
+
+def decide(soft: Tensor, height: int, width: int, cell: int, protocol: Protocol) -> NDArray[np.uint8]:
+    """Object numbers (height, width) of soft labels (objects + 1, rows, columns): enlarged bilinearly, then argmax."""
+    maps = functional.interpolate(soft[None], scale_factor=cell, mode="bilinear", align_corners=False)[0]
+    if protocol.stretch:
+        low = maps.amin((1, 2), keepdim=True)
+        high = (maps - low).amax((1, 2), keepdim=True)
+        maps = torch.where(high > 0, (maps - low) / high.clamp_min(1e-12), maps)
+    chosen = maps.argmax(0).to(torch.uint8).numpy()
+    return cv2.resize(chosen, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)

@@ -1,0 +1,91 @@
+"""Which frames and which squares of a video a multi-view test looks at (section 4; VideoMAE's published rules)."""
+
+import cv2
+import numpy as np
+
+from motionmae.config import ClipConfig, Config
+from motionmae.data.jpeg import decode_frame
+from motionmae.data.reader import ShardReader
+from motionmae.data.sampling import stored_step
+from motionmae.errors import UserError
+
+
+def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:
+    """Frames of ``clips`` dense clips that cover a video.
+
+    Every ``step``-th frame of the whole video is a candidate, the last repeated up to a clip's length; clip k of K
+    starts at the candidate ``int(k * surplus / (K - 1))``, and a single clip takes the middle.
+    """
+    candidates = list(range(0, frames, step))
+    candidates += [candidates[-1]] * (clip_frames - len(candidates))
+    surplus = len(candidates) - clip_frames
+    starts = [surplus // 2] if clips == 1 else [number * surplus // (clips - 1) for number in range(clips)]
+    return [candidates[start : start + clip_frames] for start in starts]
+
+
+def segment_views(frames: int, clip_frames: int, clips: int) -> list[list[int]]:
+    """Frames of ``clips`` clips that interleave, each with one frame of every ``clip_frames``-th part of a video.
+
+    With ``tick`` the length of a part, clip k of K takes frames near ``tick * (part + k / K)``: all of them are sorted
+    and dealt out in turn. A single clip takes the middles of the parts.
+    """
+    tick = frames / clip_frames
+    offsets = [tick / 2] if clips == 1 else [tick * number / clips for number in range(clips)]
+    chosen = sorted(int(offset + tick * part) for offset in offsets for part in range(clip_frames))
+    return [chosen[number::clips] for number in range(clips)]
+
+
+def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
+    """Where the squares of ``size`` begin along the long side; a single one lies in the middle."""
+    surplus = long_side - size
+    return [surplus // 2] if crops == 1 else [number * surplus // (crops - 1) for number in range(crops)]
+
+
+def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int]]:
+    """Stored frames of each clip of a video of ``frames`` stored frames."""
+    clip = config.clip
+    if config.data.sampling == "segments":
+        return segment_views(frames, clip.frames, config.views.clips)
+    return dense_views(frames, clip.frames, stored_step(clip, stored_stride), config.views.clips)
+
+
+def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
+    """All views of a video: uint8 (clips * crops, T, size, size, 3), the crops of a clip in a row.
+
+    Raises:
+        CorruptSample: the sample is not what was written; nothing is put in its place.
+        UserError: the shards hold only windows of it.
+    """
+    meta = reader.read_meta(sample_id)
+    if len(meta.windows) > 1:
+        raise UserError(
+            f"{meta.where} holds windows of a video, and a test needs all of it: make shards without --clips"
+        )
+    clips = clip_views(meta.frames, meta.stride, config)
+    needed = sorted({frame for clip in clips for frame in clip})
+    pictures = np.stack(
+        [shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in reader.read_frames(sample_id, needed)]
+    )
+    return cut_views(
+        pictures, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.views.crops
+    )
+
+
+def shrink(picture: np.ndarray, size: int) -> np.ndarray:
+    """A picture (H, W, 3) resized so that its short side is ``size``; the long side is rounded down."""
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    method = cv2.INTER_AREA if short > 2 * size else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width * size // short, height * size // short), interpolation=method)
+
+
+def cut_views(pictures: np.ndarray, clips: list[list[int]], clip: ClipConfig, crops: int) -> np.ndarray:
+    """Cut clips and squares: uint8 (n, H, W, 3), whose short side is ``clip.size``, to (clips * crops, T, S, S, 3)."""
+    size = clip.size
+    height, width = pictures.shape[1:3]
+    views = []
+    for frames in clips:
+        for start in crop_starts(max(height, width), size, crops):
+            top, left = (start, 0) if height > width else (0, start)
+            views.append(pictures[frames, top : top + size, left : left + size])
+    return np.stack(views)

@@ -1,0 +1,110 @@
+"""Fine-tuning: a classifier on a pre-trained encoder, by Table 6b; or a probe, the same on a frozen one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as functional
+from timm.data.mixup import Mixup, cutmix_bbox_and_lam
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from motionmae.config import Config
+from motionmae.data.loader import Batch
+from motionmae.data.manifest import Manifest
+from motionmae.errors import UserError
+from motionmae.models.classifier import build_classifier
+from motionmae.training.engine import Engine
+from motionmae.training.task import Groups
+from motionmae.training.weights import fingerprint, load_encoder
+
+
+class ClipMixup(Mixup):
+    """timm's Mixup for clips (B, T, H, W, 3): cutmix's box, drawn over height and width, is cut out of every frame."""
+
+    def _mix_batch(self, x: Tensor) -> float:
+        height, width = x.shape[2:4]
+        lam, use_cutmix = self._params_per_batch()
+        if lam == 1.0:
+            return lam
+        if not use_cutmix:
+            mirrored = x.flip(0).mul_(1.0 - lam)
+            x.mul_(lam).add_(mirrored)
+            return lam
+        (top, bottom, left, right), lam = cutmix_bbox_and_lam((height, width), lam, correct_lam=self.correct_lam)
+        x[:, :, top:bottom, left:right] = x.flip(0)[:, :, top:bottom, left:right]
+        return lam
+
+
+class Finetuning:
+    """The :class:`~motionmae.training.task.Task` of Table 6b."""
+
+    losses: tuple[str, ...] = ("loss",)
+    needs_flow = False
+    needs_labels = True
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._state: dict[str, Any] = {}
+        self._mixup: ClipMixup | None = None
+        self._soft = SoftTargetCrossEntropy()
+
+    def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
+        """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so it is loaded for a resumed run too."""
+        config, finetune = self._config, self._config.finetune
+        classes = len(manifest.class_names)
+        if classes < 2:
+            raise UserError(f"{config.data.shards} names {classes} classes, too few to tell apart: use labelled shards")
+        if finetune.mixes:
+            self._mixup = ClipMixup(
+                mixup_alpha=finetune.mixup,
+                cutmix_alpha=finetune.cutmix,
+                switch_prob=finetune.mix_switch,
+                label_smoothing=finetune.label_smoothing,
+                num_classes=classes,
+            )
+        model = build_classifier(config, classes)
+        self._state = {"class_names": list(manifest.class_names)}
+        if finetune.frozen:
+            self._state["frozen"] = load_frozen(model.encoder, config, saved)
+        elif saved is None and finetune.init != "scratch":
+            load_encoder(model.encoder, finetune.init)
+        return model
+
+    def parameter_groups(self, model: nn.Module) -> Groups:
+        """See :meth:`Task.parameter_groups`; timm's groups, layer by layer."""
+        return param_groups_layer_decay(
+            model,
+            self._config.optim.weight_decay,
+            no_weight_decay_list={"encoder.position.table"},
+            layer_decay=self._config.finetune.layer_decay,
+        )
+
+    def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
+        """See :meth:`Task.forward`: cross entropy against mixed or smoothed labels."""
+        if self._mixup is None:
+            smoothing = self._config.finetune.label_smoothing
+            logits = engine(batch.clips)
+            return (functional.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing),)
+        clips, targets = self._mixup(batch.clips.float(), batch.labels)
+        return (self._soft(engine(clips).float(), targets),)
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Task.state`: the classes in the order of the logits, and the fingerprint of a frozen encoder."""
+        return self._state
+
+
+def load_frozen(encoder: nn.Module, config: Config, saved: Mapping[str, Any] | None) -> str:
+    """Load the encoder of a probe, whose checkpoints hold the head alone, and return its fingerprint.
+
+    Raises:
+        UserError: the weights are not those that the head in the checkpoint was trained on.
+    """
+    load_encoder(encoder, config.finetune.init)
+    found = fingerprint(encoder)
+    if saved is not None and saved["frozen"] != found:
+        raise UserError(
+            f"finetune.init={config.finetune.init} now holds other weights than {config.runs}/{config.name} was "
+            "trained on: name the very checkpoint folder, or start another run with name=..."
+        )
+    return found

@@ -1,0 +1,134 @@
+"""Features of files and of shards, neighbours, and reconstructions of video files."""
+
+import json
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from motionmae.__main__ import main
+from motionmae.config import ClipConfig
+from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
+from motionmae.evaluation.features import classify_by_neighbours
+from motionmae.evaluation.pretrained import load_embedding
+from motionmae.evaluation.video_file import write_mp4
+from tests.shared_data import SHARED_DATA, needs_shared_data
+from tests.training.shards import make_shards
+
+
+def write_video(path: Path, frames: int = 20, height: int = 40, width: int = 56, seed: int = 0) -> Path:
+    """A bright bar that moves over a still gradient."""
+    ramp = np.broadcast_to(np.linspace(0, 100, width)[None, :, None], (height, width, 3))
+    pictures = []
+    for number in range(frames):
+        picture = ramp + 10 * seed
+        picture[:, (3 * number) % width : (3 * number) % width + 6] = 230
+        pictures.append(picture.astype(np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(path, pictures, fps=10)
+    return path
+
+
+def test_frames_of_a_file_are_those_of_opencv(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4")
+    reader, expected = cv2.VideoCapture(str(path)), []
+    while (got := reader.read())[0]:
+        expected.append(got[1][..., ::-1])
+    found = read_video(path, short_side=40, stride=3)
+    assert found.shape == (7, 40, 56, 3)
+    assert np.abs(found.astype(int) - np.stack(expected[::3])).mean() < 2
+    assert read_video(path, 20).shape == (20, 20, 28, 3)
+    assert len(read_video(path, 40, stride=2, most=4)) == 4
+    clip = read_central_clip(path, ClipConfig(frames=4, size=32, stride=2, cube_size=8))
+    whole = read_video(path, 32, 2)
+    assert torch.equal(clip, torch.from_numpy(whole[3:7, :, 6:38].copy()))
+    long = read_central_clip(path, ClipConfig(frames=16, size=32, stride=2, cube_size=8))
+    assert torch.equal(long[9], long[15])  # a short video repeats its last frame
+
+
+@needs_shared_data
+@pytest.mark.parametrize("name", sorted(p.name for p in (SHARED_DATA / "videos" / "awkward").glob("*rot*")))
+def test_rotated_files_stand_upright(name: str):
+    """Against OpenCV, which applies the display matrix by itself."""
+    path = SHARED_DATA / "videos" / "awkward" / name
+    reader = cv2.VideoCapture(str(path))
+    expected = reader.read()[1][..., ::-1]
+    found = read_video(path, min(expected.shape[:2]), most=1)[0]
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    videos, out = tmp_path / "videos", tmp_path / "out.npz"
+    for number in range(3):
+        write_video(videos / "deep" / f"{number}.mp4", seed=number)
+    (videos / "broken.mp4").write_bytes(b"no video")
+    (videos / "notes.txt").write_text("not asked for")
+    words = ["features", str(trained_run), "--videos", str(videos), "--out", str(out)]
+    assert main(words) == 0
+    found = np.load(out)
+    assert found["names"].tolist() == ["deep/0.mp4", "deep/1.mp4", "deep/2.mp4"]
+    assert found["unreadable"].tolist() == ["broken.mp4"]
+    assert "broken.mp4 cannot be read" in capsys.readouterr().out
+    model, config, _ = load_embedding(trained_run)
+    with torch.no_grad():
+        expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
+    assert np.allclose(found["features"][1], expected, atol=1e-6)
+
+    parts = list((tmp_path / "out.npz.parts").rglob("*.jsonl"))
+    write_video(videos / "late.mp4")
+    assert main(words) == 0
+    assert len(np.load(out)["names"]) == 4
+    [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
+    assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only what was missing
+
+    (tmp_path / "empty").mkdir()
+    assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
+    assert "holds no video file" in capsys.readouterr().err
+
+
+def test_neighbours_vote_by_similarity():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(3, 8)).astype(np.float32)
+    labels = np.arange(60) % 3
+    train = centres[labels] + 0.1 * generator.normal(size=(60, 8)).astype(np.float32) + 50  # 50: the common component
+    test = centres + 50
+    assert classify_by_neighbours(train, labels, test, 5, 0.07).tolist() == [0, 1, 2]
+    one_near_two_far = np.array([[1, 0], [0, 1], [0.1, 1], [-1, -1]], np.float32)
+    votes = classify_by_neighbours(one_near_two_far, np.array([0, 1, 1, 2]), np.array([[1, 0.1]], np.float32), 3, 0.07)
+    assert votes.tolist() == [0]
+
+
+def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train, test = (str(make_shards(tmp_path / name, classes=2)) for name in ("train", "test"))
+    words = ["knn", str(trained_run), "--train", train, "--test", test, "--k", "1", "--json", str(tmp_path / "k.json")]
+    assert main(words) == 0
+    figures = json.loads((tmp_path / "k.json").read_text())
+    assert figures["top1"] == 100  # the same videos: each is its own nearest neighbour
+    assert figures["chance"] == 50
+    assert main([*words, "--k", "0"]) == 2
+    assert "--k must be" in capsys.readouterr().err
+
+
+def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    videos = [str(write_video(tmp_path / f"{number}.mp4", seed=number)) for number in range(2)]
+    words = ["reconstruct", str(trained_run), "--video", *videos, "--ratio", "0.9", "0.95"]
+    for ending in ("png", "gif", "mp4"):
+        assert main([*words, "--out", str(tmp_path / f"picture.{ending}")]) == 0
+    assert cv2.imread(str(tmp_path / "picture.png")).std() > 10
+    with Image.open(tmp_path / "picture.gif") as gif, av.open(str(tmp_path / "picture.mp4")) as movie:
+        assert gif.n_frames == len(list(movie.decode(video=0))) == 4
+        # five panels a line (original, masked, space head, motion, time head), four lines: two videos, two ratios
+        assert gif.width == pytest.approx(5 * 128, rel=0.1)
+        assert gif.height == pytest.approx(4 * 128, rel=0.1)
+    assert main([*words, "--out", str(tmp_path / "picture.bmp")]) == 2
+    assert "none of .png, .gif, .mp4" in capsys.readouterr().err
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert main(["reconstruct", str(trained_run), "--video", str(tmp_path / "broken.mp4")]) == 2
+    assert "broken.mp4 cannot be read" in capsys.readouterr().err
+    with pytest.raises(UnreadableVideo):
+        read_video(tmp_path / "gone.mp4", 32)

@@ -1,0 +1,164 @@
+"""Label propagation: scenes whose answer is known, and the protocols against loops written out."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from motionmae.evaluation.davis import Sequence, read_mask, write_mask
+from motionmae.evaluation.frame_features import ADAPTERS, encode, encoder_features, pixel_features
+from motionmae.evaluation.propagation import PROTOCOLS, Protocol, propagate, shrink_labels, working_size
+from motionmae.evaluation.segmentation import FeatureSource, draw_overlays, segment, track
+from motionmae.models.cubes import cut_patches
+from motionmae.models.vit import Encoder
+from tests.models.tiny import noise_clips, tiny
+
+CELL = 16
+CPU = torch.device("cpu")
+
+
+def texture(rows: int = 30, columns: int = 52) -> np.ndarray:
+    """A picture whose cells are all different: uint8 (rows * 16, columns * 16, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (rows * CELL, columns * CELL, 3), np.uint8)
+
+
+def stripes(columns: int = 52, first: int = 10) -> np.ndarray:
+    """Two objects that reach from top to bottom, on whole cells."""
+    mask = np.zeros((480, columns * CELL), np.uint8)
+    mask[:, first * CELL : (first + 5) * CELL] = 1
+    mask[:, (first + 9) * CELL : (first + 12) * CELL] = 2
+    return mask
+
+
+def pixels() -> FeatureSource:
+    return FeatureSource(CELL, lambda frames: pixel_features(frames, CELL))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_static_scene_propagates_perfectly(protocol: str):
+    masks = list(track(stripes(), iter([texture()] * 6), pixels(), protocol))
+    assert len(masks) == 6
+    assert all(np.array_equal(mask, stripes()) for mask in masks)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_translated_scene_is_followed(protocol: str):
+    scene = texture()
+    frames = [np.roll(scene, CELL * shift, axis=1) for shift in range(6)]
+    masks = list(track(stripes(), iter(frames), pixels(), protocol))
+    for shift, mask in enumerate(masks):  # what came in at the left edge has no match within dino's window
+        assert np.array_equal(mask[:, 5 * CELL :], np.roll(stripes(), CELL * shift, axis=1)[:, 5 * CELL :]), shift
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_static_scene_propagates_perfectly_through_every_adapter(adapter: str):
+    """Even of an encoder that was never trained; two slots of 2 frames, cells of 8 pixels."""
+    config = tiny()
+    encoder = Encoder(config.clip, config.model).eval()
+    frame = torch.from_numpy(texture(4, 6)[:64, :96].copy())
+    labels = shrink_labels(
+        np.repeat([[0, 0, 1, 1, 1, 0]], 64, 0).repeat(16, 1).astype(np.uint8), 8, 12, PROTOCOLS["dino"]
+    )
+    rules = Protocol(3, 1, 0.1, 12, True, False, 8, False, False)
+    for soft in propagate(encoder_features([frame] * 5, encoder, adapter, CPU), labels, rules):
+        assert torch.equal(soft.argmax(0), labels.argmax(0))
+
+
+def by_loops(features: list[Tensor], labels: Tensor, protocol: Protocol) -> list[Tensor]:
+    """The published rules, cell by cell: exp(cosine / T), zero outside the window, the top k, divided by their sum."""
+    rows, columns = labels.shape[1:]
+    answers = [labels]
+    for now in range(1, len(features)):
+        contexts = [0, *range(max(1, now - protocol.recent), now)]
+        answer = torch.zeros_like(labels)
+        for y in range(rows):
+            for x in range(columns):
+                query = features[now][:, y, x]
+                found = []
+                for context in contexts:
+                    for v in range(rows):
+                        for u in range(columns):
+                            away = max(abs(v - y), abs(u - x)) if protocol.square else np.hypot(v - y, u - x)
+                            inside = away <= protocol.radius if protocol.square else away < protocol.radius
+                            if inside or (context == 0 and protocol.first_everywhere):
+                                key = features[context][:, v, u]
+                                cosine = torch.cosine_similarity(query, key, dim=0)
+                                found.append((float(torch.exp(cosine / protocol.temperature)), context, v, u))
+                best = sorted(found, reverse=True)[: protocol.top]
+                total = sum(weight for weight, *_ in best)
+                for weight, context, v, u in best:
+                    answer[:, y, x] += weight / total * answers[context][:, v, u]
+        answers.append(answer)
+    return answers[1:]
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [Protocol(2, 5, 0.1, 1, True, False, 64, False, True), Protocol(2, 4, 0.05, 2, False, True, 1, True, False)],
+)
+def test_propagation_equals_the_rules_in_loops(protocol: Protocol):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(6, 4, 5, generator=generator) for _ in range(5)]
+    labels = torch.randint(0, 3, (4, 5), generator=generator)
+    labels = torch.stack([(labels == number).float() for number in range(3)])
+    found = list(propagate(features, labels, protocol))
+    for ours, expected in zip(found, by_loops(features, labels, protocol), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_of_the_protocols():
+    assert working_size(480, 854, 16, PROTOCOLS["dino"]) == (480, 832)  # as DINO has it
+    assert working_size(480, 854, 16, PROTOCOLS["videowalk"]) == (480, 848)
+    assert working_size(1920, 1080, 16, PROTOCOLS["videowalk"]) == (848, 480)
+
+
+def test_a_whole_clip_at_its_own_size_encodes_as_the_encoder_does():
+    config = tiny()
+    encoder = Encoder(config.clip, config.model).eval()
+    clip = noise_clips(config, 1)[0]
+    side = config.clip.side
+    with torch.no_grad():
+        tokens = encoder(cut_patches(clip[None], config.clip.cube_size))[0, -side * side :]
+    torch.testing.assert_close(encode(clip, encoder).flatten(1).t(), tokens, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("adapter", "back"), [("duplicate", 0), ("pairs", 1), ("sliding", 6)])
+def test_adapters_look_back_as_far_as_they_say_and_never_ahead(adapter: str, back: int):
+    """Tiny clips of 8 frames in 4 cubes: `sliding` sees the six before the one that fills the last cube."""
+    config = tiny()
+    encoder = Encoder(config.clip, config.model).eval()
+    frames = list(noise_clips(tiny(clip={"frames": 12}), 1)[0])
+    before = list(encoder_features(frames, encoder, adapter, CPU))
+    frames[3] = 255 - frames[3]
+    after = list(encoder_features(frames, encoder, adapter, CPU))
+    changed = [number for number in range(12) if not torch.equal(before[number], after[number])]
+    assert changed == list(range(3, 4 + back))
+
+
+def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: Path):
+    sequence = tiny_sequence(tmp_path)
+    segment([sequence], pixels(), "dino", tmp_path / "out")
+    assert all(np.array_equal(read_mask(tmp_path / "out" / "roll" / p.name), stripes()) for p in sequence.masks)
+
+    def never(frames: object) -> None:
+        raise AssertionError("computed again")
+
+    segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out")
+    [strip] = draw_overlays([sequence], tmp_path / "out", "png")
+    assert cv2.imread(str(strip)).std() > 10
+    [video] = draw_overlays([sequence], tmp_path / "out", "mp4")
+    assert int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+
+
+def tiny_sequence(folder: Path) -> Sequence:
+    """Three equal frames."""
+    frames, masks = [], []
+    for number in range(3):
+        frames.append(folder / f"0000{number}.jpg")
+        cv2.imwrite(str(frames[-1]), texture())
+        masks.append(folder / f"0000{number}.png")
+        write_mask(masks[-1], stripes())
+    return Sequence("roll", tuple(frames), tuple(masks))

@@ -1,0 +1,161 @@
+"""Fine-tuning by the engine, loop and checkpoints of pre-training."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.data.mixup import Mixup
+
+from motionmae.config import Config, FinetuneConfig
+from motionmae.data.manifest import load_manifest
+from motionmae.errors import UserError
+from motionmae.models.classifier import build_classifier
+from motionmae.models.motionmae import build_motionmae
+from motionmae.training.checkpoint import load_weights
+from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training.events import current_rows
+from motionmae.training.finetune import ClipMixup, Finetuning
+from motionmae.training.runfolder import RunFolder
+from motionmae.training.tasks import train_task
+from tests.training.launch import Ranks, run_ranks, wait_until
+from tests.training.run_workers import run_all
+from tests.training.shards import STEPS, make_shards, tiny_run
+
+PROBE = {"mode": "linear", "mixup": 0.0, "cutmix": 0.0, "layer_decay": 1.0}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", classes=3)
+
+
+def run_of(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
+    """Everything that Table 6b switches on."""
+    everything: dict[str, dict[str, Any]] = {
+        "data": {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 2},
+        "optim": {"ema_decay": 0.9},
+        "finetune": {"drop_path": 0.2},
+    }
+    merged = {key: everything.get(key, {}) | sections.get(key, {}) for key in (*everything, *sections)}
+    return replace(tiny_run(shards, runs, **merged), task="finetune")
+
+
+def save_encoder(path: Path, config: Config) -> Path:
+    torch.save({"model": build_motionmae(config).state_dict()}, path)
+    return path
+
+
+def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and weights (their average, where kept) of a finished run."""
+    folder = RunFolder.of(config.runs, config.name)
+    newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
+    return [row["loss"] for row in current_rows(folder.metrics)], load_weights(newest)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), (2, 2)])
+def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
+    whole, killed = (run_of(shards, tmp_path / name, engine={"zero": zero}) for name in ("whole", "killed"))
+    folder = RunFolder.of(killed.runs, killed.name)
+    ranks = Ranks(world, train_task, killed)
+    wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
+    ranks.kill()
+    assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2
+    (losses, weights), (expected, reference) = outcome(killed), outcome(whole)
+    assert len(losses) == STEPS
+    assert losses == expected
+    assert weights.keys() == reference.keys()
+    assert all(torch.equal(value, reference[name]) for name, value in weights.items())
+
+
+def test_an_average_of_the_weights_is_kept_and_a_run_without_one_differs(shards: Path, tmp_path: Path):
+    quiet = {"data": {"repeats": 1, "rand_augment": "", "erase": 0}, "finetune": {"mixup": 0.0, "cutmix": 0.0}}
+    plain = run_of(shards, tmp_path / "plain", optim={"ema_decay": 0.0}, **quiet)
+    averaged = run_of(shards, tmp_path / "averaged", **quiet)
+    assert run_ranks(1, run_all, [plain, averaged])[0] == ["FINISHED"] * 2
+    (losses, last), (same, average) = outcome(plain), outcome(averaged)
+    assert losses == same  # the average changes nothing of training
+    begin = build_classifier(plain, 3).state_dict()["head.weight"]
+    assert 0 < (average["head.weight"] - begin).norm() < (last["head.weight"] - begin).norm()  # it lags behind
+
+
+def test_a_probe_trains_its_head_alone_and_knows_the_encoder_again(shards: Path, tmp_path: Path):
+    init = save_encoder(tmp_path / "encoder.pth", run_of(shards, tmp_path))
+    config = run_of(shards, tmp_path, finetune={**PROBE, "init": str(init)}, checkpoint={"every_steps": 3})
+    shorter = replace(config, optim=replace(config.optim, ema_decay=0.0))
+    attentive = replace(shorter, name="attentive", finetune=replace(shorter.finetune, mode="attentive"))
+    assert run_ranks(1, run_all, [shorter, attentive])[0] == ["FINISHED"] * 2
+    _, weights = outcome(shorter)
+    assert set(weights) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    _, weights = outcome(attentive)
+    assert "pool.latent" in weights
+    assert not any(name.startswith("encoder.") for name in weights)
+
+    task, manifest = Finetuning(shorter), load_manifest(shards)
+    task.build_model(manifest, None)
+    save_encoder(init, replace(shorter, seed=7))
+    with pytest.raises(UserError, match="now holds other weights"):
+        Finetuning(shorter).build_model(manifest, task.state())
+
+
+def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(shards: Path, tmp_path: Path):
+    config = run_of(shards, tmp_path)
+    init = save_encoder(tmp_path / "encoder.pth", replace(config, seed=5))
+    config = replace(config, finetune=FinetuneConfig(init=str(init)))
+    model = Finetuning(config).build_model(load_manifest(shards), None)
+    source = build_motionmae(replace(config, seed=5)).get_parameter("encoder.blocks.0.attn.qkv.weight")
+    assert torch.equal(model.get_parameter("encoder.blocks.0.attn.qkv.weight"), source)
+
+    wider = replace(config, model=replace(config.model, width=48))
+    with pytest.raises(UserError, match=r"project\.weight is \(32, 384\) there and \(48, 384\) here"):
+        Finetuning(wider).build_model(load_manifest(shards), None)
+    with pytest.raises(UserError, match="no weights at"):
+        Finetuning(replace(config, finetune=FinetuneConfig(init="nowhere.pth"))).build_model(
+            load_manifest(shards), None
+        )
+
+
+def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
+    config = run_of(shards, tmp_path, finetune={"layer_decay": 0.75}, model={"position": "learnable"})
+    task = Finetuning(config)
+    model = task.build_model(load_manifest(shards), None)
+    found = {
+        id(p): (group["lr_scale"], group["weight_decay"])
+        for group in task.parameter_groups(model)
+        for p in group["params"]
+    }
+    depth = config.model.depth
+    for name, parameter in model.named_parameters():
+        layer = depth + 1
+        if name.startswith(("encoder.project", "encoder.position")):
+            layer = 0
+        elif name.startswith("encoder.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        decays = parameter.ndim > 1 and name != "encoder.position.table"
+        assert found[id(parameter)] == (pytest.approx(0.75 ** (depth + 1 - layer)), 0.05 if decays else 0.0), name
+
+
+def test_unlabelled_or_single_class_shards_are_refused(tmp_path: Path):
+    single = run_of(make_shards(tmp_path / "single"), tmp_path / "runs")
+    [[sentence]] = run_ranks(1, run_all, [single])
+    assert "names 1 classes, too few" in sentence
+
+
+def test_mixing_clips_equals_timm_on_frames_as_channels():
+    clips = torch.rand(4, 2, 12, 16, 3)
+    labels = torch.tensor([0, 1, 2, 1])
+    options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 3}
+    kinds = set()
+    for seed in range(20):
+        np.random.seed(seed)
+        mixed, targets = ClipMixup(**options)(clips.clone(), labels)
+        np.random.seed(seed)
+        pictures = clips.permute(0, 1, 4, 2, 3).reshape(4, 6, 12, 16).clone()
+        expected, same = Mixup(**options)(pictures, labels)
+        assert torch.equal(mixed.permute(0, 1, 4, 2, 3).reshape(4, 6, 12, 16), expected)
+        assert torch.equal(targets, same)
+        kinds.add(bool((mixed == clips).any()))
+    assert kinds == {True, False}  # both cutmix, which leaves pixels as they are, and mixup came up
