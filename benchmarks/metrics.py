@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from rich.console import Console
 from rich.table import Table
