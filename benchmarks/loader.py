@@ -1,213 +1,292 @@
-"""How near the loader comes to what decoding alone costs: `python benchmarks/loader.py --videos DIR --threads 2`.
+"""Clips a second of our loader, its peers, and decoding alone, in one run on the same videos and the same cores.
 
-Stores the videos as shards in a temporary folder and measures, in turns in one process on the same frames: the floor
-(JPEG decoding, crop and resize of frames that lie in memory, into memory that is used again) and the loader (reads,
-checksums, sampling, order, threads and batches of 16 x 224 x 224 ready for the device). Prints clips a second.
+Examples::
 
-Where FFCV is installed, two rows more: `ffcv`, the loader on a .beton of the same shards, and `ffcv_raw`, FFCV's own
-loader on decoded clips of fixed frames and crop (2.4 MB each), which is what a cache of pixels could give. `--cold`
-makes the system forget the files before every pass, so that they come from the disk (without `ffcv_raw`).
+  python benchmarks/loader.py --cores 1                     # real footage that `pip install 'motionmae[bench]'` brings
+  python benchmarks/loader.py --videos KINETICS --cores 2 --json loader.json
+  python benchmarks/loader.py --videos KINETICS --only floor ours ffcv --cold
+
+Every loader gives batches of 16 x 224 x 224 clips, frames at distance 4, cropped at random, ready for the device. They
+take turns; a rate is the median over the rounds, a ratio the median of the ratios within a round.
+
+  floor         JPEG decoding, crop and resize alone, of the very clips that ours begins with: no reads, no checks
+  ours          motionmae's ClipLoader on shards that make_shards wrote from the videos (short side 256, quality 90)
+  ours_threads  the same with threads of this process, which ours takes on one core (processes on more)
+  ours_raw      ours on shards of pixels (make_shards --raw)
+  ffcv          the same, on a .beton of these shards, with FFCV's file reader and JPEG decoder
+  ffcv_raw      FFCV's own loader on stored pixels (2.4 MB a clip): fixed frames and crops, so no pre-training
+  webdataset    webdataset's own pipeline on the same shards
+  decord        VideoMAE's way: decord, PIL, float32; like the next two from the videos themselves
+  torchcodec    torchcodec and torch's resize
+  pyav          PyAV and OpenCV's resize
 """
 
 import argparse
-import importlib.util
-import itertools
+import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import av
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
 import cv2
+import loader_peers
 import numpy as np
 import simplejpeg
 
+from data_tools.annotations.listing import VIDEO_SUFFIXES
 from data_tools.make_beton import write_beton
+from data_tools.make_shards.cli import main as make_shards
+from data_tools.make_toy_dataset.real import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.augment import random_crop
+from motionmae.data.clips import random_cut
+from motionmae.data.files import write_atomically
 from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import EncoderSettings, Manifest, load_manifest, write_manifest
+from motionmae.data.manifest import load_manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import ShardReader
-from motionmae.data.sampling import random_frames
-from motionmae.data.shards import ShardWriter
+
+CLIP = ClipConfig()
+NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
+
+Turn = contextlib.AbstractContextManager[Iterator[int]]
+"""Opens a loader; what it gives is the number of clips of each batch, for ever."""
 
 
-def store(videos: list[Path], folder: Path, samples: int, short_side: int = 256, quality: int = 90) -> None:
-    """Write ``samples`` samples, the videos over and over, at most 300 frames each."""
-    stored = []
-    for video in videos:
-        with av.open(str(video)) as container:
-            pictures = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(video=0), 300)]
-        height, width = pictures[0].shape[:2]
-        scale = short_side / min(height, width)
-        size = (round(width * scale), round(height * scale))
-        stored.append((size, [simplejpeg.encode_jpeg(cv2.resize(p, size), quality) for p in pictures]))
-    with ShardWriter(folder / "bench-000000.tar") as shard:
-        for number, ((width, height), jpegs) in zip(range(samples), itertools.cycle(stored), strict=False):
-            meta = {"label": 0, "class_name": "", "source": "", "fps": 30.0, "frames": len(jpegs), "stride": 1}
-            shard.write(f"{number:08d}", jpegs, meta | {"height": height, "width": width, "times": [0.0] * len(jpegs)})
-    assert shard.entry is not None
-    settings = EncoderSettings(short_side=short_side, jpeg_quality=quality)
-    write_manifest(folder, Manifest("bench", "train", ("none",), settings, (shard.entry,)))
+def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
+    """Write shards of ``samples`` videos, the same ones over and over, as make_shards does; returns their folder."""
+    links = folder / "videos"
+    links.mkdir(parents=True)
+    for number, video in zip(range(samples), cycle(videos), strict=False):
+        (links / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
+    out = folder / "shards"
+    status = make_shards(["folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options])
+    assert status == 0, f"make_shards ended with status {status}"
+    return out
 
 
-class Floor:
-    """Decoding, crop and resize, of clips like the loader's whose JPEGs are in memory already."""
+class Bench:
+    """What is measured: a method a name, each a :data:`Turn`.
 
-    def __init__(self, folder: Path, clip: ClipConfig, data: DataConfig, clips: int):
+    Args:
+        videos: the files.
+        folder: shards of them; other forms are written beside it.
+        cores: threads or worker processes.
+        batch: clips a batch.
+    """
+
+    def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int):
+        self.videos, self.folder, self.cores, self.batch = videos, folder, cores, batch
+        self.data = DataConfig(shards=str(folder), threads=cores)
+        self.manifest = load_manifest(folder)
+        self.beton, self.raw = folder.parent / "clips.beton", folder.parent / "raw.beton"
         reader = ShardReader(folder)
-        self.size = clip.size
-        self.pool = ThreadPoolExecutor(data.threads)
         self.clips = []
-        for number in range(clips):
-            meta, random = reader.read_meta(number), KeyedRandom("floor", number)
-            jpegs = [bytes(jpeg) for jpeg in reader.read_frames(number, random_frames(meta, clip, random))]
-            crop = random_crop(meta.height, meta.width, clip.size, data, random)
-            self.clips.append((jpegs, crop, np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)))
+        for sample in range(self.manifest.samples):
+            meta = reader.read_meta(sample)
+            frames, crop = random_cut(meta, self.data, CLIP, KeyedRandom("clip", 0, 0, sample, 0))
+            jpegs = [bytes(jpeg) for jpeg in reader.read_frames(sample, frames)]
+            self.clips.append((jpegs, crop, np.empty((CLIP.frames, CLIP.size, CLIP.size, 3), np.uint8)))
 
-    def run(self) -> int:
-        """Decode every clip once; returns how many."""
-        return sum(self.pool.map(self._clip, self.clips))
+    @contextlib.contextmanager
+    def floor(self) -> Iterator[Iterator[int]]:
+        """Decode what lies in memory, into memory that is used again."""
+        with ThreadPoolExecutor(self.cores) as pool:
+            yield (sum(pool.map(_decode, self.clips)) for _ in cycle((0,)))
 
-    def _clip(self, task: tuple) -> int:
-        jpegs, crop, out = task
-        for jpeg, target in zip(jpegs, out, strict=True):
-            picture = simplejpeg.decode_jpeg(jpeg)
-            part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            cv2.resize(part, (self.size, self.size), dst=target)
-        return 1
+    @contextlib.contextmanager
+    def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
+        """Our loader, as training uses it."""
+        data = replace(self.data, **({"workers": self.cores if self.cores > 1 else 0} | changes))
+        with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch=self.batch) as loader:
+            yield (len(batch.clips) for batch in loader.batches(0))
 
+    def ours_threads(self) -> Turn:
+        """Our loader, decoding in threads."""
+        return self.ours(workers=0)
 
-def store_raw(floor: Floor, path: Path) -> None:
-    """Write the floor's clips, decoded, as FFCV stores arrays."""
-    from ffcv.fields import NDArrayField
-    from ffcv.writer import DatasetWriter
+    def ours_raw(self) -> Turn:
+        """Our loader on stored pixels."""
+        folder = self.folder.parent / "raw"
+        if not folder.exists():
+            store(self.videos, folder, self.batch, "--raw")
+        return self.ours(shards=str(folder / "shards"))
 
-    floor.run()
-    pixels = [(out,) for _, _, out in floor.clips]
-    field = NDArrayField(np.dtype("uint8"), pixels[0][0].shape)
-    DatasetWriter(str(path), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
+    def ffcv(self) -> Turn:
+        """Our loader on a .beton."""
+        if not self.beton.exists():
+            write_beton(self.folder, self.manifest, self.beton)
+        return self.ours(beton=str(self.beton))
 
-
-class RawLoader:
-    """FFCV's own loader on decoded clips, in random order, each batch copied out of the buffer that FFCV uses again."""
-
-    def __init__(self, path: Path, threads: int, batch: int):
+    @contextlib.contextmanager
+    def ffcv_raw(self) -> Iterator[Iterator[int]]:
+        """FFCV's loader on pixels."""
+        from ffcv.fields import NDArrayField
         from ffcv.fields.decoders import NDArrayDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
+        from ffcv.writer import DatasetWriter
 
+        if not self.raw.exists():
+            pixels = [(_decode(clip) and clip[2],) for clip in self.clips]
+            field = NDArrayField(np.dtype("uint8"), pixels[0][0].shape)
+            DatasetWriter(str(self.raw), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
         pipelines = {"clip": [NDArrayDecoder(), ToTensor()]}
-        self.loader = Loader(str(path), batch, threads, order=OrderOption.RANDOM, pipelines=pipelines, seed=0)
+        loader = Loader(str(self.raw), self.batch, self.cores, order=OrderOption.RANDOM, pipelines=pipelines, seed=0)
+        # batches lie in memory that FFCV uses again, so each is copied
+        yield (len(clips.clone()) for _ in cycle((0,)) for (clips,) in loader)
 
-    def run(self) -> int:
-        """An epoch; returns its clips."""
-        return sum(len(clips.clone()) for (clips,) in self.loader)
+    def webdataset(self) -> Turn:
+        """Webdataset on our shards."""
+        return self._in_workers(loader_peers.WebShards(sorted(self.folder.glob("*.tar"))))
 
-    def close(self) -> None:
-        """The file is unmapped when the loader goes."""
+    def decord(self) -> Turn:
+        """VideoMAE's loader."""
+        return self._in_workers(loader_peers.Videos(loader_peers.decord, self.videos))
+
+    def torchcodec(self) -> Turn:
+        """Torchcodec on the videos."""
+        return self._in_workers(loader_peers.Videos(loader_peers.torchcodec, self.videos))
+
+    def pyav(self) -> Turn:
+        """PyAV on the videos."""
+        return self._in_workers(loader_peers.Videos(loader_peers.pyav, self.videos))
+
+    @contextlib.contextmanager
+    def _in_workers(self, dataset: Any) -> Iterator[Iterator[int]]:
+        batches = iter(loader_peers.in_workers(dataset, self.batch, self.cores))
+        yield (len(batch) for batch in batches)
+        batches._shutdown_workers()  # or they would go on decoding ahead during the next turn
+
+
+def _decode(clip: tuple) -> int:
+    jpegs, crop, out = clip
+    for number, jpeg in enumerate(jpegs):
+        picture = simplejpeg.decode_jpeg(jpeg, fastupsample=True)
+        part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        cv2.resize(part, (CLIP.size, CLIP.size), dst=out[number])
+        if crop.flip:
+            cv2.flip(out[number], 1, dst=out[number])
+    return 1
 
 
 def forget(folder: Path) -> None:
-    """Make the system drop what its page cache holds of the files of a folder (mapped pages stay)."""
+    """Make the system drop what its page cache holds of the files below a folder (mapped pages stay)."""
     os.sync()
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def timed(run: Callable[[], int]) -> tuple[float, float]:
-    """Clips a second, and milliseconds of processor time a clip (which other users of the machine disturb less)."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    clips = run()
+def timed(batches: Iterator[int], warm: int, seconds: float, most: float = float("inf")) -> tuple[float, float]:
+    """Clips a second, and milliseconds of this process's CPU time a clip, after ``warm`` batches.
+
+    Batches are counted until ``seconds`` have passed or ``most`` clips came, whichever is first.
+    """
+    for _ in range(warm):
+        next(batches)
+    clips, wall, cpu = 0, time.perf_counter(), time.process_time()
+    while clips < most and time.perf_counter() - wall < seconds:
+        clips += next(batches)
     return clips / (time.perf_counter() - wall), (time.process_time() - cpu) / clips * 1e3
 
 
-class OurLoader:
-    """The loader, on shards or on a .beton."""
+def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: bool) -> dict[str, list]:
+    """(clips a second, CPU ms a clip) of each name in each round."""
+    turns: dict[str, Callable[[], Turn]] = {name: getattr(bench, name) for name in names}
+    figures: dict[str, list] = {name: [] for name in names}
+    for number in range(rounds + cold):
+        for name, turn in turns.items():
+            with turn() as batches:
+                if cold:
+                    forget(bench.folder.parent)
+                    found = timed(batches, 0, 60, bench.manifest.samples)
+                else:
+                    found = timed(batches, bench.cores + 2, seconds)
+            if number or not cold:  # FFCV compiles in its first turn
+                figures[name].append(found)
+            print(f"round {number + 1}: {name:10} {found[0]:7.1f} clips/s", file=sys.stderr)
+    return figures
 
-    def __init__(self, data: DataConfig, micro_batch: int, items: int):
-        self.loader = ClipLoader(data, ClipConfig(), seed=0, batch=micro_batch, micro_batch=micro_batch)
-        self.items = items
 
-    def run(self) -> int:
-        """Take micro-batches from the start of an epoch; returns how many clips they held."""
-        batches = self.loader.batches(0)
-        clips = sum(len(batch.clips) for batch in itertools.islice(batches, self.items))
-        batches.close()
-        return clips
+def summary(rounds: dict[str, list]) -> dict[str, Any]:
+    """The figures as they are printed and written."""
 
-    def close(self) -> None:
-        """End its threads."""
-        self.loader.close()
+    def median_ratio(name: str, other: str) -> float | None:
+        pairs = zip(rounds.get(name, ()), rounds.get(other, ()), strict=False)
+        ratios = [first[0] / second[0] for first, second in pairs]
+        return round(median(ratios), 3) if ratios else None
+
+    in_process = ("floor", "ours_threads", "ffcv", "ffcv_raw")
+    return {
+        "clips_per_second": {name: round(median(rate for rate, _ in found), 2) for name, found in rounds.items()},
+        "cpu_ms_per_clip": {
+            name: round(median(ms for _, ms in rounds[name]), 2) for name in in_process if name in rounds
+        },
+        "ours_to_floor": median_ratio("ours", "floor"),
+        "ours_to_decord": median_ratio("ours", "decord"),
+    }
 
 
-def measure(
-    folder: Path, threads: int, samples: int, micro_batch: int, rounds: int, cold: bool = False
-) -> dict[str, list]:
-    """(clips a second, CPU ms a clip) of floor, loader and FFCV, in turn, of every round but the first."""
-    data = DataConfig(shards=str(folder), threads=threads, flip=False)
-    floor = Floor(folder, ClipConfig(), data, samples)
-    ours = partial(OurLoader, micro_batch=micro_batch, items=samples // micro_batch)
-    loaders: dict[str, Callable[[], Any]] = {"ours": partial(ours, data)}
-    if importlib.util.find_spec("ffcv"):
-        write_beton(folder, load_manifest(folder), folder / "bench.beton")
-        store_raw(floor, folder / "raw.beton")
-        loaders["ffcv"] = partial(ours, replace(data, beton=str(folder / "bench.beton")))
-        if not cold:  # FFCV compiles its pipeline anew in each loader, and a mapped file is not forgotten
-            loaders["ffcv_raw"] = partial(RawLoader, folder / "raw.beton", threads, micro_batch)
-    figures: dict[str, list] = {name: [] for name in ("floor", *loaders)}
-    opened = {name: make() for name, make in loaders.items()}
-    for _ in range(rounds + 1):
-        figures["floor"].append(timed(floor.run))
-        for name, make in loaders.items():
-            if cold:
-                opened.pop(name).close()
-                opened[name] = make()
-                forget(folder)
-            figures[name].append(timed(opened[name].run))
-    for loader in opened.values():
-        loader.close()
-    return {name: values[1:] for name, values in figures.items()}
+def show(figures: dict[str, Any]) -> None:
+    """Print the table."""
+    rates, cpu = figures["clips_per_second"], figures["cpu_ms_per_clip"]
+    print(f"{figures['cores']} cores, {figures['videos']} videos    clips/s  of floor  x decord  CPU ms a clip")
+    for name, rate in rates.items():
+        of_floor = f"{rate / rates['floor']:.3f}" if "floor" in rates else ""
+        of_decord = f"{rate / rates['decord']:.1f}" if "decord" in rates else ""
+        print(f"{name:21} {rate:10.1f} {of_floor:>9} {of_decord:>9} {cpu.get(name, ''):>14}")
+    print(f"ours to floor {figures['ours_to_floor']}, ours to decord {figures['ours_to_decord']} (medians over rounds)")
 
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--cold", action="store_true", help="read from the disk in every pass")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--videos", type=Path, help="folder of videos (default: real footage that installed packages bring)")
+    add("--cores", type=int, default=1, help="cores that all loaders get, this process included (%(default)s)")
+    add("--samples", type=int, default=32, help="videos stored as shards, repeated as need be (%(default)s)")
+    add("--batch", type=int, default=8, help="clips a batch (%(default)s)")
+    add("--rounds", type=int, default=3, help="turns of each loader (%(default)s)")
+    add("--seconds", type=float, default=2.0, help="of a turn (%(default)s)")
+    add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="measure these alone")
+    add("--cold", action="store_true", help="read from the disk: one epoch a turn, files forgotten before")
+    add("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    videos = sorted(path for path in options.videos.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".avi"))
+    available = sorted(os.sched_getaffinity(0))
+    if options.cores > len(available):
+        parser.error(f"--cores {options.cores}: this process may use {len(available)}")
+    if options.videos:
+        videos = sorted(path for path in options.videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    else:
+        videos = find_real_videos()
+    if not videos:
+        parser.error("no videos: give --videos FOLDER, or pip install 'motionmae[demo]', which brings a few")
+    here = loader_peers.installed()
+    missing = [name for name in options.only if not here.get(name.partition("_")[0], True)]
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        store(videos, Path(folder), options.samples)
-        rounds = measure(
-            Path(folder), options.threads, options.samples, options.micro_batch, options.rounds, options.cold
-        )
-    rate = {name: median(wall for wall, _ in values) for name, values in rounds.items()}
-    cpu = {name: median(ms for _, ms in values) for name, values in rounds.items()}
-    pairs = list(zip(rounds["ours"], rounds["floor"], strict=True))
-    ratio = median(ours[0] / floor[0] for ours, floor in pairs)
-    cpu_ratio = median(floor[1] / ours[1] for ours, floor in pairs)
-    print(f"{options.threads} threads  clips/s  CPU ms a clip")
-    for name in rate:
-        print(f"{name:9}  {rate[name]:7.1f}  {cpu[name]:13.2f}")
-    print(f"{'ratio':9}  {ratio:7.3f}  {cpu_ratio:13.3f}")
+        shards = store(videos, Path(folder), options.samples)
+        os.sched_setaffinity(0, available[: options.cores])
+        bench = Bench(videos, shards, options.cores, options.batch)
+        names = [name for name in NAMES if name in options.only and name not in missing]
+        rounds = measure(bench, names, options.rounds, options.seconds, options.cold)
+    figures = {"cores": options.cores, "videos": len(videos), "cold": options.cold, **summary(rounds)}
+    show(figures)
     if options.json:
-        figures = {"threads": options.threads, "clips_per_second": rate, "cpu_ms_per_clip": cpu}
-        options.json.write_text(json.dumps(figures | {"ratio": ratio, "cpu_ratio": cpu_ratio}, indent=1) + "\n")
+        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -87,6 +87,9 @@ class FrameSettings:
     flow: int = 0
     """Source frames from one picture of a stored optical-flow field to the other; 0: no flow."""
 
+    raw: bool = False
+    """Store pixels in place of JPEGs: about 13 times the bytes."""
+
     def __post_init__(self) -> None:
         for name, low, high in (
             ("short_side", 16, 8192),
@@ -108,7 +111,7 @@ class Decoded:
     """The stored frames of a video."""
 
     jpegs: list[bytes]
-    """Baseline JPEGs, 4:2:0, all of one even height and width."""
+    """Baseline JPEGs, 4:2:0, all of one even height and width; with ``raw`` their RGB pixels."""
     times: list[float]
     """Seconds of each stored frame since the first frame of the video; rising."""
     fps: float
@@ -181,7 +184,7 @@ def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None
         if is_stored or flow:
             planes = encoder.scale(frame)
         if is_stored:
-            jpegs.append(encoder.encode(planes))
+            jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))
             stored += len(jpegs[-1])
         if flow:
             flow.add(planes[0].copy(), is_stored)  # the plane's memory is used again

@@ -1,4 +1,4 @@
-"""Decoded frames -> upright JPEGs of one size.
+"""Decoded frames -> upright JPEGs (or pixels) of one size.
 
 A frame goes through swscale once, from the decoder's format to full-range BT.601 planes of the stored size, and these
 planes go straight into the JPEG encoder: 1.2 times as fast as by way of RGB.
@@ -32,16 +32,24 @@ class FrameEncoder:
             self._size = _stored_size(frame.width, frame.height, self._short_side)
             self._rotate = _Orientation.of(frame)
             self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
-        scaled = self._reformatter.reformat(
+        return [self._rotate(_as_array(plane)) for plane in self._reformat(frame, "yuvj420p").planes]
+
+    def pixels(self, frame: VideoFrame) -> bytes:
+        """RGB bytes (height, width, 3), upright, of a frame that :meth:`scale` was called with."""
+        (plane,) = self._reformat(frame, "rgb24").planes
+        rows = _as_array(plane, 3)
+        return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
+
+    def _reformat(self, frame: VideoFrame, layout: str) -> VideoFrame:
+        return self._reformatter.reformat(
             frame,
             *self._size,
-            format="yuvj420p",
+            format=layout,
             dst_colorspace=Colorspace.ITU601,
             dst_color_range=ColorRange.JPEG,  # what JFIF pictures are in, whatever the video is in
             interpolation=Interpolation.BICUBIC,  # the ffmpeg program's default
             threads=1,
         )
-        return [self._rotate(_as_array(plane)) for plane in scaled.planes]
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
         """The JPEG of :meth:`scale`'s planes."""
@@ -54,8 +62,8 @@ def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 
 
-def _as_array(plane: Any) -> Plane:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+def _as_array(plane: Any, channels: int = 1) -> Plane:
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : channels * plane.width]
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ class _Orientation:
             return cls(True, c < 0, b < 0)
         return cls()
 
-    def __call__(self, plane: Plane) -> Plane:
+    def __call__(self, plane: Any) -> Any:
         if self.transpose:
-            plane = plane.T
+            plane = plane.swapaxes(0, 1)
         plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
         return np.ascontiguousarray(plane) if self != _Orientation() else plane

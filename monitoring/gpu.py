@@ -5,14 +5,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from monitoring.snapshots import Sample
 
 logger = logging.getLogger(__name__)
 
-_NOT_AVAILABLE = 2**63
-"""Drivers fill a field they do not know with ones: as an energy, 1.8e19."""
+_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
+"""Drivers fill a field they do not know with ones."""
 
 
 class GpuSource(Protocol):
@@ -64,14 +65,14 @@ class Nvml:
         """One sample for each supported metric of each GPU."""
         found: list[Sample] = []
         for device in self._devices:
-            for name, more, read in self._readings(device.handle):
+            for name, more, scale, read in self._readings(device.handle):
                 try:
                     value = read()
                 except self._nvml.NVMLError as error:
                     self._say_once(f"{name} of GPU {device.labels['gpu']}", error)
                     continue
-                if 0 <= value < _NOT_AVAILABLE:
-                    found.append((name, {**device.labels, **more}, value))
+                if value not in _NOT_AVAILABLE:
+                    found.append((name, {**device.labels, **more}, value * scale))
         for (gpu, xid), count in list(self._xids.items()):
             labels = next(device.labels for device in self._devices if device.labels["gpu"] == gpu)
             found.append(("gpu_xid_events_total", {**labels, "xid": xid}, count))
@@ -86,10 +87,10 @@ class Nvml:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         return _Device(handle, {"gpu": str(index), "UUID": self._nvml.nvmlDeviceGetUUID(handle)})
 
-    def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], Callable[[], float]]]:
-        """Name, further labels, and how to read it."""
+    def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], float, Callable[[], float]]]:
+        """Name, further labels, the base units in one of the driver's, and how to read it."""
         nvml = self._nvml
-        volatile = nvml.NVML_VOLATILE_ECC
+        ecc, volatile = nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_VOLATILE_ECC
         reasons = {
             "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
             "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
@@ -103,37 +104,33 @@ class Nvml:
             "uncorrected": nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
         }
         return [
-            ("gpu_utilization_ratio", {}, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-            ("gpu_memory_used_bytes", {}, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            ("gpu_memory_total_bytes", {}, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            ("gpu_power_watts", {}, lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
-            ("gpu_energy_joules_total", {}, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
-            ("gpu_temperature_celsius", {}, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            ("gpu_utilization_ratio", {}, 0.01, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            ("gpu_memory_used_bytes", {}, 1, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            ("gpu_memory_total_bytes", {}, 1, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            ("gpu_power_watts", {}, 1e-3, lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
+            ("gpu_energy_joules_total", {}, 1e-3, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
+            (
+                "gpu_temperature_celsius",
+                {},
+                1,
+                lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            ),
             *(
-                (
-                    "gpu_clock_hertz",
-                    {"type": name},
-                    lambda clock=clock: nvml.nvmlDeviceGetClockInfo(handle, clock) * 1e6,
-                )
+                ("gpu_clock_hertz", {"type": name}, 1e6, partial(nvml.nvmlDeviceGetClockInfo, handle, clock))
                 for name, clock in clocks.items()
             ),
             *(
-                (
-                    "gpu_ecc_errors_total",
-                    {"type": name},
-                    lambda kind=kind: nvml.nvmlDeviceGetTotalEccErrors(handle, kind, volatile),
-                )
+                ("gpu_ecc_errors_total", {"type": name}, 1, partial(ecc, handle, kind, volatile))
                 for name, kind in errors.items()
             ),
             *(
-                (
-                    "gpu_throttle_active",
-                    {"reason": name},
-                    lambda bit=bit: float(bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & bit)),
-                )
+                ("gpu_throttle_active", {"reason": name}, 1, partial(self._throttled, handle, bit))
                 for name, bit in reasons.items()
             ),
         ]
+
+    def _throttled(self, handle: Any, bit: int) -> bool:
+        return bool(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & bit)
 
     def _watch_xids(self) -> None:
         nvml = self._nvml

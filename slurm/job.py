@@ -1,17 +1,8 @@
-"""The job that submitit runs on every rank, and runs again after a preemption or a time-out.
+"""The job that submitit runs on every rank, and runs again after a preemption, a time-out or a failure.
 
-How a rank ends, and what follows from it:
-
-========  ===================================  =========================================================
-status    when                                 what follows
-========  ===================================  =========================================================
-0         the run finished                     nothing
-2         a person's mistake (UserError)       nothing: it would happen again
-143       SIGTERM: state was saved             nothing by us; after ``scontrol requeue`` Slurm runs the job again
-255, 144  SIGUSR2: state was saved, and rank   Slurm (255) or the local controller (144) runs the job again
-          0 requeued the job through submitit
-other     a bug, a lost peer, a killed rank    the other ranks are ended; the same command resumes
-========  ===================================  =========================================================
+A rank ends with a status of :class:`motionmae.training.exits.Exit`. What follows from it on Slurm is decided by
+:mod:`slurm.batch`, except after SIGUSR2: then rank 0 requeues the job through submitit (statuses 255, and 144 on this
+machine), which counts time-outs.
 
 SIGTERM alone is also what a preemption sends where Slurm is not configured with preempt_send_user_signal, and a job
 that ends in its grace period counts as failed (seen with Slurm 22.05). So rank 0 asks Slurm before it leaves, and
@@ -24,24 +15,31 @@ after a node failure Slurm runs an old one: the run finds its newest checkpoint 
 import os
 import signal
 import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from motionmae.config import Config
 from motionmae.errors import UserError
+from motionmae.training.exits import Exit, exit_of
+from slurm import control
 from slurm.local import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
-from slurm.record import is_being_preempted
 
-EXIT_USER_ERROR = 2
-"""As the command lines exit."""
+if TYPE_CHECKING:
+    from motionmae.training.preemption import Preemption
+
+_PORTS = (20_000, 6_000)
+"""First port and number of ports; below those that Linux gives to outgoing connections, and as many left above."""
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
     """What torch.distributed needs to know, from what submitit knows.
 
-    The port changes with every restart, as a rank of the former life may still hold the old one; it lies below the
-    ports that Linux gives to outgoing connections.
+    The port changes with every restart, as a rank of the former life may still hold the old one.
     """
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS_VARIABLE) or 0)
     number = int(environment.job_id.replace("_", ""))
@@ -51,7 +49,7 @@ def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
         "WORLD_SIZE": str(environment.num_tasks),
         "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
         "MASTER_ADDR": "127.0.0.1" if environment.cluster == "local" else environment.hostnames[0],
-        "MASTER_PORT": str(20_000 + (number * 31 + restarts * 7) % 12_000),
+        "MASTER_PORT": str(_PORTS[0] + (number * 31 + restarts * 7) % _PORTS[1]),
     }
 
 
@@ -69,7 +67,7 @@ class TrainJob(Checkpointable):
         """Run one incarnation on this rank; returns the name of its outcome.
 
         Raises:
-            SystemExit: with the status of the table above, unless the run finished.
+            SystemExit: with the status that says how, unless the run finished.
         """
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
@@ -83,19 +81,60 @@ class TrainJob(Checkpointable):
         with Preemption() as preemption:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
+                if environment.cluster == "slurm":
+                    self.preflight(environment)
                 with monitored(self.config) as sinks:
                     outcome = train_task(self.config, preemption=preemption, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                sys.exit(EXIT_USER_ERROR)
+                sys.exit(Exit.USER_ERROR)
+            except Exception as error:
+                traceback.print_exc()
+                sys.exit(exit_of(error))
             if outcome is not Outcome.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
-            if outcome is Outcome.TERMINATED and not (
-                environment.cluster == "slurm" and is_being_preempted(environment.job_id)
-            ):
-                sys.exit(outcome.value)
+            if outcome is Outcome.STOPPED:
+                sys.exit(Exit.STOPPED)
+            if outcome is Outcome.TERMINATED and not is_being_preempted(environment):
+                sys.exit(Exit.TERMINATED)
             if outcome is not Outcome.FINISHED:
-                requeue = preemption.former[signal.SIGUSR2]
-                assert callable(requeue), "submitit installs its handler before it calls a job"
-                requeue(signal.SIGUSR2, None)  # counts time-outs, writes the pickle anew, requeues, exits
+                requeue(preemption)
         return outcome.name
+
+    def preflight(self, environment: submitit.JobEnvironment) -> None:
+        """Leave, so that the job is queued again, if a node does not work."""
+        from motionmae.training.distributed import choose_device
+        from slurm.attempts import Attempt, Attempts
+        from slurm.ends import Cause
+        from slurm.preflight import BadNode, Unreachable, leave, preflight
+
+        run = Path(self.config.runs) / self.config.name
+        ranks_per_node = environment.num_tasks // environment.num_nodes
+        nodes = [environment.hostnames[rank // ranks_per_node] for rank in range(environment.num_tasks)]
+        try:
+            device = choose_device(self.config.engine.device, environment.local_rank)
+            preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
+        except BadNode as error:
+            leave(Exit.BAD_NODE, f"{nodes[environment.global_rank]} is no good: {error}")
+        except Unreachable as error:
+            attempt = Attempt(environment.job_id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+            for node in error.nodes:
+                Attempts(run).failed(attempt, Cause.BAD_NODE, 0, node)
+            leave(Exit.LOST_PEERS, str(error))
+
+
+def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
+    """Whether Slurm has told this running job to make room for another one; False if it does not answer."""
+    job = control.show(environment.job_id) if environment.cluster == "slurm" else None
+    return job is not None and job.state == "RUNNING" and job.preempted
+
+
+def requeue(preemption: "Preemption") -> None:
+    """Let submitit count time-outs, write the pickle anew, and have the job queued again. Does not return."""
+    ask = preemption.former[signal.SIGUSR2]
+    assert callable(ask), "submitit installs its handler before it calls a job"
+    try:
+        ask(signal.SIGUSR2, None)
+    except UncompletedJobError as error:
+        print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
+        sys.exit(Exit.USER_ERROR)

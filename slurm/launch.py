@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -73,12 +74,17 @@ class TrainingExecutor(SlurmExecutor):
         folder: where submitit keeps pickles and logs.
         code: folder of the code snapshot: working directory and first import path.
         extra: further sbatch options by their long names, which win over everything else.
+        environment: further variables of every rank.
     """
 
-    def __init__(self, config: Config, folder: Path, code: Path, extra: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, code: Path, extra: Mapping[str, str], environment: Mapping[str, str]
+    ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
+        self._run, self._max_retries = Path(config.runs) / config.name, launch.max_retries
         exports = job_environment(config, code, "slurm")
+        exports |= {key: value for key, value in environment.items() if key != "PYTHONPATH"}
         optional = {key: getattr(launch, key) for key in TEXTS}
         self.update_parameters(
             job_name=config.name,
@@ -109,6 +115,14 @@ class TrainingExecutor(SlurmExecutor):
     def script(self) -> str:
         """The sbatch script of a submission."""
         return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """Submitit's script, with :mod:`slurm.batch` in the place of the shell, to judge how srun ends."""
+        text = super()._make_submission_file_text(command, uid)
+        batch = shlex.join([sys.executable, "-m", "slurm.batch", str(self._run), str(self._max_retries)])
+        before, srun, after = text.rpartition("\nsrun ")
+        assert srun, "submitit starts the ranks with srun"
+        return f"{before}\nexec {batch} srun {after}"
 
 
 def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: int) -> DetachedLocalExecutor:

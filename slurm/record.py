@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
+from slurm import control
+from slurm.control import field
 
 LOCK_SECONDS = 5.0
 """How long to wait for somebody else's submission or look at the lock."""
@@ -139,36 +140,25 @@ def _local_state(run: Path) -> JobState:
 
 def _slurm_state(job_id: str) -> JobState:
     """Ask the controller, which soon forgets a job that has ended, then the accounting, which a site may lack."""
-    shown = _ask("scontrol", "show", "job", "-o", job_id)
+    shown = control.ask("scontrol", "show", "job", "-o", job_id)
     if shown.returncode == 0:
         return parse_scontrol(shown.stdout)
     if "Invalid job id" not in shown.stderr:
         raise UserError(
             f"Slurm does not answer (`scontrol show job {job_id}`: {shown.stderr.strip()}): try again later"
         )
-    accounted = _ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
+    accounted = control.ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
     state, _, exit_code = accounted.stdout.strip().partition("|")
     return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
 
 
-def is_being_preempted(job_id: str) -> bool:
-    """Whether Slurm has told a running job to make room for another one; False if it does not answer."""
-    shown = _ask("scontrol", "show", "job", "-o", job_id).stdout
-    return _field(shown, "JobState") == "RUNNING" and _field(shown, "PreemptTime") not in ("", "None")
-
-
 def parse_scontrol(line: str) -> JobState:
     """Read one line of ``scontrol show job -o``."""
-    name = _field(line, "JobState")
+    name = field(line, "JobState")
     ended = name in _ENDED
-    detail = _field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
-    exit_code = _exit_code(_field(line, "ExitCode")) if ended else None
-    return JobState(name, "" if detail in ("(null)", "None") else detail, int(_field(line, "Restarts") or 0), exit_code)
-
-
-def _field(line: str, key: str) -> str:
-    found = re.search(rf"\b{key}=(\S*)", line)
-    return found.group(1) if found else ""
+    detail = field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
+    exit_code = _exit_code(field(line, "ExitCode")) if ended else None
+    return JobState(name, "" if detail in ("(null)", "None") else detail, int(field(line, "Restarts") or 0), exit_code)
 
 
 def _exit_code(text: str) -> int | None:
@@ -178,12 +168,3 @@ def _exit_code(text: str) -> int | None:
         return None
     status, signal_number = int(found.group(1)), int(found.group(2))
     return 128 + signal_number if signal_number else status
-
-
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"there is no {command[0]} on this machine")
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", "no answer within 60 s")

@@ -4,9 +4,11 @@ Examples::
 
     python slurm/submit.py --nodes 4 --config vitl_k400 data.shards=/data/k400
     python slurm/submit.py --nodes 4 --config vitl_k400 --dry-run
+    python slurm/submit.py --nodes 1 --config vitb_k400 --seeds 0-4
     python slurm/submit.py --cluster local --config demo data.shards=/data/toy --follow
 
 The same command again resumes a run that has ended, and with ``--follow`` attaches to one that is under way.
+What is the same for all runs of a site may be kept in ~/.config/motionmae/site.yaml (docs/survival.md).
 """
 
 import sys
@@ -33,10 +35,13 @@ from motionmae.data.manifest import load_manifest  # noqa: E402
 from motionmae.data.transfer import UnreachableError  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
+from slurm.attempts import Attempts  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job import TrainJob  # noqa: E402
+from slurm.launch import TrainingExecutor  # noqa: E402
 from slurm.local import command_line, rank_log  # noqa: E402
 from slurm.record import JobRecord, state_of, submission_lock  # noqa: E402
+from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 
 _FLAGS = {
     "nodes": ("nodes", "nodes of the job"),
@@ -46,6 +51,7 @@ _FLAGS = {
     "time": ("timeout_minutes", "time limit of one incarnation: minutes, HH:MM:SS or D-HH:MM:SS"),
     "signal-seconds": ("signal_seconds", "how long before the limit the run is told to save"),
     "max-timeouts": ("max_timeouts", "time-outs after which the run stops requeueing itself"),
+    "max-retries": ("max_retries", "failures in a row without a new checkpoint that are tried again"),
     "partition": ("partition", "Slurm partition"),
     "account": ("account", "account to charge"),
     "qos": ("qos", "quality of service"),
@@ -69,13 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--follow", action="store_true", help="show the log of rank 0 until the run ends")
     for flag, (key, text) in _FLAGS.items():
         parser.add_argument(f"--{flag}", dest=key, metavar=flag.split("-")[0].upper(), help=f"{text} (launch.{key})")
+    parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
     parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any further sbatch option")
+    parser.add_argument(
+        "--seeds", metavar="0-4", help="a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+    )
+    parser.add_argument(
+        "--site", type=Path, metavar="FILE", help=f"what your cluster is always asked (default: {DEFAULT})"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, e.g. optim.batch=256")
     return parser
 
 
-def load(arguments: argparse.Namespace) -> Config:
-    """The configuration with overrides, then flags, and its folders made absolute.
+def load(arguments: argparse.Namespace, site: Site) -> Config:
+    """The configuration, changed by the site file, then overrides, then flags; its folders made absolute.
 
     Raises:
         UserError: for what no run could be made of.
@@ -84,12 +97,18 @@ def load(arguments: argparse.Namespace) -> Config:
     if "timeout_minutes" in flags:
         flags["timeout_minutes"] = str(launch.minutes(flags["timeout_minutes"]))
     values = {key: json.dumps(value) if key in launch.TEXTS else value for key, value in flags.items()}
-    overrides = [*arguments.overrides, *(f"launch.{key}={value}" for key, value in values.items())]
+    slurm = arguments.cluster == "slurm"
+    overrides = [
+        *(site.overrides() if slurm else ()),
+        *arguments.overrides,
+        *(f"launch.{key}={value}" for key, value in values.items()),
+    ]
     config = launch.absolute_paths(load_config(arguments.config, overrides))
-    if arguments.cluster == "local" and config.launch.nodes != 1:
+    if not slurm and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
-    if arguments.cluster == "local" and arguments.sbatch:
-        raise UserError("--sbatch is for Slurm: leave it out with --cluster local")
+    for flag in ("sbatch", "dependency", "site"):
+        if not slurm and getattr(arguments, flag):
+            raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
     if config.launch.signal_seconds >= 60 * config.launch.timeout_minutes:
         raise UserError(
             f"launch.signal_seconds={config.launch.signal_seconds} is no less than "
@@ -99,7 +118,19 @@ def load(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def dry_run(arguments: argparse.Namespace, config: Config) -> None:
+def executor_of(
+    arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
+) -> TrainingExecutor:
+    """The executor for Slurm, away from the nodes that have failed the run before."""
+    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    extra = {**site.sbatch, **dependency, **launch.sbatch_options(arguments.sbatch)}
+    excluded = Attempts(Path(config.runs) / config.name).excluded()
+    exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
+    config = replace(config, launch=replace(config.launch, exclude=exclude))
+    return TrainingExecutor(config, folder, code, extra, site.environment)
+
+
+def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the script as it would be submitted, the resolved configuration and the estimate; write nothing."""
     from motionmae.commands.plan import print_plan
 
@@ -107,8 +138,7 @@ def dry_run(arguments: argparse.Namespace, config: Config) -> None:
     code = snapshot.survey(ROOT, outside=[Path(config.runs)]).folder(run)
     folder = launch.log_folder(run)
     if arguments.cluster == "slurm":
-        extra = launch.sbatch_options(arguments.sbatch)
-        print(launch.TrainingExecutor(config, folder, code, extra).script())
+        print(executor_of(arguments, site, config, folder, code).script())
     else:
         print(command_line(folder, code, config.launch.ranks_per_node), end="\n\n")
     print("# resolved configuration")
@@ -116,11 +146,12 @@ def dry_run(arguments: argparse.Namespace, config: Config) -> None:
     print_plan(config)
 
 
-def submit(arguments: argparse.Namespace, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
+def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
     """Take the snapshot, submit the job, and note it in the run folder.
 
     Args:
         arguments: the command line.
+        site: the site file.
         config: the run.
         run: its folder.
         before: the run folder's record when it was found to have no active job.
@@ -140,11 +171,11 @@ def submit(arguments: argparse.Namespace, config: Config, run: Path, before: Job
         folder = launch.log_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.cluster == "local":
-            executor: launch.TrainingExecutor | launch.DetachedLocalExecutor = launch.local_executor(
+            executor: TrainingExecutor | launch.DetachedLocalExecutor = launch.local_executor(
                 config, folder, run, code, lock
             )
         else:
-            executor = launch.TrainingExecutor(config, folder, code, launch.sbatch_options(arguments.sbatch))
+            executor = executor_of(arguments, site, config, folder, code)
         announce(run)
         try:
             job_id = executor.submit(TrainJob(config)).job_id
@@ -206,15 +237,38 @@ def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
         "preempt": f"{preempt}   # saves, requeues itself, goes on",
         "resume": command,
     }
+    if record.cluster == "slurm" and (excluded := Attempts(run).excluded()):
+        nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
+        lines["excluded"] = f"{nodes}   # rm {Attempts(run).path} forgives them"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
 
 
-def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    """Do what the command line asks for and return the exit status."""
-    config = load(arguments)
-    if arguments.dry_run:
-        dry_run(arguments, config)
-        return 0
+def of_seed(config: Config, seed: int) -> Config:
+    """The run of one seed of several."""
+    return replace(config, name=f"{config.name}_seed{seed}", seed=seed)
+
+
+def seeds(text: str) -> list[int]:
+    """Read ``0-4`` or ``1,3,7`` or both mixed.
+
+    Raises:
+        UserError: for anything else.
+    """
+    ranges = [part.split("-") for part in text.split(",")]
+    if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
+        raise UserError(f"--seeds {text}: write for example 0-4 or 1,3,7")
+    found = [seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)]
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"--seeds {text}: names no seed, or one of them twice")
+    return found
+
+
+def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> JobRecord:
+    """Submit the run, or find it under way, and say which.
+
+    Raises:
+        UserError: if it is under way and is not to be followed, or cannot be submitted.
+    """
     run = Path(config.runs) / config.name
     record = JobRecord.read(run)
     if record is not None and (state := state_of(record, run)).active:
@@ -224,21 +278,51 @@ def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
                 "or give this one another name=..."
             )
         print(f"{run} is under way: following job {record.job_id}; nothing new is submitted")
-    else:
-        if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
-            raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
+        return record
+    if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
+    try:
+        record = submit(arguments, site, config, run, record)
+    except OSError as error:
+        raise UserError(
+            f"{run} cannot be written ({error.strerror}): make room there, or set runs=FOLDER to one you can write to"
+        ) from error
+    print(describe(record, run, words), flush=True)
+    return record
+
+
+def submit_each(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> int:
+    """Submit a run for each seed; one that cannot be submitted does not keep the others from it."""
+    status = 0
+    at = next(index for index, word in enumerate(words) if word.startswith("--seeds"))
+    others = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
+    for seed in seeds(arguments.seeds):
+        run = of_seed(config, seed)
         try:
-            record = submit(arguments, config, run, record)
-        except OSError as error:
-            raise UserError(
-                f"{run} cannot be written ({error.strerror}): make room there, or set runs=FOLDER to one "
-                "you can write to"
-            ) from error
-        print(describe(record, run, words), flush=True)
+            submit_or_attach(arguments, site, run, [*others, f"name={run.name}", f"seed={seed}"])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        print()
+    return status
+
+
+def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Do what the command line asks for and return the exit status."""
+    site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
+    config = load(arguments, site)
+    if arguments.dry_run:
+        dry_run(arguments, site, of_seed(config, seeds(arguments.seeds)[0]) if arguments.seeds else config)
+        return 0
+    if arguments.seeds:
+        if arguments.follow or arguments.cluster == "local":
+            raise UserError("--seeds starts several runs on Slurm: leave out --follow and --cluster local")
+        return submit_each(arguments, site, config, words)
+    record = submit_or_attach(arguments, site, config, words)
     if not arguments.follow:
         return 0
     try:
-        return follow(record, run)
+        return follow(record, Path(config.runs) / config.name)
     except KeyboardInterrupt:
         print(f"\nno longer following; job {record.job_id} goes on")
         return 130

@@ -185,10 +185,12 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
 
     Raises:
         CorruptSample: a sample is not what was written.
-        UserError: see :func:`page_size`.
+        UserError: the shards hold no JPEGs, or see :func:`page_size`.
     """
     from ffcv.writer import DatasetWriter, MemoryAllocator, worker_job_indexed_dataset
 
+    if manifest.encoder.encoding != "jpeg":
+        raise UserError(f"{shards} holds raw pixels, and a .beton of ours JPEGs: make shards without --raw for it")
     page = page_size(shards, manifest)
     form = load_format()
     temporary = out.with_name(out.name + ".tmp")

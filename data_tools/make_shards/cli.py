@@ -25,7 +25,7 @@ from data_tools.make_shards.write import (
     write_shards,
 )
 from motionmae.data.files import write_atomically
-from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.manifest import MANIFEST, Manifest, load_manifest
 from motionmae.errors import UserError
 
 _DESCRIPTION = """\
@@ -46,6 +46,9 @@ examples:
     python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
     python data_tools/make_shards ucf101 --videos UCF-101 --annotations ucfTrainTestlist --split train1 --out data/ucf
     python data_tools/make_shards hmdb51 --videos HMDB51 --annotations splits --split test1 --out data/hmdb
+  many hours of video on 16 machines that share a disk, parts 0 to 15, then the manifest (on Slurm: slurm/shard.py):
+    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
+    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
   any folder: by its train.csv / val.csv ("path label" lines), its class folders, or flat:
     python data_tools/make_shards folder --videos VIDEOS --out data/mine
 
@@ -55,7 +58,7 @@ exit status: 0 shards are made (some videos may be quarantined), 2 wrong input o
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return _run(options)
     except UserError as error:
@@ -66,24 +69,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the command line; slurm/shard.py checks with it what it submits."""
+    made = argparse.ArgumentParser(
         prog="make_shards",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
     add("--videos", type=Path, required=True, help="folder of the videos, laid out as you like")
     add("--annotations", type=Path, help="folder (or file) of the official annotations (default: that of the videos)")
     add("--split", help="train, val, test; train1 ... test3 for ucf101 and hmdb51; folder: default all there is")
     add("--out", type=Path, required=True, help="folder for the shards; made if needed")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes (default: one a core)")
+    add("--part", type=_part, metavar="I/N", help="write every Nth shard from the Ith (from 0) on, and no manifest yet")
     frames = FrameSettings()
-    frame = parser.add_argument_group("what is stored").add_argument
+    frame = made.add_argument_group("what is stored").add_argument
     frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos stay small")
     frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
+    frame(
+        "--raw", action="store_true", help="store pixels, 13 times the bytes: loading takes half the CPU (docs/data.md)"
+    )
     frame("--stride", type=int, default=frames.stride, help="store every so many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="store so many windows a video (%(default)s: all of it)")
     frame("--window", type=int, default=frames.window, help="source frames of such a window (%(default)s)")
@@ -92,30 +100,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     frame("--samples-per-shard", type=int, help="videos of a shard (64; fewer where that makes under 16 shards)")
     frame("--seed", type=int, default=0, help="of the order in which videos are stored (%(default)s)")
-    other = parser.add_argument_group("trouble").add_argument
+    other = made.add_argument_group("trouble").add_argument
     other(
         "--timeout", type=float, default=60, help="give a video up after so many seconds without a frame (%(default)g)"
     )
     other("--retry", action="store_true", help="try the quarantined videos of a former run again")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
     other("--json", type=Path, metavar="FILE", help="write the figures of the summary there")
-    return parser
+    return made
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is no part: the parts of 16 are 0/16 to 15/16")
+    return int(number), int(parts)
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.workers < 1 or options.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
     frames = FrameSettings(
-        options.short_side, options.quality, options.stride, options.clips, options.window, options.flow
+        options.short_side,
+        options.quality,
+        options.stride,
+        options.clips,
+        options.window,
+        options.flow,
+        options.raw,
     )
     listing = read_listing(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
     plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)
     settle(plan, options.out)
+    if options.part:
+        return _run_part(plan, options)
     with only_run(options.out):
         if options.retry:
             count = forget_quarantined(plan, options.out)
             print(f"retry: {count} shards lack a video and are made again")
-        if is_complete(plan, options.out):
+        if (options.out / MANIFEST).exists() and is_complete(plan, options.out):
             manifest = load_manifest(options.out)
             print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
         else:
@@ -126,6 +149,29 @@ def _run(options: argparse.Namespace) -> int:
     return 3 if options.strict and manifest.quarantined else 0
 
 
+def _run_part(plan: Plan, options: argparse.Namespace) -> int:
+    """Write the shards of one part; whoever comes without --part finds them and writes the manifest."""
+    number, parts = options.part
+    part = plan.part(number, parts)
+    with only_run(options.out, f"{number}of{parts}"):
+        if options.retry:
+            forget_quarantined(part, options.out)
+        if not is_complete(part, options.out):
+            refuse_other_libraries(plan, options.out)
+        started = time.monotonic()
+        with ProgressBar(f"{plan.listing.split} {number}/{parts}", part.videos) as bar:
+            total = write_shards(part, options.out, options.workers, options.timeout, bar.show)
+    seconds = time.monotonic() - started
+    print(
+        f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
+        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
+        "when all parts are made, run the same command without --part"
+    )
+    if options.json:
+        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
+    return 3 if options.strict and total.quarantine else 0
+
+
 def _make(plan: Plan, options: argparse.Namespace) -> Manifest:
     started = time.monotonic()
     with ProgressBar(plan.listing.split, plan.videos) as bar:
@@ -134,17 +180,21 @@ def _make(plan: Plan, options: argparse.Namespace) -> Manifest:
     seconds = time.monotonic() - started
     print(_summary(plan.listing, manifest, total, options.out, seconds))
     if options.json:
-        figures = {
-            "videos": total.videos,
-            "samples": manifest.samples,
-            "quarantined": dict(total.reasons),
-            "shards": len(manifest.shards),
-            "frames": total.frames,
-            "bytes": total.bytes,
-            "seconds": round(seconds, 3),
-        }
-        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+        _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
     return manifest
+
+
+def _write_figures(path: Path, total: Tally, samples: int, shards: int, seconds: float) -> None:
+    figures = {
+        "videos": total.videos,
+        "samples": samples,
+        "quarantined": dict(total.reasons),
+        "shards": shards,
+        "frames": total.frames,
+        "bytes": total.bytes,
+        "seconds": round(seconds, 3),
+    }
+    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def _counts(manifest: Manifest) -> str:

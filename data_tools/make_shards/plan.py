@@ -7,8 +7,10 @@ settings into the same folder is refused.
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,17 @@ class Plan:
 
     @property
     def videos(self) -> int:
-        """Videos of the list, whether or not they can be stored."""
-        return len(self.listing.rows)
+        """Videos of the shards, whether or not they can be stored."""
+        return sum(len(shard.rows) for shard in self.shards)
+
+    @property
+    def encoding(self) -> str:
+        """How frames are stored (motionmae.data.shards.ENCODINGS)."""
+        return "raw" if self.frames.raw else "jpeg"
+
+    def part(self, number: int, parts: int) -> "Plan":
+        """Every ``parts``-th shard from ``number`` on: what one of several machines writes."""
+        return replace(self, shards=self.shards[number::parts])
 
 
 def make_plan(
@@ -124,9 +135,12 @@ def settle(plan: Plan, out: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if (out / MANIFEST).exists() or any(out.glob("*.tar")):
+            begun_elsewhere = (out / MANIFEST).exists() or any(out.glob("*.tar"))
+            if begun_elsewhere and not path.exists():  # another part may have begun just now
                 raise UserError(f"--out {out} holds shards that this command did not begin: choose another folder")
-            write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+            own = path.with_name(f"plan.{socket.gethostname()}.{os.getpid()}.json")  # all parts may begin at once
+            write_atomically(own, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+            own.replace(path)
             return
         begun = json.loads(path.read_bytes())
     except OSError as error:

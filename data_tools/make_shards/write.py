@@ -75,8 +75,8 @@ def load_record(out: Path, shard: ShardPlan) -> Tally | None:
 
 
 def is_complete(plan: Plan, out: Path) -> bool:
-    """Whether the folder holds all that the plan asks for; a shard that was lost or cut short since is a gap."""
-    return (out / MANIFEST).exists() and all(load_record(out, shard) for shard in plan.shards)
+    """Whether the folder holds all shards of the plan; one that was lost or cut short since is a gap."""
+    return all(load_record(out, shard) for shard in plan.shards)
 
 
 def forget_quarantined(plan: Plan, out: Path) -> int:
@@ -92,16 +92,28 @@ def _record_path(out: Path, shard: ShardPlan) -> Path:
 
 
 @contextlib.contextmanager
-def only_run(out: Path) -> Iterator[None]:
-    """Refuse a second run into the same folder while the first still writes."""
-    with (out / STATE / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it") from None
-        except OSError:  # a network disk without locks
-            pass
+def only_run(out: Path, part: str = "") -> Iterator[None]:
+    """Refuse a second run of the same part, or of the whole beside a part, while the first still writes.
+
+    Args:
+        out: folder of the shards.
+        part: name of the part; empty for the whole.
+    """
+    with contextlib.ExitStack() as locks:
+        _lock(locks, out, "lock", shared=bool(part))
+        if part:
+            _lock(locks, out, f"lock.{part}", shared=False)
         yield
+
+
+def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
+    file = locks.enter_context((out / STATE / name).open("a+"))
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it") from None
+    except OSError:  # a network disk without locks
+        pass
 
 
 def write_shards(
@@ -117,13 +129,12 @@ def write_shards(
         watch: called several times a second with the tally, from this thread.
 
     Returns:
-        The tally of the whole data set, finished shards included.
+        The tally of the whole plan, finished shards included.
 
     Raises:
         UserError: the folder cannot be written, e.g. because the disk is full.
         KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
     """
-    (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
     total = Tally()
     pending: SimpleQueue[ShardPlan] = SimpleQueue()
     for shard in plan.shards:
@@ -132,6 +143,8 @@ def write_shards(
             pending.put(shard)
         else:
             total.add(record)
+    if not pending.empty():
+        (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
     pool = [_Writer(plan, out, patience, pending, total) for _ in range(min(workers, pending.qsize()))]
     try:
         for writer in pool:
@@ -183,7 +196,7 @@ class _Writer(threading.Thread):
     def _write(self, shard: ShardPlan) -> None:
         record = Tally()
         path = self._out / shard.name
-        with ShardWriter(path) as writer:
+        with ShardWriter(path, self._plan.encoding) as writer:
             for key, row in shard.rows:
                 video = self._write_video(writer, key, row)
                 record.add(video)
@@ -236,7 +249,9 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
         dataset=plan.dataset,
         split=listing.split,
         class_names=listing.class_names,
-        encoder=EncoderSettings(frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow),
+        encoder=EncoderSettings(
+            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding
+        ),
         shards=tuple(shard_entry(path) for shard in plan.shards if (path := out / shard.name).exists()),
         quarantined=len(rows),
         split_file=listing.split_file,

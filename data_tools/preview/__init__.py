@@ -8,10 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.files import write_atomically
+from motionmae.data.jpeg import decode_frame
 from motionmae.data.manifest import load_manifest
 from motionmae.data.reader import ShardReader
 from motionmae.errors import UserError
@@ -82,7 +82,7 @@ def _row(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
     chosen = [round(place) for place in np.linspace(0, meta.frames - 1, frames)]
     width = max(1, round(meta.width * height / meta.height))
     pictures = [
-        cv2.resize(simplejpeg.decode_jpeg(jpeg), (width, height), interpolation=cv2.INTER_AREA)
+        cv2.resize(decode_frame(jpeg, meta), (width, height), interpolation=cv2.INTER_AREA)
         for jpeg in reader.read_frames(sample, chosen)
     ]
     strip = np.concatenate(

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import simplejpeg
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 
-from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.jpeg import decode_frame
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.reader import ShardReader
 from motionmae.data.shards import ShardEntry, verify_shard
@@ -98,12 +98,7 @@ def _decode_some(folder: Path, manifest: Manifest, entry: ShardEntry, decode: in
         for frame in sorted({0, meta.frames // 2, meta.frames - 1}):
             try:
                 (jpeg,) = part.read_frames(row, [frame])
-                picture = simplejpeg.decode_jpeg(jpeg)
-                if picture.shape != (meta.height, meta.width, 3):
-                    detail = f"frame {frame} is {picture.shape}, not {(meta.height, meta.width, 3)}"
-                    faults.append(CorruptSample(Reason.DECODE, meta.where, detail))
-            except ValueError as error:
-                faults.append(CorruptSample(Reason.DECODE, meta.where, f"frame {frame}: {error}"))
+                decode_frame(jpeg, meta)
             except CorruptSample as fault:
-                faults.append(fault)
+                faults.append(CorruptSample(fault.reason, fault.where, f"frame {frame}: {fault.detail}"))
     return faults

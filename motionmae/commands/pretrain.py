@@ -23,7 +23,8 @@ exit status:
   76   lost the other ranks or the network to them: the same command resumes from the last checkpoint
   79   hung, ended by the watchdog after writing all stacks to RUN/logs: start the same command again
   80   a newer start of the same run has taken over its folder; this one wrote nothing more
-  143  stopped by SIGTERM or RUN/stop after saving
+  81   stopped by the file RUN/stop after saving; the file RUN/save makes a run save at once
+  143  stopped by SIGTERM after saving
   1    a bug, with a traceback; the same command resumes from the last checkpoint"""
 
 

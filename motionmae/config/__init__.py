@@ -7,7 +7,7 @@ from motionmae.config.load import load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
-from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -24,6 +24,7 @@ __all__ = [
     "OptimConfig",
     "TargetConfig",
     "ViewsConfig",
+    "WatchdogConfig",
     "load_config",
     "save_config",
 ]

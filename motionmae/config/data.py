@@ -44,8 +44,11 @@ class DataConfig:
     """Chance that a rectangle of the clip, the same in all frames, is replaced by noise (random erasing)."""
     repeats: int = 1
     """Clips drawn from each video that is read (repeated sampling)."""
+    workers: int = 0
+    """Processes of a rank that decode; 0: ``threads`` of the training process, enough for a core or two. A .beton takes
+    ``threads`` either way."""
     threads: int = 2
-    """Decoding threads of a rank."""
+    """Decoding threads of a rank without ``workers``."""
     prefetch: int = 4
     """Micro-batches held ready per rank."""
     window_shards: int = 64
@@ -62,6 +65,7 @@ class DataConfig:
         check(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "a crop keeps at most the whole, 1.0")
         for key in ("repeats", "threads", "prefetch", "window_shards"):
             at_least(f"data.{key}", getattr(self, key), 1)
+        at_least("data.workers", self.workers, 0)
         at_least("data.corrupt_budget", self.corrupt_budget, 0)
         at_least("data.remote_retries", self.remote_retries, 0)
         for key in ("cache_gb", "remote_timeout"):

@@ -16,13 +16,17 @@ class LaunchConfig:
     gpus_per_node: int = 8
     """GPUs asked for a node; 0 on a machine without."""
     cpus_per_rank: int = 12
-    """CPU cores a rank, for decoding threads."""
+    """CPU cores a rank, for decoding (data.workers) and the training process."""
     timeout_minutes: int = 1440
     """Time limit of one incarnation of the job; a longer run requeues itself."""
     signal_seconds: int = 120
     """How long before the limit Slurm signals: a step, a save and a margin must fit."""
     max_timeouts: int = 1000
     """Time-outs after which a run stops requeueing itself."""
+    max_retries: int = 5
+    """Failures in a row, without a new checkpoint between them, after which the job is not tried again by itself."""
+    preflight_seconds: int = 120
+    """Time in which every node must have shown that its device, its storage and its network work."""
     partition: str = ""
     """Slurm partition (empty: the site's default)."""
     account: str = ""
@@ -37,7 +41,8 @@ class LaunchConfig:
     """Free text that squeue shows."""
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_minutes", "max_timeouts"):
+        for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_minutes", "max_timeouts", "preflight_seconds"):
             at_least(f"launch.{key}", getattr(self, key), 1)
-        at_least("launch.gpus_per_node", self.gpus_per_node, 0)
+        for key in ("gpus_per_node", "max_retries"):
+            at_least(f"launch.{key}", getattr(self, key), 0)
         at_least("launch.signal_seconds", self.signal_seconds, 1)

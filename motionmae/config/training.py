@@ -106,3 +106,25 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         at_least("log.every_steps", self.every_steps, 1)
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """How long things may take before a rank counts as hung, writes its stacks down and ends; 0 for any time.
+
+    Far beyond what work takes, also on a slow disk: a hang costs this long, a false alarm costs a restart.
+    """
+
+    startup_seconds: float = 1800
+    """From joining the run to the first step: opening the data, verifying and loading the checkpoint."""
+    step_seconds: float = 600
+    """A step takes at most this, or `step_factor` times the median of the last steps if that is more."""
+    step_factor: float = 20
+    """See `step_seconds`."""
+    save_seconds: float = 3600
+    """Copying and writing a checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("startup_seconds", "step_seconds", "save_seconds"):
+            at_least(f"watchdog.{key}", getattr(self, key), 0)
+        at_least("watchdog.step_factor", self.step_factor, 1)

@@ -157,7 +157,7 @@ class BetonSource:
     """
 
     threads = 1  # fill is parallel inside
-    whole_batches = True
+    reader: None = None
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip

@@ -1,9 +1,9 @@
 """One clip of one sample: choose its frames and its crop, read, decode."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.augment import Crop, central_crop, random_crop
@@ -12,6 +12,9 @@ from motionmae.data.jpeg import decode_clip
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta, ShardReader
 from motionmae.data.sampling import central_frames, random_frames, segment_frames
+
+if TYPE_CHECKING:
+    import torch  # decoding processes do without it
 
 
 def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> tuple[list[int], Crop]:
@@ -52,7 +55,7 @@ def fill_random_clip(
     return meta
 
 
-def read_clip(source: Path | str | ShardReader, sample_id: int, clip: ClipConfig) -> torch.Tensor:
+def read_clip(source: Path | str | ShardReader, sample_id: int, clip: ClipConfig) -> "torch.Tensor":
     """The clip in the middle of a sample, cut to its central square: uint8 (T, size, size, 3), always the same.
 
     Args:
@@ -64,6 +67,8 @@ def read_clip(source: Path | str | ShardReader, sample_id: int, clip: ClipConfig
         CorruptSample: the sample is not what was written; nothing else is put in its place.
         UserError: no such folder, sample or stride.
     """
+    import torch
+
     reader = source if isinstance(source, ShardReader) else ShardReader(source)
     meta = reader.read_meta(sample_id)
     pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)

@@ -32,7 +32,10 @@ class CorruptSample(Exception):  # noqa: N818 - it names a thing found, not a fa
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):
-        super().__init__(f"{where}: {reason.value}: {detail}")
+        super().__init__(reason, where, detail)  # which pickle gives back, between processes
         self.reason = reason
         self.where = where
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason.value}: {self.detail}"

@@ -1,8 +1,10 @@
-"""From stored JPEGs to the pixels of a clip, written where the caller wants them.
+"""From stored frames to the pixels of a clip, written where the caller wants them.
 
 A frame is decoded whole by simplejpeg into the thread's own scratch memory, then its crop is resized by OpenCV right
 into the batch. Measured alternatives that lost: other decoders by 7 to 250 %, scaled inverse DCTs other than 1/2 and
-1/4, lossless cropping before decoding. Both libraries release the interpreter lock.
+1/4, lossless cropping before decoding. Colour is upsampled the plain way: 7 % faster than by interpolation, and nearer
+to ffmpeg's RGB of the same video (40.1 against 39.8 dB over Kinetics clips); the fast inverse DCT would gain 4 % and
+cost 0.5 dB. Both libraries release the interpreter lock.
 """
 
 import threading
@@ -33,11 +35,15 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
     """The RGB picture (height, width, 3) of one stored frame, valid until this thread decodes the next.
 
     Raises:
-        CorruptSample: it is no JPEG of the size that the index names.
+        CorruptSample: it is no picture of the size that the index names.
     """
+    if meta.encoding == "raw":
+        if len(jpeg) != 3 * meta.height * meta.width:
+            raise CorruptSample(Reason.DECODE, meta.where, f"a raw picture of {len(jpeg)} bytes")
+        return np.frombuffer(jpeg, np.uint8).reshape(meta.height, meta.width, 3)
     scratch = _scratch(meta.height, meta.width)
     try:
-        picture = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=scratch)
+        picture = simplejpeg.decode_jpeg(jpeg, "RGB", fastupsample=True, buffer=scratch)
     except ValueError as error:
         raise CorruptSample(Reason.DECODE, meta.where, str(error)) from error
     if picture.shape != scratch.shape:

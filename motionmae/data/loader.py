@@ -1,9 +1,9 @@
-"""Clips for training: threads decode straight into the next micro-batches, in an order that is a pure function.
+"""Clips for training: threads or processes decode the next micro-batches, in an order that is a pure function.
 
 Position p of epoch e holds the same sample, cut the same way, on every machine: EpochOrder names it and everything
 random is keyed by (seed, epoch, sample, repeat). Step t, rank r and accumulation step a of R ranks and micro-batch b
 read the positions t * batch + a * R * b + r * b + [0, b); so the clips of a step are the same for every number of
-ranks and threads, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
+ranks and decoders, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
 incomplete last batch is left out (other samples each epoch).
 """
 
@@ -30,6 +30,7 @@ from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import KeyedRandom, mask_seed
 from motionmae.data.sampling import stored_step
 from motionmae.data.source import ClipSource, ShardSource, Wanted
+from motionmae.data.workers import WorkerSource
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class ClipLoader:
         self._augment = _clip_augment(data, clip)
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
-        self._source: ClipSource = (BetonSource if data.beton else ShardSource)(data, clip, self.manifest)
+        self._source = self._open_source()
         self._pool = ThreadPoolExecutor(self._source.threads, "clip-decoder")
         self._ahead = self._look_ahead()
 
@@ -144,9 +145,16 @@ class ClipLoader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._source.close()
 
+    def _open_source(self) -> ClipSource:
+        if self.data.beton:
+            return BetonSource(self.data, self.clip, self.manifest)
+        if self.data.workers:
+            return WorkerSource(self.data, self.clip, self.manifest, self._clips, self._flows)
+        return ShardSource(self.data, self.clip, self.manifest)
+
     def _look_ahead(self) -> LookAhead | None:
         """What fetches remote shards before their turn; None where all is on this machine."""
-        reader = self._source.reader if isinstance(self._source, ShardSource) else None
+        reader = self._source.reader
         if reader is None or reader.cache is None:
             return None
         under_way = (self.data.prefetch // self.accumulation + 2) * self.batch  # between the last rank and the first
@@ -227,7 +235,7 @@ class ClipLoader:
         batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
         ids = self._order.samples(positions)
         places = list(zip(range(self.micro_batch), positions.tolist(), ids.tolist(), strict=True))
-        share = self.micro_batch if self._source.whole_batches else 1
+        share = max(1, self.micro_batch // self._source.threads)
         return batch, [
             self._pool.submit(self._fill, batch, self._order, places[first : first + share])
             for first in range(0, self.micro_batch, share)
@@ -255,13 +263,13 @@ class ClipLoader:
         """Fill the repeats of each (place, sample); what is wrong with each sample, None for nothing."""
         repeats = self.data.repeats
         wanted = [
-            Wanted(place * repeats + repeat, sample, KeyedRandom("clip", self.seed, epoch, sample, repeat))
+            Wanted(place * repeats + repeat, self.seed, epoch, sample, repeat)
             for place, sample in samples
             for repeat in range(repeats)
         ]
         outcomes = self._source.fill(wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy())
         faults: list[CorruptSample | None] = [None] * len(samples)
-        for number, ((row, sample, _), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        for number, (one, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
             if isinstance(outcome, CorruptSample):
                 faults[number // repeats] = outcome
                 continue
@@ -271,11 +279,12 @@ class ClipLoader:
                     f"names {len(self.manifest.class_names)} classes): make the shards of a split with labels"
                 )
             if self._augment:
-                repeat = number % repeats
-                self._augment(batch.clips[row].numpy(), KeyedRandom("augment", self.seed, epoch, sample, repeat))
-            batch.labels[row] = outcome.label
-            batch.seeds[row] = mask_seed(self.seed, epoch, sample, number % repeats)
-            batch.samples[row] = sample
+                self._augment(
+                    batch.clips[one.row].numpy(), KeyedRandom("augment", self.seed, epoch, one.sample, one.repeat)
+                )
+            batch.labels[one.row] = outcome.label
+            batch.seeds[one.row] = mask_seed(self.seed, epoch, one.sample, one.repeat)
+            batch.samples[one.row] = one.sample
         return faults
 
     def _count(self, sample: int, fault: CorruptSample) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from motionmae.config import DataConfig
 from motionmae.data.files import write_atomically
 from motionmae.data.order import ORDER_VERSION
-from motionmae.data.shards import FORMAT_VERSION, ShardEntry, check_version
+from motionmae.data.shards import ENCODINGS, FORMAT_VERSION, ShardEntry, check_version
 from motionmae.data.transfer import RemoteFolder, is_remote
 from motionmae.errors import UserError
 
@@ -33,7 +33,7 @@ class EncoderSettings:
     flow_distance: int = 0
     """Source frames between the two pictures of a stored flow field; 0: no flow stored."""
     encoding: str = "jpeg"
-    """How a frame is stored; this format version knows jpeg only."""
+    """How a frame is stored: jpeg, or raw (uint8 RGB)."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,10 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         manifest = _parse(content)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again") from error
-    if manifest.encoder.encoding != "jpeg":
-        raise UserError(f"{path}: frames stored as {manifest.encoder.encoding} cannot be read, only jpeg")
+    if manifest.encoder.encoding not in ENCODINGS:
+        raise UserError(
+            f"{path}: frames stored as {manifest.encoder.encoding} cannot be read, only {' and '.join(ENCODINGS)}"
+        )
     if content["samples"] != manifest.samples:
         raise UserError(f"{path} says {content['samples']} samples, its shards hold {manifest.samples}: make it again")
     return manifest

@@ -53,6 +53,9 @@ class SampleMeta:
     has_flow: bool
     """Whether optical flow is stored."""
 
+    encoding: str = "jpeg"
+    """How its frames are stored (motionmae.data.shards.ENCODINGS)."""
+
     @property
     def where(self) -> str:
         """Name for messages and logs."""
@@ -62,12 +65,12 @@ class SampleMeta:
 class _OpenShard:
     """One shard's index and file; closed when the last user lets go of it."""
 
-    def __init__(self, entry: ShardEntry, path: Path, file: BinaryIO | None = None):
+    def __init__(self, encoding: str, entry: ShardEntry, path: Path, file: BinaryIO | None = None):
         if file is not None:
             self._file = file
         indexed, columns = load_index(path)
         check_entry(path, indexed, entry)
-        self.name = entry.name
+        self.name, self.encoding = entry.name, encoding
         self._texts = columns.pop("key")
         self._windows = [tuple(windows) for windows in columns.pop("windows")]
         self._columns = {name: np.asarray(column) for name, column in columns.items()}
@@ -86,7 +89,12 @@ class _OpenShard:
         numbers = {name: self.value(name, row) for name in ("label", "fps", "frames", "stride", "height", "width")}
         has_flow = self.value("flow_size", row) > 0
         return SampleMeta(
-            shard=self.name, key=self._texts[row], windows=self._windows[row], has_flow=has_flow, **numbers
+            shard=self.name,
+            key=self._texts[row],
+            windows=self._windows[row],
+            has_flow=has_flow,
+            encoding=self.encoding,
+            **numbers,
         )
 
     def read(self, row: int, offset: int, size: int) -> bytes:
@@ -108,7 +116,7 @@ class _OpenShard:
         frames: dict[int, memoryview] = {}
         for first, last in _runs(sorted(set(numbers))):
             offsets = header[first : last + 2].tolist()
-            if not all(low <= high for low, high in zip([0, *offsets], [*offsets, size], strict=True)):
+            if sorted(offsets) != offsets or offsets[-1] > size:
                 detail = f"the table of frames of KEY.{member} does not rise: {offsets}"
                 raise CorruptSample(Reason.CHECKSUM, f"{self.name}:{self._texts[row]}", detail)
             content = memoryview(self.read(row, start + offsets[0], offsets[-1] - offsets[0]))
@@ -186,9 +194,10 @@ class ShardReader:
         return shard, sample_id - int(self._starts[number])
 
     def _open_shard(self, entry: ShardEntry) -> _OpenShard:
+        encoding = self.manifest.encoder.encoding
         if self.cache:
-            return _OpenShard(entry, *self.cache.open(entry))
-        return _OpenShard(entry, Path(self.folder) / entry.name)
+            return _OpenShard(encoding, entry, *self.cache.open(entry))
+        return _OpenShard(encoding, entry, Path(self.folder) / entry.name)
 
     def keep_only(self, shards: Set[int]) -> None:
         """Close every shard but these (their numbers in the manifest), so that a full cache can let go of the rest."""

@@ -105,6 +105,7 @@ class ShardCache:
             Path(os.path.expandvars(data.cache)).expanduser() if data.cache else default_folder()
         )
         self._retries = data.remote_retries
+        self._readers = max(1, data.workers)
         self._faults: dict[str, CorruptSample] = {}
 
     def close(self) -> None:
@@ -167,7 +168,8 @@ class ShardCache:
         """How many shards, at most ``wanted``, one reader may keep open and so keep from making way."""
         if _SLACK * sum(shard.bytes for shard in shards) <= self.limit:
             return wanted
-        return max(1, min(wanted, self.limit // (2 * max(shard.bytes for shard in shards))))
+        most = self.limit // (2 * max(shard.bytes for shard in shards))
+        return max(1, min(wanted, most // self._readers))
 
     def _path(self, entry: ShardEntry) -> Path:
         if not _NAME.fullmatch(entry.name):

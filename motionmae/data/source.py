@@ -20,10 +20,19 @@ class Wanted(NamedTuple):
 
     row: int
     """Which clip of the batch it becomes."""
+    seed: int
+    """Of the run."""
+    epoch: int
+    """From 0."""
     sample: int
     """Id of its sample."""
-    random: KeyedRandom
-    """Keyed by (seed, epoch, sample, repeat): chooses frames, crop and flip, the same from every source."""
+    repeat: int
+    """From 0, where a sample gives several clips."""
+
+    @property
+    def random(self) -> KeyedRandom:
+        """What frames, crop and flip are drawn from: the same in every source."""
+        return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
 
 
 class ClipSource(Protocol):
@@ -31,8 +40,10 @@ class ClipSource(Protocol):
 
     threads: int
     """Threads that may call :meth:`fill` at a time."""
-    whole_batches: bool
-    """Whether :meth:`fill` is best asked for a whole micro-batch, or for one sample."""
+
+    @property
+    def reader(self) -> ShardReader | None:
+        """What reads the shards; None for another kind of file."""
 
     def fill(
         self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
@@ -64,8 +75,6 @@ class ShardSource:
         UserError: shards that the manifest names are not there.
     """
 
-    whole_batches = False
-
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self.threads = data.threads
         self._data, self._clip = data, clip
@@ -76,10 +85,10 @@ class ShardSource:
     ) -> list[SampleMeta | CorruptSample]:
         """See :meth:`ClipSource.fill`."""
         outcomes: list[SampleMeta | CorruptSample] = []
-        for row, sample, random in wanted:
-            flow = None if flows is None else flows[row]
+        for one in wanted:
+            into = clips[one.row], None if flows is None else flows[one.row]
             try:
-                outcomes.append(fill_random_clip(self.reader, sample, self._data, self._clip, random, clips[row], flow))
+                outcomes.append(fill_random_clip(self.reader, one.sample, self._data, self._clip, one.random, *into))
             except CorruptSample as fault:
                 outcomes.append(fault)
         return outcomes

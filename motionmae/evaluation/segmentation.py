@@ -16,7 +16,7 @@ from motionmae.evaluation.pretrained import load_embedding
 from motionmae.evaluation.propagation import PROTOCOLS, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.video_file import write_mp4
 from motionmae.models.motionmae import build_motionmae
-from motionmae.training.distributed import device_of
+from motionmae.training.distributed import choose_device
 
 _STRIP = 8
 """Frames of a sequence in a PNG strip."""
@@ -57,7 +57,7 @@ def open_features(
     assert run is not None
     embedding, config, found = load_embedding(run, step)
     encoder = build_motionmae(config).encoder if kind == "random" else embedding.encoder
-    device = device_of(config.engine.device)
+    device = choose_device(config.engine.device)
     encoder = encoder.eval().to(device)
     settings: dict[str, object] = {
         "features": kind,

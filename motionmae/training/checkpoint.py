@@ -1,11 +1,11 @@
 """Checkpoints free of world size and ZeRO stage: every parameter and both its AdamW moments, whole, in safetensors.
 
 All ranks share the work: parameter i is gathered by all, copied to host memory and written by rank ``i % world``, and
-on resume read and broadcast by rank ``i % world`` of the new world. Saving has two halves so that the second can move
-to the background: :func:`snapshot` needs the device and holds up training, :func:`write` needs only the snapshot.
+on resume read and broadcast by rank ``i % world`` of the new world. Saving has two halves: :func:`snapshot` needs the
+device and holds up training, :func:`write` needs only the snapshot and runs in the background
+(:mod:`motionmae.training.saver`).
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +13,20 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from motionmae.errors import UserError
 from motionmae.training import zero_state
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, describe, read_manifest
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, read_manifest
+from motionmae.training.claim import Claim
 from motionmae.training.distributed import Rank, gather_objects, on_first_rank
 from motionmae.training.engine import Engine
+from motionmae.training.events import EventLog, Kind
+from motionmae.training.exits import Superseded
 from motionmae.training.precision import LossScale
+from motionmae.training.progress import ProgressLine
+from motionmae.training.tensor_file import write_tensors
 from motionmae.training.zero_state import KINDS, MOMENTS
 
 Result = TypeVar("Result")
@@ -43,17 +47,49 @@ class Snapshot:
     """This rank's parameters: {parameter name: {kind: tensor}}."""
 
 
-def snapshot(engine: Engine, rank: Rank, step: int, state: dict[str, Any]) -> Snapshot:
-    """Copy the weights and moments this rank will write. Collective."""
+class HostMemory:
+    """Host copies of tensors, in memory that is allocated once and used again for the next snapshot.
+
+    Args:
+        pinned: page-locked, so that a GPU copies into it without a detour.
+    """
+
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._copies: dict[tuple[str, str], Tensor] = {}
+
+    def copy(self, key: tuple[str, str], value: Tensor) -> Tensor:
+        """Copy ``value``; from a GPU in the background, until :meth:`wait`."""
+        host = self._copies.get(key)
+        if host is None:
+            host = self._copies[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=self._pinned)
+        host.copy_(value, non_blocking=True)
+        return host
+
+    def wait(self) -> None:
+        """Wait until every copy is there."""
+        if self._pinned:
+            torch.cuda.synchronize()
+
+
+def snapshot(
+    engine: Engine, rank: Rank, step: int, state: dict[str, Any], memory: HostMemory | None = None
+) -> Snapshot:
+    """Copy the weights and moments this rank will write. Collective.
+
+    The copies lie in ``memory``: the next snapshot that uses it overwrites them.
+    """
+    memory = memory or HostMemory()
     tensors: dict[str, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(engine.parameters.items()):
         mine = index % rank.world == rank.rank
         for kind in KINDS:
             whole = zero_state.read(engine, parameter, kind)
             if mine:
-                tensors.setdefault(name, {})[kind] = _copy(whole)
+                tensors.setdefault(name, {})[kind] = memory.copy((name, kind), whole.detach())
         if name in tensors and name in engine.averages:
-            tensors[name]["average"] = _copy(engine.averages[name])
+            tensors[name]["average"] = memory.copy((name, "average"), engine.averages[name].detach())
+    memory.wait()
     optimizer = {
         "updates": zero_state.updates(engine),
         "loss_scale": asdict(engine.loss_scale) if engine.loss_scale else None,
@@ -61,37 +97,67 @@ def snapshot(engine: Engine, rank: Rank, step: int, state: dict[str, Any]) -> Sn
     return Snapshot(step, {**state, "optimizer": optimizer}, tensors)
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def write(snapshot: Snapshot, store: CheckpointStore, rank: Rank) -> Checkpoint:
+def write(
+    snapshot: Snapshot,
+    store: CheckpointStore,
+    rank: Rank,
+    claim: Claim | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Checkpoint:
     """Write a snapshot and commit it. Collective.
+
+    Args:
+        snapshot: this rank's share.
+        store: where it goes.
+        rank: this process.
+        claim: of the run folder, looked up before writing and before committing.
+        group: of the collectives, on the CPU; by default the one of training.
 
     Raises:
         CheckpointError: on every rank if one of them failed, e.g. because the disk is full; the store is as before.
+        Superseded: on every rank, if the run folder was claimed by a newer incarnation.
     """
+
+    def owned(action: Callable[[], Result]) -> Callable[[], Result]:
+        def checked() -> Result:
+            if claim is not None:
+                claim.check()
+            return action()
+
+        return checked
+
+    everyone = _Together(rank, group)
+    life = claim.number if claim else 0
     try:
-        folder = _first(rank, lambda: store.begin(snapshot.step))
-        shares = _together(lambda: _write_share(snapshot, folder, rank))
+        folder = everyone.first(owned(lambda: store.begin(snapshot.step, life)))
+        shares = everyone.all(owned(lambda: _write_share(snapshot, folder, rank)))
         files = [entry for share in shares for entry in share]
-        return _first(rank, lambda: store.commit(folder, snapshot.step, snapshot.state, files))
+        return everyone.first(owned(lambda: store.commit(folder, snapshot.step, snapshot.state, files)))
     except CheckpointError:
         if rank.is_first:
-            store.discard_unfinished()
+            store.discard_unfinished(life)
         raise
 
 
-def find(store: CheckpointStore, rank: Rank, report: Callable[[Path, str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, chosen and verified by rank 0, the same on every rank. Collective.
+def find(
+    store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine, before: int | None = None
+) -> Checkpoint | None:
+    """The newest whole checkpoint, or None; the same on every rank. Collective.
+
+    Rank 0 verifies. ``before``: see :meth:`CheckpointStore.newest_valid`. Damaged ones that are passed over are
+    announced. No write may be under way: what is unfinished is removed.
 
     Raises:
         UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.
     """
 
+    def announce(damaged: Path, reason: str) -> None:
+        events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=damaged.name, reason=reason)
+        progress.say(f"checkpoint {damaged.name} is damaged ({reason}): trying the one before")
+
     def newest() -> Checkpoint | None:
         store.discard_unfinished()
-        return store.newest_valid(report)
+        return store.newest_valid(announce, before)
 
     return on_first_rank(rank, newest)
 
@@ -153,14 +219,7 @@ def _write_share(snapshot: Snapshot, folder: Path, rank: Rank) -> list[FileEntry
     }
     if averages := {name: tensors["average"] for name, tensors in snapshot.tensors.items() if "average" in tensors}:
         contents[f"average-{suffix}"] = averages
-    entries = []
-    for file_name, content in contents.items():
-        path = folder / file_name
-        save_file(content, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        entries.append(describe(path, names))
-    return entries
+    return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
 
 
 def _read_parameter(folder: Path, home: str, name: str) -> dict[str, Tensor]:
@@ -189,20 +248,29 @@ def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: Rank, owner: 
     return spread
 
 
-def _together(action: Callable[[], Result]) -> list[Result]:
-    """Do ``action`` on every rank and return all results; a rank that fails fails all. Collective."""
-    result, problem = None, ""
-    try:
-        result = action()
-    except (OSError, SafetensorError) as error:
-        problem = str(error)
-    answers = gather_objects((result, problem))
-    for number, (_, problem) in enumerate(answers):
-        if problem:
+@dataclass(frozen=True)
+class _Together:
+    """Actions on disk of which all ranks learn how they went. Collective."""
+
+    rank: Rank
+    group: dist.ProcessGroup | None
+
+    def all(self, action: Callable[[], Result]) -> list[Result]:
+        """Do ``action`` on every rank and return all results; a rank that fails fails all."""
+        result: Result | None = None
+        problem: Exception | None = None
+        try:
+            result = action()
+        except (OSError, Superseded) as error:
+            problem = error
+        answers = gather_objects((result, problem), self.group)
+        problems = [(number, problem) for number, (_, problem) in enumerate(answers) if problem]
+        for number, problem in problems:
+            if isinstance(problem, Superseded):
+                raise problem
             raise CheckpointError(f"rank {number}: {problem}")
-    return [answer for answer, _ in answers]
+        return [answer for answer, _ in answers]
 
-
-def _first(rank: Rank, action: Callable[[], Result]) -> Result:
-    """Do ``action`` on rank 0; its result, or its failure, on every rank. Collective."""
-    return cast(Result, _together(lambda: action() if rank.is_first else None)[0])
+    def first(self, action: Callable[[], Result]) -> Result:
+        """Do ``action`` on rank 0; its result, or its failure, on every rank."""
+        return cast(Result, self.all(lambda: action() if self.rank.is_first else None)[0])

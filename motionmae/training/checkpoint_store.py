@@ -8,7 +8,7 @@
             state.json                             step, place in the data stream, config
             model-00000-of-00002.safetensors       weights, shared out over the ranks that wrote them
             optimizer-00000-of-00002.safetensors   AdamW's two moments of the same parameters
-        .unfinished-step-00001000                  being written or removed, or what a killed run left of that
+        .unfinished-2-step-00001000                being written by incarnation 2 or removed, or what was left of that
         damaged-step-00001500                      failed its verification; kept for a person to look at
 
 No torch here and no ranks: only rank 0 calls these, except for the files it writes into the folder it was given.
@@ -52,6 +52,8 @@ class Checkpoint:
     folder: Path
     step: int
     files: tuple[FileEntry, ...]
+    position: int
+    """Steps' worth of samples consumed: rises with every save, also where a run has gone back to an earlier step."""
 
     @property
     def bytes(self) -> int:
@@ -62,18 +64,27 @@ class Checkpoint:
         """What state.json holds: the trainer's state, the loader's, the config."""
         return json.loads((self.folder / _STATE).read_text())
 
-    def damage(self) -> str:
-        """What is wrong with it, nothing if all is well. Reads every byte."""
+    def damage(self, sizes_only: bool = False) -> str:
+        """What is wrong with it, nothing if all is well. Reads every byte, unless only sizes are to be compared."""
+        if sizes_only:
+            return next(filter(None, map(self._wrong_size, self.files)), "")
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
             return next(filter(None, pool.map(self._damage_of, self.files)), "")
 
+    def _wrong_size(self, entry: FileEntry) -> str:
+        try:
+            found = (self.folder / entry.name).stat().st_size
+        except OSError as error:
+            return f"{entry.name}: {error.strerror or error}"
+        return "" if found == entry.bytes else f"{entry.name} has {found} bytes, its manifest says {entry.bytes}"
+
     def _damage_of(self, entry: FileEntry) -> str:
+        if reason := self._wrong_size(entry):
+            return reason
         try:
             found = describe(self.folder / entry.name)
         except OSError as error:
             return f"{entry.name}: {error.strerror or error}"
-        if found.bytes != entry.bytes:
-            return f"{entry.name} has {found.bytes} bytes, its manifest says {entry.bytes}"
         return "" if found.sha256 == entry.sha256 else f"{entry.name} does not have the sha256 of its manifest"
 
 
@@ -84,36 +95,54 @@ class CheckpointStore:
     folder: Path
 
     def complete(self) -> list[Checkpoint]:
-        """Committed checkpoints, oldest first; only their manifests are read."""
+        """Committed checkpoints in the order in which they were saved; only their manifests are read."""
         found = [read_manifest(path.parent) for path in self.folder.glob(f"{_COMPLETE}*/{_MANIFEST}")]
-        return sorted((c for c in found if isinstance(c, Checkpoint)), key=lambda c: c.step)
+        return sorted((c for c in found if isinstance(c, Checkpoint)), key=lambda c: c.position)
 
-    def newest_valid(self, report: Callable[[Path, str], None]) -> Checkpoint | None:
+    def newest_valid(self, report: Callable[[Path, str], None], before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where the run has saved none yet.
 
         Each damaged one met on the way is renamed, so that it neither counts as kept nor blocks its name, and told to
         ``report(folder, reason)``.
 
+        Args:
+            report: is told of damage.
+            before: look only at checkpoints of fewer steps or, where none is kept, at the oldest.
+
         Raises:
             UserError: if there are checkpoints and all are damaged: starting over would throw the run away.
         """
-        for folder in sorted(self.folder.glob(f"{_COMPLETE}*"), reverse=True):
-            checkpoint = read_manifest(folder)
+        candidates = self.newest_first()
+        if before is not None:
+            candidates = [found for found in candidates if step_of(found[0]) < before] or candidates[-1:]
+        for folder, checkpoint in candidates:
             reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage()
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint
             self._set_aside(folder)
             report(folder, reason)
-        if damaged := sorted(self.folder.glob(f"{_DAMAGED}*")):
+        damaged = self.set_aside()
+        if damaged and before is None:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read, {len(damaged)} are damaged: put one back from a backup, "
                 "or start afresh under another name=..."
             )
         return None
 
-    def begin(self, step: int) -> Path:
-        """Make the empty folder in which the checkpoint of ``step`` is written."""
-        temporary = self.folder / f"{_UNFINISHED}{_COMPLETE}{step:08d}"
+    def newest_first(self) -> list[tuple[Path, Checkpoint | str]]:
+        """Every folder that has a checkpoint's name, with its checkpoint or what is wrong with its manifest."""
+        found = [(folder, read_manifest(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
+        return sorted(
+            found, key=lambda pair: step_of(pair[0]) if isinstance(pair[1], str) else pair[1].position, reverse=True
+        )
+
+    def set_aside(self) -> list[Path]:
+        """Damaged checkpoints that were renamed."""
+        return sorted(self.folder.glob(f"{_DAMAGED}*"))
+
+    def begin(self, step: int, incarnation: int = 0) -> Path:
+        """Make the empty folder in which an incarnation writes the checkpoint of ``step``."""
+        temporary = self.folder / f"{_UNFINISHED}{incarnation}-{_COMPLETE}{step:08d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
@@ -123,31 +152,41 @@ class CheckpointStore:
 
         The other files must have been flushed by those who wrote them.
         """
+        position = state.get("trainer", {}).get("data_step", step)
         write_atomically(temporary / _STATE, json.dumps(state, indent=1).encode())
         entries = [describe(temporary / _STATE), *files]
-        content = {"format": FORMAT, "step": step, "files": [asdict(entry) for entry in entries]}
+        content = {"format": FORMAT, "step": step, "position": position, "files": [asdict(e) for e in entries]}
         write_atomically(temporary / _MANIFEST, json.dumps(content, indent=1).encode())
         final = self.folder / f"{_COMPLETE}{step:08d}"
-        if final.exists():
-            self._set_aside(final)
+        if final.exists():  # the run has gone back and come by again
+            self._remove(final)
         temporary.rename(final)
         sync_folder(self.folder)
-        return Checkpoint(final, step, tuple(entries))
+        return Checkpoint(final, step, tuple(entries), position)
 
-    def discard_unfinished(self) -> None:
-        """Remove what saves and removals that never ended have left behind."""
-        for path in self.folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def unfinished(self) -> list[Path]:
+        """What saves and removals that never ended, or are under way, have in the folder."""
+        return sorted(self.folder.glob(f"{_UNFINISHED}*"))
+
+    def discard_unfinished(self, incarnation: int | None = None) -> None:
+        """Remove what saves and removals that never ended have left behind: all of it, or one incarnation's."""
+        for path in self.unfinished():
+            if incarnation is None or path.name.startswith(f"{_UNFINISHED}{incarnation}-"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Remove all but the newest ``keep_last`` (never fewer than two) and the multiples of ``keep_every``."""
         for old in self.complete()[: -max(keep_last, 2)]:
             if keep_every == 0 or old.step % keep_every:
-                # Under that name it is no checkpoint any more, however far the removal gets.
-                doomed = old.folder.with_name(_UNFINISHED + old.folder.name)
                 with suppress(OSError):  # what cannot be removed now is tried again after the next save
-                    old.folder.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                    self._remove(old.folder)
+
+    def _remove(self, folder: Path) -> None:
+        # Under that name it is no checkpoint any more, however far the removal gets.
+        doomed = folder.with_name(_UNFINISHED + folder.name)
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _set_aside(self, folder: Path) -> None:
         aside = folder.with_name(_DAMAGED + folder.name)
@@ -170,13 +209,20 @@ def read_manifest(folder: Path) -> Checkpoint | str:
                 "use the version that wrote it"
             )
         files = tuple(FileEntry(**{**entry, "tensors": tuple(entry["tensors"])}) for entry in content["files"])
-        return Checkpoint(folder, int(content["step"]), files)
+        step = int(content["step"])
+        return Checkpoint(folder, step, files, int(content.get("position", step)))
     except UserError:
         raise
     except OSError as error:
         return f"{_MANIFEST}: {error.strerror or error}"
     except (ValueError, KeyError, TypeError) as error:
         return f"{_MANIFEST} is not readable: {error!r}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder; -1 for another name."""
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def describe(path: Path, tensors: tuple[str, ...] = ()) -> FileEntry:

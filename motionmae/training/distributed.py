@@ -1,6 +1,11 @@
 """Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
 
+import errno
+import fcntl
+import ipaddress
 import os
+import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +57,7 @@ def init_distributed(engine: EngineConfig) -> Rank:
     """
     place = read_place(os.environ)
     rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = device_of(engine.device, local_rank)
+    device = choose_device(engine.device, local_rank)
     os.environ.update(place)  # DeepSpeed asks there
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -62,11 +67,67 @@ def init_distributed(engine: EngineConfig) -> Rank:
     if not dist.is_initialized():
         # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if world == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-        else:
-            dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
+        if interface := interface_towards(place["MASTER_ADDR"]):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        store = dist.HashStore() if world == 1 else meeting_place(place, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     return Rank(rank, world, local_rank, device)
+
+
+def meeting_place(place: Mapping[str, str], rank: int, world: int) -> dist.Store | None:
+    """Where the ranks find each other: rank 0 listens at MASTER_ADDR only, where torch's own would on all interfaces.
+
+    None under torchrun, whose agent has one already.
+
+    Raises:
+        UserError: if MASTER_ADDR is not an address of rank 0's machine that the others can reach.
+        DistNetworkError: if the port is taken, or rank 0 cannot be reached.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    host, port = place["MASTER_ADDR"], int(place["MASTER_PORT"])
+    if rank != 0:
+        return dist.TCPStore(host, port, world, is_master=False, timeout=TIMEOUT)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+        if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
+            raise UserError(
+                f"on its own machine the name {host} means {address[0]}, where no other node can reach it: correct "
+                "/etc/hosts there, or set MASTER_ADDR to its address in the cluster's network"
+            )
+        listener = socket.create_server(address[:2], family=family, backlog=4096)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise dist.DistNetworkError(f"MASTER_PORT={port} is taken on {host}") from error
+        raise UserError(
+            f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): it must name the machine that rank 0 runs on"
+        ) from error
+    return dist.TCPStore(
+        host, port, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+
+
+def interface_towards(host: str) -> str:
+    """The network interface through which ``host`` is reached, for gloo; empty if it cannot be told.
+
+    Left to itself gloo takes the address that the machine's own name has, which often is 127.0.1.1.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing: asks for the route
+            address = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode()[:15])
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR, linux/sockios.h
+                except OSError:  # it has no IPv4 address
+                    continue
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    except OSError:
+        pass
+    return ""
 
 
 @contextmanager
@@ -81,10 +142,10 @@ def distributed(engine: EngineConfig) -> Iterator[Rank]:
         dist.destroy_process_group()
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 
@@ -157,11 +218,11 @@ def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def device_of(wanted: str, local_rank: int = 0) -> torch.device:
-    """Where the process of a local rank computes by ``engine.device``.
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device of a rank where ``engine.device`` is ``wanted``.
 
     Raises:
-        UserError: the device is not there.
+        UserError: if it is not there.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

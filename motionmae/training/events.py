@@ -9,9 +9,9 @@ import json
 import logging
 import math
 import os
-import secrets
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,23 +31,33 @@ class Kind(str, Enum):
     RESUME = "resume"
     """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
     READY = "ready"
-    """All is built and loaded, the first step begins: steps of the run, parameters, seconds since the start."""
+    """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
+    each stage since (:class:`motionmae.training.startup.StartUp`)."""
+    FIRST_STEP = "first_step"
+    """The first step of the incarnation is taken: its seconds, and those since the start of the process."""
     CHECKPOINT = "checkpoint"
-    """One was committed: path, bytes, seconds, seconds of them that held up training."""
+    """One was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` of them that held up training
+    (``waited`` of these for the write before)."""
     CHECKPOINT_FAILED = "checkpoint_failed"
-    """One could not be written; training goes on."""
+    """One could not be written, for how many saves in a row; training goes on."""
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
     """One failed its verification and was passed over."""
     PREEMPTION = "preemption"
     """A signal asked the run to stop; it saves and does."""
     CORRUPT_SAMPLE = "corrupt_sample"
     """Samples could not be read and were replaced: new ones by reason, all so far."""
+    HANG = "hang"
+    """The watchdog ends this rank: what took too long, the file of its stacks."""
     NONFINITE = "nonfinite"
     """A step was skipped because of its loss or gradient: which, on which ranks, the samples."""
+    WENT_BACK = "went_back"
+    """Too many steps were skipped: the run is at an earlier checkpoint, and goes on with the samples after them."""
     FINISH = "finish"
     """The last step was taken and saved."""
     STOP = "stop"
-    """The incarnation ends early: the outcome or the error."""
+    """The incarnation ends early: its exit class (:class:`motionmae.training.exits.Exit`), the outcome or the error."""
+    FAILURE = "failure"
+    """The batch script saw the incarnation fail: cause, node at fault, nodes excluded, whether it is tried again."""
 
 
 class Sink(Protocol):
@@ -101,6 +111,7 @@ class TensorBoard:
         for key, value in row.items():
             if isinstance(value, (int, float)) and key not in ("step", "time"):
                 self._writer.add_scalar(key, value, row["step"])
+        self._writer.flush()  # not by a thread of its own, at a time when the folder may be another incarnation's
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -110,14 +121,22 @@ class TensorBoard:
 class EventLog:
     """Stamps rows with incarnation and time and hands them to every sink; without sinks (ranks but 0) does nothing.
 
-    A sink that fails (full disk, lost mount) is warned about once and kept: recording never stops training.
+    A sink that fails (full disk, lost mount) is warned about once and kept: recording never stops training. Rows may
+    come from several threads.
+
+    Args:
+        incarnation: name of this life of the run.
+        sinks: who is told.
+        check: called before each row; what it raises, but for an OSError, keeps the row from being written.
     """
 
-    def __init__(self, incarnation: str, sinks: Iterable[Sink] = ()) -> None:
+    def __init__(self, incarnation: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
         self.incarnation = incarnation
         self.last_step = 0
         self._sinks = list(sinks)
-        self._failed: set[int] = set()
+        self._check = check
+        self._failed: set[str] = set()
+        self._lock = threading.Lock()
 
     def add(self, sink: Sink) -> None:
         """Tell ``sink`` everything from now on."""
@@ -140,13 +159,25 @@ class EventLog:
     def _tell(self, what: str, row: Row) -> None:
         self.last_step = row["step"]
         row = {key: _plain(value) for key, value in row.items()}
-        for sink in self._sinks:
+        if not self._sinks:
+            return
+        with self._lock:
             try:
-                getattr(sink, what)(row)
-            except OSError as error:
-                if id(sink) not in self._failed:
-                    logger.warning("%s fails (%s), rows are lost; training goes on", type(sink).__name__, error)
-                self._failed.add(id(sink))
+                if self._check:
+                    self._check()
+            except OSError as error:  # whose the files are cannot be found out
+                self._warn("the run folder", error)
+                return
+            for sink in self._sinks:
+                try:
+                    getattr(sink, what)(row)
+                except OSError as error:
+                    self._warn(type(sink).__name__, error)
+
+    def _warn(self, who: str, error: OSError) -> None:
+        if who not in self._failed:
+            logger.warning("%s fails (%s), rows are lost; training goes on", who, error)
+        self._failed.add(who)
 
 
 class LineFile:
@@ -176,11 +207,6 @@ class LineFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-
-
-def new_incarnation() -> str:
-    """A name for this life of the run; later ones sort later."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def process_age() -> float:

@@ -25,17 +25,21 @@ class Exit(IntEnum):
     """Preempted or out of time: saved, and to be started again (sysexits.h: "try again")."""
     LOST_PEERS = 76
     """Other ranks, or the network to them, are gone: the last checkpoint holds (sysexits.h: "remote error")."""
+    BAD_NODE = 77
+    """This rank's node failed its pre-flight: started again elsewhere, the run can be expected to go on."""
     HUNG = 79
     """The watchdog ended a step that took far too long, after writing all stacks to the run's logs."""
     SUPERSEDED = 80
     """A newer incarnation has the run folder: nothing was written, and nothing is to be started again."""
+    STOPPED = 81
+    """A person asked for the end by the stop file: saved, not to be started again by itself."""
     TERMINATED = 143
-    """Asked to stop, by SIGTERM or the stop file: saved, not to be started again (128 + SIGTERM, as shells say)."""
+    """SIGTERM: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
 
     @property
     def worth_retrying(self) -> bool:
         """Whether the same run, started again by itself, can be expected to go on."""
-        return self in (Exit.REQUEUE, Exit.LOST_PEERS, Exit.HUNG)
+        return self in (Exit.REQUEUE, Exit.LOST_PEERS, Exit.BAD_NODE, Exit.HUNG)
 
 
 _LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors for the most part

@@ -1,6 +1,8 @@
 """Steps whose loss or gradient is not finite: skipped on all ranks together, counted, reported, and only so many.
 
 The skip itself is the engine's (:meth:`motionmae.training.engine.Engine.backward`); here it is explained and counted.
+With more than BUDGET of them in a WINDOW the run goes back to the checkpoint before the first, and on with the samples
+after the last (:func:`motionmae.training.loop.go_back`). If that does not help, it stops.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ WINDOW = 1000
 """Steps over which skipped ones are counted against BUDGET."""
 
 BUDGET = 10
-"""Steps of a WINDOW that may be skipped; with one more the run stops."""
+"""Steps of a WINDOW that may be skipped; with one more the run goes back, once in two WINDOWs."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,27 @@ def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> BadStep:
     return BadStep("gradient" if scale is None or scale.exhausted else "overflow", [], [])
 
 
-def count(state: TrainState, bad: BadStep) -> None:
-    """Enter the skipped step, the last one of ``state``, into its books.
-
-    Raises:
-        UserError: if more than BUDGET of the last WINDOW steps were skipped.
-    """
+def count(state: TrainState, bad: BadStep) -> bool:
+    """Enter the skipped step, the last one of ``state``, into its books. True: more than BUDGET were in the WINDOW."""
     state.skipped += 1
     if bad.cause == "overflow":
-        return
+        return False
     recent = [step for step in state.recently_skipped if step > state.step - WINDOW]
     state.recently_skipped = [*recent, state.step]
-    if len(state.recently_skipped) > BUDGET:
-        where = f"on rank {bad.ranks[0]}, samples {bad.samples[:4]}" if bad.ranks else "on all ranks"
-        raise UserError(
-            f"loss or gradient was not finite in {len(state.recently_skipped)} of the last {WINDOW} steps, at last the "
-            f"{bad.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start another run with a "
-            "lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step)"
-        )
+    return len(state.recently_skipped) > BUDGET
+
+
+def may_go_back(state: TrainState) -> bool:
+    """Whether going back can help: not if it was done lately, and the samples passed over since did not matter."""
+    return not any(state.data_step - then <= 2 * WINDOW for then in state.went_back)
+
+
+def give_up(state: TrainState, bad: BadStep) -> UserError:
+    """The report with which the run stops."""
+    where = f"on rank {bad.ranks[0]}, samples {bad.samples[:8]}" if bad.ranks else "on all ranks"
+    back = ", also after a return to an earlier checkpoint and other samples," if state.went_back else ""
+    return UserError(
+        f"loss or gradient was not finite{back} in {len(state.recently_skipped)} of the last {WINDOW} steps, at last "
+        f"the {bad.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start another run with a "
+        "lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step with its samples)"
+    )

@@ -2,10 +2,8 @@
 
 import os
 import socket
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 
@@ -13,6 +11,7 @@ from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.training.claim import Claim, claim_folder
 from motionmae.training.distributed import (
     Rank,
     broadcast_object,
@@ -21,15 +20,19 @@ from motionmae.training.distributed import (
     gather_objects,
     on_first_rank,
 )
-from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, new_incarnation, process_age
+from motionmae.training.engine import Engine, import_deepspeed
+from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, process_age
+from motionmae.training.exits import Exit, exit_of
 from motionmae.training.loop import Run, train
-from motionmae.training.preemption import Outcome, Preemption
+from motionmae.training.preemption import Outcome, Preemption, Requests
 from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.saver import Saver
 from motionmae.training.schedule import build_schedule
+from motionmae.training.startup import StartUp
 from motionmae.training.state import TrainState, check_same_run
 from motionmae.training.task import Task
+from motionmae.training.watchdog import Watchdog
 
 
 def train_run(
@@ -49,33 +52,65 @@ def train_run(
     Raises:
         UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
     """
-    start = time.perf_counter()
+    startup = StartUp()
     with ExitStack() as stack:
         preemption = preemption or stack.enter_context(Preemption())
         rank = stack.enter_context(distributed(config.engine))
+        startup.done("process_group")
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
-        events = stack.enter_context(recording(folder, rank, sinks))
+        claim = on_first_rank(rank, lambda: claim_folder(folder.path))
+        events = stack.enter_context(recording(folder, rank, claim, sinks))
+        watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
+        startup.done("run_folder")
         loader = stack.enter_context(closing(open_loader(config, task, rank)))
         total_steps = loader.steps_per_epoch * config.optim.epochs
         progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
         store = CheckpointStore(folder.checkpoints)
+        startup.done("data")
 
-        found = find_checkpoint(store, rank, events, progress)
+        found = checkpoint.find(store, rank, events, progress)
         state = resume_state(found, config, rank, loader)
         if state.step >= total_steps:
             events.event(Kind.FINISH, state.step)
             progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
             return Outcome.FINISHED
+        startup.done("find_checkpoint")
         if rank.is_first:
+            claim.check()
             save_config(config, folder.config)
             if config.log.tensorboard:
                 events.add(TensorBoard(folder.tensorboard, state.step))
-        engine = build_engine(config, task, rank, loader, found, events)
+        import_deepspeed(rank.device)
+        startup.done("import_deepspeed")
+        engine = build_engine(config, task, rank, loader, found)
         stack.callback(engine.close)
+        startup.done("engine")
+        if found:
+            checkpoint.restore(engine, rank, found)
+            startup.done("restore")
+            seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
+            events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
         schedule = build_schedule(engine.optimizer, config.optim, loader.steps_per_epoch)
-        run = Run(config, task, rank, engine, loader, schedule, preemption, store, events, progress, state, total_steps)
-        events.event(Kind.READY, state.step, total_steps=total_steps, seconds=time.perf_counter() - start)
+        saver = stack.enter_context(closing(Saver(store, rank, claim, config, watchdog)))
+        requests = Requests(preemption, folder.path, rank.is_first)
+        run = Run(
+            config=config,
+            task=task,
+            rank=rank,
+            engine=engine,
+            loader=loader,
+            schedule=schedule,
+            requests=requests,
+            store=store,
+            saver=saver,
+            watchdog=watchdog,
+            events=events,
+            progress=progress,
+            state=state,
+            total_steps=total_steps,
+        )
+        events.event(Kind.READY, state.step, total_steps=total_steps, seconds=process_age(), startup=startup.seconds)
         progress.say(introduction(run, folder))
         outcome = train(run)
         announce_end(run, outcome, folder)
@@ -83,15 +118,20 @@ def train_run(
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: Rank, sinks: Iterable[Sink]) -> Iterator[EventLog]:
-    """The run's event log, with its start and, should an error end the run, that error in it."""
-    events = EventLog(broadcast_object(new_incarnation()), sinks)
+def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]) -> Iterator[EventLog]:
+    """The run's event log, with its start and, should an error end the run, that error in it.
+
+    Raises:
+        Superseded: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
+    """
+    events = EventLog(claim.name, sinks, check=claim.check if rank.is_first else None)  # the others write no rows there
     hosts = gather_objects(socket.gethostname())
     if rank.is_first:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
+        number=claim.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -105,10 +145,26 @@ def recording(folder: RunFolder, rank: Rank, sinks: Iterable[Sink]) -> Iterator[
     try:
         yield events
     except BaseException as error:
-        events.event(Kind.STOP, events.last_step, error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            claim.check()
+        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
+        events.event(Kind.STOP, events.last_step, **ending)
         raise
     finally:
         events.close()
+
+
+def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:
+    """The watchdog of this rank, which begins with the start-up."""
+    stacks = folder.logs / f"stacks_{events.incarnation}_rank{rank.rank}.txt"
+
+    def announce(sentence: str) -> None:
+        events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
+        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+
+    watchdog = Watchdog(config.watchdog, stacks, announce)
+    watchdog.expect("starting up", config.watchdog.startup_seconds)
+    return watchdog
 
 
 def open_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
@@ -131,16 +187,6 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
     )
 
 
-def find_checkpoint(store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine) -> Checkpoint | None:
-    """The newest whole checkpoint, or None for a new run; damaged ones passed over are announced. Collective."""
-
-    def announce(damaged: Path, reason: str) -> None:
-        events.event(Kind.CHECKPOINT_DAMAGED, 0, path=damaged.name, reason=reason)
-        progress.say(f"checkpoint {damaged.name} is damaged ({reason}): trying the one before")
-
-    return checkpoint.find(store, rank, announce)
-
-
 def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
     """The trainer's state in the checkpoint, after making sure that it is this run's. Collective.
 
@@ -160,18 +206,11 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
     return TrainState(**saved["trainer"])
 
 
-def build_engine(
-    config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None, events: EventLog
-) -> Engine:
-    """The model on DeepSpeed, with its initial weights or as the checkpoint has it. Collective."""
+def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> Engine:
+    """The model on DeepSpeed, with its initial weights. Collective."""
     saved = found.state().get("task", {}) if found else None
     model = first_then_others(rank, lambda: task.build_model(loader.manifest, saved))
-    engine = Engine(model, task.parameter_groups(model), config, rank)
-    if found:
-        start = time.perf_counter()
-        checkpoint.restore(engine, rank, found)
-        events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=time.perf_counter() - start)
-    return engine
+    return Engine(model, task.parameter_groups(model), config, rank)
 
 
 def introduction(run: Run, folder: RunFolder) -> str:
@@ -193,5 +232,7 @@ def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
         newest = run.store.complete()[-1].folder if run.rank.is_first else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
-        run.events.event(Kind.STOP, run.state.step, outcome=outcome.name)
-        run.progress.say(f"stopped by a signal after step {run.state.step}, all saved: the same run goes on from here")
+        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
+        saved = "which could not be saved" if run.failed_saves else "all saved"
+        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
+        run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,18 @@ from motionmae.training import checkpoint, health
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, Kind, Row
+from motionmae.training.events import EventLog, Kind, Row, process_age
+from motionmae.training.health import BadStep, may_go_back
 from motionmae.training.phases import Phase, PhaseClock
-from motionmae.training.preemption import Outcome, Preemption
+from motionmae.training.preemption import Outcome, Request, Requests
 from motionmae.training.progress import ProgressLine
+from motionmae.training.saver import Saved, Saver
 from motionmae.training.state import TrainState, config_as_json, seed_step
 from motionmae.training.task import Task
+from motionmae.training.watchdog import Watchdog
+
+SLOW_DISK_SECONDS = 10.0
+"""Waiting longer than this for the write before a save is worth a sentence."""
 
 
 @dataclass
@@ -36,13 +42,17 @@ class Run:
     engine: Engine
     loader: ClipLoader
     schedule: CosineLRScheduler
-    preemption: Preemption
+    requests: Requests
     store: CheckpointStore
+    saver: Saver
+    watchdog: Watchdog
     events: EventLog
     progress: ProgressLine
     state: TrainState
     total_steps: int
     clock: PhaseClock = field(init=False)
+    failed_saves: int = 0
+    """Saves since the last one that worked."""
 
     def __post_init__(self) -> None:
         self.clock = PhaseClock.of(self.rank.device)
@@ -72,28 +82,39 @@ class Step:
 def train(run: Run) -> Outcome:
     """Take the steps that are left, saving every so often, when asked to stop, and at the end.
 
+    Checkpoints are written while the next steps are taken; the last one, before the run ends or stops, is waited for.
+
     Raises:
         UserError: if too many steps had to be skipped or samples replaced, or the last save failed.
     """
     batches = run.loader.batches(run.state.data_step)
-    asked = None
-    while not run.done and not asked:
+    request, started = Request(None, save=False), False
+    while not run.done and not request.end:
         run.clock.begin_step()
+        run.watchdog.step(run.state.step + 1)
         run.schedule.step_update(run.state.step)
         seed_step(run.config.seed, run.state.step, run.rank.rank)
         step = take_step(run, batches)
         run.state.step += 1
         run.state.data_step += 1
-        asked = run.preemption.requested(run.rank.device)
+        request = run.requests.agree()
         run.clock.end_step()
 
-        if not step.applied:
-            explain_skip(run, step)
-        if run.due(run.config.log.every_steps) or asked:
+        announce_saved(run, run.saver.finished())
+        if not started:
+            seconds = {"seconds": run.clock.slowest_step, "since_process_start": process_age()}
+            run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
+            started = True
+        if bad := None if step.applied else explain_skip(run, step):
+            with run.watchdog.during("going back", run.config.watchdog.startup_seconds):
+                batches = go_back(run, bad, request)
+            continue
+        if run.due(run.config.log.every_steps) or request.end:
             record(run, step)
-        if run.due(run.config.checkpoint.every_steps) or asked:
-            save(run, asked)
-    return Outcome.FINISHED if run.done or not asked else asked
+        if run.due(run.config.checkpoint.every_steps) or request.end or request.save:
+            with run.watchdog.during(f"saving step {run.state.step}", run.config.watchdog.save_seconds):
+                save(run, request)
+    return Outcome.FINISHED if run.done or not request.end else request.end
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:
@@ -119,17 +140,48 @@ def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     return Step(losses, applied, samples)
 
 
-def explain_skip(run: Run, step: Step) -> None:
-    """Say why a step was skipped and count it. Collective."""
+def explain_skip(run: Run, step: Step) -> BadStep | None:
+    """Say why a step was skipped and count it. Returns it if it was one too many. Collective."""
     bad = health.examine(run.engine, step.losses, step.samples)
     run.events.event(Kind.NONFINITE, run.state.step, data_step=run.state.data_step, **asdict(bad))
     if bad.cause != "overflow":
         run.progress.say(f"step {run.state.step} skipped: its {bad.cause} is not finite")
-    try:
-        health.count(run.state, bad)
-    except UserError as error:
+    return bad if health.count(run.state, bad) else None
+
+
+def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
+    """Return to the checkpoint before the bad steps (or the oldest), and go on with the samples after. Collective.
+
+    The new state is saved at once, so that a run killed after this does not go through the bad steps again.
+
+    Raises:
+        UserError: if the run has no such checkpoint or has gone back lately.
+    """
+    announce_saved(run, run.saver.wait())
+    first, now = run.state.recently_skipped[0], run.state
+    found = None
+    if may_go_back(now):
+        found = checkpoint.find(run.store, run.rank, run.events, run.progress, before=first)
+    if found is None:
+        error = health.give_up(now, bad)
         error.repeated = not run.rank.is_first
-        raise
+        raise error
+    checkpoint.restore(run.engine, run.rank, found)
+    run.state = TrainState(
+        step=found.step,
+        data_step=now.data_step,
+        skipped=now.skipped,
+        went_back=[*now.went_back, now.data_step],
+        corrupt=now.corrupt,
+    )
+    run.clock.take()
+    run.events.event(Kind.WENT_BACK, found.step, from_step=now.step, data_step=now.data_step, path=found.folder.name)
+    run.progress.say(
+        f"back from step {now.step} to {found.folder.name} after {len(now.recently_skipped)} skipped steps; "
+        "the samples in between are passed over"
+    )
+    save(run, request)
+    return run.loader.batches(now.data_step)
 
 
 def record(run: Run, step: Step) -> None:
@@ -211,42 +263,60 @@ def count_corrupt(run: Run) -> None:
         )
 
 
-def save(run: Run, asked: Outcome | None) -> None:
-    """Write a checkpoint and remove old ones. A save that fails is announced and training goes on. Collective.
+def save(run: Run, request: Request) -> None:
+    """Begin a checkpoint, and see it through where it is the last one. Collective.
+
+    Raises:
+        UserError: if it was the run's last save and failed.
+    """
+    start = time.perf_counter()
+    run.clock.enter(Phase.CHECKPOINT)
+    if request.end:
+        run.events.event(Kind.PREEMPTION, run.state.step, outcome=request.end.name)
+    count_corrupt(run)
+    announce_saved(run, run.saver.wait())  # the one before, where the disk is slower than the steps
+    run.saver.start(run.engine, run.state.step, document(run), start, waited=time.perf_counter() - start)
+    if request.end or run.done:
+        saved = run.saver.wait()
+        assert saved is not None
+        announce_saved(run, replace(saved, blocking=saved.seconds))
+    run.requests.met(request)
+    run.clock.enter(Phase.OTHER)
+
+
+def announce_saved(run: Run, saved: Saved | None) -> None:
+    """Record how a save went, if one is over. After one that failed, training goes on.
 
     Raises:
         UserError: if it was the run's last save that failed.
     """
-    start = time.perf_counter()
-    run.clock.enter(Phase.CHECKPOINT)
-    if asked:
-        run.events.event(Kind.PREEMPTION, run.state.step, outcome=asked.name)
-    count_corrupt(run)
-    try:
-        taken = checkpoint.snapshot(run.engine, run.rank, run.state.step, document(run))
-        written = checkpoint.write(taken, run.store, run.rank)
-    except checkpoint.CheckpointError as error:
-        sentence = f"no checkpoint at step {run.state.step}, writing it to {run.store.folder} failed ({error})"
-        run.events.event(Kind.CHECKPOINT_FAILED, run.state.step, error=str(error))
-        if run.done:
+    if saved is None:
+        return
+    if saved.checkpoint is None:
+        run.failed_saves += 1
+        sentence = f"no checkpoint at step {saved.step}, writing it to {run.store.folder} failed ({saved.error})"
+        run.events.event(Kind.CHECKPOINT_FAILED, saved.step, error=saved.error, failures=run.failed_saves)
+        if saved.step >= run.total_steps:
             raise UserError(
                 f"{sentence}: make room and run the same command again, it goes on from the last checkpoint",
                 repeated=not run.rank.is_first,
-            ) from error
-        run.progress.say(f"{sentence}; training goes on")
-        run.clock.enter(Phase.OTHER)
+            )
+        run.progress.say(f"{sentence}; training goes on, {run.failed_saves} saves in a row have failed")
         return
-    if run.rank.is_first:
-        run.store.prune(run.config.checkpoint.keep_last, run.config.checkpoint.keep_every)
-    run.clock.enter(Phase.OTHER)
-    seconds = time.perf_counter() - start
+    run.failed_saves = 0
+    if saved.waited > SLOW_DISK_SECONDS:
+        run.progress.say(
+            f"training stood still for {saved.waited:.0f} s until the checkpoint before was written: "
+            f"raise checkpoint.every_steps={run.config.checkpoint.every_steps}, or use a faster disk"
+        )
     run.events.event(
         Kind.CHECKPOINT,
-        run.state.step,
-        path=written.folder.name,
-        bytes=written.bytes,
-        seconds=seconds,
-        blocking=seconds,
+        saved.step,
+        path=saved.checkpoint.folder.name,
+        bytes=saved.checkpoint.bytes,
+        seconds=saved.seconds,
+        blocking=saved.blocking,
+        waited=saved.waited,
     )
 
 

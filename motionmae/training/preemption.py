@@ -1,13 +1,20 @@
-"""Signals that end a run: a handler only sets a flag, and all ranks act on it together at the end of a step.
+"""What a run is asked to do from outside, by signals and by files; all ranks act on it together at the end of a step.
 
 SIGUSR2 is what Slurm sends before a time limit or a preemption, through submitit: save and come back. SIGTERM is
 what it sends where the user signal is not configured, and on ``scancel``: save, and do not requeue.
-Doing anything in the handler itself would run a collective on one rank while the others are elsewhere: a deadlock.
+A handler only sets a flag: doing anything in it would run a collective on one rank while the others are elsewhere.
+
+People use files in the run folder: ``stop`` ends the run after a save, ``save`` makes it save now. Each is one request,
+and is removed when it has been met; one that nobody has met yet, because the run was not there, is met at its next
+start after one step.
 """
 
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,11 +33,27 @@ class Outcome(Enum):
     """SIGUSR2 was seen: saved, the caller should requeue."""
     TERMINATED = Exit.TERMINATED
     """SIGTERM was seen: saved, do not requeue."""
+    STOPPED = Exit.STOPPED
+    """The stop file was seen: saved, do not requeue, whatever signal came with it."""
 
 
-# The higher one wins where ranks saw different signals: SIGTERM follows SIGUSR2 when the grace period ends.
+LOOK_SECONDS = 1.0
+"""Shortest time between two looks at the files; they may lie on a shared disk."""
+
+# The highest one wins: SIGTERM follows SIGUSR2 when the grace period ends.
 _LEVELS = {signal.SIGTERM: 1, signal.SIGUSR2: 2}
-_OUTCOMES = (None, Outcome.TERMINATED, Outcome.REQUEUE)
+_STOP_LEVEL = 3
+_OUTCOMES = (None, Outcome.TERMINATED, Outcome.REQUEUE, Outcome.STOPPED)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all ranks have agreed to do after a step."""
+
+    end: Outcome | None
+    """Save and end in this way; None: go on."""
+    save: bool
+    """Save."""
 
 
 class Preemption:
@@ -38,11 +61,12 @@ class Preemption:
 
     Attributes:
         former: the handlers before ours, by signal; a Slurm job chains to submitit's after the save.
+        level: the most urgent signal so far; 0 for none.
     """
 
     def __init__(self) -> None:
         self.former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        self._level = 0
+        self.level = 0
 
     def install(self) -> "Preemption":
         """Take over both signals. Main thread only, as Python demands."""
@@ -55,12 +79,6 @@ class Preemption:
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
-    def requested(self, device: torch.device) -> Outcome | None:
-        """What the run was asked to do, by a signal to any of its ranks. Collective: call it at the end of a step."""
-        level = torch.tensor(self._level, device=device)
-        dist.all_reduce(level, op=dist.ReduceOp.MAX)
-        return _OUTCOMES[int(level)]
-
     def __enter__(self) -> "Preemption":
         return self.install()
 
@@ -70,4 +88,42 @@ class Preemption:
         self.restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._level = max(self._level, _LEVELS[signal.Signals(number)])
+        self.level = max(self.level, _LEVELS[signal.Signals(number)])
+
+
+class Requests:
+    """Asks every rank and the run folder what the run is to do.
+
+    Args:
+        preemption: this rank's signals.
+        folder: the run folder; looked at by rank 0 alone, at most every LOOK_SECONDS.
+        first: whether this is rank 0.
+    """
+
+    def __init__(self, preemption: Preemption, folder: Path, first: bool) -> None:
+        self._preemption, self._first = preemption, first
+        self._stop, self._save = folder / "stop", folder / "save"
+        self._next_look = 0.0
+        self._found = (False, False)
+
+    def agree(self) -> Request:
+        """What the run is to do now. Collective, by a message over the CPU that no device waits for."""
+        stop, save = self._look()
+        level = _STOP_LEVEL if stop else self._preemption.level
+        answer = torch.tensor([level, int(save)])
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return Request(_OUTCOMES[int(answer[0])], bool(answer[1]))
+
+    def met(self, request: Request) -> None:
+        """Remove the files of a request that has been met. The run folder must be this incarnation's."""
+        if self._first and (request.save or request.end is Outcome.STOPPED):
+            self._save.unlink(missing_ok=True)  # also where the stop was asked for: it has saved
+            if request.end is Outcome.STOPPED:
+                self._stop.unlink(missing_ok=True)
+            self._found = (False, False)
+
+    def _look(self) -> tuple[bool, bool]:
+        if self._first and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._found = (self._stop.exists(), self._save.exists())
+        return self._found

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "engine.",
     "checkpoint.",
     "log.",
+    "watchdog.",
     "launch.",
     "monitoring.",
     "model.activation_checkpointing",
@@ -25,6 +26,7 @@ MAY_CHANGE = (
     "data.cache",  # and data.cache_gb
     "data.remote_",
     "data.threads",
+    "data.workers",
     "data.prefetch",
     "data.corrupt_budget",
     "views.",  # of the test
@@ -45,6 +47,8 @@ class TrainState:
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
     """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
+    went_back: list[int] = field(default_factory=list)
+    """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)
     """Samples that some rank could not read, in this incarnation or an earlier one: id -> reason."""
 

@@ -188,10 +188,9 @@ class TestCorruption:
 
 
 def take_wanted(row, sample):
-    from motionmae.data.randomness import KeyedRandom
     from motionmae.data.source import Wanted
 
-    return Wanted(row, sample, KeyedRandom("clip", 3, 0, sample, 0))
+    return Wanted(row, 3, 0, sample, 0)
 
 
 class TestRefusals:

@@ -1,6 +1,9 @@
 import gc
 import itertools
 import json
+import multiprocessing.resource_tracker
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from motionmae.data.order import EpochOrder
 from motionmae.data.randomness import mask_seed
 from motionmae.data.reader import ShardReader
 from motionmae.data.shards import load_index
+from motionmae.data.workers import WorkerFailed
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
 
@@ -70,6 +74,11 @@ def test_the_stream_is_the_same_for_every_number_of_ranks(shards, one_rank, worl
 @pytest.mark.parametrize("prefetch", [1, 5])
 def test_the_stream_is_the_same_for_every_number_of_threads(shards, one_rank, threads, prefetch):
     assert steps(shards, 0, 9, threads=threads, prefetch=prefetch) == one_rank
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_the_stream_is_the_same_for_every_number_of_processes(shards, one_rank, workers):
+    assert steps(shards, 2, 7, workers=workers) == one_rank[2:]
 
 
 def test_eight_and_512_ranks_share_a_batch(tmp_path):
@@ -185,10 +194,10 @@ class TestCorruption:
             flip_byte(shard, columns["jpgs_offset"][5] + int(offset) + 300)
         return tmp_path / "s"
 
-    @pytest.mark.parametrize("world", [1, 5])
-    def test_the_next_of_the_window_stands_in(self, shards, damaged, world, caplog):
+    @pytest.mark.parametrize(("world", "workers"), [(1, 0), (5, 0), (1, 2)])
+    def test_the_next_of_the_window_stands_in(self, shards, damaged, world, workers, caplog):
         (whole,) = steps(shards, 0, 1, batch=50, micro_batch=10)
-        (found,) = steps(damaged, 0, 1, batch=50, micro_batch=10, world=world)
+        (found,) = steps(damaged, 0, 1, batch=50, micro_batch=10, world=world, workers=workers)
         position = [row[0] for row in whole].index(5)
         stand_in = EpochOrder(COUNTS, seed=3, epoch=0, window_shards=2).following(position)
         assert stand_in != position
@@ -307,7 +316,8 @@ class TestState:
 
 
 def decoders():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("clip-decoder")]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("clip-decoder")]
+    return [*threads, *(child for child in multiprocessing.active_children() if child.name == "clip-worker")]
 
 
 class TestResources:
@@ -318,12 +328,14 @@ class TestResources:
         assert decoders() == []
         ours.close()
 
-    def test_no_thread_is_left_when_the_consumer_fails(self, shards):
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_nothing_is_left_when_the_consumer_fails(self, shards, workers):
+        multiprocessing.resource_tracker.ensure_running()
         gc.collect()  # or it would close files of earlier tests meanwhile
         files = len(list(Path("/proc/self/fd").iterdir()))
 
         def train():
-            with loader(shards, prefetch=20) as ours:
+            with loader(shards, prefetch=20, workers=workers) as ours:
                 for _ in ours.batches(0):
                     raise RuntimeError("training")
 
@@ -348,6 +360,34 @@ class TestResources:
         with loader(shards, prefetch=2) as ours:
             places = [batch.clips.data_ptr() for batch in itertools.islice(ours.batches(0), 30)]
         assert len(set(places)) <= 4
+
+    def test_what_is_meant_for_the_training_process_does_not_end_its_workers(self, shards, one_rank):
+        with loader(shards, workers=1, prefetch=1) as ours:
+            stream = ours.batches(0)
+            (worker,) = multiprocessing.active_children()
+            for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
+                os.kill(worker.pid, signal.Signals[name])
+            assert [row for _ in range(6) for row in rows(next(stream))] == one_rank[0]
+
+    def test_a_worker_that_is_killed_ends_the_stream(self, shards):
+        with loader(shards, workers=1, prefetch=1) as ours:
+            stream = ours.batches(0)
+            next(stream)
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            with pytest.raises(WorkerFailed, match=r"ended \(exit code -9\)"):
+                list(itertools.islice(stream, 9))
+
+    def test_workers_end_when_nobody_holds_their_pipes(self, shards):
+        """As when the training process is killed: the system closes what it had open."""
+        with loader(shards, workers=2) as ours:
+            next(ours.batches(0))
+            workers = [child for child in multiprocessing.active_children() if child.name == "clip-worker"]
+            while not ours._source._free.empty():
+                ours._source._free.get().connection.close()
+            for worker in workers:
+                worker.join(30)
+            assert [worker.exitcode for worker in workers] == [0, 0]
 
     def test_a_view_keeps_the_memory(self, shards):
         with loader(shards, prefetch=1) as ours:

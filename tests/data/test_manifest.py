@@ -63,7 +63,7 @@ def test_no_manifest_at_all(tmp_path, content):
         ({"samples": 10}, "says 10 samples, its shards hold 9"),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"surprise": 1}, "damaged"),
-        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "raw"}}, "stored as raw"),
+        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "stored as bmp"),
     ],
 )
 def test_a_changed_manifest_is_refused(tmp_path, manifest, change, says):

@@ -1,6 +1,7 @@
 import itertools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,11 +121,20 @@ def test_pairs_are_torn_apart():
 
 
 def test_ten_million_samples_cost_nothing_to_plan():
-    start = time.perf_counter()
-    order = EpochOrder([500] * 20_000, 0, 3, 64)
-    assert time.perf_counter() - start < 1
+    counts = [500] * 20_000
+    tracemalloc.start()
+    order = EpochOrder(counts, 0, 3, 64)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200e6  # 3 MB
+    start = time.thread_time()
+    EpochOrder(counts, 0, 4, 64)
+    assert time.thread_time() - start < 1  # 4 ms
     positions = np.random.default_rng(0).integers(0, 10**7, 1000)
-    start = time.perf_counter()
-    found = [order.sample(position) for position in positions.tolist()]
-    assert (time.perf_counter() - start) / 1000 < 200e-6  # 8 us on an idle core
+    found, seconds = [], []
+    for part in np.array_split(positions, 20):  # the least of them: others use this machine too
+        start = time.thread_time()
+        found += [order.sample(position) for position in part.tolist()]
+        seconds.append((time.thread_time() - start) / len(part))
+    assert min(seconds) < 20e-6  # 4 us
     assert found == order.samples(positions).tolist()

@@ -1,3 +1,4 @@
+import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_replaced_shard(folder, tmp_path):
 def test_few_files_stay_open(tmp_path):
     make_shards(tmp_path / "s", (2,) * 10)
     reader = ShardReader(tmp_path / "s", open_shards=3)
+    gc.collect()  # or it would close files of earlier tests meanwhile
     before = len(list(Path("/proc/self/fd").iterdir()))
     for sample in range(20):
         reader.read_frames(sample, [0])

@@ -282,10 +282,11 @@ class TestLoader:
             assert self.steps(remote, 7, 2, rank, 2) == self.steps(local, 7, 2, rank, 2)
         assert len(tars(server)) == len(COUNTS)
 
-    def test_batches_are_the_same_when_the_cache_is_small(self, folder, server, data):
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_batches_are_the_same_when_the_cache_is_small(self, folder, server, data, workers):
         make_shards(folder, (24,) * 6)
         size = sum(path.stat().st_size for path in folder.glob("toy-000000*"))
-        small = changed(data, window_shards=1, cache_gb=2.1 * size / 1e9)
+        small = changed(data, window_shards=1, cache_gb=2.1 * size / 1e9, workers=workers)
         local = changed(data, shards=str(folder), window_shards=1)
         assert self.steps(small, 36) == self.steps(local, 36)
         assert taken(small) <= small.cache_gb * 1e9

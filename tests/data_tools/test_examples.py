@@ -13,7 +13,7 @@ import pytest
 from data_tools.make_shards import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview")
+TOOLS = ("make_toy_dataset", "make_shards", "verify", "stats", "preview", "merge")
 if importlib.util.find_spec("ffcv") or os.environ.get("CI"):
     TOOLS += ("make_beton",)
 
@@ -50,5 +50,5 @@ def test_the_examples_of_data_sets_that_must_be_downloaded_parse():
     datasets = []
     for command in examples("make_shards"):
         if command[1] == "data_tools/make_shards":
-            datasets.append(cli._parser().parse_args(command[2:]).dataset)
+            datasets.append(cli.parser().parse_args(command[2:]).dataset)
     assert set(datasets) == {"k400", "ssv2", "ucf101", "hmdb51", "folder"}

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,12 @@ CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
 
 def _config(**values: object) -> Config:
-    config = load_config("demo")
+    config = launch.absolute_paths(load_config("demo"))
     return replace(config, launch=replace(config.launch, **values))  # type: ignore[arg-type]
 
 
 def _script(config: Config, **extra: str) -> str:
-    return launch.TrainingExecutor(config, LOGS, CODE, extra).script()
+    return launch.TrainingExecutor(config, LOGS, CODE, extra, {"NCCL_SOCKET_IFNAME": "ib0", "PYTHONPATH": "x"}).script()
 
 
 def test_the_script_asks_for_what_the_config_says() -> None:
@@ -53,10 +54,13 @@ def test_the_script_asks_for_what_the_config_says() -> None:
         "#SBATCH --chdir=/run/code/abc",
         "#SBATCH --job-name=demo",
         "export OMP_NUM_THREADS=1",
+        "export NCCL_SOCKET_IFNAME=ib0",
     ):
         assert line in lines
-    (command,) = (line for line in lines if line.startswith("srun"))
+    (command,) = (line for line in lines if " srun " in line)
+    assert command.startswith(f"exec {sys.executable} -m slurm.batch {Path.cwd()}/runs/demo 5 srun --unbuffered ")
     assert "--kill-on-bad-exit=1 --cpus-per-task=12" in command
+    assert not any("PYTHONPATH=x" in line for line in lines)
 
 
 def test_the_script_is_silent_on_what_is_not_asked() -> None:

@@ -91,23 +91,6 @@ def test_asks_the_accounting_for_a_job_that_the_controller_forgot(
     assert state_of(SLURM, tmp_path) == JobState("GONE")
 
 
-@pytest.mark.parametrize(
-    ("shown", "preempted"),
-    [
-        ("JobState=RUNNING PreemptEligibleTime=2026-11-23T00:43:11 PreemptTime=2026-11-23T00:43:13", True),
-        ("JobState=RUNNING PreemptEligibleTime=2026-11-23T00:43:11 PreemptTime=None", False),
-        ("JobState=CANCELLED PreemptEligibleTime=2026-11-23T00:43:11 PreemptTime=2026-11-23T00:43:13", False),
-        ("", False),
-    ],
-)
-def test_tells_a_preemption_from_a_cancellation(
-    shown: str, preempted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _program(tmp_path, "scontrol", f"echo '{shown}'")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert record.is_being_preempted("7") is preempted
-
-
 def test_a_controller_that_does_not_answer_is_no_proof_of_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,10 @@ from motionmae.config import DataConfig, load_config
 from motionmae.data import transfer
 from motionmae.errors import UserError
 from slurm import snapshot, submit
+from slurm.attempts import Attempt, Attempts
+from slurm.ends import Cause
 from slurm.record import JobRecord
+from slurm.site import Site
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
@@ -84,6 +87,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--time": "1:00:00",
         "--signal-seconds": "33",
         "--max-timeouts": "9",
+        "--max-retries": "4",
         "--partition": "p",
         "--account": "a",
         "--qos": "q",
@@ -92,7 +96,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--comment": "it's: 100 % {true}",
     }
     words = ["--config", "demo", "optim.batch=96", *(word for pair in given.items() for word in pair)]
-    launched = submit.load(submit._parser().parse_intermixed_args(words)).launch
+    launched = submit.load(submit._parser().parse_intermixed_args(words), Site()).launch
     expected = {**given, "--time": "60"}
     assert [str(getattr(launched, key)) for key, _ in submit._FLAGS.values()] == list(expected.values())
 
@@ -108,6 +112,11 @@ def test_every_flag_reaches_its_key() -> None:
         (["--config", "demo", "--time", "soon"], "--time soon"),
         (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is no less than"),
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
+        ([*LOCAL, "--dependency", "afterok:1"], "--dependency is for Slurm"),
+        (["--config", "demo", "--site", "nowhere.yaml"], "--site nowhere.yaml: there is no such file"),
+        (["--config", "demo", "--seeds", "0-x"], "--seeds 0-x: write for example"),
+        (["--config", "demo", "--seeds", "1,0-2"], "names no seed, or one of them twice"),
+        (["--config", "demo", "--seeds", "0-1", "--follow"], "leave out --follow"),
         ([*LOCAL, "data.shards=''"], "data.shards is empty"),
         ([*LOCAL, "data.shards=nowhere"], "does not exist"),
         ([*LOCAL, "data.shards='pipe://cat x'"], "URL of http, https, s3"),
@@ -169,6 +178,39 @@ def test_what_sbatch_says_against_a_job_is_passed_on(
     assert status == 2
     assert "invalid partition specified: nowhere" in err
     assert JobRecord.read(tmp_path / "runs/demo") is None
+
+
+def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path / "shards", samples=8)
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        "#!/bin/sh\necho $$ $(cat $1 | grep SBATCH | tr '\\n' ' ') >> said; echo Submitted batch job $$\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "site.yaml").write_text(
+        "launch: {partition: gpu, account: vision}\nsbatch: {mem: 40G, reservation: us}\n"
+    )
+    for restart in (0, 1):
+        (tmp_path / "runs/demo_seed3").mkdir(parents=True, exist_ok=True)
+        Attempts(tmp_path / "runs/demo_seed3").failed(Attempt("7", restart), Cause.KILLED, 0, "node9")
+
+    words = ("--config", "demo", f"data.shards={shards}", "--site", "site.yaml", "--seeds", "2-3", "--account", "mine")
+    status, out, _ = _run(capsys, *words, "--dependency", "afterok:4", "--sbatch", "mem=9G", "launch.exclude=node1")
+    assert status == 0
+    first, second = Path("said").read_text().splitlines()
+    for line in (first, second):
+        for option in ("partition=gpu", "account=mine", "mem=9G", "reservation=us", "dependency=afterok:4"):
+            assert f"--{option} " in line
+    assert "--exclude=node1 " in first
+    assert "--exclude=node1,node9 " in second
+    assert "excluded   node9 (a rank was killed and a rank was killed)" in out
+    assert "name=demo_seed3 seed=3 --follow" in out
+    records = [JobRecord.read(tmp_path / f"runs/demo_seed{seed}") for seed in (2, 3)]
+    assert [record.job_id for record in records if record] == [line.split()[0] for line in (first, second)]
 
 
 @pytest.fixture

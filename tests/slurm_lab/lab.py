@@ -22,9 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE_SECONDS = 20
+"""How long a preempted job may still run."""
+KILL_WAIT_SECONDS = 10
+"""From SIGTERM to SIGKILL when a job is requeued, cancelled or out of time (Slurm's default: 30)."""
+SLURMD_TIMEOUT_SECONDS = 10
+"""How long a node may be silent before it is down (Slurm's default: 300)."""
 CPUS_PER_NODE = 2
 HEAD_ADDRESS = "10.77.0.1"
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter", "unshare", "setpriv")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "tc", "nsenter", "unshare", "setpriv")
 
 _SLURM_CONF = """\
 ClusterName=lab
@@ -56,8 +61,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=1
-SlurmdTimeout=10
-KillWait=20
+SlurmdTimeout={slurmd_timeout}
+MessageTimeout=8
+KillWait={kill_wait}
 MinJobAge=3600
 MailProg=/bin/true
 {nodes}
@@ -87,8 +93,14 @@ until [ -e /proc/sys/net/ipv4/conf/eth0 ]; do sleep 0.05; done
 ip link set lo up
 ip addr add {address}/24 dev eth0
 ip link set eth0 up
-slurmd -D -N {name} -f {folder}/slurm.conf &
-wait
+{limit}
+while sleep 0.2; do
+    [ -e {folder}/{name}.no-slurmd ] || slurmd -D -N {name} -f {folder}/slurm.conf || true
+done
+"""
+# Traffic above the rate waits: steps take longer, and no processor is used for it.
+_LIMIT = """\
+for device in eth0 lo; do tc qdisc add dev $device root tbf rate {rate} burst 128kb latency 2s; done
 """
 
 
@@ -114,10 +126,11 @@ class Lab:
         nodes: machines that run jobs, named node1, node2, ...
         user_signal: whether a job that is to be preempted gets the signal it asked for (`sbatch --signal`), as sites
             configure with preempt_send_user_signal; without it gets SIGTERM only.
+        rate: what a node's network carries, as `tc` writes it; empty: all it can.
     """
 
-    def __init__(self, nodes: int = 4, user_signal: bool = True) -> None:
-        self.nodes, self.user_signal = nodes, user_signal
+    def __init__(self, nodes: int = 4, user_signal: bool = True, rate: str = "") -> None:
+        self.nodes, self.user_signal, self.rate = nodes, user_signal, rate
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # short: a socket's path has at most 107 bytes
         self._machines: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -126,8 +139,8 @@ class Lab:
             self._write_files()
             self._start_machine("head", _HEAD_SCRIPT.format(folder=self.folder, head=HEAD_ADDRESS))
             for number in range(1, self.nodes + 1):
-                self._start_node(number)
-            self._wait(self._all_idle, seconds=30)
+                self.power_on(f"node{number}")
+            self._wait(self._all_idle, seconds=120)
         except BaseException:
             self.stop()
             raise
@@ -137,7 +150,7 @@ class Lab:
         self.stop()
 
     def run(
-        self, *command: str, seconds: float = 60, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self, *command: str, seconds: float = 180, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run ``command`` as a user on the head does, and return what it said; its exit status is not judged."""
         return subprocess.run(
@@ -152,6 +165,11 @@ class Lab:
     def on_head(self, *command: str) -> list[str]:
         """``command``, prefixed so that it runs in the head's network."""
         return ["nsenter", f"--net=/proc/{self._machines['head'].pid}/ns/net", *command]
+
+    def on_node(self, node: str) -> list[str]:
+        """A prefix that makes a command see a node's mounts."""
+        (first,) = _children(self._machines[node].pid)
+        return ["nsenter", f"--mount=/proc/{first}/ns/mnt"]
 
     def environment(self) -> dict[str, str]:
         """Variables of a user's shell on the head."""
@@ -180,15 +198,50 @@ class Lab:
         self._wait(reached, seconds, lambda: f"job {job_id} is {state or 'unknown'}, not {' or '.join(states)}")
         return state
 
+    def power_on(self, node: str) -> None:
+        """Start a node and plug it in."""
+        number = int(node.removeprefix("node"))
+        limit = _LIMIT.format(rate=self.rate) if self.rate else ""
+        script = _NODE_SCRIPT.format(name=node, folder=self.folder, address=_address(number), limit=limit)
+        self._start_machine(node, script)
+        cable = ["link", "add", _cable(node), "type", "veth", "peer", "name", "eth0"]
+        self._wait(lambda: self._ip(*cable, "netns", str(self._machines[node].pid)), seconds=60)
+        self._wait(lambda: self._ip("link", "set", _cable(node), "master", "lab0", "up"), seconds=60)
+
+    def power_off(self, node: str) -> None:
+        """Take a node's power away: no process of it says goodbye, and nothing answers for it."""
+        assert self._ip("link", "del", _cable(node))  # first: no last packet gets out
+        _switch_off(self._machines.pop(node))
+
+    def unplug(self, node: str) -> None:
+        """Pull a node's cable: what runs there runs on."""
+        assert self._ip("link", "set", _cable(node), "down")
+
+    def plug(self, node: str) -> None:
+        """Put a node's cable back."""
+        assert self._ip("link", "set", _cable(node), "up")
+
+    def kill_slurmd(self, node: str) -> None:
+        """Kill a node's slurmd and keep it away; job steps live on."""
+        (self.folder / f"{node}.no-slurmd").touch()
+        (first,) = _children(self._machines[node].pid)
+        for process in _children(first):
+            if Path(f"/proc/{process}/comm").read_text().strip() == "slurmd":
+                os.kill(process, signal.SIGKILL)
+
+    def start_slurmd(self, node: str) -> None:
+        """Let a node have its slurmd again."""
+        (self.folder / f"{node}.no-slurmd").unlink()
+
     def stop(self) -> None:
         """End every process of the lab and remove its folder."""
         for machine in reversed(self._machines.values()):
-            for first in _children(machine.pid):  # process 1 of the machine: all others go before it is gone
-                with suppress(ProcessLookupError):
-                    os.kill(first, signal.SIGKILL)
-            machine.wait()
+            _switch_off(machine)
         self._machines.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ip(self, *words: str) -> bool:
+        return self.run("ip", *words).returncode == 0
 
     def _write_files(self) -> None:
         for name in ("log", "state", "spool", "munge", *(f"spool/node{n}" for n in range(1, self.nodes + 1))):
@@ -202,22 +255,13 @@ class Lab:
             head=HEAD_ADDRESS,
             nodes="\n".join(nodes),
             grace=GRACE_SECONDS,
+            kill_wait=KILL_WAIT_SECONDS,
+            slurmd_timeout=SLURMD_TIMEOUT_SECONDS,
             user_signal="SlurmctldParameters=preempt_send_user_signal" if self.user_signal else "",
         )
         (self.folder / "slurm.conf").write_text(conf)
         hosts = [f"{HEAD_ADDRESS} head", *(f"{_address(n)} node{n}" for n in range(1, self.nodes + 1))]
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
-
-    def _start_node(self, number: int) -> None:
-        name = f"node{number}"
-        self._start_machine(name, _NODE_SCRIPT.format(name=name, folder=self.folder, address=_address(number)))
-        cable = f"cable{number}"
-        pid = str(self._machines[name].pid)
-        for words in (
-            ["link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", pid],
-            ["link", "set", cable, "master", "lab0", "up"],
-        ):
-            self._wait(lambda words=words: self.run("ip", *words).returncode == 0, seconds=10)
 
     def _start_machine(self, name: str, script: str) -> None:
         spaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -231,7 +275,7 @@ class Lab:
                 start_new_session=True,  # a Ctrl-C at the terminal is for pytest
             )
         self._machines[name] = machine
-        self._wait(lambda: _has_own_network(machine.pid), seconds=10)
+        self._wait(lambda: _has_own_network(machine.pid), seconds=60)
 
     def _all_idle(self) -> bool:
         lines = self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N").stdout.split()
@@ -254,6 +298,13 @@ class Lab:
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
 
 
+def _switch_off(machine: subprocess.Popen[bytes]) -> None:
+    for first in _children(machine.pid):  # process 1 of the machine: all others go before it is gone
+        with suppress(ProcessLookupError):
+            os.kill(first, signal.SIGKILL)
+    machine.wait()
+
+
 def _has_own_network(process: int) -> bool:
     with suppress(FileNotFoundError):
         return Path(f"/proc/{process}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
@@ -265,6 +316,10 @@ def _children(process: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def _cable(node: str) -> str:
+    return node.replace("node", "cable")
 
 
 def _address(node: int) -> str:

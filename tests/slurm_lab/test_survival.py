@@ -1,105 +1,196 @@
-"""Training runs on the lab, submitted as a person submits them."""
+"""Training runs on the lab, submitted as a person submits them, struck by fault after fault until they finish.
 
+All runs go on side by side, since most of the time is waiting. Set SURVIVAL_JSON to a file's name to have the cost of
+each fault written there; ``python -m tests.slurm_lab.table FILE`` makes the table of docs/survival.md of it.
+"""
+
+import json
+import os
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from slurm.record import JobRecord
-from tests.slurm import tiny
-from tests.slurm_lab.lab import GRACE_SECONDS, Lab
-from tests.training.launch import wait_until
+from tests.slurm_lab import faults
+from tests.slurm_lab.faults import Damage, strike
+from tests.slurm_lab.lab import Lab
+from tests.slurm_lab.runs import CHECKPOINT_STEPS, RATE, SLOW_RATE, TrainingRun
 from tests.training.shards import make_shards
 
-ENDS = ("COMPLETED", "FAILED", "CANCELLED")
-SUBMIT = Path(__file__).resolve().parents[2] / "slurm/submit.py"
-FLAGS = ["--nodes", "2", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("lab")]  # the latter for its verdict on this machine
+TWO = ("--nodes", "2")
 
 
-def _command(tmp_path: Path) -> list[str]:
-    shards = make_shards(tmp_path / "shards", samples=8)
-    return [sys.executable, str(SUBMIT), "--config", "demo", *FLAGS, *tiny.overrides(shards)]
+@dataclass
+class Story:
+    """What became of a run."""
+
+    tensors: dict[str, np.ndarray]
+    losses: list[float]
+    damages: list[Damage]
+    said: dict[str, str]
+    """What commands printed along the way."""
 
 
-def _submit(lab: Lab, command: list[str], tmp_path: Path) -> tuple[Path, JobRecord]:
-    submitted = lab.run(*command, cwd=tmp_path)
-    assert submitted.returncode == 0, submitted.stderr
-    run = tmp_path / "runs/demo"
-    record = JobRecord.read(run)
-    assert record is not None
-    assert f"job        {record.job_id} (slurm)" in submitted.stdout
-    return run, record
+def uninterrupted(folder: Path, shards: Path) -> Story:
+    """The reference."""
+    with Lab(nodes=2, rate=RATE) as lab:
+        run = TrainingRun(lab, folder, shards, *TWO)
+        run.submit()
+        return _end(run, [], {})
 
 
-def _wait_for_step(run: Path, step: int) -> None:
-    wait_until(lambda: any(row["step"] == step for row in tiny.rows(run)), f"step {step}", 120)
+def asked_and_killed(folder: Path, shards: Path) -> Story:
+    """Slurm asks for the nodes in every way it knows; then ranks are killed, twice on one node."""
+    with Lab(nodes=3, rate=RATE) as lab:
+        run = TrainingRun(lab, folder, shards, *TWO)
+        said = {"submit": run.submit()}
+        said["twice"] = lab.run(*run.command, cwd=folder).stderr
+        follower = subprocess.Popen(
+            lab.on_head(*run.command, "--follow"), env=lab.environment(), cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+        damages = []
+        for fault in (faults.preempt, faults.requeue, faults.time_out, faults.kill_in_write):
+            run.wait_for_steps(4)
+            damages.append(strike(run, fault, run.nodes()[0]))
+        run.wait_for_steps(CHECKPOINT_STEPS + 2)
+        victim = run.nodes()[1]
+        damages.append(strike(run, faults.kill_rank, victim))
+        run.wait_for_steps(2 * CHECKPOINT_STEPS + 2)  # two checkpoints, of which one is damaged
+        victim_again = victim if victim in run.nodes() else run.nodes()[1]
+        damages.append(strike(run, faults.truncate, victim_again))
+        said |= {"excluded": run.job()["ExcNodeList"], "nodes": " ".join(run.nodes()), "victim": victim_again}
+        story = _end(run, damages, said)
+        said["follow"], _ = follower.communicate(timeout=60)
+        return story
 
 
-def _take_the_nodes(lab: Lab) -> str:
-    """Submit a job that preempts everything; returns its id."""
-    what = ["-p", "high", f"-N{lab.nodes}", "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 1"]
-    return lab.run("sbatch", "--parsable", *what).stdout.strip()
+def nodes_lost(folder: Path, shards: Path) -> Story:
+    """One node after the other goes, in every way nodes go; rank 0's among them."""
+    with Lab(nodes=4, rate=SLOW_RATE) as lab:
+        run = TrainingRun(lab, folder, shards, *TWO)
+        run.submit()
+        damages = []
+        for fault, rank in ((faults.set_down, 1), (faults.power_off, 0), (faults.kill_slurmd, 1), (faults.unplug, 0)):
+            run.wait_for_steps(CHECKPOINT_STEPS + 2)
+            damages.append(strike(run, fault, run.nodes()[rank]))
+        return _end(run, damages, {"log": Path(run.record.log).read_text()})
 
 
-def _finish(lab: Lab, run: Path, record: JobRecord, restarts: int) -> list[object]:
-    """Assert that the run finishes without a step lost or taken twice; returns how the earlier incarnations ended."""
-    state = lab.wait_for_job(record.job_id, ENDS, seconds=150)
-    assert state == "COMPLETED", Path(record.log).read_text()[-3000:]
-    assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
-    ends = [row["outcome"] for row in tiny.rows(run, "events.jsonl") if row["kind"] == "preemption"]
-    assert lab.job(record.job_id)["Restarts"] == str(restarts)
-    assert len({row["incarnation"] for row in tiny.rows(run)}) == len(ends) + 1
-    return ends
+def split_brain(folder: Path, shards: Path) -> Story:
+    """A node with the whole run on it is cut off, and both go on: the old ranks there, the new ones elsewhere."""
+    with Lab(nodes=2, rate=SLOW_RATE) as lab:
+        run = TrainingRun(lab, folder, shards, "--nodes", "1", "--ranks-per-node", "2")
+        run.submit()
+        run.wait_for_steps(CHECKPOINT_STEPS + 2)
+        return _end(run, [strike(run, faults.unplug, run.nodes()[0])], {})
 
 
-@pytest.mark.long
-def test_a_run_survives_preemption_and_requeue_without_losing_a_step(lab: Lab, tmp_path: Path) -> None:
-    command = _command(tmp_path)
-    run, record = _submit(lab, command, tmp_path)
-    twice = lab.run(*command, cwd=tmp_path)
-    assert twice.returncode == 2
-    assert f"is under way as slurm job {record.job_id}" in twice.stderr
-    follower = subprocess.Popen(
-        lab.on_head(*command, "--follow"), env=lab.environment(), cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-
-    _wait_for_step(run, 5)
-    _take_the_nodes(lab)
-    _wait_for_step(run, 25)
-    lab.run("scontrol", "requeue", record.job_id)  # sends SIGTERM and no user signal
-    assert _finish(lab, run, record, restarts=2) == ["REQUEUE", "TERMINATED"]
-
-    shown, _ = follower.communicate(timeout=60)
-    assert follower.returncode == 0
-    for text in (
-        f"following job {record.job_id}; nothing new is submitted",
-        "resumes at step",
-        "requeued 1 x",
-        f"step {tiny.STEPS}/{tiny.STEPS}",
-        f"-- job {record.job_id}: COMPLETED",
-    ):
-        assert text in shown
+def preempted_without_a_signal(folder: Path, shards: Path) -> Story:
+    """On a site without preempt_send_user_signal."""
+    with Lab(nodes=2, user_signal=False, rate=RATE) as lab:
+        run = TrainingRun(lab, folder, shards, *TWO)
+        run.submit()
+        run.wait_for_steps(4)
+        return _end(run, [strike(run, faults.preempt, "")], {})
 
 
-@pytest.mark.long
-@pytest.mark.usefixtures("lab")  # for its verdict on whether this machine can hold one
-def test_a_run_survives_a_preemption_that_sends_no_user_signal(tmp_path: Path) -> None:
-    with Lab(nodes=2, user_signal=False) as plain:
-        run, record = _submit(plain, _command(tmp_path), tmp_path)
-        _wait_for_step(run, 5)
-        taker = _take_the_nodes(plain)
-        plain.wait_for_job(taker, ("COMPLETED",), seconds=GRACE_SECONDS)  # the nodes are free before the grace ends
-        assert _finish(plain, run, record, restarts=1) == ["TERMINATED"]
+def elastic(folder: Path, shards: Path) -> Story:
+    """Stopped and submitted again with another number of nodes: 4, 2, 3."""
+    with Lab(nodes=4, rate=RATE) as lab:
+        run = TrainingRun(lab, folder, shards)
+        said, damages = {}, []
+        run.submit("--nodes", "4")
+        for number, words in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch=4"))):
+            run.wait_for_steps(4)
+            before = run.incarnations()
+            lab.run("scancel", run.record.job_id)
+            lab.wait_for_job(run.record.job_id, ("CANCELLED",), 60)
+            if number == 3:
+                said["indivisible"] = lab.run(*run.command, "--nodes", "3", cwd=folder).stderr
+            run.submit(*words)
+            damages.append(faults.aftermath(run, f"cancelled, submitted on {number} nodes", float("nan"), before))
+        return _end(run, damages, said)
 
 
-@pytest.mark.long
-def test_a_cancelled_run_saves_stays_away_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    command = _command(tmp_path)
-    run, record = _submit(lab, command, tmp_path)
-    _wait_for_step(run, 5)
-    lab.run("scancel", record.job_id)
-    assert lab.wait_for_job(record.job_id, ENDS, seconds=60) == "CANCELLED"
-    run, again = _submit(lab, command, tmp_path)
-    assert again.job_id != record.job_id
-    assert _finish(lab, run, again, restarts=0) == ["TERMINATED"]
+def _end(run: TrainingRun, damages: list[Damage], said: dict[str, str]) -> Story:
+    run.finish()
+    return Story(run.tensors(), run.losses(), damages, said)
+
+
+STORIES: tuple[Callable[[Path, Path], Story], ...] = (
+    uninterrupted,
+    nodes_lost,
+    asked_and_killed,
+    split_brain,
+    elastic,
+    preempted_without_a_signal,
+)
+AT_ONCE = 3
+"""Runs under way at a time; each has two to four ranks, and starting a rank takes seconds of a core."""
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Story]]]:
+    """All runs, under way side by side; a test waits for the one it is about."""
+    folder = tmp_path_factory.mktemp("survival")
+    shards = make_shards(folder / "shards", samples=12)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        told = {story.__name__: pool.submit(story, folder / story.__name__, shards) for story in STORIES}
+        yield told
+    if file := os.environ.get("SURVIVAL_JSON"):
+        costs = {name: [asdict(damage) for damage in story.result().damages] for name, story in told.items()}
+        Path(file).write_text(json.dumps(costs, indent=1))
+
+
+@pytest.mark.parametrize("name", [s.__name__ for s in STORIES if s not in (elastic, uninterrupted)])
+def test_the_weights_are_bitwise_those_of_an_uninterrupted_run(name: str, stories: dict[str, Future[Story]]) -> None:
+    reference, story = stories["uninterrupted"].result(), stories[name].result()
+    assert story.losses == reference.losses
+    assert story.tensors.keys() == reference.tensors.keys()
+    assert all(np.array_equal(story.tensors[key], value) for key, value in reference.tensors.items())
+
+
+def test_another_number_of_nodes_gives_the_same_weights_within_rounding(stories: dict[str, Future[Story]]) -> None:
+    reference, story = stories["uninterrupted"].result(), stories["elastic"].result()
+    np.testing.assert_allclose(story.losses, reference.losses, rtol=1e-3)
+    for key in (key for key in reference.tensors if key.startswith("model")):
+        np.testing.assert_allclose(story.tensors[key], reference.tensors[key], atol=5e-3, err_msg=key)
+    assert all(damage.lost == 0 for damage in story.damages)
+    assert "optim.batch=12 is not divisible by engine.micro_batch=3 x 3 ranks: set engine" in story.said["indivisible"]
+
+
+def test_what_signals_loses_nothing_and_a_kill_at_most_an_interval(stories: dict[str, Future[Story]]) -> None:
+    told = {"asked_and_killed": 3, "preempted_without_a_signal": 1}
+    for name, asked in told.items():
+        assert [damage.lost for damage in stories[name].result().damages[:asked]] == [0] * asked
+    killed = stories["asked_and_killed"].result().damages[3:]
+    limits = {faults.kill_in_write: 2, faults.kill_rank: 1, faults.truncate: 2}
+    for fault, intervals in limits.items():
+        (damage,) = (found for found in killed if found.fault == faults.NAMES[fault])
+        assert 0 <= damage.lost <= intervals * CHECKPOINT_STEPS
+    for damage in [*stories["nodes_lost"].result().damages, *stories["split_brain"].result().damages]:
+        assert damage.lost >= 0
+
+
+def test_a_node_that_failed_twice_is_left_out(stories: dict[str, Future[Story]]) -> None:
+    said = stories["asked_and_killed"].result().said
+    assert said["excluded"] == said["victim"]
+    assert said["victim"] not in said["nodes"].split()
+
+
+def test_a_lost_node_is_named(stories: dict[str, Future[Story]]) -> None:
+    log = stories["nodes_lost"].result().said["log"]
+    assert log.count("where this run was before, is down (") >= 3
+
+
+def test_a_run_under_way_is_followed_and_not_submitted_twice(stories: dict[str, Future[Story]]) -> None:
+    said = stories["asked_and_killed"].result().said
+    assert "job        1 (slurm)" in said["submit"]
+    assert "is under way as slurm job 1" in said["twice"]
+    for text in ("following job 1; nothing new is submitted", "a rank was killed on", "-- job 1: COMPLETED"):
+        assert text in said["follow"]

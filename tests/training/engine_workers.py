@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import signal
+import socket
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -18,8 +19,10 @@ from motionmae.training import checkpoint, health, zero_state
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, init_distributed
 from motionmae.training.engine import Engine
+from motionmae.training.events import EventLog
 from motionmae.training.exits import Exit, exit_of
-from motionmae.training.preemption import Preemption
+from motionmae.training.preemption import Preemption, Requests
+from motionmae.training.progress import ProgressLine
 from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
 
@@ -143,7 +146,9 @@ def load_all(
         for zero in zeros:
             settings = config(zero)
             engine, rank = new_engine(settings)
-            found = checkpoint.find(CheckpointStore(folder / str(before)), rank, lambda path, reason: None)
+            found = checkpoint.find(
+                CheckpointStore(folder / str(before)), rank, EventLog("test"), ProgressLine(0, False)
+            )
             assert found is not None
             checkpoint.restore(engine, rank, found)
             losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
@@ -179,10 +184,11 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
     former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with Preemption() as preemption:
         assert preemption.former[signal.SIGUSR2] is signal.SIG_IGN
-        first = preemption.requested(rank.device)
+        requests = Requests(preemption, pids, rank.is_first)
+        first = requests.agree().end
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
-        while not (asked := preemption.requested(rank.device)) and time.monotonic() < end:
+        while not (asked := requests.agree().end) and time.monotonic() < end:
             time.sleep(0.001)
     back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
     assert first is None
@@ -231,3 +237,21 @@ def lose_peer(how: str) -> int:
     except RuntimeError as error:
         return exit_of(error)
     return Exit.FINISHED
+
+
+def listening() -> set[str]:
+    """IPv4 and IPv6 addresses at which this process listens once the group has worked."""
+    init_distributed(config().engine)
+    dist.all_reduce(torch.ones(2))
+    links = [Path(f"/proc/self/fd/{number}") for number in range(1024)]
+    mine = {path.stat().st_ino for path in links if path.is_symlink()}
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            local, state, inode = (line.split()[column] for column in (1, 3, 9))
+            if state == "0A" and int(inode) in mine:
+                words = bytes.fromhex(local.split(":")[0])
+                swapped = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                found.add(socket.inet_ntop(family, swapped))
+    dist.barrier()
+    return found

@@ -157,3 +157,21 @@ def test_another_format_version_is_refused(store: CheckpointStore):
     with pytest.raises(UserError, match="format 99"):
         newest(store)
     assert folder.exists()
+
+
+def test_going_back_looks_before_a_step_or_at_the_oldest(store: CheckpointStore):
+    for step in (10, 20, 30):
+        save(store, step)
+    for before, expected in ((30, 20), (20, 10), (5, 10)):
+        found = store.newest_valid(lambda folder, reason: None, before)
+        assert found is not None
+        assert found.step == expected
+
+
+def test_the_newest_is_the_one_saved_last_also_where_a_run_has_gone_back(store: CheckpointStore):
+    for step, data_step in ((10, 10), (20, 20), (30, 30), (10, 35), (12, 37)):
+        store.commit(store.begin(step), step, {"trainer": {"data_step": data_step}}, [])
+    assert [c.step for c in store.complete()] == [20, 30, 10, 12]
+    assert newest(store) == (12, [])
+    store.prune(keep_last=2, keep_every=0)
+    assert [c.step for c in store.complete()] == [10, 12]

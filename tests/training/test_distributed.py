@@ -1,8 +1,13 @@
+import socket
+
 import pytest
+import torch.distributed as dist
 
 from motionmae.config import EngineConfig
 from motionmae.errors import UserError
-from motionmae.training.distributed import init_distributed, read_place
+from motionmae.training.distributed import init_distributed, meeting_place, read_place
+from tests.training.engine_workers import listening
+from tests.training.launch import free_port, run_ranks
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -58,3 +63,21 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match="local rank 2 has no GPU of its own, the node shows 2"):
         init_distributed(EngineConfig(device="cuda"))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_local_ranks_listen_on_the_loopback_interface_alone(world: int):
+    for addresses in run_ranks(world, listening):
+        assert addresses <= {"127.0.0.1"}
+        assert addresses or world == 1
+
+
+def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monkeypatch: pytest.MonkeyPatch):
+    port = free_port()
+    with pytest.raises(UserError, match=r"cannot listen at MASTER_ADDR=192\.0\.2\.1 .* machine that rank 0 runs on"):
+        meeting_place({"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": str(port)}, 0, 2)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
+        meeting_place({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(UserError, match=r"means 127\.0\.0\.1, where no other node can reach it"):
+        meeting_place({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)

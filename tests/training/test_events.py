@@ -1,4 +1,3 @@
-import json
 import math
 import resource
 from pathlib import Path
@@ -12,7 +11,6 @@ from motionmae.training.events import (
     LineFile,
     TensorBoard,
     current_rows,
-    new_incarnation,
     read_rows,
 )
 
@@ -109,10 +107,3 @@ def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
     reader.Reload()
     assert [(s.step, s.value) for s in reader.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
     assert "incarnation" not in reader.Tags()["scalars"]
-
-
-def test_incarnations_differ_and_sort_by_time():
-    first, second = new_incarnation(), new_incarnation()
-    assert first != second
-    assert first[:15] <= second[:15]
-    json.dumps(first)

@@ -18,7 +18,7 @@ from motionmae.training.events import current_rows, read_rows
 from motionmae.training.pretrain import Outcome, pretrain
 from motionmae.training.runfolder import RunFolder
 from tests.training.launch import Ranks, run_ranks, wait_until
-from tests.training.run_workers import pretrain_all, pretrain_with_small_files
+from tests.training.run_workers import pretrain_with_small_files, run_all
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 STAGES = [0, 1, 2, 3]
@@ -40,7 +40,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     runs: dict[tuple[int, int], Config] = {}
     for world in (1, 2):
         configs = [tiny_run(shards, tmp_path_factory.mktemp("reference"), engine={"zero": zero}) for zero in STAGES]
-        assert run_ranks(world, pretrain_all, configs)[0] == ["FINISHED"] * 4
+        assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * 4
         runs |= {(world, config.engine.zero): config for config in configs}
     return runs
 
@@ -123,7 +123,7 @@ def test_killed_and_started_again_equals_undisturbed(
     configs = [tiny_run(shards, tmp_path / str(zero), engine={"zero": zero}) for zero in STAGES]
     for config, row in zip(configs, (1, 4, 5, 7), strict=True):
         kill_after(config, world, row)
-    assert run_ranks(world, pretrain_all, configs)[0] == ["FINISHED"] * 4
+    assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * 4
     for config in configs:
         assert_same_run(config, undisturbed[world, config.engine.zero])
         assert len({row["incarnation"] for row in read_rows(folder_of(config).metrics)}) == 2
@@ -139,7 +139,7 @@ def test_killed_at_many_steps_equals_undisturbed(
     configs = [tiny_run(shards, tmp_path / str(row), engine={"zero": zero}) for row in rows]
     for config, row in zip(configs, rows, strict=True):
         kill_after(config, world, row)
-    assert run_ranks(world, pretrain_all, configs)[0] == ["FINISHED"] * len(configs)
+    assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * len(configs)
     for config in configs:
         assert_same_run(config, undisturbed[world, zero])
 
@@ -290,13 +290,13 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
         ),
     ]
     before = folder_of(config).config.read_text()
-    ranks = Ranks(1, pretrain_all, attempts[:3])
+    ranks = Ranks(1, run_all, attempts[:3])
     (endings,) = ranks.results()
     assert "seed=5 (was 0)" in endings[0]
     assert "optim.epochs=4 (was 3), optim.base_lr=0.5 (was 0.02)" in endings[1]
     assert "shards was" in endings[2]
     assert folder_of(config).config.read_text() == before
-    assert run_ranks(1, pretrain_all, attempts[3:]) == [["FINISHED"]]
+    assert run_ranks(1, run_all, attempts[3:]) == [["FINISHED"]]
     assert load_config(str(folder_of(config).config)) == attempts[3]
 
 
@@ -322,7 +322,7 @@ def test_a_rank_without_room_for_its_share_warns_and_only_the_last_save_is_fatal
     assert "training goes on" in ranks.output()
     assert losses(config) == losses(undisturbed[2, 1])
     assert not any(folder_of(config).checkpoints.iterdir())
-    assert run_ranks(2, pretrain_all, [config])[0] == ["FINISHED"]
+    assert run_ranks(2, run_all, [config])[0] == ["FINISHED"]
     assert_same_run(config, undisturbed[2, 1])
 
 
@@ -342,18 +342,18 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_more_room_finishes_the_run(
     shards: Path, undisturbed: dict[tuple[int, int], Config], small_disk: Path
 ):
     config = tiny_run(shards, small_disk)
-    (ending,) = run_ranks(1, pretrain_all, [config])[0]
+    (ending,) = run_ranks(1, run_all, [config])[0]
     assert "No space left on device" in ending
     assert saved_steps(config) == [2]
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert run_ranks(1, pretrain_all, [config]) == [["FINISHED"]]
+    assert run_ranks(1, run_all, [config]) == [["FINISHED"]]
     assert events(config, "resume")[0]["step"] == 2
     assert_same_run(config, undisturbed[1, 1])
 
 
 def test_weights_out_of_numbers_stop_the_run_with_a_report(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, optim={"base_lr": 1e30, "epochs": 6}, checkpoint={"every_steps": 100})
-    ranks = Ranks(2, pretrain_all, [config])
+    ranks = Ranks(2, run_all, [config])
     for (ending,) in ranks.results():
         assert "not finite in 11 of the last 1000 steps" in ending
     skipped = events(config, "nonfinite")
@@ -384,14 +384,14 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
     state = CheckpointStore(folder_of(config).checkpoints).complete()[-1].state()
     assert set(state["trainer"]["corrupt"]) == set(samples)
     strict = tiny_run(shards, tmp_path / "strict", data={"corrupt_budget": 0})
-    assert "data.corrupt_budget=0" in run_ranks(1, pretrain_all, [strict])[0][0]
+    assert "data.corrupt_budget=0" in run_ranks(1, run_all, [strict])[0][0]
 
 
 def test_folders_that_are_not_there_are_refused(tmp_path: Path):
     nothing = tiny_run(tmp_path / "nothing", tmp_path / "runs")
     (tmp_path / "file").write_text("")
     no_folder = tiny_run(tmp_path / "nothing", tmp_path / "file")
-    first, second = run_ranks(1, pretrain_all, [nothing, no_folder])[0]
+    first, second = run_ranks(1, run_all, [nothing, no_folder])[0]
     assert "nothing does not exist" in first
     assert "set runs=FOLDER" in second
 

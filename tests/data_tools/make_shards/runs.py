@@ -42,8 +42,8 @@ def start(videos: Path, out: Path, *more: str, as_folder: bool = True) -> "subpr
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """Hash of every file below a folder but the lock."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "lock")
+    """Hash of every file below a folder but the locks."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith("lock"))
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

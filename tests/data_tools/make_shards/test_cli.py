@@ -80,6 +80,7 @@ def test_a_second_run_does_nothing_and_says_so(videos, made, capsys):
         (("--clips", "2", "--window", "8"), "clips=0, window=64, this run asks for clips=2, window=8"),
         (("--samples-per-shard", "4"), "samples_per_shard=3, this run asks for samples_per_shard=4"),
         (("--flow", "2"), "flow=0, this run asks for flow=2"),
+        (("--raw",), "raw=False, this run asks for raw=True"),
         (("--seed", "1"), "seed=0, this run asks for seed=1"),
         (("--split", "mine"), "split=all, this run asks for split=mine"),
     ],

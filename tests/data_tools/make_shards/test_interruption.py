@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import pytest
 
@@ -33,25 +34,67 @@ def finished(out) -> int:
     return len(list((out / STATE).glob("all-*.json")))
 
 
-@pytest.mark.parametrize("moment", ["planned", "first shard open", 1, 4, 8])
-def test_a_killed_run_goes_on_to_the_same_bytes(videos, undisturbed, tmp_path, moment):
-    out = tmp_path / "out"
-    conditions = {
-        "planned": lambda: (out / STATE / "plan.json").exists(),
-        "first shard open": lambda: list(out.glob("*.tar.tmp")),
-    }
-    process = start(videos, out, "--workers", "2")
-    wait_until(conditions.get(moment, lambda: finished(out) >= moment), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    before = {
-        path: path.stat().st_mtime_ns for path in out.glob("*.tar") if (out / STATE / f"{path.stem}.json").exists()
-    }
-    assert not (out / "manifest.json").exists()
+def made(out) -> dict:
+    """When each finished shard was written."""
+    finished_shards = (path for path in out.glob("*.tar") if (out / STATE / f"{path.stem}.json").exists())
+    return {path: path.stat().st_mtime_ns for path in finished_shards}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(videos, undisturbed, tmp_path, seed):
+    """Twenty moments in all, two a folder: while starting, while planning, while shards are open, between shards."""
+    out, random, kept = tmp_path / "out", Random(seed), {}
+    for _ in range(2):
+        goal = random.choice(["start", "open shard", finished(out) + 1, finished(out) + 2])
+        process = start(videos, out, "--workers", str(random.choice([1, 2, 4])))
+        if goal == "open shard":
+            wait_until(lambda: list(out.glob("*.tar.tmp")), process)
+        elif goal != "start":
+            wait_until(lambda goal=goal: finished(out) >= goal, process)
+        time.sleep(random.uniform(0, 1 if goal == "start" else 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:  # on a busy machine it may be done before the signal is sent
+            break
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "manifest.json").exists()
+        kept |= made(out)
     assert make(videos, out, "--workers", "2") == 0
     assert fingerprint(out) == undisturbed
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # finished shards were not made again
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished shards were not made again
+
+
+def test_parts_that_run_at_once_make_the_bytes_of_one_run(videos, undisturbed, tmp_path, capsys):
+    out = tmp_path / "out"
+    processes = [start(videos, out, "--workers", "1", "--part", f"{part}/3") for part in range(3)]
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+        assert "when all parts are made, run the same command without --part" in output
+    assert not (out / "manifest.json").exists()
+    before = made(out)
+    assert len(before) == len([name for name in undisturbed if name.endswith(".tar")])
+    assert make(videos, out) == 0
+    assert made(out) == before
+    assert fingerprint(out) == undisturbed
+    assert make(videos, out, "--part", "1/3") == 0  # nothing is left to do, and the manifest stays
+    assert fingerprint(out) == undisturbed
+
+
+def test_a_part_and_the_whole_do_not_write_at_once(tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    os.mkfifo(videos / "hangs.mp4")
+    out = tmp_path / "out"
+    first = start(videos, out, "--part", "0/2")
+    wait_until(lambda: list(out.glob("*.tar.tmp")), first)
+    for more in ((), ("--part", "0/2")):
+        assert make(videos, out, *more) == 2
+        assert "another make_shards is writing to" in capsys.readouterr().err
+    assert make(videos, out, "--part", "1/2") == 0
+    first.kill()
+    first.communicate()
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, tmp_path):

@@ -1,0 +1,120 @@
+"""How long a checkpoint holds up training: `python benchmarks/checkpoint.py --config vitb_k400 --folder /scratch`.
+
+Builds the model and its AdamW state, saves it a few times into a temporary folder and prints medians: the stall (copy
+to host memory; what training waits for), the whole save (and writing, flushing, hashing, committing; what it would
+wait for without a background), and how much slower a step of plain matrix products runs beside the write than alone.
+Under torchrun or srun it measures the slowest of all ranks.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from motionmae.config import WatchdogConfig, load_config
+from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training.claim import claim_folder
+from motionmae.training.distributed import broadcast_object, distributed, gather_objects
+from motionmae.training.engine import Engine
+from motionmae.training.pretrain import Pretraining
+from motionmae.training.saver import Saved, Saver
+from motionmae.training.task import decay_groups
+from motionmae.training.watchdog import Watchdog
+
+
+def slowest(seconds: float) -> float:
+    """The longest of all ranks' times."""
+    return max(gather_objects(seconds))
+
+
+def step_seconds(matrix: torch.Tensor, until: Any) -> float:
+    """Median time of a step of matrix products, over as many as fit until ``until()`` holds."""
+    times = []
+    while not times or not until():
+        start = time.perf_counter()
+        for _ in range(4):
+            matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build, save, and return the figures."""
+    config = load_config(arguments.config, ["launch.gpus_per_node=0", *arguments.overrides])
+    with distributed(config.engine) as rank:
+        folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_first else None))
+        try:
+            model = Pretraining(config).build_model(None, resumed=False)  # type: ignore[arg-type]
+            engine = Engine(model, decay_groups(model, config), config, rank)
+            claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
+            watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
+            saver = Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
+            matrix = torch.randn(1024, 1024, device=rank.device)
+            end = time.perf_counter() + 2
+            alone = step_seconds(matrix, lambda: time.perf_counter() > end)
+            stalls, wholes, beside = [], [], []
+            size = 0
+            for step in range(1, arguments.saves + 2):
+                saver.start(engine, step, {}, time.perf_counter())
+                beside.append(step_seconds(matrix, lambda: not saver.under_way))
+                saved: Saved | None = saver.wait()
+                assert saved is not None
+                assert saved.checkpoint is not None, saved.error
+                stalls.append(slowest(saved.blocking))
+                wholes.append(slowest(saved.seconds))
+                size = saved.checkpoint.bytes
+            engine.close()
+            return {
+                "config": config.name,
+                "ranks": rank.world,
+                "zero": engine.stage,
+                "gigabytes": size / 1e9,
+                "first_stall": stalls[0],
+                "stall": median(stalls[1:]),
+                "whole": median(wholes[1:]),
+                "stall_share": median(stalls[1:]) / median(wholes[1:]),
+                "step_alone": alone,
+                "step_beside_write": median(beside[1:]),
+                "first": rank.is_first,
+            }
+        finally:
+            gather_objects(None)  # nobody writes any more
+            if rank.is_first:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Measure, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="vitb_k400", help="whose model and ZeRO stage (default: vitb_k400)")
+    parser.add_argument("--saves", type=int, default=5, help="saves after a first one (default: 5)")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    arguments = parser.parse_args()
+    figures = measure(arguments)
+    if not figures.pop("first"):
+        return
+    table = Table("figure", "value", title=f"{figures['config']}: {figures['gigabytes']:.2f} GB", title_justify="left")
+    table.add_row("ranks, ZeRO stage", f"{figures['ranks']}, {figures['zero']}")
+    table.add_row("stall of a save", f"{figures['stall']:.3f} s (the first: {figures['first_stall']:.3f} s)")
+    table.add_row("whole save", f"{figures['whole']:.3f} s")
+    table.add_row("stall / whole", f"{figures['stall_share']:.1%}")
+    table.add_row(
+        "a step beside the write", f"{figures['step_beside_write'] / figures['step_alone']:.2f} x as long as alone"
+    )
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Frames a second that one core turns from videos into shards, against the ffmpeg program doing the same work.
+
+Examples::
+
+  python benchmarks/make_shards.py                          # real footage that `pip install 'motionmae[bench]'` brings
+  python benchmarks/make_shards.py --videos KINETICS --json make_shards.json
+
+All run on one and the same core, in turns; a rate is the median over the rounds, start-up included.
+
+  ours             make_shards: decoding, scaling, JPEGs of quality 90, shards with checksums written to the disk
+  ffmpeg           the ffmpeg program: decoding, scaling to the same size, its MJPEG encoder, nothing written
+  ffmpeg_huffman   the same with its faster, fixed Huffman tables (which ours uses too)
+  ffmpeg_decode    the ffmpeg program decoding alone: what no writer can pass
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+from data_tools.annotations.listing import VIDEO_SUFFIXES
+from data_tools.make_shards.cli import main as make_shards
+from data_tools.make_toy_dataset.real import find_real_videos
+from motionmae.data.files import write_atomically
+
+SHORT_SIDE, QUALITY = 256, 90
+FFMPEG_QUALITY = 2
+"""Of ffmpeg's scale of 1 to 31: files about as large as those of JPEG quality 90."""
+Figures = tuple[float, float]
+"""Frames a second, kilobytes a frame."""
+
+
+def ours(videos: list[Path]) -> Figures:
+    """make_shards with one decoding process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "videos").mkdir()
+        for number, video in enumerate(videos):
+            (folder / "videos" / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
+        command = ["folder", "--videos", str(folder / "videos"), "--out", str(folder / "out"), "--workers", "1"]
+        command += ["--short-side", str(SHORT_SIDE), "--quality", str(QUALITY), "--json", str(folder / "figures.json")]
+        started = time.perf_counter()
+        status = make_shards(command)
+        seconds = time.perf_counter() - started
+        assert status == 0, f"make_shards ended with status {status}"
+        found = json.loads((folder / "figures.json").read_text())
+    return found["frames"] / seconds, found["bytes"] / found["frames"] / 1e3
+
+
+def ffmpeg(videos: list[Path], *options: str, encode: bool = True) -> Figures:
+    """The ffmpeg program, one process a video."""
+    scale = f"scale='if(gt(iw,ih),-2,min(iw,{SHORT_SIDE}))':'if(gt(iw,ih),min(ih,{SHORT_SIDE}),-2)'"
+    encoder = ["-vf", f"{scale}:out_range=pc,format=yuvj420p", "-c:v", "mjpeg", "-q:v", str(FFMPEG_QUALITY), *options]
+    output = [*encoder, "-f", "mjpeg"] if encode else ["-f", "null"]
+    started, frames, size = time.perf_counter(), 0, 0
+    for video in videos:
+        command = ["ffmpeg", "-nostdin", "-hide_banner", "-threads", "1", "-i", str(video), "-an", "-threads", "1"]
+        command += ["-filter_threads", "1", "-fps_mode", "passthrough", *output, "-y", "/dev/null"]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        frames += int(told.rpartition("frame=")[2].split()[0])
+        size += int(told.rpartition("video:")[2].partition("kB")[0]) if encode else 0
+    return frames / (time.perf_counter() - started), size * 1.024 / frames
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    parser.add_argument("--copies", type=int, default=6, help="how often each video is taken (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each (%(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    found = options.videos.rglob("*") if options.videos else find_real_videos()
+    videos = sorted(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES) * options.copies
+    if not videos:
+        parser.error("no videos: give --videos FOLDER, or pip install 'motionmae[demo]', which brings a few")
+    if shutil.which("ffmpeg") is None:
+        parser.error("the ffmpeg program is not here: apt-get install ffmpeg")
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    ways: dict[str, Callable[[], Figures]] = {
+        "ours": partial(ours, videos),
+        "ffmpeg": partial(ffmpeg, videos),
+        "ffmpeg_huffman": partial(ffmpeg, videos, "-huffman", "default"),
+        "ffmpeg_decode": partial(ffmpeg, videos, encode=False),
+    }
+    rounds: dict[str, list[Figures]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            rounds[name].append(way())
+            print(f"{name:15} {rounds[name][-1][0]:7.1f} frames/s", file=sys.stderr)
+    rates = {name: round(median(rate for rate, _ in values), 1) for name, values in rounds.items()}
+    sizes = {name: round(values[0][1], 2) for name, values in rounds.items()}
+    print(f"{len(videos)} videos, one core  frames/s  of ffmpeg  kB a frame")
+    for name, rate in rates.items():
+        print(f"{name:19} {rate:10.1f} {rate / rates['ffmpeg']:10.2f} {sizes[name] or '':>11}")
+    if options.json:
+        figures = {"frames_per_second": rates, "kilobytes_per_frame": sizes, "videos": len(videos)}
+        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

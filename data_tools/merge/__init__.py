@@ -1,0 +1,125 @@
+"""Several folders of shards -> one folder, without copying the shards where the disk allows hard links."""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.files import sync_folder, write_atomically
+from motionmae.data.manifest import MANIFEST, Manifest, load_manifest, write_manifest
+from motionmae.data.shards import ShardEntry, check_entry, index_path, load_index
+from motionmae.errors import UserError
+
+_EXAMPLES = """\
+examples:
+  python data_tools/merge data/toy/train data/toy/val --out data/toy/all
+  python data_tools/merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
+
+The folders must have been made with the same settings of what is stored. Shards are renamed and linked (copied where
+the disks differ); the folders that were merged stay as they are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="merge", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, nargs="+", help="folders of shards, in the order of their samples")
+    parser.add_argument("--out", type=Path, required=True, help="the new folder")
+    parser.add_argument("--without-labels", action="store_true", help="for folders whose classes differ")
+    options = parser.parse_args(arguments)
+    try:
+        merged = merge(options.shards, options.out, options.without_labels)
+    except (UserError, CorruptSample) as error:
+        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {options.out} cannot be written ({error}): mend that and run the command again", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {merged.samples} samples in {len(merged.shards)} shards of {len(options.shards)} folders")
+    return 0
+
+
+def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> Manifest:
+    """Link all shards into ``out``, which counts as complete once its manifest is there.
+
+    Args:
+        folders: of shards.
+        out: the new folder; what a killed run left there is overwritten.
+        without_labels: forget the classes (in the indexes; each KEY.json keeps its own).
+
+    Raises:
+        CorruptSample: a shard is missing, truncated or replaced.
+        UserError: the folders do not go together, or ``out`` is a finished folder of shards.
+    """
+    manifests = [load_manifest(folder) for folder in folders]
+    _refuse_strangers(folders, manifests, without_labels)
+    if (out / MANIFEST).exists():
+        raise UserError(f"--out {out} is a complete folder of shards already: choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    names = [manifest.dataset for manifest in manifests]
+    dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
+    shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
+    entries = tuple(
+        _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
+        for number, (folder, entry) in enumerate(shards)
+    )
+    sync_folder(out)
+    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / "quarantine.jsonl").exists())
+    write_atomically(out / "quarantine.jsonl", quarantine)
+    merged = replace(
+        manifests[0],
+        dataset=dataset,
+        split=split,
+        class_names=() if without_labels else manifests[0].class_names,
+        shards=entries,
+        quarantined=sum(manifest.quarantined for manifest in manifests),
+        split_file="+".join(dict.fromkeys(manifest.split_file for manifest in manifests)),
+        split_sha256=hashlib.sha256("".join(manifest.split_sha256 for manifest in manifests).encode()).hexdigest(),
+    )
+    write_manifest(out, merged)
+    return merged
+
+
+def _refuse_strangers(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
+    first = manifests[0]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        for what, ours, theirs in (
+            ("what is stored", first.encoder, manifest.encoder),
+            ("library versions", dict(first.versions), dict(manifest.versions)),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"{folders[0]} and {folder} differ in {what} ({ours}; {theirs}): make one of them again"
+                )
+        if manifest.class_names != first.class_names and not without_labels:
+            raise UserError(f"{folders[0]} and {folder} have other classes: merge them --without-labels")
+
+
+def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
+    """One shard under its new name, its index after it."""
+    source = folder / entry.name
+    indexed, columns = load_index(source)
+    check_entry(source, indexed, entry)
+    to.unlink(missing_ok=True)
+    try:
+        os.link(source, to)
+    except OSError:  # another disk, or one without hard links
+        temporary = to.with_name(to.name + ".tmp")
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(to)
+    renamed = replace(entry, name=to.name)
+    content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
+    if without_labels:
+        content["columns"] = columns | {"label": [-1] * entry.samples}
+    write_atomically(index_path(to), json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    return renamed

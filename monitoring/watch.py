@@ -1,0 +1,145 @@
+"""The live view of a run in a terminal: read from its files, so it works over SSH, on any node, and after the fact."""
+
+import time
+from collections.abc import Sequence
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from monitoring.report.sections import CAUSES
+from monitoring.report.story import Story
+from motionmae.training.events import Kind, Row
+from motionmae.training.phases import Phase
+from motionmae.training.progress import duration
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_STYLES = {
+    Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
+    Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
+}  # fmt: skip
+_BAD = (Kind.NONFINITE, Kind.CORRUPT_SAMPLE, Kind.CHECKPOINT_FAILED, Kind.CHECKPOINT_DAMAGED)
+_RECENT = 50
+"""Logged rows that averages are over."""
+
+
+def view(story: Story, width: int, now: float | None = None) -> RenderableType:
+    """What stands on the screen.
+
+    Args:
+        story: the run.
+        width: of the terminal, in characters.
+        now: seconds since the epoch.
+    """
+    now = time.time() if now is None else now
+    rows = story.rows[-_RECENT:]
+    parts: list[RenderableType] = [_header(story, now)]
+    if rows:
+        parts.append(_progress(story))
+        panels = [_losses(story, 24 if width < 100 else 32), _pace(story, rows), _goodput(story)]
+        parts.append(Columns(panels) if width >= 60 else Group(*panels))
+    parts.append(_happened(story, now))
+    return Group(*parts)
+
+
+def _header(story: Story, now: float) -> Text:
+    state = story.state
+    style = {"finished": "green", "under way": "cyan", "preempted": "yellow"}.get(state, "red")
+    text = Text.assemble((story.name, "bold"), "  ", (state, f"bold {style}"))
+    if story.lives:
+        life = story.lives[-1]
+        hosts = ", ".join(life.hosts[:4]) + (f" and {len(life.hosts) - 4} more" if len(life.hosts) > 4 else "")
+        text.append(f"  {life.world} ranks on {hosts}; life {len(story.lives)}", "bright_black")
+        silence = now - life.ended
+        if state in ("under way", "silent"):
+            text.append(f"; last sign {duration(silence)} ago", "bright_black" if silence < 120 else "bold red")
+    return text
+
+
+def _progress(story: Story) -> RenderableType:
+    row, total = story.rows[-1], story.total_steps or story.rows[-1]["step"]
+    left = (total - row["step"]) * sum(r["step_seconds"] for r in story.rows[-5:]) / len(story.rows[-5:])
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(no_wrap=True)
+    done = f"step {row['step']:,} / {total:,}, epoch {row['epoch']:.1f}"
+    table.add_row(done, ProgressBar(total, row["step"]), f"{duration(left)} left" if left else "done")
+    return table
+
+
+def _losses(story: Story, width: int) -> Panel:
+    table = _grid()
+    for key in [*story.losses, "grad_norm", "lr"]:
+        series = [row.get(key) for row in story.rows]
+        last = next((value for value in reversed(series) if value is not None), None)
+        name = key.replace("_", " ")
+        table.add_row(name, Text(sparkline(series, width), "cyan"), "-" if last is None else f"{last:.4g}")
+    return Panel(table, title="over all steps", title_align="left", border_style="bright_black")
+
+
+def _pace(story: Story, rows: Sequence[Row]) -> Panel:
+    table = _grid()
+    steps = sum(row.get("steps", 1) for row in rows)
+
+    def mean(key: str) -> float:
+        return sum(row.get(key, 0.0) * row.get("steps", 1) for row in rows) / steps
+
+    table.add_row("clips a second", "", f"{mean('clips_per_second'):.1f}")
+    table.add_row("a step", "", f"{mean('step_seconds'):.3f} s")
+    whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
+    for phase, style in _STYLES.items():
+        share = mean(f"{phase.value}_seconds") / whole
+        bar = Text("█" * round(share * 12), style)
+        alarming = phase is Phase.DATA_WAIT and share > 0.2
+        table.add_row(phase.value.replace("_", " "), bar, Text(f"{share:.0%}", "bold red" if alarming else ""))
+    slow = story.slowest().most_common(1)
+    if slow:
+        rank, count = slow[0]
+        table.add_row("slowest rank", f"{rank} on {story.host_of(rank)}", f"{count / len(story.rows):.0%}")
+    return Panel(table, title=f"last {len(rows)} rows", title_align="left", border_style="bright_black")
+
+
+def _goodput(story: Story) -> Panel:
+    goodput, table = story.goodput, _grid()
+    elapsed = goodput.elapsed or 1.0
+    table.add_row(Text("goodput", "green"), "", Text(f"{goodput.ratio:.1%}", "green"))
+    table.add_row("without queue", "", f"{goodput.ratio_without_queue:.1%}")
+    for cause, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
+        if seconds / elapsed >= 0.001:
+            table.add_row(CAUSES[cause][0], duration(seconds), f"{seconds / elapsed:.1%}")
+    title = f"{duration(elapsed)} since the start"
+    return Panel(table, title=title, title_align="left", border_style="bright_black")
+
+
+def _happened(story: Story, now: float) -> Panel:
+    table = _grid()
+    for row in story.events[-8:]:
+        bad = row["kind"] in {kind.value for kind in _BAD} or "error" in row
+        what = Text(row["kind"].replace("_", " "), "red" if bad else "")
+        more = row.get("error") or row.get("outcome") or row.get("cause") or row.get("path") or ""
+        table.add_row(f"{duration(max(now - row['time'], 0))} ago", what, f"step {row['step']:,}", str(more)[:60])
+    return Panel(table, title="what happened", title_align="left", border_style="bright_black")
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    return table
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """A curve in one line of text; steps without a number leave a gap."""
+    size = -(-len(values) // width) or 1
+    groups = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]
+    means = [sum(group) / len(group) if group else None for group in groups]
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    return "".join(" " if m is None else _BLOCKS[min(int((m - low) / span * len(_BLOCKS)), 7)] for m in means)

@@ -1,0 +1,116 @@
+"""``python -m motionmae checkpoints``: what a run has saved, whether it is whole, and cleaning up after damage."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from motionmae.errors import UserError
+
+if TYPE_CHECKING:
+    from motionmae.training.checkpoint_survey import Finding
+
+_EPILOG = """\
+examples:
+  python -m motionmae checkpoints runs/vitb_ssv2
+  python -m motionmae checkpoints runs/vitb_ssv2 --verify
+  python -m motionmae checkpoints runs/vitb_ssv2 --repair
+
+exit status: 0 all is well or was repaired, 1 something is damaged, 2 the command could not do its work"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "checkpoints",
+        help="list, verify and repair the checkpoints of a run",
+        description="List the checkpoints of a run, newest first, and say which one a resume takes. Without --verify "
+        "only the sizes of their files are compared with what was written.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--verify", action="store_true", help="read every byte and compare checksums")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="verify, then delete damaged checkpoints and what interrupted writes left; never the last valid one, and "
+        "only where surely no rank of the run writes",
+    )
+    parser.add_argument("--force", action="store_true", help="repair although a rank may write: I know that none does")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table, repair where asked, and return the exit status."""
+    from rich.console import Console
+
+    from motionmae.data.files import write_atomically
+    from motionmae.training.checkpoint_store import CheckpointStore
+    from motionmae.training.checkpoint_survey import repair, survey
+    from motionmae.training.claim import living_owner
+    from motionmae.training.runfolder import RunFolder
+
+    folder = RunFolder(arguments.folder)
+    if not folder.checkpoints.is_dir():
+        raise UserError(f"{folder.path} is no run folder, it has no checkpoints/: give RUNS/NAME")
+    owner = living_owner(folder.path)
+    if arguments.repair and owner and not arguments.force:
+        raise UserError(f"{owner}, and what it writes must not be deleted: stop it, or add --force if it is dead")
+    findings = survey(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
+    Console().print(_table(findings) if findings else f"{folder.path} has no checkpoints yet")
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps([_figures(finding) for finding in findings], indent=1).encode())
+    if arguments.repair:
+        deleted = repair(findings)
+        print(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")
+        return 0
+    bad = [finding for finding in findings if finding.condition.value == "damaged"]
+    if bad:
+        print(f"{len(bad)} damaged: `python -m motionmae checkpoints {folder.path} --repair` deletes them")
+    return 1 if bad else 0
+
+
+def _progress(found: list[Any]) -> Iterable[Any]:
+    from rich.progress import track
+
+    return track(found, "looking at checkpoints", transient=True)
+
+
+def _figures(finding: "Finding") -> dict[str, Any]:
+    return {
+        "name": finding.folder.name,
+        "step": finding.step,
+        "bytes": finding.bytes,
+        "modified": finding.modified,
+        "condition": finding.condition.value,
+        "reason": finding.reason,
+        "resumes": finding.resumes,
+        "writer": finding.writer,
+    }
+
+
+def _table(findings: "list[Finding]") -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from motionmae.training.progress import duration
+
+    table = Table()
+    for heading in ("checkpoint", "step", "size", "age", "written by", "condition"):
+        table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left")
+    for finding in findings:
+        writer = finding.writer
+        condition = finding.condition.value + (f": {finding.reason}" if finding.reason else "")
+        table.add_row(
+            escape(finding.folder.name),
+            str(finding.step),
+            f"{finding.bytes / 1e6:.1f} MB",
+            duration(time.time() - finding.modified),
+            f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero', '?')}" if writer else "",
+            escape(condition) + (" [bold]<- a resume takes this one[/]" if finding.resumes else ""),
+        )
+    return table

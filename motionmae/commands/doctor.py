@@ -1,0 +1,85 @@
+"""``python -m motionmae doctor data``: whether loading keeps up with a GPU."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from motionmae.config import load_config
+from motionmae.errors import UserError
+
+if TYPE_CHECKING:
+    from motionmae.data.diagnose import Loading
+
+_EXAMPLES = """examples:
+  python -m motionmae doctor data --config tiny_toy
+  python -m motionmae doctor data --config vitb_k400 data.workers=4 --gpu-clips 150 --seconds 20 --json loading.json
+
+Run it on a node, with the cores that a rank gets (srun --cpus-per-task 12 ...).
+"""
+_RATES = (50.0, 100.0, 200.0, 400.0, 800.0)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    doctor = subparsers.add_parser("doctor", help="measure what may hold training up")
+    parser = doctor.add_subparsers(metavar="WHAT", required=True).add_parser(
+        "data",
+        help="clips a second of a rank's loader, and the cores that a GPU needs",
+        description="Measure a rank's loader on this machine: clips and bytes a second, the share of decoding, and how "
+        "many cores feed a GPU. Nothing is trained or written.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
+    parser.add_argument(
+        "--gpu-clips", type=float, help="clips a second that one GPU trains (metrics: clips_per_second)"
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="of measuring the loader (%(default)g)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    from motionmae.data.diagnose import measure_loading  # torch is slow to import
+    from motionmae.data.files import write_atomically
+
+    config = load_config(arguments.config, arguments.overrides)
+    if not config.data.shards:
+        raise UserError("data.shards is empty: name a folder of shards, e.g. data.shards=data/toy/train")
+    if arguments.seconds <= 0 or (arguments.gpu_clips is not None and arguments.gpu_clips <= 0):
+        raise UserError("--seconds and --gpu-clips must be positive")
+    found = measure_loading(config.data, config.clip, config.engine.micro_batch, arguments.seconds)
+    rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
+    show(found, rates)
+    if arguments.json:
+        figures = asdict(found) | {
+            "bytes_per_second": found.bytes_per_second,
+            "decode_share": found.decode_share,
+            "clips_per_core": found.clips_per_core,
+            "cores": {f"{rate:g}": found.cores(rate) for rate in rates},
+        }
+        write_atomically(arguments.json, (json.dumps(figures, indent=1) + "\n").encode())
+    return 0
+
+
+def show(found: "Loading", rates: tuple[float, ...]) -> None:
+    """Print the table."""
+    table = Table(title="loading of one rank", title_justify="left", show_header=False)
+    table.add_row("clips a second", f"{found.clips_per_second:.1f} with {found.decoders} decoders")
+    table.add_row("read", f"{decimal(int(found.bytes_per_second))}/s, {decimal(int(found.bytes_per_clip))} a clip")
+    table.add_row("CPU a clip", f"{found.read_ms + found.decode_ms:.2f} ms, of which decoding {found.decode_share:.0%}")
+    table.add_row("clips a second a core", f"{found.clips_per_core:.1f}")
+    if found.corrupt:
+        table.add_row("unreadable samples", f"{found.corrupt}: `python data_tools/verify` names them")
+    for rate in rates:
+        enough = ", which this loader has" if rate <= found.clips_per_second else ""
+        table.add_row(f"a GPU of {rate:g} clips/s needs", f"{found.cores(rate)} cores (data.workers){enough}")
+    Console().print(table)

@@ -1,0 +1,53 @@
+"""``python -m motionmae watch``: a run as it goes, in a terminal."""
+
+import argparse
+import time
+from pathlib import Path
+
+_EXAMPLES = """examples:
+  python -m motionmae watch runs/demo
+  python -m motionmae watch runs/vitl_k400 --every 10
+  python -m motionmae watch runs/demo --once
+
+It reads the run's files and nothing else: use it over SSH, on any node that sees them.
+Ctrl-C ends it, never the run."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "watch",
+        help="follow a run in the terminal: losses, pace, phases, goodput, faults",
+        description="Follow a run in the terminal until it has finished.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default: 2)")
+    parser.add_argument("--once", action="store_true", help="print it once and end")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the run until it has finished or Ctrl-C; returns the exit status."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from monitoring.report.story import read_story
+    from monitoring.watch import view
+
+    console = Console()
+    story = read_story(arguments.folder)
+    if arguments.once:
+        console.print(view(story, console.width))
+        return 0
+    try:
+        with Live(view(story, console.width), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while story.state != "finished":
+                time.sleep(arguments.every)
+                story = read_story(arguments.folder)
+                live.update(view(story, console.width), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    console.print(view(story, console.width))  # what stays after the screen is given back
+    return 0

@@ -1,0 +1,100 @@
+"""What loading costs: how many clips a second this machine gives, where the time goes, how many cores that makes."""
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clips import random_cut
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.jpeg import decode_clip
+from motionmae.data.loader import ClipLoader
+from motionmae.data.randomness import KeyedRandom
+from motionmae.data.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Measured figures of one rank's loading."""
+
+    clips_per_second: float
+    """Of the loader as the configuration has it."""
+    decoders: int
+    """Its processes or threads."""
+    bytes_per_clip: float
+    """Stored bytes that a clip needs."""
+    read_ms: float
+    """CPU milliseconds a clip, on one core: finding, reading and checking its frames."""
+    decode_ms: float
+    """CPU milliseconds a clip, on one core: decoding, cropping and resizing."""
+    corrupt: int
+    """Samples that could not be read meanwhile."""
+
+    @property
+    def bytes_per_second(self) -> float:
+        """What the loader reads."""
+        return self.clips_per_second * self.bytes_per_clip
+
+    @property
+    def decode_share(self) -> float:
+        """Of a clip's CPU time."""
+        return self.decode_ms / (self.read_ms + self.decode_ms)
+
+    @property
+    def clips_per_core(self) -> float:
+        """Clips a second that one busy core gives."""
+        return 1e3 / (self.read_ms + self.decode_ms)
+
+    def cores(self, clips_per_second: float) -> int:
+        """Cores for a GPU that trains so many clips a second, by the slower of the two measurements."""
+        return math.ceil(clips_per_second / min(self.clips_per_core, self.clips_per_second / self.decoders))
+
+
+def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, seconds: float) -> Loading:
+    """Load clips for about ``seconds`` as a run would, then half of that on one core, step by step.
+
+    Raises:
+        UserError: there are no shards, or too many are damaged.
+    """
+    with ClipLoader(data, clip, seed=0, batch=micro_batch, micro_batch=micro_batch) as loader:
+        batches = loader.batches(0)
+        for _ in range(data.prefetch):  # what starting costs is not the question
+            next(batches)
+        clips, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            clips += len(next(batches).clips)
+        rate = clips / (time.perf_counter() - started)
+        corrupt = len(loader.corrupt_samples)
+        decoders = data.workers if data.workers and not data.beton else data.threads
+        read_ms, decode_ms, size = _one_by_one(
+            ShardReader(data.shards, loader.manifest, data=data), data, clip, seconds / 2
+        )
+    return Loading(rate, decoders, size, read_ms, decode_ms, corrupt)
+
+
+def _one_by_one(reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float) -> tuple[float, float, float]:
+    """CPU milliseconds of reading and of decoding, and stored bytes, a clip."""
+    out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+    read = decode = size = 0.0
+    started, clips = time.perf_counter(), 0
+    for number in itertools.count():
+        if clips and time.perf_counter() - started > seconds:
+            break
+        sample = number % reader.manifest.samples
+        try:
+            begin = time.thread_time()
+            meta = reader.read_meta(sample)
+            frames, crop = random_cut(meta, data, clip, KeyedRandom("clip", 0, 0, sample, number))
+            jpegs = reader.read_frames(sample, frames)
+            middle = time.thread_time()
+            decode_clip(jpegs, meta, crop, out)
+        except CorruptSample:  # the loader has counted it
+            continue
+        read, decode = read + middle - begin, decode + time.thread_time() - middle
+        size += sum(len(jpeg) for jpeg in {id(jpeg): jpeg for jpeg in jpegs}.values())
+        clips += 1
+    reader.close()
+    return 1e3 * read / clips, 1e3 * decode / clips, size / clips

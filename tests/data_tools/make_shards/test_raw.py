@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from data_tools.make_beton import main as make_beton
+from data_tools.preview import main as preview
+from data_tools.verify import main as verify
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clips import read_clip
+from motionmae.data.loader import ClipLoader
+from motionmae.data.reader import ShardReader
+from tests.data_tools.make_shards.runs import make
+from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
+
+CLIP = ClipConfig(frames=2, size=32, stride=1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Shards of pixels and shards of JPEGs of the same videos, one of which lies on its side."""
+    folder = tmp_path_factory.mktemp("raw")
+    for number in range(3):
+        write_video(folder / "v" / f"{number}.mp4", draw_frames(6, 66 + 16 * number, 48))
+    set_display_matrix(folder / "v" / "2.mp4", 0, 1, -1, 0)
+    assert make(folder / "v", folder / "raw", "--raw") == 0
+    assert make(folder / "v", folder / "jpeg", "--quality", "100") == 0
+    return folder / "raw", folder / "jpeg"
+
+
+def test_pixels_are_those_of_the_jpegs_but_for_their_loss(folders):
+    raw, jpeg = (ShardReader(folder) for folder in folders)
+    assert raw.manifest.encoder.encoding == "raw"
+    shapes = set()
+    for sample in range(3):
+        assert raw.read_json(sample)["source"] == jpeg.read_json(sample)["source"]
+        one, other = (read_clip(reader, sample, CLIP).numpy() for reader in (raw, jpeg))
+        assert psnr(one, other) > 30
+        meta = raw.read_meta(sample)
+        shapes.add((meta.height, meta.width))
+        assert len(raw.read_frames(sample, [0])[0]) == 3 * meta.height * meta.width
+    assert shapes == {(48, 66), (48, 82), (98, 48)}
+
+
+def test_the_loader_cuts_the_same_clips(folders):
+    found = []
+    for folder in folders:
+        data = DataConfig(shards=str(folder))
+        with ClipLoader(data, CLIP, seed=1, batch=3, micro_batch=3) as loader:
+            found.append(next(loader.batches(0)))
+    assert found[0].samples.tolist() == found[1].samples.tolist()
+    assert psnr(found[0].clips.numpy(), found[1].clips.numpy()) > 30
+
+
+def test_the_tools_know_pixels_and_a_beton_does_not_take_them(folders, tmp_path, capsys):
+    assert verify([str(folders[0])]) == 0
+    assert preview([str(folders[0]), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert make_beton([str(folders[0]), "--out", str(tmp_path / "x.beton")]) == 2
+    assert "holds raw pixels" in capsys.readouterr().err
+    assert np.array(list(tmp_path.iterdir())).size == 1

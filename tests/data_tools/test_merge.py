@@ -1,0 +1,79 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from data_tools.merge import main
+from data_tools.verify import main as verify
+from motionmae.data.manifest import load_manifest, write_manifest
+from motionmae.data.reader import ShardReader
+from tests.data.made_shards import make_shards
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, counts in (("a", (3, 2)), ("b", (4,))):
+        made = make_shards(tmp_path / name, counts)
+        write_manifest(tmp_path / name, type(made)(**{**vars(made), "class_names": tuple("abcde"), "quarantined": 1}))
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_samples_follow_each_other_and_share_the_disk(folders, tmp_path, capsys, monkeypatch, link):
+    def refuse(*_):
+        raise OSError("another disk")
+
+    if not link:
+        monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "out"
+    assert main([*folders, "--out", str(out)]) == 0
+    assert "9 samples in 3 shards of 2 folders" in capsys.readouterr().out
+    assert verify([str(out)]) == 0
+    reader = ShardReader(out)
+    assert (reader.manifest.quarantined, reader.manifest.class_names) == (2, tuple("abcde"))
+    parts = [ShardReader(folder) for folder in folders]
+    pairs = [(part, sample) for part in parts for sample in range(part.manifest.samples)]
+    for sample, (part, number) in enumerate(pairs):
+        assert reader.read_meta(sample).label == part.read_meta(number).label
+        assert reader.read_frames(sample, [0, 3]) == part.read_frames(number, [0, 3])
+    assert (out / "merged-000000.tar").stat().st_nlink == 1 + link
+
+
+def test_other_classes_go_together_without_labels(folders, tmp_path, capsys):
+    manifest = load_manifest(folders[1])
+    write_manifest(tmp_path / "b", type(manifest)(**{**vars(manifest), "class_names": ("x",)}))
+    assert main([*folders, "--out", str(tmp_path / "out")]) == 2
+    assert "have other classes: merge them --without-labels" in capsys.readouterr().err
+    assert main([*folders, "--out", str(tmp_path / "out"), "--without-labels"]) == 0
+    reader = ShardReader(tmp_path / "out")
+    assert {reader.read_meta(sample).label for sample in range(9)} == {-1}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "toy-000000.tar").unlink(), "missing_shard"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
+        (
+            lambda folder: (folder / "manifest.json").write_text(
+                (folder / "manifest.json").read_text().replace('"stride": 1', '"stride": 2')
+            ),
+            "differ in what is stored",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_named(folders, tmp_path, capsys, damage, says):
+    damage(tmp_path / "b")
+    assert main([*folders, "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_finished_folder_is_not_overwritten(folders, tmp_path, capsys):
+    assert main([*folders, "--out", folders[0]]) == 2
+    assert "is a complete folder of shards already" in capsys.readouterr().err
+    assert (
+        np.sum([shard["samples"] for shard in json.loads((tmp_path / "a" / "manifest.json").read_text())["shards"]])
+        == 5
+    )

@@ -1,0 +1,163 @@
+"""The report of a run that was preempted twice and killed once, as a file, as numbers, and in a real browser."""
+
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from monitoring.report import charts
+from monitoring.report.page import render, write_report
+from monitoring.report.pictures import Picture
+from monitoring.report.story import Story, read_story
+from motionmae.config import load_config, save_config
+from motionmae.errors import UserError
+from motionmae.training.events import Kind, LineFile
+from motionmae.training.runfolder import RunFolder
+from tests.monitoring.runs import metrics_row
+from tests.monitoring.test_goodput import History
+
+
+def write_run(folder: Path, name: str = "long<b>", **changes: str) -> Path:
+    """A run of 60 steps: preempted at 20 and 40, killed at 50 with five steps not saved."""
+    run = RunFolder(folder / name)
+    run.create()
+    history = History()
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            history.train(1)
+            row = history.rows.pop()
+            history.rows.append({**metrics_row(history.step, seconds=1.3, slowest_rank=1, slowest_score=1.5), **row})
+
+    history.event("submitted")
+    history.spend("queue_wait", 50)
+    for steps in (20, 20, 5):
+        history.start()
+        history.rows[-1]["total_steps"] = 60
+        history.rows[-3 if history.lives > 1 else -2] |= {"world": 2, "hosts": ["node1", "node2"]}
+        train(steps)
+        history.save()
+        history.rows[-1] |= {"bytes": 10**6, "seconds": 3.0}
+        if steps == 20:
+            history.event("stop", outcome="REQUEUE")
+            history.spend("queue_wait", 30)
+    train(5)
+    history.spend("downtime", 40)
+    history.start()
+    history.rows[-1]["total_steps"] = 60
+    history.rows[-3] |= {"world": 2, "hosts": ["node1", "node3"]}
+    history.event("nonfinite", cause="loss", ranks=[1], samples=[7])
+    train(15)
+    history.event("finish")
+    events, metrics = LineFile(run.events), LineFile(run.metrics)
+    for row in history.rows:
+        (events if "kind" in row else metrics).append(row)
+    events.close()
+    metrics.close()
+    save_config(load_config("demo", [f"{key}={value}" for key, value in changes.items()]), run.config)
+    return run.path
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return read_story(write_run(tmp_path))
+
+
+def test_it_tells_the_lives_of_the_run(story: Story):
+    assert [(life.first_step, life.last_step, life.end) for life in story.lives] == [
+        (0, 20, "preempted, saved"), (20, 40, "preempted, saved"), (40, 50, "silent"), (45, 60, "finished"),
+    ]  # fmt: skip
+    assert story.resumes == [21, 41, 46]
+    assert [row["step"] for row in story.rows] == list(range(1, 61))
+    assert story.state == "finished"
+    assert story.host_of(1) == "node3"
+
+
+def test_its_goodput_adds_up_to_the_elapsed_time(story: Story):
+    goodput = story.goodput
+    assert goodput.productive + sum(goodput.badput.values()) == pytest.approx(goodput.elapsed, rel=0.01)
+    assert goodput.elapsed == story.events[-1]["time"] - story.events[0]["time"]
+    assert goodput.badput["queue_wait"] == pytest.approx(110)
+    assert goodput.badput["lost_work"] == pytest.approx(5 * 1.25 + 1, rel=0.05)
+    page = render([story])
+    assert "100.0%" in re.findall(r"together</td>.*?</tr>", page)[0]
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(story: Story):
+    page = render([story], [Picture("step <1>", [("masked", "data:image/png;base64,AAAA")])])
+    assert not re.findall(r'(?:https?:)?//[\w.]|@import|url\(|<link|src="(?!data:)', page)
+    assert "<b>" not in page.replace('<div class="card"><b>', "")
+    assert "long&lt;b&gt;" in page
+    assert "step &lt;1&gt;" in page
+    for words in ("preempted, saved", "node3", "step skipped", "samples [7]", "work done again", "mask.kind"):
+        assert words in page
+    assert page.count('class="mark"') % 3 == 0  # three resumes in each chart over steps
+
+
+def test_runs_beside_each_other_show_what_differs_in_their_configs(tmp_path: Path):
+    folders = [write_run(tmp_path, "one"), write_run(tmp_path, "two", **{"mask.ratio": "0.8"})]
+    page = render([read_story(folder) for folder in folders])
+    (table,) = re.findall(r"Config: what differs</h2>(.*?)</table>", page, re.DOTALL)
+    assert re.findall(r"<td>(.*?)</td>", table) == ["mask.ratio", "0.75", "0.8"]
+    assert "loss, space head" in page
+
+
+def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path):
+    run = RunFolder(tmp_path / "young")
+    run.create()
+    with pytest.raises(UserError, match="tells of nothing"):
+        read_story(run.path)
+    events = LineFile(run.events)
+    events.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": 1.0})
+    assert "nothing logged" in render([read_story(run.path)])
+    events.append({"incarnation": "a", "kind": Kind.START.value, "step": 0, "time": 9.0, "world": 1, "hosts": ["h"]})
+    events.close()
+    assert "starting" in render([read_story(run.path)])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="apt-get install chromium")
+@pytest.mark.parametrize("width", [500, 1500])
+def test_a_browser_lays_it_out_without_an_error_or_a_sideways_scroll(story: Story, width: int, tmp_path: Path):
+    page = tmp_path / "report.html"
+    write_report([story], page)
+    probe = """<script>
+    const chart = document.querySelector(".chart"), box = chart.getBoundingClientRect();
+    chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width, clientY: box.top + 40}));
+    const tip = chart.querySelector(".tip").innerText, root = document.documentElement;
+    document.title = [innerWidth, root.scrollWidth, tip].join("|");
+    </script>"""
+    page.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    inner, scroll, tip = re.findall(r"<title>(.*?)</title>", shown.stdout, re.DOTALL)[0].split("|")
+    assert int(scroll) <= int(inner)
+    assert tip.startswith("step 60")
+    assert "CONSOLE" not in shown.stderr
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_gaps_and_ends():
+    steps = list(range(1, 100_001))
+    values = [None if 40_000 <= step < 60_000 else step for step in steps]
+    thinned = charts.thin(charts.Curve("", steps, values, "red"))
+    assert len(thinned.steps) <= charts.POINTS
+    assert thinned.steps[-1] == 100_000
+    assert thinned.values.count(None) > 40
+    assert all(a < b for a, b in itertools.pairwise(value for value in thinned.values if value is not None))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.98, 1.02), (-3, 40_000), (2, 2), (1e-9, 3e-9)])
+def test_ticks_are_round_and_inside(low: float, high: float):
+    found = charts.ticks(low, high)
+    assert 1 <= len(found) <= 8
+    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (1234, "1.23k"), (2.5e6, "2.5M"), (3e-5, "3e-05"), (0.25, "0.25"), (-4000, "-4k")]
+)
+def test_short_numbers(value: float, text: str):
+    assert charts.short(value) == text

@@ -1,0 +1,111 @@
+"""What ranks announce, row by row as training writes it, and an exporter around it; no torch, so in milliseconds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from monitoring.exporter import Settings
+from monitoring.sink import RankSink
+from monitoring.work import Work
+from motionmae.config import Config, load_config
+from motionmae.training.events import EventLog, JsonLines, Kind
+from motionmae.training.phases import Phase
+from motionmae.training.runfolder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE_NVML = Path(__file__).with_name("fake_nvml")
+INFO = {"slurm_job_id": "7", "git_sha": "abc", "config_hash": "def"}
+
+
+def config_of(runs: Path, **monitoring: Any) -> Config:
+    changes = {"peak_tflops": 1, **monitoring}
+    return load_config("demo", [f"runs={runs}", *(f"monitoring.{key}={value}" for key, value in changes.items())])
+
+
+def metrics_row(step: int, steps: int = 1, seconds: float = 0.5, **changes: Any) -> dict[str, Any]:
+    """A row of metrics.jsonl about ``steps`` steps that each took ``seconds``, half of them in the forward pass."""
+    phases = {f"{phase.value}_seconds": 0.0 for phase in Phase}
+    phases |= {"forward_seconds": seconds / 2, "backward_seconds": seconds / 4, "optimizer_seconds": seconds / 8}
+    return {
+        "step": step, "epoch": step / 10, "loss": 2 / step, "loss_space": 1 / step, "loss_time": 1 / step, "lr": 1e-3,
+        "grad_norm": 0.5, "steps": steps, "step_seconds": seconds, "step_seconds_max": seconds, **phases,
+        "data_wait_seconds": seconds / 8, "clips_per_second": 8 / seconds, "straggler_score": 1.0, "slowest_rank": 0,
+        "slowest_score": 1.0, "loader_ready": 3, "corrupt_samples": 0, "skipped_steps": 0, **changes,
+    }  # fmt: skip
+
+
+class FedRun:
+    """A run of some ranks on this node, whose event logs a test feeds as the training loop does."""
+
+    def __init__(self, config: Config, folder: Path, incarnation: str = "a", ranks: int = 1) -> None:
+        self.folder = RunFolder.of(config.runs, config.name)
+        self.folder.create()
+        self.logs = []
+        for rank in range(ranks):
+            files = [JsonLines(self.folder.events, self.folder.metrics)] if rank == 0 else []
+            history = [json.loads(line) for line in self.folder.events.read_text().splitlines()] if rank == 0 else []
+            sink = RankSink(config, rank, folder, history, Work(flops=10**9, tokens=100), INFO)
+            self.logs.append(EventLog(incarnation, [*files, sink]))
+        self.event(Kind.START, 0, world=ranks, age=0.0, hosts=["here"])
+
+    def event(self, kind: Kind, step: int, **fields: Any) -> None:
+        for log in self.logs:
+            log.event(kind, step, **fields)
+
+    def metrics(self, step: int, **changes: Any) -> None:
+        for log in self.logs:
+            log.metrics(metrics_row(step, **changes))
+
+
+def settings_of(config: Config, folder: Path, node: int = 0, nodes: int = 1) -> Settings:
+    monitoring = config.monitoring
+    return Settings(
+        config.name, str(Path(config.runs) / config.name), node, nodes, str(folder), str(Path(config.runs) / ".sd"),
+        monitoring.address, monitoring.port, monitoring.ports, monitoring.linger_seconds,
+        monitoring.tls_certificate, monitoring.tls_key,
+    )  # fmt: skip
+
+
+class Exporter:
+    """An exporter process with the fake GPUs; use as a context manager."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        path = os.pathsep.join([str(FAKE_NVML), str(ROOT)])
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "monitoring.exporter"],
+                stdin=subprocess.PIPE, stderr=file, text=True, env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+        assert self.process.stdin is not None
+        self.stdin = self.process.stdin
+        self.stdin.write(settings.as_line())
+        self.stdin.flush()
+        self.settings, self.log = settings, log
+
+    def address(self) -> str:
+        """Wait for the discovery file and return the target in it."""
+        path = Path(self.settings.discovery) / f"{self.settings.run}-{self.settings.node}.json"
+        end = time.monotonic() + 60
+        while not path.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, "no discovery file"
+            time.sleep(0.02)
+        return json.loads(path.read_text())[0]["targets"][0]
+
+    def __enter__(self) -> "Exporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdin.close()
+
+
+def snapshot_folder(name: str, tmp: Path) -> Path:
+    folder = tmp / f"snapshots-{name}"
+    folder.mkdir()
+    return folder

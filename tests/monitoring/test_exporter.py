@@ -1,0 +1,227 @@
+"""A real exporter process, fed and scraped."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitoring.catalogue import METRICS, PREFIX
+from monitoring.exporter import END, END_AFTER_SCRAPE, ip_address
+from motionmae.config import MonitoringConfig
+from motionmae.errors import UserError
+from motionmae.training.events import Kind
+from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
+from tests.training.launch import wait_until
+
+Scraped = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def values(text: str) -> Scraped:
+    return {
+        (sample.name.removeprefix(PREFIX), tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def feed(run: FedRun) -> None:
+    """Two ranks' steps 1 to 4, with everything that training can announce."""
+    run.event(Kind.READY, 0, total_steps=10)
+    for step in (1, 2, 3, 4):
+        run.metrics(step)
+    run.event(Kind.CHECKPOINT, 4, path="step4", bytes=1000, seconds=3.0, blocking=1.0)
+    run.event(Kind.NONFINITE, 4, cause="loss")
+    run.event(Kind.CORRUPT_SAMPLE, 4, reasons={"decode": 2})
+
+
+def test_everything_in_the_catalogue_is_exposed_and_nothing_else(tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    run = FedRun(config, tmp_path, ranks=2)
+    feed(run)
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        address = exporter.address()
+        wait_until(lambda: b"xid" in scrape(address).encode(), "the fake XID", 30)
+        text = scrape(address)
+        found = values(text)
+        families = {family.name for family in text_string_to_metric_families(text)}
+        assert families == {metric.full_name.removesuffix("_total") for metric in METRICS.values()}
+
+        def value(name: str, **labels: str) -> float:
+            return found[name, tuple(sorted(labels.items()))]
+
+        assert value("step") == 4
+        assert value("progress_ratio") == 0.4
+        assert value("eta_seconds") == 3.0
+        assert value("loss", component="space") == 0.25
+        assert value("clips_total") == 32
+        assert value("flops_total") == 32e9
+        assert value("mfu_ratio") == pytest.approx(16e9 / 2e12)
+        assert value("phase_seconds_total", rank="1", phase="forward") == 1.0
+        assert value("checkpoint_duration_seconds", op="save", blocking="false") == 2.0
+        assert value("nonfinite_steps_total", kind="loss") == 1
+        assert value("corrupt_samples_total", reason="decode") == 2
+        assert value("step_duration_seconds_bucket", le="0.5") == 4
+        assert value("step_duration_seconds_bucket", le="0.3") == 0
+        assert value("run_info", slurm_job_id="7", git_sha="abc", world_size="2", config_hash="def") == 1
+        assert value("gpu_power_watts", gpu="0", UUID="GPU-aaaa") == 650.5
+        assert value("gpu_throttle_active", gpu="0", UUID="GPU-aaaa", reason="power_cap") == 1
+        assert value("gpu_xid_events_total", gpu="0", UUID="GPU-aaaa", xid="31") == 1
+        # what the second GPU does not know is left out: no error, no sentinel
+        assert not any(name == "gpu_energy_joules_total" and ("gpu", "1") in labels for name, labels in found)
+        assert not any(name == "gpu_ecc_errors_total" and ("gpu", "1") in labels for name, labels in found)
+        parts = [seconds for (name, _), seconds in found.items() if name in ("productive_seconds", "badput_seconds")]
+        assert sum(parts) > 0
+
+        for secret in (str(tmp_path), os.environ.get("HOME", "/root"), "runs/", "PATH", "python"):
+            assert secret not in text
+        if shutil.which("promtool"):
+            linted = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+            assert (linted.returncode, linted.stderr) == (0, "")
+
+
+def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    first = FedRun(config, tmp_path)
+    feed(first)
+    second = FedRun(config, tmp_path, "b")
+    second.event(Kind.STOP, 4, outcome="REQUEUE")
+    FedRun(config, tmp_path, "c").event(Kind.READY, 4, total_steps=10)
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        found = values(scrape(exporter.address()))
+    restarts = {labels[0][1]: value for (name, labels), value in found.items() if name == "restarts_total"}
+    assert restarts == {"preempted": 1, "stopped": 0, "failed": 0, "lost": 1}
+    assert found["corrupt_samples_total", (("reason", "decode"),)] == 2
+    assert found["nonfinite_steps_total", (("kind", "loss"),)] == 1
+    assert found["clips_total", ()] == 0
+    assert found["run_state", (("state", "training"),)] == 1
+
+
+def test_it_stays_scrapable_while_ranks_are_silent_and_says_for_how_long(tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    FedRun(config, tmp_path)
+    snapshot = json.loads((tmp_path / "0.json").read_text())
+    (tmp_path / "0.json").write_text(json.dumps({**snapshot, "pid": sleeper.pid, "time": time.time() - 900}))
+    (tmp_path / "1.json").write_text('{"rank": 1, "torn')
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        sleeper.send_signal(signal.SIGSTOP)
+        found = values(scrape(exporter.address()))
+        assert 900 <= found["snapshot_age_seconds", (("rank", "0"),)] < 990
+        assert found["rank_alive", (("rank", "0"),)] == 1
+        sleeper.kill()
+        sleeper.wait()
+        assert values(scrape(exporter.address()))["rank_alive", (("rank", "0"),)] == 0
+
+
+@pytest.mark.parametrize(("word", "stays"), [(END, False), (END_AFTER_SCRAPE, False), ("", True)])
+def test_the_discovery_file_goes_with_an_end_in_order_and_stays_after_a_crash(word: str, stays: bool, tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    (tmp_path / "runs/.sd").mkdir(parents=True)
+    (tmp_path / "runs/.sd/demo-1.json").write_text("of an incarnation on two nodes")
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        published = json.loads(Path(tmp_path / "runs/.sd/demo-0.json").read_text()) if exporter.address() else None
+        assert published[0]["labels"] == {"run": "demo", "instance": "demo/0"}
+        assert not (tmp_path / "runs/.sd/demo-1.json").exists()
+        exporter.stdin.write(f"{word}\n" if word else "")
+        exporter.stdin.close()
+        assert exporter.process.wait(30) == 0
+    assert (tmp_path / "runs/.sd/demo-0.json").exists() == stays
+
+
+def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_scrapes(tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    run = FedRun(config, tmp_path)
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        address = exporter.address()
+        scrape(address)
+        run.event(Kind.FINISH, 10)
+        exporter.stdin.write(f"{END_AFTER_SCRAPE}\n")
+        exporter.stdin.flush()
+        time.sleep(0.5)
+        assert exporter.process.poll() is None
+        assert values(scrape(address))["run_state", (("state", "finished"),)] == 1
+        assert exporter.process.wait(30) == 0
+
+
+def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        exporter.address()
+        path = tmp_path / "runs/.sd/demo-0.json"
+        path.write_text("of the new incarnation")
+        exporter.stdin.write(f"{END}\n")
+        exporter.stdin.flush()
+        assert exporter.process.wait(30) == 0
+    assert path.read_text() == "of the new incarnation"
+
+
+def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = config_of(tmp_path / "runs", port=port, ports=20)
+        with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+            assert port < int(exporter.address().rpartition(":")[2]) < port + 20
+        alone = replace(settings_of(config, tmp_path), ports=1)
+        with Exporter(alone, tmp_path / "log") as exporter:
+            assert exporter.process.wait(30) == 1
+    assert "no metrics of node 0" in (tmp_path / "log").read_text()
+    assert "training goes on" in (tmp_path / "log").read_text()
+
+
+def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):
+    config = config_of(tmp_path / "runs", port=0)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.sd").write_text("a file where a folder should be")
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        wait_until(lambda: "is not announced" in (tmp_path / "log").read_text(), "the warning", 30)
+        address = (tmp_path / "log").read_text().split("http://")[1].split("/")[0]
+        assert "motionmae_node_info" in scrape(address)
+        assert exporter.process.poll() is None
+
+
+def test_it_listens_on_the_interface_it_was_given_and_on_no_other(tmp_path: Path):
+    config = config_of(tmp_path / "runs", address="lo")
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        assert exporter.address().startswith("127.0.0.1:")
+        port = exporter.address().rpartition(":")[2]
+        with pytest.raises(OSError, match="refused"):
+            scrape(f"127.0.0.2:{port}")
+    with pytest.raises(OSError, match="no network interface nosuch0"):
+        ip_address("nosuch0")
+    for everywhere in ("0.0.0.0", "::", ""):
+        with pytest.raises(UserError, match="not all of them"):
+            MonitoringConfig(address=everywhere)
+
+
+def test_tls(tmp_path: Path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*words, *names], check=True, capture_output=True)
+    config = config_of(tmp_path / "runs", tls_certificate=certificate, tls_key=key)
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        address = exporter.address()
+        context = ssl.create_default_context(cafile=str(certificate))
+        with urllib.request.urlopen(f"https://{address}/metrics", context=context, timeout=30) as answer:
+            assert b"motionmae_node_info" in answer.read()
+        published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
+        assert published[0]["labels"]["__scheme__"] == "https"
+    with pytest.raises(UserError, match="together or not at all"):
+        MonitoringConfig(tls_key="key.pem")

@@ -1,0 +1,124 @@
+"""A whole run under the command line, and all that may go wrong around it without touching it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monitoring import session
+from monitoring.exporter import END
+from monitoring.snapshots import node_folder, read_all
+from motionmae.config import Config
+from motionmae.training.events import Kind
+from tests.monitoring.runs import FedRun, config_of
+from tests.training.launch import wait_until
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
+    """A run of one rank with a temporary folder of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return config_of(tmp_path / "runs")
+
+
+def target_of(config: Config) -> Path:
+    return Path(config.runs) / ".sd/demo-0.json"
+
+
+def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Path):
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}
+    exporter = session.start_exporter(alone, place, tmp_path)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        exporter.send_signal(number)  # before it has even started Python
+    wait_until(target_of(alone).exists, "the target", 60)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        exporter.send_signal(number)
+    assert exporter.poll() is None
+    session.end_exporter(exporter, END, 0)
+    assert exporter.returncode == 0
+    assert not target_of(alone).exists()
+
+
+def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Config, tmp_path: Path):
+    script = (
+        "import sys, time\nfrom monitoring.session import monitored\nfrom tests.monitoring.runs import config_of\n"
+        f"with monitored(config_of({alone.runs!r})):\n    print('up', flush=True)\n    time.sleep(99)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    wait_until(target_of(alone).exists, "the target", 60)
+    children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
+    trainer.kill()
+    trainer.communicate()
+    assert len(children) == 1
+    wait_until(lambda: not Path(f"/proc/{children[0]}").exists(), "the end of the exporter", 30)
+    assert target_of(alone).exists()
+
+
+def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
+    with session.monitored(alone) as sinks:
+        for sink in sinks:
+            sink.event({"incarnation": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
+            sink.event({"incarnation": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
+        wait_until(target_of(alone).exists, "the target", 60)
+        (folder,) = (tmp_path / f"motionmae-{os.getuid()}").iterdir()
+        (snapshot,) = read_all(folder)
+        assert (snapshot.rank, snapshot.pid, snapshot.incarnation) == (0, os.getpid(), "a")
+    assert not target_of(alone).exists()
+
+
+def test_without_a_place_for_snapshots_training_goes_on(
+    alone: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / f"motionmae-{os.getuid()}").write_text("no folder")
+    with session.monitored(alone) as sinks:
+        assert sinks == []
+    assert "is not monitored" in caplog.text
+
+
+def test_it_can_be_switched_off(alone: Config, tmp_path: Path):
+    with session.monitored(config_of(tmp_path / "runs", enabled=False)) as sinks:
+        assert sinks == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_warning_and_the_next_row_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = FedRun(config_of(tmp_path / "runs"), tmp_path)
+    run.event(Kind.READY, 0, total_steps=9)
+    before = (tmp_path / "0.json").read_text()
+    (tmp_path / ".0.tmp").mkdir()  # the file cannot be written
+    run.metrics(1)
+    run.metrics(2)
+    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+    assert (tmp_path / "0.json").read_text() == before
+    (tmp_path / ".0.tmp").rmdir()
+    run.metrics(3)
+    assert ["step", {}, 3] in json.loads((tmp_path / "0.json").read_text())["samples"]
+
+
+def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert node_folder("job").stat().st_mode & 0o077 == 0
+    mine = tmp_path / f"motionmae-{os.getuid()}"
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(tmp_path / "moved")
+    with pytest.raises(PermissionError, match="not this user's own"):
+        node_folder("job")
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "node"),
+    [({}, 3, 0), ({"LOCAL_WORLD_SIZE": "2"}, 3, 1), ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}, 17, 2)],
+)
+def test_the_number_of_a_node(variables: dict[str, str], rank: int, node: int, monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert session.node_of({"RANK": rank, "WORLD_SIZE": 32}) == node

@@ -1,0 +1,58 @@
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from slurm import preflight
+from slurm.preflight import BadNode, Unreachable
+from tests.training.launch import run_ranks
+
+NODES = ("node1", "node2", "node3")
+
+
+def _fly(folder: str, seconds: float, absent: int = -1) -> str:
+    place = {key: os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    place |= {"LOCAL_RANK": "0", "MASTER_PORT": str(int(place["MASTER_PORT"]) - preflight.PORT_OFFSET)}
+    if int(place["RANK"]) == absent:
+        return "absent"
+    try:
+        preflight.preflight(Path(folder), place, NODES, torch.device("cpu"), seconds)
+    except Unreachable as error:
+        return f"{error} {error.nodes}"
+    return "fine"
+
+
+def test_nodes_that_work_pass_and_leave_nothing(tmp_path: Path) -> None:
+    assert run_ranks(3, _fly, str(tmp_path), 60.0) == ["fine"] * 3
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
+    first, _, _ = run_ranks(3, _fly, str(tmp_path), 5.0, 2)
+    assert first == "node3 did not answer within 5 s (ranks 2) ('node3',)"
+
+
+def test_storage_that_cannot_be_written_is_the_node_s_fault(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with pytest.raises(BadNode, match=r"writing 1 MiB to .* fails \("):
+        preflight.preflight(tmp_path, place, NODES, torch.device("cpu"), 60)
+
+
+def test_what_hangs_is_left_behind() -> None:
+    over = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(BadNode, match="the disk takes longer than 0 s"):
+        preflight.within(0.2, lambda: bool(over.wait(30)), "the disk")
+    assert time.monotonic() - start < 10
+    over.set()
+
+
+def test_a_product_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: left)
+    with pytest.raises(ArithmeticError, match="wrong"):
+        preflight.check_device(torch.device("cpu"))

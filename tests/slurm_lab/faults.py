@@ -1,0 +1,151 @@
+"""What a cluster does to a run: each fault strikes a :class:`TrainingRun` on its lab and knows how to be repaired."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.slurm_lab.lab import Lab
+from tests.slurm_lab.runs import PATIENCE, TrainingRun, rank_processes
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a fault cost."""
+
+    fault: str
+    step: int
+    """Last step taken before."""
+    lost: int
+    """Steps that had to be taken again."""
+    seconds: float
+    """From the fault to the end of the next new step."""
+    start_seconds: float
+    """Of these, until the next incarnation had started: Slurm's share, and that of importing torch."""
+
+
+def preempt(run: TrainingRun, node: str) -> None:
+    """A job of higher priority takes all nodes for a second."""
+    what = ["-p", "high", f"-N{run.lab.nodes}", "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 1"]
+    assert run.lab.run("sbatch", "--parsable", *what).returncode == 0
+
+
+def requeue(run: TrainingRun, node: str) -> None:
+    """An administrator requeues the job: SIGTERM and no user signal."""
+    run.lab.run("scontrol", "requeue", run.record.job_id)
+
+
+def time_out(run: TrainingRun, node: str) -> None:
+    """The job's time is up in a minute: Slurm signals, as it was asked to, so long before that it does at once."""
+    minutes = int(run.job()["RunTime"].split(":")[1]) + 1
+    run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", f"timelimit={minutes}")
+    restarts = run.job()["Restarts"]
+    run.wait(lambda: run.job()["Restarts"] != restarts, "Slurm to end the job")
+    run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", "timelimit=60")
+
+
+def set_down(run: TrainingRun, node: str) -> None:
+    """An administrator sets a node down."""
+    run.lab.run("scontrol", "update", f"nodename={node}", "state=down", "reason=broken")
+
+
+def power_off(run: TrainingRun, node: str) -> None:
+    """A node loses power."""
+    run.lab.power_off(node)
+
+
+def kill_slurmd(run: TrainingRun, node: str) -> None:
+    """A node's slurmd dies; the ranks on it live on."""
+    run.lab.kill_slurmd(node)
+
+
+def unplug(run: TrainingRun, node: str) -> None:
+    """A node's network cable is pulled; the ranks on it live on, and reach the run folder."""
+    run.lab.unplug(node)
+
+
+def kill_rank(run: TrainingRun, node: str) -> None:
+    """The rank on a node is killed by -9."""
+    os.kill(_rank_on(run, node), signal.SIGKILL)
+
+
+def kill_in_write(run: TrainingRun, node: str) -> None:
+    """All ranks are killed by -9 while a checkpoint is being written."""
+    checkpoints = run.path / "checkpoints"
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if not any(checkpoints.glob(".unfinished-step-*")):
+            time.sleep(0.0005)
+            continue
+        ranks = rank_processes(run.lab, run.record.job_id).values()
+        for process in ranks:
+            os.kill(process, signal.SIGSTOP)
+        caught = list(checkpoints.glob(".unfinished-step-*"))
+        for process in ranks:
+            os.kill(process, signal.SIGKILL if caught else signal.SIGCONT)
+        if caught:
+            return
+    raise TimeoutError("no write of a checkpoint could be caught")
+
+
+def truncate(run: TrainingRun, node: str) -> None:
+    """The newest checkpoint loses the second half of a file, as on a bad disk, and the rank on a node is killed."""
+    processes = rank_processes(run.lab, run.record.job_id).values()
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)  # or the run would commit a newer one meanwhile
+    file = max(run.newest_checkpoint().folder.glob("model-*"))
+    os.truncate(file, file.stat().st_size // 2)
+    os.kill(_rank_on(run, node), signal.SIGKILL)
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
+
+
+def nothing(lab: Lab, node: str) -> None:
+    """Nothing has to be repaired."""
+
+
+REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] = {
+    set_down: lambda lab, node: lab.run("scontrol", "update", f"nodename={node}", "state=resume"),
+    power_off: lambda lab, node: lab.power_on(node),
+    kill_slurmd: lambda lab, node: lab.start_slurmd(node),
+    unplug: lambda lab, node: lab.plug(node),
+}
+NAMES = {
+    preempt: "preemption",
+    requeue: "`scontrol requeue`",
+    time_out: "time-out",
+    set_down: "node set down",
+    power_off: "node powered off",
+    kill_slurmd: "slurmd killed",
+    unplug: "cable pulled",
+    kill_rank: "one rank killed by -9",
+    kill_in_write: "killed by -9 while a checkpoint is written",
+    truncate: "newest checkpoint truncated, one rank killed by -9",
+}
+
+
+def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
+    """Let ``fault`` happen on ``node``, wait until the run goes on, repair what was broken, and say what it cost."""
+    before = run.incarnations()
+    struck = time.time()
+    fault(run, node)
+    if fault in (kill_in_write, truncate):  # which had to wait for their moment
+        struck = time.time()
+    damage = aftermath(run, NAMES[fault], struck, before)
+    REPAIRS.get(fault, nothing)(run.lab, node)
+    return damage
+
+
+def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Damage:
+    """Wait until an incarnation that is not in ``before`` takes a step, and compare with where the run was."""
+    run.wait(lambda: any(row["incarnation"] not in before for row in run.rows()), f"a step after {name}")
+    rows = run.rows()
+    first = next(row for row in rows if row["incarnation"] not in before)
+    last = max((row["step"] for row in rows if row["incarnation"] in before), default=0)
+    start = next(row for row in run.rows("events.jsonl") if row["incarnation"] == first["incarnation"])
+    return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - since)
+
+
+def _rank_on(run: TrainingRun, node: str) -> int:
+    return rank_processes(run.lab, run.record.job_id)[run.nodes().index(node)]

@@ -1,0 +1,136 @@
+"""A training run on the lab, submitted as a person submits it, and what its files say."""
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
+from slurm.record import JobRecord
+from tests.slurm import tiny
+from tests.slurm_lab.lab import Lab
+
+SUBMIT = Path(__file__).resolve().parents[2] / "slurm/submit.py"
+STEPS = 160
+CHECKPOINT_STEPS = 5
+BATCH = 12
+"""Divides over 2 and 4 ranks, and over 3 with another micro-batch."""
+RATE = "400mbit"
+"""What the network carries, so that a step takes about a quarter of a second without using the processor."""
+SLOW_RATE = "160mbit"
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+PATIENCE = 420.0
+"""Seconds; machines that run these tests may be busy with others."""
+
+
+class TrainingRun:
+    """A run in ``folder`` on ``lab``; ``shards`` are ``make_shards(folder, samples=12)``: two of twelve videos."""
+
+    def __init__(self, lab: Lab, folder: Path, shards: Path, *words: str, steps: int = STEPS) -> None:
+        self.lab, self.folder, self.steps = lab, folder, steps
+        self.path = folder / "runs/demo"
+        settings = [
+            f"data.shards={shards}",
+            f"optim.batch={BATCH}",
+            f"optim.epochs={steps * BATCH // 24}",
+            "engine.micro_batch=3",
+            "engine.precision=fp32",
+            f"checkpoint.every_steps={CHECKPOINT_STEPS}",
+        ]
+        flags = ["--config", "demo", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
+        self.command = [sys.executable, str(SUBMIT), *flags, *tiny.overrides(shards), *settings, *words]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def submit(self, *words: str) -> str:
+        """Submit it and return what was said."""
+        done = self.lab.run(*self.command, *words, cwd=self.folder, seconds=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @property
+    def record(self) -> JobRecord:
+        """The job of the last submission."""
+        record = JobRecord.read(self.path)
+        assert record is not None
+        return record
+
+    def job(self) -> dict[str, str]:
+        """What Slurm says of it."""
+        return self.lab.job(self.record.job_id)
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl or events.jsonl."""
+        return tiny.rows(self.path, name)
+
+    def incarnations(self) -> set[str]:
+        """Every incarnation that has announced itself."""
+        return {row["incarnation"] for row in self.rows("events.jsonl")}
+
+    def nodes(self) -> list[str]:
+        """Nodes of the newest start, rank 0's first."""
+        starts = [row for row in self.rows("attempts.jsonl") if row["what"] == "start"]
+        return list(starts[-1]["nodes"])
+
+    def wait_for_steps(self, more: int) -> None:
+        """Wait until the newest incarnation has taken ``more`` steps, or as many as are left."""
+        self.wait(lambda: self._steps_of_newest() >= more, f"{more} steps of a new incarnation")
+
+    def wait(self, holds: Any, what: str) -> None:
+        """Wait until ``holds()``."""
+        end = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < end, f"waited {PATIENCE} s in vain for {what}\n{self.log()}"
+            assert self.job().get("JobState") not in ENDS or holds(), f"the job ended before {what}\n{self.log()}"
+            time.sleep(0.1)
+
+    def finish(self) -> None:
+        """Wait for the end, and see that every step is there."""
+        state = self.lab.wait_for_job(self.record.job_id, ENDS, PATIENCE)
+        assert state == "COMPLETED", self.log()
+        assert sorted({row["step"] for row in self.rows()}) == list(range(1, self.steps + 1))
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest committed checkpoint."""
+        return CheckpointStore(self.path / "checkpoints").complete()[-1]
+
+    def tensors(self) -> dict[str, "np.ndarray[Any, Any]"]:
+        """All weights and moments of the newest checkpoint."""
+        newest = self.newest_checkpoint()
+        assert newest.step == self.steps
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        for file in newest.folder.glob("*.safetensors"):
+            found.update({f"{file.name.split('-')[0]} {name}": value for name, value in load_file(file).items()})
+        return found
+
+    def losses(self) -> list[float]:
+        """The loss of every step, of the incarnation that took it last."""
+        return [loss for _, loss in sorted({row["step"]: row["loss"] for row in self.rows()}.items())]
+
+    def log(self) -> str:
+        """What Slurm says of the job, and the ends of the logs and of the events."""
+        log, controller = Path(self.record.log), self.lab.folder / "log/slurmctld.log"
+        events = "\n".join(map(str, self.rows("events.jsonl")[-12:]))
+        printed = log.read_text(errors="replace")[-5000:] if log.exists() else "no log"
+        return "\n---\n".join([str(self.job()), controller.read_text()[-3000:], printed, events])
+
+    def _steps_of_newest(self) -> int:
+        rows, starts = self.rows(), [row for row in self.rows("events.jsonl") if row["kind"] == "start"]
+        newest = starts[-1]["incarnation"] if starts else None
+        return sum(row["incarnation"] == newest for row in rows)
+
+
+def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
+    """Process id, as seen from outside the lab, of each rank of a job."""
+    mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            variables = (path / "environ").read_bytes().split(b"\0")
+            ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
+            if ranks and mine <= set(variables) and b"submitit.core._submit" in (path / "cmdline").read_bytes():
+                found[ranks[0]] = int(path.name)
+    return found

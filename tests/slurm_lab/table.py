@@ -1,0 +1,36 @@
+"""Make the table of docs/survival.md of what the tests have measured.
+
+Example::
+
+    SURVIVAL_JSON=survival.json python -m pytest tests/slurm_lab/test_survival.py
+    python -m tests.slurm_lab.table survival.json
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+
+def table(costs: dict[str, list[dict[str, float | str]]]) -> str:
+    """The table in Markdown."""
+    lines = [
+        "| fault | steps lost | seconds to the next step | of them until the ranks had started |",
+        "|---|---|---|---|",
+    ]
+    for story, damages in costs.items():
+        for damage in damages:
+            seconds, start = (
+                "" if math.isnan(float(damage[key])) else f"{damage[key]:.0f}" for key in ("seconds", "start_seconds")
+            )
+            lines.append(f"| {damage['fault']}{_REMARKS.get(story, '')} | {damage['lost']} | {seconds} | {start} |")
+    return "\n".join(lines)
+
+
+_REMARKS = {
+    "preempted_without_a_signal": ", without the user signal",
+    "split_brain": " from all ranks at once (split brain)",
+}
+
+if __name__ == "__main__":
+    print(table(json.loads(Path(sys.argv[1]).read_text())))

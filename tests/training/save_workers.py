@@ -1,0 +1,133 @@
+"""What ranks do in test_saver.py: training and saving with a disk that is slow, full or gone."""
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from motionmae.config import Config, WatchdogConfig
+from motionmae.training import checkpoint, loop
+from motionmae.training.checkpoint_store import CheckpointStore, FileEntry
+from motionmae.training.claim import claim_folder
+from motionmae.training.distributed import Rank, broadcast_object
+from motionmae.training.engine import Engine
+from motionmae.training.exits import Superseded
+from motionmae.training.pretrain import pretrain
+from motionmae.training.saver import Saver
+from motionmae.training.tensor_file import write_tensors
+from motionmae.training.watchdog import Watchdog
+from tests.training.engine_workers import new_engine, take_step, weights
+from tests.training.tiny import config
+
+
+class Disk:
+    """Stands between the checkpoint code and the real file system, on this rank."""
+
+    def __init__(self) -> None:
+        self.delay, self.full, self.stuck = 0.0, False, False
+        checkpoint.write_tensors = self.write  # type: ignore[assignment]
+
+    def write(self, path: Path, *arguments: Any) -> FileEntry:
+        if self.stuck and "step-00000006" in str(path):
+            path.write_bytes(b"half of it")
+            time.sleep(1e6)
+        time.sleep(self.delay)
+        if self.full:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_tensors(path, *arguments)
+
+
+def new_saver(folder: Path) -> tuple[Engine, Rank, Saver, Disk]:
+    engine, rank = new_engine(config(1))
+    claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
+    watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
+    return engine, rank, Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config(1), watchdog), Disk()
+
+
+def save_beside_training(folder: Path) -> dict[str, Any]:
+    """Steps while a slow disk takes a checkpoint; what was saved, what was true then, and the times it took."""
+    engine, rank, saver, disk = new_saver(folder)
+    take_step(engine, config(1), rank, 0)
+    saved_weights = weights(engine)
+    disk.delay = 1.0
+    start = time.perf_counter()
+    saver.start(engine, 1, {"trainer": {"data_step": 1}}, start)
+    started = time.perf_counter() - start
+    losses = [take_step(engine, config(1), rank, step) for step in range(1, 4)]
+    early = saver.finished()
+    waited = saver.wait()
+    disk.delay = 0.0
+    saver.start(engine, 4, {"trainer": {"data_step": 4}}, time.perf_counter())
+    second = saver.wait()
+    return {
+        "weights": (saved_weights, weights(engine)), "started": started, "losses": losses, "early": early,
+        "first": waited, "second": second, "nothing": saver.wait(),
+    }  # fmt: skip
+
+
+def fail_and_recover(folder: Path) -> list[Any]:
+    """Saves of which the second fails on the last rank, and the names in the store after each."""
+    engine, rank, saver, disk = new_saver(folder)
+    seen = []
+    for step in range(1, 5):
+        disk.full = step == 2 and rank.rank == rank.world - 1
+        saver.start(engine, step, {}, time.perf_counter())
+        saved = saver.wait()
+        assert saved is not None
+        dist.barrier()  # rank 0 has cleared up
+        seen.append((saved.error, sorted(path.name for path in (folder / "checkpoints").iterdir())))
+        dist.barrier()
+    return seen
+
+
+def be_taken_over(folder: Path) -> tuple[str, list[str]]:
+    """Claim the folder anew while a write is under way; what became of the write."""
+    engine, rank, saver, disk = new_saver(folder)
+    disk.delay = 1.0
+    saver.start(engine, 1, {}, time.perf_counter())
+    if rank.is_first:
+        claim_folder(folder)
+    sentence = ""
+    try:
+        saver.wait()
+    except Superseded as error:
+        sentence = str(error)
+    dist.barrier()
+    return sentence, [path.name for path in (folder / "checkpoints").glob("step-*")]
+
+
+def pretrain_on_a_stuck_disk(config: Config) -> None:
+    """Run; the write of step 6 never ends on the last rank, while training goes on as far as it can."""
+    disk = Disk()
+    disk.stuck = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    pretrain(config)
+
+
+def pretrain_on_bad_samples(config: Config, first: int, last: int) -> str:
+    """Run; the losses of data steps ``first`` to ``last`` are not finite."""
+    take_step = loop.take_step
+
+    def poisoned(run: loop.Run, *arguments: Any) -> loop.Step:
+        forward = run.task.forward
+
+        def forward_poisoned(*inputs: Any) -> Any:
+            total, *others = forward(*inputs)
+            return [total * (float("nan") if first <= run.state.data_step <= last else 1.0), *others]
+
+        with contextlib.ExitStack() as stack:
+            run.task.forward = forward_poisoned  # type: ignore[method-assign]
+            stack.callback(lambda: delattr(run.task, "forward"))
+            return take_step(run, *arguments)
+
+    loop.take_step = poisoned
+    try:
+        return pretrain(config).name
+    except Exception as error:
+        return str(error)
+    finally:
+        loop.take_step = take_step
