@@ -150,6 +150,8 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
     run = Path(trained.runs) / trained.name
     assert main(["reconstruct", str(run)]) == 2
     assert "is a run to finetune: give the folder of one to pretrain" in capsys.readouterr().err
+    assert main(["curves", str(run)]) == 2
+    assert "give one to pretrain" in capsys.readouterr().err
     assert main(["finetune", "--config", "tiny_toy"]) == 2
     assert "use `python -m motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")
