@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
 from motionmae.config import WatchdogConfig, load_config
-from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training import zero_state
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.claim import claim_folder
 from motionmae.training.distributed import broadcast_object, distributed, gather_objects
 from motionmae.training.engine import Engine
@@ -46,17 +48,33 @@ def step_seconds(matrix: torch.Tensor, until: Any) -> float:
     return median(times)
 
 
+def check_written(engine: Engine, written: Checkpoint) -> None:
+    """Make sure that the files hold the engine's very weights and moments, put together from all ranks. Collective."""
+    files = {name: entry.name for entry in written.files for name in entry.tensors if entry.name.startswith("model-")}
+    for name, parameter in engine.parameters.items():
+        for kind in zero_state.KINDS:
+            live = zero_state.read(engine, parameter, kind)
+            home, key = (files[name], name) if kind == "parameter" else (
+                files[name].replace("model-", "optimizer-"), f"{name}.{kind}"
+            )  # fmt: skip
+            with safe_open(written.folder / home, framework="pt") as file:
+                assert torch.equal(file.get_tensor(key), live.detach().cpu()), (name, kind)
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build, save, and return the figures."""
     config = load_config(arguments.config, ["launch.gpus_per_node=0", *arguments.overrides])
     with distributed(config.engine) as rank:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_first else None))
         try:
-            model = Pretraining(config).build_model(None, resumed=False)  # type: ignore[arg-type]
+            model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
             engine = Engine(model, decay_groups(model, config), config, rank)
             claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
             saver = Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
+            for number, state in enumerate(zero_state.engine_states(engine).values()):  # something to tell apart
+                for moment in zero_state.MOMENTS:
+                    torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
             matrix = torch.randn(1024, 1024, device=rank.device)
             end = time.perf_counter() + 2
             alone = step_seconds(matrix, lambda: time.perf_counter() > end)
@@ -71,6 +89,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 stalls.append(slowest(saved.blocking))
                 wholes.append(slowest(saved.seconds))
                 size = saved.checkpoint.bytes
+            check_written(engine, saved.checkpoint)
             engine.close()
             return {
                 "config": config.name,
