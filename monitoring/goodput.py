@@ -104,7 +104,7 @@ class Ledger:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
             self._restoring = row["seconds"]
-        elif kind == Kind.READY.value:
+        elif kind in (Kind.READY.value, Kind.WENT_BACK.value):  # both say from which step the run goes on
             self._ready(row)
         elif kind == Kind.CHECKPOINT.value:
             self._badput["checkpoint_blocking"] += row["blocking"]

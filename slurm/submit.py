@@ -160,6 +160,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
     check_shards(config.data)
+    check_weights(config)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
@@ -207,6 +208,17 @@ def check_shards(data: DataConfig) -> None:
         load_manifest(data.shards, replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10)))
     except UnreachableError as error:
         print(f"note: the nodes may reach what this machine cannot: {error}")
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a fine-tuning whose weights to begin with are not there.
+
+    Raises:
+        UserError: naming where they were looked for.
+    """
+    init = config.finetune.init
+    if config.task == "finetune" and init != "scratch" and not Path(init).exists():
+        raise UserError(f"there are no weights at {init}: set finetune.init=RUN, to a file, or to scratch")
 
 
 def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:

@@ -43,10 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Test, print and write, and return the exit status."""
     from dataclasses import replace
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from motionmae.config import load_config
     from motionmae.data.reader import ShardReader
     from motionmae.evaluation import recognition
-    from motionmae.evaluation.pretrained import load_finetuned
+    from motionmae.evaluation.pretrained import Finetuned, load_finetuned
     from motionmae.training.distributed import distributed, first_then_others
     from motionmae.training.runfolder import RunFolder
 
@@ -54,20 +57,20 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
     if not folder.config.is_file():
         folder = RunFolder.of(config.runs, config.name)
-    with distributed(config.engine) as rank:
-        trained = first_then_others(rank, lambda: load_finetuned(folder.path, arguments.step))
-        views = trained.config.views
-        views = replace(
-            views,
-            shards=arguments.shards or views.shards,
-            clips=arguments.clips or views.clips,
-            crops=arguments.crops or views.crops,
-        )
-        trained = replace(trained, config=replace(trained.config, views=views))
+
+    def prepare() -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
+        trained = load_finetuned(folder.path, arguments.step)
+        flags = {key: getattr(arguments, key) for key in ("shards", "clips", "crops")}
+        views = replace(trained.config.views, **{key: value for key, value in flags.items() if value is not None})
         if not views.shards:
             raise UserError("views.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
+        trained = replace(trained, config=replace(trained.config, views=views))
         reader = ShardReader(views.shards, data=trained.config.data)
-        logits = recognition.match_classes(trained.class_names, reader.manifest.class_names, views.shards)
+        names = reader.manifest.class_names
+        return trained, reader, recognition.match_classes(trained.class_names, names, views.shards)
+
+    with distributed(config.engine) as rank:
+        trained, reader, logits = first_then_others(rank, prepare)
         out = recognition.result_folder(folder.path, trained, reader.manifest)
         results = recognition.predict(trained, reader, out, rank)
         if rank.is_first:

@@ -33,12 +33,14 @@ def read_history(run: Path) -> History:
     """Read the metrics of a run folder.
 
     Raises:
-        UserError: if the folder holds no logged step.
+        UserError: if the folder holds no logged step, or those of a fine-tuning, which has one loss.
     """
     path = RunFolder(run).metrics
     rows = current_rows(path)
     if not rows:
         raise UserError(f"{path} holds no logged step: give the folder of a run that has begun, such as runs/demo")
+    if "loss_space" not in rows[-1]:
+        raise UserError(f"{run} is a run to finetune, whose one loss TensorBoard shows: give one to pretrain")
     resumes = [
         later["step"] for former, later in itertools.pairwise(rows) if former["incarnation"] != later["incarnation"]
     ]

@@ -34,11 +34,6 @@ class Weights:
     origin: str
     """Which file or folder they came from."""
 
-    @property
-    def is_classifier(self) -> bool:
-        """Whether a classification head is among them."""
-        return "head.weight" in self.state
-
 
 def read_weights(source: str | Path) -> Weights:
     """Read weights of any of the kinds that docs/weights.md lists.

@@ -144,6 +144,25 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused(
     assert "has no class" in capsys.readouterr().err
 
 
+def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
+    trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(trained.runs) / trained.name
+    assert main(["reconstruct", str(run)]) == 2
+    assert "is a run to finetune: give the folder of one to pretrain" in capsys.readouterr().err
+    assert main(["curves", str(run)]) == 2
+    assert "give one to pretrain" in capsys.readouterr().err
+    assert main(["finetune", "--config", "tiny_toy"]) == 2
+    assert "use `python -m motionmae pretrain`" in capsys.readouterr().err
+    bare = shutil.copytree(run, tmp_path / "bare")
+    text = (bare / "config.yaml").read_text()
+    (bare / "config.yaml").write_text(text.replace(trained.views.shards, "''"))
+    assert main(["test", str(bare)]) == 2
+    assert "views.shards is empty" in capsys.readouterr().err
+    assert main(["test", str(run), "--clips", "0"]) == 2
+    assert "views.clips=0 is not possible" in capsys.readouterr().err
+
+
 def test_accuracy_counts_what_was_read_only(trained: Config):
     model = load_finetuned(Path(trained.runs) / trained.name)
     chances = {str(n): np.eye(CLASSES, dtype=np.float32)[n % 3] for n in range(6)}

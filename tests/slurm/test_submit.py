@@ -56,6 +56,18 @@ def test_dry_run_shows_script_config_and_estimate(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fine_tuning_without_its_weights_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shards = make_shards(tmp_path / "shards", classes=2)
+    words = ("--cluster", "local", "--config", "finetune_tiny_toy", f"data.shards={shards}", "finetune.init=gone")
+    status, _, error = _run(capsys, *words)
+    assert status == 2
+    assert f"there are no weights at {tmp_path / 'gone'}" in error
+    assert not (tmp_path / "runs" / "finetune_tiny_toy" / "job.json").exists()
+
+
 def test_dry_run_of_a_local_job_shows_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,74 @@
+"""Scores of what any trained encoder must beat on DAVIS-2017, as a table for docs/davis.md.
+
+    python benchmarks/davis_baselines.py --davis DAVIS --protocol dino --markdown docs/davis_baselines.md
+
+Rows: the first mask repeated; raw pixels of each 16 x 16 cell; a ViT with random weights, through every adapter asked
+for. Masks are kept below --out, so an interrupted run goes on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+
+import torch  # noqa: E402
+
+from motionmae.config import load_config  # noqa: E402
+from motionmae.data.files import write_atomically  # noqa: E402
+from motionmae.evaluation.davis import read_sequences, score_folder  # noqa: E402
+from motionmae.evaluation.davis_metrics import global_means  # noqa: E402
+from motionmae.evaluation.frame_features import encoder_features, pixel_features  # noqa: E402
+from motionmae.evaluation.segmentation import FeatureSource, segment  # noqa: E402
+from motionmae.models.motionmae import build_motionmae  # noqa: E402
+
+CELL = 16
+CPU = torch.device("cpu")
+
+
+def main() -> int:
+    """Compute what is missing, print the table, write it; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
+    parser.add_argument("--protocol", choices=("videowalk", "dino"), default="dino")
+    parser.add_argument("--adapters", nargs="*", default=["duplicate"], help="of the random encoder")
+    parser.add_argument("--size", default="vit_ti", help="of the random encoder (default: vit_ti)")
+    parser.add_argument("--out", type=Path, default=Path("davis_baselines"), help="folder for the masks")
+    parser.add_argument("--markdown", type=Path, help="write the table there")
+    arguments = parser.parse_args()
+
+    encoder = build_motionmae(load_config("vitb_k400", [f"model.size={arguments.size}"])).encoder.eval()
+    sources = {
+        "first mask repeated": FeatureSource(1, None),
+        "raw pixels": FeatureSource(CELL, lambda frames: pixel_features(frames, CELL)),
+    }
+    for adapter in arguments.adapters:
+        sources[f"random {arguments.size}, {adapter}"] = FeatureSource(
+            CELL, lambda frames, adapter=adapter: encoder_features(frames, encoder, adapter, CPU)
+        )
+    sequences = read_sequences(arguments.davis)
+    lines = [
+        f"{len(sequences)} sequences ({', '.join(s.name for s in sequences)}), protocol `{arguments.protocol}`.",
+        "",
+        "| features | J&F | J | F | seconds a frame |",
+        "|---|---|---|---|---|",
+    ]
+    for name, source in sources.items():
+        folder = arguments.out / arguments.protocol / name.replace(", ", "_").replace(" ", "_")
+        fresh, start = not folder.exists(), time.perf_counter()
+        segment(sequences, source, arguments.protocol, folder)
+        seconds = (time.perf_counter() - start) / sum(len(sequence.frames) for sequence in sequences)
+        means = global_means(score_folder(sequences, folder))
+        figures = " | ".join(f"{100 * means[key]:.1f}" for key in ("J&F-Mean", "J-Mean", "F-Mean"))
+        lines.append(f"| {name} | {figures} | {f'{seconds:.2f}' if fresh else ''} |")
+        print(lines[-1], flush=True)
+    if arguments.markdown:
+        write_atomically(arguments.markdown, ("\n".join(lines) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
