@@ -110,8 +110,6 @@ class Ledger:
             self._badput["checkpoint_blocking"] += row["blocking"]
         elif kind == Kind.NONFINITE.value:
             self._skipped += 1
-        elif kind == Kind.WENT_BACK.value:
-            self._go_back(row["step"])
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
             self._end_building(time)
             self._gap = "queue_wait" if row.get("outcome") in _SAVED else "downtime"
@@ -152,14 +150,11 @@ class Ledger:
             self._began = None
 
     def _ready(self, row: Row) -> None:
+        """What was done after the row's step will be done again."""
         self._end_building(row["time"])
-        self._go_back(row["step"])
-
-    def _go_back(self, step: int) -> None:
-        """What was done after ``step`` will be done again."""
-        self._step, self._skipped = step, 0
-        while self._steps and self._steps[-1].last > step:
-            self._badput["lost_work"] += self._steps[-1].undo_after(step)
+        self._step, self._skipped = row["step"], 0
+        while self._steps and self._steps[-1].last > row["step"]:
+            self._badput["lost_work"] += self._steps[-1].undo_after(row["step"])
             if self._steps[-1].count:
                 break
             self._steps.pop()

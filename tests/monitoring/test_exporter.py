@@ -104,7 +104,7 @@ def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_pa
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         found = values(scrape(exporter.address()))
     restarts = {labels[0][1]: value for (name, labels), value in found.items() if name == "restarts_total"}
-    assert restarts == {"preempted": 1, "stopped": 0, "failed": 0, "lost": 1}
+    assert restarts == {"preempted": 1, "stopped": 0, "hung": 0, "failed": 0, "lost": 1}
     assert found["corrupt_samples_total", (("reason", "decode"),)] == 2
     assert found["nonfinite_steps_total", (("kind", "loss"),)] == 1
     assert found["clips_total", ()] == 0
