@@ -2,7 +2,8 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
-SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config
+SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
+	prometheus chromium
 
 .PHONY: demo test check system-packages clean
 .DELETE_ON_ERROR:
@@ -12,7 +13,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test system-packages
 	@echo "== tests"
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.test
 	@echo "== lint, format, types"
@@ -29,8 +30,8 @@ $(VENV)/.%: pyproject.toml constraints.txt
 
 $(VENV)/.test: | system-packages  # pip builds FFCV against some of them
 
-# What the tests run for real: a Slurm cluster in network namespaces, ffmpeg as the judge of our decoding, and FFCV's
-# libraries (without them FFCV cannot be built: see docs/ffcv.md).
+# What the tests run for real: a Slurm cluster in network namespaces, ffmpeg as the judge of our decoding, Prometheus, a
+# browser, and FFCV's libraries (without them FFCV cannot be built: see docs/ffcv.md).
 system-packages:
 	@missing=$$(for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \

@@ -82,10 +82,12 @@ class Bench:
         folder: shards of them; other forms are written beside it.
         cores: threads or worker processes.
         batch: clips a batch.
+        cold: whether turns begin with the first batch, which would be that of starting processes.
     """
 
-    def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int):
+    def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int, cold: bool):
         self.videos, self.folder, self.cores, self.batch = videos, folder, cores, batch
+        self.workers = cores if cores > 1 and not cold else 0
         self.data = DataConfig(shards=str(folder), threads=cores)
         self.manifest = load_manifest(folder)
         self.beton, self.raw = folder.parent / "clips.beton", folder.parent / "raw.beton"
@@ -106,7 +108,7 @@ class Bench:
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
         """Our loader, as training uses it."""
-        data = replace(self.data, **({"workers": self.cores if self.cores > 1 else 0} | changes))
+        data = replace(self.data, **({"workers": self.workers} | changes))
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 
@@ -261,7 +263,9 @@ def main() -> None:
     add("--rounds", type=int, default=3, help="turns of each loader (%(default)s)")
     add("--seconds", type=float, default=2.0, help="of a turn (%(default)s)")
     add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="measure these alone")
-    add("--cold", action="store_true", help="read from the disk: one epoch a turn, files forgotten before")
+    add(
+        "--cold", action="store_true", help="read from the disk: one epoch a turn, files forgotten before, threads only"
+    )
     add("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
     available = sorted(os.sched_getaffinity(0))
@@ -280,7 +284,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = store(videos, Path(folder), options.samples)
         os.sched_setaffinity(0, available[: options.cores])
-        bench = Bench(videos, shards, options.cores, options.batch)
+        bench = Bench(videos, shards, options.cores, options.batch, options.cold)
         names = [name for name in NAMES if name in options.only and name not in missing]
         rounds = measure(bench, names, options.rounds, options.seconds, options.cold)
     figures = {"cores": options.cores, "videos": len(videos), "cold": options.cold, **summary(rounds)}

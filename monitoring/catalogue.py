@@ -15,8 +15,9 @@ from motionmae.training.phases import Phase
 PREFIX = "motionmae_"
 STATES = ("starting", "training", "preempted", "stopped", "failed", "finished")
 """States of a run; exactly one holds at a time."""
-RESTART_REASONS = ("preempted", "stopped", "failed", "lost")
-"""How the incarnation before ended; lost: without a word, by -9 or with its node."""
+RESTART_REASONS = ("preempted", "stopped", "hung", "failed", "lost")
+"""How the incarnation before ended; hung: by its watchdog; lost: without a word, by -9 or with
+its node."""
 THROTTLE_REASONS = ("power_cap", "hardware", "thermal_hardware", "thermal_software", "power_brake")
 STEP_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds; the client library's own end at 10."""

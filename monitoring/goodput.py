@@ -9,7 +9,7 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save holds up training
 lost_work            steps done again after a resume, and steps skipped because they were not finite
-downtime             from the last sign of life of an incarnation that ended without a word until the next is started
+downtime             from the last sign of life of an incarnation that failed until the next is submitted or started
 other                what is left of an incarnation: metrics, agreement, the work after the last row before a crash
 """
 
@@ -96,19 +96,22 @@ class Ledger:
         kind, time = row.get("kind"), row["time"]
         if self.start is None:
             self.start = self.last_sign = time - row.get("age", 0.0)
-        if kind == Kind.SUBMITTED.value:
+        if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the incarnation's own last sign
+            self._end_building(self.last_sign)
             self._badput[self._gap] += max(time - self.last_sign, 0.0)
-            self._gap = "queue_wait"
+            self._gap = "queue_wait" if kind == Kind.SUBMITTED.value or row.get("again") else "downtime"
         elif kind == Kind.START.value:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
             self._restoring = row["seconds"]
-        elif kind == Kind.READY.value:
+        elif kind in (Kind.READY.value, Kind.WENT_BACK.value):  # both say from which step the run goes on
             self._ready(row)
         elif kind == Kind.CHECKPOINT.value:
             self._badput["checkpoint_blocking"] += row["blocking"]
         elif kind == Kind.NONFINITE.value:
             self._skipped += 1
+        elif kind == Kind.WENT_BACK.value:
+            self._go_back(row["step"])
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
             self._end_building(time)
             self._gap = "queue_wait" if row.get("outcome") in _SAVED else "downtime"
@@ -150,9 +153,13 @@ class Ledger:
 
     def _ready(self, row: Row) -> None:
         self._end_building(row["time"])
-        self._step, self._skipped = row["step"], 0
-        while self._steps and self._steps[-1].last > row["step"]:
-            self._badput["lost_work"] += self._steps[-1].undo_after(row["step"])
+        self._go_back(row["step"])
+
+    def _go_back(self, step: int) -> None:
+        """What was done after ``step`` will be done again."""
+        self._step, self._skipped = step, 0
+        while self._steps and self._steps[-1].last > step:
+            self._badput["lost_work"] += self._steps[-1].undo_after(step)
             if self._steps[-1].count:
                 break
             self._steps.pop()

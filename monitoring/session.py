@@ -18,7 +18,7 @@ from pathlib import Path
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
 from monitoring.sink import RankSink
 from monitoring.snapshots import clear, node_folder
-from monitoring.work import pretraining_work
+from monitoring.work import work_of
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.training.distributed import read_place
@@ -47,7 +47,7 @@ def monitored(config: Config) -> Iterator[list[Sink]]:
             clear(folder)
             exporter = start_exporter(config, place, folder)
         history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if place["RANK"] == 0 else []
-        sinks = [ending, RankSink(config, place["RANK"], folder, history, pretraining_work(config), run_labels(config))]
+        sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), run_labels(config))]
     except UserError:
         pass  # training meets it as well, and says it
     except Exception as error:

@@ -126,9 +126,10 @@ class RankSink:
         elif kind == Kind.NONFINITE.value:
             self._add("nonfinite_steps_total", 1, row["cause"])
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
-            states = {"REQUEUE": "preempted", "TERMINATED": "stopped"}
-            self._before = states.get(row.get("outcome", ""), "failed")
-            self._be("finished" if kind == Kind.FINISH.value else self._before)
+            states = {"REQUEUE": "preempted", "TERMINATED": "stopped", "STOPPED": "stopped"}
+            state = states.get(row.get("outcome", ""), "failed")
+            self._before = "hung" if row.get("exit") == "hung" else state
+            self._be("finished" if kind == Kind.FINISH.value else state)
 
     def _take_metrics(self, row: Row) -> None:
         steps = row["steps"]

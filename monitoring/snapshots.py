@@ -9,11 +9,15 @@ The folder lies on the node itself and belongs to the user alone. A rank that ha
 
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+_FORGOTTEN = 7 * 86400.0
+"""Seconds without a new snapshot after which nobody needs a job's folder."""
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -60,9 +64,12 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier incarnation left."""
+    """Remove what an earlier incarnation left here, and what is left of jobs that ended on this node long ago."""
     for path in [*folder.glob("*.json"), *folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
+    for other in folder.parent.iterdir():
+        if other.stat().st_mtime < time.time() - _FORGOTTEN:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:

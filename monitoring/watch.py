@@ -21,7 +21,15 @@ _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
     Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
-_BAD = (Kind.NONFINITE, Kind.CORRUPT_SAMPLE, Kind.CHECKPOINT_FAILED, Kind.CHECKPOINT_DAMAGED)
+_BAD = (
+    Kind.NONFINITE,
+    Kind.CORRUPT_SAMPLE,
+    Kind.CHECKPOINT_FAILED,
+    Kind.CHECKPOINT_DAMAGED,
+    Kind.HANG,
+    Kind.WENT_BACK,
+    Kind.FAILURE,
+)
 _RECENT = 50
 """Logged rows that averages are over."""
 

@@ -14,7 +14,7 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What one clip takes in pre-training."""
+    """What one clip takes in a step."""
 
     flops: int
     """Of the model, forward and backward, a multiplication and an addition counted as two."""
@@ -22,12 +22,15 @@ class Work:
     """Cubes that go through the encoder."""
 
 
-def pretraining_work(config: Config) -> Work:
-    """What a clip takes under ``config``."""
-    from motionmae.models.counting import step_flops  # imports torch
+def work_of(config: Config) -> Work:
+    """What a clip takes in the task of ``config``; a head's share of fine-tuning is left out, as far below 1 %."""
+    from motionmae.models.counting import forward_gflops, step_flops  # imports torch
     from motionmae.models.masking import masked_cubes
 
     clip = config.clip
+    if config.task == "finetune":
+        passes = 3 if config.finetune.mode == "full" else 1  # a backward pass takes twice the forward pass
+        return Work(int(2e9 * passes * forward_gflops(config)), clip.cubes)
     hidden = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
     return Work(step_flops(config).model, clip.cubes - hidden)
 

@@ -23,6 +23,7 @@ from submitit.slurm.slurm import _parse_node_list
 
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.events import EventLog, JsonLines, Kind, read_rows
+from motionmae.training.exits import Exit
 from motionmae.training.runfolder import RunFolder
 from slurm import control
 from slurm.attempts import Attempt, Attempts
@@ -64,8 +65,7 @@ def main(words: Sequence[str]) -> int:
     nodes = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
     if unwanted := sorted(set(nodes) & set(nodes_to_avoid(batch))):
         say(f"{', '.join(unwanted)} failed this run before: queued again without")
-        requeue(batch, 0)
-        return 0
+        return 0 if requeue(batch, 0) else Exit.LOST_PEERS
     batch.attempts.started(batch.attempt, nodes)
     renumber_step(restart)
     status, lines = run_step(batch, command)
@@ -142,7 +142,7 @@ def retry(batch: Batch, failure: Failure) -> None:
 def note_lost_nodes(batch: Batch) -> None:
     """After the loss of a node Slurm queues the job again by itself: find out which node it was, and note it."""
     last = batch.attempts.last_start()
-    if last is None or last[0] == batch.attempt:
+    if last is None or last[0].job != batch.attempt.job:
         return
     attempt, nodes = last
     for node, reason in control.down_nodes(nodes).items():
@@ -165,19 +165,21 @@ def nodes_to_avoid(batch: Batch) -> dict[str, str]:
     return excluded
 
 
-def requeue(batch: Batch, pause: int) -> None:
-    """Have Slurm queue the job again, in ``pause`` seconds at the earliest, away from bad nodes."""
+def requeue(batch: Batch, pause: int) -> bool:
+    """Have Slurm queue it again, in ``pause`` seconds at the earliest and away from bad nodes; False if it refuses."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it; the update below comes first
-    avoid = list(nodes_to_avoid(batch))
     job = control.show(batch.attempt.job)
+    before = set(job.excluded if job else ())
+    avoid = before - set(batch.attempts.excluded()) | set(nodes_to_avoid(batch))
     if not control.requeue(batch.attempt.job):
         say("Slurm did not take the request: submit the run again")
-        return
+        return False
     changes = {"StartTime": f"now+{pause}"} if pause else {}
-    if avoid:
-        changes["ExcNodeList"] = ",".join(sorted({*avoid, *(job.excluded if job else ())}))
+    if avoid != before:
+        changes["ExcNodeList"] = ",".join(sorted(avoid))
     if changes and not control.update(batch.attempt.job, changes):
         say("Slurm did not take the changes of the queued job; the next start looks at its nodes again")
+    return True
 
 
 def record(batch: Batch, step: int, failure: Failure, again: bool, pause: int) -> None:

@@ -22,7 +22,7 @@ def absolute_paths(config: Config) -> Config:
     def absolute(path: str, *, unless: bool) -> str:
         return path if not path or unless else str(Path(path).expanduser().resolve())
 
-    data, views, init = config.data, config.views, config.finetune.init
+    data, views, init, monitoring = config.data, config.views, config.finetune.init, config.monitoring
     data = replace(
         data,
         shards=absolute(data.shards, unless="://" in data.shards),
@@ -34,6 +34,12 @@ def absolute_paths(config: Config) -> Config:
         data=data,
         views=replace(views, shards=absolute(views.shards, unless="://" in views.shards)),
         finetune=replace(config.finetune, init=absolute(init, unless=init == "scratch")),
+        monitoring=replace(
+            monitoring,
+            tls_certificate=absolute(monitoring.tls_certificate, unless=False),
+            tls_key=absolute(monitoring.tls_key, unless=False),
+            discovery=absolute(monitoring.discovery, unless=False),
+        ),
     )
 
 

@@ -6,4 +6,5 @@ import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared test data are not here")
+ABSENT = "the shared test data are not here"
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=ABSENT)

@@ -33,7 +33,8 @@ CAUSES = {
 _PRODUCTIVE = "var(--c2)"
 _FAULTS = {
     Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
-    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint passed over",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint passed over", Kind.HANG: "hung", Kind.WENT_BACK: "went back",
+    Kind.FAILURE: "incarnation failed",
 }  # fmt: skip
 
 
@@ -64,7 +65,9 @@ def _what(story: Story) -> str:
         return ""
     config, life = story.config, story.lives[-1]
     words = [
-        f"{config.model.size}, {config.mask.ratio:.0%} {config.mask.kind} masking, target {config.target.kind}",
+        f"{config.model.size}, fine-tuning"
+        if config.task == "finetune"
+        else f"{config.model.size}, {config.mask.ratio:.0%} {config.mask.kind} masking, target {config.target.kind}",
         f"{config.clip.frames} x {config.clip.size} x {config.clip.size} clips, batch {config.optim.batch}",
         f"{life.world} ranks on {len(life.hosts)} node{'s' * (len(life.hosts) != 1)}, ZeRO {config.engine.zero}",
     ]
@@ -306,7 +309,9 @@ def _clock(moment: float) -> str:
 
 def _detail(row: Row) -> str:
     known = {
-        key: row[key] for key in ("cause", "ranks", "samples", "reasons", "error", "path", "reason") if row.get(key)
+        key: row[key]
+        for key in ("cause", "node", "ranks", "samples", "reasons", "error", "path", "reason")
+        if row.get(key)
     }
     return ", ".join(f"{key} {_value(value)}" for key, value in known.items())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.goodput import Goodput, Ledger, ledger_of
-from monitoring.work import Work, pretraining_work
+from monitoring.work import Work, work_of
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.training.events import Kind, Row, current_rows, read_rows
@@ -94,8 +94,8 @@ class Story:
         return life.hosts[rank * len(life.hosts) // life.world] if life.hosts else "?"
 
     def work(self) -> Work | None:
-        """What a clip takes; None for what is no pre-training."""
-        return pretraining_work(self.config) if self.config and "loss_space" in self.losses else None
+        """What a clip takes; None where the config is not known."""
+        return work_of(self.config) if self.config else None
 
 
 def read_story(run: Path) -> Story:
@@ -126,14 +126,14 @@ def read_story(run: Path) -> Story:
     )
 
 
-_ENDS = {"REQUEUE": "preempted, saved", "TERMINATED": "stopped, saved"}
+_ENDS = {"REQUEUE": "preempted, saved", "TERMINATED": "stopped, saved", "STOPPED": "stopped, saved"}
 
 
 def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
     """The incarnations, in order; starting a finished run again makes none."""
     lives: dict[str, Life] = {}
     for row in events:
-        name, kind = row["incarnation"], row["kind"]
+        name, kind = row.get("incarnation", ""), row["kind"]
         if kind == Kind.START.value:
             if lives and list(lives.values())[-1].end == "finished":
                 break
@@ -143,6 +143,9 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
         if name not in lives:
             continue
         life = lives[name]
+        if kind == Kind.FAILURE.value:  # the batch script's word, after the life was over
+            life.end = f"failed: {row['cause']}" if life.end == _SILENT else life.end
+            continue
         life.ended = row["time"]
         if kind == Kind.READY.value:
             life.ready, life.first_step, life.last_step = row["time"], row["step"], row["step"]

@@ -12,6 +12,8 @@ import torch
 
 from motionmae.data.workers import map_block
 
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+
 
 class ClipMemory:
     """Hands out tensors of one shape and type; a block returns when the last tensor or view on it is gone.
@@ -54,7 +56,9 @@ class ClipMemory:
         os.ftruncate(file, size)
         block = map_block(file, self._shape, self._dtype)
         if self._pinned:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(block.ctypes.data, size, 0))
+            address, cudart = block.ctypes.data, torch.cuda.cudart()
+            torch.cuda.check_error(cudart.cudaHostRegister(address, size, _PORTABLE))
+            weakref.finalize(block, cudart.cudaHostUnregister, address).atexit = False  # before it is unmapped
         self._files[block.ctypes.data] = file
         return block
 

@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,7 +115,12 @@ class _OpenShard:
         """The frames ``numbers`` of a packed member, whose offsets are ``header``; neighbours in one read."""
         start, size = self.value(f"{member}_offset", row), self.value(f"{member}_size", row)
         frames: dict[int, memoryview] = {}
-        for first, last in _runs(sorted(set(numbers))):
+        runs = _runs(sorted(set(numbers)))
+        with suppress(OSError):  # the disk gets all requests at once; one after the other they would wait in turn
+            for first, last in runs:
+                low, high = int(header[first]), int(header[last + 1])
+                os.posix_fadvise(self._file.fileno(), start + low, max(1, high - low), os.POSIX_FADV_WILLNEED)
+        for first, last in runs:
             offsets = header[first : last + 2].tolist()
             if sorted(offsets) != offsets or offsets[-1] > size:
                 detail = f"the table of frames of KEY.{member} does not rise: {offsets}"

@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import recv_handle, send_handle
@@ -133,6 +134,8 @@ def _start(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> tuple[Spaw
     process = _CONTEXT.Process(target=_serve, args=(theirs, data, clip, manifest), name="clip-worker", daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)  # which the process inherits
     try:
+        resource_tracker.ensure_running()  # multiprocessing's own helper; starting it unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

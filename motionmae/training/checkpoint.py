@@ -1,15 +1,15 @@
 """Checkpoints free of world size and ZeRO stage: every parameter and both its AdamW moments, whole, in safetensors.
 
-All ranks share the work: parameter i is gathered by all, copied to host memory and written by rank ``i % world``, and
-on resume read and broadcast by rank ``i % world`` of the new world. Saving has two halves: :func:`snapshot` needs the
-device and holds up training, :func:`write` needs only the snapshot and runs in the background
-(:mod:`motionmae.training.saver`).
+All ranks share the work: a parameter is copied to host memory and written by a rank that has it in full or, where ZeRO
+has cut it, by one of those that put it together; on resume rank ``i % world`` of the new world reads and broadcasts
+parameter i. Saving has two halves: :func:`snapshot` needs the device and holds up training, :func:`write` needs only
+the snapshot and runs in the background (:mod:`motionmae.training.saver`).
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -48,13 +48,15 @@ class Snapshot:
 
 
 class HostMemory:
-    """Host copies of tensors, in memory that is allocated once and used again for the next snapshot.
+    """Host copies of a rank's share, in memory that is allocated once and used again for the next snapshot.
 
     Args:
         pinned: page-locked, so that a GPU copies into it without a detour.
     """
 
     def __init__(self, pinned: bool = False) -> None:
+        self.sources: list[_Source] = []
+        """Of each parameter, in the engine's order; found out once."""
         self._pinned = pinned
         self._copies: dict[tuple[str, str], Tensor] = {}
 
@@ -72,6 +74,15 @@ class HostMemory:
             torch.cuda.synchronize()
 
 
+class _Source(NamedTuple):
+    """Where a parameter and its moments come from."""
+
+    owner: int
+    """The rank that writes them."""
+    whole: bool
+    """The owner has them in full; else all ranks put them together."""
+
+
 def snapshot(
     engine: Engine, rank: Rank, step: int, state: dict[str, Any], memory: HostMemory | None = None
 ) -> Snapshot:
@@ -80,14 +91,16 @@ def snapshot(
     The copies lie in ``memory``: the next snapshot that uses it overwrites them.
     """
     memory = memory or HostMemory()
+    memory.sources = memory.sources or _share_out(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(engine.parameters.items()):
-        mine = index % rank.world == rank.rank
+    for (name, parameter), (owner, whole) in zip(engine.parameters.items(), memory.sources, strict=True):
+        if whole and owner != rank.rank:
+            continue
         for kind in KINDS:
-            whole = zero_state.read(engine, parameter, kind)
-            if mine:
-                tensors.setdefault(name, {})[kind] = memory.copy((name, kind), whole.detach())
-        if name in tensors and name in engine.averages:
+            value = (zero_state.read_here if whole else zero_state.read)(engine, parameter, kind)
+            if owner == rank.rank:
+                tensors.setdefault(name, {})[kind] = memory.copy((name, kind), value.detach())
+        if owner == rank.rank and name in engine.averages:
             tensors[name]["average"] = memory.copy((name, "average"), engine.averages[name].detach())
     memory.wait()
     optimizer = {
@@ -95,6 +108,19 @@ def snapshot(
         "loss_scale": asdict(engine.loss_scale) if engine.loss_scale else None,
     }
     return Snapshot(step, {**state, "optimizer": optimizer}, tensors)
+
+
+def _share_out(engine: Engine, rank: Rank) -> list[_Source]:
+    """Who writes each parameter: a rank that holds it in full, if there is one. Collective.
+
+    So at stages 0 to 2 nearly nothing travels while training stands still.
+    """
+    held = gather_objects([zero_state.is_whole_here(engine, parameter) for parameter in engine.parameters.values()])
+    sources = []
+    for index, holders in enumerate(zip(*held, strict=True)):
+        owners = [number for number, whole in enumerate(holders) if whole]
+        sources.append(_Source((owners or range(rank.world))[index % len(owners or holders)], bool(owners)))
+    return sources
 
 
 def write(

@@ -5,12 +5,15 @@ on every rank when it is not finite. Stage 0 has none of this, so :class:`Guarde
 program sees one behaviour for all stages.
 """
 
+import importlib
 import logging
 import math
 import os
 import warnings
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from timm.utils import ModelEmaV3
@@ -196,10 +199,21 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
+    _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory collectives are compiled for 30 s at every fresh installation; gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import the Muon optimiser, as DeepSpeed will, without its compiling.
+
+    No run of ours uses it, but DeepSpeed imports it to look at an optimiser's class, and its ``@torch.compile`` loads
+    the whole of torch's compiler: a second of every start.
+    """
+    with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def make_deterministic() -> None:

@@ -79,6 +79,24 @@ def read(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_full_optimizer_state(parameter, kind)
 
 
+def is_whole_here(engine: Engine, parameter: nn.Parameter) -> bool:
+    """Whether this rank holds a parameter and its moments in full, so that :func:`read_here` works.
+
+    Stages 1 and 2 cut one flat tensor of all parameters among the ranks, so few parameters are cut themselves.
+    """
+    if engine.stage in (1, 2):
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        return mapping is not None and mapping.lp_fragment_address.numel == parameter.numel()
+    return engine.stage == 0
+
+
+def read_here(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
+    """The live tensor of one of KINDS, without asking other ranks."""
+    if kind == "parameter" or engine.stage == 0:
+        return read(engine, parameter, kind)
+    return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
+
+
 def install(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     """Set a parameter and its moments from whole tensors, one for each of KINDS, equal on all ranks. Collective."""
     if engine.stage == 3:

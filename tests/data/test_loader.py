@@ -277,11 +277,12 @@ class TestRefusals:
         with pytest.raises(UserError, match="hold no optical flow: make them with --flow"):
             ClipLoader(DataConfig(shards=str(shards)), CLIP, seed=0, batch=2, micro_batch=2, flow=True)
 
-    def test_shards_of_another_format(self, tmp_path):
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_shards_of_another_format(self, tmp_path, workers):
         make_shards(tmp_path / "s", (12,))
         index = tmp_path / "s" / "toy-000000.idx.json"
         index.write_text(index.read_text().replace('"format_version":1', '"format_version":9'))
-        with loader(tmp_path / "s") as ours, pytest.raises(UserError, match="format version 9"):
+        with loader(tmp_path / "s", workers=workers) as ours, pytest.raises(UserError, match="format version 9"):
             next(ours.batches(0))
 
 

@@ -189,3 +189,22 @@ def test_reading_on_while_it_runs_gives_the_same_account():
         ledger.add(row)
         assert ledger.account().elapsed == account(run.rows[: number + 1]).elapsed
     assert_is(ledger.account(), run)
+
+
+def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
+    run = History()
+    run.start()
+    run.train(4, wait=0, other=0)
+    run.save()
+    run.train(3, wait=0, other=0)
+    run.rows.append({"kind": "went_back", "incarnation": "1", "step": 4, "time": run.now, "from_step": 7})
+    run.step = 4
+    run.train(2, wait=0, other=0)
+    run.now += 30  # it hangs without a word; then Slurm requeues
+    run.event("failure", cause="node", again=True)
+    run.now += 50
+    found = account([*run.rows, {"kind": "start", "incarnation": "2", "step": 0, "time": run.now, "age": 0}])
+    assert found.badput["lost_work"] == 3
+    assert found.productive == 4 + 2
+    assert found.badput["downtime"] == pytest.approx(30)
+    assert found.badput["queue_wait"] == pytest.approx(50)

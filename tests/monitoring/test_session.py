@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from monitoring import session
 from monitoring.exporter import END
-from monitoring.snapshots import node_folder, read_all
+from monitoring.snapshots import clear, node_folder, read_all
 from motionmae.config import Config
 from motionmae.training.events import Kind
 from tests.monitoring.runs import FedRun, config_of
@@ -110,6 +111,16 @@ def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monke
     mine.symlink_to(tmp_path / "moved")
     with pytest.raises(PermissionError, match="not this user's own"):
         node_folder("job")
+
+
+def test_folders_of_jobs_long_gone_are_removed(tmp_path: Path):
+    for name, age in (("mine", 0), ("yesterday", 1), ("forgotten", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.json").write_text("{}")
+        os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
+    clear(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.glob("*/0.json")) == ["0.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "yesterday"]
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,10 @@ def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load_config("demo", ["data.shards=shards", "runs=runs"])
+    config = load_config("demo", ["data.shards=shards", "runs=runs", "monitoring.discovery=sd"])
     absolute = launch.absolute_paths(config)
     assert (absolute.data.shards, absolute.runs) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
+    assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
     remote = launch.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
     assert remote.data.shards == "s3://bucket/k400"
     for given, written in (("cache", str(Path.cwd() / "cache")), ("$TMPDIR/cache", "$TMPDIR/cache"), ("", "")):

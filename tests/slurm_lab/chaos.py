@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,23 +24,23 @@ import numpy as np
 
 from tests.slurm_lab.faults import NAMES, Damage, strike
 from tests.slurm_lab.lab import Lab, missing
-from tests.slurm_lab.runs import CHECKPOINT_STEPS, RATE, TrainingRun
+from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
 from tests.training.shards import make_shards
 
-STEPS_PER_FAULT = 40
-"""While Slurm has not noticed that a slurmd is gone, a run goes on for about a hundred steps; other faults cost few."""
+STEPS_PER_FAULT = 24
+"""While Slurm has not noticed that a slurmd is gone, a run goes on for about fifty steps; other faults cost few."""
 
 
 def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damage]]:
     """A run struck by ``faults`` faults, at random moments and on random nodes of its own, to its end."""
     draw = random.Random(seed)
-    with Lab(nodes=4, rate=RATE) as lab:
+    with Lab(nodes=4, rate=SLOW_RATE) as lab:
         run = TrainingRun(lab, folder / "struck", folder / "shards", "--nodes", "2", steps=faults * STEPS_PER_FAULT)
         run.submit()
         damages = []
         for number in range(faults):
             fault = draw.choice(list(NAMES))
-            run.wait_for_steps(draw.randint(2, 2 * CHECKPOINT_STEPS + 2))
+            run.wait_for_steps(draw.randint(CHECKPOINT_STEPS - 1, 2 * CHECKPOINT_STEPS + 2))
             damages.append(strike(run, fault, draw.choice(run.nodes())))
             print(f"{time.strftime('%H:%M:%S')} {number + 1}/{faults} {damages[-1]}", flush=True)
         run.finish()
@@ -69,8 +70,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="motionmae-chaos-"))
     try:
         make_shards(folder / "shards", samples=12)
-        expected = reference(arguments.faults, folder)
-        run, damages = chaos(arguments.seed, arguments.faults, folder)
+        with ThreadPoolExecutor() as pool:
+            alone = pool.submit(reference, arguments.faults, folder)
+            run, damages = chaos(arguments.seed, arguments.faults, folder)
+            expected = alone.result()
         tensors, others = run.tensors(), expected.tensors()
         result = {
             "seed": arguments.seed,

@@ -1,9 +1,11 @@
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.slurm_lab.lab import Lab, missing
+from tests.slurm_lab.steps import CASES, submit_case
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,10 @@ def lab() -> Iterator[Lab]:
         pytest.skip(reason)
     with Lab(nodes=4) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def step_jobs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Run folder and id of a job for each case; a minute of waiting, which other tests may use by asking for it too."""
+    folder = tmp_path_factory.mktemp("steps")
+    return {name: (folder / name, submit_case(lab, folder / name, case)) for name, case in CASES.items()}

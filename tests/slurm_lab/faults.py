@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.slurm_lab.lab import Lab
@@ -21,8 +22,8 @@ class Damage:
     """Steps that had to be taken again."""
     seconds: float
     """From the fault to the end of the next new step."""
-    start_seconds: float
-    """Of these, until the next incarnation had started: Slurm's share, and that of importing torch."""
+    slurm_seconds: float
+    """Of these, until the processes of the next incarnation began: Slurm's share."""
 
 
 def preempt(run: TrainingRun, node: str) -> None:
@@ -71,21 +72,25 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 
 
 def kill_in_write(run: TrainingRun, node: str) -> None:
-    """All ranks are killed by -9 while a checkpoint is being written."""
+    """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first."""
     checkpoints = run.path / "checkpoints"
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if not any(checkpoints.glob(".unfinished-step-*")):
             time.sleep(0.0005)
             continue
-        ranks = rank_processes(run.lab, run.record.job_id).values()
-        for process in ranks:
+        processes = rank_processes(run.lab, run.record.job_id)
+        for process in processes.values():
             os.kill(process, signal.SIGSTOP)
-        caught = list(checkpoints.glob(".unfinished-step-*"))
-        for process in ranks:
-            os.kill(process, signal.SIGKILL if caught else signal.SIGCONT)
-        if caught:
+        if any(checkpoints.glob(".unfinished-step-*")):
+            os.kill(processes.pop(run.nodes().index(node)), signal.SIGKILL)
+            time.sleep(1)
+            for process in processes.values():
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             return
+        for process in processes.values():
+            os.kill(process, signal.SIGCONT)
     raise TimeoutError("no write of a checkpoint could be caught")
 
 
@@ -132,6 +137,8 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
     fault(run, node)
     if fault in (kill_in_write, truncate):  # which had to wait for their moment
         struck = time.time()
+    if fault is time_out:  # the signal comes when Slurm next looks at the time
+        struck = max(row["time"] for row in run.rows("events.jsonl") if row["kind"] == "preemption")
     damage = aftermath(run, NAMES[fault], struck, before)
     REPAIRS.get(fault, nothing)(run.lab, node)
     return damage
@@ -143,8 +150,9 @@ def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Da
     rows = run.rows()
     first = next(row for row in rows if row["incarnation"] not in before)
     last = max((row["step"] for row in rows if row["incarnation"] in before), default=0)
-    start = next(row for row in run.rows("events.jsonl") if row["incarnation"] == first["incarnation"])
-    return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - since)
+    events = run.rows("events.jsonl")
+    start = next(row for row in events if (row["incarnation"], row["kind"]) == (first["incarnation"], "start"))
+    return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - start["age"] - since)
 
 
 def _rank_on(run: TrainingRun, node: str) -> int:

@@ -39,6 +39,7 @@ class TrainingRun:
             f"optim.epochs={steps * BATCH // 24}",
             "engine.micro_batch=3",
             "engine.precision=fp32",
+            "monitoring.enabled=false",
             f"checkpoint.every_steps={CHECKPOINT_STEPS}",
         ]
         flags = ["--config", "demo", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]

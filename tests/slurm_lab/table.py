@@ -15,15 +15,15 @@ from pathlib import Path
 def table(costs: dict[str, list[dict[str, float | str]]]) -> str:
     """The table in Markdown."""
     lines = [
-        "| fault | steps lost | seconds to the next step | of them until the ranks had started |",
+        "| fault | steps lost | seconds to the next step | of them Slurm's own |",
         "|---|---|---|---|",
     ]
     for story, damages in costs.items():
         for damage in damages:
-            seconds, start = (
-                "" if math.isnan(float(damage[key])) else f"{damage[key]:.0f}" for key in ("seconds", "start_seconds")
+            seconds, slurm = (
+                "" if math.isnan(float(damage[key])) else f"{damage[key]:.0f}" for key in ("seconds", "slurm_seconds")
             )
-            lines.append(f"| {damage['fault']}{_REMARKS.get(story, '')} | {damage['lost']} | {seconds} | {start} |")
+            lines.append(f"| {damage['fault']}{_REMARKS.get(story, '')} | {damage['lost']} | {seconds} | {slurm} |")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
         engine, rank = new_engine(settings)
         for step in range(steps):
             take_step(engine, settings, rank, step)
-        taken = checkpoint.snapshot(engine, rank, steps, {"trainer": "none"})
+        taken = checkpoint.snapshot(engine, rank, steps, {"trainer": {"data_step": steps}})
         later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
         checkpoint.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
         results[zero] = (later, weights(engine))

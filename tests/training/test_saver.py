@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from monitoring.goodput import account, read_books
 from motionmae.config import Config
 from motionmae.training.checkpoint import HostMemory, load_weights
 from motionmae.training.checkpoint_store import CheckpointStore, describe
@@ -99,6 +100,15 @@ def assert_same_end(config: Config, other: Config) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
+def assert_books_add_up(config: Config) -> None:
+    """Every second since the start has a cause, some steps were lost, and little is left unexplained."""
+    books = account(read_books(RunFolder.of(config.runs, config.name).path))
+    assert books.productive + sum(books.badput.values()) == pytest.approx(books.elapsed)
+    assert books.productive > 0
+    assert books.badput["lost_work"] > 0
+    assert min(books.badput.values()) > -0.05
+
+
 def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path)
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
@@ -111,6 +121,7 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
     assert rows_of(config, "resume")[0]["step"] == 4
     assert store_of(config).unfinished() == []
     assert_same_end(config, undisturbed)
+    assert_books_add_up(config)
 
 
 def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp_path: Path):
@@ -150,6 +161,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert (last.step, last.state()["trainer"]["data_step"], last.state()["trainer"]["skipped"]) == (18, 30, 11)
     kept = [(4, 16), (8, 20), (12, 24), (14, 26), (16, 28), (18, 30)]
     assert [(c.step, c.position) for c in store_of(config).complete()] == kept
+    assert_books_add_up(config)
 
     again = replace(config, runs=str(tmp_path / "again"))
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")

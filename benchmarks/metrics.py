@@ -1,0 +1,201 @@
+"""What being seen costs: `python benchmarks/metrics.py`.
+
+Measures, against the limits of issue E: the time that a rank spends on metrics in a step of 0.2 s that logs every step
+(the phase clock's marks and the sink with its snapshot; the row itself is written in any case), a scrape of a node with
+8 ranks and 8 GPUs through HTTP, the series of that node, and 128 such nodes, that is 1,024 ranks, behind one Prometheus
+(where the program is installed): the share of scrapes that succeed and how long they take at most.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+from rich.console import Console
+from rich.table import Table
+
+from monitoring.collector import NodeCollector
+from monitoring.discovery import Target
+from monitoring.exporter import Settings, listen
+from monitoring.host import Host
+from monitoring.sink import RankSink
+from monitoring.snapshots import Sample
+from monitoring.work import Work
+from motionmae.config import load_config
+from motionmae.training.events import Kind, Row
+from motionmae.training.phases import HostTimer, Phase, PhaseClock
+
+STEP_SECONDS = 0.2
+RANKS, NODES = 8, 128
+_CONFIG = load_config("vitl_k400", ["monitoring.peak_tflops=312"])
+_INFO = {"slurm_job_id": "1", "git_sha": "0", "config_hash": "0"}
+
+
+class EightGpus:
+    """As many samples as NVML gives for eight GPUs."""
+
+    def samples(self) -> list[Sample]:
+        """One for each metric, GPU and further label."""
+        plain = ["utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts", "temperature_celsius"]
+        found: list[Sample] = []
+        for gpu in range(8):
+            labels = {"gpu": str(gpu), "UUID": f"GPU-{gpu}"}
+            found += [(f"gpu_{name}", labels, 1.0) for name in plain] + [("gpu_energy_joules_total", labels, 1.0)]
+            found += [("gpu_clock_hertz", {**labels, "type": kind}, 1.0) for kind in ("sm", "memory")]
+            found += [("gpu_ecc_errors_total", {**labels, "type": kind}, 0.0) for kind in ("corrected", "uncorrected")]
+            found += [("gpu_throttle_active", {**labels, "reason": str(number)}, 0.0) for number in range(5)]
+        return found
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def row_of(step: int) -> Row:
+    """A metrics row as the training loop makes it."""
+    phases = {f"{phase.value}_seconds": 0.03 for phase in Phase}
+    return {
+        "step": step, "epoch": 1.0, "loss": 1.0, "loss_space": 0.5, "loss_time": 0.5, "lr": 1e-3, "grad_norm": 1.0,
+        "steps": 1, "step_seconds": STEP_SECONDS, "clips_per_second": 100.0, "straggler_score": 1.0, "loader_ready": 4,
+        "time": time.time(), **phases,
+    }  # fmt: skip
+
+
+def make_rank(rank: int, folder: Path) -> RankSink:
+    """A rank's sink after its first step."""
+    sink = RankSink(
+        load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], Work(10**12, 160), _INFO
+    )
+    start = {"incarnation": "a", "step": 0, "time": time.time()}
+    sink.event({**start, "kind": Kind.START.value, "world": RANKS * NODES})
+    sink.event({**start, "kind": Kind.READY.value, "total_steps": 10**6})
+    sink.metrics(row_of(1))
+    return sink
+
+
+def typical(action: Callable[[], object], times: int) -> float:
+    """Median seconds of ``action``."""
+    spent = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        action()
+        spent.append(time.perf_counter() - begin)
+    return median(spent)
+
+
+def step_cost(folder: Path) -> float:
+    """Seconds of a step that rank 0 spends on metrics, when it logs every step."""
+    sink, clock, row = make_rank(0, folder), PhaseClock(HostTimer()), row_of(2)
+
+    def one_step() -> None:
+        clock.begin_step()
+        for phase in (Phase.DATA_WAIT, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.OTHER):
+            clock.enter(phase)
+        clock.end_step()
+        clock.take()
+        sink.metrics(row)
+
+    return typical(one_step, 500)
+
+
+def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], None], str]:
+    """An exporter with eight ranks and GPUs in this process: collector, what stops it, address."""
+    snapshots = folder / f"node-{number}"
+    snapshots.mkdir()
+    for rank in range(RANKS):
+        make_rank(number * RANKS + rank, snapshots)
+    collector = NodeCollector(snapshots, Host(folder), EightGpus(), None)
+    collector.refresh()
+    settings = Settings("bench", str(folder), number, NODES, str(snapshots), str(folder), "127.0.0.1", 0, 1, 0)
+    stop, address = listen(settings, collector)
+    Target("bench", number, address).publish(folder / "sd")
+    return collector, stop, address
+
+
+def scrape(address: str) -> bytes:
+    """What Prometheus reads."""
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        return answer.read()
+
+
+def thousand_ranks(folder: Path) -> dict[str, float]:
+    """NODES exporters of RANKS ranks behind a real Prometheus that scrapes every 15 s."""
+    nodes = [make_node(number, folder) for number in range(1, NODES)]
+    path = folder / "prometheus.yml"
+    path.write_text(
+        "global: {scrape_interval: 15s}\nscrape_configs:\n  - job_name: motionmae\n"
+        f"    file_sd_configs: [{{files: ['{folder}/sd/*.json']}}]\n"
+    )
+    listening = ["--web.listen-address=127.0.0.1:19481", f"--storage.tsdb.path={folder / 'data'}"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(["prometheus", f"--config.file={path}", *listening], stdout=log, stderr=log)
+    try:
+        time.sleep(45)
+        return {
+            "nodes_up": query("sum(up)"),
+            "series": query("sum(scrape_samples_scraped)"),
+            "slowest_scrape_seconds": query("max(max_over_time(scrape_duration_seconds[1m]))"),
+        }
+    finally:
+        server.kill()
+        server.wait()
+        for collector, stop, _ in nodes:
+            collector.close()
+            stop()
+
+
+def query(expression: str) -> float:
+    """The value that Prometheus gives."""
+    url = "http://127.0.0.1:19481/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(url) as answer:
+        return float(json.load(answer)["data"]["result"][0]["value"][1])
+
+
+def measure() -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory(prefix="motionmae-bench-") as name:
+        folder = Path(name)
+        seconds = step_cost(folder)
+        collector, stop, address = make_node(0, folder)
+        text = scrape(address).decode()
+        figures: dict[str, Any] = {
+            "step_milliseconds": 1e3 * seconds,
+            "share_of_a_step": seconds / STEP_SECONDS,
+            "scrape_milliseconds": 1e3 * typical(lambda: scrape(address), 50),
+            "series_a_node": sum(not line.startswith("#") for line in text.splitlines()),
+            "bytes_a_scrape": len(text),
+        }
+        if shutil.which("prometheus"):
+            figures |= thousand_ranks(folder)
+        collector.close()
+        stop()
+    return figures
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    arguments = parser.parse_args()
+    figures = measure()
+    limits = {"share_of_a_step": 0.005, "scrape_milliseconds": 50, "series_a_node": 1500, "nodes_up": NODES}
+    table = Table("what", "measured", "limit")
+    for key, value in figures.items():
+        table.add_row(key.replace("_", " "), f"{value:.4g}", str(limits.get(key, "")))
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

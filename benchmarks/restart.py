@@ -1,0 +1,69 @@
+"""What a restart costs: `python benchmarks/restart.py --config tiny_toy data.shards=data/toy/train`.
+
+Starts the run in a temporary folder, kills it (-9) after its first checkpoint, starts it again, kills it after its
+first step, and prints where the seconds from the start of the process to the end of that step went, for the new and for
+the resumed process (medians over --rounds). The stages are those of the event `ready` in events.jsonl, so every run has
+them. Slurm's own delay is not in it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from motionmae.training.events import Row, read_rows
+
+
+def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:
+    """Run the command until its incarnation writes an event of ``kind``, kill it, and return its seconds by stage."""
+    known = len(list(read_rows(events)))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        rows: list[Row] = []
+        while not any(row["kind"] == kind for row in rows):
+            if process.poll() is not None:
+                sys.exit(f"the run ended with status {process.returncode} before its event {kind}")
+            time.sleep(0.02)
+            rows = list(read_rows(events))[known:]
+        process.kill()
+    ready, first = (next(row for row in rows if row["kind"] == name) for name in ("ready", "first_step"))
+    return {**ready["startup"], "first step": first["seconds"], "in all": first["since_process_start"]}
+
+
+def main() -> None:
+    """Measure, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    options = parser.parse_args()
+    new, resumed = [], []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            fixed = [f"runs={folder}", "name=restart", "checkpoint.every_steps=1", "monitoring.enabled=false"]
+            command = [sys.executable, "-m", "motionmae", "pretrain", "--config", options.config, *options.overrides]
+            events = Path(folder) / "restart/events.jsonl"
+            new.append(run_until("checkpoint", [*command, *fixed], events))
+            resumed.append(run_until("first_step", [*command, *fixed], events))
+    figures = {
+        name: {stage: median(row[stage] for row in rows) for stage in rows[0]}
+        for name, rows in (("new", new), ("resumed", resumed))
+    }
+    table = Table("seconds", "new", "resumed")
+    for stage in figures["resumed"]:
+        values = [figures[name].get(stage) for name in ("new", "resumed")]
+        table.add_row(stage.replace("_", " "), *("" if value is None else f"{value:.2f}" for value in values))
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A run on the real four-node cluster, seen by a real Prometheus on its head, asked through its HTTP API."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from monitoring.catalogue import METRICS
+from slurm.record import JobRecord
+from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_configuration
+from tests.monitoring.runs import FAKE_NVML, ROOT
+from tests.monitoring.test_dashboards import expressions
+from tests.slurm import tiny
+from tests.slurm_lab.conftest import lab  # noqa: F401
+from tests.slurm_lab.lab import Lab
+from tests.training.launch import wait_until
+from tests.training.shards import make_shards
+
+STEPS, BATCH = 120, 8
+INSTANCES = {f"demo/{node}" for node in range(4)}
+
+
+def _submit(cluster: Lab, tmp_path: Path) -> JobRecord:
+    shards = make_shards(tmp_path / "shards", samples=8)
+    flags = ["--nodes", "4", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
+    changes = [f"optim.epochs={STEPS * BATCH // 16}", "engine.micro_batch=2", "checkpoint.every_steps=5"]
+    changes += ["monitoring.address=eth0", "monitoring.peak_tflops=0.1"]
+    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--config", "demo", *flags]
+    submitted = cluster.run(
+        *command, *tiny.overrides(shards), *changes, cwd=tmp_path, env={"PYTHONPATH": str(FAKE_NVML)}
+    )
+    assert submitted.returncode == 0, submitted.stderr
+    record = JobRecord.read(tmp_path / "runs/demo")
+    assert record is not None
+    return record
+
+
+def _sooner(rules: str) -> str:
+    """The shipped rules for people who cannot wait five minutes."""
+    changed = re.sub(r"silence_seconds > 300", "silence_seconds > 5", rules)
+    return re.sub(r"\bfor: \d+m", "for: 0s", changed)
+
+
+@contextmanager
+def _stopped_rank(folder: Path) -> Iterator[None]:
+    """Stop one rank, as a process stops that waits for its dead file system."""
+    ranks = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "python" in Path(words[0]).name and "submitit.core._submit" in words[:4] and str(folder) in "".join(words):
+            ranks.append(int(path.parent.name))
+    assert len(ranks) == 4, ranks
+    os.kill(ranks[-1], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(ranks[-1], signal.SIGCONT)
+
+
+def _instances(prometheus: Prometheus, expression: str) -> set[str]:
+    return {sample["metric"]["instance"] for sample in prometheus.query(expression)}
+
+
+def _lives(run: Path) -> int:
+    return sum(row["kind"] == "ready" for row in tiny.rows(run, "events.jsonl"))
+
+
+@needs_prometheus
+@pytest.mark.long
+def test_a_run_on_four_nodes_is_seen_through_hang_requeue_and_end(lab: Lab, tmp_path: Path) -> None:  # noqa: F811
+    run = tmp_path / "runs/demo"
+    configuration = write_configuration(tmp_path / "prometheus", tmp_path / "runs/.sd", _sooner)
+    with Prometheus(configuration, lab.on_head()) as prometheus:
+        record = _submit(lab, tmp_path)
+        wait_until(lambda: _instances(prometheus, 'up{job="motionmae"} == 1') == INSTANCES, "four targets", 150)
+        wait_until(lambda: prometheus.query("motionmae_step > 10"), f"steps\n{Path(record.log)}", 150)
+
+        # one rank hangs, so all do: the exporters answer, and the alert names the run
+        with _stopped_rank(tmp_path):
+            wait_until(lambda: "Stalled" in prometheus.alerts(), "the alert Stalled", 60)
+            assert prometheus.alerts()["Stalled"]["labels"]["run"] == "demo"
+            assert _instances(prometheus, 'up{job="motionmae"} == 1') == INSTANCES
+            assert len(prometheus.query("motionmae_snapshot_age_seconds > 3")) == 4
+
+            # every series of the catalogue, from every node that has it; every dashboard expression
+            wait_until(lambda: all(map(prometheus.query, expressions("demo"))), "data in every panel", 60)
+            missing = [metric.full_name for metric in METRICS.values() if not _is_there(prometheus, metric.full_name)]
+            assert missing == []
+            for name in ("motionmae_rank_step", "motionmae_gpu_power_watts", "motionmae_node_info"):
+                assert _instances(prometheus, name) == INSTANCES
+            nodes = {sample["metric"]["node"] for sample in prometheus.query("motionmae_node_info")}
+            assert nodes == {f"node{number}" for number in range(1, 5)}
+            assert prometheus.value("count(motionmae_step)") == 1
+            assert max(int(s["value"][1]) for s in prometheus.query('count by (instance) ({run="demo"})')) < 1500
+
+        # a requeue: the same instances come back, as the same series
+        lab.run("scontrol", "requeue", record.job_id)
+        wait_until(lambda: _lives(run) == 2, "the second life", 150)
+        assert lab.wait_for_job(record.job_id, ("COMPLETED", "FAILED"), 200) == "COMPLETED", Path(
+            record.log
+        ).read_text()
+        assert "Stalled" not in prometheus.alerts()
+        (clips,) = prometheus.query("motionmae_clips_total[15m]")
+        scraped = [float(value) for _, value in clips["values"]]
+        counted = sum(b - a if b >= a else b for a, b in pairwise(scraped))
+        assert sum(b < a for a, b in pairwise(scraped)) == 1
+        assert prometheus.value("increase(motionmae_clips_total[15m])") == pytest.approx(counted, rel=0.05)
+        assert counted == pytest.approx(STEPS * BATCH, rel=0.25)  # all but what came before or after a scrape
+        restarts = prometheus.value('sum(increase(motionmae_restarts_total{reason="stopped"}[15m]))')
+        assert restarts == pytest.approx(1, rel=0.3)
+
+        # the end: seen as such, and then gone, not down
+        assert prometheus.value('max_over_time(motionmae_run_state{state="finished"}[15m])') == 1
+        assert list((tmp_path / "runs/.sd").iterdir()) == []
+        wait_until(lambda: not prometheus.query('up{job="motionmae"}'), "the end of the targets", 60)
+        assert not {"RunVanished", "ExporterDown"} & set(prometheus.alerts())
+
+
+def _is_there(prometheus: Prometheus, name: str) -> bool:
+    return bool(prometheus.query(name) or prometheus.query(f"{name}_count"))

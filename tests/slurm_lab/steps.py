@@ -1,0 +1,49 @@
+"""Jobs whose steps take no time and end in every way there is, for what the batch script makes of it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.ends import Cause
+from tests.slurm_lab.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[2]
+_ONCE = '[ "$SLURM_RESTART_COUNT" ] && exit 0; '
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step and what becomes of its job."""
+
+    step: str
+    state: str
+    status: str
+    restarts: str
+    causes: tuple[Cause, ...]
+    retries: int = 5
+    minutes: int = 60
+
+
+CASES = {
+    "user_error": Case("exit 2", "FAILED", "2:0", "0", ()),
+    "stopped_by_file": Case("exit 81", "FAILED", "81:0", "0", ()),
+    "crash": Case("exit 1", "FAILED", "1:0", "1", (Cause.CRASHED, Cause.CRASHED)),
+    "lost_peers": Case(_ONCE + "exit 76", "COMPLETED", "0:0", "1", (Cause.LOST_PEERS,)),
+    "hung": Case("exit 79", "FAILED", "79:0", "0", (Cause.HUNG,), retries=0),
+    "killed": Case(_ONCE + "kill -9 $$", "COMPLETED", "0:0", "1", (Cause.KILLED,)),
+    "bad_node": Case(_ONCE + "exit 77", "COMPLETED", "0:0", "1", (Cause.BAD_NODE,)),
+    "stray_signal": Case(_ONCE + "exit 143", "COMPLETED", "0:0", "1", (Cause.STRAY_SIGNAL,)),
+    "hung_at_the_limit": Case(
+        _ONCE + 'trap "" TERM; sleep 300', "COMPLETED", "0:0", "1", (Cause.TIME_LIMIT,), minutes=1
+    ),
+}
+
+
+def submit_case(lab: Lab, run: Path, case: Case) -> str:
+    """Submit it; returns its job id."""
+    run.mkdir()
+    (run / "step").write_text(case.step)
+    batch = f"exec {sys.executable} -m slurm.batch {run} {case.retries} srun --kill-on-bad-exit=1 bash {run}/step"
+    (run / "script").write_text(f"#!/bin/bash\ncd {ROOT}\n{batch}\n")
+    options = ["--requeue", "--open-mode=append", f"--time={case.minutes}", "-o", f"{run}/out"]
+    return lab.run("sbatch", "--parsable", *options, str(run / "script")).stdout.strip()
