@@ -73,12 +73,12 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 
 def kill_in_write(run: TrainingRun, node: str) -> None:
     """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first."""
+    processes = rank_processes(run.lab, run.record.job_id)  # before: looking for them takes longer than a write
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if not _writes_checkpoint(run):
             time.sleep(0.0005)
             continue
-        processes = rank_processes(run.lab, run.record.job_id)
         for process in processes.values():
             os.kill(process, signal.SIGSTOP)
         if _writes_checkpoint(run):
