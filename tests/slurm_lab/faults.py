@@ -73,15 +73,16 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 
 def kill_in_write(run: TrainingRun, node: str) -> None:
     """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first."""
-    processes = rank_processes(run.lab, run.record.job_id)  # before: looking for them takes longer than a write
+    checkpoints = run.path / "checkpoints"
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if not _writes_checkpoint(run):
+        if not any(checkpoints.glob(".unfinished-step-*")):
             time.sleep(0.0005)
             continue
+        processes = rank_processes(run.lab, run.record.job_id)
         for process in processes.values():
             os.kill(process, signal.SIGSTOP)
-        if _writes_checkpoint(run):
+        if any(checkpoints.glob(".unfinished-step-*")):
             os.kill(processes.pop(run.nodes().index(node)), signal.SIGKILL)
             time.sleep(1)
             for process in processes.values():
@@ -124,7 +125,7 @@ NAMES = {
     kill_slurmd: "slurmd killed",
     unplug: "cable pulled",
     kill_rank: "one rank killed by -9",
-    kill_in_write: "killed by -9 while a checkpoint is written",
+    kill_in_write: "killed by -9 while checkpoints are written or removed",
     truncate: "newest checkpoint truncated, one rank killed by -9",
 }
 
@@ -152,13 +153,6 @@ def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Da
     events = run.rows("events.jsonl")
     start = next(row for row in events if (row["incarnation"], row["kind"]) == (first["incarnation"], "start"))
     return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - start["age"] - since)
-
-
-def _writes_checkpoint(run: TrainingRun) -> bool:
-    """Whether a checkpoint is unfinished; one that is being removed has such a name too, but an older step."""
-    prefix = ".unfinished-step-"
-    steps = [int(path.name.removeprefix(prefix)) for path in (run.path / "checkpoints").glob(f"{prefix}*")]
-    return bool(steps) and max(steps) > run.newest_checkpoint().step
 
 
 def _rank_on(run: TrainingRun, node: str) -> int:
