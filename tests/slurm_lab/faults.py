@@ -125,7 +125,7 @@ NAMES = {
     kill_slurmd: "slurmd killed",
     unplug: "cable pulled",
     kill_rank: "one rank killed by -9",
-    kill_in_write: "killed by -9 while a checkpoint is written",
+    kill_in_write: "killed by -9 while checkpoints are written or removed",
     truncate: "newest checkpoint truncated, one rank killed by -9",
 }
 
