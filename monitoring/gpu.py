@@ -165,5 +165,5 @@ def open_gpus() -> GpuSource:
     try:
         return Nvml()
     except Exception as error:  # NVML's errors share no base class with a library that is missing
-        logger.info("no GPU metrics: %s", error)
+        logger.debug("no GPU metrics: %s", error)
         return NoGpus()

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from motionmae.training.distributed import meeting_place, use_interface_towards
 from motionmae.training.exits import Exit
 
 PORT_OFFSET = 6_000
@@ -120,9 +121,12 @@ def check_network(place: Mapping[str, str], nodes: Sequence[str], device: torch.
         Unreachable: if somebody is missing, or the sum does not come out.
     """
     rank, world, limit = int(place["RANK"]), int(place["WORLD_SIZE"]), timedelta(seconds=seconds)
-    port = int(place["MASTER_PORT"]) + PORT_OFFSET
+    use_interface_towards(place["MASTER_ADDR"])
     try:
-        store = dist.TCPStore(place["MASTER_ADDR"], port, None, rank == 0, limit, wait_for_workers=False)
+        store = meeting_place(
+            {**place, "MASTER_PORT": str(int(place["MASTER_PORT"]) + PORT_OFFSET)}, rank, world, limit
+        )
+        assert store is not None, "Slurm's ranks were not started by torchrun"
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank 0 on {nodes[0]} does not answer within {seconds:.0f} s ({error})") from error
     store.set(f"here/{rank}", "")

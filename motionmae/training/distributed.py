@@ -67,14 +67,15 @@ def init_distributed(engine: EngineConfig) -> Rank:
     if not dist.is_initialized():
         # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if interface := interface_towards(place["MASTER_ADDR"]):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        use_interface_towards(place["MASTER_ADDR"])
         store = dist.HashStore() if world == 1 else meeting_place(place, rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     return Rank(rank, world, local_rank, device)
 
 
-def meeting_place(place: Mapping[str, str], rank: int, world: int) -> dist.Store | None:
+def meeting_place(
+    place: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT
+) -> dist.TCPStore | None:
     """Where the ranks find each other: rank 0 listens at MASTER_ADDR only, where torch's own would on all interfaces.
 
     None under torchrun, whose agent has one already.
@@ -87,7 +88,7 @@ def meeting_place(place: Mapping[str, str], rank: int, world: int) -> dist.Store
         return None
     host, port = place["MASTER_ADDR"], int(place["MASTER_PORT"])
     if rank != 0:
-        return dist.TCPStore(host, port, world, is_master=False, timeout=TIMEOUT)
+        return dist.TCPStore(host, port, world, is_master=False, timeout=timeout)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
@@ -104,15 +105,21 @@ def meeting_place(place: Mapping[str, str], rank: int, world: int) -> dist.Store
             f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): it must name the machine that rank 0 runs on"
         ) from error
     return dist.TCPStore(
-        host, port, world, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach()
+        host, port, world, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()
     )
 
 
-def interface_towards(host: str) -> str:
-    """The network interface through which ``host`` is reached, for gloo; empty if it cannot be told.
+def use_interface_towards(host: str) -> None:
+    """Have gloo listen where ``host`` can reach it, unless GLOO_SOCKET_IFNAME says where.
 
     Left to itself gloo takes the address that the machine's own name has, which often is 127.0.1.1.
     """
+    if interface := interface_towards(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def interface_towards(host: str) -> str:
+    """The network interface through which ``host`` is reached; empty if it cannot be told."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing: asks for the route

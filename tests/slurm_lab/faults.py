@@ -74,12 +74,14 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 def kill_in_write(run: TrainingRun, node: str) -> None:
     """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first."""
     checkpoints = run.path / "checkpoints"
+    processes = rank_processes(
+        run.lab, run.record.job_id
+    )  # before, or the write would be over by the time they are found
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if not any(checkpoints.glob(".unfinished-step-*")):
             time.sleep(0.0005)
             continue
-        processes = rank_processes(run.lab, run.record.job_id)
         for process in processes.values():
             os.kill(process, signal.SIGSTOP)
         if any(checkpoints.glob(".unfinished-step-*")):
