@@ -313,7 +313,7 @@ def test_a_rank_without_room_for_its_share_warns_and_only_the_last_save_is_fatal
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     config = tiny_run(shards, tmp_path)
-    ranks = Ranks(2, pretrain_with_small_files, config, 20_000)
+    ranks = Ranks(2, pretrain_with_small_files, config, 100_000)  # clips in memory are files too, of 36,864 bytes
     for (ending,) in ranks.results():
         assert f"no checkpoint at step {STEPS}" in ending
         assert "make room and run the same command again" in ending
