@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from motionmae.training.events import Kind, read_rows
 from slurm.attempts import Attempts
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TrainingRun
@@ -25,4 +26,7 @@ def test_a_node_whose_storage_is_read_only_is_named_and_left_out(tmp_path: Path)
     assert run.nodes() == ["node1", "node3"]
     assert job["ExcNodeList"] == "node2"
     assert list(Attempts(run.path).excluded()) == ["node2"]
+    failures = [row for row in read_rows(run.path / "events.jsonl") if row["kind"] == Kind.FAILURE.value]
+    assert failures[0]["again"]
+    assert failures[0]["excluded"] == {"node2": "a node failed its pre-flight"}
     assert "excluded   node2 (a node failed its pre-flight)" in said
