@@ -384,6 +384,7 @@ class TestResources:
         with loader(shards, workers=2) as ours:
             next(ours.batches(0))
             workers = [child for child in multiprocessing.active_children() if child.name == "clip-worker"]
+            ours._pool.shutdown(cancel_futures=True)  # what reads ahead gives its pipes back
             while not ours._source._free.empty():
                 ours._source._free.get().connection.close()
             for worker in workers:
