@@ -103,9 +103,18 @@ class LogConfig:
     """Steps between rows of metrics.jsonl; device values are read only then."""
     tensorboard: bool = True
     """Write TensorBoard event files beside the JSONL."""
+    wandb: str = "off"
+    """Weights & Biases: off, offline (files below the run folder, for `wandb sync`), or online (sent at once)."""
+    wandb_project: str = "motionmae"
+    """Its project."""
+    picture_steps: int = 0
+    """Steps between pictures of what the heads rebuild, drawn from checkpoints by a process beside training and shown
+    in TensorBoard; 0 draws none. Pre-training only."""
 
     def __post_init__(self) -> None:
         at_least("log.every_steps", self.every_steps, 1)
+        at_least("log.picture_steps", self.picture_steps, 0)
+        one_of("log.wandb", self.wandb, ("off", "offline", "online"))
 
 
 @dataclass(frozen=True)

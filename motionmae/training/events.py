@@ -52,6 +52,8 @@ class Kind(str, Enum):
     """A step was skipped because of its loss or gradient: which, on which ranks, the samples."""
     WENT_BACK = "went_back"
     """Too many steps were skipped: the run is at an earlier checkpoint, and goes on with the samples after them."""
+    PICTURE = "picture"
+    """What the heads rebuild was drawn from the checkpoint of this step: path in the run folder, or the error."""
     FINISH = "finish"
     """The last step was taken and saved."""
     STOP = "stop"
@@ -91,31 +93,6 @@ class JsonLines:
         """Close both files."""
         self._events.close()
         self._metrics.close()
-
-
-class TensorBoard:
-    """The sink that writes metrics for TensorBoard."""
-
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import
-
-        # TensorBoard then hides what the last incarnation drew beyond the step that training goes back to.
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
-
-    def event(self, row: Row) -> None:
-        """Show an event as text."""
-        self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
-
-    def metrics(self, row: Row) -> None:
-        """Draw every number of the row over its step."""
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "time"):
-                self._writer.add_scalar(key, value, row["step"])
-        self._writer.flush()  # not by a thread of its own, at a time when the folder may be another incarnation's
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._writer.close()
 
 
 class EventLog:

@@ -10,6 +10,7 @@ import torch
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
+from motionmae.training.boards import TensorBoard, WeightsAndBiases
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.claim import Claim, claim_folder
 from motionmae.training.distributed import (
@@ -20,10 +21,11 @@ from motionmae.training.distributed import (
     gather_objects,
     on_first_rank,
 )
+from motionmae.training.drawing import LAST_SECONDS, Drawing
 from motionmae.training.engine import Engine, import_deepspeed
-from motionmae.training.events import EventLog, JsonLines, Kind, Sink, TensorBoard, process_age
+from motionmae.training.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.training.exits import Exit, exit_of
-from motionmae.training.loop import Run, train
+from motionmae.training.loop import Run, announce_drawn, train
 from motionmae.training.preemption import Outcome, Preemption, Requests
 from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
@@ -59,6 +61,8 @@ def train_run(
         startup.done("process_group")
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
+        store = CheckpointStore(folder.checkpoints)
+        on_first_rank(rank, lambda: refuse_other_settings(store, config))
         claim = on_first_rank(rank, lambda: claim_folder(folder.path))
         events = stack.enter_context(recording(folder, rank, claim, sinks))
         watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
@@ -66,7 +70,6 @@ def train_run(
         loader = stack.enter_context(closing(open_loader(config, task, rank)))
         total_steps = loader.steps_per_epoch * config.optim.epochs
         progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
-        store = CheckpointStore(folder.checkpoints)
         startup.done("data")
 
         found = checkpoint.find(store, rank, events, progress)
@@ -79,8 +82,7 @@ def train_run(
         if rank.is_first:
             claim.check()
             save_config(config, folder.config)
-            if config.log.tensorboard:
-                events.add(TensorBoard(folder.tensorboard, state.step))
+        on_first_rank(rank, lambda: add_boards(events, config, folder, state.step))
         import_deepspeed(rank.device)
         startup.done("import_deepspeed")
         engine = build_engine(config, task, rank, loader, found)
@@ -107,6 +109,7 @@ def train_run(
             watchdog=watchdog,
             events=events,
             progress=progress,
+            drawing=stack.enter_context(closing(open_drawing(config, folder, rank))),
             state=state,
             total_steps=total_steps,
         )
@@ -154,6 +157,24 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]
         events.close()
 
 
+def add_boards(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
+    """Have the run shown wherever the config says.
+
+    Raises:
+        UserError: if a package for it is missing.
+    """
+    if config.log.tensorboard:
+        events.add(TensorBoard(folder, resumed_step))
+    if config.log.wandb != "off":
+        events.add(WeightsAndBiases(config, folder))
+
+
+def open_drawing(config: Config, folder: RunFolder, rank: Rank) -> Drawing:
+    """What draws pictures of this run, on rank 0 and where there are heads to draw."""
+    drawable = config.task == "pretrain" and config.target.motion_source != "flow"
+    return Drawing(folder, config.log.picture_steps if rank.is_first and drawable else 0)
+
+
 def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:
     """The watchdog of this rank, which begins with the start-up."""
     stacks = folder.logs / f"stacks_{events.incarnation}_rank{rank.rank}.txt"
@@ -185,6 +206,22 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
         flow=task.needs_flow,
         labelled=task.needs_labels,
     )
+
+
+def refuse_other_settings(store: CheckpointStore, config: Config) -> None:
+    """Refuse a command that is not this run's before it claims the folder, which would end the run that trains there.
+
+    Looks only; what is damaged is passed over here, and dealt with by those who resume.
+
+    Raises:
+        UserError: see :func:`motionmae.training.state.check_same_run`.
+    """
+    saved = None
+    for newest in store.complete()[-1:]:
+        with suppress(OSError, ValueError, KeyError):
+            saved = newest.state()["config"]
+    if saved is not None:
+        check_same_run(saved, config)
 
 
 def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
@@ -228,6 +265,9 @@ def introduction(run: Run, folder: RunFolder) -> str:
 def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
     """Record and say how the incarnation ended."""
     if outcome is Outcome.FINISHED:
+        announce_drawn(run, LAST_SECONDS)
+        run.drawing.checkpoint(run.state.step, is_last=True)
+        announce_drawn(run, LAST_SECONDS)
         run.events.event(Kind.FINISH, run.state.step)
         newest = run.store.complete()[-1].folder if run.rank.is_first else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")

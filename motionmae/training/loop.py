@@ -17,6 +17,7 @@ from motionmae.errors import UserError
 from motionmae.training import checkpoint, health
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
+from motionmae.training.drawing import Drawing
 from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, Kind, Row, process_age
 from motionmae.training.health import BadStep, may_go_back
@@ -48,6 +49,7 @@ class Run:
     watchdog: Watchdog
     events: EventLog
     progress: ProgressLine
+    drawing: Drawing
     state: TrainState
     total_steps: int
     clock: PhaseClock = field(init=False)
@@ -196,6 +198,7 @@ def record(run: Run, step: Step) -> None:
     row = metrics_row(run, (losses / run.rank.world).tolist()) | spent | straggling(own_seconds, run.rank.rank)
     run.events.metrics(row)
     run.progress.show(row)
+    announce_drawn(run)
 
 
 def metrics_row(run: Run, losses: list[float]) -> Row:
@@ -318,6 +321,16 @@ def announce_saved(run: Run, saved: Saved | None) -> None:
         blocking=saved.blocking,
         waited=saved.waited,
     )
+    run.drawing.checkpoint(saved.step)
+
+
+def announce_drawn(run: Run, patience: float = 0.0) -> None:
+    """Record a picture that is ready, waiting for one under way for ``patience`` seconds."""
+    if (drawn := run.drawing.finished(patience)) is None:
+        return
+    run.events.event(Kind.PICTURE, **drawn)
+    if "error" in drawn:
+        run.progress.say(f"no picture of step {drawn['step']}: {drawn['error']}")
 
 
 def document(run: Run) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class RunFolder:
         """Standard output and error of the job's processes."""
         self.tensorboard = path / "tensorboard"
         """The metrics for TensorBoard."""
+        self.reconstructions = path / "reconstructions"
+        """What the heads rebuild at some of its steps, see :mod:`motionmae.training.drawing`."""
 
     @classmethod
     def of(cls, runs: str | Path, name: str) -> "RunFolder":

@@ -1,5 +1,6 @@
 import multiprocessing
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,16 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
         assert f"has taken over {folder.path}" in sentence
     assert content_of(folder.path) == before
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1, 2]
+
+
+def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path):
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
+    folder = RunFolder.of(config.runs, config.name)
+    run = Ranks(1, pretrain_to_exit, config)
+    wait_until(lambda: any(folder.checkpoints.glob("step-*/manifest.json")), "a checkpoint")
+    mistyped = replace(config, seed=1)
+    ((status, sentence),) = Ranks(1, pretrain_to_exit, mistyped).results()
+    assert status == "USER_ERROR"
+    assert "cannot be resumed with seed=1 (was 0)" in sentence
+    assert run.results() == [("FINISHED", "")]
+    assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1]

@@ -9,7 +9,6 @@ from motionmae.training.events import (
     JsonLines,
     Kind,
     LineFile,
-    TensorBoard,
     current_rows,
     read_rows,
 )
@@ -89,21 +88,3 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
     log.metrics({"step": 3})
     log.close()
     assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]
-
-
-def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    first = TensorBoard(tmp_path, 0)
-    for step in range(1, 6):
-        first.metrics(row(step, loss=float(step)))
-    first.close()
-    second = TensorBoard(tmp_path, 3)
-    for step in (4, 5):
-        second.metrics(row(step, "b", loss=10.0 * step))
-    second.event({"kind": "resume", "step": 3})
-    second.close()
-    reader = EventAccumulator(str(tmp_path))
-    reader.Reload()
-    assert [(s.step, s.value) for s in reader.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
-    assert "incarnation" not in reader.Tags()["scalars"]
