@@ -1,8 +1,8 @@
-"""All rows of the paper's ablation tables, by one command that is run again until the table is full.
+"""All rows of the paper's ablation tables, by one command, and the table of what has come of them.
 
-Every file of configs/ablations/ is a row: pre-train, fine-tune by the data set's recipe (Table 6b), test. Each call
-takes every row to its next step: submits what has not been trained, fine-tunes what is pre-trained, tests what is
-fine-tuned, and prints the table of what is there. Options after ``--`` go to slurm/submit.py.
+Every file of configs/ablations/ is a row of three jobs that Slurm starts one after the other: pre-train, fine-tune by
+the data set's recipe (Table 6b), test. The same command again submits only what is missing. With ``--cluster local``
+each call takes every row one step further. Options and overrides after ``--`` go to slurm/submit.py.
 
 Examples::
 
@@ -21,7 +21,9 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
+import shlex  # noqa: E402
 import subprocess  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from enum import Enum  # noqa: E402
@@ -33,7 +35,9 @@ from motionmae.errors import UserError  # noqa: E402
 from motionmae.training.events import Kind, read_rows  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
+from slurm.launch import job_environment, options_of, sbatch_options  # noqa: E402
 from slurm.record import JobRecord, state_of  # noqa: E402
+from slurm.script import batch_script, sbatch  # noqa: E402
 
 
 class Stage(Enum):
@@ -44,6 +48,7 @@ class Stage(Enum):
     FINETUNE = "to be fine-tuned"
     FINETUNING = "fine-tuning"
     TEST = "to be tested"
+    TESTING = "testing"
     DONE = "done"
 
 
@@ -98,42 +103,96 @@ class Row:
         reports = sorted(self.finetuning.path.glob("test/*/report.json"), key=lambda path: path.stat().st_mtime)
         return json.loads(reports[-1].read_text())["top1"] if reports else None
 
+    @property
+    def testing(self) -> Path:
+        """Folder of its tests."""
+        return self.finetuning.path / "test"
+
     def stage(self) -> Stage:
         """How far it is."""
         if self.top1() is not None:
             return Stage.DONE
-        if _finished(self.finetuning):
-            return Stage.TEST
-        if _active(self.finetuning):
-            return Stage.FINETUNING
-        if _finished(self.pretraining):
-            return Stage.FINETUNE
-        return Stage.PRETRAINING if _active(self.pretraining) else Stage.PRETRAIN
+        steps = (
+            (self.pretraining, Stage.PRETRAIN, Stage.PRETRAINING),
+            (self.finetuning, Stage.FINETUNE, Stage.FINETUNING),
+        )
+        for run, waiting, going in steps:
+            if not _finished(run):
+                return going if _under_way(run.path) else waiting
+        return Stage.TESTING if _under_way(self.testing) else Stage.TEST
 
 
 def _finished(run: RunFolder) -> bool:
     return any(row["kind"] == Kind.FINISH.value for row in read_rows(run.events))
 
 
-def _active(run: RunFolder) -> bool:
-    record = JobRecord.read(run.path)
-    return record is not None and state_of(record, run.path).active
+def _under_way(folder: Path) -> JobRecord | None:
+    record = JobRecord.read(folder)
+    return record if record is not None and state_of(record, folder).active else None
 
 
 def advance(row: Row, words: Sequence[str]) -> None:
-    """Take a row to its next step, unless a job of it is under way or it is done.
+    """Submit the jobs that a row lacks, each to start when the one before has ended well.
 
     Args:
         row: the row.
         words: further options and overrides of slurm/submit.py.
+
+    Raises:
+        UserError: as slurm/submit.py.
     """
-    stage, runs = row.stage(), f"runs={row.runs}"
-    if stage is Stage.PRETRAIN:
-        submit.main(["--config", row.config, runs, *words])
-    elif stage is Stage.FINETUNE:
-        submit.main([*row.finetune_words(), runs, *words])
-    elif stage is Stage.TEST:
-        subprocess.run([sys.executable, "-m", "motionmae", "test", str(row.finetuning.path)], check=False, cwd=ROOT)
+    before, runs = "", f"runs={row.runs}"
+    for run, command in ((row.pretraining, ["--config", row.config]), (row.finetuning, row.finetune_words())):
+        if _finished(run):
+            continue
+        job = _under_way(run.path)
+        if job is None:
+            after = [f"--sbatch={key}={value}" for key, value in _after(before).items()]
+            submit.run_command([*command, runs, *words, *after])
+            job = JobRecord.read(run.path)
+        if job is None or job.cluster == "local":
+            return  # the latter knows no dependency
+        before = job.job_id
+    if row.top1() is None and not _under_way(row.testing):
+        test(row, words, before)
+
+
+def test(row: Row, words: Sequence[str], before: str) -> None:
+    """Test a row's fine-tuned model: in a job that asks for what its fine-tuning asked for, or here if that was local.
+
+    Args:
+        row: the row.
+        words: as in :func:`advance`.
+        before: job that must end well first, if any.
+    """
+    arguments, site, config = submit.read([*row.finetune_words(), f"runs={row.runs}", *words])
+    run = [sys.executable, "-m", "motionmae", "test", str(row.finetuning.path)]
+    if arguments.cluster == "local":
+        subprocess.run(run, check=False, cwd=ROOT)
+        return
+    row.testing.mkdir(parents=True, exist_ok=True)
+    finetuning = JobRecord.read(row.finetuning.path)
+    log, code = row.testing / "job.log", finetuning.code if finetuning else str(ROOT)
+    exports = job_environment(config, Path(code), "slurm") | dict(site.environment)
+    options = {
+        "job-name": f"{row.name}_test",
+        "output": str(log),
+        "chdir": code,
+        **options_of(config.launch),
+        **site.sbatch,
+        **sbatch_options(arguments.sbatch),
+        **_after(before),
+    }
+    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_rank}", *run]
+    lines = [*(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), f"exec {shlex.join(srun)}"]
+    job = sbatch(batch_script(options, lines))
+    JobRecord("slurm", job, str(log), code, time.time()).write(row.testing)
+    print(f"test of {row.name}: job {job}, log {log}")
+
+
+def _after(job: str) -> dict[str, str]:
+    """What makes Slurm start a job after another, and drop it if that fails."""
+    return {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"} if job else {}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -182,10 +241,15 @@ def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
     arguments, further = parser.parse_args(given[:split]), given[split + 1 :]
+    status = 0
     try:
         rows = select(arguments.tables, arguments.runs.resolve())
         for row in rows if not arguments.collect and not arguments.dry_run else ():
-            advance(row, further)
+            try:
+                advance(row, further)
+            except UserError as error:  # which does not keep the other rows from it
+                print(f"error: {row.config}: {error}", file=sys.stderr)
+                status = 2
         text = table(rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -193,7 +257,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(text)
     if arguments.markdown:
         write_atomically(arguments.markdown, f"{text}\n".encode())
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-from motionmae.config import Config
+from motionmae.config import Config, LaunchConfig
 from motionmae.errors import UserError
 from slurm.local import DetachedLocalExecutor
 
@@ -156,6 +156,19 @@ def sbatch_options(texts: list[str]) -> dict[str, str]:
         if not key or not equals:
             raise UserError(f"--sbatch {text}: write the long option and its value, for example --sbatch mem=200G")
     return {key: value for key, _, value in pairs}
+
+
+def options_of(launch: LaunchConfig) -> dict[str, str]:
+    """What a `launch` section asks of sbatch, by long options, for jobs that are not submitit's."""
+    wanted = {
+        "nodes": launch.nodes,
+        "ntasks-per-node": launch.ranks_per_node,
+        "gpus-per-node": launch.gpus_per_node,
+        "cpus-per-task": launch.cpus_per_rank,
+        "time": launch.timeout_minutes,
+        **{key: getattr(launch, key) for key in TEXTS},
+    }
+    return {key: str(value) for key, value in wanted.items() if value}
 
 
 def minutes(text: str) -> int:

@@ -13,7 +13,6 @@ however they ended, makes what is missing and writes the manifest. The same comm
 
 import argparse
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_tools.make_shards.cli import parser as make_shards_parser
 from data_tools.make_shards.plan import STATE
 from motionmae.errors import UserError
+from slurm.script import batch_script, sbatch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,8 +63,8 @@ def _run(options: argparse.Namespace) -> int:
         print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY"), sep="\n")
         return 0
     logs.mkdir(parents=True, exist_ok=True)
-    array = _submit(parts)
-    last = _submit(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}"))
+    array = sbatch(parts)
+    last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}"))
     print(f"array {array} of {options.parts} parts, then job {last} for the manifest; logs: {logs}")
     return 0
 
@@ -76,27 +76,12 @@ def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **as
         "cpus-per-task": str(options.cpus),
         "time": options.time,
         "output": str(log),
-        "open-mode": "append",
         **asked,
         **dict(one.partition("=")[::2] for one in options.sbatch),
     }
     run = [sys.executable, str(ROOT / "data_tools" / "make_shards"), "--workers", str(options.cpus), *command]
     part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{options.parts}"' if "array" in asked else ""
-    lines = [f"#SBATCH --{key}={value}" for key, value in settings.items()]
-    return "\n".join(["#!/bin/sh", *lines, "#SBATCH --requeue", f"exec {shlex.join(run)}{part}", ""])
-
-
-def _submit(script: str) -> str:
-    """Hand a script to sbatch; returns the job's number."""
-    try:
-        done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True)
-    except FileNotFoundError:
-        raise UserError(
-            "there is no sbatch here: submit from a node of the cluster, or run make_shards itself"
-        ) from None
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused: {error.stderr.strip()}") from error
-    return done.stdout.strip().partition(";")[0]
+    return batch_script(settings, [f"exec {shlex.join(run)}{part}"])
 
 
 if __name__ == "__main__":

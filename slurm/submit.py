@@ -160,7 +160,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
     check_shards(config.data)
-    check_weights(config)
+    if not arguments.dependency and not any(option.startswith("dependency=") for option in arguments.sbatch):
+        check_weights(config)  # else another job may be about to write them
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
@@ -307,10 +308,24 @@ def submit_each(arguments: argparse.Namespace, site: Site, config: Config, words
     return status
 
 
-def run_command(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    """Do what the command line asks for and return the exit status."""
+def read(words: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
+    """A command line, the site file that goes with it, and the run that it asks for.
+
+    Raises:
+        UserError: for what no run could be made of.
+    """
+    arguments = _parser().parse_intermixed_args(words)
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
-    config = load(arguments, site)
+    return arguments, site, load(arguments, site)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Do what the command line asks for and return the exit status.
+
+    Raises:
+        UserError: if it cannot be done.
+    """
+    arguments, site, config = read(words)
     if arguments.dry_run:
         dry_run(arguments, site, of_seed(config, seeds(arguments.seeds)[0]) if arguments.seeds else config)
         return 0
@@ -332,7 +347,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 for a user's mistake, with --follow that of the job."""
     words = sys.argv[1:] if words is None else words
     try:
-        return run_command(_parser().parse_intermixed_args(words), words)
+        return run_command(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from motionmae.__main__ import main
 from motionmae.config import ClipConfig
@@ -86,6 +87,16 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
     assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only what was missing
 
+    table = tmp_path / "out.parquet"
+    assert main([*words[:-1], str(table)]) == 0
+    rows = {row["name"]: row for row in parquet.read_table(table).to_pylist()}
+    assert sorted(rows) == ["broken.mp4", "deep/0.mp4", "deep/1.mp4", "deep/2.mp4", "late.mp4"]
+    assert rows["deep/1.mp4"]["feature"] == found["features"][1].tolist()
+    assert rows["broken.mp4"]["feature"] is None
+    assert "cannot be read" in rows["broken.mp4"]["reason"]
+
+    assert main([*words[:-1], str(tmp_path / "out.csv")]) == 2
+    assert "is none of .npz, .parquet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
     assert "holds no video file" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""A table of the paper by one command, on a real Slurm: six jobs, each after the one before."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.ablations import Row
+from slurm.record import JobRecord
+from tests.slurm_lab.lab import Lab
+from tests.slurm_lab.runs import PATIENCE
+from tests.training.shards import make_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ("ablations/table10_divided", "ablations/table10_shared")
+
+
+@pytest.mark.long
+def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Path) -> None:
+    train, val = (make_shards(tmp_path / name, samples=4) for name in ("train", "val"))
+    small = ["clip.frames=4", "clip.stride=1", "clip.size=32", "clip.cube_size=8", "model.width=32", "model.depth=1"]
+    small += ["model.heads=2", "model.decoder_width=32", "model.decoder_heads=2", "model.decoder_depth=1"]
+    small += ["optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "engine.micro_batch=4", "data.workers=0"]
+    small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false"]
+    flags = ["--nodes", "1", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
+    command = [sys.executable, str(ROOT / "slurm/ablations.py"), "--tables", "10", "--runs", str(tmp_path / "runs")]
+    started = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    again = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "job" not in again.stdout  # nothing is missing
+    for row in (Row(name, tmp_path / "runs") for name in ROWS):
+        job = JobRecord.read(row.testing)
+        assert job is not None
+        state = lab.wait_for_job(job.job_id, ("COMPLETED", "FAILED", "CANCELLED"), PATIENCE)
+        assert state == "COMPLETED", Path(job.log).read_text() if Path(job.log).exists() else "no log"
+    collected = lab.run(*command, "--collect", cwd=tmp_path).stdout
+    assert collected.count("| done |") == 2, collected
