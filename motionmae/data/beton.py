@@ -23,7 +23,7 @@ from motionmae.data.clips import random_cut
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.manifest import Manifest
 from motionmae.data.reader import SampleMeta
-from motionmae.data.source import Wanted
+from motionmae.data.source import Wanted, clip_augment
 from motionmae.errors import UserError
 
 _DECODING = threading.Lock()  # numba's plainest threading layer ends the process when two threads enter it
@@ -162,6 +162,7 @@ class BetonSource:
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip
         self._reader = BetonReader(Path(data.beton), manifest)
+        self._augment = clip_augment(data, clip)
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")
 
@@ -176,6 +177,9 @@ class BetonSource:
         outcomes: list[SampleMeta | CorruptSample] = []
         for cut in found:
             outcomes.append((next(undecoded) or cut.meta) if isinstance(cut, _Cut) else cut)
+        if self._augment:
+            whole = [one for one, outcome in zip(wanted, outcomes, strict=True) if isinstance(outcome, SampleMeta)]
+            list(self._pool.map(self._augment, (clips[one.row] for one in whole), (o.augment_random for o in whole)))
         return outcomes
 
     def _find(self, clip: Wanted) -> _Cut | CorruptSample:

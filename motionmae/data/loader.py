@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from motionmae.data.lookahead import LookAhead
 from motionmae.data.manifest import load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
-from motionmae.data.randomness import KeyedRandom, mask_seed
+from motionmae.data.randomness import mask_seed
 from motionmae.data.sampling import stored_step
 from motionmae.data.source import ClipSource, ShardSource, Wanted
 from motionmae.data.workers import WorkerSource
@@ -122,7 +122,6 @@ class ClipLoader:
         self._lock = threading.Lock()
         shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
         self._clips = ClipMemory((*shape, 3), torch.uint8)
-        self._augment = _clip_augment(data, clip)
         self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
         self._source = self._open_source()
@@ -278,10 +277,6 @@ class ClipLoader:
                     f"{outcome.where} in {self.data.shards} has no class (its label is {outcome.label}, the manifest "
                     f"names {len(self.manifest.class_names)} classes): make the shards of a split with labels"
                 )
-            if self._augment:
-                self._augment(
-                    batch.clips[one.row].numpy(), KeyedRandom("augment", self.seed, epoch, one.sample, one.repeat)
-                )
             batch.labels[one.row] = outcome.label
             batch.seeds[one.row] = mask_seed(self.seed, epoch, one.sample, one.repeat)
             batch.samples[one.row] = one.sample
@@ -305,12 +300,3 @@ class ClipLoader:
                 f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
                 f"data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
             )
-
-
-def _clip_augment(data: DataConfig, clip: ClipConfig) -> Callable[[np.ndarray, KeyedRandom], None] | None:
-    """What changes clips beyond crop and flip, where something does."""
-    if not data.rand_augment and not data.erase:
-        return None
-    from motionmae.data.clip_augment import ClipAugment  # timm is slow to import, and pre-training needs none of it
-
-    return ClipAugment(data, clip.size)

@@ -1,7 +1,7 @@
 """Where a loader's clips come from, behind one Protocol: a folder of shards, or an FFCV file made from it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from motionmae.data.corruption import CorruptSample
 from motionmae.data.manifest import Manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta, ShardReader
+
+if TYPE_CHECKING:
+    from motionmae.data.clip_augment import ClipAugment
 
 _MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
 
@@ -33,6 +36,11 @@ class Wanted(NamedTuple):
     def random(self) -> KeyedRandom:
         """What frames, crop and flip are drawn from: the same in every source."""
         return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
+
+    @property
+    def augment_random(self) -> KeyedRandom:
+        """What RandAugment and random erasing are drawn from."""
+        return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
 class ClipSource(Protocol):
@@ -63,6 +71,19 @@ class ClipSource(Protocol):
         """End what it started; may be called again."""
 
 
+def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
+    """What changes clips beyond crop and flip, where something does.
+
+    Raises:
+        UserError: see :class:`motionmae.data.clip_augment.ClipAugment`.
+    """
+    if not data.rand_augment and not data.erase:
+        return None
+    from motionmae.data.clip_augment import ClipAugment  # timm is slow to import, and pre-training needs none of it
+
+    return ClipAugment(data, clip.size)
+
+
 class ShardSource:
     """Clips out of a folder of shards (:class:`ClipSource`).
 
@@ -78,6 +99,7 @@ class ShardSource:
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self.threads = data.threads
         self._data, self._clip = data, clip
+        self._augment = clip_augment(data, clip)
         self.reader = ShardReader(data.shards, manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
 
     def fill(
@@ -91,6 +113,9 @@ class ShardSource:
                 outcomes.append(fill_random_clip(self.reader, one.sample, self._data, self._clip, one.random, *into))
             except CorruptSample as fault:
                 outcomes.append(fault)
+                continue
+            if self._augment:
+                self._augment(into[0], one.augment_random)
         return outcomes
 
     def close(self) -> None:

@@ -80,6 +80,15 @@ def test_it_gives_the_clips_of_the_shards(shards, beton, data):
     assert any(mirrored) == data.get("flip", True)
 
 
+def test_clips_are_augmented_as_those_of_the_shards(shards, beton):
+    changes = {"rand_augment": "rand-m9-n2-inc1", "erase": 0.5}
+    from_shards, from_beton = (take(loader(shards, source, **changes), 4) for source in ("", beton))
+    assert names(from_shards) == names(from_beton)
+    apart = np.abs(pixels(from_shards) - pixels(from_beton)).mean((1, 2, 3, 4))
+    plain = np.abs(pixels(from_shards) - pixels(take(loader(shards), 4))).mean((1, 2, 3, 4))
+    assert np.median(apart) < 3 < np.median(plain)  # Solarize and the like make much of little differences
+
+
 def test_windows_are_kept(tmp_path):
     with ShardWriter(tmp_path / "toy-000000.tar") as shard:
         for sample in range(6):

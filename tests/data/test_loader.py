@@ -321,6 +321,15 @@ def decoders():
     return [*threads, *(child for child in multiprocessing.active_children() if child.name == "clip-worker")]
 
 
+def test_augmented_clips_are_the_same_from_threads_and_processes(shards):
+    changes = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 2}
+    plain = steps(shards, 1, 2, repeats=2)
+    by_threads, by_processes = (steps(shards, 1, 2, workers=workers, **changes) for workers in (0, 2))
+    assert by_threads == by_processes
+    pixels = [[clip[-1] for step in found for clip in step] for found in (plain, by_threads)]
+    assert sum(a != b for a, b in zip(*pixels, strict=True)) > len(pixels[0]) // 2
+
+
 class TestResources:
     def test_no_thread_is_left(self, shards):
         with loader(shards, threads=4) as ours:
