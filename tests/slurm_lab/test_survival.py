@@ -141,7 +141,7 @@ STORIES: tuple[Callable[[Path, Path], Story], ...] = (
     elastic,
     preempted_without_a_signal,
 )
-AT_ONCE = 3
+AT_ONCE = 4
 """Runs under way at a time; each has two to four ranks, and starting a rank takes seconds of a core."""
 
 
