@@ -184,6 +184,8 @@ def test_what_signals_loses_nothing_and_a_kill_at_most_an_interval(stories: dict
     for fault, intervals in limits.items():
         (damage,) = (found for found in killed if found.fault == faults.NAMES[fault])
         assert 0 <= damage.lost <= intervals * CHECKPOINT_STEPS
+        if fault is faults.kill_in_write:  # what was being written does not count
+            assert damage.lost >= CHECKPOINT_STEPS
 
 
 def test_a_node_that_failed_twice_is_left_out(stories: dict[str, Future[Story]]) -> None:
