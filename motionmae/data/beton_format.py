@@ -21,8 +21,8 @@ from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.reader import SampleMeta
 
-# A process with one CPU that has decoded in another thread than its first hangs at its exit under TBB, which numba would
-# prefer: https://github.com/numba/numba/issues/10556
+# Under TBB, which numba would prefer, a process with one CPU that has decoded in another thread than its first hangs at
+# its exit: https://github.com/numba/numba/issues/10556
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
