@@ -90,7 +90,7 @@ class Drawing:
         told: Row = {"step": self._step, "seconds": time.monotonic() - self._began}
         if status == 0:
             return told | {"path": str(self._picture(self._step).relative_to(self._folder.path))}
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return told | {"error": lines[-1] if lines else f"exit status {status}"}
 
     def close(self) -> None:
