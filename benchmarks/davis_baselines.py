@@ -22,8 +22,10 @@ from motionmae.data.files import write_atomically  # noqa: E402
 from motionmae.evaluation.davis import read_sequences, score_folder  # noqa: E402
 from motionmae.evaluation.davis_metrics import global_means  # noqa: E402
 from motionmae.evaluation.frame_features import encoder_features, pixel_features  # noqa: E402
+from motionmae.evaluation.identity import Identity  # noqa: E402
 from motionmae.evaluation.segmentation import FeatureSource, segment  # noqa: E402
 from motionmae.models.motionmae import build_motionmae  # noqa: E402
+from motionmae.training.weights import fingerprint  # noqa: E402
 
 CELL = 16
 CPU = torch.device("cpu")
@@ -59,7 +61,12 @@ def main() -> int:
     for name, source in sources.items():
         folder = arguments.out / arguments.protocol / name.replace(", ", "_").replace(" ", "_")
         fresh, start = not folder.exists(), time.perf_counter()
-        segment(sequences, source, arguments.protocol, folder)
+        identity = Identity(
+            fingerprint(encoder) if name.startswith("random") else "",
+            str(arguments.davis.resolve()),
+            {"features": name, "protocol": arguments.protocol},
+        )
+        segment(sequences, source, arguments.protocol, folder, identity)
         seconds = (time.perf_counter() - start) / sum(len(sequence.frames) for sequence in sequences)
         means = global_means(score_folder(sequences, folder))
         figures = " | ".join(f"{100 * means[key]:.1f}" for key in ("J&F-Mean", "J-Mean", "F-Mean"))

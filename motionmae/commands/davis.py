@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Propagate the first mask of every DAVIS-2017 sequence through the video by nearest neighbours in a frozen encoder's
 features, write palette PNGs, and score them as the official evaluator does. Sequences whose masks are all there already
-are not computed again."""
+are not computed again; masks of another encoder, protocol or data set are never taken for them. Where only first masks
+are annotated, masks are written and not scored."""
 
 _EPILOG = """\
 examples:
   python -m motionmae davis runs/vitb_k400 --davis DAVIS --out results --json scores.json
   python -m motionmae davis runs/vitb_k400 --davis DAVIS --protocol dino --adapter sliding --overlay mp4
   python -m motionmae davis --davis DAVIS --features pixels
-  python -m motionmae davis --davis DAVIS --evaluate-only results --json scores.json"""
+  python -m motionmae davis --davis DAVIS --evaluate-only results --json scores.json --overlay png"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -53,28 +54,43 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Propagate, score, print, and return the exit status."""
     from motionmae.evaluation import davis, segmentation
+    from motionmae.evaluation.identity import read_identity
 
-    settings: dict[str, object] = {}
     sequences = davis.read_sequences(arguments.davis, arguments.image_set)
+    unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
+    if unmarked and arguments.json:
+        raise UserError(
+            f"{len(unmarked)} of {len(sequences)} sequences have no mask for every frame ({unmarked[0]} first), and "
+            "without there are no scores: leave out --json, or list the others with --image-set"
+        )
     if arguments.evaluate_only:
         results = arguments.evaluate_only
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
             raise UserError(f"--features {arguments.features} needs a RUN folder: name one, or use --features pixels")
-        source, settings = segmentation.open_features(
-            arguments.features, arguments.folder, arguments.step, arguments.protocol, arguments.adapter
+        source, identity = segmentation.open_features(
+            arguments.features,
+            arguments.folder,
+            arguments.step,
+            arguments.protocol,
+            arguments.adapter,
+            arguments.davis,
         )
-        name = "_".join(str(value) for value in settings.values() if value)
+        name = "_".join([*(str(value) for value in identity.settings.values() if value), identity.digest])
         results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"
-        segmentation.segment(sequences, source, arguments.protocol, results)
-        if arguments.overlay:
-            for path in segmentation.draw_overlays(sequences, results, arguments.overlay):
-                print(f"wrote {path}")
-    _report(davis.score_folder(sequences, results), settings, results, arguments.json)
+        segmentation.segment(sequences, source, arguments.protocol, results, identity)
+    scores = davis.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
+    if arguments.overlay:
+        for path in segmentation.draw_overlays(sequences, results, arguments.overlay):
+            print(f"wrote {path}")
+    if scores is None:
+        print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
+        return 0
+    _report(scores, read_identity(results), results, arguments.json)
     return 0
 
 
-def _report(scores: "Scores", settings: dict[str, object], results: Path, out: Path | None) -> None:
+def _report(scores: "Scores", identity: dict[str, object] | None, results: Path, out: Path | None) -> None:
     import json
 
     from rich.console import Console
@@ -96,5 +112,5 @@ def _report(scores: "Scores", settings: dict[str, object], results: Path, out: P
     print(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
     if out:
         per_object = {name: {key: score.mean for key, score in pair.items()} for name, pair in scores.items()}
-        content = {"per_object": per_object, **means, "settings": settings, "masks": str(results)}
+        content = {"per_object": per_object, **means, **(identity or {"settings": {}}), "masks": str(results)}
         write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())

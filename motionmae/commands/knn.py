@@ -55,6 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
         work = arguments.folder / "knn"
         train, test = (features_of_shards(model, config, reader, work, rank) for reader in readers)
         if rank.is_first:
+            for part, shards in ((train, arguments.train), (test, arguments.test)):
+                for reason in part.unreadable.values():
+                    print(f"not read: {reason}")
+                if not part.values:
+                    raise UserError(
+                        f"none of the {len(part.unreadable)} videos of {shards} could be read, so there are no "
+                        f"neighbours to ask: look at them with `python data_tools/verify {shards}`"
+                    )
             train_labels = labels_of(readers[0], train, np.arange(len(names)))
             truth = labels_of(readers[1], test, logits)
             rows = [np.stack(list(part.values.values())) for part in (train, test)]
@@ -64,10 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
                 chance=float(100 * np.bincount(truth).max() / len(truth)),
                 videos=len(truth),
                 missing=len(test.unreadable),
+                train_missing=len(train.unreadable),
             )
             print(
                 f"step {step}: {report.top1:.1f} % of {report.videos} videos by {arguments.k} neighbours "
-                f"(most frequent class: {report.chance:.1f} %; not read: {report.missing})"
+                f"(most frequent class: {report.chance:.1f} %; not read: {report.missing} of these, "
+                f"{report.train_missing} of the training videos)"
             )
             if arguments.json:
                 write_atomically(arguments.json, (json.dumps({"step": step, **asdict(report)}) + "\n").encode())

@@ -71,8 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with distributed(config.engine) as rank:
         trained, reader, logits = first_then_others(rank, prepare)
-        out = recognition.result_folder(folder.path, trained, reader.manifest)
-        results = recognition.predict(trained, reader, out, rank)
+        identity = recognition.identity_of(trained, reader.manifest, rank)
+        out = recognition.result_folder(folder.path, trained, reader.manifest, identity)
+        results = recognition.predict(trained, reader, out, identity, rank)
         if rank.is_first:
             labels = recognition.labels_of(reader, results, logits)
             report, confusion = recognition.evaluate(trained, results, labels)

@@ -8,6 +8,7 @@
     RESULTS/SEQ/00000.png                     predictions
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
 from motionmae.evaluation.davis_metrics import Score, score_sequence
 
@@ -32,6 +34,11 @@ class Sequence:
     name: str
     frames: tuple[Path, ...]
     masks: tuple[Path, ...]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether every frame has a mask, as scores need."""
+        return len(self.masks) == len(self.frames)
 
     def first_mask(self) -> NDArray[np.uint8]:
         """Object numbers (H, W) of the first frame; void is background."""
@@ -54,7 +61,7 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
     """The sequences that ``ImageSets/IMAGE_SET.txt`` lists.
 
     Raises:
-        UserError: no such list, or frames or masks are missing.
+        UserError: no such list, or an empty one, or frames or masks are missing.
     """
     listing = davis / "ImageSets" / f"{image_set}.txt"
     if not listing.is_file():
@@ -72,6 +79,8 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
                 f"{davis}/JPEGImages/{RESOLUTION}/{name} lacks the frame of {masks[0].name}: get the frames"
             )
         sequences.append(Sequence(name, tuple(frames), tuple(masks)))
+    if not sequences:
+        raise UserError(f"{listing} names no sequence: write the name of one a line, or get the data set again")
     return sequences
 
 
@@ -79,14 +88,19 @@ def score_folder(sequences: list[Sequence], results: Path) -> Scores:
     """Scores of the masks below ``results`` by object: ``SEQ_ID`` -> J and F.
 
     Raises:
-        UserError: a mask is missing or of another size, or the annotations are not of the whole sequence.
+        UserError: a mask is missing or of another size, the annotations are not of the whole sequence, or there is
+            nothing to score.
     """
     scores: Scores = {}
     for sequence in sequences:
-        if len(sequence.masks) != len(sequence.frames):
+        if not sequence.annotated:
             raise UserError(
                 f"{sequence.name} has {len(sequence.frames)} frames and {len(sequence.masks)} annotated masks: "
                 "scores need all of them"
+            )
+        if len(sequence.frames) < 3:
+            raise UserError(
+                f"{sequence.name} has {len(sequence.frames)} frames, and the first and last do not count: leave it out"
             )
         truth = [read_mask(path) for path in sequence.masks]
         found = []
@@ -99,6 +113,8 @@ def score_folder(sequences: list[Sequence], results: Path) -> Scores:
                 raise UserError(f"{prediction} is {found[-1].shape}, the annotation is {true.shape}: resize it")
         for number, score in score_sequence(np.stack(truth), np.stack(found)).items():
             scores[f"{sequence.name}_{number}"] = score
+    if not scores:
+        raise UserError(f"no first mask of {len(sequences)} sequences holds an object, so there is nothing to score")
     return scores
 
 
@@ -122,10 +138,10 @@ def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
     """Write object numbers (H, W) as a PNG with DAVIS's palette, atomically."""
     picture = Image.fromarray(mask, mode="P")
     picture.putpalette(palette().flatten().tolist())
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    write_atomically(path, content.getvalue())
 
 
 def palette() -> NDArray[np.uint8]:

@@ -3,9 +3,8 @@
 A feature is the mean of the encoder's tokens over the clip in the middle of the video, cut to its central square.
 """
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +15,58 @@ from motionmae.data.clips import read_clip
 from motionmae.data.reader import ShardReader
 from motionmae.data.video import read_central_clip
 from motionmae.errors import UserError
-from motionmae.evaluation.inference import FrozenModel, Results, infer
+from motionmae.evaluation.identity import Identity
+from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.pretrained import Embedding
-from motionmae.training.distributed import Rank
+from motionmae.training.distributed import Rank, on_first_rank
 from motionmae.training.precision import resolve_precision
 from motionmae.training.weights import fingerprint
 
 ENDINGS = frozenset({".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp"})
 
 
-def videos_below(folder: Path) -> list[str]:
-    """Paths of all video files below a folder, relative to it, sorted.
+def videos_below(folder: Path) -> dict[str, str]:
+    """Paths of all video files below a folder, relative to it, sorted, each with a mark that changes with the file.
 
     Raises:
         UserError: there are none.
     """
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and path.is_file()
-    )
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
     if not found:
         raise UserError(f"{folder} holds no video file: give a folder with {', '.join(sorted(ENDINGS))} below it")
-    return found
+    return {name: f"{found[name].st_size} {found[name].st_mtime_ns}" for name in sorted(found)}
 
 
 def features_of_files(model: Embedding, config: Config, folder: Path, work: Path, rank: Rank) -> Results:
-    """The feature of every video below ``folder``, resumable in ``work``. Collective."""
-    embed = _frozen(model, config, rank)
+    """The feature of every video below ``folder``, resumable in ``work``. Collective.
+
+    Raises:
+        UserError: there is no video, or ``work`` is of another folder or model.
+    """
+    items = on_first_rank(rank, lambda: videos_below(folder))
+    identity, embed = _identity(model, config, str(folder.resolve()), rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    return infer(
-        videos_below(folder), read, embed, work / fingerprint(model)[:12], rank, "features", config.data.threads
-    )
+    return infer(items, read, embed, work, identity, rank, "features", config.data.threads)
 
 
 def features_of_shards(model: Embedding, config: Config, reader: ShardReader, work: Path, rank: Rank) -> Results:
-    """The feature of every sample of shards, by its number, resumable in ``work``. Collective."""
-    embed = _frozen(model, config, rank)
+    """The feature of every sample of shards, by its number, resumable below ``work``. Collective."""
+    identity, embed = _identity(model, config, reader.manifest.fingerprint, rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_clip(reader, int(name), config.clip).numpy()
 
-    identity = hashlib.sha256(f"{fingerprint(model)} {reader.manifest.fingerprint}".encode()).hexdigest()
-    items = [str(sample) for sample in range(reader.manifest.samples)]
-    return infer(items, read, embed, work / identity[:12], rank, reader.manifest.split, config.data.threads)
+    title, threads = reader.manifest.split, config.data.threads
+    return infer(items_of(reader), read, embed, work / identity.digest, identity, rank, title, threads)
+
+
+def _identity(model: Embedding, config: Config, inputs: str, rank: Rank) -> Identity:
+    precision = resolve_precision(config.engine.precision, rank.device)
+    return Identity(fingerprint(model), inputs, {"precision": precision, **asdict(config.clip)})
 
 
 def _frozen(model: Embedding, config: Config, rank: Rank) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
@@ -81,6 +85,8 @@ class Neighbours:
     videos: int
     missing: int
     """Test videos that could not be read."""
+    train_missing: int
+    """Training videos that could not be read."""
 
 
 def classify_by_neighbours(

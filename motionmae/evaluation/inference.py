@@ -1,27 +1,28 @@
 """One way to put many videos through a frozen model: on all ranks, each video once, resumable, nothing substituted.
 
 Every rank appends what it has computed to a file of its own, one line a video. Whoever starts again, on however many
-ranks, computes what is in none of the files. A video has forward passes of its own, so its values do not depend on
-which rank computed them or on what else was asked for.
+ranks, computes what is in none of the files; a video that could not be read is in none, and is tried again. A video has
+forward passes of its own, so its values do not depend on which rank computed them or on what else was asked for.
 """
 
 import base64
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from motionmae.data.corruption import CorruptSample
+from motionmae.data.reader import ShardReader
 from motionmae.data.video import UnreadableVideo
-from motionmae.training.distributed import Rank, broadcast_object
+from motionmae.evaluation.identity import Identity
+from motionmae.training.distributed import Rank, broadcast_object, gather_objects, on_first_rank
 from motionmae.training.events import LineFile, Row, read_rows
 
 UNREADABLE = (CorruptSample, UnreadableVideo)
@@ -39,10 +40,11 @@ class Results:
 
 
 def infer(
-    items: Sequence[str],
+    items: Mapping[str, str],
     read: Callable[[str], np.ndarray],
     compute: Callable[[np.ndarray], np.ndarray],
     parts: Path,
+    identity: Identity,
     rank: Rank,
     title: str,
     threads: int = 2,
@@ -50,43 +52,52 @@ def infer(
     """Compute every item that is not yet in ``parts``, shared among the ranks, and return all. Collective.
 
     Args:
-        items: names, each once, the same on every rank.
+        items: names, with a mark that changes with the video where ``identity`` does not; the same on every rank.
         read: makes a model's input of an item, in threads; one of UNREADABLE where it cannot be read.
         compute: makes float32 values of it.
-        parts: folder of what is done, which must hold nothing of another model or other settings.
+        parts: folder of what is done.
+        identity: whose it is.
         rank: this process.
         title: what the progress bar says.
         threads: that read ahead.
+
+    Raises:
+        UserError: ``parts`` is of another identity.
     """
-    parts.mkdir(parents=True, exist_ok=True)
-    done = broadcast_object(sorted(_rows(parts)) if rank.is_first else None)
+    on_first_rank(rank, lambda: identity.claim(parts))
+    done = broadcast_object(sorted(_rows(parts, items)) if rank.is_first else None)
     left = sorted(set(items) - set(done))[rank.rank :: rank.world]
+    unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not rank.is_first or not left) as progress:
         for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left)):
             if isinstance(inputs, Exception):
-                file.append({"item": name, "unreadable": str(inputs)})
+                unreadable[name] = str(inputs)
                 continue
             values = compute(inputs).astype("<f4")
             packed = base64.b64encode(values.tobytes()).decode()
-            file.append({"item": name, "shape": values.shape, "values": packed})
+            file.append({"item": name, "mark": items[name], "shape": values.shape, "values": packed})
     file.close()
-    dist.barrier()
-    rows = _rows(parts)
-    found, unreadable = {}, {}
-    for name in items:
-        row = rows[name]
-        if "unreadable" in row:
-            unreadable[name] = row["unreadable"]
-        else:
-            found[name] = np.frombuffer(base64.b64decode(row["values"]), "<f4").reshape(row["shape"])
-    return Results(found, unreadable)
+    reasons = {name: why for part in gather_objects(unreadable) for name, why in part.items()}  # all have written now
+    rows = _rows(parts, items)
+    values = {
+        name: np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4").reshape(rows[name]["shape"])
+        for name in items
+        if name not in reasons
+    }
+    return Results(values, {name: reasons[name] for name in items if name in reasons})
 
 
-def _rows(parts: Path) -> dict[str, Row]:
-    """All lines of all files, by item."""
-    return {row["item"]: row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path)}
+def items_of(reader: ShardReader) -> dict[str, str]:
+    """Every sample of shards by its number; they need no marks, their manifest has a fingerprint."""
+    return {str(sample): "" for sample in range(reader.manifest.samples)}
+
+
+def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
+    """The lines of all files that are of ``items`` as they are now, by item."""
+    rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
+    return {row["item"]: row for row in rows if items.get(row["item"]) == row["mark"]}
 
 
 def _read_ahead(

@@ -1,20 +1,22 @@
 """Multi-view action recognition: softmax of each view, their mean, and what the predictions are worth."""
 
 import csv
-import hashlib
 import io
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from motionmae.data.corruption import CorruptSample
 from motionmae.data.files import write_atomically
 from motionmae.data.manifest import Manifest
 from motionmae.data.reader import ShardReader
 from motionmae.errors import UserError
-from motionmae.evaluation.inference import FrozenModel, Results, infer
+from motionmae.evaluation.identity import Identity
+from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.pretrained import Finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.models.counting import count_classifier_parameters, forward_gflops
@@ -45,15 +47,27 @@ class Report:
     """Top-1 of each class; None where no video of it was read."""
 
 
-def result_folder(run: Path, trained: Finetuned, manifest: Manifest) -> Path:
+def identity_of(trained: Finetuned, manifest: Manifest, rank: Rank) -> Identity:
+    """What the predictions of a test depend on."""
+    config = trained.config
+    settings = {
+        "clips": config.views.clips,
+        "crops": config.views.crops,
+        "sampling": config.data.sampling,
+        "precision": resolve_precision(config.engine.precision, rank.device),
+        **asdict(config.clip),
+    }
+    return Identity(trained.fingerprint, manifest.fingerprint, settings)
+
+
+def result_folder(run: Path, trained: Finetuned, manifest: Manifest, identity: Identity) -> Path:
     """Where a test leaves its files: another folder for another checkpoint, other views or other videos."""
     views = trained.config.views
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
-    identity = hashlib.sha256(f"{trained.fingerprint} {manifest.fingerprint}".encode()).hexdigest()
-    return run / "test" / f"{name}_{identity[:8]}"
+    return run / "test" / f"{name}_{identity.digest}"
 
 
-def predict(trained: Finetuned, reader: ShardReader, folder: Path, rank: Rank) -> Results:
+def predict(trained: Finetuned, reader: ShardReader, folder: Path, identity: Identity, rank: Rank) -> Results:
     """Class probabilities of every video, float32 (classes,), the mean over its views' softmax. Collective."""
     config = trained.config
     precision = resolve_precision(config.engine.precision, rank.device)
@@ -62,9 +76,9 @@ def predict(trained: Finetuned, reader: ShardReader, folder: Path, rank: Rank) -
     def compute(views: np.ndarray) -> np.ndarray:
         return model(views).softmax(1).mean(0).numpy()
 
-    items = [str(sample) for sample in range(reader.manifest.samples)]
     read = lambda sample: read_views(reader, int(sample), config)  # noqa: E731
-    return infer(items, read, compute, folder / "parts", rank, "test", config.data.threads)
+    items = items_of(reader)
+    return infer(items, read, compute, folder / "parts", identity, rank, "test", config.data.threads)
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
@@ -86,11 +100,14 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
     """The true class of every video that was read, in the order of ``results.values``.
 
     Raises:
-        UserError: a video has no class.
+        UserError: a video has no class, or its shard can no longer be read.
     """
     labels = []
     for name in results.values:
-        meta = reader.read_meta(int(name))
+        try:
+            meta = reader.read_meta(int(name))
+        except CorruptSample as error:
+            raise UserError(f"{reader.folder} has changed since its videos were read ({error}): mend it") from error
         if not 0 <= meta.label < len(logits):
             raise UserError(f"{meta.where} in {reader.folder} has no class: a test needs a split with labels")
         labels.append(int(logits[meta.label]))
@@ -135,21 +152,34 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
 
 
 def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, results: Results, top: int = 5) -> None:
-    """A CSV with a row a video: shard, key, source, true class, and the ``top`` classes with their probabilities."""
+    """A CSV with a row a video: shard, key, source, true class, and the ``top`` classes with their probabilities.
+
+    A video that could not be read has the reason in their place.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     ranks = [f"{part}{number + 1}" for number in range(top) for part in ("class", "probability")]
     writer.writerow(["video", "source", "label", "problem", *ranks])
     for sample in range(reader.manifest.samples):
-        name = str(sample)
+        origin, name = _origin(reader, sample), str(sample)
         if name in results.unreadable:
-            writer.writerow([name, "", "", results.unreadable[name]])
+            writer.writerow([*origin, results.unreadable[name]])
             continue
-        meta, facts, chances = reader.read_meta(sample), reader.read_json(sample), results.values[name]
+        chances = results.values[name]
         best = np.argsort(-chances, kind="stable")[:top]
         cells = [cell for c in best for cell in (trained.class_names[c], f"{chances[c]:.6f}")]
-        writer.writerow([meta.where, facts["source"], facts["class_name"], "", *cells])
+        writer.writerow([*origin, "", *cells])
     write_atomically(path, text.getvalue().encode())
+
+
+def _origin(reader: ShardReader, sample: int) -> list[str]:
+    """Shard and key, source, and class of a video, as far as its shard can be read."""
+    cells = [str(sample), "", ""]
+    with suppress(CorruptSample):
+        cells[0] = reader.read_meta(sample).where
+        facts = reader.read_json(sample)
+        cells[1:] = [facts["source"], facts["class_name"]]
+    return cells
 
 
 def write_report(path: Path, report: Report, **more: object) -> None:

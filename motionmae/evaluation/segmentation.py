@@ -12,11 +12,13 @@ from torch import Tensor
 
 from motionmae.evaluation.davis import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.frame_features import encoder_features, pixel_features
+from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.pretrained import load_embedding
 from motionmae.evaluation.propagation import PROTOCOLS, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.video_file import write_mp4
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training.distributed import choose_device
+from motionmae.training.weights import fingerprint
 
 _STRIP = 8
 """Frames of a sequence in a PNG strip."""
@@ -34,9 +36,9 @@ class FeatureSource:
 
 
 def open_features(
-    kind: str, run: Path | None, step: int | None, protocol: str, adapter: str
-) -> tuple[FeatureSource, dict[str, object]]:
-    """The features of a kind, and the settings that tell results apart.
+    kind: str, run: Path | None, step: int | None, protocol: str, adapter: str, davis: Path
+) -> tuple[FeatureSource, Identity]:
+    """The features of a kind, and what tells their masks apart from others.
 
     Args:
         kind: encoder, random (its initial weights), pixels or repeat.
@@ -44,33 +46,41 @@ def open_features(
         step: of its checkpoint; None for the newest.
         protocol: only recorded.
         adapter: see :mod:`motionmae.evaluation.frame_features`.
+        davis: only recorded; not the list of sequences, on which no mask depends.
 
     Raises:
         UserError: as :func:`motionmae.evaluation.pretrained.load_embedding`.
     """
+    inputs = str(davis.resolve())
     if kind == "repeat":
-        return FeatureSource(1, None), {"features": kind}
+        return FeatureSource(1, None), Identity("", inputs, {"features": kind})
     if kind == "pixels":
-        return FeatureSource(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL)), {
-            "features": kind, "protocol": protocol,
-        }  # fmt: skip
+        settings: dict[str, object] = {"features": kind, "protocol": protocol}
+        return FeatureSource(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL)), Identity(
+            "", inputs, settings
+        )
     assert run is not None
     embedding, config, found = load_embedding(run, step)
     encoder = build_motionmae(config).encoder if kind == "random" else embedding.encoder
     device = choose_device(config.engine.device)
     encoder = encoder.eval().to(device)
-    settings: dict[str, object] = {
+    settings = {
         "features": kind,
         "step": None if kind == "random" else found,
         "protocol": protocol,
         "adapter": adapter,
     }
     source = FeatureSource(config.clip.cube_size, lambda frames: encoder_features(frames, encoder, adapter, device))
-    return source, settings
+    return source, Identity(fingerprint(encoder), inputs, settings)
 
 
-def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path) -> None:
-    """Write the masks of every sequence below ``results``; those that are complete are left as they are."""
+def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path, identity: Identity) -> None:
+    """Write the masks of every sequence below ``results``; those that are complete are left as they are.
+
+    Raises:
+        UserError: ``results`` is of another identity.
+    """
+    identity.claim(results)
     left = [s for s in sequences if not all((results / s.name / f"{path.stem}.png").is_file() for path in s.frames)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

@@ -120,6 +120,45 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     shutil.copytree(DAVIS / "JPEGImages" / "480p" / "dog", frames)
     assert main(["davis", "--davis", str(tmp_path), "--features", "repeat"]) == 2
     assert "dog holds no masks" in capsys.readouterr().err
+    (tmp_path / "ImageSets" / "2017" / "none.txt").write_text("\n")
+    assert main(["davis", "--davis", str(tmp_path), "--features", "repeat", "--image-set", "2017/none"]) == 2
+    assert "none.txt names no sequence" in capsys.readouterr().err
     sequences = [sequence for sequence in read_sequences(DAVIS) if sequence.name == "dog"]
     with pytest.raises(UserError, match=r"dog/00000\.png is missing"):
         score_folder(sequences, tmp_path)
+
+
+@needs_shared_data
+def test_where_only_first_masks_are_annotated_masks_are_written_and_not_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    davis = tmp_path / "davis"
+    for kind, ending, count in (("JPEGImages", "jpg", 3), ("Annotations", "png", 1)):
+        folder = davis / kind / "480p" / "dog"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            name = f"{number:05d}.{ending}"
+            shutil.copy(DAVIS / kind / "480p" / "dog" / name, folder / name)
+    (davis / "ImageSets" / "2017").mkdir(parents=True)
+    (davis / "ImageSets" / "2017" / "val.txt").write_text("dog\n")
+    words = ["davis", "--davis", str(davis), "--features", "pixels", "--out", str(tmp_path / "out")]
+    assert main([*words, "--overlay", "png"]) == 0
+    assert "not scored: 1 of 1 sequences" in capsys.readouterr().out
+    written = sorted(path.name for path in (tmp_path / "out" / "dog").iterdir())
+    assert written == ["00000.png", "00001.png", "00002.png"]
+    assert (tmp_path / "out" / "dog.png").is_file()
+    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 2
+    assert "leave out --json" in capsys.readouterr().err
+    assert main([*words, "--protocol", "dino"]) == 2
+    assert "protocol: videowalk there, dino here" in capsys.readouterr().err
+
+    for number in (1, 2):
+        name = f"{number:05d}.png"
+        shutil.copy(DAVIS / "Annotations" / "480p" / "dog" / name, davis / "Annotations" / "480p" / "dog" / name)
+    (tmp_path / "out" / "dog.png").unlink()
+    words = ["davis", "--davis", str(davis), "--evaluate-only", str(tmp_path / "out"), "--overlay", "png"]
+    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
+    assert (tmp_path / "out" / "dog.png").is_file()
+    figures = json.loads((tmp_path / "scores.json").read_text())
+    assert figures["settings"] == {"features": "pixels", "protocol": "videowalk"}  # as the masks were made
+    assert figures["J-Mean"] > 0.5

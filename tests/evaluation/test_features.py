@@ -1,6 +1,7 @@
 """Features of files and of shards, neighbours, and reconstructions of video files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -87,6 +88,23 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
     assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only what was missing
 
+    write_video(videos / "broken.mp4")  # mended
+    write_video(videos / "late.mp4", seed=5)  # another one under the same name
+    before = dict(zip(*(np.load(out)[key] for key in ("names", "features")), strict=True))
+    assert main(words) == 0
+    after = dict(zip(*(np.load(out)[key] for key in ("names", "features")), strict=True))
+    assert set(after) == {*before, "broken.mp4"}
+    assert {name for name, feature in before.items() if not np.array_equal(feature, after[name])} == {"late.mp4"}
+    (videos / "broken.mp4").write_bytes(b"no video")
+    other = shutil.copytree(videos, tmp_path / "other")
+    capsys.readouterr()
+    assert main([*words[:3], str(other), *words[4:]]) == 2
+    said = capsys.readouterr().err
+    assert f"inputs: {videos} there, {other} here" in said
+    assert "choose another --out" in said
+    assert main([*words[:1], str(trained_run), "--step", "8", *words[2:]]) == 2
+    assert "weights: " in capsys.readouterr().err
+
     table = tmp_path / "out.parquet"
     assert main([*words[:-1], str(table)]) == 0
     rows = {row["name"]: row for row in parquet.read_table(table).to_pylist()}
@@ -123,6 +141,13 @@ def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert figures["chance"] == 50
     assert main([*words, "--k", "0"]) == 2
     assert "--k must be" in capsys.readouterr().err
+    gone = make_shards(tmp_path / "gone", shards=1, classes=2)
+    for shard in gone.glob("*.tar"):
+        shard.write_bytes(b"")
+    assert main([*words[:5], str(gone), *words[6:]]) == 2
+    said = capsys.readouterr()
+    assert f"none of the 9 videos of {gone} could be read" in said.err
+    assert said.out.count("not read: ") == 9
 
 
 def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from motionmae.errors import UserError
 from motionmae.evaluation.davis import Sequence, read_mask, write_mask
 from motionmae.evaluation.frame_features import ADAPTERS, encode, encoder_features, pixel_features
+from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.propagation import PROTOCOLS, Protocol, propagate, shrink_labels, working_size
 from motionmae.evaluation.segmentation import FeatureSource, draw_overlays, segment, track
 from motionmae.models.cubes import cut_patches
@@ -140,13 +142,22 @@ def test_adapters_look_back_as_far_as_they_say_and_never_ahead(adapter: str, bac
 
 def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: Path):
     sequence = tiny_sequence(tmp_path)
-    segment([sequence], pixels(), "dino", tmp_path / "out")
+    identity = Identity("", str(tmp_path), {"features": "pixels", "protocol": "dino"})
+    segment([sequence], pixels(), "dino", tmp_path / "out", identity)
     assert all(np.array_equal(read_mask(tmp_path / "out" / "roll" / p.name), stripes()) for p in sequence.masks)
 
     def never(frames: object) -> None:
         raise AssertionError("computed again")
 
-    segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out")
+    segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", identity)
+    for other in (
+        Identity("ab12", str(tmp_path), identity.settings),
+        Identity("", str(tmp_path), {"protocol": "videowalk"}),
+    ):
+        with pytest.raises(
+            UserError, match=r"(weights: none there, ab12|protocol: dino there, videowalk).*another --out"
+        ):
+            segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", other)
     [strip] = draw_overlays([sequence], tmp_path / "out", "png")
     assert cv2.imread(str(strip)).std() > 10
     [video] = draw_overlays([sequence], tmp_path / "out", "mp4")
