@@ -22,7 +22,9 @@ from motionmae.data.files import write_atomically
 from motionmae.evaluation.pretrained import load_run
 from motionmae.models.interop import classifier_to_huggingface, huggingface_config, pretraining_to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
+from motionmae.training.events import Kind, read_rows
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.source import source_version
 
 FORMATS = ("safetensors", "hf")
 
@@ -114,9 +116,9 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 
 
 def recorded_commit(run: Path) -> str:
-    """The commit that the run's newest code snapshot was taken of; empty where it was not submitted."""
-    records = sorted(RunFolder(run).code.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return str(json.loads(records[-1].read_text()).get("commit", "")) if records else ""
+    """The commit of the code that trained the run last; where it did not record one, that of this code, and so said."""
+    starts = [row["code"] for row in read_rows(RunFolder(run).events) if row["kind"] == Kind.START and row.get("code")]
+    return str(starts[-1]) if starts else f"not recorded by the run, exported by {source_version()}"
 
 
 _LOADING = {
@@ -141,7 +143,7 @@ def model_card(exported: Exported, kind: str) -> str:
         exported.note,
         f"- step {exported.step} of the run `{config.name}` (task {config.task}, seed {config.seed})",
         f"- data: `{config.data.shards}`",
-        f"- code: motionmae, commit {exported.commit or 'not recorded (the run was not submitted)'}",
+        f"- code: motionmae, commit {exported.commit}",
         f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels, {config.clip.stride} "
         "frames of the video apart, centred by ImageNet's mean and deviation",
         f"```{language}\n{_LOADING[kind, config.task]}\n```",

@@ -27,7 +27,8 @@ class Kind(str, Enum):
     SUBMITTED = "submitted"
     """The run was handed to a scheduler; belongs to no incarnation."""
     START = "start"
-    """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started."""
+    """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started, the
+    commit of its code."""
     RESUME = "resume"
     """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
     READY = "ready"

@@ -33,6 +33,7 @@ from motionmae.training.progress import ProgressLine
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.saver import Saver
 from motionmae.training.schedule import build_schedule
+from motionmae.training.source import source_version
 from motionmae.training.startup import StartUp
 from motionmae.training.state import TrainState, check_same_run, config_as_json
 from motionmae.training.task import Task
@@ -146,6 +147,7 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]
         age=process_age(),
         pid=os.getpid(),
         torch=torch.__version__,
+        code=source_version() if rank.is_first else "",  # the only one whose events are kept
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )

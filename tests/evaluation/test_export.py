@@ -13,9 +13,11 @@ import motionmae.models.timm_models  # noqa: F401 - registers
 from motionmae.__main__ import main
 from motionmae.config import Config, FinetuneConfig
 from motionmae.errors import UserError
-from motionmae.evaluation.export import Exported, as_videomae
+from motionmae.evaluation.export import Exported, as_videomae, recorded_commit
 from motionmae.evaluation.pretrained import load_finetuned, load_pretrained
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
+from motionmae.training.events import read_rows
+from motionmae.training.source import source_version
 from motionmae.training.weights import read_weights
 from tests.models.tiny import noise_clips
 from tests.training.launch import run_ranks
@@ -104,16 +106,17 @@ def test_timm_makes_and_fills_the_models(tmp_path: Path):
 
 def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], tmp_path: Path):
     _, tuned, config = runs
-    (tuned / "code").mkdir(exist_ok=True)
-    (tuned / "code" / "abc.json").write_text('{"commit": "1234abcd"}')
+    [code] = {row["code"] for row in read_rows(tuned / "events.jsonl") if row["kind"] == "start"}
+    assert code == source_version()  # the run was not submitted
     folder = export(tuned, "safetensors", tmp_path / "out")
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "motionmae.json").read_text())
-    for word in ("tuned", "1234abcd", config.data.shards, "step 6", "classifier of 3 classes", "width: 32"):
+    for word in ("tuned", f"commit {code}", config.data.shards, "step 6", "classifier of 3 classes", "width: 32"):
         assert word in card, word
     assert (facts["class_names"], facts["config"]["name"], facts["commit"]) == (
-        ["bar0", "bar1", "bar2"], "tuned", "1234abcd",
+        ["bar0", "bar1", "bar2"], "tuned", code,
     )  # fmt: skip
     assert "head.weight" in load_file(folder / "model.safetensors")
+    assert recorded_commit(tmp_path) == f"not recorded by the run, exported by {code}"
 
 
 def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):

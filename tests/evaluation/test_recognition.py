@@ -113,6 +113,7 @@ def test_a_video_that_cannot_be_read_is_counted_and_named_and_nothing_takes_its_
 ):
     shards = make_shards(tmp_path / "val", samples=8, classes=CLASSES)
     content = bytearray((shards / "train-000000.tar").read_bytes())
+    whole = bytes(content)
     start = content.find(b"\xff\xd8\xff", 5000)
     content[start + 300] ^= 255
     (shards / "train-000000.tar").write_bytes(content)
@@ -125,7 +126,17 @@ def test_a_video_that_cannot_be_read_is_counted_and_named_and_nothing_takes_its_
     shown = capsys.readouterr().out
     assert "16, of which 1 could not be read" in shown
     assert "not read: video" in shown
-    assert next(run.glob("test/*_1x3_*/confusion.png")).stat().st_size > 5000
+    [out] = run.glob("test/*_1x3_*")
+    assert (out / "confusion.png").stat().st_size > 5000
+    with (out / "predictions.csv").open(newline="") as file:
+        [row] = [row for row in csv.DictReader(file) if row["problem"]]
+    number = int(row["source"].removesuffix(".mp4"))
+    assert (row["label"], row["class1"]) == (f"bar{number % CLASSES}", None)
+
+    (shards / "train-000000.tar").write_bytes(whole)  # mended: tried again
+    assert main(["test", str(run), "--shards", str(shards), "--clips", "1", "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["missing"] == 0
+    assert sum(len(path.read_text().splitlines()) for path in out.glob("parts/*.jsonl")) == 16
 
 
 def test_classes_are_matched_by_name_and_unknown_ones_refused(
