@@ -1,8 +1,9 @@
 """All rows of the paper's ablation tables, by one command, and the table of what has come of them.
 
 Every file of configs/ablations/ is a row of three jobs that Slurm starts one after the other: pre-train, fine-tune by
-the data set's recipe (Table 6b), test. The same command again submits only what is missing. With ``--cluster local``
-each call takes every row one step further. Options and overrides after ``--`` go to slurm/submit.py.
+the data set's recipe (Table 6b), test. Rows with the same settings are run once. The same command again submits only
+what is missing. With ``--cluster local`` one job after the other runs here. Options and overrides after ``--`` go to
+slurm/submit.py.
 
 Examples::
 
@@ -19,116 +20,47 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
 
 import argparse  # noqa: E402
-import json  # noqa: E402
-import re  # noqa: E402
 import shlex  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from enum import Enum  # noqa: E402
 
-from motionmae.config import load_config  # noqa: E402
-from motionmae.config.load import CONFIG_FOLDER, known_configs  # noqa: E402
 from motionmae.data.files import write_atomically  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
-from motionmae.training.events import Kind, read_rows  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
 from slurm.launch import options_of, rank_environment, sbatch_options  # noqa: E402
-from slurm.record import JobRecord, state_of  # noqa: E402
+from slurm.record import JobRecord  # noqa: E402
+from slurm.rows import Row, finish_of, markdown, select, under_way  # noqa: E402
 from slurm.script import batch_script, sbatch  # noqa: E402
 
-
-class Stage(Enum):
-    """What a row waits for."""
-
-    PRETRAIN = "to be pre-trained"
-    PRETRAINING = "pre-training"
-    FINETUNE = "to be fine-tuned"
-    FINETUNING = "fine-tuning"
-    TEST = "to be tested"
-    TESTING = "testing"
-    DONE = "done"
+INTERRUPTED = 130
+_OWN = ("--config", "--seeds", "--dependency", "name=", "runs=", "finetune.init=")
+_BEFORE = ("--dry-run", "--follow")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table."""
+def missing(row: Row, words: Sequence[str]) -> list[tuple[RunFolder, list[str]]]:
+    """The runs that a row lacks, each with its command line for slurm/submit.py.
 
-    config: str
-    """Name of its config, e.g. ablations/table5a_motion."""
-    runs: Path
-    """Folder of the run folders."""
+    Args:
+        row: the row.
+        words: further options and overrides of slurm/submit.py.
 
-    @property
-    def name(self) -> str:
-        """Name of its pre-training run."""
-        return Path(self.config).name
-
-    @property
-    def title(self) -> str:
-        """What the first line of its config says, without the paper's figure."""
-        return self._first_line.partition(" (")[0]
-
-    @property
-    def paper(self) -> float | None:
-        """Top-1 in the paper, where our copy of it has the figure."""
-        found = re.search(r"\((\d+\.\d)\)", self._first_line)
-        return float(found[1]) if found else None
-
-    @property
-    def _first_line(self) -> str:
-        return (CONFIG_FOLDER / f"{self.config}.yaml").read_text().splitlines()[0].lstrip("# ").rstrip(".")
-
-    @property
-    def pretraining(self) -> RunFolder:
-        """Its pre-training run."""
-        return RunFolder.of(self.runs, self.name)
-
-    @property
-    def finetuning(self) -> RunFolder:
-        """Its fine-tuning run."""
-        return RunFolder.of(self.runs, f"{self.name}_finetune")
-
-    def finetune_words(self) -> list[str]:
-        """The command line that fine-tunes it: the recipe of its data set, on its weights."""
-        config = load_config(self.config)
-        data_set = Path(config.data.shards).parent.name
-        recipe = f"finetune_{config.model.size.replace('_', '')}_{data_set}"
-        return ["--config", recipe, f"name={self.finetuning.path.name}", f"finetune.init={self.pretraining.path}"]
-
-    def top1(self) -> float | None:
-        """Of its newest test."""
-        reports = sorted(self.finetuning.path.glob("test/*/report.json"), key=lambda path: path.stat().st_mtime)
-        return json.loads(reports[-1].read_text())["top1"] if reports else None
-
-    @property
-    def testing(self) -> Path:
-        """Folder of its tests."""
-        return self.finetuning.path / "test"
-
-    def stage(self) -> Stage:
-        """How far it is."""
-        if self.top1() is not None:
-            return Stage.DONE
-        steps = (
-            (self.pretraining, Stage.PRETRAIN, Stage.PRETRAINING),
-            (self.finetuning, Stage.FINETUNE, Stage.FINETUNING),
-        )
-        for run, waiting, going in steps:
-            if not _finished(run):
-                return going if _under_way(run.path) else waiting
-        return Stage.TESTING if _under_way(self.testing) else Stage.TEST
-
-
-def _finished(run: RunFolder) -> bool:
-    return any(row["kind"] == Kind.FINISH.value for row in read_rows(run.events))
-
-
-def _under_way(folder: Path) -> JobRecord | None:
-    record = JobRecord.read(folder)
-    return record if record is not None and state_of(record, folder).active else None
+    Raises:
+        UserError: the command lines are not possible, or the row's folders hold other runs.
+    """
+    for word in words:
+        if word.startswith(_OWN):
+            raise UserError(f"{word} after -- would send every row to the same place: leave it out")
+        if word in _BEFORE:
+            raise UserError(f"{word} after -- is not for several jobs: leave it out (--dry-run goes before --)")
+    if reason := row.foreign():
+        raise UserError(f"{reason}: move it away, or choose another --runs")
+    commands = ((row.pretraining, row.pretrain_words()), (row.finetuning, row.finetune_words()))
+    lacking = [(run, [*command, f"runs={row.runs}", *words]) for run, command in commands if finish_of(run) is None]
+    for _, command in lacking:
+        submit.read(command)
+    return lacking
 
 
 def advance(row: Row, words: Sequence[str]) -> None:
@@ -136,42 +68,55 @@ def advance(row: Row, words: Sequence[str]) -> None:
 
     Args:
         row: the row.
-        words: further options and overrides of slurm/submit.py.
+        words: as in :func:`missing`.
 
     Raises:
-        UserError: as slurm/submit.py.
+        UserError: as :func:`missing` and slurm/submit.py.
     """
-    if own := next((word for word in words if word.startswith(("--config", "--seeds", "name=", "runs="))), None):
-        raise UserError(f"{own} after -- would send every row to the same place: leave it out")
-    before, runs = "", f"runs={row.runs}"
-    for run, command in ((row.pretraining, ["--config", row.config]), (row.finetuning, row.finetune_words())):
-        if _finished(run):
-            continue
-        job = _under_way(run.path)
+    before = ""
+    for run, command in missing(row, words):
+        job = under_way(run.path)
         if job is None:
             after = ["--dependency", f"afterok:{before}", "--sbatch", "kill-on-invalid-dep=yes"] if before else []
-            submit.run_command([*command, runs, *words, *after])
+            submit.run_command([*command, *after])
             job = JobRecord.read(run.path)
-        if job is None or job.cluster == "local":
-            return  # the latter knows no dependency
+        if job is None:
+            return
         before = job.job_id
-    if row.top1() is None and not _under_way(row.testing):
+    if row.top1() is None and not under_way(row.testing):
         test(row, words, before)
 
 
-def test(row: Row, words: Sequence[str], before: str) -> None:
-    """Test a row's fine-tuned model: in a job that asks for what its fine-tuning asked for, or here if that was local.
+def run_here(row: Row, words: Sequence[str]) -> None:
+    """Do what a row lacks on this machine, one job after the other.
 
     Args:
         row: the row.
-        words: as in :func:`advance`.
+        words: as in :func:`missing`.
+
+    Raises:
+        UserError: as :func:`missing`, or a job failed.
+        KeyboardInterrupt: somebody has had enough; the job under way goes on.
+    """
+    for run, command in missing(row, words):
+        status = submit.run_command([*command, "--follow"])
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
+            raise UserError(f"{run.path} ended with status {status}: see {run.logs}, then give the same command again")
+    if row.top1() is None and (status := subprocess.run(_test_command(row), cwd=ROOT).returncode):
+        raise UserError(f"the test of {row.finetuning.path} ended with status {status}: see above")
+
+
+def test(row: Row, words: Sequence[str], before: str) -> None:
+    """Submit the test of a row's fine-tuned model, in a job that asks for what its fine-tuning asked for.
+
+    Args:
+        row: the row.
+        words: as in :func:`missing`.
         before: job that must end well first, if any.
     """
     arguments, site, config = submit.read([*row.finetune_words(), f"runs={row.runs}", *words])
-    run = [sys.executable, "-m", "motionmae", "test", str(row.finetuning.path)]
-    if arguments.cluster == "local":
-        subprocess.run(run, check=False, cwd=ROOT)
-        return
     row.testing.mkdir(parents=True, exist_ok=True)
     finetuning = JobRecord.read(row.finetuning.path)
     log, code = row.testing / "job.log", finetuning.code if finetuning else str(ROOT)
@@ -185,40 +130,57 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
         **sbatch_options(arguments.sbatch),
         **({"dependency": f"afterok:{before}", "kill-on-invalid-dep": "yes"} if before else {}),
     }
-    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_rank}", *run]
+    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_rank}", *_test_command(row)]
     lines = [*(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), f"exec {shlex.join(srun)}"]
     job = sbatch(batch_script(options, lines))
     JobRecord("slurm", job, str(log), code, time.time()).write(row.testing)
     print(f"test of {row.name}: job {job}, log {log}")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """All rows as Markdown, the paper's figure beside ours."""
-    lines = ["| row | top-1 | paper | state |", "|---|---|---|---|"]
-    for row in rows:
-        ours, paper = (f"{value:.1f}" if value is not None else "" for value in (row.top1(), row.paper))
-        lines.append(f"| {row.title} | {ours} | {paper} | {row.stage().value} |")
-    return "\n".join(lines)
+def _test_command(row: Row) -> list[str]:
+    return [sys.executable, "-m", "motionmae", "test", str(row.finetuning.path)]
 
 
-def select(tables: Sequence[str], runs: Path) -> list[Row]:
-    """The rows of some tables, or of all, in the paper's order.
+def dry_run(row: Row, words: Sequence[str]) -> int:
+    """Print the jobs that :func:`advance` or :func:`run_here` would start, and return their number.
 
     Raises:
-        UserError: there is no such table.
+        UserError: as :func:`missing`.
     """
-    names = [name for name in known_configs() if name.startswith("ablations/")]
-    known = sorted({Path(name).name.partition("_")[0].removeprefix("table") for name in names}, key=_order)
-    unknown = [table for table in tables if table not in known]
-    if unknown:
-        raise UserError(f"--tables {unknown[0]} is none of the paper's ablations: choose of {', '.join(known)}")
-    chosen = [n for t in known if not tables or t in tables for n in names if n.startswith(f"ablations/table{t}_")]
-    return [Row(name, runs) for name in chosen]
+    lines = []
+    for run, command in missing(row, words):
+        job = under_way(run.path)
+        lines.append(f"# under way: job {job.job_id}" if job else shlex.join(["python", "slurm/submit.py", *command]))
+    if row.top1() is None:
+        job = under_way(row.testing)
+        lines.append(f"# under way: job {job.job_id}" if job else shlex.join(["python", *_test_command(row)[1:]]))
+    print(f"# {row.name}", *(lines or ["# done"]), sep="\n", end="\n\n")
+    return sum(not line.startswith("#") for line in lines)
 
 
-def _order(table: str) -> tuple[int, str]:
-    digits = re.match(r"\d+", table)
-    return int(digits[0]) if digits else 0, table
+def each_run(rows: Sequence[Row], words: Sequence[str], dry: bool) -> int:
+    """Start what is missing of every distinct run; one that cannot be started does not keep the others from it.
+
+    Returns the exit status.
+    """
+    distinct: dict[str, Row] = {}
+    for row in rows:
+        distinct.setdefault(row.name, row)
+    status = jobs = 0
+    for row in distinct.values():
+        try:
+            if dry:
+                jobs += dry_run(row, words)
+            elif submit.read([*row.pretrain_words(), *words])[0].cluster == "local":
+                run_here(row, words)
+            else:
+                advance(row, words)
+        except UserError as error:
+            print(f"error: {row.trained}: {error}", file=sys.stderr)
+            status = 2
+    if dry:
+        print(f"{jobs} jobs would be started, for {len(distinct)} distinct runs in {len(rows)} rows\n")
+    return status
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -233,24 +195,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables", nargs="+", default=[], help="e.g. 5a 8 10 (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--collect", action="store_true", help="only print the table")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only print the jobs that would be started")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
     arguments, further = parser.parse_args(given[:split]), given[split + 1 :]
-    status = 0
     try:
         rows = select(arguments.tables, arguments.runs.resolve())
-        for row in rows if not arguments.collect and not arguments.dry_run else ():
-            try:
-                advance(row, further)
-            except UserError as error:  # which does not keep the other rows from it
-                print(f"error: {row.config}: {error}", file=sys.stderr)
-                status = 2
-        text = table(rows)
+        status = 0 if arguments.collect else each_run(rows, further, arguments.dry_run)
+        text = markdown(rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nno further row is begun; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     print(text)
     if arguments.markdown:
         write_atomically(arguments.markdown, f"{text}\n".encode())

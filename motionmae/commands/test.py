@@ -80,9 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
             recognition.write_predictions(out / "predictions.csv", trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
             recognition.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
+            of = {"step": trained.step, "shards": trained.config.views.shards}
             for path in (out / "report.json", arguments.json):
                 if path:
-                    recognition.write_report(path, report, unreadable=results.unreadable)
+                    recognition.write_report(path, report, **of, unreadable=results.unreadable)
             _print(report, results.unreadable, out)
     return 0
 

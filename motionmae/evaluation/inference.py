@@ -81,12 +81,12 @@ def infer(
     file.close()
     reasons = {name: why for part in gather_objects(unreadable) for name, why in part.items()}  # all have written now
     rows = _rows(parts, items)
-    values = {
+    found = {
         name: np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4").reshape(rows[name]["shape"])
         for name in items
         if name not in reasons
     }
-    return Results(values, {name: reasons[name] for name in items if name in reasons})
+    return Results(found, {name: reasons[name] for name in items if name in reasons})
 
 
 def items_of(reader: ShardReader) -> dict[str, str]:

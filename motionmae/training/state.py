@@ -58,6 +58,13 @@ def config_as_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings beyond MAY_CHANGE in which ``config`` differs from a saved one: by key, the saved value and its own."""
+    before = {**flat(config_as_json(Config())), **flat(saved)}
+    now = flat(config_as_json(config))
+    return {k: (before[k], value) for k, value in now.items() if before[k] != value and not k.startswith(MAY_CHANGE)}
+
+
 def check_same_run(saved: dict[str, Any], config: Config) -> None:
     """Refuse to go on with a checkpoint of another run.
 
@@ -68,11 +75,8 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
     Raises:
         UserError: if they differ in more than MAY_CHANGE; it names the keys and both values.
     """
-    before = {**_flat(config_as_json(Config())), **_flat(saved)}
-    now = _flat(config_as_json(config))
-    differing = [key for key, value in now.items() if before[key] != value and not key.startswith(MAY_CHANGE)]
-    if differing:
-        changes = ", ".join(f"{key}={now[key]} (was {before[key]})" for key in differing)
+    if differing := differing_settings(saved, config):
+        changes = ", ".join(f"{key}={now} (was {then})" for key, (then, now) in differing.items())
         raise UserError(
             f"{config.runs}/{config.name} was trained with other settings, so it cannot be resumed with {changes}: "
             "put the old values back or start another run with name=..."
@@ -89,8 +93,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     np.random.seed(bits % 2**32)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.key``."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found

@@ -1,12 +1,12 @@
-"""A table of the paper by one command, on a real Slurm: six jobs, each after the one before."""
+"""Two rows of the paper by one command, on a real Slurm: six jobs, each after the one before."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from slurm.ablations import Row
 from slurm.record import JobRecord
+from slurm.rows import Row
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import PATIENCE
 from tests.training.shards import make_shards
@@ -23,6 +23,7 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     small += ["optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "engine.micro_batch=4", "data.workers=0"]
     small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false", "log.picture_steps=0"]
     flags = ["--nodes", "1", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
+    # table10_divided is the paper's default, which table5a_both trains
     command = [sys.executable, str(ROOT / "slurm/ablations.py"), "--tables", "10", "--runs", str(tmp_path / "runs")]
     started = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
