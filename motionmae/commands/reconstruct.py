@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from motionmae.data.clips import read_clip
+    from motionmae.data.corruption import CorruptSample
     from motionmae.data.reader import ShardReader
     from motionmae.data.video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.pictures import make_block, write_movie, write_picture
@@ -48,10 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.folder / "reconstruction.png"
     if out.suffix not in _ENDINGS:
         raise UserError(f"--out {out} is none of {', '.join(_ENDINGS)}: give the name one of these endings")
+    if arguments.frames < 1:
+        raise UserError(f"--frames {arguments.frames} leaves nothing to see: give at least 1")
+    for ratio in arguments.ratio or ():
+        if not 0 < ratio < 1:
+            raise UserError(f"--ratio {ratio} is no share of the cubes: give one between 0 and 1, such as 0.9")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
-    if config.target.motion_source == "flow":
-        raise UserError(f"{arguments.folder} was trained on optical flow, which reconstruct does not draw yet")
+    flow = None
+    if config.target.has_motion and config.target.motion_source == "flow":
+        if arguments.video:
+            raise UserError(f"{arguments.folder} was trained on optical flow, which --video files lack: use --shards")
+        flow = torch.zeros(len(arguments.samples), config.clip.frames, config.clip.size, config.clip.size, 2).half()
     if arguments.video:
         names = [path.name for path in arguments.video]
         try:
@@ -61,20 +70,23 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         names = [f"sample {sample}" for sample in arguments.samples]
         reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
-        clips = torch.stack([read_clip(reader, sample, config.clip) for sample in arguments.samples])
+        fields = [None] * len(arguments.samples) if flow is None else list(flow.numpy())
+        pairs = zip(arguments.samples, fields, strict=True)
+        try:
+            clips = torch.stack([read_clip(reader, sample, config.clip, field) for sample, field in pairs])
+        except CorruptSample as error:
+            raise UserError(f"{error}: choose other --samples, or mend {reader.folder}") from error
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames
     blocks = []
     for ratio in arguments.ratio or [config.mask.ratio]:
-        found = loaded.model.reconstruct(clips, seeds, ratio)
+        found = loaded.model.reconstruct(clips, seeds, ratio, flow)
         for place, name in enumerate(names):
             block = make_block(f"{name}, {ratio:.0%} masked ({config.mask.kind})", found, place, columns)
             blocks.append((place, block))
     blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
     ordered = [block for _, block in blocks]
-    if out.suffix == ".png":
-        write_picture(ordered, out, f"{config.name}, step {loaded.step}")
-    else:
-        write_movie(ordered, out)
+    write = write_picture if out.suffix == ".png" else write_movie
+    write(ordered, out, f"{config.name}, step {loaded.step}")
     print(f"wrote {out}")
     return 0

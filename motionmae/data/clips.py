@@ -55,24 +55,27 @@ def fill_random_clip(
     return meta
 
 
-def read_clip(source: Path | str | ShardReader, sample_id: int, clip: ClipConfig) -> "torch.Tensor":
+def read_clip(
+    source: Path | str | ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None
+) -> "torch.Tensor":
     """The clip in the middle of a sample, cut to its central square: uint8 (T, size, size, 3), always the same.
 
     Args:
         source: folder of shards, or a reader of it.
         sample_id: which sample, 0 to the manifest's samples - 1.
         clip: frames, stride, size.
+        flow: float16 (T, size, size, 2), filled where wanted.
 
     Raises:
         CorruptSample: the sample is not what was written; nothing else is put in its place.
-        UserError: no such folder, sample or stride.
+        UserError: no such folder, sample, stride or flow.
     """
     import torch
 
     reader = source if isinstance(source, ShardReader) else ShardReader(source)
     meta = reader.read_meta(sample_id)
     pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
-    _fill(reader, sample_id, meta, central_frames(meta, clip), central_crop(meta.height, meta.width), pixels, None)
+    _fill(reader, sample_id, meta, central_frames(meta, clip), central_crop(meta.height, meta.width), pixels, flow)
     return torch.from_numpy(pixels)
 
 

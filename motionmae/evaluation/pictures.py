@@ -1,5 +1,6 @@
-"""Figure 3 of the paper as a PNG: what went in, what was hidden, what each head rebuilt."""
+"""Figure 3 of the paper, still and moving: what went in, what was hidden, what each head rebuilt."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from motionmae.evaluation.video_file import write_gif, write_mp4
 from motionmae.models.motionmae import Reconstruction
 
 Strip = NDArray[np.float32]
 BORROWED = "hidden cubes borrow the true cube's mean and contrast: targets are normalised, so the model tells neither"
+
+LINE = 18
+"""Pixels of a line of text in a moving picture."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +54,38 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Bl
     return Block(title, strips, found.true_statistics)
 
 
-def write_movie(blocks: Sequence[Block], out: Path, fps: int = 6) -> None:
+def write_movie(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:
     """Write the blocks as a moving picture (GIF or mp4, by the name's ending), atomically.
 
-    Each block is a line of panels: what Figure 3 shows below each other, side by side and moving. The blocks must show
-    every frame of their clips.
+    Each block is its title and a line of panels: what Figure 3 shows below each other, side by side and moving. The
+    blocks must be of one model and show every frame of their clips.
     """
-    height = blocks[0].rows[0][1].shape[0]
+    rows = blocks[0].rows
+    height = rows[0][1].shape[0]
     width = height + max(1, height // 32)  # a square frame and its gap
     scale = max(1, round(112 / height))
+    whole = len(rows) * width * scale
+    note = textwrap.wrap(BORROWED, whole // 6) if blocks[0].true_statistics else []
+    labels = [(number * width * scale, label) for number, (label, _) in enumerate(rows)]
+    head = [*(_line([(0, text)], whole) for text in (heading, *note)), _line(labels, whole)]
+    titles = [_line([(0, block.title)], whole) for block in blocks]
     frames = []
-    for start in range(0, blocks[0].rows[0][1].shape[1], width):
-        lines = [
-            np.concatenate([strip[:, start : start + width] for _, strip in block.rows], axis=1) for block in blocks
-        ]
-        most = max(line.shape[1] for line in lines)
-        padded = [np.pad(line, ((0, 2), (0, most - line.shape[1]), (0, 0)), constant_values=1) for line in lines]
-        picture = (255 * np.concatenate(padded)).round().astype(np.uint8)
-        frames.append(picture.repeat(scale, 0).repeat(scale, 1))
+    for start in range(0, rows[0][1].shape[1], width):
+        lines = list(head)
+        for title, block in zip(titles, blocks, strict=True):
+            panels = np.concatenate([strip[:, start : start + width] for _, strip in block.rows], axis=1)
+            lines += [title, (255 * panels).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)]
+        frames.append(np.concatenate(lines))
     out.parent.mkdir(parents=True, exist_ok=True)
     (write_gif if out.suffix == ".gif" else write_mp4)(out, frames, fps)
+
+
+def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
+    """Texts from the given columns on, black on white: (LINE, width, 3)."""
+    picture = Image.new("RGB", (width, LINE), "white")
+    for column, text in texts:
+        ImageDraw.Draw(picture).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
+    return np.array(picture)
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:

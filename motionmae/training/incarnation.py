@@ -180,8 +180,7 @@ def add_boards(events: EventLog, config: Config, folder: RunFolder, resumed_step
 
 def open_drawing(config: Config, folder: RunFolder, rank: Rank) -> Drawing:
     """What draws pictures of this run, on rank 0 and where there are heads to draw."""
-    drawable = config.task == "pretrain" and config.target.motion_source != "flow"
-    return Drawing(folder, config.log.picture_steps if rank.is_first and drawable else 0)
+    return Drawing(folder, config.log.picture_steps if rank.is_first and config.task == "pretrain" else 0)
 
 
 def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:

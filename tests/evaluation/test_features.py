@@ -15,6 +15,7 @@ from pyarrow import parquet
 from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
+from motionmae.evaluation import pictures
 from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.pretrained import load_embedding
 from motionmae.evaluation.video_file import write_mp4
@@ -158,11 +159,19 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
     assert cv2.imread(str(tmp_path / "picture.png")).std() > 10
     with Image.open(tmp_path / "picture.gif") as gif, av.open(str(tmp_path / "picture.mp4")) as movie:
         assert gif.n_frames == len(list(movie.decode(video=0))) == 4
-        # five panels a line (original, masked, space head, motion, time head), four lines: two videos, two ratios
-        assert gif.width == pytest.approx(5 * 128, rel=0.1)
-        assert gif.height == pytest.approx(4 * 128, rel=0.1)
+        # five panels a line (original, masked, space head, motion, time head), four lines: two videos, two ratios, each
+        # below its title; on top the heading, a note of borrowed contrasts (one line) and the names of the panels
+        panel, text = 4 * 32, pictures.LINE
+        assert gif.size == (5 * (panel + 4), 3 * text + 4 * (text + panel))
+        seen = np.array(gif.convert("L"))
+        for top in (0, text, 2 * text, 3 * text, 4 * text + panel):
+            assert seen[top : top + text, :60].min() < 100, top
+        assert seen[2 * text : 3 * text, 4 * (panel + 4) :].min() < 100  # "time head"
     assert main([*words, "--out", str(tmp_path / "picture.bmp")]) == 2
     assert "none of .png, .gif, .mp4" in capsys.readouterr().err
+    for words_of, said in ((["--ratio", "-0.1"], "--ratio -0.1 is no share"), (["--frames", "0"], "--frames 0 leaves")):
+        assert main(["reconstruct", str(trained_run), *words_of]) == 2
+        assert said in capsys.readouterr().err
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert main(["reconstruct", str(trained_run), "--video", str(tmp_path / "broken.mp4")]) == 2
     assert "broken.mp4 cannot be read" in capsys.readouterr().err
