@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from motionmae.errors import UserError
 from motionmae.training.runfolder import RunFolder
 
 Item = TypeVar("Item")
@@ -38,9 +37,8 @@ def reconstructions(run: Path) -> list[Picture]:
         ]
     import torch
 
-    from motionmae.data.clips import read_clip
     from motionmae.data.reader import ShardReader
-    from motionmae.evaluation.pictures import make_block
+    from motionmae.evaluation.pictures import make_block, read_clips
     from motionmae.evaluation.pretrained import load_pretrained
     from motionmae.training.checkpoint_store import CheckpointStore
 
@@ -48,10 +46,9 @@ def reconstructions(run: Path) -> list[Picture]:
     pictures = []
     for step in _first_middle_last(steps) if steps else [None]:
         loaded = load_pretrained(run, step)
-        if loaded.config.target.motion_source == "flow":
-            raise UserError("optical flow is not drawn yet")
-        clip = read_clip(ShardReader(loaded.config.data.shards, data=loaded.config.data), 0, loaded.config.clip)
-        found = loaded.model.reconstruct(clip[None], torch.zeros(1, dtype=torch.int64), loaded.config.mask.ratio)
+        reader = ShardReader(loaded.config.data.shards, data=loaded.config.data)
+        clips, flow = read_clips(reader, [0], loaded.config)
+        found = loaded.model.reconstruct(clips, torch.zeros(1, dtype=torch.int64), loaded.config.mask.ratio, flow)
         strips = [(label, embed(strip)) for label, strip in make_block("", found, 0, 8).rows]
         pictures.append(Picture(f"{run.resolve().name}, step {loaded.step:,}", strips))
     return pictures

@@ -39,11 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the picture and return the exit status."""
     import torch
 
-    from motionmae.data.clips import read_clip
-    from motionmae.data.corruption import CorruptSample
     from motionmae.data.reader import ShardReader
     from motionmae.data.video import UnreadableVideo, read_central_clip
-    from motionmae.evaluation.pictures import make_block, write_movie, write_picture
+    from motionmae.evaluation.pictures import make_block, read_clips, write_movie, write_picture
     from motionmae.evaluation.pretrained import load_pretrained
 
     out = arguments.out or arguments.folder / "reconstruction.png"
@@ -56,13 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--ratio {ratio} is no share of the cubes: give one between 0 and 1, such as 0.9")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
-    flow = None
-    if config.target.has_motion and config.target.motion_source == "flow":
-        if arguments.video:
-            raise UserError(f"{arguments.folder} was trained on optical flow, which --video files lack: use --shards")
-        flow = torch.zeros(len(arguments.samples), config.clip.frames, config.clip.size, config.clip.size, 2).half()
     if arguments.video:
-        names = [path.name for path in arguments.video]
+        if config.target.has_motion and config.target.motion_source == "flow":
+            raise UserError(f"{arguments.folder} was trained on optical flow, which --video files lack: use --shards")
+        names, flow = [path.name for path in arguments.video], None
         try:
             clips = torch.stack([read_central_clip(path, config.clip) for path in arguments.video])
         except UnreadableVideo as error:
@@ -70,12 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         names = [f"sample {sample}" for sample in arguments.samples]
         reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
-        fields = [None] * len(arguments.samples) if flow is None else list(flow.numpy())
-        pairs = zip(arguments.samples, fields, strict=True)
-        try:
-            clips = torch.stack([read_clip(reader, sample, config.clip, field) for sample, field in pairs])
-        except CorruptSample as error:
-            raise UserError(f"{error}: choose other --samples, or mend {reader.folder}") from error
+        clips, flow = read_clips(reader, arguments.samples, config)
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames
     blocks = []

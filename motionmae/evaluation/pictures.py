@@ -7,9 +7,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from motionmae.config import Config
+from motionmae.data.clips import read_clip
+from motionmae.data.corruption import CorruptSample
+from motionmae.data.reader import ShardReader
+from motionmae.errors import UserError
 from motionmae.evaluation.video_file import write_gif, write_mp4
 from motionmae.models.motionmae import Reconstruction
 
@@ -29,6 +36,22 @@ class Block:
     """Label and frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
     true_statistics: bool
     """As in :class:`Reconstruction`."""
+
+
+def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
+    """The middle clips of some samples, uint8 (n, T, H, W, 3), and their flow where the time head rebuilds it.
+
+    Raises:
+        UserError: a sample cannot be read, is not there, or lacks flow.
+    """
+    clip = config.clip
+    wanted = config.target.has_motion and config.target.motion_source == "flow"
+    flow = np.zeros((len(samples), clip.frames, clip.size, clip.size, 2), np.float16) if wanted else None
+    try:
+        clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
+    except CorruptSample as error:
+        raise UserError(f"{error}: choose another sample, or mend {reader.folder}") from error
+    return torch.stack(clips), None if flow is None else torch.from_numpy(flow)
 
 
 def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Block:

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import motionmae.models.timm_models  # noqa: F401 - registers
 from motionmae.__main__ import main
-from motionmae.config import Config, FinetuneConfig
+from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
-from motionmae.evaluation.export import Exported, as_videomae, recorded_commit
+from motionmae.evaluation.export import Exported, as_videomae, recorded_commit, transformers_config
 from motionmae.evaluation.pretrained import load_finetuned, load_pretrained
+from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.training.events import read_rows
 from motionmae.training.source import source_version
@@ -117,6 +118,18 @@ def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], t
     )  # fmt: skip
     assert "head.weight" in load_file(folder / "model.safetensors")
     assert recorded_commit(tmp_path) == f"not recorded by the run, exported by {code}"
+
+
+def test_a_tiny_config_makes_a_model_that_transformers_loads(tmp_path: Path):
+    config = load_config("finetune_tiny_videomae")
+    model = build_classifier(config, 2).eval()
+    exported = as_videomae(Exported(model.state_dict(), config, 1, ("a", "b"), ""))
+    (tmp_path / "config.json").write_text(json.dumps(transformers_config(exported)))
+    save_file(exported.state, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path).eval()
+    clips = noise_clips(config, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixels_of(clips)).logits, model(clips), atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):

@@ -108,6 +108,26 @@ def chances_by_hand(model: torch.nn.Module, reader: ShardReader, sample: int) ->
     return torch.stack(chances).mean(0)
 
 
+def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):
+    """Pre-training, fine-tuning with all that is random in it, test: the same bytes, and others by another seed."""
+    train, val = (make_shards(tmp_path / name, shards=1, classes=CLASSES) for name in ("train", "val"))
+
+    def predict(folder: Path, seed: int) -> bytes:
+        data = {"repeats": 2, "rand_augment": "rand-m9-n4-mstd0.5-inc1", "erase": 0.25}
+        first = replace(tiny_run(train, folder, optim={"epochs": 2}), seed=seed)
+        second = tiny_run(train, folder, optim={"epochs": 2}, data=data)
+        tuning = replace(second.finetune, init=str(folder / "tiny"))
+        views = ViewsConfig(shards=str(val), clips=2)
+        second = replace(second, name="tuned", task="finetune", seed=seed, finetune=tuning, views=views)
+        assert run_ranks(1, run_all, [first, second])[0] == ["FINISHED"] * 2
+        assert main(["test", str(folder / "tuned")]) == 0
+        return next((folder / "tuned").glob("test/*/predictions.csv")).read_bytes()
+
+    one = predict(tmp_path / "a", 0)
+    assert predict(tmp_path / "b", 0) == one
+    assert predict(tmp_path / "c", 1) != one
+
+
 def test_a_video_that_cannot_be_read_is_counted_and_named_and_nothing_takes_its_place(
     trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
