@@ -159,7 +159,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     Raises:
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
-    check_shards(config.data)
+    check_shards(config.data, config.optim.batch)
     if not arguments.dependency:  # else another job may be about to write them
         check_weights(config)
     with submission_lock(run) as lock:
@@ -197,16 +197,15 @@ def announce(run: Path) -> None:
     log.close()
 
 
-def check_shards(data: DataConfig) -> None:
+def check_shards(data: DataConfig, batch: int) -> None:
     """Refuse now what every rank would refuse after waiting in the queue.
 
     Raises:
-        UserError: if ``data.shards`` is no folder of shards of this format version.
+        UserError: if ``data.shards`` is no folder of shards of this format version, or holds fewer than ``batch``.
     """
-    if not data.shards:
-        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
     try:
-        load_manifest(data.shards, replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10)))
+        patience = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
+        load_manifest(data.shards, patience).steps_per_epoch(batch, data.shards)
     except UnreachableError as error:
         print(f"note: the nodes may reach what this machine cannot: {error}")
 

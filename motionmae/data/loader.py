@@ -107,12 +107,7 @@ class ClipLoader:
                 f"the shards of {data.shards} hold windows of videos, and data.sampling=segments needs whole ones: "
                 "make them without --clips"
             )
-        self.steps_per_epoch = self.manifest.samples // batch
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{data.shards} holds {self.manifest.samples} samples, fewer than one step takes: "
-                f"set optim.batch={batch} to at most {self.manifest.samples}"
-            )
+        self.steps_per_epoch = self.manifest.steps_per_epoch(batch, data.shards)
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
         self.corrupt_samples: dict[int, str] = {}

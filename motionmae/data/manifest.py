@@ -69,6 +69,19 @@ class Manifest:
         """Samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
+    def steps_per_epoch(self, batch: int, folder: str) -> int:
+        """Whole steps of ``batch`` samples.
+
+        Raises:
+            UserError: if there is none; ``folder`` is its name for the shards.
+        """
+        if self.samples < batch:
+            raise UserError(
+                f"{folder} holds {self.samples} samples, fewer than one step takes: "
+                f"set optim.batch={batch} to at most {self.samples}"
+            )
+        return self.samples // batch
+
     @property
     def fingerprint(self) -> str:
         """Hash of the stored samples and their numbering: equal for folders that train alike."""
@@ -90,9 +103,11 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         data: how patient to be with a URL.
 
     Raises:
-        UserError: the folder is no folder, has no manifest, another format version wrote it, or it is no manifest;
-            behind a URL, ``motionmae.data.transfer.UnreachableError`` where another time may give another answer.
+        UserError: no folder is named, it is none, has no manifest, another format version wrote it, or it is no
+            manifest; behind a URL, ``motionmae.data.transfer.UnreachableError`` where another time may help.
     """
+    if not folder:
+        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
     path: Path | str
     try:
         if is_remote(folder):

@@ -11,6 +11,7 @@ import torch
 
 from motionmae.config import Config, load_config, save_config
 from motionmae.data.loader import ClipLoader
+from motionmae.data.manifest import load_manifest
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.boards import TensorBoard, WeightsAndBiases
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
@@ -64,6 +65,7 @@ def train_run(
         rank = stack.enter_context(distributed(config.engine))
         startup.done("process_group")
         folder = RunFolder.of(config.runs, config.name)
+        on_first_rank(rank, lambda: refuse_unusable_shards(config))
         on_first_rank(rank, folder.create)
         store = CheckpointStore(folder.checkpoints)
         on_first_rank(rank, lambda: refuse_other_settings(folder, store, config))
@@ -213,6 +215,16 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
         flow=task.needs_flow,
         labelled=task.needs_labels,
     )
+
+
+def refuse_unusable_shards(config: Config) -> None:
+    """Refuse what :func:`open_loader` would, while nothing is written yet: a mistyped path leaves no run folder.
+
+    Raises:
+        UserError: no shards, or fewer samples than a step takes.
+    """
+    shards = config.data.shards
+    load_manifest(shards, config.data).steps_per_epoch(config.optim.batch, shards)
 
 
 def refuse_other_settings(folder: RunFolder, store: CheckpointStore, config: Config) -> None:

@@ -147,11 +147,13 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     make_shards(tmp_path / "shards", samples=8)
     with serving(tmp_path / "shards") as server:
         data = DataConfig(server.url)
-        submit.check_shards(data)
+        submit.check_shards(data, batch=8)
+        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.batch=32"):
+            submit.check_shards(data, batch=32)
         with pytest.raises(UserError, match=r"has no manifest\.json"):
-            submit.check_shards(DataConfig(server.url + "/nowhere"))
+            submit.check_shards(DataConfig(server.url + "/nowhere"), batch=8)
     assert capsys.readouterr().out == ""
-    submit.check_shards(data)  # perhaps only the nodes reach it
+    submit.check_shards(data, batch=8)  # perhaps only the nodes reach it
     assert capsys.readouterr().out.startswith("note: the nodes may reach what this machine cannot: ")
 
 
