@@ -26,13 +26,13 @@ from typing import Any
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 import torch
-from processes import run_ranks
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training import zero_state

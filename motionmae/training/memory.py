@@ -92,13 +92,15 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
 
     casts = 0 if stage == 3 else _casts(config, count.total)
     forward = clips * (kept.total + passing.forward) + casts + waiting
+    # the loss goes first, then activations go and gradients come of the decoders, then those of the encoder
     begin = activations + clips * passing.backward + waiting
-    # first activations go and gradients come of the decoders, then those of the encoder
+    after_loss = begin - clips * kept.loss
     after_decoders = clips * (kept.encoder + passing.encoder_backward) + encoder_casts + FP32 * count.decoders
     backward = {
         0: max(begin, after_decoders, trained + message),
-        1: max(begin + message, after_decoders + message, trained + gradients),
-        2: begin + gradients + message,
+        1: max(begin, message + max(after_loss, after_decoders, trained), trained + gradients),
+        # a rank makes its share of the gradients when the first message is full
+        2: max(begin, message + max(after_loss, gradients + int(_unfinished(count) * after_loss))),
         3: begin,
     }[stage]
     # the optimiser's own copy of the gradients, and what an AdamW of many kernels makes in between
@@ -227,6 +229,11 @@ def _kept_casts(config: Config, count: Parameters) -> tuple[int, int]:
     every = _recompute_every(config)
     share = 0.0 if config.engine.zero == 3 else 1 - 1 / every if every else 1.0
     return int(share * _casts(config, count.encoder)), int(share * _casts(config, count.decoders))
+
+
+def _unfinished(count: Parameters) -> float:
+    """Share of the activations that is left when the backward pass has made one message of gradients."""
+    return max(1 - BUCKET / max(count.total, 1), 0.0)
 
 
 def _tables(config: Config) -> int:
