@@ -77,6 +77,8 @@ class Work:
     parameters: int
     matrices: int
     """Parameters so large that ZeRO-3 partitions them; each is a message."""
+    autocast: bool = False
+    """Whether linear layers compute in 16 bits; from stage 1 on DeepSpeed then sends their gradients so."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,14 @@ def step_parts(
 ) -> Parts:
     """Seconds of a step on ``ranks`` ranks.
 
-    What DeepSpeed 0.19 sends, with float32 gradients and parameters:
+    What DeepSpeed 0.19 sends:
 
-    - stage 0: all gradients in one all-reduce;
+    - stage 0: all gradients in one all-reduce, in float32;
     - stages 1, 2: gradients all-reduced in buckets (it copies out each rank's share afterwards), after the last
-      micro-batch (1) or every one (2), and an all-gather of the updated parameters after the step;
+      micro-batch (1) or every one (2), and an all-gather of the updated parameters after the step, in float32;
     - stage 3: an all-gather of every matrix before its use, and a reduce-scatter of gradients in buckets.
+
+    Under autocast gradients of stages 1 to 3, and the matrices of stage 3, take 16 bits of each value.
 
     Args:
         work: of a rank.
@@ -117,6 +121,7 @@ def step_parts(
         micro_batches: of a step; a part of one stands for a smaller one.
     """
     size = float(FP32 * work.parameters)
+    sent = size / 2 if work.autocast else size
     messages = ceil(work.parameters / bucket)
     passes = max(micro_batches, 1) if stage >= 2 else 1
     compute = micro_batches * (work.forward + work.backward) + work.optimizer / (ranks if stage else 1)
@@ -125,10 +130,10 @@ def step_parts(
     if stage == 0:
         reducing, gathering = network.all_reduce(size, ranks), 0.0
     elif stage < 3:
-        reducing = passes * messages * network.all_reduce(size / messages, ranks)
+        reducing = passes * messages * network.all_reduce(sent / messages, ranks)
         gathering = messages * network.all_gather(size / messages, ranks)
     else:
-        reducing = passes * messages * network.all_gather(size / messages, ranks)
-        gathering = passes * work.matrices * network.all_gather(size / work.matrices, ranks)
+        reducing = passes * messages * network.all_gather(sent / messages, ranks)
+        gathering = passes * work.matrices * network.all_gather(sent / work.matrices, ranks)
     hidden = min(reducing, overlap * work.backward * micro_batches)
     return Parts(compute, hidden, reducing - hidden + gathering)

@@ -41,8 +41,9 @@ from motionmae.models.motionmae import build_motionmae
 from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
 from motionmae.training.distributed import Rank, distributed, gather_objects
-from motionmae.training.engine import BUCKET, Engine
+from motionmae.training.engine import BUCKET, Engine, import_deepspeed
 from motionmae.training.gpus import DEFAULT, find_gpu
+from motionmae.training.memory import FP32, compute_bytes
 from motionmae.training.task import decay_groups
 
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch=4", "engine.precision=fp32"]
@@ -58,7 +59,8 @@ MESSAGES = (4_096, 16_000_000)
 def gpu_work(config: Config, seconds_per_clip: float) -> Work:
     """A micro-batch of a GPU: a third forward, two thirds backward; AdamW's share of it is in there."""
     seconds = seconds_per_clip * config.engine.micro_batch * config.data.repeats
-    return Work(seconds / 3, 2 * seconds / 3, 0.0, count_parameters(config).total, matrices(config))
+    parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
+    return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
 
 
 def matrices(config: Config) -> int:
@@ -216,6 +218,7 @@ def measure_here(config: Config) -> dict[str, Any]:
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
         seeds = torch.arange(number) + rank.rank * number
         config = replace(config, optim=replace(config.optim, batch=number * rank.world))
+        import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
         link = measure_link(rank.world) if rank.world > 1 else {}
         compute = measure_compute(config, clips, seeds)
         steps = {
@@ -247,6 +250,7 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
                 *(slower * phases[name] for name in ("forward", "backward", "optimizer")),
                 count_parameters(config).total,
                 matrices(config),
+                compute_bytes(config) < FP32,
             )
             # gloo adds up while it reduces and only copies while it gathers: two links
             link = GlooNetwork(reduce.shared(sharing), gather.shared(sharing), world)

@@ -1,4 +1,3 @@
-import gc
 from dataclasses import replace
 
 import pytest
@@ -58,7 +57,7 @@ def test_kept_bytes_are_what_autograd_keeps(precision: str, checkpointing: str, 
 @pytest.mark.parametrize(("ranks", "precision"), [(1, "bf16"), (2, "fp32")])
 def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
     """Every stage and checkpointing mode, by the code of benchmarks/memory.py."""
-    changes = ["model.depth=8", "model.width=192", "engine.micro_batch=16", f"engine.precision={precision}"]
+    changes = ["model.depth=8", "model.width=192", "optim.batch=16", "engine.micro_batch=16", f"engine.precision={precision}"]
     modes = MODES if ranks == 1 else ("none", "full")
     rows, *_ = run_ranks(ranks, measure_cases, load_config("demo", changes), range(4), modes)
     for row in rows:
@@ -70,27 +69,28 @@ def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "mode"), [("vitl_k400", "none"), ("vith_k400", "full")])
-def test_large_models_agree_with_fake_tensors(name: str, mode: str) -> None:
-    """No machine of ours trains them: torch goes through the very model without memory and arithmetic."""
-    changes = ["engine.zero=0", "engine.precision=bf16", "launch.nodes=1", "launch.ranks_per_node=1", "optim.batch=16"]
-    config = load_config(name, [*changes, f"model.activation_checkpointing={mode}", "engine.micro_batch=16"])
+@pytest.mark.parametrize(("name", "mode", "clips"), [("vitl_k400", "none", 16), ("vith_k400", "full", 64)])
+def test_large_models_agree_with_fake_tensors(name: str, mode: str, clips: int) -> None:
+    """No machine of ours trains them: torch goes through the very model without memory and arithmetic.
+
+    Both cases are at their peak when the loss is taken, where DeepSpeed holds nothing that torch does not.
+    """
+    batch = [f"optim.batch={clips}", f"engine.micro_batch={clips}", f"model.activation_checkpointing={mode}"]
+    config = load_config(name, ["engine.zero=0", "engine.precision=bf16", *batch])
     with torch.device("meta"):
         model = MotionMAE(config)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         model = model.to_empty(device="cpu")
         state = live.now
-        clips, seeds = _clips(config, 16), torch.arange(16)
+        pixels, seeds = _clips(config, clips), torch.arange(clips)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(clips, seeds).total
-        gc.collect()
-        activations = live.now - state - clips.nbytes
+            loss = model(pixels, seeds).total
+        activations = live.now - state - pixels.nbytes
         loss.backward()
     predicted = predict_memory(config, 1)
     assert predicted.activations == pytest.approx(activations, rel=0.1)
-    moments = predicted.optimizer  # what this step goes without
-    assert predicted.peak == pytest.approx(live.peak + moments, rel=0.1)
-    assert predicted.peak - moments == pytest.approx(live.peak, rel=0.1)
+    # without AdamW's moments, which this step has not made
+    assert predicted.peak - predicted.optimizer == pytest.approx(live.peak, rel=0.1)
 
 
 def test_zero_partitions_state_over_the_ranks() -> None:
