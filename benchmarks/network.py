@@ -1,9 +1,9 @@
 """How long a training step takes on many GPUs, by the alpha-beta model: a message of S bytes takes alpha + S / beta.
 
-A ring of n ranks all-reduces S bytes in 2 (n - 1) rounds of S / n bytes; a reduce-scatter or an all-gather takes half of
-that (Patarasuk and Yuan, 2009). Over several nodes it is done in three parts, as NCCL does: reduce-scatter in each node,
-all-reduce between nodes of what each local rank holds, all-gather in each node. Between nodes NCCL takes a ring or a
-double binary tree (2 log2 m rounds, full bandwidth), whichever is faster.
+A ring of n ranks all-reduces S bytes in 2 (n - 1) rounds of S / n bytes; a reduce-scatter or an all-gather takes half
+of that (Patarasuk and Yuan, 2009). Over several nodes it is done in three parts, as NCCL does: reduce-scatter in each
+node, all-reduce between nodes of what each local rank holds, all-gather in each node. Between nodes NCCL takes a ring
+or a double binary tree (2 log2 m rounds, full bandwidth), whichever is faster.
 """
 
 from dataclasses import dataclass
@@ -38,9 +38,11 @@ class Network:
     outside: Link
     """Of one rank between nodes: each has a network card of its own, or its share of one."""
     per_node: int
+    reducing: Link | None = None
+    """``inside`` for sums, where adding up is slower than copying (gloo)."""
 
     def all_gather(self, size: float, ranks: int) -> float:
-        """Seconds until every rank has all ``size`` bytes, of which each brought its share; also a reduce-scatter."""
+        """Seconds until every rank has all ``size`` bytes, of which each brought its share."""
         local, nodes = self._shape(ranks)
         return _ring_half(self.inside, size, local) + _between_half(self.outside, size / local, nodes)
 
@@ -49,7 +51,11 @@ class Network:
         local, nodes = self._shape(ranks)
         tree = 2 * ceil(log2(nodes)) * self.outside.alpha + 2 * size / local / self.outside.beta if nodes > 1 else 0.0
         between = min(2 * _ring_half(self.outside, size / local, nodes), tree)
-        return 2 * _ring_half(self.inside, size, local) + between
+        return 2 * _ring_half(self.reducing or self.inside, size, local) + between
+
+    def reduce_scatter(self, size: float, ranks: int) -> float:
+        """Seconds until every rank has its share of that sum."""
+        return self.all_reduce(size, ranks) / 2
 
     def _shape(self, ranks: int) -> tuple[int, int]:
         local = min(ranks, self.per_node)
@@ -133,7 +139,7 @@ def step_parts(
         reducing = passes * messages * network.all_reduce(sent / messages, ranks)
         gathering = messages * network.all_gather(size / messages, ranks)
     else:
-        reducing = passes * messages * network.all_gather(sent / messages, ranks)
+        reducing = passes * messages * network.reduce_scatter(sent / messages, ranks)
         gathering = passes * work.matrices * network.all_gather(sent / work.matrices, ranks)
     hidden = min(reducing, overlap * work.backward * micro_batches)
     return Parts(compute, hidden, reducing - hidden + gathering)

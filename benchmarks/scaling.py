@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def matrices(config: Config) -> int:
 
 
 def model_scaling(config: Config, work: Work, network: Network, overlap: float) -> list[dict[str, Any]]:
-    """A row for each stage and number of GPUs: efficiency with the clips a GPU, and with the batch of the run, fixed."""
+    """A row for each stage and number of GPUs: efficiency with the clips a GPU or the run's batch fixed."""
     rows = []
     for stage in STAGES:
         options: dict[str, Any] = {"bucket": BUCKET, "overlap": overlap}
@@ -204,7 +205,7 @@ def measure_steps(config: Config, rank: Rank, clips: torch.Tensor, seeds: torch.
         engine.step()
         marks.append(time.perf_counter())
         if number > 1:  # the first two make buckets and traces
-            spans = [*(end - begin for begin, end in zip(marks, marks[1:], strict=False)), marks[-1] - marks[0]]
+            spans = [*(end - begin for begin, end in pairwise(marks)), marks[-1] - marks[0]]
             for name, span in zip(phases, spans, strict=True):
                 phases[name].append(span)
     engine.close()
@@ -252,24 +253,12 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
                 matrices(config),
                 compute_bytes(config) < FP32,
             )
-            # gloo adds up while it reduces and only copies while it gathers: two links
-            link = GlooNetwork(reduce.shared(sharing), gather.shared(sharing), world)
-            predicted = step_parts(work, link, world, stage, bucket=BUCKET).step
+            inside = gather.shared(sharing)
+            network = Network(inside, inside, world, reduce.shared(sharing))
+            predicted = step_parts(work, network, world, stage, bucket=BUCKET).step
             real = measured[world]["steps"][str(stage)]["step"]
             rows.append({"world": world, "stage": stage, "predicted": predicted, "measured": real})
     return rows
-
-
-class GlooNetwork(Network):
-    """One machine on which reducing and gathering have links of their own."""
-
-    def __init__(self, reduce: Link, gather: Link, world: int) -> None:
-        super().__init__(gather, gather, world)
-        object.__setattr__(self, "_reduce", Network(reduce, reduce, world))
-
-    def all_reduce(self, size: float, ranks: int) -> float:
-        """See :meth:`Network.all_reduce`."""
-        return self._reduce.all_reduce(size, ranks)  # type: ignore[attr-defined]
 
 
 def check(config: Config, arguments: list[str]) -> dict[str, Any]:

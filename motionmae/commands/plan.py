@@ -110,6 +110,8 @@ def print_plan(config: Config, assumed: "Assumptions | None" = None, videos: int
 
 def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
     parameters = plan.encoder_parameters + plan.decoder_parameters
+    unit = "GPU" if config.launch.gpus_per_node else "rank"
+    chosen = f"ZeRO stage {config.engine.zero}, activation_checkpointing={config.model.activation_checkpointing}"
     return [
         (
             "parameters",
@@ -122,6 +124,7 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
             f"{plan.clips_per_step} ({config.engine.micro_batch} videos x {config.data.repeats} clips "
             f"x {plan.ranks} ranks x {plan.accumulation} accumulation)",
         ),
+        (f"memory a {unit}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a rank holds in memory during a step, by formula: states, activations, message buffers, and when most of it lives.
+"""What a rank holds in memory during a step, by formula: states, activations, messages, and the most at once.
 
 Counted are tensors. Tests hold the figures against what DeepSpeed and autograd really keep (`benchmarks/memory.py`
 measures it) and against torch's own tracker for models that no test could train. Left out are workspaces of kernels,
@@ -82,8 +82,8 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
     message = min(trained, FP32 * _STAGE_0_MESSAGE) if stage == 0 else FP32 * BUCKET
-    if stage in (1, 2) and compute_bytes(config) < FP32:
-        message *= 2  # one for each type that DeepSpeed keeps apart
+    if stage and compute_bytes(config) < FP32:  # a second buffer, for gradients that are sent in 16 bits
+        message += (compute_bytes(config) if stage == 3 else FP32) * BUCKET
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
     lasting += gradients + message if stage == 3 else 0
     gathered = whole if stage == 3 and ranks > 1 else 0

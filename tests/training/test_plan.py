@@ -87,7 +87,13 @@ def test_the_command_prints_the_tables(
     words = "engine.zero=3 engine.micro_batch=8 --gpu h100-80 --mfu 0.35 --videos 240000 --loader-speed 85"
     assert _run_command(f"plan --config vitl_k400 --nodes 8 {words} --json {figures}") == 0
     shown = capsys.readouterr().out
-    for text in ("331.7 M", "64 (8 nodes x 8)", "748800: 1600 epochs of 468", "at 35% MFU of 989 TFLOP/s", "GB a GPU"):
+    for text in (
+        "331.7 M",
+        "64 (8 nodes x 8)",
+        "748800: 1600 epochs of 468",
+        "at 35% MFU of 989 TFLOP/s",
+        "memory a GPU",
+    ):
         assert text in shown
     assert "engine.zero=3 model.activation_checkpointing=none engine.micro_batch=8" in shown
     assert "fits; the largest that fits and divides optim.batch=512 is 8" in shown
@@ -99,7 +105,9 @@ def test_the_command_prints_the_tables(
     assert written["loader_cores"] == plan.loader_cores(assumed, 8)
 
 
-def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_what_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     words = "plan --config vitl_k400 --nodes 1 --gpu v100-16 engine.micro_batch=64"
     assert _run_command(words) == 0
