@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -145,7 +146,7 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
         panel.xaxis.set_major_formatter("{x:.0f}")
     panels[0].set_ylabel("speed a GPU, of one alone")
     panels[0].legend(loc="lower left")
-    figure.suptitle(f"{config.name}, modelled: {assumed}", fontsize=8)
+    figure.suptitle(textwrap.fill(f"{config.name}, modelled: {assumed}", 110), fontsize=8)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
