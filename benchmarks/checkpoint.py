@@ -9,6 +9,7 @@ Under torchrun or srun it measures the slowest of all ranks.
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.training import zero_state

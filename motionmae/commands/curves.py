@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.folders[0] / "curves.png"
     plot_curves(histories, marks, out)
     figures = [row for history, mark in zip(histories, marks, strict=True) for row in _figures(history, mark)]
-    Console().print(_table(figures))
+    Console(soft_wrap=True).print(_table(figures))
     print(f"wrote {out}")
     if arguments.json:
         write_atomically(arguments.json, json.dumps(figures, indent=1).encode())
@@ -89,8 +89,9 @@ def _table(figures: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table()
-    for heading in ("run", "head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"):
-        table.add_column(heading, justify="left" if heading in ("run", "head") else "right")
+    table.add_column("run", min_width=max(len(row["run"]) for row in figures))  # names are there to be copied
+    for heading in ("head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"):
+        table.add_column(heading, justify="left" if heading == "head" else "right", min_width=len(heading))
     for row in figures:
         mean = row["predicting_the_mean"]
         compared = ("", "") if mean is None else (f"{mean:.4f}", f"{row['last'] / mean:.2f}")

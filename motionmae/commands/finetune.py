@@ -2,7 +2,7 @@
 
 import argparse
 
-from motionmae.commands.pretrain import train
+from motionmae.commands.pretrain import add_training_parser
 
 _DESCRIPTION = """\
 Fine-tune a pre-trained encoder on labelled shards, or train a probe on it. The run's folder is RUNS/NAME; the same
@@ -18,18 +18,5 @@ examples:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the command."""
-    parser = subparsers.add_parser(
-        "finetune",
-        help="fine-tune a pre-trained encoder, or resume its run",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Train, and return the exit status."""
-    return train(arguments, "finetune")
+    summary = "fine-tune a pre-trained encoder, or resume its run"
+    add_training_parser(subparsers, "finetune", summary, _DESCRIPTION, _EPILOG)

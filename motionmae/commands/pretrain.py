@@ -30,21 +30,27 @@ exit status:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the command."""
+    add_training_parser(subparsers, "pretrain", "pre-train a model, or resume its run", _DESCRIPTION, _EPILOG)
+
+
+def add_training_parser(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    task: str,
+    summary: str,
+    description: str,
+    examples: str,
+) -> None:
+    """Register the command that trains by configs of ``task``."""
     parser = subparsers.add_parser(
-        "pretrain",
-        help="pre-train a model, or resume its run",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        task,
+        help=summary,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Train, and return the exit status."""
-    return train(arguments, "pretrain")
+    parser.set_defaults(run=lambda arguments: train(arguments, task))
 
 
 def train(arguments: argparse.Namespace, task: str) -> int:

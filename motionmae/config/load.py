@@ -67,7 +67,8 @@ def _find(name: str) -> Path:
             return path
     known = known_configs()
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
+    runs = [name for name in known if "/" not in name]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(runs)}, and more in its folders"
     raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
 
 

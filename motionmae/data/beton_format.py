@@ -8,6 +8,7 @@ The decoding loop is compiled by numba on its first call (some seconds); ctypes 
 """
 
 import json
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,11 @@ from ffcv.fields.bytes import BytesDecoder
 from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.reader import SampleMeta
+
+# Under TBB, which numba would prefer, a process with one CPU that has decoded in another thread than its first hangs at
+# its exit: https://github.com/numba/numba/issues/10556
+if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
 BETON_VERSION = 1
 """Changes when a reader of the former version would misread a file."""

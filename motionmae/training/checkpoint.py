@@ -3,7 +3,8 @@
 All ranks share the work: a parameter is copied to host memory and written by a rank that has it in full or, where ZeRO
 has cut it, by one of those that put it together; on resume rank ``i % world`` of the new world reads and broadcasts
 parameter i. Saving has two halves: :func:`snapshot` needs the device and holds up training, :func:`write` needs only
-the snapshot and runs in the background (:mod:`motionmae.training.saver`).
+the snapshot and runs in the background (:mod:`motionmae.training.saver`). At stage 3, which cuts everything, the
+former copies fragments and the latter puts them together.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,21 @@ class Snapshot:
     """Content of state.json; used on rank 0 alone."""
     tensors: dict[str, dict[str, Tensor]]
     """This rank's parameters: {parameter name: {kind: tensor}}."""
+    fragments: "list[_Fragment]"
+    """This rank's fragments of what has still to be put together, the same parameters in the same order everywhere."""
+
+
+class _Fragment(NamedTuple):
+    """A rank's part of one tensor of a parameter."""
+
+    name: str
+    kind: str
+    value: Tensor
+    """Flat."""
+    shape: torch.Size
+    """Of the whole."""
+    owner: int
+    """The rank that writes it."""
 
 
 class HostMemory:
@@ -93,7 +109,13 @@ def snapshot(
     memory = memory or HostMemory()
     memory.sources = memory.sources or _share_out(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
+    fragments = []
     for (name, parameter), (owner, whole) in zip(engine.parameters.items(), memory.sources, strict=True):
+        if engine.stage == 3:
+            for kind in KINDS:
+                copy = memory.copy((name, kind), zero_state.read_fragment(parameter, kind).detach().flatten())
+                fragments.append(_Fragment(name, kind, copy, zero_state.shape(parameter), owner))
+            continue
         if whole and owner != rank.rank:
             continue
         for kind in KINDS:
@@ -107,7 +129,7 @@ def snapshot(
         "updates": zero_state.updates(engine),
         "loss_scale": asdict(engine.loss_scale) if engine.loss_scale else None,
     }
-    return Snapshot(step, {**state, "optimizer": optimizer}, tensors)
+    return Snapshot(step, {**state, "optimizer": optimizer}, tensors, fragments)
 
 
 def _share_out(engine: Engine, rank: Rank) -> list[_Source]:
@@ -156,7 +178,8 @@ def write(
     life = claim.number if claim else 0
     try:
         folder = everyone.first(owned(lambda: store.begin(snapshot.step, life)))
-        shares = everyone.all(owned(lambda: _write_share(snapshot, folder, rank)))
+        tensors = _put_together(snapshot, rank, group)
+        shares = everyone.all(owned(lambda: _write_share(tensors, folder, rank)))
         files = [entry for share in shares for entry in share]
         return everyone.first(owned(lambda: store.commit(folder, snapshot.step, snapshot.state, files)))
     except CheckpointError:
@@ -234,16 +257,25 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _write_share(snapshot: Snapshot, folder: Path, rank: Rank) -> list[FileEntry]:
-    names = tuple(snapshot.tensors)
+def _put_together(snapshot: Snapshot, rank: Rank, group: dist.ProcessGroup | None) -> dict[str, dict[str, Tensor]]:
+    """All tensors that this rank writes, with those that lay in fragments on all ranks. Collective."""
+    tensors = dict(snapshot.tensors)
+    for name, kind, value, shape, owner in snapshot.fragments:
+        parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == owner else None
+        dist.gather(value, parts, dst=owner, group=group)
+        if parts:
+            tensors.setdefault(name, {})[kind] = zero_state.join(parts, shape)
+    return tensors
+
+
+def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: Rank) -> list[FileEntry]:
+    names = tuple(tensors)
     suffix = f"{rank.rank:05d}-of-{rank.world:05d}.safetensors"
     contents = {
-        f"model-{suffix}": {name: tensors["parameter"] for name, tensors in snapshot.tensors.items()},
-        f"optimizer-{suffix}": {
-            f"{name}.{kind}": tensors[kind] for name, tensors in snapshot.tensors.items() for kind in MOMENTS
-        },
+        f"model-{suffix}": {name: kinds["parameter"] for name, kinds in tensors.items()},
+        f"optimizer-{suffix}": {f"{name}.{kind}": kinds[kind] for name, kinds in tensors.items() for kind in MOMENTS},
     }
-    if averages := {name: tensors["average"] for name, tensors in snapshot.tensors.items() if "average" in tensors}:
+    if averages := {name: kinds["average"] for name, kinds in tensors.items() if "average" in kinds}:
         contents[f"average-{suffix}"] = averages
     return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
 

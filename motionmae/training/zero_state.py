@@ -97,6 +97,20 @@ def read_here(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
     return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
 
 
+def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
+    """Stage 3: this rank's fragment of one of KINDS, flat, without asking other ranks."""
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    if kind == "parameter":
+        return safe_get_local_fp32_param(parameter)
+    return safe_get_local_optimizer_state(parameter, kind)
+
+
+def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
+    """The whole tensor of all ranks' fragments, of which the last ones are padded."""
+    return torch.cat(fragments)[: shape.numel()].view(shape)
+
+
 def install(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     """Set a parameter and its moments from whole tensors, one for each of KINDS, equal on all ranks. Collective."""
     if engine.stage == 3:

@@ -241,6 +241,22 @@ class TestRefusals:
             ClipLoader(data, CLIP, seed=0, batch=2, micro_batch=2, flow=True)
 
 
+@pytest.mark.long
+def test_a_process_with_one_cpu_ends(shards, beton):
+    code = f"""
+import os
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.loader import ClipLoader
+data = DataConfig(shards={str(shards)!r}, beton={str(beton)!r})
+with ClipLoader(data, ClipConfig(frames=4, size=32, stride=2), seed=0, batch=2, micro_batch=2) as ours:
+    next(ours.batches(0))
+print("read")
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert (result.returncode, result.stdout) == (0, "read\n"), result.stderr
+
+
 def test_without_ffcv_a_sentence_names_the_remedy_and_shards_still_work(shards, beton):
     code = f"""
 import sys

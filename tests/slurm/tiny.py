@@ -24,6 +24,7 @@ def overrides(shards: Path) -> list[str]:
         "model.decoder_depth=1",
         "log.every_steps=1",
         "log.tensorboard=false",
+        "log.picture_steps=0",
         "checkpoint.every_steps=1000",
     ]
 

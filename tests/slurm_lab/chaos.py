@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,12 @@ STEPS_PER_FAULT = 24
 """While Slurm has not noticed that a slurmd is gone, a run goes on for about fifty steps; other faults cost few."""
 
 
+def draw_faults(draw: random.Random, number: int) -> list[Callable[[TrainingRun, str], None]]:
+    """Faults in random order, of every kind equally often as far as ``number`` allows."""
+    rounds = -(-number // len(NAMES))
+    return [fault for _ in range(rounds) for fault in draw.sample(list(NAMES), len(NAMES))][:number]
+
+
 def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damage]]:
     """A run struck by ``faults`` faults, at random moments and on random nodes of its own, to its end."""
     draw = random.Random(seed)
@@ -38,8 +45,7 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
         run = TrainingRun(lab, folder / "struck", folder / "shards", "--nodes", "2", steps=faults * STEPS_PER_FAULT)
         run.submit()
         damages = []
-        for number in range(faults):
-            fault = draw.choice(list(NAMES))
+        for number, fault in enumerate(draw_faults(draw, faults)):
             run.wait_for_steps(draw.randint(CHECKPOINT_STEPS - 1, 2 * CHECKPOINT_STEPS + 2))
             damages.append(strike(run, fault, draw.choice(run.nodes())))
             print(f"{time.strftime('%H:%M:%S')} {number + 1}/{faults} {damages[-1]}", flush=True)

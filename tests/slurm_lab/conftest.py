@@ -8,6 +8,12 @@ from tests.slurm_lab.lab import Lab, missing
 from tests.slurm_lab.steps import CASES, submit_case
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest stories: what other tests here wait for then happens meanwhile."""
+    items.sort(key=lambda item: "test_survival" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The four-node cluster, started once; where it cannot be, tests are skipped, but fail in CI."""

@@ -72,20 +72,26 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 
 
 def kill_in_write(run: TrainingRun, node: str) -> None:
-    """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first."""
-    checkpoints = run.path / "checkpoints"
-    processes = rank_processes(
-        run.lab, run.record.job_id
-    )  # before, or the write would be over by the time they are found
+    """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first, with its share undone.
+
+    Else the others, which Slurm wakes and asks to end, could commit it in the second that is left to them.
+    """
+    checkpoints, writes = run.path / "checkpoints", ".unfinished-[0-9]*-step-*"  # removals have no number there
+    processes = rank_processes(run.lab, run.record.job_id)  # before, or the write would be over when they are found
+    victim = run.nodes().index(node)
+
+    def half_written() -> bool:
+        return any(not any(found.glob(f"optimizer-{victim:05d}-*")) for found in checkpoints.glob(writes))
+
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if not any(checkpoints.glob(".unfinished-step-*")):
+        if not half_written():
             time.sleep(0.0005)
             continue
         for process in processes.values():
             os.kill(process, signal.SIGSTOP)
-        if any(checkpoints.glob(".unfinished-step-*")):
-            os.kill(processes.pop(run.nodes().index(node)), signal.SIGKILL)
+        if half_written():
+            os.kill(processes.pop(victim), signal.SIGKILL)
             time.sleep(1)
             for process in processes.values():
                 with suppress(ProcessLookupError):
@@ -127,7 +133,7 @@ NAMES = {
     kill_slurmd: "slurmd killed",
     unplug: "cable pulled",
     kill_rank: "one rank killed by -9",
-    kill_in_write: "killed by -9 while checkpoints are written or removed",
+    kill_in_write: "killed by -9 while a checkpoint is written",
     truncate: "newest checkpoint truncated, one rank killed by -9",
 }
 

@@ -17,11 +17,11 @@ ROWS = ("ablations/table10_divided", "ablations/table10_shared")
 
 @pytest.mark.long
 def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Path) -> None:
-    train, val = (make_shards(tmp_path / name, samples=4) for name in ("train", "val"))
+    train, val = (make_shards(tmp_path / name, samples=4, classes=2) for name in ("train", "val"))
     small = ["clip.frames=4", "clip.stride=1", "clip.size=32", "clip.cube_size=8", "model.width=32", "model.depth=1"]
     small += ["model.heads=2", "model.decoder_width=32", "model.decoder_heads=2", "model.decoder_depth=1"]
     small += ["optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "engine.micro_batch=4", "data.workers=0"]
-    small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false"]
+    small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false", "log.picture_steps=0"]
     flags = ["--nodes", "1", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
     command = [sys.executable, str(ROOT / "slurm/ablations.py"), "--tables", "10", "--runs", str(tmp_path / "runs")]
     started = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
