@@ -166,8 +166,10 @@ def kept_bytes(config: Config) -> Kept:
     encoder = visible * clip.cube_pixels * width
     encoder += _stack_bytes(config, visible, size.width, size.depth, size.heads)
     encoder += visible * size.width * (FP32 + readers[0] * width)  # final norm: its input, and its output's readers
-    decoder = _stack_bytes(config, clip.cubes, size.decoder_width, config.model.decoder_depth, size.decoder_heads)
-    decoder += clip.cubes * size.decoder_width * FP32 + masked * size.decoder_width * readers[1] * width
+    decoder = _stack_bytes(
+        config, clip.cubes, size.decoder_width, config.model.decoder_depth, size.decoder_heads, masked
+    )
+    decoder += masked * size.decoder_width * (FP32 + readers[1] * width)
     return Kept(encoder, trunks * decoder, 2 * FP32 * masked * sum(heads.values()))
 
 
@@ -249,11 +251,21 @@ def _recompute_every(config: Config) -> int:
     return {"none": 0, "full": 1, "every_n": config.model.checkpoint_every}[config.model.activation_checkpointing]
 
 
-def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int) -> int:
-    every = _recompute_every(config)
+def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int, narrowed: int = 0) -> int:
+    """A stack of blocks; with ``narrowed``, the last computes so many tokens only."""
+    every, value = _recompute_every(config), compute_bytes(config)
     recomputed = -(-depth // every) if every else 0
-    whole = _block_bytes(tokens, width, heads, compute_bytes(config))
-    return recomputed * tokens * width * FP32 + (depth - recomputed) * whole
+    whole = _block_bytes(tokens, width, heads, value)
+    total = recomputed * tokens * width * FP32 + (depth - recomputed) * whole
+    if narrowed and not (every and (depth - 1) % every == 0):
+        total += _last_block_bytes(tokens, narrowed, width, heads, value) - whole
+    return total
+
+
+def _last_block_bytes(tokens: int, kept: int, width: int, heads: int, value: int) -> int:
+    """All tokens are normalised and are keys and values; those kept are copied once more to ask."""
+    everywhere = tokens * (width * FP32 + 3 * width * value + 2 * FP32)
+    return everywhere + kept * (width * FP32 + 12 * width * value + 2 * FP32 + heads * FP32)
 
 
 def _block_bytes(tokens: int, width: int, heads: int, value: int) -> int:
