@@ -96,7 +96,7 @@ def print_plan(config: Config, assumed: "Assumptions | None" = None, videos: int
     for row in (*_model_rows(plan, config), *_time_rows(plan, config, assumed)):
         table.add_row(*row)
     Console().print(table)
-    Console().print(_choice_table(choices, plan, config, assumed))
+    Console(soft_wrap=True).print(_choice_table(choices, plan, config, assumed))
     Console().print(_verdict(choices, config, plan, assumed))
     return {
         "assumed": asdict(assumed),
@@ -169,7 +169,7 @@ def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed
     )
     columns = ("ZeRO", "checkpointing", "parameters", "gradients", "optimiser", "buffers", "activations", "peak")
     for column in (*columns, "fits", "largest micro batch", "work"):
-        table.add_column(column)
+        table.add_column(column, min_width=max(map(len, column.split())))
     for choice in choices:
         memory = choice.memory
         parts = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations)
