@@ -30,8 +30,8 @@ class LastAttention(Attention):
         width, heads = x.shape[2], self.num_heads
         q_weight, kv_weight = self.qkv.weight.split([width, 2 * width])
         q = functional.linear(x[:, -kept:], q_weight, self.q_bias).unflatten(2, (heads, -1)).transpose(1, 2)
-        kv_bias = torch.cat([cast(Tensor, self.k_bias), self.v_bias])
-        kv = functional.linear(x, kv_weight, kv_bias).unflatten(2, (2, heads, -1))
+        # k has no bias
+        kv = functional.linear(x, kv_weight, functional.pad(self.v_bias, (width, 0))).unflatten(2, (2, heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, K, width / heads)
         return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
