@@ -35,7 +35,7 @@ from motionmae.errors import UserError  # noqa: E402
 from motionmae.training.events import Kind, read_rows  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
-from slurm.launch import job_environment, options_of, sbatch_options  # noqa: E402
+from slurm.launch import options_of, rank_environment, sbatch_options  # noqa: E402
 from slurm.record import JobRecord, state_of  # noqa: E402
 from slurm.script import batch_script, sbatch  # noqa: E402
 
@@ -141,13 +141,15 @@ def advance(row: Row, words: Sequence[str]) -> None:
     Raises:
         UserError: as slurm/submit.py.
     """
+    if own := next((word for word in words if word.startswith(("--config", "--seeds", "name=", "runs="))), None):
+        raise UserError(f"{own} after -- would send every row to the same place: leave it out")
     before, runs = "", f"runs={row.runs}"
     for run, command in ((row.pretraining, ["--config", row.config]), (row.finetuning, row.finetune_words())):
         if _finished(run):
             continue
         job = _under_way(run.path)
         if job is None:
-            after = [f"--sbatch={key}={value}" for key, value in _after(before).items()]
+            after = ["--dependency", f"afterok:{before}", "--sbatch", "kill-on-invalid-dep=yes"] if before else []
             submit.run_command([*command, runs, *words, *after])
             job = JobRecord.read(run.path)
         if job is None or job.cluster == "local":
@@ -173,7 +175,7 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
     row.testing.mkdir(parents=True, exist_ok=True)
     finetuning = JobRecord.read(row.finetuning.path)
     log, code = row.testing / "job.log", finetuning.code if finetuning else str(ROOT)
-    exports = job_environment(config, Path(code), "slurm") | dict(site.environment)
+    exports = rank_environment(config, Path(code), site.environment)
     options = {
         "job-name": f"{row.name}_test",
         "output": str(log),
@@ -181,18 +183,13 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
         **options_of(config.launch),
         **site.sbatch,
         **sbatch_options(arguments.sbatch),
-        **_after(before),
+        **({"dependency": f"afterok:{before}", "kill-on-invalid-dep": "yes"} if before else {}),
     }
     srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_rank}", *run]
     lines = [*(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), f"exec {shlex.join(srun)}"]
     job = sbatch(batch_script(options, lines))
     JobRecord("slurm", job, str(log), code, time.time()).write(row.testing)
     print(f"test of {row.name}: job {job}, log {log}")
-
-
-def _after(job: str) -> dict[str, str]:
-    """What makes Slurm start a job after another, and drop it if that fails."""
-    return {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"} if job else {}
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -68,6 +68,11 @@ def job_environment(config: Config, code: Path, cluster: str) -> dict[str, str]:
     return {key: os.environ.get(key, value) for key, value in wanted.items()} | {"PYTHONPATH": path}
 
 
+def rank_environment(config: Config, code: Path, site: Mapping[str, str]) -> dict[str, str]:
+    """:func:`job_environment` on Slurm, changed by the site's variables, but for the import path."""
+    return job_environment(config, code, "slurm") | {k: v for k, v in site.items() if k != "PYTHONPATH"}
+
+
 TEXTS = ("partition", "account", "qos", "constraint", "exclude", "comment")
 """Keys of the `launch` section that sbatch has options of the same name for; empty: not asked."""
 
@@ -89,8 +94,7 @@ class TrainingExecutor(SlurmExecutor):
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
         self._run, self._max_retries = Path(config.runs) / config.name, launch.max_retries
-        exports = job_environment(config, code, "slurm")
-        exports |= {key: value for key, value in environment.items() if key != "PYTHONPATH"}
+        exports = rank_environment(config, code, environment)
         optional = {key: getattr(launch, key) for key in TEXTS}
         self.update_parameters(
             job_name=config.name,
@@ -145,16 +149,41 @@ def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: in
     return executor
 
 
+_OWN_FLAGS = {
+    "array": "--seeds",
+    "nodes": "--nodes",
+    "ntasks-per-node": "--ranks-per-node",
+    "gpus-per-node": "--gpus-per-node",
+    "cpus-per-task": "--cpus-per-rank",
+    "time": "--time",
+    "signal": "--signal-seconds",
+}
+_OWN = ("ntasks", "output", "error", "open-mode", "chdir", "requeue", "no-requeue", "job-name")
+
+
+def refuse_own(option: str, where: str) -> None:
+    """Refuse an sbatch option that surviving a cluster depends on: an array would train several times in one folder.
+
+    Raises:
+        UserError: naming the flag that asks for the same, where there is one.
+    """
+    if option in _OWN_FLAGS:
+        raise UserError(f"{where} {option} would undo what the launcher relies on: use {_OWN_FLAGS[option]}")
+    if option in _OWN:
+        raise UserError(f"{where} {option} is set by the launcher itself: leave it out")
+
+
 def sbatch_options(texts: list[str]) -> dict[str, str]:
     """Read ``--sbatch KEY=VALUE`` options.
 
     Raises:
-        UserError: for one without an equals sign.
+        UserError: for one without an equals sign, or that is the launcher's own.
     """
     pairs = [text.removeprefix("--").partition("=") for text in texts]
     for text, (key, equals, _) in zip(texts, pairs, strict=True):
         if not key or not equals:
             raise UserError(f"--sbatch {text}: write the long option and its value, for example --sbatch mem=200G")
+        refuse_own(key, "--sbatch")
     return {key: value for key, _, value in pairs}
 
 

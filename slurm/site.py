@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from motionmae.config import LaunchConfig
 from motionmae.errors import UserError
+from slurm.launch import refuse_own
 
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 _SECTIONS = ("launch", "sbatch", "environment")
@@ -72,9 +73,12 @@ def load_site(path: Path | None) -> Site:
             raise UserError(f"{file}: unknown section {section}: {_hint(section, _SECTIONS)}")
         if not isinstance(values, dict):
             raise UserError(f"{file}: {section} must hold `key: value` pairs")
+    options = _texts(file, "sbatch", content.get("sbatch", {}), r"[a-z][a-z-]*")
+    for option in options:
+        refuse_own(option, f"{file}: sbatch")
     return Site(
         _launch(file, content.get("launch", {})),
-        _texts(file, "sbatch", content.get("sbatch", {}), r"[a-z][a-z-]*"),
+        options,
         _texts(file, "environment", content.get("environment", {}), r"[A-Za-z_]\w*"),
     )
 

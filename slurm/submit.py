@@ -23,7 +23,7 @@ import json  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Iterator, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
@@ -160,8 +160,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
     check_shards(config.data)
-    if not arguments.dependency and not any(option.startswith("dependency=") for option in arguments.sbatch):
-        check_weights(config)  # else another job may be about to write them
+    if not arguments.dependency:  # else another job may be about to write them
+        check_weights(config)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
@@ -224,7 +224,8 @@ def check_weights(config: Config) -> None:
 
 def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
     """Job id, run folder, and the commands that follow, stop and resume it."""
-    command = shlex.join(["python", sys.argv[0], *(word for word in arguments if word != "--follow")])
+    script = sys.argv[0] if Path(sys.argv[0]).name == "submit.py" else str(ROOT / "slurm/submit.py")
+    command = shlex.join(["python", script, *_again(arguments)])
     if record.cluster == "slurm":
         stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
     else:
@@ -242,6 +243,16 @@ def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
         lines["excluded"] = f"{nodes}   # rm {Attempts(run).path} forgives them"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
+
+
+def _again(arguments: Sequence[str]) -> Iterator[str]:
+    """The words of a command that is to be given again: once a job has been queued, what it waited for is over."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--dependency":
+            next(words, None)
+        elif word != "--follow" and not word.startswith("--dependency="):
+            yield word
 
 
 def of_seed(config: Config, seed: int) -> Config:

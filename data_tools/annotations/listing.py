@@ -14,7 +14,7 @@ VIDEO_SUFFIXES = frozenset(
         *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
         *(".avi", ".divx", ".asf", ".wmv"),
         *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
-        *(".gif"),
+        ".gif",
     }
 )
 """File names with these endings can be the video of an annotation."""

@@ -3,9 +3,12 @@
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from motionmae.errors import UserError
+from motionmae.training.runfolder import RunFolder
+
+Item = TypeVar("Item")
 
 BORROWED = "hidden cubes borrow the true cube's mean and contrast, which the model does not tell"
 
@@ -16,15 +19,23 @@ class Picture:
 
     title: str
     strips: list[tuple[str, str]]
-    """Label and picture, a data URL, of rows of frames."""
+    """Label and picture, a data URL, of rows of frames; a picture that has its labels in it has none here."""
 
 
 def reconstructions(run: Path) -> list[Picture]:
-    """The same clip at the first, a middle and the last checkpoint that are kept.
+    """The same clips at the first, a middle and the last step that the run has drawn (``log.picture_steps``).
+
+    Of a run that has drawn nothing: one clip at the first, a middle and the last checkpoint that are kept.
 
     Raises:
         UserError: if there is no checkpoint, or the shards are not there.
     """
+    drawn = sorted(RunFolder(run).reconstructions.glob("step-*.png"))
+    if drawn:
+        return [
+            Picture(f"{run.resolve().name}, {path.stem}", [("", data_url(path.read_bytes()))])
+            for path in _first_middle_last(drawn)
+        ]
     import torch
 
     from motionmae.data.clips import read_clip
@@ -32,12 +43,10 @@ def reconstructions(run: Path) -> list[Picture]:
     from motionmae.evaluation.pictures import make_block
     from motionmae.evaluation.pretrained import load_pretrained
     from motionmae.training.checkpoint_store import CheckpointStore
-    from motionmae.training.runfolder import RunFolder
 
     steps = [checkpoint.step for checkpoint in CheckpointStore(RunFolder(run).checkpoints).complete()]
-    chosen = dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]) if steps else [None]
     pictures = []
-    for step in chosen:
+    for step in _first_middle_last(steps) if steps else [None]:
         loaded = load_pretrained(run, step)
         if loaded.config.target.motion_source == "flow":
             raise UserError("optical flow is not drawn yet")
@@ -53,4 +62,13 @@ def embed(picture: Any) -> str:
     import cv2
 
     _, png = cv2.imencode(".png", (picture[..., ::-1] * 255).round().astype("uint8"))
-    return f"data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}"
+    return data_url(png.tobytes())
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _first_middle_last(items: list[Item]) -> list[Item]:
+    return list(dict.fromkeys([items[0], items[len(items) // 2], items[-1]]))

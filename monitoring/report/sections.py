@@ -234,9 +234,14 @@ def reconstructions(pictures: Sequence[Picture]) -> str:
     if not pictures:
         return ""
     cards = "".join(
-        _card(picture.title, "".join(_strip(label, source) for label, source in picture.strips)) for picture in pictures
+        _card(
+            picture.title,
+            "".join(_strip(label, source) for label, source in picture.strips),
+            double=not picture.strips[0][0],
+        )
+        for picture in pictures
     )
-    note = f'<p class="quiet">Sample 0 of the run\'s shards. Where targets are normalised, {BORROWED}.</p>'
+    note = f'<p class="quiet">The first samples of the run\'s shards. Where targets are normalised, {BORROWED}.</p>'
     return f'<h2>What the heads rebuild</h2>{note}<div class="cards">{cards}</div>'
 
 
@@ -268,6 +273,8 @@ def whole_config(story: Story) -> str:
 
 def _strip(label: str, source: str) -> str:
     name = escape(label)
+    if not label:
+        return f'<figure><img class="labelled" alt="reconstruction" src="{source}"></figure>'
     return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{source}"></figure>'
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ class WeightsAndBiases:
         folder: of the run; the files lie below its ``wandb``.
 
     Raises:
-        UserError: if wandb is not installed.
+        UserError: if wandb is not installed or does not let the run in, for want of a key say.
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
@@ -63,17 +65,25 @@ class WeightsAndBiases:
         except ImportError as error:
             raise UserError(f"log.wandb={config.log.wandb} needs wandb: pip install 'motionmae[viz]'") from error
         self._wandb, self._run = wandb, folder.path
-        self._board = wandb.init(
+        try:
+            self._board = self._open(config)
+        except wandb.Error as error:
+            raise UserError(
+                f"log.wandb={config.log.wandb}: {str(error).splitlines()[0]}: mend that, or set log.wandb=offline"
+            ) from error
+        self._board.define_metric("*", step_metric="step")
+
+    def _open(self, config: Config) -> Any:
+        return self._wandb.init(
             project=config.log.wandb_project,
             name=config.name,
-            id=hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16],
-            dir=str(folder.path),
+            id=hashlib.sha256(str(self._run.resolve()).encode()).hexdigest()[:16],
+            dir=str(self._run),
             mode="online" if config.log.wandb == "online" else "offline",
             resume="allow",
             config=config_as_json(config),
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+            settings=self._wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
-        self._board.define_metric("*", step_metric="step")
 
     def event(self, row: Row) -> None:
         """Show a picture; other events are in ``events.jsonl``."""
@@ -87,12 +97,19 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Hand everything over."""
-        self._board.finish()
+        with self._service():
+            self._board.finish()
 
     def _log(self, values: dict[str, Any]) -> None:
-        try:
+        with self._service():
             self._board.log(values)
-        except self._wandb.Error as error:  # its service has ended, say: OSErrors of sinks never stop training
+
+    @contextmanager
+    def _service(self) -> Iterator[None]:
+        """What W&B's service cannot do, for it has ended say, is an OSError, which never stops training."""
+        try:
+            yield
+        except self._wandb.Error as error:
             raise OSError(str(error)) from error
 
 

@@ -129,9 +129,12 @@ class EventLog:
         self._tell("metrics", {"incarnation": self.incarnation, **row, "time": time.time()})
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Close the sinks; what one cannot flush is warned about, and keeps no other from closing."""
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:
+                self._warn(type(sink).__name__, error)
 
     def _tell(self, what: str, row: Row) -> None:
         self.last_step = row["step"]

@@ -1,18 +1,20 @@
 """One incarnation of a run, from finding its last checkpoint to the end of its work or a signal."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import torch
 
-from motionmae.config import Config, save_config
+from motionmae.config import Config, load_config, save_config
 from motionmae.data.loader import ClipLoader
 from motionmae.training import checkpoint, zero_state
 from motionmae.training.boards import TensorBoard, WeightsAndBiases
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.claim import Claim, claim_folder
+from motionmae.training.claim import Claim, claim_folder, living_owner
 from motionmae.training.distributed import (
     Rank,
     broadcast_object,
@@ -32,9 +34,11 @@ from motionmae.training.runfolder import RunFolder
 from motionmae.training.saver import Saver
 from motionmae.training.schedule import build_schedule
 from motionmae.training.startup import StartUp
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.state import TrainState, check_same_run, config_as_json
 from motionmae.training.task import Task
 from motionmae.training.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 def train_run(
@@ -62,7 +66,7 @@ def train_run(
         folder = RunFolder.of(config.runs, config.name)
         on_first_rank(rank, folder.create)
         store = CheckpointStore(folder.checkpoints)
-        on_first_rank(rank, lambda: refuse_other_settings(store, config))
+        on_first_rank(rank, lambda: refuse_other_settings(folder, store, config))
         claim = on_first_rank(rank, lambda: claim_folder(folder.path))
         events = stack.enter_context(recording(folder, rank, claim, sinks))
         watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
@@ -164,7 +168,10 @@ def add_boards(events: EventLog, config: Config, folder: RunFolder, resumed_step
         UserError: if a package for it is missing.
     """
     if config.log.tensorboard:
-        events.add(TensorBoard(folder, resumed_step))
+        try:
+            events.add(TensorBoard(folder, resumed_step))
+        except OSError as error:
+            logger.warning("nothing is written for TensorBoard (%s); training goes on", error)
     if config.log.wandb != "off":
         events.add(WeightsAndBiases(config, folder))
 
@@ -208,20 +215,27 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
     )
 
 
-def refuse_other_settings(store: CheckpointStore, config: Config) -> None:
+def refuse_other_settings(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
     """Refuse a command that is not this run's before it claims the folder, which would end the run that trains there.
 
-    Looks only; what is damaged is passed over here, and dealt with by those who resume.
+    Looks only; what is damaged is passed over here, and dealt with by those who resume. A run without a checkpoint may
+    begin again with other settings, unless it is under way.
 
     Raises:
         UserError: see :func:`motionmae.training.state.check_same_run`.
     """
-    saved = None
-    for newest in store.complete()[-1:]:
-        with suppress(OSError, ValueError, KeyError):
-            saved = newest.state()["config"]
+    saved = next(filter(None, map(_config_in, reversed(store.complete()))), None)
+    if saved is None and folder.config.is_file() and living_owner(folder.path):
+        saved = config_as_json(load_config(str(folder.config)))
     if saved is not None:
         check_same_run(saved, config)
+
+
+def _config_in(found: Checkpoint) -> dict[str, Any] | None:
+    try:
+        return found.state()["config"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
@@ -265,9 +279,10 @@ def introduction(run: Run, folder: RunFolder) -> str:
 def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
     """Record and say how the incarnation ended."""
     if outcome is Outcome.FINISHED:
-        announce_drawn(run, LAST_SECONDS)
-        run.drawing.checkpoint(run.state.step, is_last=True)
-        announce_drawn(run, LAST_SECONDS)
+        with run.watchdog.during("waiting for the last picture", 0):  # which has a limit of its own
+            announce_drawn(run, LAST_SECONDS)
+            run.drawing.checkpoint(run.state.step, is_last=True)
+            announce_drawn(run, LAST_SECONDS)
         run.events.event(Kind.FINISH, run.state.step)
         newest = run.store.complete()[-1].folder if run.rank.is_first else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")

@@ -61,7 +61,7 @@ def test_a_row_is_three_jobs_each_after_the_one_before(
     assert pretraining[:2] == ["--config", "ablations/table10_divided"]
     assert pretraining[-4:] == ["--partition", "gpu", "--nodes", "2"]
     assert finetuning[:3] == ["--config", "finetune_vitb_ssv2", "name=table10_divided_finetune"]
-    assert finetuning[-2:] == ["--sbatch=dependency=afterok:1", "--sbatch=kill-on-invalid-dep=yes"]
+    assert finetuning[-4:] == ["--dependency", "afterok:1", "--sbatch", "kill-on-invalid-dep=yes"]
     assert [words[1] for words in submitted[2:]] == ["ablations/table10_shared", "finetune_vitb_ssv2"]
     first = scripts[0].splitlines()
     for line in ("dependency=afterok:2", "kill-on-invalid-dep=yes", "partition=gpu", "nodes=2", "gpus-per-node=8"):

@@ -75,6 +75,9 @@ def test_further_sbatch_options_win() -> None:
         "mem": "200G",
         "dependency": "afterok:1=2",
     }
+    for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
+        with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
+            launch.sbatch_options([own])
     with pytest.raises(UserError, match="--sbatch mem"):
         launch.sbatch_options(["mem"])
 

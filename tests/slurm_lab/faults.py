@@ -111,7 +111,8 @@ def truncate(run: TrainingRun, node: str) -> None:
     os.truncate(file, file.stat().st_size // 2)
     os.kill(_rank_on(run, node), signal.SIGKILL)
     for process in processes:
-        os.kill(process, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
 
 
 def nothing(lab: Lab, node: str) -> None:

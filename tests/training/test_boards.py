@@ -16,7 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from motionmae.config import Config, LogConfig
 from motionmae.errors import UserError
 from motionmae.training.boards import TensorBoard, WeightsAndBiases
+from motionmae.training.pretrain import Outcome, pretrain
 from motionmae.training.runfolder import RunFolder
+from tests.training.launch import run_ranks
+from tests.training.shards import make_shards, tiny_run
 
 CONFIG = Config(name="shown", log=LogConfig(wandb="offline", wandb_project="videos"))
 
@@ -118,7 +121,23 @@ def test_wandb_keeps_curves_and_pictures_of_both_lives_offline(tmp_path: Path):
     assert len(list(folder.path.glob("wandb/offline-run-*/files/media/images/*.png"))) == 2
 
 
+def test_wandb_without_a_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match=r"log.wandb=online: .*set log.wandb=offline"):
+        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+
+
 def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log.wandb=online needs wandb: pip install"):
         WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+
+
+def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", log={"tensorboard": True})
+    folder = RunFolder.of(config.runs, config.name)
+    folder.create()
+    folder.tensorboard.write_text("no folder")
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2

@@ -74,13 +74,17 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1, 2]
 
 
-def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path):
-    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
+@pytest.mark.parametrize("every", [2, 1000])
+def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path, every: int):
+    """Neither after its first checkpoint nor before, while it is under way."""
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
     folder = RunFolder.of(config.runs, config.name)
     run = Ranks(1, pretrain_to_exit, config)
-    wait_until(lambda: any(folder.checkpoints.glob("step-*/manifest.json")), "a checkpoint")
+    wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
+    run.send(0, signal.SIGSTOP)
     mistyped = replace(config, seed=1)
     ((status, sentence),) = Ranks(1, pretrain_to_exit, mistyped).results()
+    run.send(0, signal.SIGCONT)
     assert status == "USER_ERROR"
     assert "cannot be resumed with seed=1 (was 0)" in sentence
     assert run.results() == [("FINISHED", "")]

@@ -64,6 +64,15 @@ class TestDrawing:
         told = self.outcome(drawing)
         assert "is no run folder, it has no config.yaml" in str(told["error"])
 
+    def test_a_folder_that_cannot_be_written_and_a_strange_name_stop_nobody(self, tmp_path: Path):
+        folder = self.folder(tmp_path)
+        folder.reconstructions.mkdir()
+        (folder.reconstructions / "step-00000500-val.png").touch()
+        folder.logs.rmdir()
+        drawing = Drawing(folder, 1)
+        drawing.checkpoint(1)
+        assert drawing.finished() is None
+
     def test_ends_with_the_run(self, tmp_path: Path):
         drawing = Drawing(self.folder(tmp_path), 1)
         drawing.checkpoint(1)

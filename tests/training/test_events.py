@@ -88,3 +88,20 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
     log.metrics({"step": 3})
     log.close()
     assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_a_sink_that_cannot_be_flushed_keeps_no_other_from_closing():
+    closed = []
+
+    class Full:
+        def event(self, row: dict) -> None:
+            pass
+
+        metrics = event
+
+        def close(self) -> None:
+            closed.append(self)
+            raise OSError(28, "No space left on device")
+
+    EventLog("life", [Full(), Full()]).close()
+    assert len(closed) == 2
