@@ -100,18 +100,19 @@ def step_flops(config: Config) -> StepFlops:
     masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
     visible = clip.cubes - masked
     encoder = _encoder_macs(config, visible)
-    trunk = visible * size.width * size.decoder_width + model.decoder_depth * _block_macs(
-        clip.cubes, size.decoder_width
-    )
-    heads = sum(masked * size.decoder_width * values for values in output_sizes(config).values())
+    width = size.decoder_width
+    spared = visible * (10 * width * width + 2 * clip.cubes * width)  # in the last block they are keys and values only
+    trunk = visible * size.width * width + model.decoder_depth * _block_macs(clip.cubes, width) - spared
+    heads = sum(masked * width * values for values in output_sizes(config).values())
     decoders = _trunks(config) * trunk + heads
     first = visible * clip.cube_pixels * size.width
     recomputed = 0
     if every:
         recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)
-        recomputed += (
-            _trunks(config) * -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, size.decoder_width)
-        )
+        recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, width)
+        if (model.decoder_depth - 1) % every == 0:
+            recomputed_trunk -= spared - 4 * visible * width * width
+        recomputed += _trunks(config) * recomputed_trunk
     return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
 
 
