@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
-from motionmae.config.schema import accumulation_steps
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
@@ -120,7 +120,7 @@ class ClipLoader:
         labelled: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
-        step = Config(optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
+        step = Config(data=data, optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
         self.accumulation = accumulation_steps(step, world)
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
         self.rank, self.world, self.labelled = rank, world, labelled
@@ -135,7 +135,7 @@ class ClipLoader:
                 f"the shards of {data.shards} hold windows of videos, and data.sampling=segments needs whole ones: "
                 "make them without --clips"
             )
-        self.steps_per_epoch = self.manifest.steps_per_epoch(batch, data.shards)
+        self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
         self.corrupt_samples: dict[int, str] = {}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from motionmae.config import Config, load_config
+from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import check_same_stream, stream_identity
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
@@ -22,7 +23,7 @@ def refuse_what_cannot_go_on(folder: RunFolder, store: CheckpointStore, config: 
             :func:`motionmae.training.state.check_same_run` and :func:`motionmae.data.loader.check_same_stream`.
     """
     manifest = load_manifest(config.data.shards, config.data)
-    manifest.steps_per_epoch(config.optim.batch, config.data.shards)
+    steps_per_epoch(config, manifest.samples)
     saved = next(filter(None, map(_state_in, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and living_owner(folder.path):
         living = load_config(str(folder.config))
