@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from motionmae.config import Config, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.errors import UserError
-from motionmae.models.sizes import resolve
 from motionmae.training.events import Kind, read_rows
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.state import config_as_json, differing_settings, flat
@@ -183,7 +182,7 @@ def _own_settings(config: str) -> dict[str, Any]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """All settings by ``section.key``, the sizes that go by the model's name written out."""
-    sizes = {f"model.{key}": value for key, value in asdict(resolve(config.model)).items()}
+    sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
     return flat(config_as_json(config)) | sizes
 
 
