@@ -40,7 +40,7 @@ class Protocol:
     first_everywhere: bool
     """Whether the radius does not hold for the first frame."""
     long_multiple: int
-    """The long side is rounded down to a multiple of this many pixels (of a cube, at the least)."""
+    """The long side is rounded down to a multiple of this many pixels, and then to whole cells."""
     bilinear_labels: bool
     """Whether the first mask is shrunk bilinearly, else to the nearest pixel."""
     stretch: bool
@@ -56,8 +56,8 @@ PROTOCOLS = {
 def working_size(height: int, width: int, cell: int, protocol: Protocol) -> tuple[int, int]:
     """Height and width that frames are resized to: short side 480, both in whole cells."""
     scale = 480 / min(height, width)
-    short, long = int(480 // cell) * cell, max(cell, protocol.long_multiple)
-    long = int(max(height, width) * scale) // long * long
+    short, multiple = 480 // cell * cell, protocol.long_multiple
+    long = int(max(height, width) * scale) // multiple * multiple // cell * cell
     return (short, long) if height <= width else (long, short)
 
 

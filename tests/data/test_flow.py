@@ -63,17 +63,21 @@ def test_a_damaged_field_is_corrupt(content):
     assert caught.value.reason == Reason.CHECKSUM
 
 
-@pytest.fixture
-def shards(tmp_path):
+def make_flow_shards(folder):
     """Six samples of ten frames; the flow of the n-th, from 1, is (n, -2 n) everywhere."""
     jpegs = [picture(number, 32, 48) for number in range(10)]
     fields = [encode_flow(np.full((32, 48, 2), (number, -2 * number), np.float32)) for number in range(1, 11)]
-    with ShardWriter(tmp_path / "a.tar") as shard:
+    with ShardWriter(folder / "a.tar") as shard:
         for number in range(6):
             shard.write(str(number), jpegs, meta(10, 32, 48), fields)
     settings = EncoderSettings(short_side=32, jpeg_quality=95, flow_distance=1)
-    write_manifest(tmp_path, Manifest("toy", "train", ("none",), settings, (shard.entry,)))
-    return tmp_path
+    write_manifest(folder, Manifest("toy", "train", ("none",), settings, (shard.entry,)))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return make_flow_shards(tmp_path)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.evaluation.pictures import make_block, write_picture
+from motionmae.data.reader import ShardReader
+from motionmae.errors import UserError
+from motionmae.evaluation.pictures import make_block, read_clips, write_picture
 from motionmae.models.motionmae import Reconstruction, build_motionmae
+from tests.data.test_flow import make_flow_shards
 from tests.models.tiny import moving_clips, tiny
 
 SEEDS = torch.tensor([5, 6])
@@ -41,6 +44,21 @@ def test_rows_hold_the_clip_and_its_mask() -> None:
 @pytest.mark.parametrize(("kind", "rows"), [("frame", 3), ("motion", 4), ("both", 5)])
 def test_only_trained_heads_have_rows(kind: str, rows: int) -> None:
     assert len(make_block("", reconstruct(target={"kind": kind}), 0, 8).rows) == rows
+
+
+def test_flow_is_read_with_the_clips_and_drawn(tmp_path: Path) -> None:
+    config = tiny(target={"motion_source": "flow"}, clip={"stride": 1})
+    reader = ShardReader(make_flow_shards(tmp_path))
+    clips, flow = read_clips(reader, [0, 4], config)
+    assert flow is not None
+    assert torch.equal(flow[:, :, 5, 5, 0], torch.arange(2, 10).expand(2, -1))  # the middle 8 of frames 1 to 10
+    found = build_motionmae(config).reconstruct(clips, SEEDS, None, flow)
+    rows = dict(make_block("", found, 1, 8).rows)
+    hue = rows["motion target"].reshape(32, 8, 33, 3)[:, :, 5]  # (n, -2 n): one hue, brighter with n
+    assert (np.diff(hue.max(-1).mean(0)) > 0).all()
+    assert read_clips(reader, [0], tiny(clip={"stride": 1}))[1] is None
+    with pytest.raises(UserError, match="there is no sample 6"):
+        read_clips(reader, [6], config)
 
 
 def test_signed_motion_lies_around_grey() -> None:

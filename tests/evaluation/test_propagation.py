@@ -114,6 +114,7 @@ def test_propagation_equals_the_rules_in_loops(protocol: Protocol):
 def test_sizes_of_the_protocols():
     assert working_size(480, 854, 16, PROTOCOLS["dino"]) == (480, 832)  # as DINO has it
     assert working_size(480, 854, 16, PROTOCOLS["videowalk"]) == (480, 848)
+    assert working_size(480, 854, 12, PROTOCOLS["dino"]) == (480, 828)  # cells that do not divide 832
     assert working_size(1920, 1080, 16, PROTOCOLS["videowalk"]) == (848, 480)
 
 
