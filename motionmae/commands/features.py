@@ -13,7 +13,8 @@ examples:
 
 An npz holds `names` (paths below the folder), `features` (float32, one row a name), `unreadable` and `reasons`; a
 parquet file (pip install 'motionmae[parquet]') a row a video of `name`, `feature` and, where that is null, `reason`.
-The same command again goes on where it was interrupted (in OUT.parts)."""
+The same command again goes on where it was interrupted (in OUT.parts), and tries again what could not be read; another
+run or folder takes another --out."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

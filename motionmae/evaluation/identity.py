@@ -38,6 +38,8 @@ class Identity:
         Raises:
             UserError: it holds files of something else, or does not say of what.
         """
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is no folder: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = json.loads(json.dumps(asdict(self))), read_identity(folder)
         if theirs is None:

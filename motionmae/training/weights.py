@@ -113,9 +113,8 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], weights: Weights) -> Non
         f"{_list(surplus)} unknown here" if surplus else "",
     ]
     if any(problems):
-        remedy = (
-            "set model.position=learnable" if "position.table" in " ".join(surplus) else "set model.* and clip.* alike"
-        )
+        positions = not others and "position.table" in " ".join(surplus)
+        remedy = "set model.position=learnable" if positions else "set model.* and clip.* alike"
         raise UserError(
             f"{weights.origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
             "or choose other weights)"
