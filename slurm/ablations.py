@@ -30,7 +30,7 @@ from enum import Enum  # noqa: E402
 
 from motionmae.config import load_config  # noqa: E402
 from motionmae.config.load import CONFIG_FOLDER, known_configs  # noqa: E402
-from motionmae.data.files import write_atomically  # noqa: E402
+from motionmae.data.files import output_file, write_atomically  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from motionmae.training.events import Kind, read_rows  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
@@ -234,7 +234,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--collect", action="store_true", help="only print the table")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--markdown", type=output_file, help="write the table there")
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
     arguments, further = parser.parse_args(given[:split]), given[split + 1 :]
