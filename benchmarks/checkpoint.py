@@ -24,6 +24,7 @@ from safetensors import safe_open
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from motionmae.config import WatchdogConfig, load_config
+from motionmae.data.files import output_file
 from motionmae.training import zero_state
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.claim import claim_folder
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--config", default="vitb_k400", help="whose model and ZeRO stage (default: vitb_k400)")
     parser.add_argument("--saves", type=int, default=5, help="saves after a first one (default: 5)")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_args()
     figures = measure(arguments)

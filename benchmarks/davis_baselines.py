@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from motionmae.config import load_config  # noqa: E402
-from motionmae.data.files import write_atomically  # noqa: E402
+from motionmae.data.files import output_file, write_atomically  # noqa: E402
 from motionmae.evaluation.davis import read_sequences, score_folder  # noqa: E402
 from motionmae.evaluation.davis_metrics import global_means  # noqa: E402
 from motionmae.evaluation.frame_features import encoder_features, pixel_features  # noqa: E402
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--adapters", nargs="*", default=["duplicate"], help="of the random encoder")
     parser.add_argument("--size", default="vit_ti", help="of the random encoder (default: vit_ti)")
     parser.add_argument("--out", type=Path, default=Path("davis_baselines"), help="folder for the masks")
-    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--markdown", type=output_file, help="write the table there")
     arguments = parser.parse_args()
 
     encoder = build_motionmae(load_config("vitb_k400", [f"model.size={arguments.size}"])).encoder.eval()

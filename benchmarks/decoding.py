@@ -21,7 +21,7 @@ import numpy as np
 from av.stream import Disposition
 
 from data_tools.make_shards.cli import main as make_shards
-from motionmae.data.files import write_atomically
+from motionmae.data.files import output_file, write_atomically
 from motionmae.data.reader import ShardReader
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 
@@ -77,7 +77,7 @@ def main() -> None:
         description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--out", type=Path, required=True, help="the Markdown file")
+    parser.add_argument("--out", type=output_file, required=True, help="the Markdown file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         shards = Path(name) / "shards"

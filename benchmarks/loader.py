@@ -49,7 +49,7 @@ from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
-from motionmae.data.files import write_atomically
+from motionmae.data.files import output_file, write_atomically
 from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import load_manifest
 from motionmae.data.randomness import KeyedRandom
@@ -86,7 +86,7 @@ class Bench:
     """
 
     def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int, cold: bool):
-        self.videos, self.folder, self.cores, self.batch = videos, folder, cores, batch
+        self.videos, self.folder, self.cores, self.batch, self.cold = videos, folder, cores, batch, cold
         self.workers = cores if cores > 1 and not cold else 0
         self.data = DataConfig(shards=str(folder), threads=cores)
         self.manifest = load_manifest(folder)
@@ -120,7 +120,8 @@ class Bench:
         """Our loader on stored pixels."""
         folder = self.folder.parent / "raw"
         if not folder.exists():
-            store(self.videos, folder, self.batch, "--raw")
+            # cold, each file is read once a turn; warm, a few are enough
+            store(self.videos, folder, self.manifest.samples if self.cold else self.batch, "--raw")
         return self.ours(shards=str(folder / "shards"))
 
     def ffcv(self) -> Turn:
@@ -266,7 +267,7 @@ def main() -> None:
     add(
         "--cold", action="store_true", help="read from the disk: one epoch a turn, files forgotten before, threads only"
     )
-    add("--json", type=Path, help="write the figures there too")
+    add("--json", type=output_file, help="write the figures there too")
     options = parser.parse_args()
     available = sorted(os.sched_getaffinity(0))
     if options.cores > len(available):

@@ -31,7 +31,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 from data_tools.annotations.listing import VIDEO_SUFFIXES
 from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
-from motionmae.data.files import write_atomically
+from motionmae.data.files import output_file, write_atomically
 
 SHORT_SIDE, QUALITY = 256, 90
 FFMPEG_QUALITY = 2
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
     parser.add_argument("--copies", type=int, default=6, help="how often each video is taken (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each (%(default)s)")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=output_file, help="write the figures there too")
     options = parser.parse_args()
     found = options.videos.rglob("*") if options.videos else find_real_videos()
     videos = sorted(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES) * options.copies

@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_iter
 
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
+from motionmae.data.files import output_file
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training import zero_state
 from motionmae.training.distributed import Rank, distributed, gather_objects
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes (default: 1 2)")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3], help="ZeRO stages (default: all)")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="checkpointing (default: all)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to the config ({' '.join(SMALL)})")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides or SMALL)

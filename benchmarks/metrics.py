@@ -33,6 +33,7 @@ from monitoring.sink import RankSink
 from monitoring.snapshots import Sample
 from monitoring.work import Work
 from motionmae.config import load_config
+from motionmae.data.files import output_file
 from motionmae.training.events import Kind, Row
 from motionmae.training.phases import HostTimer, Phase, PhaseClock
 
@@ -185,7 +186,7 @@ def measure() -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     figures = measure()
     limits = {"share_of_a_step": 0.005, "scrape_milliseconds": 50, "series_a_node": 1500, "nodes_up": NODES}

@@ -37,6 +37,7 @@ from rich.table import Table
 from benchmarks.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
+from motionmae.data.files import output_file
 from motionmae.models.counting import count_parameters, step_flops
 from motionmae.models.motionmae import build_motionmae
 from motionmae.models.targets import output_sizes
@@ -289,8 +290,8 @@ def main() -> None:
     parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default: 8)")
     parser.add_argument("--overlap", type=float, default=0.0, help="share of the backward pass that hides messages")
     parser.add_argument("--check", action="store_true", help="hold the model against processes of this machine")
-    parser.add_argument("--picture", type=Path, help="draw there (PNG)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--picture", type=output_file, help="draw there (PNG)")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_args()
     if options.check:

@@ -47,6 +47,7 @@ from step_peers import InLoop, Phases, hugging_face, official, only_targets, our
 
 from monitoring.session import monitored
 from motionmae.config import Config, load_config
+from motionmae.data.files import output_file
 from motionmae.models.counting import step_flops
 from motionmae.training.distributed import Rank, choose_device, distributed, gather_objects
 from motionmae.training.events import Sink
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the others out")
     parser.add_argument("--engine", action="store_true", help="compare ZeRO stages 0 to 3 with plain torch")
     parser.add_argument("--ranks", type=int, default=1, help="compare so many ranks with one, on the same cores")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config of ours")
     options = parser.parse_args()
     if options.ranks > 1:

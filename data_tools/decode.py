@@ -5,9 +5,10 @@ out, damaged packets left out, edit lists and rotation applied. Sample aspect ra
 published preparations of Kinetics do not either).
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from itertools import pairwise
@@ -146,7 +147,10 @@ class Decoded:
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> Decoded:
-    """Decode a video and encode the frames to store.
+    """Decode a video and encode the frames to store, and no others.
+
+    Where windows lie depends on how many frames decode. Packets are counted first, which is cheap; a damaged file gives
+    other frames than it has packets, and is decoded once more.
 
     Args:
         path: the file.
@@ -159,9 +163,13 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
     try:
         if path.stat().st_size == 0 and path.is_file():
             raise Undecodable(Reason.EMPTY, "the file has no bytes")
-        # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: HMDB51 has titles that are no UTF-8
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
-            return _decode(container, settings, on_frame)
+        if not settings.clips:
+            return _decode(path, settings, on_frame)
+        expected = _count_packets(path, on_frame)
+        decoded = _decode(path, settings, on_frame, expected)
+        if decoded.source_frames != expected:
+            decoded = _decode(path, settings, on_frame, decoded.source_frames)
+        return decoded
     except cv2.error as error:
         raise Undecodable(Reason.NO_FLOW, f"optical flow cannot be computed: {error.err}") from error
     except OSError as error:  # some of ffmpeg's errors are OSErrors too, e.g. a refused permission
@@ -170,44 +178,66 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         raise Undecodable(Reason.NOT_A_VIDEO, f"it does not open: {error.strerror}") from error
 
 
-def _decode(container: Any, settings: FrameSettings, on_frame: Callable[[], None]) -> Decoded:
-    stream = _video_stream(container)
-    stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
+def _open(path: Path) -> Any:
+    # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: HMDB51 has titles that are no UTF-8
+    return av.open(str(path.absolute()), metadata_errors="replace")
+
+
+def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
+    """Frames that an undamaged file gives; ``on_progress`` is called as long as the reading gets on in the file."""
+    count = farthest = 0
+    with _open(path) as container, contextlib.suppress(av.FFmpegError):  # damage is noted when it is decoded
+        for packet in container.demux(_video_stream(container)):
+            count += packet.size > 0 and not packet.is_discard
+            if packet.pos is not None and packet.pos > farthest:
+                farthest = packet.pos
+                on_progress()
+    return count
+
+
+def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0) -> Decoded:
+    """One pass over a video; ``expected`` frames, where only windows of them are stored."""
+    kept, windows = _windows(expected, settings)
+    wanted = frozenset(kept) if settings.clips else None
     encoder = FrameEncoder(settings.short_side, settings.quality)
     damage = _Damage()
     jpegs: list[bytes] = []
+    stored: list[int] = []
     times: list[float | None] = []
-    stored = 0
+    size = 0
     flow = FlowRecorder(settings.flow) if settings.flow else None
-    for frame in _frames(container, stream, damage):
-        is_stored = len(times) % settings.stride == 0
-        if is_stored or flow:
-            planes = encoder.scale(frame)
-        if is_stored:
-            jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))
-            stored += len(jpegs[-1])
-        if flow:
-            flow.add(planes[0].copy(), is_stored)  # the plane's memory is used again
-        times.append(frame.time)
-        on_frame()
-        if stored > MAX_STORED_BYTES:
-            limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
-            raise Undecodable(Reason.TOO_LONG, f"{len(times)} frames and more exceed {limit}: cut the video")
-    if not jpegs:
-        raise Undecodable(Reason.NO_FRAMES, damage.described or "the file holds no frame")
-    seconds, fps = _clock(times, stream.average_rate or stream.guessed_rate)
-    decoded = Decoded(
+    with _open(path) as container:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
+        for frame in _frames(container, stream, damage):
+            is_stored = len(times) % settings.stride == 0 if wanted is None else len(times) in wanted
+            if is_stored or flow or not times:  # the first decides the size
+                planes = encoder.scale(frame)
+            if is_stored:
+                jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))
+                stored.append(len(times))
+                size += len(jpegs[-1])
+            if flow:
+                flow.add(planes[0].copy(), is_stored)  # the plane's memory is used again
+            times.append(frame.time)
+            on_frame()
+            if size > MAX_STORED_BYTES:
+                limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
+                raise Undecodable(Reason.TOO_LONG, f"{len(times)} frames and more exceed {limit}: cut the video")
+        if not times:
+            raise Undecodable(Reason.NO_FRAMES, damage.described or "the file holds no frame")
+        seconds, fps = _clock(times, stream.average_rate or stream.guessed_rate)
+    return Decoded(
         jpegs=jpegs,
-        times=seconds[:: settings.stride],
+        times=[seconds[number] for number in stored],
         fps=fps,
         height=encoder.height,
         width=encoder.width,
-        windows=[0],
+        windows=windows,
         source_frames=len(times),
         damaged_packets=damage.packets,
         flows=flow.finish() if flow else [],
     )
-    return _keep_windows(decoded, settings)
 
 
 def _video_stream(container: Any) -> VideoStream:
@@ -265,19 +295,20 @@ def _clock(times: list[float | None], rate: Fraction | None) -> tuple[list[float
     return [round(index / fps, 6) for index in range(len(times))], round(fps, 6)
 
 
-def _keep_windows(decoded: Decoded, settings: FrameSettings) -> Decoded:
-    """Only the windows that ``clips`` asks for; a video that they would cover anyway stays whole."""
-    total, window, clips = decoded.source_frames, settings.window, settings.clips
+def _windows(total: int, settings: FrameSettings) -> tuple[list[int], list[int]]:
+    """Which of ``total`` source frames are stored, and the place of each window's first among them.
+
+    A video that the windows of ``clips`` would cover anyway stays whole.
+    """
+    clips, window, stride = settings.clips, settings.window, settings.stride
     if clips == 0 or total <= clips * window:
-        return decoded
+        return list(range(0, total, stride)), [0]
     slack = total - window
     firsts = [slack // 2] if clips == 1 else [index * slack // (clips - 1) for index in range(clips)]
     kept: list[int] = []
     windows = []
     for first in firsts:
         windows.append(len(kept))
-        start = -(-first // settings.stride)
-        kept.extend(range(start, start + window // settings.stride))
-    jpegs, times = [decoded.jpegs[index] for index in kept], [decoded.times[index] for index in kept]
-    flows = [decoded.flows[index] for index in kept] if decoded.flows else []
-    return replace(decoded, jpegs=jpegs, times=times, flows=flows, windows=windows)
+        start = -(-first // stride)
+        kept.extend(range(start * stride, (start + window // stride) * stride, stride))
+    return kept, windows

@@ -25,7 +25,7 @@ import subprocess  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
-from motionmae.data.files import write_atomically  # noqa: E402
+from motionmae.data.files import output_file, write_atomically  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
@@ -196,7 +196,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--collect", action="store_true", help="only print the table")
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs that would be started")
-    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--markdown", type=output_file, help="write the table there")
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
     arguments, further = parser.parse_args(given[:split]), given[split + 1 :]

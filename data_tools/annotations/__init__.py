@@ -1,5 +1,7 @@
 """Readers of the data sets' official annotation files, one a file; :func:`read_listing` picks the right one."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from data_tools.annotations import folder, hmdb51, k400, ssv2, ucf101
@@ -26,7 +28,7 @@ def read_listing(
 
     Raises:
         UserError: a folder or file is missing, is not what the data set's official one looks like, or names no video
-            that exists.
+            that exists, or one twice.
     """
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
@@ -36,9 +38,21 @@ def read_listing(
     listing = READERS[dataset](videos, annotations or videos, split, exclude)
     if not listing.rows:
         raise UserError(f"there is no video in {listing.described}: check --videos, --annotations and --split")
+    _refuse_repeated(listing)
     if all(row.path is None for row in listing.rows):
         raise UserError(
             f"none of the {len(listing.rows)} videos of {listing.described} is in {videos} "
             f"(the first looked for is {listing.rows[0].source}): check --videos"
         )
     return listing
+
+
+def _refuse_repeated(listing: Listing) -> None:
+    """A video that is listed twice would be trained on twice, or belong to two classes."""
+    times = Counter(os.path.normpath(row.path or row.source) for row in listing.rows)
+    repeated = [name for name, count in times.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{listing.described} names {len(repeated)} videos more than once, the first {repeated[0]}: "
+            "leave one line each"
+        )

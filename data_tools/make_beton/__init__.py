@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from motionmae.data.beton import load_format
 from motionmae.data.corruption import CorruptSample, Reason
-from motionmae.data.files import sync_folder
+from motionmae.data.files import output_file, sync_folder
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.reader import ShardReader
 from motionmae.data.shards import load_index, pack_frames
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="make_beton", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, NAME.beton")
+    parser.add_argument("--out", type=output_file, required=True, help="the file to write, NAME.beton")
     parser.add_argument("--force", action="store_true", help="write it again though it is there")
     options = parser.parse_args(arguments)
     try:
@@ -69,8 +69,8 @@ def _run(shards: Path, out: Path, force: bool) -> int:
     manifest = load_manifest(shards)
     if not manifest.samples:
         raise UserError(f"{shards} holds no samples: make shards of some videos first")
-    if out.suffix != ".beton" or not out.parent.is_dir():
-        raise UserError(f"--out {out} must be a name ending in .beton in a folder that exists")
+    if out.suffix != ".beton":
+        raise UserError(f"--out {out} must be a name ending in .beton")
     if out.exists() and not force:
         if _made_from(out, manifest):
             print(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
@@ -146,9 +146,7 @@ def page_size(shards: Path, manifest: Manifest) -> int:
     """
     sizes: list[int] = []
     for entry in manifest.shards:
-        indexed, columns = load_index(shards / entry.name)
-        if indexed != entry:
-            raise CorruptSample(Reason.REPLACED_SHARD, entry.name, "its index is not the one that the manifest names")
+        _, columns = load_index(shards / entry.name, entry)
         rows = zip(columns["jpgs_size"], columns["frames"], columns["windows"], strict=True)
         sizes += [size + 4 * (frames + len(windows)) for size, frames, windows in rows]
     if (largest := max(sizes)) > _MOST_PAGE:

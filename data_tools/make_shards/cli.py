@@ -24,7 +24,7 @@ from data_tools.make_shards.write import (
     only_run,
     write_shards,
 )
-from motionmae.data.files import write_atomically
+from motionmae.data.files import output_file, write_atomically
 from motionmae.data.manifest import MANIFEST, Manifest, load_manifest
 from motionmae.errors import UserError
 
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     other("--retry", action="store_true", help="try the quarantined videos of a former run again")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
-    other("--json", type=Path, metavar="FILE", help="write the figures of the summary there")
+    other("--json", type=output_file, metavar="FILE", help="write the figures of the summary there")
     return made
 
 
@@ -153,7 +153,7 @@ def _run_part(plan: Plan, options: argparse.Namespace) -> int:
     """Write the shards of one part; whoever comes without --part finds them and writes the manifest."""
     number, parts = options.part
     part = plan.part(number, parts)
-    with only_run(options.out, f"{number}of{parts}"):
+    with only_run(options.out, options.part):
         if options.retry:
             forget_quarantined(part, options.out)
         if not is_complete(part, options.out):

@@ -24,7 +24,7 @@ from data_tools.make_shards.plan import STATE, Plan, ShardPlan
 from data_tools.worker import DecodeWorker, Stopped
 from motionmae.data.files import write_atomically
 from motionmae.data.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
-from motionmae.data.shards import ShardWriter, index_path, shard_entry, shard_is_complete
+from motionmae.data.shards import ShardEntry, ShardWriter, index_path, shard_is_complete
 from motionmae.errors import UserError
 
 QUARANTINE = "quarantine.jsonl"
@@ -65,23 +65,40 @@ class Tally:
             setattr(self, name, getattr(self, name) + value)
 
 
-def load_record(out: Path, shard: ShardPlan) -> Tally | None:
-    """What a finished shard holds, or None if it is not finished."""
+@dataclass(frozen=True)
+class Record:
+    """A finished shard, ``OUT/.make_shards/NAME.json``."""
+
+    tally: Tally
+    """Its videos."""
+    entry: ShardEntry | None
+    """Its row of the manifest; None: not one of its videos could be stored."""
+
+    def write(self, path: Path) -> None:
+        """Write it, atomically."""
+        content = {"tally": vars(self.tally), "entry": self.entry and vars(self.entry)}
+        write_atomically(path, json.dumps(content, sort_keys=True).encode())
+
+
+def load_record(out: Path, shard: ShardPlan) -> Record | None:
+    """The record of a finished shard, or None if it is not finished, or no longer what was written."""
     try:
-        record = Tally(**json.loads(_record_path(out, shard).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(_record_path(out, shard).read_bytes())
+        entry = content["entry"] and ShardEntry(**content["entry"])
+        record = Record(Tally(**content["tally"]), entry)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return record if record.stored == 0 or shard_is_complete(out / shard.name) else None
+    return record if entry is None or shard_is_complete(out / shard.name, entry) else None
 
 
 def is_complete(plan: Plan, out: Path) -> bool:
-    """Whether the folder holds all shards of the plan; one that was lost or cut short since is a gap."""
+    """Whether the folder holds all shards of the plan; one that was lost or damaged since is a gap."""
     return all(load_record(out, shard) for shard in plan.shards)
 
 
 def forget_quarantined(plan: Plan, out: Path) -> int:
     """Take the shards that lack a video as not done, so that their videos are tried again; says how many they are."""
-    lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.quarantine]
+    lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.tally.quarantine]
     for shard in lacking:
         _record_path(out, shard).unlink()
     return len(lacking)
@@ -92,17 +109,28 @@ def _record_path(out: Path, shard: ShardPlan) -> Path:
 
 
 @contextlib.contextmanager
-def only_run(out: Path, part: str = "") -> Iterator[None]:
+def only_run(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Refuse a second run of the same part, or of the whole beside a part, while the first still writes.
 
     Args:
         out: folder of the shards.
-        part: name of the part; empty for the whole.
+        part: (number, parts); None for the whole.
+
+    Raises:
+        UserError: it is written to, or parts of another count were begun: the shards of a part would not be its own.
     """
     with contextlib.ExitStack() as locks:
-        _lock(locks, out, "lock", shared=bool(part))
+        _lock(locks, out, "lock", shared=part is not None)
         if part:
-            _lock(locks, out, f"lock.{part}", shared=False)
+            number, parts = part
+            _lock(locks, out, f"lock.{number}of{parts}", shared=False)
+            counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
+            if others := counts - {str(parts)}:
+                (out / STATE / f"lock.{number}of{parts}").unlink()
+                raise UserError(
+                    f"{out} was begun in {others.pop()} parts, this is one of {parts}: keep to their number, or go on "
+                    "without --part"
+                )
         yield
 
 
@@ -142,7 +170,7 @@ def write_shards(
         if record is None:
             pending.put(shard)
         else:
-            total.add(record)
+            total.add(record.tally)
     if not pending.empty():
         (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
     pool = [_Writer(plan, out, patience, pending, total) for _ in range(min(workers, pending.qsize()))]
@@ -194,19 +222,18 @@ class _Writer(threading.Thread):
         self._worker.stop()
 
     def _write(self, shard: ShardPlan) -> None:
-        record = Tally()
+        tally = Tally()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:
             for key, row in shard.rows:
                 video = self._write_video(writer, key, row)
-                record.add(video)
+                tally.add(video)
                 with _COUNTING:
                     self._total.add(video)
-        if not record.stored:  # a shard without samples is of no use to a reader
+        if not tally.stored:  # a shard without samples is of no use to a reader
             path.unlink()
             index_path(path).unlink()
-        content = json.dumps(vars(record), sort_keys=True)
-        write_atomically(_record_path(self._out, shard), content.encode())
+        Record(tally, writer.entry if tally.stored else None).write(_record_path(self._out, shard))
 
     def _write_video(self, writer: ShardWriter, key: str, row: Row) -> Tally:
         try:
@@ -240,7 +267,14 @@ def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
 
 
 def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards."""
+    """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards.
+
+    Raises:
+        UserError: a shard was lost or damaged since it was written.
+    """
+    records = [load_record(out, shard) for shard in plan.shards]
+    if None in records:
+        raise UserError(f"finished shards of {out} were changed meanwhile: run the same command again")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
     write_atomically(out / QUARANTINE, "".join(lines).encode())
@@ -252,7 +286,7 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
         encoder=EncoderSettings(
             frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding
         ),
-        shards=tuple(shard_entry(path) for shard in plan.shards if (path := out / shard.name).exists()),
+        shards=tuple(record.entry for record in records if record and record.entry),
         quarantined=len(rows),
         split_file=listing.split_file,
         split_sha256=listing.split_sha256,

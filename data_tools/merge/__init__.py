@@ -13,7 +13,7 @@ from pathlib import Path
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.files import sync_folder, write_atomically
 from motionmae.data.manifest import MANIFEST, Manifest, load_manifest, write_manifest
-from motionmae.data.shards import ShardEntry, check_entry, index_path, load_index
+from motionmae.data.shards import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.errors import UserError
 
 _EXAMPLES = """\
@@ -57,16 +57,17 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
 
     Raises:
         CorruptSample: a shard is missing, truncated or replaced.
-        UserError: the folders do not go together, or ``out`` is a finished folder of shards.
+        UserError: the folders do not go together, hold the same shard, or ``out`` is a finished folder of shards.
     """
     manifests = [load_manifest(folder) for folder in folders]
     _refuse_strangers(folders, manifests, without_labels)
+    shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
+    _refuse_repeated(shards)
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards already: choose another")
     out.mkdir(parents=True, exist_ok=True)
     names = [manifest.dataset for manifest in manifests]
     dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
-    shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
@@ -88,6 +89,15 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     return merged
 
 
+def _refuse_repeated(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
+    seen: dict[str, Path] = {}
+    for folder, entry in shards:
+        path = folder / entry.name
+        if first := seen.get(entry.sha256):
+            raise UserError(f"{path} holds what {first} holds: name every folder once")
+        seen[entry.sha256] = path
+
+
 def _refuse_strangers(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
@@ -106,8 +116,8 @@ def _refuse_strangers(folders: Sequence[Path], manifests: Sequence[Manifest], wi
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
     """One shard under its new name, its index after it."""
     source = folder / entry.name
-    indexed, columns = load_index(source)
-    check_entry(source, indexed, entry)
+    _, columns = load_index(source, entry)
+    check_size(source, entry)
     to.unlink(missing_ok=True)
     try:
         os.link(source, to)
@@ -117,9 +127,7 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(to)
-    renamed = replace(entry, name=to.name)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}
-    write_atomically(index_path(to), json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
-    return renamed
+    return write_index(to, content)

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from motionmae.data.corruption import CorruptSample
-from motionmae.data.files import write_atomically
+from motionmae.data.files import output_file, write_atomically
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.shards import load_index
 from motionmae.errors import UserError
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="stats", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there")
+    parser.add_argument("--picture", type=output_file, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
     parser.add_argument("--classes", type=int, default=20, help="most classes to list (%(default)s)")
     options = parser.parse_args(arguments)
     try:
@@ -62,7 +62,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
     for shard in manifest.shards:
-        index = load_index(folder / shard.name)[1]
+        index = load_index(folder / shard.name, shard)[1]
         for name, column in columns.items():
             column.extend(index[name])
     timing = zip(columns["frames"], columns["stride"], columns["fps"], strict=True)

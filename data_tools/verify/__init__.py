@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,11 +15,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 
-from motionmae.data.corruption import CorruptSample
+from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.reader import ShardReader
-from motionmae.data.shards import ShardEntry, verify_shard
+from motionmae.data.shards import ShardEntry, check_size, load_index, sha256_of
 from motionmae.errors import UserError
 
 _EXAMPLES = """\
@@ -86,6 +87,35 @@ def _check_shard(folder: Path, manifest: Manifest, decode: int, number: int) -> 
     entry = manifest.shards[number]
     faults = verify_shard(folder / entry.name, entry)
     return faults or _decode_some(folder, manifest, entry, decode)
+
+
+def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSample]:
+    """Check a shard against its index, and against the manifest's ``entry`` where given; read every byte.
+
+    Returns:
+        What is wrong, nothing if all is well. Where the whole shard's sha256 differs, the damaged samples are named.
+
+    Raises:
+        UserError: if another format version wrote it.
+    """
+    try:
+        indexed, columns = load_index(shard, entry)
+        check_size(shard, indexed)
+        with shard.open("rb") as file:
+            whole = sha256_of(file)
+            if whole == indexed.sha256:
+                return []
+            faults = []
+            rows = zip(columns["key"], columns["jpgs_offset"], columns["jpgs_size"], columns["crc32"], strict=True)
+            for key, offset, size, crc in rows:
+                if zlib.crc32(os.pread(file.fileno(), size, offset)) != crc:
+                    faults.append(CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames were changed"))
+    except CorruptSample as fault:
+        return [fault]
+    except OSError as error:
+        return [CorruptSample(Reason.UNREADABLE, shard.name, str(error))]
+    detail = f"sha256 is {whole}, its index says {indexed.sha256}"
+    return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
 
 
 def _decode_some(folder: Path, manifest: Manifest, entry: ShardEntry, decode: int) -> list[CorruptSample]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "only where surely no rank of the run writes",
     )
     parser.add_argument("--force", action="store_true", help="repair although a rank may write: I know that none does")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table there")
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, help="PNG to write (default: curves.png in the first run's folder)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table's figures there")
+    parser.add_argument("--out", type=output_file, help="PNG to write (default: curves.png in the first run's folder)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's figures there")
     parser.set_defaults(run=run)
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks of this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks over the frames")
-    parser.add_argument("--json", type=Path, help="write scores there")
+    parser.add_argument("--json", type=output_file, help="write scores there")
     parser.set_defaults(run=run)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from motionmae.config import load_config
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--gpu-clips", type=float, help="clips a second that one GPU trains (metrics: clips_per_second)"
     )
     parser.add_argument("--seconds", type=float, default=10, help="of measuring the loader (%(default)g)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.set_defaults(run=run)
 
@@ -73,11 +73,11 @@ def show(found: "Loading", rates: tuple[float, ...]) -> None:
     table = Table(title="loading of one rank", title_justify="left", show_header=False)
     table.add_row("clips a second", f"{found.clips_per_second:.1f} with {found.decoders} decoders")
     table.add_row("read", f"{decimal(int(found.bytes_per_second))}/s, {decimal(int(found.bytes_per_clip))} a clip")
-    table.add_row("CPU a clip", f"{found.read_ms + found.decode_ms:.2f} ms, of which decoding {found.decode_share:.0%}")
+    table.add_row("CPU a clip", f"{found.cpu_ms:.2f} ms end to end, of which decoding {found.decode_share:.0%}")
     table.add_row("clips a second a core", f"{found.clips_per_core:.1f}")
     if found.corrupt:
         table.add_row("unreadable samples", f"{found.corrupt}: `python data_tools/verify` names them")
     for rate in rates:
         enough = ", which this loader has" if rate <= found.clips_per_second else ""
-        table.add_row(f"a GPU of {rate:g} clips/s needs", f"{found.cores(rate)} cores (data.workers){enough}")
+        table.add_row(f"a GPU of {rate:g} clips/s needs", f"{found.cores(rate)} cores{enough}")
     Console().print(table)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 _EPILOG = """\
@@ -28,7 +29,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched with all below it")
-    parser.add_argument("--out", type=Path, required=True, help="file to write, .npz or .parquet")
+    parser.add_argument("--out", type=output_file, required=True, help="file to write, .npz or .parquet")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.set_defaults(run=run)
 

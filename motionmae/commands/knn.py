@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 _EPILOG = """\
@@ -26,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--k", type=int, default=20, help="neighbours that vote (default: 20)")
     parser.add_argument("--temperature", type=float, default=0.07, help="of their weights (default: 0.07)")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.set_defaults(run=run)
 
 

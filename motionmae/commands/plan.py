@@ -3,13 +3,13 @@
 import argparse
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from motionmae.config import Config, load_config
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 from motionmae.training.gpus import DEFAULT, GPUS, USABLE, find_gpu
 
@@ -57,7 +57,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="CLIPS",
         help="clips of 16 frames that one core decodes a second (default: 170, as benchmarks/loader.py measured)",
     )
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.set_defaults(run=run)
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 _EXAMPLES = """examples:
@@ -25,7 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, help="PNG, GIF or mp4 to write (default: RUN/reconstruction.png)")
+    parser.add_argument("--out", type=output_file, help="PNG, GIF or mp4 to write (default: RUN/reconstruction.png)")
     parser.add_argument("--video", type=Path, nargs="+", help="video files to take the middle clips of")
     parser.add_argument("--shards", help="folder or URL of shards to take clips from (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")

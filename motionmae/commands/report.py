@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 _EXAMPLES = """examples:
@@ -23,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run's folder)")
+    parser.add_argument("--out", type=output_file, help="file to write (default: report.html in the first RUN)")
     parser.add_argument(
         "--no-pictures", action="store_true", help="leave out the reconstructions, which load the model"
     )

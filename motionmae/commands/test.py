@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motionmae.data.files import output_file
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--clips", type=int, help="clips of a video (default: the run's views.clips)")
     parser.add_argument("--crops", type=int, help="squares of a clip (default: the run's views.crops)")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=output_file, help="write the figures there too")
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
@@ -26,10 +27,12 @@ class Loading:
     """Its processes or threads."""
     bytes_per_clip: float
     """Stored bytes that a clip needs."""
+    cpu_ms: float
+    """CPU milliseconds a clip, end to end: of all the loader's threads and processes while it loaded."""
     read_ms: float
-    """CPU milliseconds a clip, on one core: finding, reading and checking its frames."""
+    """Of them, as measured alone on one core: finding, reading and checking the frames."""
     decode_ms: float
-    """CPU milliseconds a clip, on one core: decoding, cropping and resizing."""
+    """Of them, as measured alone on one core: decoding, cropping and resizing."""
     corrupt: int
     """Samples that could not be read meanwhile."""
 
@@ -41,16 +44,16 @@ class Loading:
     @property
     def decode_share(self) -> float:
         """Of a clip's CPU time."""
-        return self.decode_ms / (self.read_ms + self.decode_ms)
+        return min(1.0, self.decode_ms / self.cpu_ms)
 
     @property
     def clips_per_core(self) -> float:
         """Clips a second that one busy core gives."""
-        return 1e3 / (self.read_ms + self.decode_ms)
+        return 1e3 / self.cpu_ms
 
     def cores(self, clips_per_second: float) -> int:
-        """Cores for a GPU that trains so many clips a second, by the slower of the two measurements."""
-        return math.ceil(clips_per_second / min(self.clips_per_core, self.clips_per_second / self.decoders))
+        """Cores for a GPU that trains so many clips a second; what training itself computes comes on top."""
+        return math.ceil(clips_per_second / self.clips_per_core)
 
 
 def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, seconds: float) -> Loading:
@@ -63,16 +66,23 @@ def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, second
         batches = loader.batches(0)
         for _ in range(data.prefetch):  # what starting costs is not the question
             next(batches)
-        clips, started = 0, time.perf_counter()
+        clips, started, used = 0, time.perf_counter(), _cpu_seconds()
         while time.perf_counter() - started < seconds:
             clips += len(next(batches).clips)
         rate = clips / (time.perf_counter() - started)
+        cpu_ms = 1e3 * (_cpu_seconds() - used) / clips
         corrupt = len(loader.corrupt_samples)
         decoders = data.workers if data.workers and not data.beton else data.threads
         read_ms, decode_ms, size = _one_by_one(
             ShardReader(data.shards, loader.manifest, data=data), data, clip, seconds / 2
         )
-    return Loading(rate, decoders, size, read_ms, decode_ms, corrupt)
+    return Loading(rate, decoders, size, cpu_ms, read_ms, decode_ms, corrupt)
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds that this process and those it started have used."""
+    this = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user, system
 
 
 def _one_by_one(reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float) -> tuple[float, float, float]:

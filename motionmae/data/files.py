@@ -1,5 +1,6 @@
 """Durable files: a reader sees the old content or the new, never a part, whenever the writer dies."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -11,6 +12,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def output_file(text: str) -> Path:
+    """A file that a command writes at the end of its work: ``type=output_file`` finds out before that it can.
+
+    The folder is made if need be.
+
+    Raises:
+        ArgumentTypeError: nothing can be written there.
+    """
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{path} is a folder: give the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another place") from error
+    if not writable:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: the folder {path.parent} takes no files from you")
+    return path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from motionmae.config import DataConfig
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.remote import ShardCache
-from motionmae.data.shards import ShardEntry, check_entry, load_index
+from motionmae.data.shards import ShardEntry, check_size, load_index
 from motionmae.data.transfer import is_remote
 from motionmae.errors import UserError
 
@@ -69,8 +69,8 @@ class _OpenShard:
     def __init__(self, encoding: str, entry: ShardEntry, path: Path, file: BinaryIO | None = None):
         if file is not None:
             self._file = file
-        indexed, columns = load_index(path)
-        check_entry(path, indexed, entry)
+        _, columns = load_index(path, entry)
+        check_size(path, entry)
         self.name, self.encoding = entry.name, encoding
         self._texts = columns.pop("key")
         self._windows = [tuple(windows) for windows in columns.pop("windows")]

@@ -2,7 +2,7 @@
 
 The folder (mode 0700) is shared by all ranks of a node, and by other runs of the same user::
 
-    DIGEST-train-000000.tar               a shard, complete and checked; DIGEST stands for its full URL and its sha256
+    DIGEST-train-000000.tar               a shard, complete and checked; DIGEST stands for its full URL and checksums
     DIGEST-train-000000.idx.json          its index
     DIGEST-train-000001.tar.8123904.part  a shard of 8,123,904 bytes under way, or left by a killed process
     .lock                                 held while room is made
@@ -33,7 +33,7 @@ from typing import BinaryIO
 from motionmae.config import DataConfig
 from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.files import sync_folder, write_atomically
-from motionmae.data.shards import ShardEntry, index_path, load_index
+from motionmae.data.shards import ShardEntry, index_path, parse_index, shard_is_complete
 from motionmae.data.transfer import RemoteFolder
 from motionmae.errors import UserError
 
@@ -174,7 +174,8 @@ class ShardCache:
     def _path(self, entry: ShardEntry) -> Path:
         if not _NAME.fullmatch(entry.name):
             raise UserError(f"the manifest of {self.remote.url} names a shard {entry.name!r}: make the shards again")
-        digest = hashlib.sha256(f"{self.remote.address(entry.name)}\n{entry.sha256}".encode()).hexdigest()
+        identity = f"{self.remote.address(entry.name)}\n{entry.sha256}\n{entry.index_sha256}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         return self.folder / f"{digest[:32]}-{entry.name}"
 
     def _hold(self, path: Path, entry: ShardEntry) -> BinaryIO | None:
@@ -185,10 +186,10 @@ class ShardCache:
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
         status = os.fstat(file.fileno())
-        if status.st_nlink and status.st_size == entry.bytes and index_path(path).exists():
+        if status.st_nlink and shard_is_complete(path, entry):
             os.utime(file.fileno())
             return file
-        if status.st_nlink:  # cut short by a crash of the machine
+        if status.st_nlink:  # cut short by a crash of the machine, or its index was damaged
             path.unlink(missing_ok=True)
         file.close()
         return None
@@ -230,12 +231,8 @@ class ShardCache:
         index = index_path(path)
         try:
             # the index first: it tells a replaced shard before its many bytes are fetched
-            content = self.remote.read(index_path(Path(entry.name)).name)
+            content = self._read_index(entry)
             self._make_room(part, index, content, retries, spared)
-            indexed, _ = load_index(path)
-            if indexed != entry:
-                detail = f"its index describes {indexed}, the manifest {entry}"
-                raise CorruptSample(Reason.REPLACED_SHARD, entry.name, detail)
             self.remote.fetch(entry, file, part)
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
@@ -243,6 +240,19 @@ class ShardCache:
         os.fsync(file.fileno())
         part.rename(path)
         sync_folder(self.folder)
+
+    def _read_index(self, entry: ShardEntry) -> bytes:
+        """The remote index of a shard, held against the manifest; read once more if it is another."""
+        name = index_path(Path(entry.name)).name
+        for last in (False, True):
+            content = self.remote.read(name)
+            try:
+                parse_index(self.remote.address(name), content, entry)
+                break
+            except CorruptSample:
+                if last:
+                    raise
+        return content
 
     def _make_room(self, part: Path, index: Path, content: bytes, retries: int, spared: Set[str]) -> None:
         """Remove the least recently used until ``part`` fits in limit and disk, then write its index."""

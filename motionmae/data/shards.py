@@ -26,7 +26,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -38,8 +38,8 @@ from motionmae.errors import UserError
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
 """How frames can be stored -> the ending of the member that holds them (``jpgs`` in the columns of the index)."""
 
-FORMAT_VERSION = 1
-"""Changes when a reader of the former version would misread a shard."""
+FORMAT_VERSION = 2
+"""Changes when a reader of the former version would misread a shard; 2: manifests hold their indexes' sha256."""
 
 META_KEYS = ("label", "class_name", "source", "fps", "frames", "stride", "height", "width", "times")
 """What every KEY.json holds: class number (-1: none) and name; path of the video within its data set; its frames a
@@ -67,6 +67,8 @@ class ShardEntry:
     """Size of the tar."""
     samples: int
     """Samples in it."""
+    index_sha256: str
+    """Of its index, the file ``NAME.idx.json``."""
 
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
@@ -222,49 +224,92 @@ class ShardWriter:
         index.unlink(missing_ok=True)  # until the new index is there, the shard does not count as complete
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
-        samples = len(self._columns["key"])
-        self.entry = ShardEntry(self.path.name, self._file.sha256.hexdigest(), self._file.size, samples)
         content = {
             "format_version": FORMAT_VERSION,
             "encoding": self.encoding,
-            "name": self.entry.name,
-            "sha256": self.entry.sha256,
-            "bytes": self.entry.bytes,
-            "samples": samples,
+            "name": self.path.name,
+            "sha256": self._file.sha256.hexdigest(),
+            "bytes": self._file.size,
+            "samples": len(self._columns["key"]),
             "columns": self._columns,
         }
-        write_atomically(index, json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+        self.entry = write_index(self.path, content)
 
 
-def load_index(shard: Path) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """The index of a shard: its entry, and its columns (a list of one value a sample each).
+def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
+    """Write a shard's index, atomically; returns the shard's row of a manifest."""
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    write_atomically(index_path(shard), raw)
+    return _entry(content, raw)
 
-    Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
-    the members crcs, jpgs, json, flow (size 0: none).
+
+def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
+    name, sha256, size, samples = (content[key] for key in ("name", "sha256", "bytes", "samples"))
+    return ShardEntry(name, sha256, size, samples, hashlib.sha256(raw).hexdigest())
+
+
+def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
+    """The index of a shard, see :func:`parse_index`.
 
     Raises:
-        CorruptSample: if it is missing or is no index.
-        UserError: if another format version wrote it.
+        CorruptSample: it is missing, is no index, or is not the one that the manifest names.
+        UserError: without ``entry``: another format version wrote it.
     """
     path = index_path(shard)
     try:
-        content = json.loads(path.read_bytes())
-        version = content["format_version"]
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise CorruptSample(Reason.MISSING_SHARD, shard.name, f"{path} does not exist") from None
     except OSError as error:
         raise CorruptSample(Reason.UNREADABLE, shard.name, str(error)) from error
+    return parse_index(path, raw, entry)
+
+
+def parse_index(
+    path: Path | str, raw: bytes, entry: ShardEntry | None = None
+) -> tuple[ShardEntry, dict[str, list[Any]]]:
+    """Entry of a shard, and the columns of its index (a list of one value a sample each).
+
+    Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
+    the members crcs, jpgs, json, flow (size 0: none).
+
+    Args:
+        path: where the index lies, for messages.
+        raw: what it holds.
+        entry: the shard's row of the manifest, whose checksum is held against ``raw``; None: ``raw`` is believed.
+
+    Raises:
+        CorruptSample: it is no index, or not the one that the manifest names.
+        UserError: without ``entry``: another format version wrote it.
+    """
+    shard = Path(path).name.removesuffix(".idx.json") + ".tar"
+    if entry is not None and hashlib.sha256(raw).hexdigest() != entry.index_sha256:
+        raise _changed(path, raw, entry)
+    try:
+        content = json.loads(raw)
+        version = content["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptSample(Reason.BAD_INDEX, shard.name, f"{path.name} is no shard index ({error})") from error
+        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} is no shard index ({error})") from error
     check_version(path, version)
     try:
-        entry = ShardEntry(*(content[name] for name in ("name", "sha256", "bytes", "samples")))
+        found = _entry(content, raw)
         columns = {name: content["columns"][name] for name in _COLUMNS}
     except (KeyError, TypeError) as error:
-        raise CorruptSample(Reason.BAD_INDEX, shard.name, f"{path.name} lacks {error}") from error
-    if any(len(column) != entry.samples for column in columns.values()):
-        raise CorruptSample(Reason.BAD_INDEX, shard.name, f"{path.name} does not hold {entry.samples} samples")
-    return entry, columns
+        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} lacks {error}") from error
+    if any(len(column) != found.samples for column in columns.values()):
+        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} does not hold {found.samples} samples")
+    return found, columns
+
+
+def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
+    """What is wrong with an index whose checksum is not the manifest's: another shard's, or damaged."""
+    try:
+        found, _ = parse_index(path, raw)
+    except (CorruptSample, UserError):
+        found = entry
+    if replace(found, index_sha256=entry.index_sha256) != entry:
+        return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
+    return CorruptSample(Reason.BAD_INDEX, entry.name, f"{path} is not what was written: its sha256 is another")
 
 
 def check_version(path: Path | str, version: object) -> None:
@@ -276,18 +321,17 @@ def check_version(path: Path | str, version: object) -> None:
         )
 
 
-def shard_is_complete(shard: Path) -> bool:
-    """Whether a shard was written to its end: its index, written last, is there and the tar has the size it names."""
+def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
+    """Whether a shard was written to its end: its index, written last, is there and the tar has the size it names.
+
+    With ``entry`` the index must be the one that was written with the shard.
+    """
     try:
-        entry, _ = load_index(shard)
-        return entry.name == shard.name and shard.stat().st_size == entry.bytes
+        indexed, _ = load_index(shard, entry)
+        check_size(shard, indexed)
+        return True
     except (CorruptSample, OSError):
         return False
-
-
-def shard_entry(shard: Path) -> ShardEntry:
-    """What the manifest says of a complete shard, from its index (a resumed writer did not write it itself)."""
-    return load_index(shard)[0]
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -298,44 +342,12 @@ def sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSample]:
-    """Check a shard against its index, and against the manifest's ``entry`` where given; read every byte.
-
-    Returns:
-        What is wrong, nothing if all is well. Where the whole shard's sha256 differs, the damaged samples are named.
-
-    Raises:
-        UserError: if another format version wrote it.
-    """
-    try:
-        indexed, columns = load_index(shard)
-        check_entry(shard, indexed, entry or indexed)
-        with shard.open("rb") as file:
-            whole = sha256_of(file)
-            if whole == indexed.sha256:
-                return []
-            faults = []
-            rows = zip(columns["key"], columns["jpgs_offset"], columns["jpgs_size"], columns["crc32"], strict=True)
-            for key, offset, size, crc in rows:
-                if zlib.crc32(os.pread(file.fileno(), size, offset)) != crc:
-                    faults.append(CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames were changed"))
-    except CorruptSample as fault:
-        return [fault]
-    except OSError as error:
-        return [CorruptSample(Reason.UNREADABLE, shard.name, str(error))]
-    detail = f"sha256 is {whole}, its index says {indexed.sha256}"
-    return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
-
-
-def check_entry(shard: Path, indexed: ShardEntry, entry: ShardEntry) -> None:
-    """Hold a shard's size, and what its index says of it, against the manifest's entry.
+def check_size(shard: Path, entry: ShardEntry) -> None:
+    """Hold a shard's size against its entry.
 
     Raises:
         CorruptSample: missing, truncated or replaced.
     """
-    if indexed != entry:
-        detail = f"its index describes {indexed}, the manifest {entry}"
-        raise CorruptSample(Reason.REPLACED_SHARD, shard.name, detail)
     try:
         size = shard.stat().st_size
     except FileNotFoundError:

@@ -5,6 +5,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.loader import ClipLoader, check_same_stream
+from motionmae.data.manifest import write_manifest
 from motionmae.data.order import EpochOrder
 from motionmae.data.randomness import mask_seed
 from motionmae.data.reader import ShardReader
-from motionmae.data.shards import load_index
+from motionmae.data.shards import index_path, load_index
 from motionmae.data.workers import WorkerFailed
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
@@ -181,6 +183,12 @@ class TestPixels:
         assert (down[0].item(), down[-1].item()) == (pytest.approx(0, abs=6), pytest.approx(240, abs=6))
 
 
+def change_index(shard, old, new):
+    path = index_path(shard)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 class TestCorruption:
     @pytest.fixture
     def damaged(self, tmp_path):
@@ -225,6 +233,10 @@ class TestCorruption:
             (lambda shard: shard.unlink(), "missing_shard"),
             (lambda shard: shard.write_bytes(shard.read_bytes()[:-600]), "truncated_shard"),
             (lambda shard: shard.write_bytes(shard.read_bytes() + b"more"), "replaced_shard"),
+            (lambda shard: change_index(shard, '"format_version":2', '"format_version":9'), "bad_index"),
+            (lambda shard: change_index(shard, '"jpgs_offset":[', '"jpgs_offset":[9'), "bad_index"),
+            (lambda shard: change_index(shard, '"frames":[', '"frames":[1'), "bad_index"),
+            (lambda shard: change_index(shard, '"label":[', '"label":[1'), "bad_index"),
         ],
     )
     def test_a_lost_shard_stops_the_run(self, tmp_path, damage, reason):
@@ -278,11 +290,14 @@ class TestRefusals:
             ClipLoader(DataConfig(shards=str(shards)), CLIP, seed=0, batch=2, micro_batch=2, flow=True)
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_shards_of_another_format(self, tmp_path, workers):
-        make_shards(tmp_path / "s", (12,))
-        index = tmp_path / "s" / "toy-000000.idx.json"
-        index.write_text(index.read_text().replace('"format_version":1', '"format_version":9'))
-        with loader(tmp_path / "s", workers=workers) as ours, pytest.raises(UserError, match="format version 9"):
+    def test_flow_that_a_sample_lacks(self, tmp_path, workers):
+        made = make_shards(tmp_path / "s", (12,))
+        write_manifest(tmp_path / "s", replace(made, encoder=replace(made.encoder, flow_distance=1)))
+        data = DataConfig(shards=str(tmp_path / "s"), workers=workers)
+        with (
+            ClipLoader(data, CLIP, seed=0, batch=2, micro_batch=2, flow=True) as ours,
+            pytest.raises(UserError, match="holds no optical flow: make the shards with --flow"),
+        ):
             next(ours.batches(0))
 
 

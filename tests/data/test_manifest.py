@@ -15,7 +15,7 @@ def manifest():
         split="train",
         class_names=("left", "right"),
         encoder=EncoderSettings(short_side=256, jpeg_quality=90, stride=2, clips=3),
-        shards=(ShardEntry("a.tar", "ab" * 32, 1000, 5), ShardEntry("b.tar", "cd" * 32, 900, 4)),
+        shards=(ShardEntry("a.tar", "ab" * 32, 1000, 5, "12" * 32), ShardEntry("b.tar", "cd" * 32, 900, 4, "34" * 32)),
         quarantined=2,
         split_file="train.csv",
         split_sha256="ef" * 32,
@@ -28,8 +28,9 @@ def test_round_trip(tmp_path, manifest):
     assert load_manifest(tmp_path) == manifest
     content = json.loads((tmp_path / MANIFEST).read_text())
     assert (content["samples"], content["quarantined"], len(content["shards"])) == (9, 2, 2)
-    assert (content["format_version"], content["order_version"]) == (1, 1)
-    assert content["shards"][0] == {"name": "a.tar", "sha256": "ab" * 32, "bytes": 1000, "samples": 5}
+    assert (content["format_version"], content["order_version"]) == (2, 1)
+    row = {"name": "a.tar", "sha256": "ab" * 32, "bytes": 1000, "samples": 5, "index_sha256": "12" * 32}
+    assert content["shards"][0] == row
 
 
 def test_fingerprint_is_of_the_samples(manifest):
@@ -59,7 +60,7 @@ def test_no_manifest_at_all(tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 1}, "format version 1, this program reads version 2: make the shards again"),
         ({"samples": 10}, "says 10 samples, its shards hold 9"),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"surprise": 1}, "damaged"),

@@ -112,6 +112,17 @@ def test_replaced_shard(folder, tmp_path):
     assert reason_of(lambda: reader.read_frames(0, [0])) == Reason.REPLACED_SHARD
 
 
+def test_no_byte_of_an_index_may_change(folder):
+    index = folder / "toy-000000.idx.json"
+    reasons = set()
+    for byte in range(index.stat().st_size):
+        flip_byte(index, byte)
+        reasons.add(reason_of(lambda: ShardReader(folder).read_frames(0, [0])))
+        flip_byte(index, byte)
+    assert reasons == {Reason.BAD_INDEX, Reason.REPLACED_SHARD}  # the latter where it names another sha256
+    assert ShardReader(folder).read_frames(0, [0]) == [picture(0, 16, 24)]
+
+
 def test_few_files_stay_open(tmp_path):
     make_shards(tmp_path / "s", (2,) * 10)
     reader = ShardReader(tmp_path / "s", open_shards=3)

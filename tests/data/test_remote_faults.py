@@ -216,6 +216,20 @@ class TestCounted:
     def test_index_is_no_index(self, folder, server, data):
         (folder / "toy-000000.idx.json").write_text("<html>")
         assert self.reason(data) == Reason.BAD_INDEX
+        assert server.starts("toy-000000.idx.json") == [0, 0]  # once more, and not for every sample
+        assert server.starts(FIRST) == []
+
+    def test_index_changed(self, folder, server, data):
+        index = folder / "toy-000000.idx.json"
+        index.write_text(index.read_text().replace('"label":[0', '"label":[1'))
+        assert self.reason(data) == Reason.BAD_INDEX
+
+    def test_index_damaged_in_the_cache(self, server, data):
+        assert read(data) == [picture(3, 16, 24)]
+        (index,) = kept(data, "*.idx.json")
+        index.write_text(index.read_text().replace('"label":[0', '"label":[1'))
+        assert read(data) == [picture(3, 16, 24)]
+        assert server.starts("toy-000000.idx.json") == [0, 0]
 
     def test_the_loader_puts_others_in_their_place(self, folder, server, data):
         flip_byte(folder / FIRST, 5000)

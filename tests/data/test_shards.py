@@ -9,6 +9,7 @@ import tarfile
 import pytest
 import webdataset
 
+from data_tools.verify import verify_shard
 from motionmae.data import shards
 from motionmae.data.corruption import Reason
 from motionmae.data.shards import (
@@ -16,10 +17,8 @@ from motionmae.data.shards import (
     ShardWriter,
     index_path,
     load_index,
-    shard_entry,
     shard_is_complete,
     unpack_frames,
-    verify_shard,
 )
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, meta, picture
@@ -159,8 +158,8 @@ class TestVerify:
 
     def test_good(self, shard):
         assert verify_shard(shard) == verify_shard(shard, self.entry) == []
-        assert shard_is_complete(shard)
-        assert shard_entry(shard) == self.entry
+        assert shard_is_complete(shard, self.entry)
+        assert load_index(shard, self.entry)[0] == self.entry
 
     def test_flipped_byte_names_the_sample(self, shard):
         _, columns = load_index(shard)
@@ -198,7 +197,7 @@ class TestVerify:
         assert self.reasons(shard) == []
         assert self.reasons(shard, self.entry) == [Reason.REPLACED_SHARD]
 
-    @pytest.mark.parametrize("content", [b"", b"[]", b'{"format_version": 1}', b"\xff\xfe"])
+    @pytest.mark.parametrize("content", [b"", b"[]", b'{"format_version": 2}', b"\xff\xfe"])
     def test_garbage_index(self, shard, content):
         index_path(shard).write_bytes(content)
         assert self.reasons(shard) == [Reason.BAD_INDEX]
@@ -210,6 +209,6 @@ class TestVerify:
         assert self.reasons(shard) == [Reason.BAD_INDEX]
 
     def test_other_format_version(self, shard):
-        index_path(shard).write_text(index_path(shard).read_text().replace('"format_version":1', '"format_version":7'))
-        with pytest.raises(UserError, match=r"format version 7.*reads version 1.*make the shards again"):
+        index_path(shard).write_text(index_path(shard).read_text().replace('"format_version":2', '"format_version":7'))
+        with pytest.raises(UserError, match=r"format version 7.*reads version 2.*make the shards again"):
             verify_shard(shard)

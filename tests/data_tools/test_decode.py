@@ -8,6 +8,7 @@ import simplejpeg
 from av.video.reformatter import Colorspace
 
 from data_tools.decode import FrameSettings, Reason, Undecodable, _clock, decode_video
+from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
 from tests.data_tools.videos import (
     decode_jpegs,
@@ -143,6 +144,23 @@ def test_windows_are_spread_evenly_and_do_not_overlap(tmp_path, stride, clips, w
         assert cut.jpegs[low : low + length] == whole.jpegs[start : start + length * stride : stride]
 
 
+@pytest.mark.parametrize("make", ["sound", "damaged"])
+def test_only_the_frames_of_windows_are_encoded_and_counted(tmp_path, monkeypatch, make):
+    path = write_video(tmp_path / "v.mp4", draw_frames(60, 128, 96), options={"g": "10", "bf": "0"})
+    if make == "damaged":
+        damage_packets(path)
+    whole = decode_video(path, WHOLE)
+    assert (whole.damaged_packets > 0) == (make == "damaged")
+    encode, calls = FrameEncoder.encode, []
+    monkeypatch.setattr(FrameEncoder, "encode", lambda *one: calls.append(1) or encode(*one))
+    monkeypatch.setattr("data_tools.decode.MAX_STORED_BYTES", sum(map(len, whole.jpegs)) // 2)
+    cut = decode_video(path, FrameSettings(clips=2, window=8))
+    assert cut.jpegs == whole.jpegs[:8] + whole.jpegs[-8:]
+    assert cut.times == whole.times[:8] + whole.times[-8:]
+    assert (cut.source_frames, cut.damaged_packets) == (whole.source_frames, whole.damaged_packets)
+    assert len(calls) == 16 if make == "sound" else 16 < len(calls) <= 32  # a damaged file takes a second pass
+
+
 def test_a_video_that_the_windows_would_cover_stays_whole(tmp_path):
     path = write_video(tmp_path / "v.mp4", draw_frames(30))
     assert decode_video(path, FrameSettings(clips=5, window=6)) == decode_video(path, WHOLE)
@@ -212,12 +230,16 @@ def test_a_truncated_file_keeps_the_frames_that_decode(tmp_path):
 
 
 @needs_ffmpeg
-def test_damaged_packets_are_left_out_as_ffmpeg_does(tmp_path):
-    path = write_video(tmp_path / "v.mp4", draw_frames(60, 128, 96), options={"g": "10", "bf": "0"})
+def damage_packets(path):
     content = bytearray(path.read_bytes())
     middle = content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 3
     content[middle : middle + 400] = bytes(400)
     path.write_bytes(content)
+
+
+def test_damaged_packets_are_left_out_as_ffmpeg_does(tmp_path):
+    path = write_video(tmp_path / "v.mp4", draw_frames(60, 128, 96), options={"g": "10", "bf": "0"})
+    damage_packets(path)
     decoded = decode_video(path, WHOLE)
     assert decoded.damaged_packets > 0
     assert decoded.source_frames == ffmpeg_count(path)

@@ -138,10 +138,9 @@ class TestDamage:
         self.refused(shards, tmp_path, capsys, "exceeds FFCV's largest page: train from the shards")
 
 
-@pytest.mark.parametrize("out", ["nowhere/a.beton", "a.tar"])
-def test_impossible_names(shards, tmp_path, capsys, out):
-    assert run(shards, tmp_path / out) == 2
-    assert "must be a name ending in .beton in a folder that exists" in capsys.readouterr().err
+def test_an_impossible_name(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "a.tar") == 2
+    assert "must be a name ending in .beton" in capsys.readouterr().err
 
 
 @pytest.mark.long

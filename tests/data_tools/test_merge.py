@@ -70,6 +70,12 @@ def test_what_does_not_go_together_is_named(folders, tmp_path, capsys, damage, s
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_the_same_shard_twice_is_refused(folders, tmp_path, capsys):
+    assert main([folders[0], folders[1], folders[0], "--out", str(tmp_path / "out")]) == 2
+    assert f"{folders[0]}/toy-000000.tar holds what {folders[0]}/toy-000000.tar holds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_finished_folder_is_not_overwritten(folders, tmp_path, capsys):
     assert main([*folders, "--out", folders[0]]) == 2
     assert "is a complete folder of shards already" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 from data_tools import preview, stats, verify
 from motionmae.data.manifest import load_manifest, write_manifest
-from motionmae.data.shards import ShardWriter, shard_entry
+from motionmae.data.shards import ShardWriter
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,10 @@ def damage(folder: Path, kind: str) -> str:
     if kind == "truncate":
         os.truncate(shard, shard.stat().st_size - 1000)
         return "truncated_shard"
+    if kind == "index":
+        index = folder / "all-000001.idx.json"
+        index.write_text(index.read_text().replace('"fps":[2', '"fps":[3'))
+        return "bad_index"
     if kind == "remove":
         shard.unlink()
         return "missing_shard"
@@ -53,7 +57,7 @@ def damage(folder: Path, kind: str) -> str:
     return "replaced_shard"
 
 
-@pytest.mark.parametrize("kind", ["flip", "truncate", "remove", "replace"])
+@pytest.mark.parametrize("kind", ["flip", "index", "truncate", "remove", "replace"])
 def test_damage_is_named_with_its_shard_and_the_remedy(copy, capsys, kind):
     reason = damage(copy, kind)
     assert verify.main([str(copy)]) == 1
@@ -76,7 +80,7 @@ def test_frames_that_are_no_pictures_of_their_size_are_damage(made, tmp_path, ca
     meta = {"label": 0, "class_name": "a", "source": "a.mp4", "fps": 25.0, "frames": 1, "stride": 1, "times": [0.0]}
     with ShardWriter(tmp_path / "x.tar") as shard:
         shard.write("0", [b"no picture"], {**meta, "height": 48, "width": 64})
-    write_manifest(tmp_path, type(manifest)(**{**vars(manifest), "shards": (shard_entry(tmp_path / "x.tar"),)}))
+    write_manifest(tmp_path, type(manifest)(**{**vars(manifest), "shards": (shard.entry,)}))
     assert verify.main([str(tmp_path), "--decode", "0"]) == 0
     assert verify.main([str(tmp_path)]) == 1
     assert "x.tar:0: decode: frame 0" in capsys.readouterr().err
@@ -122,7 +126,7 @@ def test_preview_draws_a_row_a_video(made, tmp_path, capsys):
     assert sheets["few"].shape[0] * 4 == sheets["many"].shape[0] == 12 * (18 + 48 + 4)
     assert 4 * 64 < sheets["few"].shape[1] < 4 * 100
     assert sheets["few"].shape != sheets["others"].shape or (sheets["few"] != sheets["others"]).any()
-    for wrong in (["--out", str(tmp_path / "x.doc")], ["--frames", "0"], ["--out", str(tmp_path / "gone" / "x.png")]):
+    for wrong in (["--out", str(tmp_path / "x.doc")], ["--frames", "0"]):
         assert preview.main([str(made), *wrong]) == 2
         assert capsys.readouterr().err.startswith("error: --")
 

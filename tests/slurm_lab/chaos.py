@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from motionmae.data.files import output_file
 from tests.slurm_lab.faults import NAMES, Damage, strike
 from tests.slurm_lab.lab import Lab, missing
 from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
@@ -68,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the faults, their moments and nodes")
     parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--json", type=output_file, help="file for the result")
     arguments = parser.parse_args()
     if reason := missing():
         print(f"error: {reason}", file=sys.stderr)

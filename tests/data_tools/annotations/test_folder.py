@@ -4,17 +4,17 @@ from tests.shared_data import SHARED_DATA, needs_shared_data
 
 
 def test_folder_lists_take_every_usual_form_of_a_line(tmp_path):
-    names = ["a.mp4", "with blank 1.mp4", "comma,inside.avi", "sub/b.webm", "x.mp4", "no_ending"]
+    names = ["a.mp4", "with blank 1.mp4", "comma,inside.avi", "sub/b.webm", "x.mp4", "no_ending", "y.mp4"]
     videos = touch(tmp_path / "videos", *names)
     text = (
         "\ufeff# a comment\na.mp4 3\r\nwith blank 1.mp4 0\ncomma,inside.avi 1\nsub/b.webm\t2\n\n"
-        f"{videos / 'x.mp4'},4\nno_ending 1\ngone.mp4 2\na.mp4\n"
+        f"{videos / 'x.mp4'},4\nno_ending 1\ngone.mp4 2\ny.mp4\n"
     )
     listing = read_listing("folder", videos, write(tmp_path / "mine.txt", text), None)
     assert [(row.source, row.label) for row in listing.rows] == [
         *zip([*names[:4], str(videos / "x.mp4"), "no_ending"], [3, 0, 1, 2, 4, 1], strict=True),
         ("gone.mp4", 2),
-        ("a.mp4", -1),
+        ("y.mp4", -1),
     ]
     assert [row.source for row in listing.rows if row.path is None] == ["gone.mp4"]
     assert listing.class_names == ("0", "1", "2", "3", "4")

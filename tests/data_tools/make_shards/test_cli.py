@@ -59,8 +59,10 @@ def test_plain_tar_and_webdataset_read_the_shards(videos, made):
     assert len(sources) == 12
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(videos, made, tmp_path):
-    assert make(videos, tmp_path / "out", "--workers", "3") == 0
+@pytest.mark.parametrize("workers", ["2", "4"])
+def test_bytes_do_not_depend_on_the_number_of_workers(videos, made, tmp_path, workers):
+    """``made`` was made by one."""
+    assert make(videos, tmp_path / "out", "--workers", workers) == 0
     assert fingerprint(tmp_path / "out") == fingerprint(made)
 
 
@@ -141,6 +143,14 @@ def test_rows_without_video_are_quarantined_as_missing(videos, tmp_path, capsys)
     assert "quarantined:  1 missing" in capsys.readouterr().out
     assert quarantine(out) == {"a/gone.mp4": "missing"}
     assert (manifest(out)["samples"], manifest(out)["split_file"]) == (2, "train.csv")
+
+
+@pytest.mark.parametrize("again", ["a/00.mp4 0", "./a/00.mp4 1", "a/gone.mp4 1"])
+def test_a_video_listed_twice_is_refused(videos, tmp_path, capsys, again):
+    (tmp_path / "train.csv").write_text(f"a/00.mp4 0\na/gone.mp4 0\n{again}\n")
+    assert make(videos, tmp_path / "out", "--annotations", str(tmp_path), "--split", "train") == 2
+    assert "train.csv names 1 videos more than once, the first " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_hanging_video_ends_in_the_quarantine(tmp_path):
