@@ -143,7 +143,7 @@ def model_card(exported: Exported, kind: str) -> str:
         exported.note,
         f"- step {exported.step} of the run `{config.name}` (task {config.task}, seed {config.seed})",
         f"- data: `{config.data.shards}`",
-        f"- code: motionmae, commit {exported.commit}",
+        f"- code: {exported.commit}",
         f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels, {config.clip.stride} "
         "frames of the video apart, centred by ImageNet's mean and deviation",
         f"```{language}\n{_LOADING[kind, config.task]}\n```",

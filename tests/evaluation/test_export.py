@@ -111,7 +111,7 @@ def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], t
     assert code == source_version()  # the run was not submitted
     folder = export(tuned, "safetensors", tmp_path / "out")
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "motionmae.json").read_text())
-    for word in ("tuned", f"commit {code}", config.data.shards, "step 6", "classifier of 3 classes", "width: 32"):
+    for word in ("tuned", f"code: {code}", config.data.shards, "step 6", "classifier of 3 classes", "width: 32"):
         assert word in card, word
     assert (facts["class_names"], facts["config"]["name"], facts["commit"]) == (
         ["bar0", "bar1", "bar2"], "tuned", code,
