@@ -109,11 +109,6 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     for flag in ("sbatch", "dependency", "site"):
         if not slurm and getattr(arguments, flag):
             raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
-    if config.launch.signal_seconds >= 60 * config.launch.timeout_minutes:
-        raise UserError(
-            f"launch.signal_seconds={config.launch.signal_seconds} is no less than "
-            f"launch.timeout_minutes={config.launch.timeout_minutes}: allow more time, or be signalled later"
-        )
     accumulation_steps(config, config.launch.nodes * config.launch.ranks_per_node)
     return config
 

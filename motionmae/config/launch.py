@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from motionmae.config.checks import at_least
+from motionmae.config.checks import at_least, check
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,9 @@ class LaunchConfig:
         for key in ("gpus_per_node", "max_retries"):
             at_least(f"launch.{key}", getattr(self, key), 0)
         at_least("launch.signal_seconds", self.signal_seconds, 1)
+        check(
+            self.signal_seconds < 60 * self.timeout_minutes,
+            "launch.signal_seconds",
+            self.signal_seconds,
+            f"it must be less than the time limit, launch.timeout_minutes={self.timeout_minutes}",
+        )

@@ -103,9 +103,11 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[DictConfig, s
 
 
 def _parse_override(text: str) -> DictConfig:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r} is not an override: write section.key=value, for example optim.batch=256")
+    if not value.strip():
+        text = f"{key}=''"  # YAML would make it null, which no field takes
     try:
         return OmegaConf.from_dotlist([text])
     except Exception as error:  # as in _layers
@@ -148,12 +150,11 @@ def _allowed(key: str) -> str:
 
 def _unknown_key(key: str, origin: str) -> str:
     known = _keys(Config)
-    close = difflib.get_close_matches(key, known, n=1)
-    if close:
-        return f"unknown key {key} (from {origin}): did you mean {close[0]}?"
     section = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == section] or [f.name for f in fields(Config)]
-    return f"unknown key {key} (from {origin}): there are {', '.join(siblings)}"
+    siblings = [k for k in known if section and k.rpartition(".")[0] == section] or [f.name for f in fields(Config)]
+    close = difflib.get_close_matches(key, [*known, *siblings], n=1, cutoff=0.75)
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
+    return f"unknown key {key} (from {origin}): {remedy}"
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:

@@ -173,6 +173,16 @@ class TargetConfig:
         one_of("target.motion_source", self.motion_source, ("difference", "flow"))
         one_of("target.motion_sign", self.motion_sign, ("abs", "signed"))
         one_of("target.loss", self.loss, ("mse", "l1", "smooth_l1"))
+        for key, value, default in (
+            ("motion_sign", self.motion_sign, "abs"),
+            ("motion_granularity", self.motion_granularity, 1),
+        ):
+            check(
+                self.motion_source == "difference" or value == default,
+                f"target.{key}",
+                value,
+                f"stored flow (target.motion_source=flow) has none of it; leave it at {default}",
+            )
         for key in ("frame_weight", "motion_weight"):
             check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
         for key in ("frame_eps", "motion_eps"):

@@ -5,7 +5,8 @@ A check names the key, the value it got and what is allowed. Checks that need on
 of ranks is checked where the ranks are known (:func:`accumulation_steps`).
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from motionmae.config.checks import check, one_of
 from motionmae.config.data import DataConfig
@@ -52,6 +53,8 @@ class Config:
             "use letters, digits, '-', '_' and '.', and start with none of '-' and '.'",
         )
         one_of("task", self.task, ("pretrain", "finetune"))
+        check(0 <= self.seed < 2**63, "seed", self.seed, "it must be at least 0 and less than 2^63")
+        _refuse_infinite(self)
         check(
             self.target.motion_granularity < self.clip.frames,
             "target.motion_granularity",
@@ -85,6 +88,16 @@ class Config:
             self.optim.ema_decay,
             "the average needs whole weights on every rank, so choose engine.zero=0, 1 or 2",
         )
+
+
+def _refuse_infinite(config: Config) -> None:
+    for section in fields(config):
+        values = getattr(config, section.name)
+        for key in fields(values) if is_dataclass(values) else ():
+            value = getattr(values, key.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                finite = not isinstance(number, float) or math.isfinite(number)
+                check(finite, f"{section.name}.{key.name}", value, "it must be a finite number")
 
 
 def accumulation_steps(config: Config, world: int) -> int:

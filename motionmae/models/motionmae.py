@@ -53,11 +53,7 @@ class MotionMAE(nn.Module):
     """The pre-training model. Its loss depends on its weights, the clips and their seeds, and on nothing else."""
 
     def __init__(self, config: Config):
-        """Make the model with only the heads that ``config.target.kind`` needs; draws from torch's global generator.
-
-        Raises:
-            UserError: if a width is not a multiple of its heads.
-        """
+        """Make the model with only the heads that ``config.target.kind`` needs; draws from torch's global generator."""
         super().__init__()
         self.config = config
         clip, model, outputs = config.clip, config.model, output_sizes(config)

@@ -41,6 +41,15 @@ def test_overrides_are_checked_together() -> None:
         ("data.crop_scale=[0.5]", ["data.crop_scale=[0.5] is not possible: it must be a list of two numbers"]),
         ("data.crop_scale=[a,b]", ["data.crop_scale=['a', 'b'] is not possible: it must be a list of two numbers"]),
         ("name=[a]", ["name=['a'] is not possible: it must be a text"]),
+        ("seed=-1", ["seed=-1 is not possible: it must be at least 0"]),
+        ("seed=99999999999999999999", ["less than 2^63"]),
+        ("optim.base_lr=.inf", ["optim.base_lr=inf is not possible: it must be a finite number"]),
+        ("data.crop_ratio=[0.5,.inf]", ["data.crop_ratio=(0.5, inf) is not possible: it must be a finite number"]),
+        ("optim.min_lr=1", ["optim.min_lr=1.0 is not possible: it must be at most the peak"]),
+        ("optim.batch=", ["optim.batch= is not possible: it must be a whole number"]),
+        ("launch.signal_seconds=86400", ["launch.signal_seconds=86400", "less than the time limit"]),
+        ("base=k400", ["unknown key base", "there are name, runs, task, seed, clip, model"]),
+        ("optim.foo=3", ["unknown key optim.foo", "there are optim.batch, optim.epochs"]),
         ("seed={a: 1}", ["seed={'a': 1} is not possible: it must be a whole number"]),
         ("name=${nowhere}", ["name: Interpolation key 'nowhere' not found"]),
         ("name={", ["'name={' is not an override: its value is not readable YAML"]),
@@ -105,6 +114,16 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 def test_every_committed_config_loads(name: str) -> None:
     assert isinstance(load_config(name), Config)
     assert (CONFIG_FOLDER / f"{name}.yaml").read_text().strip()
+
+
+def test_nothing_after_the_sign_empties_a_text() -> None:
+    assert load_config("tiny_toy", ["data.shards=", "launch.partition= "]).data.shards == ""
+
+
+@pytest.mark.parametrize("setting", ["motion_sign=signed", "motion_granularity=2"])
+def test_stored_flow_has_no_sign_and_no_granularity(setting: str) -> None:
+    with pytest.raises(UserError, match=f"target.{setting} is not possible: stored flow"):
+        load_config("ablations/table7_flow", [f"target.{setting}"])
 
 
 def test_batch_is_kept_by_accumulation() -> None:
