@@ -47,12 +47,6 @@ class OptimConfig:
             self.warmup_epochs,
             f"it must be less than optim.epochs={self.epochs}",
         )
-        check(
-            self.min_lr <= self.peak_lr,
-            "optim.min_lr",
-            self.min_lr,
-            f"it must be at most the peak, optim.base_lr * optim.batch / 256 = {self.peak_lr:g}",
-        )
 
     @property
     def peak_lr(self) -> float:

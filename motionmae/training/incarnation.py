@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 
@@ -59,70 +60,103 @@ def train_run(
     Raises:
         UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
     """
-    startup = StartUp()
     with ExitStack() as stack:
         preemption = preemption or stack.enter_context(Preemption())
-        rank = stack.enter_context(distributed(config.engine))
-        startup.done("process_group")
-        folder = RunFolder.of(config.runs, config.name)
-        store = CheckpointStore(folder.checkpoints)
-        on_first_rank(rank, lambda: refuse_what_cannot_go_on(folder, store, config))
-        on_first_rank(rank, folder.create)
-        claim = on_first_rank(rank, lambda: claim_folder(folder.path))
-        events = stack.enter_context(recording(folder, rank, claim, sinks))
-        watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
-        startup.done("run_folder")
-        loader = stack.enter_context(closing(open_loader(config, task, rank)))
-        total_steps = loader.steps_per_epoch * config.optim.epochs
-        progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
-        startup.done("data")
-
-        found = checkpoint.find(store, rank, events, progress)
-        state = resume_state(found, config, rank, loader)
-        if state.step >= total_steps:
-            events.event(Kind.FINISH, state.step)
-            progress.say(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        start = prepare(config, task, sinks, stack)
+        found = checkpoint.find(start.store, start.rank, start.events, start.progress)
+        state = resume_state(found, config, start.rank, start.loader)
+        start.startup.done("find_checkpoint")
+        if state.step >= start.total_steps:
+            start.events.event(Kind.FINISH, state.step)
+            start.progress.say(f"{start.folder.path} is complete: all of its {start.total_steps} steps are done")
             return Outcome.FINISHED
-        startup.done("find_checkpoint")
-        if rank.is_first:
-            claim.check()
-            save_config(config, folder.config)
-        on_first_rank(rank, lambda: add_boards(events, config, folder, state.step))
-        import_deepspeed(rank.device)
-        startup.done("import_deepspeed")
-        engine = build_engine(config, task, rank, loader, found)
-        stack.callback(engine.close)
-        startup.done("engine")
-        if found:
-            checkpoint.restore(engine, rank, found)
-            startup.done("restore")
-            seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
-            events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
-        schedule = build_schedule(engine.optimizer, config.optim, loader.steps_per_epoch)
-        saver = stack.enter_context(closing(Saver(store, rank, claim, config, watchdog)))
-        requests = Requests(preemption, folder.path, rank.is_first)
-        run = Run(
-            config=config,
-            task=task,
-            rank=rank,
-            engine=engine,
-            loader=loader,
-            schedule=schedule,
-            requests=requests,
-            store=store,
-            saver=saver,
-            watchdog=watchdog,
-            events=events,
-            progress=progress,
-            drawing=stack.enter_context(closing(open_drawing(config, folder, rank))),
-            state=state,
-            total_steps=total_steps,
-        )
-        events.event(Kind.READY, state.step, total_steps=total_steps, seconds=process_age(), startup=startup.seconds)
-        progress.say(introduction(run, folder))
+        run = build_run(start, found, state, preemption, stack)
+        seconds = start.startup.seconds
+        run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
+        run.progress.say(introduction(run, start.folder))
         outcome = train(run)
-        announce_end(run, outcome, folder)
+        announce_end(run, outcome, start.folder)
         return outcome
+
+
+@dataclass(frozen=True)
+class Start:
+    """An incarnation before it has a model: the folder is its own, what happens is recorded, and data is at hand."""
+
+    config: Config
+    task: Task
+    startup: StartUp
+    rank: Rank
+    folder: RunFolder
+    store: CheckpointStore
+    claim: Claim
+    events: EventLog
+    watchdog: Watchdog
+    loader: ClipLoader
+    progress: ProgressLine
+    total_steps: int
+
+
+def prepare(config: Config, task: Task, sinks: Iterable[Sink], stack: ExitStack) -> Start:
+    """Join the other ranks, take the run folder over, open the sample stream; ``stack`` undoes it. Collective.
+
+    Raises:
+        UserError: settings or data are not those of the run, or no run could be made of them.
+    """
+    startup = StartUp()
+    rank = stack.enter_context(distributed(config.engine))
+    startup.done("process_group")
+    folder = RunFolder.of(config.runs, config.name)
+    store = CheckpointStore(folder.checkpoints)
+    on_first_rank(rank, lambda: refuse_what_cannot_go_on(folder, store, config))
+    on_first_rank(rank, folder.create)
+    claim = on_first_rank(rank, lambda: claim_folder(folder.path))
+    events = stack.enter_context(recording(folder, rank, claim, sinks))
+    watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
+    startup.done("run_folder")
+    loader = stack.enter_context(closing(open_loader(config, task, rank)))
+    total_steps = loader.steps_per_epoch * config.optim.epochs
+    progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
+    startup.done("data")
+    return Start(config, task, startup, rank, folder, store, claim, events, watchdog, loader, progress, total_steps)
+
+
+def build_run(
+    start: Start, found: Checkpoint | None, state: TrainState, preemption: Preemption, stack: ExitStack
+) -> Run:
+    """The engine with the weights of ``found``, and all that the loop needs; ``stack`` undoes it. Collective."""
+    config, rank, events, startup = start.config, start.rank, start.events, start.startup
+    if rank.is_first:
+        start.claim.check()
+        save_config(config, start.folder.config)
+    on_first_rank(rank, lambda: add_boards(events, config, start.folder, state.step))
+    import_deepspeed(rank.device)
+    startup.done("import_deepspeed")
+    engine = build_engine(config, start.task, rank, start.loader, found)
+    stack.callback(engine.close)
+    startup.done("engine")
+    if found:
+        checkpoint.restore(engine, rank, found)
+        startup.done("restore")
+        seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
+        events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
+    return Run(
+        config=config,
+        task=start.task,
+        rank=rank,
+        engine=engine,
+        loader=start.loader,
+        schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
+        requests=Requests(preemption, start.folder.path, rank.is_first),
+        store=start.store,
+        saver=stack.enter_context(closing(Saver(start.store, rank, start.claim, config, start.watchdog))),
+        watchdog=start.watchdog,
+        events=events,
+        progress=start.progress,
+        drawing=stack.enter_context(closing(open_drawing(config, start.folder, rank))),
+        state=state,
+        total_steps=start.total_steps,
+    )
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data import transfer
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import load_manifest
@@ -28,24 +27,13 @@ COUNTS = (3, 1, 4, 2, 5, 3, 2, 4)
 FRAMES = 8
 CLIP = ClipConfig(frames=2, size=16, stride=1)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def short_delays(monkeypatch):
-    monkeypatch.setattr(transfer, "FIRST_DELAY", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("short_delays")
 
 
 @pytest.fixture
 def folder(tmp_path):
     make_shards(tmp_path / "s", COUNTS, FRAMES)
     return tmp_path / "s"
-
-
-@pytest.fixture
-def server(folder):
-    with serving(folder) as running:
-        yield running
 
 
 @pytest.fixture

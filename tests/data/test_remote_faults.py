@@ -19,31 +19,19 @@ from motionmae.data.reader import ShardReader
 from motionmae.data.transfer import UnreachableError, check_url
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, make_shards, picture
-from tests.data.shard_server import serving
 
 COUNTS = (3, 2, 4)
 FRAMES = 8
 CLIP = ClipConfig(frames=2, size=16, stride=1)
 FIRST = "toy-000000.tar"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def short_delays(monkeypatch):
-    monkeypatch.setattr(transfer, "FIRST_DELAY", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("short_delays")
 
 
 @pytest.fixture
 def folder(tmp_path):
     make_shards(tmp_path / "s", COUNTS, FRAMES)
     return tmp_path / "s"
-
-
-@pytest.fixture
-def server(folder):
-    with serving(folder) as running:
-        yield running
 
 
 @pytest.fixture
