@@ -20,28 +20,21 @@ if __name__ == "__main__":
 
 import argparse  # noqa: E402
 import json  # noqa: E402
-import shlex  # noqa: E402
 import shutil  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterator, Sequence  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
-from submitit.core.utils import FailedJobError  # noqa: E402
 
 from motionmae.config import Config, load_config  # noqa: E402
-from motionmae.config.schema import accumulation_steps, steps_per_epoch  # noqa: E402
-from motionmae.data.manifest import load_manifest  # noqa: E402
-from motionmae.data.transfer import UnreachableError  # noqa: E402
+from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
-from slurm.attempts import Attempts  # noqa: E402
 from slurm.follow import follow  # noqa: E402
-from slurm.job import TrainJob  # noqa: E402
-from slurm.launch import TrainingExecutor  # noqa: E402
-from slurm.local import command_line, rank_log  # noqa: E402
-from slurm.record import JobRecord, state_of, submission_lock  # noqa: E402
+from slurm.local import command_line  # noqa: E402
+from slurm.record import JobRecord, state_of  # noqa: E402
 from slurm.site import DEFAULT, Site, load_site  # noqa: E402
+from slurm.submission import describe, executor_of, submit  # noqa: E402
 
 _FLAGS = {
     "nodes": ("nodes", "nodes of the job"),
@@ -113,18 +106,6 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     return config
 
 
-def executor_of(
-    arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
-) -> TrainingExecutor:
-    """The executor for Slurm, away from the nodes that have failed the run before."""
-    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **launch.sbatch_options(arguments.sbatch)}
-    excluded = Attempts(Path(config.runs) / config.name).excluded()
-    exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = replace(config, launch=replace(config.launch, exclude=exclude))
-    return TrainingExecutor(config, folder, code, extra, site.environment)
-
-
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the script as it would be submitted, the resolved configuration and the estimate; write nothing."""
     from motionmae.commands.plan import default_assumptions, print_plan
@@ -139,115 +120,6 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     print("# resolved configuration")
     print(OmegaConf.to_yaml(OmegaConf.structured(config)))
     print_plan(config, default_assumptions(config))
-
-
-def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
-    """Take the snapshot, submit the job, and note it in the run folder.
-
-    Args:
-        arguments: the command line.
-        site: the site file.
-        config: the run.
-        run: its folder.
-        before: the run folder's record when it was found to have no active job.
-
-    Raises:
-        UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
-    """
-    check_shards(config)
-    if not arguments.dependency:  # else another job may be about to write them
-        check_weights(config)
-    with submission_lock(run) as lock:
-        if JobRecord.read(run) != before:
-            raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
-        taken = snapshot.survey(ROOT, outside=[Path(config.runs)])
-        code = taken.write(run)
-        for path in taken.left_out:
-            print(f"note: {path} is no part of the code snapshot: git does not know it, and it is large")
-        folder = launch.log_folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        if arguments.cluster == "local":
-            executor: TrainingExecutor | launch.DetachedLocalExecutor = launch.local_executor(
-                config, folder, run, code, lock
-            )
-        else:
-            executor = executor_of(arguments, site, config, folder, code)
-        announce(run)
-        try:
-            job_id = executor.submit(TrainJob(config)).job_id
-        except FailedJobError as error:
-            raise UserError(f"Slurm refused the job: {str(error).strip()}") from error
-        record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
-        record.write(run)
-    return record
-
-
-def announce(run: Path) -> None:
-    """Note in the run's event log that it waits from now on: how long it queued is then seen in its goodput."""
-    from motionmae.training.events import Kind, LineFile  # following a job needs nothing of training
-    from motionmae.training.runfolder import RunFolder
-
-    log = LineFile(RunFolder(run).events)
-    log.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
-    log.close()
-
-
-def check_shards(config: Config) -> None:
-    """Refuse now what every rank would refuse after waiting in the queue.
-
-    Raises:
-        UserError: if ``data.shards`` is no folder of shards of this format version, or fewer than a step takes.
-    """
-    data = config.data
-    patience = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
-    try:
-        steps_per_epoch(config, load_manifest(data.shards, patience).samples)
-    except UnreachableError as error:
-        print(f"note: the nodes may reach what this machine cannot: {error}")
-
-
-def check_weights(config: Config) -> None:
-    """Refuse a fine-tuning whose weights to begin with are not there.
-
-    Raises:
-        UserError: naming where they were looked for.
-    """
-    init = config.finetune.init
-    if config.task == "finetune" and init != "scratch" and not Path(init).exists():
-        raise UserError(f"there are no weights at {init}: set finetune.init=RUN, to a file, or to scratch")
-
-
-def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
-    """Job id, run folder, and the commands that follow, stop and resume it."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == "submit.py" else str(ROOT / "slurm/submit.py")
-    command = shlex.join(["python", script, *_again(arguments)])
-    if record.cluster == "slurm":
-        stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
-    else:
-        stop, preempt = f"kill -TERM {record.job_id}", f"kill -USR2 {record.job_id}"
-    lines = {
-        "job": f"{record.job_id} ({record.cluster})",
-        "run folder": str(run),
-        "log": record.log,
-        "follow": f"{command} --follow",
-        "stop": f"{stop}   # saves first, and stays stopped",
-        "preempt": f"{preempt}   # saves, requeues itself, goes on",
-        "resume": command,
-    }
-    if record.cluster == "slurm" and (excluded := Attempts(run).excluded()):
-        nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
-        lines["excluded"] = f"{nodes}   # rm {Attempts(run).path} forgives them"
-    return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
-
-
-def _again(arguments: Sequence[str]) -> Iterator[str]:
-    """The words of a command that is to be given again: once a job has been queued, what it waited for is over."""
-    words = iter(arguments)
-    for word in words:
-        if word == "--dependency":
-            next(words, None)
-        elif word != "--follow" and not word.startswith("--dependency="):
-            yield word
 
 
 def of_seed(config: Config, seed: int) -> Config:

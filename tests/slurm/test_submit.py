@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from motionmae.config import load_config
 from motionmae.data import transfer
 from motionmae.errors import UserError
-from slurm import snapshot, submit
+from slurm import snapshot, submission, submit
 from slurm.attempts import Attempt, Attempts
 from slurm.ends import Cause
 from slurm.record import JobRecord
@@ -57,7 +57,7 @@ def test_dry_run_shows_script_config_and_estimate(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fine_tuning_without_its_weights_is_not_submitted(
+def test_a_fine_tuning_without_weights_or_with_an_unreadable_policy_is_not_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,6 +66,9 @@ def test_a_fine_tuning_without_its_weights_is_not_submitted(
     status, _, error = _run(capsys, *words)
     assert status == 2
     assert f"there are no weights at {tmp_path / 'gone'}" in error
+    status, _, error = _run(capsys, *words, "data.rand_augment=nonsense")
+    assert status == 2
+    assert "data.rand_augment=nonsense is not timm's notation" in error
     assert not (tmp_path / "runs" / "finetune_tiny_toy" / "job.json").exists()
 
 
@@ -148,13 +151,13 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     make_shards(tmp_path / "shards", samples=8)
     with serving(tmp_path / "shards") as server:
         config = load_config("demo", [f"data.shards={server.url}"])
-        submit.check_shards(config)
+        submission.check_shards(config)
         with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.batch=32"):
-            submit.check_shards(replace(config, optim=replace(config.optim, batch=32)))
+            submission.check_shards(replace(config, optim=replace(config.optim, batch=32)))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
-            submit.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
+            submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
     assert capsys.readouterr().out == ""
-    submit.check_shards(config)  # perhaps only the nodes reach it
+    submission.check_shards(config)  # perhaps only the nodes reach it
     assert capsys.readouterr().out.startswith("note: the nodes may reach what this machine cannot: ")
 
 
