@@ -26,9 +26,7 @@ import gc
 import json
 import os
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +35,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
+from unittest.mock import patch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
@@ -53,7 +52,6 @@ from motionmae.training.events import Sink
 
 GEMM_SIDES = (1024, 2048)
 SIZES = {"small": "vit_s", "base": "vit_b", "large": "vit_l", "huge": "vit_h"}
-TRIALS = 3
 PEERS = ("hf", "official")
 
 
@@ -109,14 +107,59 @@ def serve(name: str, config: Config, options: argparse.Namespace, parent: Connec
             training.close()
 
 
-def config_of(options: argparse.Namespace, *changes: str) -> Config:
+class Contest:
+    """Contestants in processes of their own that step when told to, one contestant after the other."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+        self._talks: dict[str, list[Connection]] = {}
+        self.phases: dict[str, list[Phases]] = {}
+        """Seconds of rank 0's parts of each step that counts."""
+        self.seconds: dict[str, list[float]] = {}
+        """Seconds of each step that counts, of the slowest rank."""
+
+    def add(self, name: str, config: Config, place: dict[str, int | str], label: str = "") -> None:
+        """Start one as the ranks that ``place`` describes: WORLD_SIZE and what else they find in their environment."""
+        context, label = get_context("spawn"), label or name
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self._talks[label], self.phases[label], self.seconds[label] = [], [], []
+        for rank in range(int(place["WORLD_SIZE"])):
+            mine = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            talk, other = context.Pipe()
+            with patch.dict(os.environ, {key: str(value) for key, value in mine.items()}):
+                context.Process(target=serve, args=(name, config, self._options, other), daemon=True).start()
+            other.close()  # or its end would not be noticed here
+            self._talks[label].append(talk)
+
+    def hold(self, between: Callable[[], None] = lambda: None) -> None:
+        """Have the rounds stepped, and ``between`` called after each."""
+        for number in range(-self._options.warmup, self._options.rounds):
+            for label, talks in self._talks.items():
+                spent, seconds = self._step(label, talks)
+                if number >= 0:
+                    self.phases[label].append(spent)
+                    self.seconds[label].append(seconds)
+            between()
+
+    @staticmethod
+    def _step(label: str, talks: list[Connection]) -> tuple[Phases, float]:
+        for talk in talks:
+            talk.send(True)
+        try:
+            answers = [talk.recv() for talk in talks]
+        except EOFError:
+            sys.exit(f"{label} failed, see above")
+        return answers[0][0], max(seconds for _, seconds in answers)
+
+
+def config_of(options: argparse.Namespace, *changes: str, ranks: int = 1) -> Config:
     """The paper's K400 configuration at the size, batch and precision asked for."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     asked = [
         f"model.size={SIZES[options.size]}",
         f"engine.precision={options.dtype}",
         f"engine.micro_batch={options.batch}",
-        f"optim.batch={options.batch * world}",
+        f"optim.batch={options.batch * ranks}",
         "watchdog.step_seconds=0",  # others' steps lie between two of ours
         "monitoring.linger_seconds=0",
     ]
@@ -124,43 +167,30 @@ def config_of(options: argparse.Namespace, *changes: str) -> Config:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Have the steps taken in turns; the figures by name."""
+    """Have the contestants step in turns; the figures by name."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    competing, world = names(options), int(os.environ.get("WORLD_SIZE", "1"))
+    competing = names(options)
     device = choose_device(config_of(options).engine.device)
-    context = get_context("spawn")
-    talks: dict[str, Connection] = {}
+    contest, rates = Contest(options), []
     for name, config in competing.items():
-        talks[name], other = context.Pipe()
-        context.Process(target=serve, args=(name, config, options, other), daemon=True).start()
-        other.close()  # or its end would not be noticed here
-    seconds: dict[str, list[float]] = {name: [] for name in competing}
-    phases: dict[str, list[Phases]] = {name: [] for name in competing}
-    peak = 0.0
-    for number in range(-options.warmup, options.rounds):
-        for name, talk in talks.items():
-            talk.send(True)
-            spent, took = talk.recv()
-            if number >= 0:
-                seconds[name].append(took)
-                phases[name].append(spent)
-        peak = max(peak, gemm_rate(dtype, device))
-    clips = options.batch * world
-    per_clip = {name: median(values) / clips for name, values in seconds.items()}
+        contest.add(name, config, {"WORLD_SIZE": 1})
+    contest.hold(between=lambda: rates.append(gemm_rate(dtype, device)))
+    peak = max(rates)
+    per_clip = {name: median(values) / options.batch for name, values in contest.seconds.items()}
     return {
         "size": options.size,
         "dtype": options.dtype,
         "batch": options.batch,
-        "ranks": world,
         "threads": torch.get_num_threads(),
         "overrides": options.overrides,
         "rounds": options.rounds,
         "peak_gflops": peak / 1e9,
         "gflop_per_clip": {name: step_flops(config).model / 1e9 for name, config in competing.items()},
         "seconds_per_clip": per_clip,
-        "mfu": {name: step_flops(competing[name]).model / per_clip[name] / peak / world for name in per_clip},
+        "mfu": {name: step_flops(competing[name]).model / per_clip[name] / peak for name in per_clip},
         "phases_per_clip": {
-            name: {part: median(row[part] for row in rows) / clips for part in rows[0]} for name, rows in phases.items()
+            name: {part: median(row[part] for row in rows) / options.batch for part in rows[0]}
+            for name, rows in contest.phases.items()
         },
     }
 
@@ -185,37 +215,15 @@ def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def of_ranks(options: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second of one rank and of several, each time with all cores shared out evenly; they take turns."""
-    cores = len(os.sched_getaffinity(0))
-    rates: dict[int, list[float]] = {1: [], options.ranks: []}
-    for _ in range(TRIALS):
-        for world, found in rates.items():
-            found.append(1 / run_ranks(options, world, cores // world)["seconds_per_clip"]["motionmae"])
-    one, several = (median(found) for found in rates.values())
-    return {"clips_per_second": {str(world): median(found) for world, found in rates.items()}, "share": several / one}
-
-
-def run_ranks(options: argparse.Namespace, world: int, threads: int) -> dict[str, Any]:
-    """Run this program as ``world`` ranks that train `motionmae`; the figures of their first."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
-        file, port = Path(folder) / "figures.json", probe.getsockname()[1]
-        probe.close()
-        command = [sys.executable, __file__, "--only", "motionmae", "--json", file]
-        for key in ("size", "dtype", "batch", "rounds", "warmup"):
-            command += [f"--{key}", getattr(options, key)]
-        place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-        ranks = [
-            subprocess.Popen(
-                [str(word) for word in (*command, *options.overrides)],
-                env=os.environ | {key: str(value) for key, value in (place | {"RANK": r, "LOCAL_RANK": r}).items()},
-                stdout=subprocess.DEVNULL,
-            )
-            for r in range(world)
-        ]
-        statuses = [rank.wait() for rank in ranks]
-        if any(statuses):
-            sys.exit(f"one of {world} ranks failed, see above")
-        return json.loads(file.read_text())
+    """Clips a second of `motionmae` as one rank and as several, each time with all cores shared out evenly."""
+    cores, contest = len(os.sched_getaffinity(0)), Contest(options)
+    worlds = {str(world): world for world in (1, options.ranks)}
+    for label, world in worlds.items():
+        place: dict[str, int | str] = {"WORLD_SIZE": world, "OMP_NUM_THREADS": max(cores // world, 1)}
+        contest.add("motionmae", config_of(options, ranks=world), place, label)
+    contest.hold()
+    rates = {label: worlds[label] * options.batch / median(found) for label, found in contest.seconds.items()}
+    return {"clips_per_second": rates, "share": rates[str(options.ranks)] / rates["1"]}
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -223,7 +231,7 @@ def show(figures: dict[str, Any]) -> None:
     parts = ["forward", "targets", "backward", "optimizer"]
     table = Table("", "s / clip", "MFU", *parts, "rest", title_justify="left")
     table.title = (
-        f"{figures['size']}, {figures['dtype']}, {figures['ranks']} x {figures['batch']} clips, "
+        f"{figures['size']}, {figures['dtype']}, {figures['batch']} clips, "
         f"{figures['threads']} threads; GEMM {figures['peak_gflops']:.0f} GFLOP/s"
     )
     for name, seconds in figures["seconds_per_clip"].items():
@@ -256,8 +264,6 @@ def main() -> None:
         )
     else:
         figures = measure(options)
-        if os.environ.get("RANK", "0") != "0":
-            return
         show(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
