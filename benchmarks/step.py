@@ -41,7 +41,6 @@ from unittest.mock import patch
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
@@ -252,7 +251,7 @@ def show(figures: dict[str, Any]) -> None:
     """Print the table."""
     parts = ["forward", "targets", "backward", "optimizer"]
     columns = ("", "s/clip", "MFU", "CPU", "MFU", *parts, "rest")
-    table = Table(*columns, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(*columns, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.title = (
         f"{figures['size']}, {figures['dtype']}, {figures['batch']} clips, "
         f"{figures['threads']} threads; GEMM {figures['peak_gflops']:.0f} GFLOP/s"
