@@ -39,7 +39,6 @@ from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
 from motionmae.models.counting import count_parameters, step_flops
 from motionmae.models.motionmae import build_motionmae
-from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
 from motionmae.training.distributed import Rank, distributed, gather_objects
 from motionmae.training.engine import BUCKET, Engine, import_deepspeed
@@ -66,7 +65,7 @@ def gpu_work(config: Config, seconds_per_clip: float) -> Work:
 
 def matrices(config: Config) -> int:
     """Weights that ZeRO-3 gathers one by one: four a block, projection, embeddings and heads."""
-    size, heads = resolve(config.model), len(output_sizes(config))
+    size, heads = config.model.dimensions, len(output_sizes(config))
     trunks = 1 if config.model.decoder == "shared" else heads
     return 4 * (size.depth + trunks * config.model.decoder_depth) + 1 + trunks + heads
 

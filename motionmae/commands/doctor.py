@@ -52,8 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.files import write_atomically
 
     config = load_config(arguments.config, arguments.overrides)
-    if not config.data.shards:
-        raise UserError("data.shards is empty: name a folder of shards, e.g. data.shards=data/toy/train")
     if arguments.seconds <= 0 or (arguments.gpu_clips is not None and arguments.gpu_clips <= 0):
         raise UserError("--seconds and --gpu-clips must be positive")
     found = measure_loading(config.data, config.clip, config.engine.micro_batch, arguments.seconds)

@@ -39,7 +39,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--nodes", type=int, help="nodes of the job (launch.nodes)")
-    parser.add_argument("--gpu", default=DEFAULT, metavar="GPU", help=f"one of {', '.join(GPUS)} (default: {DEFAULT})")
+    parser.add_argument(
+        "--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default, where it has GPUs: {DEFAULT})"
+    )
     parser.add_argument("--peak-tflops", type=float, help="of one GPU (default: the data sheet's)")
     parser.add_argument(
         "--mfu",
@@ -70,32 +72,39 @@ def run(arguments: argparse.Namespace) -> int:
         if value is not None and value <= 0:
             raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
-    gpu = find_gpu(arguments.gpu)
-    if arguments.peak_tflops:
-        gpu = replace(gpu, tflops=arguments.peak_tflops)
     config = load_config(arguments.config, [*arguments.overrides, *nodes])
-    assumed = Assumptions(gpu, arguments.mfu, arguments.loader_speed)
+    assumed = None
+    if config.launch.gpus_per_node or arguments.gpu or arguments.peak_tflops:
+        gpu = find_gpu(arguments.gpu or DEFAULT)
+        gpu = replace(gpu, tflops=arguments.peak_tflops or gpu.tflops)
+        assumed = Assumptions(gpu, arguments.mfu, arguments.loader_speed)
     figures = print_plan(config, assumed, arguments.videos)
     if arguments.json:
         write_atomically(arguments.json, json.dumps(figures, indent=1).encode() + b"\n")
     return 0
 
 
-def print_plan(config: Config, assumed: "Assumptions | None" = None, videos: int | None = None) -> dict[str, Any]:
+def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None = None) -> dict[str, Any]:
     """Print what the run of ``config`` takes, and return the figures.
+
+    Args:
+        config: of the run.
+        assumed: what a GPU does; None on the CPU: neither time nor what fits is told then.
+        videos: of an epoch; None to count those of the shards.
 
     Raises:
         UserError: see :func:`motionmae.training.plan.make_plan`.
     """
     from motionmae.training import plan as plans  # torch and timm: slow, and not needed for --help
 
-    assumed = assumed or plans.Assumptions(find_gpu(DEFAULT), MFU)
     plan = plans.make_plan(config, videos)
-    choices = plans.compare_choices(config, assumed.gpu)
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
-    for row in (*_model_rows(plan, config), *_time_rows(plan, config, assumed)):
+    for row in (*_model_rows(plan, config), *(_time_rows(plan, config, assumed) if assumed else ())):
         table.add_row(*row)
     Console().print(table)
+    if assumed is None:
+        return {"plan": asdict(plan)}
+    choices = plans.compare_choices(config, assumed.gpu)
     Console(soft_wrap=True).print(_choice_table(choices, plan, config, assumed))
     Console().print(_verdict(choices, config, plan, assumed))
     return {
@@ -108,15 +117,25 @@ def print_plan(config: Config, assumed: "Assumptions | None" = None, videos: int
     }
 
 
+def default_assumptions(config: Config) -> "Assumptions | None":
+    """What is assumed of a run whose hardware nobody has named."""
+    from motionmae.training.plan import Assumptions
+
+    return Assumptions(find_gpu(DEFAULT), MFU) if config.launch.gpus_per_node else None
+
+
 def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
-    parameters = plan.encoder_parameters + plan.decoder_parameters
+    encoder, decoders = plan.encoder_parameters / 1e6, plan.decoder_parameters / 1e6
+    parts = f" (encoder {encoder:.1f} M, decoders {decoders:.1f} M)" if decoders else " without the classes' layer"
     unit = "GPU" if config.launch.gpus_per_node else "rank"
     chosen = f"ZeRO stage {config.engine.zero}, activation_checkpointing={config.model.activation_checkpointing}"
+    uncounted = "unknown: data.shards names no folder with a manifest.json yet (or say --videos)"
     return [
+        ("parameters", f"{encoder + decoders:.1f} M{parts}"),
         (
-            "parameters",
-            f"{parameters / 1e6:.1f} M (encoder {plan.encoder_parameters / 1e6:.1f} M, "
-            f"decoders {plan.decoder_parameters / 1e6:.1f} M)",
+            "as a classifier",
+            f"{plan.classifier_parameters / 1e6:.1f} M with {plan.classes} classes, "
+            f"{plan.gflops_per_view:.4g} GFLOPs a view (multiply-additions, as papers count)",
         ),
         ("ranks", f"{plan.ranks} ({config.launch.nodes} nodes x {config.launch.ranks_per_node})"),
         (
@@ -125,20 +144,10 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
             f"x {plan.ranks} ranks x {plan.accumulation} accumulation)",
         ),
         (f"memory a {unit}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
-    ]
-
-
-def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:
-    speed, days = plan.clips_per_second(assumed), plan.gpu_days(assumed)
-    assuming = f"at {assumed.mfu:.0%} MFU of {assumed.gpu.tflops:.0f} TFLOP/s a GPU"
-    uncounted = "unknown: data.shards names no folder with a manifest.json yet (or say --videos)"
-    cores = plan.loader_cores(assumed, config.launch.ranks_per_node)
-    asked = config.launch.ranks_per_node * config.launch.cpus_per_rank
-    return [
         (
             "work a clip",
-            f"{plan.flops_per_clip / 1e9:.0f} GFLOP forward and backward, "
-            f"{plan.recomputed_flops_per_clip / 1e9:.0f} recomputed",
+            f"{plan.flops_per_clip / 1e9:.4g} GFLOP forward and backward, "
+            f"{plan.recomputed_flops_per_clip / 1e9:.4g} recomputed",
         ),
         (
             "steps",
@@ -146,6 +155,15 @@ def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tup
             if plan.steps is None
             else f"{plan.steps}: {plan.epochs} epochs of {plan.steps_per_epoch} ({plan.videos} videos)",
         ),
+    ]
+
+
+def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:
+    speed, days = plan.clips_per_second(assumed), plan.gpu_days(assumed)
+    assuming = f"at {assumed.mfu:.0%} MFU of {assumed.gpu.tflops:.0f} TFLOP/s a GPU"
+    cores = plan.loader_cores(assumed, config.launch.ranks_per_node)
+    asked = config.launch.ranks_per_node * config.launch.cpus_per_rank
+    return [
         ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assuming}"),
         (
             "time",

@@ -13,6 +13,15 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from motionmae.config.schema import Config
 from motionmae.errors import UserError
 
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple[float, float]: "a list of two numbers",
+}
+"""Types of the schema's fields, as messages call them."""
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -35,6 +44,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         config = OmegaConf.to_object(merged)
     except UserError as error:
         raise UserError(f"{error} (config {' '.join([name, *overrides])})") from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UserError(f"{error.full_key}: {_first_line(error)} (config {' '.join([name, *overrides])})") from error
     assert isinstance(config, Config)
     return config if config.name else replace(config, name=path.stem)
 
@@ -95,7 +106,10 @@ def _parse_override(text: str) -> DictConfig:
     key, equals, _ = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r} is not an override: write section.key=value, for example optim.batch=256")
-    return OmegaConf.from_dotlist([text])
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:  # as in _layers
+        raise UserError(f"{text!r} is not an override: its value is not readable YAML") from error
 
 
 def _merge(config: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
@@ -104,10 +118,32 @@ def _merge(config: DictConfig, layer: DictConfig, origin: str) -> DictConfig:
     except ConfigKeyError as error:
         raise UserError(_unknown_key(str(error.full_key), origin)) from error
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{where}{_first_line(error)} (from {origin})") from error
+        key, value = _refused(config, layer)
+        raise UserError(f"{key}={value} is not possible: {_allowed(key)} (from {origin})") from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _refused(config: DictConfig, layer: DictConfig) -> tuple[str, Any]:
+    """The first key of ``layer``, and its value, that cannot be merged; not every error of OmegaConf names it."""
+    for section, content in layer.items():
+        is_section = isinstance(config[section], DictConfig) and isinstance(content, DictConfig)
+        for key, value in content.items() if is_section else (("", content),):
+            try:
+                OmegaConf.merge(config, {section: {key: value} if key else value})
+            except OmegaConfBaseException:
+                return f"{section!s}.{key!s}" if key else str(section), value
+    raise AssertionError(f"every key of {layer} fits alone")
+
+
+def _allowed(key: str) -> str:
+    """What a key of the schema takes, in words."""
+    schema: Any = Config
+    for name in key.split("."):
+        schema = next(item.type for item in fields(schema) if item.name == name)
+    if is_dataclass(schema):
+        return f"it is a section: write {key}.{fields(schema)[0].name}=..."
+    return f"it must be {_WORDS[schema]}"
 
 
 def _unknown_key(key: str, origin: str) -> str:

@@ -90,9 +90,11 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         data: how patient to be with a URL.
 
     Raises:
-        UserError: the folder is no folder, has no manifest, another format version wrote it, or it is no manifest;
-            behind a URL, ``motionmae.data.transfer.UnreachableError`` where another time may give another answer.
+        UserError: no folder is named, it is none, has no manifest, another format version wrote it, or it is no
+            manifest; behind a URL, ``motionmae.data.transfer.UnreachableError`` where another time may help.
     """
+    if not folder:
+        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
     path: Path | str
     try:
         if is_remote(folder):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from motionmae.config import Config
 from motionmae.models.masking import masked_cubes
-from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
 
 
@@ -47,7 +46,7 @@ class StepFlops:
 
 def count_parameters(config: Config) -> Parameters:
     """Return the parameters of the pre-training model that ``config`` describes."""
-    size, clip = resolve(config.model), config.clip
+    size, clip = config.model.dimensions, config.clip
     learnable = config.model.position == "learnable"
     encoder = (
         _linear(clip.cube_pixels, size.width)
@@ -69,7 +68,7 @@ def count_parameters(config: Config) -> Parameters:
 
 def count_classifier_parameters(config: Config, classes: int) -> int:
     """Return the parameters of the fine-tuning model (paper: 87, 305 and 632 M for B, L and H)."""
-    width = resolve(config.model).width
+    width = config.model.dimensions.width
     return count_parameters(config).encoder + _linear(width, classes)  # its norm stands in for the encoder's
 
 
@@ -78,7 +77,7 @@ def forward_gflops(config: Config, classes: int = 0) -> float:
 
     This is the paper's "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
     """
-    width = resolve(config.model).width
+    width = config.model.dimensions.width
     return (_encoder_macs(config, config.clip.cubes) + width * classes) / 1e9
 
 
@@ -88,7 +87,7 @@ def step_flops(config: Config) -> StepFlops:
     A backward pass takes twice the forward pass: the gradient of each matrix product's two factors. Only the first
     projection saves one of them, since pixels need no gradient.
     """
-    size, clip, model = resolve(config.model), config.clip, config.model
+    size, clip, model = config.model.dimensions, config.clip, config.model
     every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
     if config.task == "finetune":
         encoder = _encoder_macs(config, clip.cubes)
@@ -141,5 +140,5 @@ def _recomputed_macs(tokens: int, width: int) -> int:
 
 
 def _encoder_macs(config: Config, tokens: int) -> int:
-    size = resolve(config.model)
+    size = config.model.dimensions
     return tokens * config.clip.cube_pixels * size.width + size.depth * _block_macs(tokens, size.width)

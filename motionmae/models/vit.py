@@ -14,7 +14,6 @@ from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.masking import Mask
 from motionmae.models.position import PositionTable
-from motionmae.models.sizes import resolve
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue in [0, 1]: what the encoder's input is centred by."""
@@ -87,7 +86,7 @@ class Encoder(nn.Module):
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
         """Make an encoder; fine-tuning uses ``drop_path`` and leaves the final norm out."""
         super().__init__()
-        size = resolve(model)
+        size = model.dimensions
         self.clip = clip
         self.scale: Tensor
         self.shift: Tensor
@@ -129,7 +128,7 @@ class Decoder(nn.Module):
     def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
         """Make a decoder with a head for each of ``outputs``: name -> values of a cube."""
         super().__init__()
-        size = resolve(model)
+        size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
         self.position = PositionTable(clip.cubes, size.decoder_width, model.position)

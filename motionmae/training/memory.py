@@ -12,7 +12,6 @@ import torch
 from motionmae.config import Config
 from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters
 from motionmae.models.masking import masked_cubes
-from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
 from motionmae.training.engine import BUCKET, build_optimizer
 
@@ -152,7 +151,7 @@ def kept_bytes(config: Config) -> Kept:
     inputs of qkv and of the projection (the latter is attention's output), q, k, v, the input of the MLP, and the
     input and output of GELU at 4 D each: 14 D values. With activation checkpointing a block keeps its input alone.
     """
-    size, clip, width = resolve(config.model), config.clip, compute_bytes(config)
+    size, clip, width = config.model.dimensions, config.clip, compute_bytes(config)
     if config.task == "finetune":
         if config.finetune.frozen:
             return Kept(0, 0, 0)
@@ -187,7 +186,7 @@ class Transient:
 
 def transient_bytes(config: Config) -> Transient:
     """Return what a clip takes for a moment: patches, the loss's temporaries, recomputed blocks."""
-    clip, size, width = config.clip, resolve(config.model), compute_bytes(config)
+    clip, size, width = config.clip, config.model.dimensions, compute_bytes(config)
     patches = clip.cubes * clip.cube_pixels
     recomputes = config.model.activation_checkpointing != "none"
     if config.task == "finetune":
@@ -242,7 +241,7 @@ def _tables(config: Config) -> int:
     """Position tables that are not trained (those that are count as parameters), one in each stack."""
     if config.model.position == "learnable":
         return 0
-    size = resolve(config.model)
+    size = config.model.dimensions
     decoders = 0 if config.task == "finetune" else _trunks(config) * size.decoder_width
     return FP32 * config.clip.cubes * (size.width + decoders)
 

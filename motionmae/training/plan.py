@@ -5,10 +5,10 @@ from math import ceil
 from pathlib import Path
 
 from motionmae.config import Config
-from motionmae.config.schema import accumulation_steps
-from motionmae.data.manifest import MANIFEST, load_manifest
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
+from motionmae.data.manifest import MANIFEST, Manifest, load_manifest
 from motionmae.data.transfer import UnreachableError, is_remote
-from motionmae.models.counting import step_flops
+from motionmae.models.counting import count_classifier_parameters, forward_gflops, step_flops
 from motionmae.training.gpus import USABLE, Gpu
 from motionmae.training.memory import Memory, largest_micro_batch, predict_memory, trained_parameters
 
@@ -16,6 +16,8 @@ STAGES = (0, 1, 2, 3)
 CHECKPOINTING = ("none", "every_n", "full")
 LOADER_SPEED = 170.0
 """Clips of 16 frames that one core decodes, crops and resizes a second; `benchmarks/loader.py` measures it."""
+
+KINETICS_CLASSES = 400
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Plan:
     """Over all ranks, repeated clips of a video counted."""
     encoder_parameters: int
     decoder_parameters: int
+    classes: int
+    """Of the shards; without labels there, Kinetics' 400."""
+    classifier_parameters: int
+    """Of the encoder with a layer for these classes."""
+    gflops_per_view: float
+    """10^9 multiply-additions of that classifier."""
     memory: Memory
     flops_per_clip: int
     """Forward and backward, a multiplication and an addition counted as two."""
@@ -96,22 +104,27 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
         videos: of an epoch; None to count those of the shards.
 
     Raises:
-        UserError: if the batch does not divide over the ranks, or the shards are no shards.
+        UserError: if the batch does not divide over the ranks, the shards are no shards, or fewer than a step takes.
     """
     ranks = config.launch.nodes * config.launch.ranks_per_node
     parameters, flops = trained_parameters(config), step_flops(config)
-    videos = _videos(config) if videos is None else videos
+    manifest = _manifest(config)
+    videos = manifest.samples if videos is None and manifest else videos
+    classes = (len(manifest.class_names) if manifest else 0) or KINETICS_CLASSES
     return Plan(
         ranks=ranks,
         accumulation=accumulation_steps(config, ranks),
         clips_per_step=config.optim.batch * config.data.repeats,
         encoder_parameters=parameters.encoder,
         decoder_parameters=parameters.decoders,
+        classes=classes,
+        classifier_parameters=count_classifier_parameters(config, classes),
+        gflops_per_view=forward_gflops(config, classes),
         memory=predict_memory(config, ranks),
         flops_per_clip=flops.model,
         recomputed_flops_per_clip=flops.recomputed,
         videos=videos,
-        steps_per_epoch=None if videos is None else videos // config.optim.batch,
+        steps_per_epoch=None if videos is None else steps_per_epoch(config, videos),
         epochs=config.optim.epochs,
         frames=config.clip.frames,
     )
@@ -141,13 +154,14 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
     return choices
 
 
-def _videos(config: Config) -> int | None:
+def _manifest(config: Config) -> Manifest | None:
+    """Of the shards; None where they are not made yet, or not within reach of this machine."""
     data = config.data
     if is_remote(data.shards):
         try:
-            return load_manifest(data.shards, replace(data, remote_retries=0, remote_timeout=5)).samples
+            return load_manifest(data.shards, replace(data, remote_retries=0, remote_timeout=5))
         except UnreachableError:
             return None
     if not data.shards or not (Path(data.shards) / MANIFEST).is_file():
         return None
-    return load_manifest(data.shards).samples
+    return load_manifest(data.shards)

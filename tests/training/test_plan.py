@@ -72,6 +72,29 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         make_plan(load_config("vitl_k400", ["launch.nodes=5"]))
 
 
+def test_a_data_set_smaller_than_a_step_is_refused(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", samples=8)
+    with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim.batch=32 to at most 16"):
+        make_plan(load_config("demo", [f"data.shards={shards}", "optim.batch=32"]))
+    with pytest.raises(UserError, match="holds 7 samples"):
+        make_plan(load_config("demo"), videos=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "gflops"),
+    [("finetune_vitb_k400", 86.5, 180.3), ("finetune_vitl_k400", 304.3, 596.8), ("vith_k400", 632.1, 1191.0)],
+)
+def test_classifiers_are_counted_as_papers_count(name: str, millions: float, gflops: float) -> None:
+    plan = make_plan(load_config(name))
+    assert (plan.classes, round(plan.classifier_parameters / 1e6, 1)) == (400, millions)
+    assert round(plan.gflops_per_view, 1) == gflops
+
+
+def test_classes_are_those_of_the_shards(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards", classes=3)
+    assert make_plan(load_config("demo", [f"data.shards={shards}"])).classes == 3
+
+
 def _run_command(words: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
@@ -114,3 +137,15 @@ def test_the_command_says_what_does_not_fit(
     assert "does NOT fit 16 GB; the largest that fits and divides optim.batch=512 is" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--mfu 0.0: it must be positive"):
         _run_command("plan --config vitl_k400 --mfu 0")
+
+
+def test_a_run_on_cpus_is_promised_no_gpus_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _run_command("plan --config demo --videos 60") == 0
+    shown = capsys.readouterr().out
+    assert "2940: 420 epochs of 7 (60 videos)" in shown
+    assert "MFU" not in shown
+    assert _run_command("plan --config demo --videos 60 --gpu a100-80") == 0
+    assert "at 40% MFU of 312 TFLOP/s a GPU" in capsys.readouterr().out

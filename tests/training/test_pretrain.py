@@ -387,13 +387,16 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
     assert "data.corrupt_budget=0" in run_ranks(1, run_all, [strict])[0][0]
 
 
-def test_folders_that_are_not_there_are_refused(tmp_path: Path):
+def test_a_run_that_cannot_begin_is_refused_and_leaves_no_folder(shards: Path, tmp_path: Path):
     nothing = tiny_run(tmp_path / "nothing", tmp_path / "runs")
+    too_large = tiny_run(shards, tmp_path / "runs", optim={"batch": 66})
     (tmp_path / "file").write_text("")
-    no_folder = tiny_run(tmp_path / "nothing", tmp_path / "file")
-    first, second = run_ranks(1, run_all, [nothing, no_folder])[0]
+    no_folder = tiny_run(shards, tmp_path / "file")
+    first, second, third = run_ranks(1, run_all, [nothing, too_large, no_folder])[0]
     assert "nothing does not exist" in first
-    assert "set runs=FOLDER" in second
+    assert "fewer than one step takes: set optim.batch=66 to at most" in second
+    assert "set runs=FOLDER" in third
+    assert not (tmp_path / "runs").exists()
 
 
 def test_tensorboard_shows_a_resumed_run_once(shards: Path, tmp_path: Path):

@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from motionmae.training.events import Kind, current_rows, read_rows
+from motionmae.training.runfolder import RunFolder
+from slurm import snapshot
+from tests.slurm.jobs import ROOT
+
+
+def _demo(code: Path) -> str:
+    ended = subprocess.run(
+        [sys.executable, "slurm/demo.py"],
+        cwd=code, env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def _cell(output: str, name: str) -> str:
+    """The second cell of the row called ``name`` in the table that ends the demo."""
+    row = next(line for line in output.splitlines() if line.startswith(f"│ {name} "))
+    return row.split("│")[2].strip()
+
+
+@pytest.mark.long
+def test_the_demo_trains_is_preempted_loses_nothing_and_starts_from_what_is_there(tmp_path: Path) -> None:
+    code = snapshot.survey(ROOT).write(tmp_path)
+    config = code / "configs" / "demo.yaml"
+    config.write_text(config.read_text().replace("{epochs: 420, warmup_epochs: 25}", "{epochs: 16, warmup_epochs: 2}"))
+    first = _demo(code)
+
+    shown = {name: _cell(first, name) for name in ("videos sharded", "quarantined", "steps", "preempted", "steps lost")}
+    samples = json.loads((code / "data/demo/shards/manifest.json").read_text())["samples"]
+    steps = samples // 8 * 16
+    assert shown["videos sharded"].startswith(f"{samples} in ")
+    assert samples >= 56
+    assert shown["quarantined"].startswith("1 (")
+    assert "damaged.mp4" in (code / "data/demo/shards/quarantine.jsonl").read_text()
+    assert (shown["steps"], shown["steps lost"]) == (str(steps), "0")
+
+    run = RunFolder(code / "runs/demo")
+    events = list(read_rows(run.events))
+    stopped = next(row for row in events if row["kind"] == Kind.PREEMPTION.value)["step"]
+    assert steps // 2 <= stopped < steps
+    logged = [row["step"] for row in current_rows(run.metrics)]
+    assert logged == sorted({*range(20, steps, 20), stopped, steps})
+    assert shown["preempted"].startswith(f"at step {stopped};")
+    for name in ("reconstruction.png", "curves.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 200
+
+    again = _demo(code)
+    assert {name: _cell(again, name) for name in shown} == shown
+    assert _cell(again, "loss, time head") == _cell(first, "loss, time head")
+    assert [row["kind"] for row in read_rows(run.events)].count(Kind.PREEMPTION.value) == 1
