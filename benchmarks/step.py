@@ -12,7 +12,8 @@ depth 4:
 Contestants take turns, a step each, and medians over the rounds are printed. MFU is the operations that the model needs
 (motionmae/models/counting.py; recomputed ones do not count) over the time and the best rate at which this machine
 multiplied square matrices of the same number format in the same run. "CPU" are seconds of processors, of all threads,
-and MFU by these: on a machine that others keep busy they say more, best with OMP_NUM_THREADS=1.
+in the round that took least, and MFU by these: on a machine that others keep busy they say more, best with
+OMP_NUM_THREADS=1.
 
 Examples:
   python benchmarks/step.py --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
@@ -186,8 +187,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     contest.hold(between=lambda: rates.append(gemm_time(dtype, device)))
     peak, processor_peak = (1 / min(values) for values in zip(*rates, strict=True))
     per_clip, processor = (
-        {name: median(took[kind] for took in values) / options.batch for name, values in contest.took.items()}
-        for kind in range(len(Took._fields))
+        {name: typical(took[kind] for took in values) / options.batch for name, values in contest.took.items()}
+        for kind, typical in enumerate((median, min))
     )
     flops = {name: step_flops(config).model for name, config in competing.items()}
     return {

@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, flag)
         if value is not None and value <= 0:
             raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive")
+    if arguments.mfu > 1:
+        raise UserError(f"--mfu {arguments.mfu}: it is a share of the peak, 1 at most (0.4 is a good run's)")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
     config = load_config(arguments.config, [*arguments.overrides, *nodes])
     assumed = None
