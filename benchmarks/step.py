@@ -11,11 +11,13 @@ depth 4:
 
 Contestants take turns, a step each, and medians over the rounds are printed. MFU is the operations that the model needs
 (motionmae/models/counting.py; recomputed ones do not count) over the time and the best rate at which this machine
-multiplied square matrices of the same number format in the same run.
+multiplied square matrices of the same number format in the same run. "CPU" are seconds of processors, of all threads,
+in the round that took least, and MFU by these: on a machine that others keep busy they say more, best with
+OMP_NUM_THREADS=1.
 
 Examples:
   python benchmarks/step.py --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
-  python benchmarks/step.py --size base --dtype bf16 --only motionmae videomae engine.compile=true
+  python benchmarks/step.py engine.compile=true --size base --dtype bf16 --only motionmae videomae
   python benchmarks/step.py --size base --engine               # DeepSpeed at ZeRO 0 to 3 against plain torch
   python benchmarks/step.py --size small --ranks 2             # two ranks against one, on the same cores
   python benchmarks/step.py --size base model.activation_checkpointing=full
@@ -26,9 +28,7 @@ import gc
 import json
 import os
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,7 +36,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from unittest.mock import patch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
@@ -54,8 +55,15 @@ from motionmae.training.events import Sink
 
 GEMM_SIDES = (1024, 2048)
 SIZES = {"small": "vit_s", "base": "vit_b", "large": "vit_l", "huge": "vit_h"}
-TRIALS = 3
 PEERS = ("hf", "official")
+
+
+class Took(NamedTuple):
+    """What something took."""
+
+    seconds: float
+    processor: float
+    """Seconds of processors, of all threads of the process."""
 
 
 class Contestant(Protocol):
@@ -93,7 +101,7 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
 def serve(name: str, config: Config, options: argparse.Namespace, parent: Connection) -> None:
     """Be one contestant in a process of its own, so that none lives with another's memory or settings.
 
-    Answers every message with a step's parts and its seconds, until the other end is closed.
+    Answers every message with a step's parts and what it took, until the other end is closed.
     """
     with distributed(config.engine) as rank, monitored(config) as sinks:
         training = contestant(name, config, options, rank, sinks)
@@ -101,23 +109,68 @@ def serve(name: str, config: Config, options: argparse.Namespace, parent: Connec
         with suppress(EOFError):
             while parent.recv():
                 gather_objects(None)  # ranks begin together
-                spent, seconds = timed(training.step, rank.device)
+                spent, took = timed(training.step, rank.device)
                 if targets:
-                    spent["targets"] = timed(targets, rank.device)[1]
+                    spent["targets"] = timed(targets, rank.device)[1].seconds
                     spent["forward"] -= spent["targets"]
-                parent.send((spent, seconds))
+                parent.send((spent, took))
         if isinstance(training, InLoop):
             training.close()
 
 
-def config_of(options: argparse.Namespace, *changes: str) -> Config:
+class Contest:
+    """Contestants in processes of their own that step when told to, one contestant after the other."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+        self._talks: dict[str, list[Connection]] = {}
+        self.phases: dict[str, list[Phases]] = {}
+        """Seconds of rank 0's parts of each step that counts."""
+        self.took: dict[str, list[Took]] = {}
+        """What each step that counts took, on the slowest rank."""
+
+    def add(self, name: str, config: Config, place: dict[str, int | str], label: str = "") -> None:
+        """Start one as the ranks that ``place`` describes: WORLD_SIZE and what else they find in their environment."""
+        context, label = get_context("spawn"), label or name
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self._talks[label], self.phases[label], self.took[label] = [], [], []
+        for rank in range(int(place["WORLD_SIZE"])):
+            mine = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            talk, other = context.Pipe()
+            with patch.dict(os.environ, {key: str(value) for key, value in mine.items()}):
+                context.Process(target=serve, args=(name, config, self._options, other), daemon=True).start()
+            other.close()  # or its end would not be noticed here
+            self._talks[label].append(talk)
+
+    def hold(self, between: Callable[[], None] = lambda: None) -> None:
+        """Have the rounds stepped, and ``between`` called after each."""
+        for number in range(-self._options.warmup, self._options.rounds):
+            for label, talks in self._talks.items():
+                spent, took = self._step(label, talks)
+                if number >= 0:
+                    self.phases[label].append(spent)
+                    self.took[label].append(took)
+            between()
+
+    @staticmethod
+    def _step(label: str, talks: list[Connection]) -> tuple[Phases, Took]:
+        for talk in talks:
+            talk.send(True)
+        try:
+            answers = [talk.recv() for talk in talks]
+        except EOFError:
+            sys.exit(f"{label} failed, see above")
+        return answers[0][0], max(took for _, took in answers)
+
+
+def config_of(options: argparse.Namespace, *changes: str, ranks: int = 1) -> Config:
     """The paper's K400 configuration at the size, batch and precision asked for."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     asked = [
         f"model.size={SIZES[options.size]}",
         f"engine.precision={options.dtype}",
         f"engine.micro_batch={options.batch}",
-        f"optim.batch={options.batch * world}",
+        f"optim.batch={options.batch * ranks}",
         "watchdog.step_seconds=0",  # others' steps lie between two of ours
         "monitoring.linger_seconds=0",
     ]
@@ -125,113 +178,93 @@ def config_of(options: argparse.Namespace, *changes: str) -> Config:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Have the steps taken in turns; the figures by name."""
+    """Have the contestants step in turns; the figures by name."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    competing, world = names(options), int(os.environ.get("WORLD_SIZE", "1"))
+    competing = names(options)
     device = choose_device(config_of(options).engine.device)
-    context = get_context("spawn")
-    talks: dict[str, Connection] = {}
+    contest, rates = Contest(options), list[Took]()
     for name, config in competing.items():
-        talks[name], other = context.Pipe()
-        context.Process(target=serve, args=(name, config, options, other), daemon=True).start()
-        other.close()  # or its end would not be noticed here
-    seconds: dict[str, list[float]] = {name: [] for name in competing}
-    phases: dict[str, list[Phases]] = {name: [] for name in competing}
-    peak = 0.0
-    for number in range(-options.warmup, options.rounds):
-        for name, talk in talks.items():
-            talk.send(True)
-            spent, took = talk.recv()
-            if number >= 0:
-                seconds[name].append(took)
-                phases[name].append(spent)
-        peak = max(peak, gemm_rate(dtype, device))
-    clips = options.batch * world
-    per_clip = {name: median(values) / clips for name, values in seconds.items()}
+        contest.add(name, config, {"WORLD_SIZE": 1})
+    contest.hold(between=lambda: rates.append(gemm_time(dtype, device)))
+    peak, processor_peak = (1 / min(values) for values in zip(*rates, strict=True))
+    per_clip, processor = (
+        {name: typical(took[kind] for took in values) / options.batch for name, values in contest.took.items()}
+        for kind, typical in enumerate((median, min))
+    )
+    flops = {name: step_flops(config).model for name, config in competing.items()}
     return {
         "size": options.size,
         "dtype": options.dtype,
         "batch": options.batch,
-        "ranks": world,
         "threads": torch.get_num_threads(),
         "overrides": options.overrides,
         "rounds": options.rounds,
         "peak_gflops": peak / 1e9,
-        "gflop_per_clip": {name: step_flops(config).model / 1e9 for name, config in competing.items()},
+        "processor_peak_gflops": processor_peak / 1e9,
+        "gflop_per_clip": {name: count / 1e9 for name, count in flops.items()},
         "seconds_per_clip": per_clip,
-        "mfu": {name: step_flops(competing[name]).model / per_clip[name] / peak / world for name in per_clip},
+        "mfu": {name: flops[name] / per_clip[name] / peak for name in per_clip},
+        "processor_seconds_per_clip": processor,
+        "processor_mfu": {name: flops[name] / processor[name] / processor_peak for name in processor},
         "phases_per_clip": {
-            name: {part: median(row[part] for row in rows) / clips for part in rows[0]} for name, rows in phases.items()
+            name: {part: median(row[part] for row in rows) / options.batch for part in rows[0]}
+            for name, rows in contest.phases.items()
         },
     }
 
 
-def timed(action: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What ``action`` returns, and its seconds until the device is done; rubbish is collected before."""
+def timed(action: Callable[[], Any], device: torch.device) -> tuple[Any, Took]:
+    """What ``action`` returns, and what it takes until the device is done; rubbish is collected before."""
     gc.collect()
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     result = action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return result, time.perf_counter() - begin
+    return result, Took(time.perf_counter() - begin, time.process_time() - busy)
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of the best product of square matrices."""
-    best = 0.0
+def gemm_time(dtype: torch.dtype, device: torch.device) -> Took:
+    """The least that an operation of a product of square matrices takes."""
+    found = []
     for side in GEMM_SIDES:
         matrix = torch.randn(side, side, device=device).to(dtype)
-        best = max(best, *(2 * side**3 / timed(lambda: matrix @ matrix, device)[1] for _ in range(3)))  # noqa: B023
-    return best
+        for _ in range(3):
+            took = timed(lambda: matrix @ matrix, device)[1]  # noqa: B023
+            found.append([value / (2 * side**3) for value in took])
+    return Took(*(min(values) for values in zip(*found, strict=True)))
 
 
 def of_ranks(options: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second of one rank and of several, each time with all cores shared out evenly; they take turns."""
-    cores = len(os.sched_getaffinity(0))
-    rates: dict[int, list[float]] = {1: [], options.ranks: []}
-    for _ in range(TRIALS):
-        for world, found in rates.items():
-            found.append(1 / run_ranks(options, world, cores // world)["seconds_per_clip"]["motionmae"])
-    one, several = (median(found) for found in rates.values())
-    return {"clips_per_second": {str(world): median(found) for world, found in rates.items()}, "share": several / one}
-
-
-def run_ranks(options: argparse.Namespace, world: int, threads: int) -> dict[str, Any]:
-    """Run this program as ``world`` ranks that train `motionmae`; the figures of their first."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
-        file, port = Path(folder) / "figures.json", probe.getsockname()[1]
-        probe.close()
-        command = [sys.executable, __file__, "--only", "motionmae", "--json", file]
-        for key in ("size", "dtype", "batch", "rounds", "warmup"):
-            command += [f"--{key}", getattr(options, key)]
-        place = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-        ranks = [
-            subprocess.Popen(
-                [str(word) for word in (*command, *options.overrides)],
-                env=os.environ | {key: str(value) for key, value in (place | {"RANK": r, "LOCAL_RANK": r}).items()},
-                stdout=subprocess.DEVNULL,
-            )
-            for r in range(world)
-        ]
-        statuses = [rank.wait() for rank in ranks]
-        if any(statuses):
-            sys.exit(f"one of {world} ranks failed, see above")
-        return json.loads(file.read_text())
+    """Clips a second of `motionmae` as one rank and as several, each time with all cores shared out evenly."""
+    cores, contest = len(os.sched_getaffinity(0)), Contest(options)
+    worlds = {str(world): world for world in (1, options.ranks)}
+    for label, world in worlds.items():
+        place: dict[str, int | str] = {"WORLD_SIZE": world, "OMP_NUM_THREADS": max(cores // world, 1)}
+        contest.add("motionmae", config_of(options, ranks=world), place, label)
+    contest.hold()
+    rates = {
+        label: worlds[label] * options.batch / median(took.seconds for took in found)
+        for label, found in contest.took.items()
+    }
+    return {"clips_per_second": rates, "share": rates[str(options.ranks)] / rates["1"]}
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print the table."""
     parts = ["forward", "targets", "backward", "optimizer"]
-    table = Table("", "s / clip", "MFU", *parts, "rest", title_justify="left")
+    columns = ("", "s/clip", "MFU", "CPU", "MFU", *parts, "rest")
+    table = Table(*columns, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.title = (
-        f"{figures['size']}, {figures['dtype']}, {figures['ranks']} x {figures['batch']} clips, "
+        f"{figures['size']}, {figures['dtype']}, {figures['batch']} clips, "
         f"{figures['threads']} threads; GEMM {figures['peak_gflops']:.0f} GFLOP/s"
     )
     for name, seconds in figures["seconds_per_clip"].items():
         spent = [figures["phases_per_clip"][name].get(part) for part in parts]
         rest = seconds - sum(part or 0 for part in spent)
         cells = [f"{part:.3f}" if part is not None else "" for part in (*spent, rest)]
-        table.add_row(name, f"{seconds:.3f}", f"{figures['mfu'][name]:.2f}", *cells)
+        shares = (f"{figures[kind][name]:.2f}" for kind in ("mfu", "processor_mfu"))
+        took = (f"{seconds:.3f}", next(shares), f"{figures['processor_seconds_per_clip'][name]:.3f}", next(shares))
+        table.add_row(name, *took, *cells)
     Console().print(table)
 
 
@@ -257,8 +290,6 @@ def main() -> None:
         )
     else:
         figures = measure(options)
-        if os.environ.get("RANK", "0") != "0":
-            return
         show(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))

@@ -22,7 +22,7 @@ LOADER_SPEED = 170.0
 _GB = 1e9
 _EXAMPLES = """examples:
   python -m motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
-  python -m motionmae plan --config vith_k400 --nodes 8 --gpu h100-80 engine.zero=2 model.activation_checkpointing=full
+  python -m motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero=2 model.activation_checkpointing=full
   python -m motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
 """
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "plan",
         help="estimate parameters, memory and time of a run",
-        description="Estimate what a run will take: parameters, memory a rank by ZeRO stage and activation "
+        description="Estimate what a run will take: parameters, memory a rank by ZeRO stage and activation\n"
         "checkpointing, the largest micro batch that fits, work, time, cores for the loader.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, flag)
         if value is not None and value <= 0:
             raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive")
+    if arguments.mfu > 1:
+        raise UserError(f"--mfu {arguments.mfu}: it is a share of the peak, 1 at most (0.4 is a good run's)")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
     config = load_config(arguments.config, [*arguments.overrides, *nodes])
     assumed = None

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from motionmae.config import ClipConfig, ModelConfig
+from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.masking import Mask
 from motionmae.models.position import PositionTable
@@ -21,62 +22,57 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 NORM_EPS = 1e-6
 
 
-class LastAttention(Attention):
-    """timm's attention in which only the last tokens ask, and all are asked."""
+class JointAttention(Attention):
+    """timm's attention by :func:`motionmae.models.attention.attend`, in which the last tokens alone may ask."""
 
-    def forward(self, x: Tensor, kept: int) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to (B, kept, width)."""
-        width, heads = x.shape[2], self.num_heads
+    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to the same shape, or to (B, kept, width): all are asked in any case."""
+        width, split = x.shape[2], (self.num_heads, -1)
         q_weight, kv_weight = self.qkv.weight.split([width, 2 * width])
-        q = functional.linear(x[:, -kept:], q_weight, self.q_bias).unflatten(2, (heads, -1)).transpose(1, 2)
-        # k has no bias
-        kv = functional.linear(x, kv_weight, functional.pad(self.v_bias, (width, 0))).unflatten(2, (2, heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, K, width / heads)
-        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        kv_bias = functional.pad(self.v_bias, (width, 0))  # k has none
+        if kept is None:
+            bias = torch.cat([self.q_bias, kv_bias])
+            q, k, v = functional.linear(x, self.qkv.weight, bias).unflatten(2, (3, *split)).permute(2, 0, 3, 1, 4)
+        else:
+            q = functional.linear(x[:, -kept:], q_weight, self.q_bias).unflatten(2, split).transpose(1, 2)
+            k, v = functional.linear(x, kv_weight, kv_bias).unflatten(2, (2, *split)).permute(2, 0, 3, 1, 4)
+        # q: (B, heads, kept, width / heads); k and v: (B, heads, K, width / heads)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-class LastBlock(Block):
-    """timm's block for the last tokens alone: nobody reads what it would make of the others."""
+class JointBlock(Block):
+    """timm's block with :class:`JointAttention`."""
 
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
         with torch.random.fork_rng(devices=[]):  # initial weights are to be those of a plain block
-            self.attn = LastAttention(width, heads, qkv_bias=True)
+            self.attn = JointAttention(width, heads, qkv_bias=True)
 
-    def forward(self, x: Tensor, kept: int) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to (B, kept, width)."""
-        x = x[:, -kept:] + self.drop_path1(self.attn(self.norm1(x), kept))
+    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to the same shape, or the last of them alone to (B, kept, width)."""
+        asking = x if kept is None else x[:, -kept:]
+        x = asking + self.drop_path1(self.attn(self.norm1(x), kept))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class BlockStack(nn.ModuleList):
     """A row of transformer blocks; each may be recomputed in the backward pass instead of keeping its activations.
 
-    The blocks are timm's BEiT blocks without relative positions: q and v carry a bias and k has none, as in VideoMAE,
-    and attention is torch's fused one.
+    The blocks are timm's BEiT blocks without relative positions: q and v carry a bias and k has none, as in VideoMAE.
     """
 
-    def __init__(
-        self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0, narrows: bool = False
-    ):
-        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``.
-
-        With ``narrows`` the last one is a :class:`LastBlock`.
-        """
+    def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
+        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``."""
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # what timm's annotation asks for
-        kinds = [Block] * (depth - 1) + [LastBlock if narrows else Block]
-        super().__init__(
-            kind(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate)
-            for kind, rate in zip(kinds, rates, strict=True)
-        )
+        super().__init__(JointBlock(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
         self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
         self.random = drop_path > 0
 
     def forward(self, tokens: Tensor, kept: int | None = None) -> Tensor:
-        """Map tokens (B, K, width) to the same shape; a stack that narrows gives the last ``kept``."""
+        """Map tokens (B, K, width) to the same shape, or to their last ``kept``, alone in the last block."""
         for number, block in enumerate(self):
-            inputs = (tokens, kept) if isinstance(block, LastBlock) else (tokens,)
+            inputs = (tokens, kept if number == len(self) - 1 else None)
             if self.recompute_every and number % self.recompute_every == 0 and torch.is_grad_enabled():
                 tokens = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.random)
             else:
@@ -136,7 +132,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
         self.position = PositionTable(clip.cubes, size.decoder_width, model.position)
-        self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model, narrows=True)
+        self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)

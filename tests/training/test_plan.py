@@ -137,6 +137,8 @@ def test_the_command_says_what_does_not_fit(
     assert "does NOT fit 16 GB; the largest that fits and divides optim.batch=512 is" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--mfu 0.0: it must be positive"):
         _run_command("plan --config vitl_k400 --mfu 0")
+    with pytest.raises(UserError, match=r"--mfu 4.0: it is a share of the peak"):
+        _run_command("plan --config vitl_k400 --mfu 4")
 
 
 def test_a_run_on_cpus_is_promised_no_gpus_speed(
