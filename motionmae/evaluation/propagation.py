@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 _QUERIES = 512  # cells whose similarities are held at a time
@@ -55,18 +56,25 @@ PROTOCOLS = {
 
 def working_size(height: int, width: int, cell: int, protocol: Protocol) -> tuple[int, int]:
     """Height and width that frames are resized to: short side 480, both in whole cells."""
-    scale = 480 / min(height, width)
     short, multiple = 480 // cell * cell, protocol.long_multiple
-    long = int(max(height, width) * scale) // multiple * multiple // cell * cell
+    long = 480 * max(height, width) // min(height, width) // multiple * multiple // cell * cell
     return (short, long) if height <= width else (long, short)
 
 
 def shrink_labels(mask: NDArray[np.uint8], rows: int, columns: int, protocol: Protocol) -> Tensor:
     """One map an object, background first: (H, W) object numbers -> float (objects + 1, rows, columns)."""
-    objects = int(mask.max())
-    maps = np.stack([mask == number for number in range(objects + 1)]).astype(np.float32)
-    method = cv2.INTER_LINEAR if protocol.bilinear_labels else cv2.INTER_NEAREST
-    return torch.from_numpy(np.stack([cv2.resize(one, (columns, rows), interpolation=method) for one in maps]))
+    numbers = range(int(mask.max()) + 1)
+    if not protocol.bilinear_labels:
+        mask = _nearest(mask, rows, columns)
+    maps = np.stack([mask == number for number in numbers]).astype(np.float32)
+    if protocol.bilinear_labels:
+        maps = np.stack([cv2.resize(one, (columns, rows), interpolation=cv2.INTER_LINEAR) for one in maps])
+    return torch.from_numpy(maps)
+
+
+def _nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A mask of another size; Pillow takes the pixel at a cell's centre, as DINO does, and OpenCV its first one."""
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) -> Iterator[Tensor]:
@@ -128,4 +136,4 @@ def decide(soft: Tensor, height: int, width: int, cell: int, protocol: Protocol)
         high = (maps - low).amax((1, 2), keepdim=True)
         maps = torch.where(high > 0, (maps - low) / high.clamp_min(1e-12), maps)
     chosen = maps.argmax(0).to(torch.uint8).numpy()
-    return cv2.resize(chosen, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+    return _nearest(chosen, height, width)

@@ -1,5 +1,6 @@
 """From DAVIS sequences to masks: features, propagation, palette PNGs, pictures of them."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from motionmae.data.files import write_atomically
 from motionmae.evaluation.davis import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
@@ -77,22 +79,43 @@ def open_features(
 def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path, identity: Identity) -> None:
     """Write the masks of every sequence below ``results``; those that are complete are left as they are.
 
+    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence: the hash of the frames and the first mask that they
+    were made of.
+
     Raises:
         UserError: ``results`` is of another identity.
     """
     identity.claim(results)
-    left = [s for s in sequences if not all((results / s.name / f"{path.stem}.png").is_file() for path in s.frames)]
+    marks = {s.name: _hash_of([s.masks[0], *s.frames]) for s in sequences}
+    left = [s for s in sequences if not _is_made(s, results, marks[s.name])]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("frames", total=sum(len(sequence.frames) for sequence in left))
         for sequence in left:
             progress.update(task, description=sequence.name)
+            mark = results / f"{sequence.name}.sha256"
+            mark.unlink(missing_ok=True)
             masks = track(
                 sequence.first_mask(), (sequence.frame(n) for n in range(len(sequence.frames))), source, protocol
             )
             for path, mask in zip(sequence.frames, masks, strict=True):
                 write_mask(results / sequence.name / f"{path.stem}.png", mask)
                 progress.advance(task)
+            write_atomically(mark, marks[sequence.name].encode())
+
+
+def _is_made(sequence: Sequence, results: Path, digest: str) -> bool:
+    """Whether all masks of a sequence lie below ``results``, made of files with that hash."""
+    mark = results / f"{sequence.name}.sha256"
+    masks = (results / sequence.name / f"{path.stem}.png" for path in sequence.frames)
+    return mark.is_file() and mark.read_text() == digest and all(mask.is_file() for mask in masks)
+
+
+def _hash_of(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def track(

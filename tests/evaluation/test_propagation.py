@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from motionmae.errors import UserError
 from motionmae.evaluation.davis import Sequence, read_mask, write_mask
 from motionmae.evaluation.frame_features import ADAPTERS, encode, encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
-from motionmae.evaluation.propagation import PROTOCOLS, Protocol, propagate, shrink_labels, working_size
+from motionmae.evaluation.propagation import PROTOCOLS, Protocol, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.segmentation import FeatureSource, draw_overlays, segment, track
 from motionmae.models.cubes import cut_patches
 from motionmae.models.vit import Encoder
@@ -116,6 +117,22 @@ def test_sizes_of_the_protocols():
     assert working_size(480, 854, 16, PROTOCOLS["videowalk"]) == (480, 848)
     assert working_size(480, 854, 12, PROTOCOLS["dino"]) == (480, 828)  # cells that do not divide 832
     assert working_size(1920, 1080, 16, PROTOCOLS["videowalk"]) == (848, 480)
+    assert working_size(352, 704, 16, PROTOCOLS["dino"]) == (480, 960)  # 480 / 352 has no exact float
+
+
+def test_a_mask_off_the_grid_is_shrunk_as_dino_does():
+    """DINO's read_seg: the mask's own picture, resized by Pillow to the nearest pixel."""
+    mask = np.zeros((480, 832), np.uint8)
+    cv2.circle(mask, (301, 203), 77, 1, -1)
+    cv2.circle(mask, (611, 290), 50, 2, -1)
+    expected = np.asarray(Image.fromarray(mask).resize((52, 30), 0))
+    labels = shrink_labels(mask, 30, 52, PROTOCOLS["dino"])
+    assert np.array_equal(labels.argmax(0).numpy(), expected)
+    back = decide(labels, 480, 832, CELL, PROTOCOLS["dino"])
+    rows, columns = np.nonzero(mask == 1)
+    found = np.nonzero(back == 1)
+    assert abs(found[0].mean() - rows.mean()) < 2
+    assert abs(found[1].mean() - columns.mean()) < 2
 
 
 def test_a_whole_clip_at_its_own_size_encodes_as_the_encoder_does():
@@ -159,6 +176,10 @@ def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: 
             UserError, match=r"(weights: none there, ab12|protocol: dino there, videowalk).*another --out"
         ):
             segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", other)
+    shifted = np.roll(stripes(), CELL, axis=1)
+    write_mask(sequence.masks[0], shifted)  # under its name: what was made of the old one is stale
+    segment([sequence], pixels(), "dino", tmp_path / "out", identity)
+    assert np.array_equal(read_mask(tmp_path / "out" / "roll" / sequence.masks[0].name), shifted)
     [strip] = draw_overlays([sequence], tmp_path / "out", "png")
     assert cv2.imread(str(strip)).std() > 10
     [video] = draw_overlays([sequence], tmp_path / "out", "mp4")
