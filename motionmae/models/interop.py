@@ -2,8 +2,8 @@
 
 ``VideoMAEForPreTraining`` is our model with ``target.kind=frame`` and sinusoidal positions, ``target.normalize`` being
 its ``norm_pix_loss``; ``VideoMAEModel`` is the encoder. Two things to know about theirs: the encoder's final norm is
-there only with ``use_mean_pooling=False`` (so are the published pre-training checkpoints), and the decoder's norm uses
-an epsilon of 1e-5 where VideoMAE and we use 1e-6.
+there only with ``use_mean_pooling=False`` (so are the published pre-training checkpoints), and the norms of the decoder
+and of the classifier's mean token use an epsilon of 1e-5 where VideoMAE and we use 1e-6.
 """
 
 import re
