@@ -43,13 +43,12 @@ import loader_peers
 import numpy as np
 import simplejpeg
 
-from data_tools.annotations.listing import VIDEO_SUFFIXES
 from data_tools.make_beton import write_beton
 from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
-from motionmae.data.files import output_file, write_atomically
+from motionmae.data.files import VIDEO_SUFFIXES, output_file, write_atomically
 from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import load_manifest
 from motionmae.data.randomness import KeyedRandom

@@ -20,8 +20,12 @@ from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.errors import UserError
 from motionmae.training.events import Kind, read_rows
 from motionmae.training.runfolder import RunFolder
-from motionmae.training.state import config_as_json, differing_settings, flat
+from motionmae.training.state import MAY_CHANGE, config_as_json, flat
+from slurm.launch import absolute_paths
 from slurm.record import JobRecord, state_of
+
+_NOTED = ("data.shards", "views.", "finetune.init")
+"""Of what a resumed run may have otherwise, what a figure goes by."""
 
 
 class Stage(Enum):
@@ -112,13 +116,12 @@ class Row:
                 return f"{self.finetuning.path} began with the weights of {init}"
         return ""
 
-    def changes(self) -> str:
-        """Settings that its pre-training has otherwise than its config, where it was given overrides."""
-        if not self.pretraining.config.is_file():
-            return ""
-        saved = config_as_json(load_config(str(self.pretraining.config)))
-        changed = differing_settings(saved, load_config(self.trained))
-        return ", ".join(f"{key}={then}" for key, (then, _) in changed.items())
+    def changes(self) -> dict[str, str]:
+        """By name of a run, the settings that it has otherwise than its config or recipe: it was given overrides."""
+        _, recipe, *words = self.finetune_words()
+        runs = ((self.pretraining, load_config(self.trained)), (self.finetuning, load_config(recipe, words)))
+        changed = {run.path.name: _changes(run, own) for run, own in runs if run.config.is_file()}
+        return {name: changes for name, changes in changed.items() if changes}
 
     def top1(self) -> float | None:
         """Of the finished fine-tuning, by its own views and shards; None where that was not tested, or is another's."""
@@ -180,6 +183,13 @@ def _own_settings(config: str) -> dict[str, Any]:
     return flat({key: value for key, value in layer.items() if key != "base"})
 
 
+def _changes(run: RunFolder, own: Config) -> str:
+    """Settings that a run has otherwise than ``own`` and that its figure goes by."""
+    found, wanted = (flat(config_as_json(absolute_paths(c))) for c in (load_config(str(run.config)), own))
+    counted = [key for key in wanted if key.startswith(_NOTED) or not key.startswith(MAY_CHANGE)]
+    return ", ".join(f"{key}={found[key]}" for key in counted if found[key] != wanted[key])
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """All settings by ``section.key``, the sizes that go by the model's name written out."""
     sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
@@ -207,9 +217,8 @@ def markdown(rows: Sequence[Row]) -> str:
         ours, paper = (f"{value:.1f}" if value is not None else "" for value in (row.top1(), row.paper))
         lines.append(f"| {row.title} | {ours} | {paper} | {row.stage().value} | {row.name} |")
     changed: dict[str, list[str]] = {}
-    for row in rows:
-        if (changes := row.changes()) and row.name not in changed.setdefault(changes, []):
-            changed[changes].append(row.name)
+    for name, changes in {name: changes for row in rows for name, changes in row.changes().items()}.items():
+        changed.setdefault(changes, []).append(name)
     notes = [f"Not as configured: {changes} in {', '.join(names)}." for changes, names in changed.items()]
     notes += sorted({f"Not counted: {reason}." for row in rows if (reason := row.foreign())})
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])

@@ -14,7 +14,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.annotations.listing import UNLABELLED, VIDEO_SUFFIXES, Listing, Row, hash_files, read_lines, walk_files
+from data_tools.annotations.listing import UNLABELLED, Listing, Row, hash_files, read_lines, walk_files
+from motionmae.data.files import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
 SPLITS = ("train", "val", "valid", "validation", "test")

@@ -6,18 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmae.data.files import VIDEO_SUFFIXES
 from motionmae.errors import UserError
-
-VIDEO_SUFFIXES = frozenset(
-    {
-        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2"),
-        *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
-        *(".avi", ".divx", ".asf", ".wmv"),
-        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
-        ".gif",
-    }
-)
-"""File names with these endings can be the video of an annotation."""
 
 UNLABELLED = -1
 """Label of a video whose class is not told (the test splits of K400 and SSv2, a folder without classes)."""

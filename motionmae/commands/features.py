@@ -39,20 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import EngineConfig
     from motionmae.data.files import write_atomically
     from motionmae.evaluation.feature_files import WRITERS
-    from motionmae.evaluation.features import features_of_files
+    from motionmae.evaluation.features import features_of_files, videos_below
     from motionmae.evaluation.pretrained import load_embedding
-    from motionmae.training.distributed import distributed, first_then_others
+    from motionmae.training.distributed import distributed, first_then_others, on_first_rank
 
     out = arguments.out
     if out.suffix not in WRITERS:
         raise UserError(f"--out {out} is none of {', '.join(WRITERS)}: give the name one of these endings")
     with distributed(EngineConfig()) as rank:
         model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, arguments.step))
-        results = features_of_files(model, config, arguments.videos, out.with_name(f"{out.name}.parts"), rank)
+        folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")
+        videos, others = on_first_rank(rank, lambda: videos_below(folder))
+        results = features_of_files(model, config, folder, videos, parts, rank)
         if rank.is_first:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
                 print(f"not read: {reason}")
             count, missing = len(results.values), len(results.unreadable)
+            print(f"passed over: {others} files that are no videos by name")
             print(f"wrote {out}: {count} videos by step {step}, {missing} not read")
     return 0

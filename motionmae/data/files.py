@@ -1,8 +1,22 @@
-"""Durable files: a reader sees the old content or the new, never a part, whenever the writer dies."""
+"""Files: which are videos, and durable ones.
+
+Of a durable file a reader sees the old content or the new, never a part, whenever the writer dies.
+"""
 
 import argparse
 import os
 from pathlib import Path
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2"),
+        *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
+        *(".avi", ".divx", ".asf", ".wmv"),
+        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
+        ".gif",
+    }
+)
+"""Endings, in lower case, of the files that are taken for videos."""
 
 
 def sync_folder(folder: Path) -> None:

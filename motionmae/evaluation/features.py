@@ -3,7 +3,7 @@
 A feature is the mean of the encoder's tokens over the clip in the middle of the video, cut to its central square.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,45 +12,51 @@ from numpy.typing import NDArray
 
 from motionmae.config import Config
 from motionmae.data.clips import read_clip
+from motionmae.data.files import VIDEO_SUFFIXES
 from motionmae.data.reader import ShardReader
 from motionmae.data.video import read_central_clip
 from motionmae.errors import UserError
 from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.pretrained import Embedding
-from motionmae.training.distributed import Rank, on_first_rank
+from motionmae.training.distributed import Rank
 from motionmae.training.precision import resolve_precision
 from motionmae.training.weights import fingerprint
 
-ENDINGS = frozenset({".mp4", ".avi", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".3gp"})
 
+def videos_below(folder: Path) -> tuple[dict[str, str], int]:
+    """The video files below a folder, and how many others were passed over.
 
-def videos_below(folder: Path) -> dict[str, str]:
-    """Paths of all video files below a folder, relative to it, sorted, each with a mark that changes with the file.
+    Returns:
+        Their paths relative to the folder, sorted, each with a mark that changes with the file; the count of others.
 
     Raises:
         UserError: there are none.
     """
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
-    if not found:
-        raise UserError(f"{folder} holds no video file: give a folder with {', '.join(sorted(ENDINGS))} below it")
-    return {name: f"{found[name].st_size} {found[name].st_mtime_ns}" for name in sorted(found)}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        known = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise UserError(f"{folder} holds no video file: give a folder with {known} below it")
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in videos}
+    marks = {name: f"{found[name].st_size} {found[name].st_mtime_ns}" for name in sorted(found)}
+    return marks, len(files) - len(videos)
 
 
-def features_of_files(model: Embedding, config: Config, folder: Path, work: Path, rank: Rank) -> Results:
-    """The feature of every video below ``folder``, resumable in ``work``. Collective.
+def features_of_files(
+    model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: Rank
+) -> Results:
+    """The feature of every one of ``videos`` (of :func:`videos_below`), resumable in ``work``. Collective.
 
     Raises:
-        UserError: there is no video, or ``work`` is of another folder or model.
+        UserError: ``work`` is of another folder or model.
     """
-    items = on_first_rank(rank, lambda: videos_below(folder))
     identity, embed = _identity(model, config, str(folder.resolve()), rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    return infer(items, read, embed, work, identity, rank, "features", config.data.threads)
+    return infer(videos, read, embed, work, identity, rank, "features", config.data.threads)
 
 
 def features_of_shards(model: Embedding, config: Config, reader: ShardReader, work: Path, rank: Rank) -> Results:

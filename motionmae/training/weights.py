@@ -1,11 +1,12 @@
 """Weights from wherever they lie: a run, a checkpoint, an exported folder, Hugging Face's files, the authors' files.
 
-Nothing is unpickled but tensors (``torch.load(weights_only=True)``), and what does not fit a model is refused by name
-and shape.
+Nothing is unpickled but tensors and plain values (``torch.load(weights_only=True)``), a Namespace of such values among
+them, and what does not fit a model is refused by name and shape.
 """
 
+import argparse
 import hashlib
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +132,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        # VideoMAE's trainer saves its `args` beside the model: a Namespace runs nothing, and its values are checked
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise whatever their bytes lead to
         raise UserError(
-            f"{path} cannot be read as weights ({reason}): give safetensors or a file of tensors"
+            f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
     while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
         content = inner
@@ -143,6 +145,15 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no state dict but a {type(content).__name__}: give weights")
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is not read, in a clause. Not as torch words a refusal: it advises to unpickle all the same."""
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
+    if isinstance(error, (OSError, SafetensorError, RuntimeError)):
+        return str(error).partition("\n")[0]
+    return "damaged, or not written by torch.save"
 
 
 def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -69,14 +69,17 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     videos, out = tmp_path / "videos", tmp_path / "out.npz"
     for number in range(3):
         write_video(videos / "deep" / f"{number}.mp4", seed=number)
+    (videos / "deep" / "2.mp4").rename(videos / "deep" / "2.3G2")
     (videos / "broken.mp4").write_bytes(b"no video")
     (videos / "notes.txt").write_text("not asked for")
     words = ["features", str(trained_run), "--videos", str(videos), "--out", str(out)]
     assert main(words) == 0
     found = np.load(out)
-    assert found["names"].tolist() == ["deep/0.mp4", "deep/1.mp4", "deep/2.mp4"]
+    assert found["names"].tolist() == ["deep/0.mp4", "deep/1.mp4", "deep/2.3G2"]
     assert found["unreadable"].tolist() == ["broken.mp4"]
-    assert "broken.mp4 cannot be read" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "broken.mp4 cannot be read" in shown
+    assert "passed over: 1 files" in shown
     model, config, _ = load_embedding(trained_run)
     with torch.no_grad():
         expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
@@ -109,7 +112,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     table = tmp_path / "out.parquet"
     assert main([*words[:-1], str(table)]) == 0
     rows = {row["name"]: row for row in parquet.read_table(table).to_pylist()}
-    assert sorted(rows) == ["broken.mp4", "deep/0.mp4", "deep/1.mp4", "deep/2.mp4", "late.mp4"]
+    assert sorted(rows) == ["broken.mp4", "deep/0.mp4", "deep/1.mp4", "deep/2.3G2", "late.mp4"]
     assert rows["deep/1.mp4"]["feature"] == found["features"][1].tolist()
     assert rows["broken.mp4"]["feature"] is None
     assert "cannot be read" in rows["broken.mp4"]["reason"]

@@ -1,6 +1,9 @@
 """The authors' files, read under their own names: random weights of their shapes against computations by hand."""
 
-from pathlib import Path
+import argparse
+import os
+import pickle
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -56,7 +59,9 @@ def test_pretraining_files_of_videomae(wrapper: str | None, tmp_path: Path):
     content = as_videomae(config, state, finetuned=False)
     assert "encoder.blocks.0.attn.q_bias" in content
     assert content["encoder.patch_embed.proj.weight"].ndim == 5
-    torch.save({wrapper: content, "epoch": 3} if wrapper else content, tmp_path / "file.pth")
+    arguments = argparse.Namespace(lr=1.5e-4, opt_betas=[0.9, 0.95], window_size=(8, 14, 14), resume="")
+    saved = {wrapper: content, "epoch": 3, "scaler": {"scale": 65536.0}, "args": arguments}  # as its utils.save_model
+    torch.save(saved if wrapper else content, tmp_path / "file.pth")
     weights = read_weights(tmp_path / "file.pth")
     fit(model, weights.state, weights)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -128,14 +133,20 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
 
 
 def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
-    import pickle
-
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": print}))
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+    torch.save({"args": argparse.Namespace(run=os.system)}, tmp_path / "system.pth")
+    torch.save({"args": argparse.Namespace(out=PurePosixPath("out"))}, tmp_path / "path.pth")
     (tmp_path / "noise.safetensors").write_bytes(b"no tensors at all")
     torch.save({"model": {"fc.weight": torch.zeros(3, 3)}}, tmp_path / "resnet.pth")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     for name, said in (
-        ("evil.pth", "cannot be read as weights"),
+        ("evil.pth", r"cannot be read as weights \(damaged, or not written by torch\.save\)"),
+        ("text.pth", "cannot be read as weights"),
+        ("empty.pth", "cannot be read as weights"),
+        ("system.pth", r"\(it holds posix\.system, which is neither a tensor nor a plain value\): give safetensors"),
+        ("path.pth", r"\(it holds pathlib\S*\.PurePosixPath, which is neither"),
         ("noise.safetensors", "cannot be read as weights"),
         ("resnet.pth", r"not known here \(such as fc\.weight\)"),
         ("tensor.pth", "holds no state dict but a Tensor"),

@@ -167,7 +167,18 @@ def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, c
     assert shown == (tmp_path / "table.md").read_text()
     assert shown.count("| 68.2 | 68.4 | done | table5a_both |") == 2  # in each of the tables
     assert "| 68.0 | to be pre-trained |" in shown
+    assert shown.count("Not as configured") == 1
     assert "Not as configured: optim.epochs=50 in table5a_both." in shown
+
+    finish(row.finetune_words(), tmp_path, "optim.epochs=9", "views.clips=1", "views.crops=1", "data.shards=/other")
+    leave_test(row)
+    assert row.stage() is Stage.DONE
+    assert main(words) == 0
+    others = "views.clips=1, views.crops=1, data.shards=/other, optim.epochs=9"
+    assert f"Not as configured: {others} in table5a_both_finetune." in capsys.readouterr().out
+    others = f"finetune.init={shutil.copytree(row.pretraining.path, tmp_path / 'old' / row.name)}"
+    finish(row.finetune_words(), tmp_path, others)
+    assert row.changes()["table5a_both_finetune"] == others
 
     finish(row.pretrain_words(), tmp_path, "target.kind=motion")  # somebody else's run of that name
     assert Row("ablations/table5a_both", tmp_path).stage() is Stage.FOREIGN
