@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import load_config
+    from motionmae.data.manifest import check_whole
     from motionmae.data.reader import ShardReader
     from motionmae.evaluation import recognition
     from motionmae.evaluation.pretrained import Finetuned, load_finetuned
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("views.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
         trained = replace(trained, config=replace(trained.config, views=views))
         reader = ShardReader(views.shards, data=trained.config.data)
+        check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
         return trained, reader, recognition.match_classes(trained.class_names, names, views.shards)
 

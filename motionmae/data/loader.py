@@ -24,7 +24,7 @@ from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
-from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.manifest import Manifest, check_whole, load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import mask_seed
@@ -130,11 +130,8 @@ class ClipLoader:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
         if flow and data.beton:
             raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-        if data.sampling == "segments" and self.manifest.encoder.clips:
-            raise UserError(
-                f"the shards of {data.shards} hold windows of videos, and data.sampling=segments needs whole ones: "
-                "make them without --clips"
-            )
+        if data.sampling == "segments":
+            check_whole(self.manifest, data.shards, "data.sampling=segments")
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""

@@ -130,6 +130,24 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
     return manifest
 
 
+def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
+    """Refuse shards made with ``--clips``, even where their videos are so short that all of them are whole.
+
+    Args:
+        manifest: theirs.
+        shards: where they are, for the message.
+        user: what needs whole videos, likewise.
+
+    Raises:
+        UserError: they were made with it.
+    """
+    if manifest.encoder.clips:
+        raise UserError(
+            f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), and {user} needs whole "
+            "ones: make them without --clips"
+        )
+
+
 def _parse(content: Mapping[str, Any]) -> Manifest:
     fields = {key: value for key, value in content.items() if key not in ("format_version", "samples")}
     fields["class_names"] = tuple(fields["class_names"])

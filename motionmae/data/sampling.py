@@ -66,7 +66,8 @@ def segment_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> l
 
 
 def central_frames(meta: SampleMeta, clip: ClipConfig) -> list[int]:
-    """Stored frames of the clip in the middle of the (longest) window."""
+    """Stored frames of the clip in the middle of the longest window, of several the one nearest the video's middle."""
     step = stored_step(clip, meta.stride)
-    low, length, starts = max(_windows(meta, (clip.frames - 1) * step + 1), key=lambda window: window[1])
+    windows = _windows(meta, (clip.frames - 1) * step + 1)
+    low, length, starts = max(windows, key=lambda window: (window[1], -abs(2 * window[0] + window[1] - meta.frames)))
     return _frames(low + max(0, starts - 1) // 2, low + length, clip.frames, step)

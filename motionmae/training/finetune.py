@@ -4,17 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as functional
+from safetensors.torch import save
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from motionmae.config import Config
+from motionmae.data.files import write_atomically
 from motionmae.data.loader import Batch
 from motionmae.data.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
 from motionmae.training.engine import Engine
+from motionmae.training.runfolder import RunFolder
 from motionmae.training.task import Groups
 from motionmae.training.weights import fingerprint, load_encoder
 
@@ -50,7 +53,7 @@ class Finetuning:
         self._soft = SoftTargetCrossEntropy()
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so it is loaded for a resumed run too."""
+        """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so the first to build it keeps it."""
         config, finetune = self._config, self._config.finetune
         classes = len(manifest.class_names)
         if classes < 2:
@@ -66,7 +69,10 @@ class Finetuning:
         model = build_classifier(config, classes)
         self._state = {"class_names": list(manifest.class_names)}
         if finetune.frozen:
-            self._state["frozen"] = load_frozen(model.encoder, config, saved)
+            folder = RunFolder.of(config.runs, config.name)
+            self._state["frozen"] = load_frozen(model.encoder, folder, config, saved)
+            if not folder.encoder.is_file():
+                keep_frozen(model.encoder, folder)
         elif saved is None and finetune.init != "scratch":
             load_encoder(model.encoder, finetune.init)
         return model
@@ -94,17 +100,35 @@ class Finetuning:
         return self._state
 
 
-def load_frozen(encoder: nn.Module, config: Config, saved: Mapping[str, Any] | None) -> str:
+def load_frozen(encoder: nn.Module, folder: RunFolder, config: Config, saved: Mapping[str, Any] | None) -> str:
     """Load the encoder of a probe, whose checkpoints hold the head alone, and return its fingerprint.
+
+    It is the one kept with the run: ``finetune.init`` may train on, and be pruned, while the probe lives.
 
     Raises:
         UserError: the weights are not those that the head in the checkpoint was trained on.
     """
-    load_encoder(encoder, config.finetune.init)
+    source = str(folder.encoder) if folder.encoder.is_file() else config.finetune.init
+    load_encoder(encoder, source)
     found = fingerprint(encoder)
     if saved is not None and saved["frozen"] != found:
         raise UserError(
-            f"finetune.init={config.finetune.init} now holds other weights than {config.runs}/{config.name} was "
-            "trained on: name the very checkpoint folder, or start another run with name=..."
+            f"{source} holds another encoder than the head in {folder.path} was trained on: put the run's own "
+            f"{folder.encoder.name} back, or train the probe anew with name=..."
         )
     return found
+
+
+def keep_frozen(encoder: nn.Module, folder: RunFolder) -> None:
+    """Write the encoder of a probe to its run folder, under the names of a classifier.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+    state = {f"encoder.{name}": value.contiguous() for name, value in encoder.state_dict().items()}
+    try:
+        write_atomically(folder.encoder, save(state, {"format": "pt"}))
+    except OSError as error:
+        raise UserError(
+            f"{folder.encoder} cannot be written ({error.strerror}): make room, or set runs=FOLDER"
+        ) from error

@@ -129,6 +129,8 @@ def build_run(
     if rank.is_first:
         start.claim.check()
         save_config(config, start.folder.config)
+        if found is None:
+            start.folder.encoder.unlink(missing_ok=True)  # of a start that came to no checkpoint
     on_first_rank(rank, lambda: add_boards(events, config, start.folder, state.step))
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")

@@ -21,6 +21,8 @@ class RunFolder:
         """Loss, rates and times; one JSON object every few steps."""
         self.checkpoints = path / "checkpoints"
         """See :mod:`motionmae.training.checkpoint_store`."""
+        self.encoder = path / "encoder.safetensors"
+        """A probe's frozen encoder, which its checkpoints leave out."""
         self.logs = path / "logs"
         """Standard output and error of the job's processes."""
         self.tensorboard = path / "tensorboard"

@@ -30,7 +30,7 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.corrupt_budget",
     "views.",  # of the test
-    "finetune.init",  # a resumed run has its weights; those of a frozen encoder are compared
+    "finetune.init",  # the run has its weights since it began
 )
 """Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
 

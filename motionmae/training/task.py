@@ -26,7 +26,7 @@ class Task(Protocol):
     """Whether every sample must have a class."""
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """The model with its initial weights.
+        """The model with its initial weights; asked for on rank 0 before the others.
 
         Args:
             manifest: of the shards it will be trained on.

@@ -66,3 +66,4 @@ def test_where_no_window_is_long_enough_the_longest_serves():
 def test_the_central_clip_is_in_the_middle():
     assert central_frames(META, ClipConfig(frames=16, stride=4))[0] == 19  # the starts are 0 to 39
     assert central_frames(replace(META, frames=61), ClipConfig(frames=16, stride=4)) == list(range(0, 61, 4))
+    assert central_frames(replace(META, windows=(0, 20, 40, 60, 80)), ClipConfig(frames=4, stride=4))[0] == 43

@@ -13,6 +13,7 @@ import torch
 
 from motionmae.__main__ import main
 from motionmae.config import Config, ViewsConfig
+from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import load_manifest, write_manifest
 from motionmae.data.reader import ShardReader
 from motionmae.errors import UserError
@@ -173,6 +174,19 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused(
     write_manifest(shards, replace(manifest, class_names=()))
     assert main(["test", str(run), "--shards", str(shards)]) == 2
     assert "has no class" in capsys.readouterr().err
+
+
+def test_shards_of_windows_are_refused_even_with_one_window_a_video(
+    trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shards = make_shards(tmp_path / "val", classes=CLASSES)
+    manifest = load_manifest(shards)
+    write_manifest(shards, replace(manifest, encoder=replace(manifest.encoder, clips=1)))
+    assert main(["test", str(Path(trained.runs) / trained.name), "--shards", str(shards)]) == 2
+    assert "hold windows of videos (--clips 1), and a test needs whole ones" in capsys.readouterr().err
+    data = replace(trained.data, shards=str(shards), sampling="segments")
+    with pytest.raises(UserError, match="=segments needs whole ones"):
+        ClipLoader(data, trained.clip, seed=0, batch=6, micro_batch=3)
 
 
 def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.data.mixup import Mixup
 
 from motionmae.config import Config, FinetuneConfig
 from motionmae.data.manifest import load_manifest
 from motionmae.errors import UserError
+from motionmae.evaluation.pretrained import load_finetuned
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training.checkpoint import load_weights
@@ -82,23 +84,31 @@ def test_an_average_of_the_weights_is_kept_and_a_run_without_one_differs(shards:
     assert 0 < (average["head.weight"] - begin).norm() < (last["head.weight"] - begin).norm()  # it lags behind
 
 
-def test_a_probe_trains_its_head_alone_and_knows_the_encoder_again(shards: Path, tmp_path: Path):
+def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shards: Path, tmp_path: Path):
     init = save_encoder(tmp_path / "encoder.pth", run_of(shards, tmp_path))
     config = run_of(shards, tmp_path, finetune={**PROBE, "init": str(init)}, checkpoint={"every_steps": 3})
-    shorter = replace(config, optim=replace(config.optim, ema_decay=0.0))
-    attentive = replace(shorter, name="attentive", finetune=replace(shorter.finetune, mode="attentive"))
-    assert run_ranks(1, run_all, [shorter, attentive])[0] == ["FINISHED"] * 2
-    _, weights = outcome(shorter)
+    linear = replace(config, optim=replace(config.optim, ema_decay=0.0))
+    attentive = replace(linear, name="attentive", finetune=replace(linear.finetune, mode="attentive"))
+    first, second = (RunFolder.of(tmp_path, run.name) for run in (linear, attentive))
+    first.path.mkdir()
+    others = build_motionmae(replace(linear, seed=7)).state_dict()
+    save_file(others, first.encoder)  # of a start that came to no checkpoint
+    assert run_ranks(2, run_all, [linear, attentive])[0] == ["FINISHED"] * 2
+    _, weights = outcome(linear)
     assert set(weights) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
     _, weights = outcome(attentive)
     assert "pool.latent" in weights
     assert not any(name.startswith("encoder.") for name in weights)
 
-    task, manifest = Finetuning(shorter), load_manifest(shards)
-    task.build_model(manifest, None)
-    save_encoder(init, replace(shorter, seed=7))
-    with pytest.raises(UserError, match="now holds other weights"):
-        Finetuning(shorter).build_model(manifest, task.state())
+    began_with = build_motionmae(linear).encoder.state_dict()
+    state = CheckpointStore(first.checkpoints).complete()[-1].state()
+    init.unlink()  # the pre-training went on
+    resumed = Finetuning(linear).build_model(load_manifest(shards), state["task"])
+    for model in (load_finetuned(first.path).model, load_finetuned(second.path).model, resumed):
+        assert all(torch.equal(value, began_with[name]) for name, value in model.encoder.state_dict().items())
+    save_file(others, second.encoder)
+    with pytest.raises(UserError, match="holds another encoder than the head in"):
+        load_finetuned(second.path)
 
 
 def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(shards: Path, tmp_path: Path):
