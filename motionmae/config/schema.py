@@ -52,8 +52,9 @@ class Config:
             "use letters, digits, '-', '_' and '.', and start with none of '-' and '.'",
         )
         one_of("task", self.task, ("pretrain", "finetune"))
+        no_motion = self.task == "finetune" or not self.target.has_motion
         check(
-            self.target.motion_granularity < self.clip.frames,
+            no_motion or self.target.motion_granularity < self.clip.frames,
             "target.motion_granularity",
             self.target.motion_granularity,
             f"it must be less than clip.frames={self.clip.frames}",
