@@ -1,4 +1,4 @@
-"""The experiment of benchmarks/evidence: what is a run of its own, in which order, and a table that is never invented."""
+"""The experiment of benchmarks/evidence: what is a run of its own, in which order, and a table that invents nothing."""
 
 import json
 from pathlib import Path
