@@ -4,12 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from motionmae.config import Config
-
-PEAK_TFLOPS = {
-    "GB200": 2500.0, "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "A800": 312.0,
-    "A40": 149.7, "A10G": 70.0, "L40S": 362.0, "V100": 125.0,
-}  # fmt: skip
-"""Dense bfloat16 (V100: float16) peak by a part of the device's name; the vendor's data sheets."""
+from motionmae.training.gpus import peak_of_device
 
 
 @dataclass(frozen=True)
@@ -42,5 +37,5 @@ def peak_flops(config: Config) -> float | None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    peak = peak_of_device(torch.cuda.get_device_name())
+    return peak * 1e12 if peak else None

@@ -29,8 +29,8 @@ from dataclasses import replace  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from submitit.core.utils import FailedJobError  # noqa: E402
 
-from motionmae.config import Config, DataConfig, load_config  # noqa: E402
-from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.config import Config, load_config  # noqa: E402
+from motionmae.config.schema import accumulation_steps, steps_per_epoch  # noqa: E402
 from motionmae.data.manifest import load_manifest  # noqa: E402
 from motionmae.data.transfer import UnreachableError  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
@@ -132,7 +132,7 @@ def executor_of(
 
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the script as it would be submitted, the resolved configuration and the estimate; write nothing."""
-    from motionmae.commands.plan import print_plan
+    from motionmae.commands.plan import default_assumptions, print_plan
 
     run = Path(config.runs) / config.name
     code = snapshot.survey(ROOT, outside=[Path(config.runs)]).folder(run)
@@ -143,7 +143,7 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
         print(command_line(folder, code, config.launch.ranks_per_node), end="\n\n")
     print("# resolved configuration")
     print(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    print_plan(config)
+    print_plan(config, default_assumptions(config))
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
@@ -159,7 +159,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     Raises:
         UserError: if the run is under way meanwhile, the shards are no shards, or Slurm refuses the job.
     """
-    check_shards(config.data, config.optim.batch)
+    check_shards(config)
     if not arguments.dependency:  # else another job may be about to write them
         check_weights(config)
     with submission_lock(run) as lock:
@@ -197,15 +197,16 @@ def announce(run: Path) -> None:
     log.close()
 
 
-def check_shards(data: DataConfig, batch: int) -> None:
+def check_shards(config: Config) -> None:
     """Refuse now what every rank would refuse after waiting in the queue.
 
     Raises:
-        UserError: if ``data.shards`` is no folder of shards of this format version, or holds fewer than ``batch``.
+        UserError: if ``data.shards`` is no folder of shards of this format version, or fewer than a step takes.
     """
+    data = config.data
+    patience = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
     try:
-        patience = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
-        load_manifest(data.shards, patience).steps_per_epoch(batch, data.shards)
+        steps_per_epoch(config, load_manifest(data.shards, patience).samples)
     except UnreachableError as error:
         print(f"note: the nodes may reach what this machine cannot: {error}")
 

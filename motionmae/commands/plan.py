@@ -1,24 +1,29 @@
 """``python -m motionmae plan``: what a run will take, before anything is asked of a cluster."""
 
 import argparse
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from motionmae.config import Config, load_config
+from motionmae.errors import UserError
+from motionmae.training.gpus import DEFAULT, GPUS, USABLE, find_gpu
 
 if TYPE_CHECKING:
-    from motionmae.training.plan import Plan
+    from motionmae.training.plan import Assumptions, Choice, Plan
 
-PEAK_TFLOPS = 312.0
-"""Of an A100 in bf16, without sparsity (NVIDIA's data sheet)."""
 MFU = 0.4
+LOADER_SPEED = 170.0
+"""As in :mod:`motionmae.training.plan`, whose import is too slow for --help."""
 _GB = 1e9
 _EXAMPLES = """examples:
-  python -m motionmae plan --config vitl_k400 --nodes 4
-  python -m motionmae plan --config vith_k400 --nodes 8 engine.zero=2 model.activation_checkpointing=full
-  python -m motionmae plan --config vitb_k400 --peak-tflops 989 --mfu 0.35
+  python -m motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
+  python -m motionmae plan --config vith_k400 --nodes 8 --gpu h100-80 engine.zero=2 model.activation_checkpointing=full
+  python -m motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
 """
 
 
@@ -27,47 +32,110 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "plan",
         help="estimate parameters, memory and time of a run",
-        description="Estimate what a run will take: parameters, memory a rank, clips a step, time.",
+        description="Estimate what a run will take: parameters, memory a rank by ZeRO stage and activation "
+        "checkpointing, the largest micro batch that fits, work, time, cores for the loader.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--nodes", type=int, help="nodes of the job (launch.nodes)")
-    parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="of one GPU (default: an A100's 312)")
-    parser.add_argument("--mfu", type=float, default=MFU, help="share of the peak that training reaches (default 0.4)")
+    parser.add_argument(
+        "--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default, where it has GPUs: {DEFAULT})"
+    )
+    parser.add_argument("--peak-tflops", type=float, help="of one GPU (default: the data sheet's)")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=MFU,
+        help="share of the peak that training without recomputation reaches (default: 0.4)",
+    )
+    parser.add_argument("--videos", type=int, help="of the training set (default: counted in data.shards)")
+    parser.add_argument(
+        "--loader-speed",
+        type=float,
+        default=LOADER_SPEED,
+        metavar="CLIPS",
+        help="clips of 16 frames that one core decodes a second (default: 170, as benchmarks/loader.py measured)",
+    )
+    parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table and return the exit status."""
+    """Print the tables and return the exit status."""
+    from motionmae.data.files import write_atomically
+    from motionmae.training.plan import Assumptions
+
+    for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
+        value = getattr(arguments, flag)
+        if value is not None and value <= 0:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
-    print_plan(load_config(arguments.config, [*arguments.overrides, *nodes]), arguments.peak_tflops, arguments.mfu)
+    config = load_config(arguments.config, [*arguments.overrides, *nodes])
+    assumed = None
+    if config.launch.gpus_per_node or arguments.gpu or arguments.peak_tflops:
+        gpu = find_gpu(arguments.gpu or DEFAULT)
+        gpu = replace(gpu, tflops=arguments.peak_tflops or gpu.tflops)
+        assumed = Assumptions(gpu, arguments.mfu, arguments.loader_speed)
+    figures = print_plan(config, assumed, arguments.videos)
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(figures, indent=1).encode() + b"\n")
     return 0
 
 
-def print_plan(config: Config, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU) -> None:
-    """Print what the run of ``config`` takes.
+def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None = None) -> dict[str, Any]:
+    """Print what the run of ``config`` takes, and return the figures.
+
+    Args:
+        config: of the run.
+        assumed: what a GPU does; None on the CPU: neither time nor what fits is told then.
+        videos: of an epoch; None to count those of the shards.
 
     Raises:
         UserError: see :func:`motionmae.training.plan.make_plan`.
     """
-    from motionmae.training.plan import make_plan  # torch and timm: slow, and not needed for --help
+    from motionmae.training import plan as plans  # torch and timm: slow, and not needed for --help
 
-    plan = make_plan(config)
+    plan = plans.make_plan(config, videos)
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
-    for row in (*_model_rows(plan, config), *_memory_rows(plan, config), *_time_rows(plan, peak_tflops, mfu)):
+    for row in (*_model_rows(plan, config), *(_time_rows(plan, config, assumed) if assumed else ())):
         table.add_row(*row)
     Console().print(table)
+    if assumed is None:
+        return {"plan": asdict(plan)}
+    choices = plans.compare_choices(config, assumed.gpu)
+    Console(soft_wrap=True).print(_choice_table(choices, plan, config, assumed))
+    Console().print(_verdict(choices, config, plan, assumed))
+    return {
+        "assumed": asdict(assumed),
+        "plan": asdict(plan),
+        "clips_per_second": plan.clips_per_second(assumed),
+        "gpu_days": plan.gpu_days(assumed),
+        "loader_cores": plan.loader_cores(assumed, config.launch.ranks_per_node),
+        "choices": [asdict(choice) for choice in choices],
+    }
+
+
+def default_assumptions(config: Config) -> "Assumptions | None":
+    """What is assumed of a run whose hardware nobody has named."""
+    from motionmae.training.plan import Assumptions
+
+    return Assumptions(find_gpu(DEFAULT), MFU) if config.launch.gpus_per_node else None
 
 
 def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
-    parameters = plan.encoder_parameters + plan.decoder_parameters
+    encoder, decoders = plan.encoder_parameters / 1e6, plan.decoder_parameters / 1e6
+    parts = f" (encoder {encoder:.1f} M, decoders {decoders:.1f} M)" if decoders else " without the classes' layer"
+    unit = "GPU" if config.launch.gpus_per_node else "rank"
+    chosen = f"ZeRO stage {config.engine.zero}, activation_checkpointing={config.model.activation_checkpointing}"
+    uncounted = "unknown: data.shards names no folder with a manifest.json yet (or say --videos)"
     return [
+        ("parameters", f"{encoder + decoders:.1f} M{parts}"),
         (
-            "parameters",
-            f"{parameters / 1e6:.1f} M (encoder {plan.encoder_parameters / 1e6:.1f} M, "
-            f"decoders {plan.decoder_parameters / 1e6:.1f} M)",
+            "as a classifier",
+            f"{plan.classifier_parameters / 1e6:.1f} M with {plan.classes} classes, "
+            f"{plan.gflops_per_view:.4g} GFLOPs a view (multiply-additions, as papers count)",
         ),
         ("ranks", f"{plan.ranks} ({config.launch.nodes} nodes x {config.launch.ranks_per_node})"),
         (
@@ -75,44 +143,80 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
             f"{plan.clips_per_step} ({config.engine.micro_batch} videos x {config.data.repeats} clips "
             f"x {plan.ranks} ranks x {plan.accumulation} accumulation)",
         ),
-    ]
-
-
-def _memory_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
-    state = plan.state
-    return [
-        (f"memory a {'GPU' if config.launch.gpus_per_node else 'rank'}", f"{plan.memory / _GB:.1f} GB, of which"),
-        ("  parameters", f"{state.parameters / _GB:.2f} GB"),
-        ("  gradients", f"{state.gradients / _GB:.2f} GB"),
-        ("  optimiser", f"{state.optimizer / _GB:.2f} GB (ZeRO stage {config.engine.zero})"),
-        ("  buffers", f"{state.buffers / _GB:.2f} GB"),
-        (
-            "  activations",
-            f"{plan.activations / _GB:.2f} GB (activation_checkpointing={config.model.activation_checkpointing})",
-        ),
-    ]
-
-
-def _time_rows(plan: "Plan", peak_tflops: float, mfu: float) -> list[tuple[str, str]]:
-    speed = plan.clips_per_second(peak_tflops, mfu)
-    days = plan.gpu_days(peak_tflops, mfu)
-    assumed = f"at {mfu:.0%} MFU of {peak_tflops:.0f} TFLOP/s a GPU"
-    counted = "unknown: data.shards names no folder with a manifest.json yet"
-    return [
+        (f"memory a {unit}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
         (
             "work a clip",
-            f"{plan.flops_per_clip / 1e9:.0f} GFLOP forward and backward, "
-            f"{plan.recomputed_flops_per_clip / 1e9:.0f} recomputed",
+            f"{plan.flops_per_clip / 1e9:.4g} GFLOP forward and backward, "
+            f"{plan.recomputed_flops_per_clip / 1e9:.4g} recomputed",
         ),
         (
-            "steps an epoch",
-            counted if plan.steps_per_epoch is None else f"{plan.steps_per_epoch} ({plan.videos} videos)",
-        ),
-        ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assumed}"),
-        (
-            "time",
-            f"{days:.3g} GPU-days for {plan.epochs} epochs, {days / plan.ranks:.3g} days on {plan.ranks}, {assumed}"
-            if days is not None
-            else f"{1e6 / speed * plan.ranks / 86_400:.2f} GPU-days for a million clips, {assumed}",
+            "steps",
+            uncounted
+            if plan.steps is None
+            else f"{plan.steps}: {plan.epochs} epochs of {plan.steps_per_epoch} ({plan.videos} videos)",
         ),
     ]
+
+
+def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:
+    speed, days = plan.clips_per_second(assumed), plan.gpu_days(assumed)
+    assuming = f"at {assumed.mfu:.0%} MFU of {assumed.gpu.tflops:.0f} TFLOP/s a GPU"
+    cores = plan.loader_cores(assumed, config.launch.ranks_per_node)
+    asked = config.launch.ranks_per_node * config.launch.cpus_per_rank
+    return [
+        ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assuming}"),
+        (
+            "time",
+            f"{days / plan.ranks:.3g} days on {plan.ranks}, {days:.3g} GPU-days, {assuming}"
+            if days is not None
+            else f"{1e6 / speed * plan.ranks / 86_400:.2f} GPU-days for a million clips, {assuming}",
+        ),
+        (
+            "loader cores a node",
+            f"{cores} at {assumed.loader_speed:.0f} clips of 16 frames a second and core; the job asks for {asked}",
+        ),
+    ]
+
+
+def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed: "Assumptions") -> Table:
+    unit = "GPU" if config.launch.gpus_per_node else "rank"
+    table = Table(
+        title=f"GB a {unit} at micro batch {config.engine.micro_batch}; what fits a card of "
+        f"{assumed.gpu.gigabytes:.0f} GB of which {USABLE:.0%} are filled",
+        title_justify="left",
+    )
+    columns = ("ZeRO", "checkpointing", "parameters", "gradients", "optimiser", "buffers", "activations", "peak")
+    for column in (*columns, "fits", "largest micro batch", "work"):
+        table.add_column(column, min_width=max(map(len, column.split())))
+    for choice in choices:
+        memory = choice.memory
+        parts = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations)
+        table.add_row(
+            str(choice.zero),
+            choice.checkpointing,
+            *(f"{part / _GB:.2f}" for part in (*parts, memory.peak)),
+            "yes" if choice.largest_micro_batch >= config.engine.micro_batch else "no",
+            str(choice.largest_micro_batch),
+            f"+{choice.recomputed_share:.0%}",
+            style="bold" if _is_chosen(choice, config) else "",
+            end_section=choice.checkpointing == "full",
+        )
+    return table
+
+
+def _verdict(choices: "list[Choice]", config: Config, plan: "Plan", assumed: "Assumptions") -> str:
+    """One sentence about the configured case."""
+    chosen = next(choice for choice in choices if _is_chosen(choice, config))
+    videos, largest = config.engine.micro_batch, chosen.largest_micro_batch
+    what = f"engine.zero={chosen.zero} model.activation_checkpointing={chosen.checkpointing}"
+    peak = f"{chosen.memory.peak / _GB:.1f} GB a {'GPU' if config.launch.gpus_per_node else 'rank'}"
+    dividing = [m for m in range(1, largest + 1) if config.optim.batch % (m * plan.ranks) == 0]
+    best = f"the largest that fits and divides optim.batch={config.optim.batch} is {dividing[-1]}" if dividing else ""
+    if largest >= videos:
+        return f"{what} engine.micro_batch={videos}: {peak}, fits; {best}"
+    remedy = best or "choose more checkpointing, a higher ZeRO stage or a larger GPU"
+    return f"{what} engine.micro_batch={videos}: {peak}, does NOT fit {assumed.gpu.gigabytes:.0f} GB; {remedy}"
+
+
+def _is_chosen(choice: "Choice", config: Config) -> bool:
+    return (choice.zero, choice.checkpointing) == (config.engine.zero, config.model.activation_checkpointing)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from motionmae.config.checks import at_least, check, one_of
+from motionmae.config.sizes import SIZES, Size
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class ModelConfig:
     """The n of activation_checkpointing=every_n."""
 
     def __post_init__(self) -> None:
-        one_of("model.size", self.size, ("vit_ti", "vit_s", "vit_b", "vit_l", "vit_h"))
+        one_of("model.size", self.size, tuple(SIZES))
         one_of("model.decoder", self.decoder, ("divided", "shared"))
         one_of("model.position", self.position, ("sinusoidal", "learnable"))
         one_of("model.cube_init", self.cube_init, ("xavier", "pytorch"))
@@ -101,6 +102,30 @@ class ModelConfig:
             at_least(f"model.{key}", getattr(self, key), 0)
         at_least("model.decoder_depth", self.decoder_depth, 1)
         at_least("model.checkpoint_every", self.checkpoint_every, 1)
+        size = self.dimensions
+        for key, width, heads in (
+            ("heads", size.width, size.heads),
+            ("decoder_heads", size.decoder_width, size.decoder_heads),
+        ):
+            fitting = [n for n in range(1, width + 1) if width % n == 0 and width // n <= 64]
+            check(
+                width % heads == 0,
+                f"model.{key}",
+                heads,
+                f"the width {width} must be a multiple of it; set model.{key}={fitting[0]}",
+            )
+
+    @property
+    def dimensions(self) -> Size:
+        """What this model is built with: its own numbers, and its size's where they are 0."""
+        named = SIZES[self.size]
+        return Size(
+            self.width or named.width,
+            self.depth or named.depth,
+            self.heads or named.heads,
+            self.decoder_width or named.decoder_width,
+            self.decoder_heads or named.decoder_heads,
+        )
 
 
 @dataclass(frozen=True)

@@ -100,3 +100,17 @@ def accumulation_steps(config: Config, world: int) -> int:
         remedy = f"set engine.micro_batch={fitting[-1]}" if fitting else f"set optim.batch to a multiple of {world}"
         raise UserError(f"optim.batch={batch} is not divisible by engine.micro_batch={micro} x {world} ranks: {remedy}")
     return batch // (micro * world)
+
+
+def steps_per_epoch(config: Config, videos: int) -> int:
+    """Whole steps that an epoch of ``videos`` samples has.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if videos < config.optim.batch:
+        raise UserError(
+            f"{config.data.shards or 'the data set'} holds {videos} samples, fewer than one step takes: "
+            f"set optim.batch={config.optim.batch} to at most {videos}"
+        )
+    return videos // config.optim.batch

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
-from motionmae.config.schema import accumulation_steps
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
-from motionmae.data.manifest import load_manifest
+from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import mask_seed
@@ -57,6 +57,34 @@ class Batch(NamedTuple):
             tensor.to(device, non_blocking=True) for tensor in (self.clips, self.labels, self.seeds)
         )
         return Batch(clips, labels, seeds, self.samples, flow)
+
+
+def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int) -> dict[str, Any]:
+    """What makes a stream of samples the one it is; JSON."""
+    return {
+        "order_version": ORDER_VERSION,
+        "shards": manifest.fingerprint,
+        "samples": manifest.samples,
+        "seed": seed,
+        "batch": batch,
+        "window_shards": data.window_shards,
+    }
+
+
+def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse to continue after ``state`` (:meth:`ClipLoader.state`) where the stream would be another one.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    differing = [
+        f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
+    ]
+    if differing:
+        raise UserError(
+            f"this run goes through another stream of data ({'; '.join(differing)}): "
+            "restore these settings and shards, or start a run of another name"
+        )
 
 
 class ClipLoader:
@@ -92,7 +120,7 @@ class ClipLoader:
         labelled: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
-        step = Config(optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
+        step = Config(data=data, optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
         self.accumulation = accumulation_steps(step, world)
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
         self.rank, self.world, self.labelled = rank, world, labelled
@@ -107,7 +135,7 @@ class ClipLoader:
                 f"the shards of {data.shards} hold windows of videos, and data.sampling=segments needs whole ones: "
                 "make them without --clips"
             )
-        self.steps_per_epoch = self.manifest.steps_per_epoch(batch, data.shards)
+        self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
@@ -157,33 +185,12 @@ class ClipLoader:
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps to continue after ``step`` steps consumed by the trainer (not: prefetched)."""
-        return self._identity() | {"epoch": step // self.steps_per_epoch, "step": step}
+        return self.identity | {"epoch": step // self.steps_per_epoch, "step": step}
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Refuse to continue where the stream would be another one.
-
-        Raises:
-            UserError: naming everything that differs.
-        """
-        ours = self._identity()
-        differing = [
-            f"{key} was {state.get(key)} and is {value}" for key, value in ours.items() if state.get(key) != value
-        ]
-        if differing:
-            raise UserError(
-                f"the checkpoint continues another stream of data ({'; '.join(differing)}): "
-                "restore these settings and shards, or start a run of another name"
-            )
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "order_version": ORDER_VERSION,
-            "shards": self.manifest.fingerprint,
-            "samples": self.manifest.samples,
-            "seed": self.seed,
-            "batch": self.batch,
-            "window_shards": self.data.window_shards,
-        }
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :func:`stream_identity`."""
+        return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Micro-batches from ``step`` on, for ever; the accumulation items of a step follow each other.

@@ -69,19 +69,6 @@ class Manifest:
         """Samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
-    def steps_per_epoch(self, batch: int, folder: str) -> int:
-        """Whole steps of ``batch`` samples.
-
-        Raises:
-            UserError: if there is none; ``folder`` is its name for the shards.
-        """
-        if self.samples < batch:
-            raise UserError(
-                f"{folder} holds {self.samples} samples, fewer than one step takes: "
-                f"set optim.batch={batch} to at most {self.samples}"
-            )
-        return self.samples // batch
-
     @property
     def fingerprint(self) -> str:
         """Hash of the stored samples and their numbering: equal for folders that train alike."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.models.cubes import cut_patches
-from motionmae.models.sizes import resolve
 from motionmae.models.vit import NORM_EPS, Encoder
 
 HEAD_SCALE = 1e-3
@@ -25,7 +24,7 @@ class Classifier(nn.Module):
     def __init__(self, config: Config, classes: int):
         """Make a classifier as ``config.finetune`` says."""
         super().__init__()
-        finetune, size = config.finetune, resolve(config.model)
+        finetune, size = config.finetune, config.model.dimensions
         self.cube_size = config.clip.cube_size
         self.frozen = finetune.frozen
         drop_path = 0.0 if self.frozen else finetune.drop_path

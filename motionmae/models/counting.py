@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from motionmae.config import Config
 from motionmae.models.masking import masked_cubes
-from motionmae.models.sizes import resolve
 from motionmae.models.targets import output_sizes
 
 
@@ -47,7 +46,7 @@ class StepFlops:
 
 def count_parameters(config: Config) -> Parameters:
     """Return the parameters of the pre-training model that ``config`` describes."""
-    size, clip = resolve(config.model), config.clip
+    size, clip = config.model.dimensions, config.clip
     learnable = config.model.position == "learnable"
     encoder = (
         _linear(clip.cube_pixels, size.width)
@@ -69,7 +68,7 @@ def count_parameters(config: Config) -> Parameters:
 
 def count_classifier_parameters(config: Config, classes: int) -> int:
     """Return the parameters of the fine-tuning model (paper: 87, 305 and 632 M for B, L and H)."""
-    width = resolve(config.model).width
+    width = config.model.dimensions.width
     return count_parameters(config).encoder + _linear(width, classes)  # its norm stands in for the encoder's
 
 
@@ -78,7 +77,7 @@ def forward_gflops(config: Config, classes: int = 0) -> float:
 
     This is the paper's "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
     """
-    width = resolve(config.model).width
+    width = config.model.dimensions.width
     return (_encoder_macs(config, config.clip.cubes) + width * classes) / 1e9
 
 
@@ -88,7 +87,7 @@ def step_flops(config: Config) -> StepFlops:
     A backward pass takes twice the forward pass: the gradient of each matrix product's two factors. Only the first
     projection saves one of them, since pixels need no gradient.
     """
-    size, clip, model = resolve(config.model), config.clip, config.model
+    size, clip, model = config.model.dimensions, config.clip, config.model
     every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
     if config.task == "finetune":
         encoder = _encoder_macs(config, clip.cubes)
@@ -100,18 +99,19 @@ def step_flops(config: Config) -> StepFlops:
     masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
     visible = clip.cubes - masked
     encoder = _encoder_macs(config, visible)
-    trunk = visible * size.width * size.decoder_width + model.decoder_depth * _block_macs(
-        clip.cubes, size.decoder_width
-    )
-    heads = sum(masked * size.decoder_width * values for values in output_sizes(config).values())
+    width = size.decoder_width
+    spared = visible * (10 * width * width + 2 * clip.cubes * width)  # in the last block they are keys and values only
+    trunk = visible * size.width * width + model.decoder_depth * _block_macs(clip.cubes, width) - spared
+    heads = sum(masked * width * values for values in output_sizes(config).values())
     decoders = _trunks(config) * trunk + heads
     first = visible * clip.cube_pixels * size.width
     recomputed = 0
     if every:
         recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)
-        recomputed += (
-            _trunks(config) * -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, size.decoder_width)
-        )
+        recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, width)
+        if (model.decoder_depth - 1) % every == 0:
+            recomputed_trunk -= spared - 4 * visible * width * width
+        recomputed += _trunks(config) * recomputed_trunk
     return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
 
 
@@ -140,5 +140,5 @@ def _recomputed_macs(tokens: int, width: int) -> int:
 
 
 def _encoder_macs(config: Config, tokens: int) -> int:
-    size = resolve(config.model)
+    size = config.model.dimensions
     return tokens * config.clip.cube_pixels * size.width + size.depth * _block_macs(tokens, size.width)

@@ -16,7 +16,6 @@ from torch import Tensor
 from motionmae.config import ClipConfig, Config
 from motionmae.errors import UserError
 from motionmae.models.released import flat_kernel
-from motionmae.models.sizes import resolve
 
 State = Mapping[str, Tensor]
 Pair = tuple[str, str]
@@ -43,7 +42,7 @@ def huggingface_config(config: Config) -> dict[str, Any]:
         raise UserError(
             f"target.kind={config.target.kind} is no VideoMAE: its pre-training model has target.kind=frame"
         )
-    size, clip = resolve(config.model), config.clip
+    size, clip = config.model.dimensions, config.clip
     return {
         "image_size": clip.size,
         "patch_size": clip.cube_size,

@@ -1,24 +1,52 @@
 """The vanilla ViT of encoder and decoders: timm's blocks, joint space-time attention, no class token (section 4)."""
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.models.beit import Block
+from timm.models.beit import Attention, Block
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.masking import Mask
 from motionmae.models.position import PositionTable
-from motionmae.models.sizes import resolve
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue in [0, 1]: what the encoder's input is centred by."""
 PIXEL_STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue."""
 NORM_EPS = 1e-6
+
+
+class LastAttention(Attention):
+    """timm's attention in which only the last tokens ask, and all are asked."""
+
+    def forward(self, x: Tensor, kept: int) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to (B, kept, width)."""
+        width, heads = x.shape[2], self.num_heads
+        q_weight, kv_weight = self.qkv.weight.split([width, 2 * width])
+        q = functional.linear(x[:, -kept:], q_weight, self.q_bias).unflatten(2, (heads, -1)).transpose(1, 2)
+        # k has no bias
+        kv = functional.linear(x, kv_weight, functional.pad(self.v_bias, (width, 0))).unflatten(2, (2, heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, K, width / heads)
+        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class LastBlock(Block):
+    """timm's block for the last tokens alone: nobody reads what it would make of the others."""
+
+    def __init__(self, width: int, heads: int, **options: Any):
+        super().__init__(width, heads, **options)
+        with torch.random.fork_rng(devices=[]):  # initial weights are to be those of a plain block
+            self.attn = LastAttention(width, heads, qkv_bias=True)
+
+    def forward(self, x: Tensor, kept: int) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to (B, kept, width)."""
+        x = x[:, -kept:] + self.drop_path1(self.attn(self.norm1(x), kept))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class BlockStack(nn.ModuleList):
@@ -28,21 +56,31 @@ class BlockStack(nn.ModuleList):
     and attention is torch's fused one.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
-        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``."""
+    def __init__(
+        self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0, narrows: bool = False
+    ):
+        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``.
+
+        With ``narrows`` the last one is a :class:`LastBlock`.
+        """
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # what timm's annotation asks for
-        super().__init__(Block(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
+        kinds = [Block] * (depth - 1) + [LastBlock if narrows else Block]
+        super().__init__(
+            kind(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate)
+            for kind, rate in zip(kinds, rates, strict=True)
+        )
         self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
         self.random = drop_path > 0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, K, width) to the same shape."""
+    def forward(self, tokens: Tensor, kept: int | None = None) -> Tensor:
+        """Map tokens (B, K, width) to the same shape; a stack that narrows gives the last ``kept``."""
         for number, block in enumerate(self):
+            inputs = (tokens, kept) if isinstance(block, LastBlock) else (tokens,)
             if self.recompute_every and number % self.recompute_every == 0 and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=self.random)
+                tokens = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.random)
             else:
-                tokens = block(tokens)
+                tokens = block(*inputs)
         return tokens
 
 
@@ -52,7 +90,7 @@ class Encoder(nn.Module):
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
         """Make an encoder; fine-tuning uses ``drop_path`` and leaves the final norm out."""
         super().__init__()
-        size = resolve(model)
+        size = model.dimensions
         self.clip = clip
         self.scale: Tensor
         self.shift: Tensor
@@ -94,11 +132,11 @@ class Decoder(nn.Module):
     def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
         """Make a decoder with a head for each of ``outputs``: name -> values of a cube."""
         super().__init__()
-        size = resolve(model)
+        size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
         self.position = PositionTable(clip.cubes, size.decoder_width, model.position)
-        self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model)
+        self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model, narrows=True)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)
@@ -115,8 +153,7 @@ class Decoder(nn.Module):
         """
         visible = self.embed(encoded) + self.position(mask.visible)
         masked = self.mask_token + self.position(mask.masked)
-        tokens = self.blocks(torch.cat([visible, masked], dim=1))  # (B, N, decoder width)
-        tail = self.norm(tokens[:, visible.shape[1] :])
+        tail = self.norm(self.blocks(torch.cat([visible, masked], dim=1), masked.shape[1]))  # (B, M, decoder width)
         return {name: head(tail) for name, head in self.heads.items()}
 
 

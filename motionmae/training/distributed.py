@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from motionmae.config import EngineConfig
 from motionmae.errors import UserError
+from motionmae.training.host_memory import keep_freed_memory
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for its peers before the run fails."""
@@ -61,9 +62,11 @@ def init_distributed(engine: EngineConfig) -> Rank:
     os.environ.update(place)  # DeepSpeed asks there
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:  # else each rank would take all cores of the node
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+    else:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:  # else each rank would take all cores of the node
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     if not dist.is_initialized():
         # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -161,7 +161,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Config, device: torch.
         "lr": optim.peak_lr,
         "betas": (optim.beta1, optim.beta2),
         "eps": optim.eps,
-        "fused": device.type == "cuda",
+        "fused": True,
     }
     if config.engine.zero == 0:
         return GuardedAdamW(groups, optim.clip_grad, **options)

@@ -5,17 +5,16 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any
 
 import torch
 
-from motionmae.config import Config, load_config, save_config
-from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import load_manifest
+from motionmae.config import Config, save_config
+from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.training import checkpoint, zero_state
+from motionmae.training.admission import refuse_what_cannot_go_on
 from motionmae.training.boards import TensorBoard, WeightsAndBiases
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.claim import Claim, claim_folder, living_owner
+from motionmae.training.claim import Claim, claim_folder
 from motionmae.training.distributed import (
     Rank,
     broadcast_object,
@@ -35,7 +34,7 @@ from motionmae.training.runfolder import RunFolder
 from motionmae.training.saver import Saver
 from motionmae.training.schedule import build_schedule
 from motionmae.training.startup import StartUp
-from motionmae.training.state import TrainState, check_same_run, config_as_json
+from motionmae.training.state import TrainState, check_same_run
 from motionmae.training.task import Task
 from motionmae.training.watchdog import Watchdog
 
@@ -65,10 +64,9 @@ def train_run(
         rank = stack.enter_context(distributed(config.engine))
         startup.done("process_group")
         folder = RunFolder.of(config.runs, config.name)
-        on_first_rank(rank, lambda: refuse_unusable_shards(config))
-        on_first_rank(rank, folder.create)
         store = CheckpointStore(folder.checkpoints)
-        on_first_rank(rank, lambda: refuse_other_settings(folder, store, config))
+        on_first_rank(rank, lambda: refuse_what_cannot_go_on(folder, store, config))
+        on_first_rank(rank, folder.create)
         claim = on_first_rank(rank, lambda: claim_folder(folder.path))
         events = stack.enter_context(recording(folder, rank, claim, sinks))
         watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
@@ -217,39 +215,6 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
     )
 
 
-def refuse_unusable_shards(config: Config) -> None:
-    """Refuse what :func:`open_loader` would, while nothing is written yet: a mistyped path leaves no run folder.
-
-    Raises:
-        UserError: no shards, or fewer samples than a step takes.
-    """
-    shards = config.data.shards
-    load_manifest(shards, config.data).steps_per_epoch(config.optim.batch, shards)
-
-
-def refuse_other_settings(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
-    """Refuse a command that is not this run's before it claims the folder, which would end the run that trains there.
-
-    Looks only; what is damaged is passed over here, and dealt with by those who resume. A run without a checkpoint may
-    begin again with other settings, unless it is under way.
-
-    Raises:
-        UserError: see :func:`motionmae.training.state.check_same_run`.
-    """
-    saved = next(filter(None, map(_config_in, reversed(store.complete()))), None)
-    if saved is None and folder.config.is_file() and living_owner(folder.path):
-        saved = config_as_json(load_config(str(folder.config)))
-    if saved is not None:
-        check_same_run(saved, config)
-
-
-def _config_in(found: Checkpoint) -> dict[str, Any] | None:
-    try:
-        return found.state()["config"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
     """The trainer's state in the checkpoint, after making sure that it is this run's. Collective.
 
@@ -262,7 +227,7 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
 
     def check() -> None:
         check_same_run(saved["config"], config)
-        loader.check_state(saved["loader"])
+        check_same_stream(saved["loader"], loader.identity)
 
     on_first_rank(rank, check)  # before the others, so that what is wrong is said once
     check()

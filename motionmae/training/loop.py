@@ -92,13 +92,7 @@ def train(run: Run) -> Outcome:
     batches = run.loader.batches(run.state.data_step)
     request, started = Request(None, save=False), False
     while not run.done and not request.end:
-        run.clock.begin_step()
-        run.watchdog.step(run.state.step + 1)
-        run.schedule.step_update(run.state.step)
-        seed_step(run.config.seed, run.state.step, run.rank.rank)
-        step = take_step(run, batches)
-        run.state.step += 1
-        run.state.data_step += 1
+        step = advance(run, batches)
         request = run.requests.agree()
         run.clock.end_step()
 
@@ -117,6 +111,18 @@ def train(run: Run) -> Outcome:
             with run.watchdog.during(f"saving step {run.state.step}", run.config.watchdog.save_seconds):
                 save(run, request)
     return Outcome.FINISHED if run.done or not request.end else request.end
+
+
+def advance(run: Run, batches: Iterator[Batch]) -> Step:
+    """Take the next step and count it."""
+    run.clock.begin_step()
+    run.watchdog.step(run.state.step + 1)
+    run.schedule.step_update(run.state.step)
+    seed_step(run.config.seed, run.state.step, run.rank.rank)
+    step = take_step(run, batches)
+    run.state.step += 1
+    run.state.data_step += 1
+    return step
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> Step:

@@ -14,7 +14,7 @@ import torch
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.corruption import CorruptSample
-from motionmae.data.loader import ClipLoader
+from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.order import EpochOrder
 from motionmae.data.randomness import mask_seed
 from motionmae.data.reader import ShardReader
@@ -291,7 +291,7 @@ class TestState:
         with loader(shards) as ours, loader(shards, world=3, micro_batch=4, rank=2, threads=4) as other:
             state = json.loads(json.dumps(ours.state(6)))
             assert (state["step"], state["epoch"]) == (6, 1)
-            other.check_state(state)
+            check_same_stream(state, other.identity)
 
     @pytest.mark.parametrize(
         ("options", "says"),
@@ -304,16 +304,16 @@ class TestState:
     )
     def test_what_differs_is_named(self, shards, options, says):
         with loader(shards) as ours, loader(shards, **options) as other, pytest.raises(UserError, match=says):
-            other.check_state(ours.state(1))
+            check_same_stream(ours.state(1), other.identity)
 
     def test_other_shards_are_refused(self, shards, tmp_path):
         make_shards(tmp_path / "s", COUNTS[::-1])
         with loader(shards) as ours, loader(tmp_path / "s") as other, pytest.raises(UserError, match="shards was"):
-            other.check_state(ours.state(1))
+            check_same_stream(ours.state(1), other.identity)
 
     def test_another_order_version_is_refused(self, shards):
         with loader(shards) as ours, pytest.raises(UserError, match="order_version was 0 and is 1"):
-            ours.check_state(ours.state(1) | {"order_version": 0})
+            check_same_stream(ours.state(1) | {"order_version": 0}, ours.identity)
 
 
 def decoders():
@@ -334,7 +334,7 @@ class TestResources:
     def test_no_thread_is_left(self, shards):
         with loader(shards, threads=4) as ours:
             next(ours.batches(0))
-            assert len(decoders()) == 4
+            assert 1 <= len(decoders()) <= 4  # a thread is started when all others are busy
         assert decoders() == []
         ours.close()
 

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from motionmae.config import DataConfig, load_config
+from motionmae.config import load_config
 from motionmae.data import transfer
 from motionmae.errors import UserError
 from slurm import snapshot, submit
@@ -146,14 +147,14 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     make_shards(tmp_path / "shards", samples=8)
     with serving(tmp_path / "shards") as server:
-        data = DataConfig(server.url)
-        submit.check_shards(data, batch=8)
+        config = load_config("demo", [f"data.shards={server.url}"])
+        submit.check_shards(config)
         with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.batch=32"):
-            submit.check_shards(data, batch=32)
+            submit.check_shards(replace(config, optim=replace(config.optim, batch=32)))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
-            submit.check_shards(DataConfig(server.url + "/nowhere"), batch=8)
+            submit.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
     assert capsys.readouterr().out == ""
-    submit.check_shards(data, batch=8)  # perhaps only the nodes reach it
+    submit.check_shards(config)  # perhaps only the nodes reach it
     assert capsys.readouterr().out.startswith("note: the nodes may reach what this machine cannot: ")
 
 

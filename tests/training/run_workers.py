@@ -1,8 +1,14 @@
 """What ranks do in the tests of whole runs."""
 
 import resource
+import sys
 import time
+from collections import Counter
 from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionmae.config import Config
 from motionmae.errors import UserError
@@ -51,3 +57,54 @@ def pretrain_and_hang(config: Config, step: int) -> None:
 
     loop.take_step = take_step_or_hang
     train_task(config)
+
+
+aten = torch.ops.aten
+WAITING_OPERATORS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal}
+"""What makes the host wait for a GPU: numbers read (item, bool, float), and results whose size is a number."""
+WAITING_METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU, by the step's part and the function of training that did it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket in WAITING_OPERATORS:
+            self.note()
+        return function(*args, **(kwargs or {}))
+
+    def note(self) -> None:
+        frame, names = sys._getframe(1), []
+        while frame := frame.f_back:
+            if "/motionmae/training/" in frame.f_code.co_filename:
+                names.append(frame.f_code.co_name)
+        if "train" in names:  # beyond the start-up: the part is what the loop called
+            self.found[names[names.index("train") - 1], names[0]] += 1
+
+
+class WaitingMethods(TorchFunctionMode):
+    """Notes for :class:`Waits` what the CPU does without an operator."""
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in WAITING_METHODS:
+            self.waits.note()
+        return function(*args, **(kwargs or {}))
+
+
+def pretrain_and_count_waits(configs: list[Config]) -> list[dict[tuple[str, str], int]]:
+    """Run, and return for each what :class:`Waits` found."""
+    init_distributed(configs[0].engine)
+    answers = []
+    for config in configs:
+        with Waits() as waits, WaitingMethods(waits):
+            train_task(config)
+        answers.append(dict(waits.found))
+    return answers

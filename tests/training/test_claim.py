@@ -82,10 +82,15 @@ def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path
     run = Ranks(1, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
     run.send(0, signal.SIGSTOP)
-    mistyped = replace(config, seed=1)
-    ((status, sentence),) = Ranks(1, pretrain_to_exit, mistyped).results()
+    other = make_shards(tmp_path / "other", samples=10)
+    mistyped = {
+        "cannot be resumed with seed=1 (was 0)": replace(config, seed=1),
+        "shards was": replace(config, data=replace(config.data, shards=str(other))),
+    }
+    answers = {words: Ranks(1, pretrain_to_exit, wrong).results() for words, wrong in mistyped.items()}
     run.send(0, signal.SIGCONT)
-    assert status == "USER_ERROR"
-    assert "cannot be resumed with seed=1 (was 0)" in sentence
+    for words, ((status, sentence),) in answers.items():
+        assert status == "USER_ERROR"
+        assert words in sentence
     assert run.results() == [("FINISHED", "")]
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1]

@@ -1,27 +1,27 @@
 import pytest
 
-from motionmae.config import ModelConfig, load_config
+from motionmae.config import ModelConfig
+from motionmae.config.sizes import SIZES, Size
 from motionmae.errors import UserError
-from motionmae.models.sizes import SIZES, Size, resolve
 
 
 def test_sizes_of_the_paper():
-    assert resolve(ModelConfig(size="vit_b")) == Size(768, 12, 12, 384, 6)
-    assert resolve(ModelConfig(size="vit_l")) == Size(1024, 24, 16, 512, 8)
-    assert resolve(ModelConfig(size="vit_h")) == Size(1280, 32, 16, 512, 8)
+    assert ModelConfig(size="vit_b").dimensions == Size(768, 12, 12, 384, 6)
+    assert ModelConfig(size="vit_l").dimensions == Size(1024, 24, 16, 512, 8)
+    assert ModelConfig(size="vit_h").dimensions == Size(1280, 32, 16, 512, 8)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_size_is_consistent(name: str):
-    size = resolve(ModelConfig(size=name))
+    size = ModelConfig(size=name).dimensions
     assert size.width % size.heads == 0
     assert size.decoder_width % size.decoder_heads == 0
 
 
 def test_own_numbers_win_over_the_names():
     own = ModelConfig(size="vit_s", width=64, depth=3, heads=4, decoder_width=32, decoder_heads=2)
-    assert resolve(own) == Size(64, 3, 4, 32, 2)
-    assert resolve(ModelConfig(size="vit_s", depth=3)) == Size(384, 3, 6, 192, 3)
+    assert own.dimensions == Size(64, 3, 4, 32, 2)
+    assert ModelConfig(size="vit_s", depth=3).dimensions == Size(384, 3, 6, 192, 3)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,6 @@ def test_own_numbers_win_over_the_names():
 )
 def test_a_width_its_heads_do_not_divide_is_refused_with_a_remedy_that_works(fields: dict[str, int], key: str):
     with pytest.raises(UserError, match=f"{key} is not possible") as refusal:
-        resolve(ModelConfig(**fields))
+        ModelConfig(**fields)
     name, _, value = str(refusal.value).rpartition(" ")[2].removeprefix("model.").partition("=")
-    resolve(ModelConfig(**{**fields, name: int(value)}))
-
-
-@pytest.mark.parametrize("name", ["vitb_k400", "vitl_ssv2_32f", "vith_k400", "tiny_toy", "ablations/table5d_width128"])
-def test_shipped_configs_resolve(name: str):
-    resolve(load_config(name).model)
+    ModelConfig(**{**fields, name: int(value)})

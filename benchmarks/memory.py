@@ -1,0 +1,252 @@
+"""What a training step holds in memory, measured, beside what `python -m motionmae plan` predicts of it.
+
+Examples::
+
+  python benchmarks/memory.py                                     # ViT-S, 12 cases on 1 and on 2 processes
+  python benchmarks/memory.py --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch=2 --json memory.json
+
+Every case is a real step of DeepSpeed on CPU with fake pixels, for each ZeRO stage and activation checkpointing mode.
+Live tensors are followed as torch makes and frees them (every operation passes a dispatch mode); a figure is that of
+rank 0. RSS is the peak of the process in another step, without the dispatch mode, above what it was before the model
+was made: kernels' workspaces and the allocator's slack are in it. Prediction and peak are of live tensors.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from benchmarks.processes import run_ranks
+from motionmae.config import Config, load_config
+from motionmae.models.motionmae import build_motionmae
+from motionmae.training import zero_state
+from motionmae.training.distributed import Rank, distributed, gather_objects
+from motionmae.training.engine import Engine
+from motionmae.training.memory import predict_memory
+from motionmae.training.task import decay_groups
+
+MODES = ("none", "every_n", "full")
+SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch=8", "engine.precision=fp32"]
+"""The default case: trains in a second on one core, and yet activations and states both matter."""
+_MB = 1e6
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows the bytes of all storages that operations under it made, from birth to death."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do the operation, and note storages that are new."""
+        result = function(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor) and value.device.type != "meta":
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = (storage.nbytes(), weakref.ref(storage, lambda _: self._forget(key)))
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._known.pop(key)[0]
+
+    def during(self, action: Callable[[], Any]) -> int:
+        """Do ``action`` and return the most that lived meanwhile."""
+        self.peak = self.now
+        action()
+        return self.peak
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of live tensors on this rank in a step after the first."""
+
+    parameters: int
+    optimizer: int
+    """AdamW's moments and DeepSpeed's copy of the parameters."""
+    state: int
+    """All that stays from step to step: the above, tables, message buffers that are kept."""
+    activations: int
+    """What the forward pass leaves for the backward pass, 16-bit copies of weights among it."""
+    gradients: int
+    """What the backward pass leaves for the optimiser."""
+    forward_peak: int
+    backward_peak: int
+    step_peak: int
+    rss_peak: int
+    """Of the process, above its size before the model was made."""
+
+    @property
+    def peak(self) -> int:
+        """The most that lived at once."""
+        return max(self.forward_peak, self.backward_peak, self.step_peak)
+
+
+def measure(config: Config, rank: Rank) -> Measured:
+    """Take two steps under :class:`LiveTensors`, and a third for RSS. Collective."""
+    gc.collect()
+    rss_before = resident()
+    clip, number = config.clip, config.engine.micro_batch * config.data.repeats
+    with LiveTensors() as live:
+        model = build_motionmae(config)
+        engine = Engine(model, decay_groups(model, config), config, rank)
+        assert engine.accumulation == 1, "a step of one micro-batch is what is measured"
+        clips = torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
+        seeds, losses = torch.arange(number), []
+
+        def forward() -> None:
+            losses.append(engine(clips, seeds).total)
+
+        def backward() -> None:
+            engine.backward(losses.pop())
+
+        for _ in range(2):  # buckets and traces are complete after the first
+            gc.collect()
+            before = live.now
+            forward_peak = live.during(forward)
+            activations = live.now - before
+            backward_peak = live.during(backward)
+            gradients = live.now - before
+            step_peak = live.during(engine.step)
+    parameters = storages(getattr(p, "ds_tensor", p) for p in engine.parameters.values())
+    states = zero_state.engine_states(engine)
+    optimizer = storages([*states, *(value for state in states.values() for value in state.values())])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    forward()
+    backward()
+    engine.step()
+    measured = Measured(
+        parameters=sum(parameters.values()),
+        optimizer=sum(size for address, size in optimizer.items() if address not in parameters),
+        state=before,
+        activations=activations,
+        gradients=gradients,
+        forward_peak=forward_peak,
+        backward_peak=backward_peak,
+        step_peak=step_peak,
+        rss_peak=resident("VmHWM") - rss_before,
+    )
+    engine.close()
+    return measured
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Address and bytes of the memory behind ``tensors``, each once."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def resident(kind: str = "VmRSS") -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
+    """``config`` as a step of one micro-batch on ``ranks`` processes of this machine."""
+    return replace(
+        config,
+        engine=replace(config.engine, zero=stage),
+        optim=replace(config.optim, batch=config.engine.micro_batch * ranks),
+        model=replace(config.model, activation_checkpointing=mode),
+        launch=replace(config.launch, nodes=1, ranks_per_node=ranks, gpus_per_node=0),
+    )
+
+
+def measure_cases(config: Config, stages: Iterable[int], modes: Iterable[str]) -> list[dict[str, Any]]:
+    """Measure every case on the ranks that this process is one of; each figure is the highest of all ranks. Collective.
+
+    Stage 3 goes last: DeepSpeed replaces torch's linear layer for it, for the rest of the process.
+    """
+    rows = []
+    with distributed(config.engine) as rank:
+        for stage in sorted(stages):
+            for mode in modes:
+                case = with_case(config, rank.world, stage, mode)
+                everyone = gather_objects(measure(case, rank))
+                highest = Measured(*(max(values) for values in zip(*map(astuple, everyone), strict=True)))
+                predicted = predict_memory(case, rank.world)
+                rows.append(
+                    {
+                        "ranks": rank.world,
+                        "stage": stage,
+                        "mode": mode,
+                        "measured": asdict(highest) | {"peak": highest.peak},
+                        "predicted": asdict(predicted),
+                    }
+                )
+    return rows
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the table."""
+    table = Table(title=title, title_justify="left", caption="MB; the optimiser's with DeepSpeed's copy of the weights")
+    for column in ("ranks", "ZeRO", "checkpointing", "parameters", "optimiser", "gradients", "activations"):
+        table.add_column(column)
+    for column in ("peak", "predicted", "error", "peak RSS"):
+        table.add_column(column, style="bold" if column == "peak" else "")
+    for row in rows:
+        measured, predicted = row["measured"], row["predicted"]
+        sizes = [measured[key] for key in ("parameters", "optimizer", "gradients", "activations", "peak")]
+        table.add_row(
+            *(str(row[key]) for key in ("ranks", "stage", "mode")),
+            *(f"{size / _MB:.0f}" for size in sizes),
+            f"{predicted['peak'] / _MB:.0f}",
+            f"{predicted['peak'] / measured['peak'] - 1:+.1%}",
+            f"{measured['rss_peak'] / _MB:.0f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure in processes of their own, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="vitb_k400", help="whose model and clip (default: vitb_k400 made small)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes (default: 1 2)")
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3], help="ZeRO stages (default: all)")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="checkpointing (default: all)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to the config ({' '.join(SMALL)})")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides or SMALL)
+    if "RANK" in os.environ:  # one of the processes started below
+        rows = measure_cases(config, arguments.stages, arguments.modes)
+        if os.environ["RANK"] == "0":
+            arguments.json.write_text(json.dumps(rows))
+        return
+    rows = []
+    for ranks in arguments.ranks:
+        rows += run_ranks(ranks, sys.argv[1:])
+    show(rows, f"{config.name}: {config.model.size}, micro batch {config.engine.micro_batch}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

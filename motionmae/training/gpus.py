@@ -1,0 +1,58 @@
+"""GPUs that a plan or an MFU may name: peak rate, memory and links, from the vendor's data sheets."""
+
+from dataclasses import dataclass
+
+from motionmae.errors import UserError
+
+USABLE = 0.9
+"""Share of a card that a plan fills: kernels' workspaces, NCCL, the CUDA context and fragmentation take the rest."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU."""
+
+    part: str
+    """What is found in the device's name if it is one of these (with its memory where a model has several)."""
+    tflops: float
+    """Dense bfloat16 peak (V100: float16)."""
+    gigabytes: float
+    """Of memory, 10^9 bytes."""
+    link: float
+    """GB/s in one direction between the GPUs of a node: NVLink's, else PCIe's."""
+
+
+GPUS = {
+    "gb200-186": Gpu("GB200", 2500.0, 186, 900),
+    "b200-180": Gpu("B200", 2250.0, 180, 900),
+    "h200-141": Gpu("H200", 989.0, 141, 450),
+    "h100-pcie-80": Gpu("H100 PCIe", 756.0, 80, 64),
+    "h100-80": Gpu("H100", 989.0, 80, 450),
+    "a100-80": Gpu("A100", 312.0, 80, 300),
+    "a100-40": Gpu("A100", 312.0, 40, 300),
+    "a800-80": Gpu("A800", 312.0, 80, 200),
+    "a40-48": Gpu("A40", 149.7, 48, 32),
+    "a10g-24": Gpu("A10G", 70.0, 24, 32),
+    "l40s-48": Gpu("L40S", 362.0, 48, 32),
+    "v100-32": Gpu("V100", 125.0, 32, 150),
+    "v100-16": Gpu("V100", 125.0, 16, 150),
+}
+"""By the name that `plan --gpu` takes; a part that contains another's comes first."""
+
+DEFAULT = "a100-80"
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return the GPU called ``name`` in :data:`GPUS`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in GPUS:
+        raise UserError(f"no GPU called {name} is known: choose one of {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def peak_of_device(device: str) -> float | None:
+    """TFLOP/s of the device that calls itself ``device``; None if it is not known."""
+    return next((gpu.tflops for gpu in GPUS.values() if gpu.part in device), None)
