@@ -72,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
+    if own := next((word for word in changes if word.startswith(("name=", "runs=", "seed="))), None):
+        raise UserError(
+            f"{own} after -- would send every run to the same place: leave it out, or use --seed and --work"
+        )
     experiment = Experiment(options.work.resolve(), changes)
     rows = rows_of(options.arm, options.seed, options.use)
     jobs = list(dict.fromkeys(job for row in rows for job in experiment.jobs(row)))

@@ -6,9 +6,10 @@ another run, and what is found under a name was made by exactly these settings.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from motionmae.config import Config, load_config
 from motionmae.data.manifest import load_manifest
@@ -17,6 +18,7 @@ from motionmae.training.runfolder import RunFolder
 from motionmae.training.state import config_as_json
 
 SCRATCH = "scratch"
+_MATTERS = ("task", "seed", "clip.", "model.", "mask.", "target.", "finetune.", "views.", "data.", "optim.")
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
 
 
@@ -173,20 +175,16 @@ def key_of(config: Config) -> str:
         views=replace(config.views, shards=Path(config.views.shards).name),
         finetune=replace(config.finetune, init=Path(config.finetune.init).name),
     )
-    method = ("task", "seed", "clip", "model", "mask", "target", "finetune", "views", "data", "optim")
-    values, defaults = config_as_json(named), config_as_json(Config())
-    assert set(method) <= {field.name for field in fields(Config)}
-    other = {
-        f"{section}.{key}": value
-        for section in method
-        for key, value in _items(values[section])
-        if value != dict(_items(defaults[section]))[key]
-    }
+    values, defaults = (dict(_items(config_as_json(each))) for each in (named, Config()))
+    other = {key: value for key, value in values.items() if key.startswith(_MATTERS) and value != defaults[key]}
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _items(section: object) -> Iterable[tuple[str, object]]:
-    return section.items() if isinstance(section, dict) else (("", section),)
+def _items(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings as ``section.key`` and value."""
+    for section, content in config.items():
+        keys = content if isinstance(content, dict) else {"": content}
+        yield from ((f"{section}.{key}".rstrip("."), value) for key, value in keys.items())
 
 
 def rows_of(arms: Sequence[str], seeds: Sequence[int] | None, uses: Sequence[str]) -> list[Row]:
