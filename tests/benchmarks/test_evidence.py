@@ -99,7 +99,8 @@ def test_runs_are_made_once_and_what_needs_a_failed_one_is_left_out(tmp_path: Pa
     experiment = Experiment(tmp_path, SMALL)
     for split in ("train10", "val"):
         make_shards(experiment.shards(split), samples=4, classes=2)
-    rows = [Row("scratch", 0, "finetune10"), Row("both", 0, "finetune10")]  # there are no shards to pre-train on
+    make_shards(experiment.shards("train"), shards=1, samples=2)  # too few for a step of the pre-training
+    rows = [Row("scratch", 0, "finetune10"), Row("both", 0, "finetune10")]
     jobs = [job for row in rows for job in experiment.jobs(row)]
     pool = Pool(jobs, 2, tmp_path / "logs")
     pool.run()
