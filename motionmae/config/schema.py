@@ -55,8 +55,9 @@ class Config:
         one_of("task", self.task, ("pretrain", "finetune"))
         check(0 <= self.seed < 2**63, "seed", self.seed, "it must be at least 0 and less than 2^63")
         _refuse_infinite(self)
+        no_motion = self.task == "finetune" or not self.target.has_motion
         check(
-            self.target.motion_granularity < self.clip.frames,
+            no_motion or self.target.motion_granularity < self.clip.frames,
             "target.motion_granularity",
             self.target.motion_granularity,
             f"it must be less than clip.frames={self.clip.frames}",
