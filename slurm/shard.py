@@ -57,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     asked = make_shards_parser().parse_args(command)
     if asked.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and --part is given by the array: leave it out")
+    if asked.json:
+        raise UserError("--json is of one command and every part would write it: leave it out, see the logs")
     logs = asked.out.absolute() / STATE / "logs"
     parts = _script(options, command, logs / "part-%a.log", array=f"0-{options.parts - 1}")
     if options.dry_run:
@@ -79,6 +81,8 @@ def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **as
         **asked,
         **dict(one.partition("=")[::2] for one in options.sbatch),
     }
+    if "array" not in asked:  # the parts have tried again
+        command = [word for word in command if word != "--retry"]
     run = [sys.executable, str(ROOT / "data_tools" / "make_shards"), "--workers", str(options.cpus), *command]
     part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{options.parts}"' if "array" in asked else ""
     return batch_script(settings, [f"exec {shlex.join(run)}{part}"])

@@ -21,8 +21,11 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         raise UserError(f"--split {split} is none of Kinetics-400's: choose train, val or test")
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _split_file(annotations, split)
-    records = _read_csv(file)
-    class_names, notes = _class_names(file.parent, [record["label"] for record in records if "label" in record])
+    try:
+        records = _read_csv(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is no UTF-8 csv file ({error}): get the official file again") from error
+    class_names, notes = _class_names(file.parent, [record.get("label") or "" for record in records])
     label_of = {name: label for label, name in enumerate(class_names)}
     index = VideoIndex(videos, exclude)
     rows = []
@@ -79,7 +82,7 @@ def _class_names(folder: Path, own: list[str]) -> tuple[tuple[str, ...], tuple[s
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             if set(reader.fieldnames or ()) >= {*_COLUMNS, "label"}:
-                names |= {record["label"].strip() for record in reader}
+                names |= {(record["label"] or "").strip() for record in reader}
     names.discard("")
     if len(names) == CLASSES:
         return tuple(sorted(names)), ()

@@ -25,6 +25,13 @@ class Row:
     """Class number from 0."""
     class_name: str = ""
     """Name of the class, empty for an unlabelled video."""
+    name: str = ""
+    """What the annotations call it, wherever it lies; empty where they give its path."""
+
+    @property
+    def identity(self) -> str:
+        """A name that stays when a missing video is supplied."""
+        return self.name or self.source
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class VideoIndex:
     def row(self, stems: Sequence[str], folders: Sequence[str], name: str, label: int, class_name: str) -> Row:
         """The row of the video with one of ``stems``; ``name`` is what it is called if it is not there."""
         path = self.find(stems, folders)
-        return Row(name if path is None else self.source(path), path, label, class_name)
+        return Row(name if path is None else self.source(path), path, label, class_name, name)
 
 
 def _plain(name: str) -> str:

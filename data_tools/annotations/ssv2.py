@@ -21,7 +21,12 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
-    labels = {str(name): int(number) for name, number in _load(labels_file, dict).items()}
+    try:
+        labels = {str(name): int(number) for name, number in _load(labels_file, dict).items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{labels_file} must map every class to a number ({error}): get the official file again"
+        ) from error
     class_names = tuple(sorted(labels, key=labels.__getitem__))
     if sorted(labels.values()) != list(range(len(labels))):
         raise UserError(f"{labels_file} does not number its classes 0, 1, 2, ...: get the official file again")
@@ -32,7 +37,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         if not isinstance(record, dict) or "id" not in record:
             raise UserError(f"{file} has the entry {record!r} without an id: get the official file again")
         number = str(record["id"])
-        name = record.get("template", answers.get(number, "")).replace("[", "").replace("]", "")
+        name = str(record.get("template", answers.get(number)) or "").replace("[", "").replace("]", "")
         if name and name not in labels:
             raise UserError(f"{file}: the template of video {number}, {name!r}, is no class of {labels_file.name}")
         rows.append(index.row((number,), (split,), f"{number}.webm", labels.get(name, UNLABELLED), name))

@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
         print(f"error: {error}{remedy}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {options.out} cannot be written ({error}): make room and run it again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"stopped: {options.out} was not written", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.write import (
     QUARANTINE,
     Tally,
+    entries_of,
     finish,
     forget_quarantined,
     is_complete,
@@ -25,7 +26,7 @@ from data_tools.make_shards.write import (
     write_shards,
 )
 from motionmae.data.files import output_file, write_atomically
-from motionmae.data.manifest import MANIFEST, Manifest, load_manifest
+from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
 
 _DESCRIPTION = """\
@@ -136,10 +137,11 @@ def _run(options: argparse.Namespace) -> int:
         return _run_part(plan, options)
     with only_run(options.out):
         if options.retry:
+            refuse_other_libraries(plan, options.out)
             count = forget_quarantined(plan, options.out)
             print(f"retry: {count} shards lack a video and are made again")
-        if (options.out / MANIFEST).exists() and is_complete(plan, options.out):
-            manifest = load_manifest(options.out)
+        manifest = _finished(plan, options.out)
+        if manifest:
             print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
         else:
             refuse_other_libraries(plan, options.out)
@@ -149,12 +151,22 @@ def _run(options: argparse.Namespace) -> int:
     return 3 if options.strict and manifest.quarantined else 0
 
 
+def _finished(plan: Plan, out: Path) -> Manifest | None:
+    """The manifest of a folder in which nothing is left to do; None where it is missing, damaged or of other shards."""
+    try:
+        manifest = load_manifest(out)
+    except UserError:
+        return None
+    return manifest if manifest.shards == entries_of(plan, out) else None
+
+
 def _run_part(plan: Plan, options: argparse.Namespace) -> int:
     """Write the shards of one part; whoever comes without --part finds them and writes the manifest."""
     number, parts = options.part
     part = plan.part(number, parts)
     with only_run(options.out, options.part):
         if options.retry:
+            refuse_other_libraries(plan, options.out)
             forget_quarantined(part, options.out)
         if not is_complete(part, options.out):
             refuse_other_libraries(plan, options.out)

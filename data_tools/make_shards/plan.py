@@ -86,7 +86,7 @@ def make_plan(
         samples_per_shard = min(MOST_SAMPLES, -(-len(listing.rows) // FEWEST_SHARDS))
     if samples_per_shard < 1:
         raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: it must be at least 1")
-    rows = sorted(listing.rows, key=lambda row: (_rank(seed, row), row.source, row.label))
+    rows = sorted(listing.rows, key=lambda row: (_rank(seed, row), row.identity, row.label))
     keyed = [(f"{position:08d}", row) for position, row in enumerate(rows)]
     name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in listing.split)
     shards = tuple(
@@ -114,13 +114,13 @@ def library_versions(frames: FrameSettings) -> dict[str, str]:
 
 
 def _rank(seed: int, row: Row) -> bytes:
-    return hashlib.blake2b(f"{seed}:{row.source}".encode(errors="surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(f"{seed}:{row.identity}".encode(errors="surrogateescape"), digest_size=16).digest()
 
 
 def _hash_rows(listing: Listing) -> str:
     digest = hashlib.sha256()
-    for row in sorted(listing.rows, key=lambda row: (row.source, row.label)):
-        digest.update(json.dumps([row.source, row.label, row.class_name]).encode())
+    for row in sorted(listing.rows, key=lambda row: (row.identity, row.label)):
+        digest.update(json.dumps([row.identity, row.label, row.class_name]).encode())
     return digest.hexdigest()
 
 

@@ -96,6 +96,14 @@ def is_complete(plan: Plan, out: Path) -> bool:
     return all(load_record(out, shard) for shard in plan.shards)
 
 
+def entries_of(plan: Plan, out: Path) -> tuple[ShardEntry, ...] | None:
+    """The rows of the manifest that finishes the plan; None while shards are missing or damaged."""
+    records = [load_record(out, shard) for shard in plan.shards]
+    if None in records:
+        return None
+    return tuple(record.entry for record in records if record and record.entry)
+
+
 def forget_quarantined(plan: Plan, out: Path) -> int:
     """Take the shards that lack a video as not done, so that their videos are tried again; says how many they are."""
     lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.tally.quarantine]
@@ -121,7 +129,10 @@ def only_run(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)
-        if part:
+        if part is None:  # alone now: parts may be of another count from here on
+            for path in (out / STATE).glob("lock.*of*"):
+                path.unlink()
+        else:
             number, parts = part
             _lock(locks, out, f"lock.{number}of{parts}", shared=False)
             counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
@@ -135,7 +146,11 @@ def only_run(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
 
 
 def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
-    file = locks.enter_context((out / STATE / name).open("a+"))
+    path = out / STATE / name
+    try:
+        file = locks.enter_context(path.open("a+"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): make shards where you may write") from error
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -272,8 +287,8 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
     Raises:
         UserError: a shard was lost or damaged since it was written.
     """
-    records = [load_record(out, shard) for shard in plan.shards]
-    if None in records:
+    entries = entries_of(plan, out)
+    if entries is None:
         raise UserError(f"finished shards of {out} were changed meanwhile: run the same command again")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
@@ -284,9 +299,15 @@ def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
         split=listing.split,
         class_names=listing.class_names,
         encoder=EncoderSettings(
-            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding
+            frames.short_side,
+            frames.quality,
+            frames.stride,
+            frames.clips,
+            frames.flow,
+            plan.encoding,
+            frames.window if frames.clips else 0,
         ),
-        shards=tuple(record.entry for record in records if record and record.entry),
+        shards=entries,
         quarantined=len(rows),
         split_file=listing.split_file,
         split_sha256=listing.split_sha256,

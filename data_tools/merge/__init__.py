@@ -66,6 +66,12 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards already: choose another")
     out.mkdir(parents=True, exist_ok=True)
+    left = sorted(out.iterdir())
+    strangers = [path.name for path in left if not path.name.startswith(("merged-", "quarantine.jsonl"))]
+    if strangers:
+        raise UserError(f"--out {out} holds {strangers[0]}, which is of no merge: choose a new folder")
+    for path in left:  # of a killed merge, perhaps of more folders
+        path.unlink()
     names = [manifest.dataset for manifest in manifests]
     dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
     entries = tuple(

@@ -92,7 +92,10 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return dict(Counter(json.loads(line)["reason"] for line in lines))
+    try:
+        return dict(Counter(json.loads(line)["reason"] for line in lines))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): run make_shards again, which writes it anew") from error
 
 
 def _spread(values: Sequence[float]) -> list[float]:

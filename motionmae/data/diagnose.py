@@ -15,6 +15,7 @@ from motionmae.data.jpeg import decode_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import ShardReader
+from motionmae.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, second
     """Load clips for about ``seconds`` as a run would, then half of that on one core, step by step.
 
     Raises:
-        UserError: there are no shards, or too many are damaged.
+        UserError: there are no shards, a .beton is read in their place, or too many are damaged.
     """
+    if data.beton:
+        raise UserError(f"data.beton={data.beton}: doctor measures shards; benchmarks/loader.py measures a .beton too")
     with ClipLoader(data, clip, seed=0, batch=micro_batch, micro_batch=micro_batch) as loader:
         batches = loader.batches(0)
         for _ in range(data.prefetch):  # what starting costs is not the question

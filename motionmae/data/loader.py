@@ -130,6 +130,12 @@ class ClipLoader:
             raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
         if flow and data.beton:
             raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
+        span, window = (clip.frames - 1) * clip.stride + 1, self.manifest.encoder.window
+        if 0 < window < span:
+            raise UserError(
+                f"the shards of {data.shards} hold windows of {window} frames, and clip.frames={clip.frames} at "
+                f"clip.stride={clip.stride} spans {span}: lower clip.stride, or make shards with --window {span}"
+            )
         if data.sampling == "segments":
             check_whole(self.manifest, data.shards, "data.sampling=segments")
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)

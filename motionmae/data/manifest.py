@@ -34,6 +34,8 @@ class EncoderSettings:
     """Source frames between the two pictures of a stored flow field; 0: no flow stored."""
     encoding: str = "jpeg"
     """How a frame is stored: jpeg, or raw (uint8 RGB)."""
+    window: int = 0
+    """Source frames of a stored window; 0: the whole video."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ class _OpenShard:
         self._windows = [tuple(windows) for windows in columns.pop("windows")]
         self._columns = {name: np.asarray(column) for name, column in columns.items()}
         if file is None:
-            self._file = path.open("rb", buffering=0)
+            try:
+                self._file = path.open("rb", buffering=0)
+            except OSError as error:
+                raise CorruptSample(Reason.UNREADABLE, entry.name, str(error)) from error
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

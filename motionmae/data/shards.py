@@ -352,6 +352,8 @@ def check_size(shard: Path, entry: ShardEntry) -> None:
         size = shard.stat().st_size
     except FileNotFoundError:
         raise CorruptSample(Reason.MISSING_SHARD, shard.name, f"{shard} does not exist") from None
+    except OSError as error:
+        raise CorruptSample(Reason.UNREADABLE, shard.name, str(error)) from error
     if size != entry.bytes:
         reason = Reason.TRUNCATED_SHARD if size < entry.bytes else Reason.REPLACED_SHARD
         raise CorruptSample(reason, shard.name, f"it has {size} bytes, the manifest says {entry.bytes}")

@@ -5,6 +5,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,6 +285,15 @@ class TestRefusals:
         make_shards(tmp_path / "s", (12,), stride=2)
         with pytest.raises(UserError, match=r"clip.stride=1 is not possible"):
             loader(tmp_path / "s")
+
+    def test_windows_shorter_than_a_clip(self, tmp_path):
+        made = make_shards(tmp_path / "s", (12,))
+        span = (CLIP.frames - 1) * CLIP.stride + 1
+        for window, fits in ((span - 1, False), (span, True)):
+            encoder = replace(made.encoder, clips=2, window=window)
+            write_manifest(tmp_path / "s", replace(made, encoder=encoder))
+            with nullcontext() if fits else pytest.raises(UserError, match=f"make shards with --window {span}"):
+                loader(tmp_path / "s").close()
 
     def test_flow_that_is_not_stored(self, shards):
         with pytest.raises(UserError, match="hold no optical flow: make them with --flow"):

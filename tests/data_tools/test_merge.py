@@ -40,6 +40,17 @@ def test_samples_follow_each_other_and_share_the_disk(folders, tmp_path, capsys,
     assert (out / "merged-000000.tar").stat().st_nlink == 1 + link
 
 
+def test_a_folder_with_shards_of_another_kind_is_not_merged_into(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / ".make_shards").mkdir(parents=True)
+    assert main([*folders, "--out", str(out)]) == 2
+    assert "holds .make_shards, which is of no merge" in capsys.readouterr().err
+    (out / ".make_shards").rmdir()
+    (out / "merged-000009.tar").write_bytes(b"of a killed merge of more")
+    assert main([*folders, "--out", str(out)]) == 0
+    assert not (out / "merged-000009.tar").exists()
+
+
 def test_other_classes_go_together_without_labels(folders, tmp_path, capsys):
     manifest = load_manifest(folders[1])
     write_manifest(tmp_path / "b", type(manifest)(**{**vars(manifest), "class_names": ("x",)}))

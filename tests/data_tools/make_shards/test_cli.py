@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from data_tools.make_shards.cli import main
 from motionmae.data.manifest import load_manifest
 from motionmae.data.reader import ShardReader
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
@@ -127,6 +128,26 @@ def test_a_damaged_video_leaves_its_place_empty_and_the_others_alone(videos, mad
     assert "nothing to do" in capsys.readouterr().out
     assert make(copy, out, "--retry") == 0
     assert fingerprint(out) == before
+
+
+def test_a_video_that_was_missing_may_be_supplied_wherever_it_lies(tmp_path):
+    videos, csv = small_set(tmp_path / "videos"), tmp_path / "validate.csv"
+    taken = sorted(path for path in videos.rglob("*.mp4") if path.stat().st_size)[:3]
+    for number, path in enumerate(taken):
+        path.rename(videos / f"v{number}_000000_000010.mp4")
+    rows = "".join(f"c,v{number},0,10,val\n" for number in range(3))
+    csv.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    out = tmp_path / "out"
+    words = ["k400", "--videos", str(videos), "--annotations", str(csv), "--split", "val", "--out", str(out)]
+    (videos / "v1_000000_000010.mp4").rename(tmp_path / "held_back.mp4")
+    assert main(words) == 0
+    assert list(quarantine(out).values()) == ["missing"]
+    (tmp_path / "held_back.mp4").rename(videos / "v1_000000_000010.mp4")
+    assert main([*words, "--retry"]) == 0
+    assert (manifest(out)["samples"], quarantine(out)) == (3, {})
+    (out / "manifest.json").write_text("{")
+    assert main(words) == 0
+    assert manifest(out)["samples"] == 3
 
 
 def test_strict_tells_of_quarantined_videos_by_its_status(videos, made, tmp_path):
