@@ -36,6 +36,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# Under TBB, numba's first choice, FFCV's loader keeps a process with one CPU from ending (numba issue 10556).
+os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 import cv2
