@@ -9,13 +9,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from motionmae.config import Config, load_config
 from motionmae.data.manifest import load_manifest
 from motionmae.training.events import Kind, current_rows, read_rows
 from motionmae.training.runfolder import RunFolder
-from motionmae.training.state import config_as_json
+from motionmae.training.state import config_as_json, flat
 
 SCRATCH = "scratch"
 _MATTERS = ("task", "seed", "clip.", "model.", "mask.", "target.", "finetune.", "views.", "data.", "optim.")
@@ -175,16 +174,9 @@ def key_of(config: Config) -> str:
         views=replace(config.views, shards=Path(config.views.shards).name),
         finetune=replace(config.finetune, init=Path(config.finetune.init).name),
     )
-    values, defaults = (dict(_items(config_as_json(each))) for each in (named, Config()))
+    values, defaults = (flat(config_as_json(each)) for each in (named, Config()))
     other = {key: value for key, value in values.items() if key.startswith(_MATTERS) and value != defaults[key]}
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _items(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings as ``section.key`` and value."""
-    for section, content in config.items():
-        keys = content if isinstance(content, dict) else {"": content}
-        yield from ((f"{section}.{key}".rstrip("."), value) for key, value in keys.items())
 
 
 def rows_of(arms: Sequence[str], seeds: Sequence[int] | None, uses: Sequence[str]) -> list[Row]:

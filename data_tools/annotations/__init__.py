@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 from data_tools.annotations import folder, hmdb51, k400, ssv2, ucf101
-from data_tools.annotations.listing import Listing, Row, VideoIndex, hash_files
+from data_tools.annotations.listing import Listing, Row, VideoIndex
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}
 """``read(videos, annotations, split, exclude) -> Listing`` of each data set."""
 
-__all__ = ["READERS", "Listing", "Row", "VideoIndex", "hash_files", "read_listing"]
+__all__ = ["READERS", "Listing", "Row", "VideoIndex", "read_listing"]
 
 
 def read_listing(

@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.annotations.listing import UNLABELLED, Listing, Row, hash_files, read_lines, walk_files
-from motionmae.data.files import VIDEO_SUFFIXES
+from data_tools.annotations.listing import UNLABELLED, Listing, Row, read_lines, walk_files
+from motionmae.data.files import VIDEO_SUFFIXES, hash_files
 from motionmae.errors import UserError
 
 SPLITS = ("train", "val", "valid", "validation", "test")

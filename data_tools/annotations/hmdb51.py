@@ -6,8 +6,9 @@
 import re
 from pathlib import Path
 
-from data_tools.annotations.listing import Listing, VideoIndex, hash_files, read_lines
+from data_tools.annotations.listing import Listing, VideoIndex, read_lines
 from data_tools.annotations.ucf101 import parse_split
+from motionmae.data.files import hash_files
 from motionmae.errors import UserError
 
 _FILE = re.compile(r"(.+)_test_split([123])\.txt")

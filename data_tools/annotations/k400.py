@@ -7,7 +7,8 @@ Columns label, youtube_id, time_start, time_end, split[, is_cc]; the test file m
 import csv
 from pathlib import Path
 
-from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, hash_files, read_lines
+from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, read_lines
+from motionmae.data.files import hash_files
 from motionmae.errors import UserError
 
 CLASSES = 400

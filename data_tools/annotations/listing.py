@@ -1,6 +1,5 @@
 """What every annotation reader gives (a :class:`Listing`), and the search for the files that annotations name."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,14 +53,6 @@ class Listing:
     """Files of the folder that are no videos by their name."""
     notes: tuple[str, ...] = ()
     """What a person should know about this listing, one sentence each."""
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """The sha256 of a file, or of several end to end."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def read_lines(path: Path) -> list[str]:

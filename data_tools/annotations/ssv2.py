@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, hash_files, read_lines
+from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, read_lines
+from motionmae.data.files import hash_files
 from motionmae.errors import UserError
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}

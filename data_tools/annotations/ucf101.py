@@ -7,7 +7,8 @@ Train lists end a line with the class number, test lists do not: the class is th
 import re
 from pathlib import Path
 
-from data_tools.annotations.listing import Listing, VideoIndex, hash_files, read_lines
+from data_tools.annotations.listing import Listing, VideoIndex, read_lines
+from motionmae.data.files import hash_files
 from motionmae.errors import UserError
 
 _SPLIT = re.compile(r"(train|test|val)(?:list)?0?([123])?")

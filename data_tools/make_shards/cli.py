@@ -21,7 +21,6 @@ from data_tools.make_shards.write import (
     entries_of,
     finish,
     forget_quarantined,
-    is_complete,
     only_run,
     write_shards,
 )
@@ -168,7 +167,7 @@ def _run_part(plan: Plan, options: argparse.Namespace) -> int:
         if options.retry:
             refuse_other_libraries(plan, options.out)
             forget_quarantined(part, options.out)
-        if not is_complete(part, options.out):
+        if entries_of(part, options.out) is None:
             refuse_other_libraries(plan, options.out)
         started = time.monotonic()
         with ProgressBar(f"{plan.listing.split} {number}/{parts}", part.videos) as bar:

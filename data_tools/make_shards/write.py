@@ -91,11 +91,6 @@ def load_record(out: Path, shard: ShardPlan) -> Record | None:
     return record if entry is None or shard_is_complete(out / shard.name, entry) else None
 
 
-def is_complete(plan: Plan, out: Path) -> bool:
-    """Whether the folder holds all shards of the plan; one that was lost or damaged since is a gap."""
-    return all(load_record(out, shard) for shard in plan.shards)
-
-
 def entries_of(plan: Plan, out: Path) -> tuple[ShardEntry, ...] | None:
     """The rows of the manifest that finishes the plan; None while shards are missing or damaged."""
     records = [load_record(out, shard) for shard in plan.shards]

@@ -4,7 +4,9 @@ Of a durable file a reader sees the old content or the new, never a part, whenev
 """
 
 import argparse
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 VIDEO_SUFFIXES = frozenset(
@@ -17,6 +19,14 @@ VIDEO_SUFFIXES = frozenset(
     }
 )
 """Endings, in lower case, of the files that are taken for videos."""
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """The sha256 of a file, or of several end to end."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -87,6 +87,27 @@ def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
         )
 
 
+def check_clips_fit(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
+    """Refuse shards that do not hold what clips are cut from.
+
+    Raises:
+        UserError: a stride, flow, windows long enough or whole videos that they do not hold.
+    """
+    stored_step(clip, manifest.encoder.stride)
+    if flow and not manifest.encoder.flow_distance:
+        raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
+    if flow and data.beton:
+        raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
+    span, window = (clip.frames - 1) * clip.stride + 1, manifest.encoder.window
+    if 0 < window < span:
+        raise UserError(
+            f"the shards of {data.shards} hold windows of {window} frames, and clip.frames={clip.frames} at "
+            f"clip.stride={clip.stride} spans {span}: lower clip.stride, or make shards with --window {span}"
+        )
+    if data.sampling == "segments":
+        check_whole(manifest, data.shards, "data.sampling=segments")
+
+
 class ClipLoader:
     """Endless micro-batches of one rank.
 
@@ -125,19 +146,7 @@ class ClipLoader:
         self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
         self.rank, self.world, self.labelled = rank, world, labelled
         self.manifest = load_manifest(data.shards, data)
-        stored_step(clip, self.manifest.encoder.stride)
-        if flow and not self.manifest.encoder.flow_distance:
-            raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
-        if flow and data.beton:
-            raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-        span, window = (clip.frames - 1) * clip.stride + 1, self.manifest.encoder.window
-        if 0 < window < span:
-            raise UserError(
-                f"the shards of {data.shards} hold windows of {window} frames, and clip.frames={clip.frames} at "
-                f"clip.stride={clip.stride} spans {span}: lower clip.stride, or make shards with --window {span}"
-            )
-        if data.sampling == "segments":
-            check_whole(self.manifest, data.shards, "data.sampling=segments")
+        check_clips_fit(self.manifest, data, clip, flow)
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
         """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""

@@ -1,6 +1,5 @@
 """From DAVIS sequences to masks: features, propagation, palette PNGs, pictures of them."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from motionmae.data.files import write_atomically
+from motionmae.data.files import hash_files, write_atomically
 from motionmae.evaluation.davis import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
@@ -86,7 +85,7 @@ def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, res
         UserError: ``results`` is of another identity.
     """
     identity.claim(results)
-    marks = {s.name: _hash_of([s.masks[0], *s.frames]) for s in sequences}
+    marks = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
     left = [s for s in sequences if not _is_made(s, results, marks[s.name])]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
@@ -109,13 +108,6 @@ def _is_made(sequence: Sequence, results: Path, digest: str) -> bool:
     mark = results / f"{sequence.name}.sha256"
     masks = (results / sequence.name / f"{path.stem}.png" for path in sequence.frames)
     return mark.is_file() and mark.read_text() == digest and all(mask.is_file() for mask in masks)
-
-
-def _hash_of(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def track(
