@@ -17,7 +17,6 @@ from typing import Any
 
 import av
 import cv2
-import numpy as np
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -130,18 +129,16 @@ class Decoded:
     flows: list[bytes]
     """Optical flow of each stored frame (motionmae.data.flow), or none."""
 
-    def pack(self) -> tuple[bytes, bytes]:
-        """(JSON head, JPEGs and flow fields end to end): how a decoding process hands it over."""
+    def pack(self) -> list[bytes]:
+        """JSON head, then the JPEGs, then the flow fields: how a decoding process hands it over."""
         head = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
-        parts = [*self.jpegs, *self.flows]
-        head["sizes"] = [len(part) for part in parts]
-        return json.dumps(head).encode(), b"".join(parts)
+        return [json.dumps(head | {"parts": len(self.jpegs) + len(self.flows)}).encode(), *self.jpegs, *self.flows]
 
     @classmethod
-    def unpack(cls, head: dict[str, Any], body: bytes) -> "Decoded":
-        """The inverse of :meth:`pack`."""
-        ends = np.cumsum([0, *head.pop("sizes")]).tolist()
-        parts = [body[low:high] for low, high in pairwise(ends)]
+    def unpack(cls, receive: Callable[[], bytes]) -> "Decoded":
+        """The inverse of :meth:`pack`, whose parts ``receive`` returns one by one."""
+        head = json.loads(receive())
+        parts = [receive() for _ in range(head.pop("parts"))]
         count = len(head["times"])
         return cls(jpegs=parts[:count], flows=parts[count:], **head)
 

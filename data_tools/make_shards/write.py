@@ -1,4 +1,6 @@
-"""Carry a plan out: one task a shard, a thread and a killable decoding process a worker, a record a finished shard.
+"""Carry a plan out: a thread a shard, killable decoding processes that the threads share, a record a finished shard.
+
+There is one thread more than there are processes: while one shard is flushed to a slow disk, all processes decode.
 
 A shard counts as done once ``OUT/.make_shards/NAME.json`` names its quarantined videos; it is written after the shard
 itself. A run that was killed goes on with the other shards; ``manifest.json`` comes last.
@@ -183,7 +185,11 @@ def write_shards(
             total.add(record.tally)
     if not pending.empty():
         (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
-    pool = [_Writer(plan, out, patience, pending, total) for _ in range(min(workers, pending.qsize()))]
+    decoders = [DecodeWorker(plan.frames, patience) for _ in range(min(workers, pending.qsize()))]
+    idle: SimpleQueue[DecodeWorker] = SimpleQueue()
+    for decoder in decoders:
+        idle.put(decoder)
+    pool = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
     try:
         for writer in pool:
             writer.start()
@@ -191,8 +197,8 @@ def write_shards(
             watch(total)
             time.sleep(_WATCH_SECONDS)
     finally:
-        for writer in pool:
-            writer.stop()
+        for decoder in decoders:
+            decoder.stop()
         for writer in filter(threading.Thread.is_alive, pool):
             writer.join()
     for failure in filter(None, (writer.failure for writer in pool)):
@@ -209,14 +215,20 @@ def write_shards(
 class _Writer(threading.Thread):
     """Takes shards from the queue and writes them, until none is left."""
 
-    def __init__(self, plan: Plan, out: Path, patience: float, pending: "SimpleQueue[ShardPlan]", total: Tally):
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        idle: "SimpleQueue[DecodeWorker]",
+        pending: "SimpleQueue[ShardPlan]",
+        total: Tally,
+    ):
         super().__init__(daemon=True)
         self.failure: BaseException | None = None
-        self._plan, self._out, self._pending, self._total = plan, out, pending, total
-        self._worker = DecodeWorker(plan.frames, patience)
+        self._plan, self._out, self._idle, self._pending, self._total = plan, out, idle, pending, total
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by our process: Ctrl-C is not for it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by decoders: Ctrl-C is not for them
         try:
             while True:
                 self._write(self._pending.get_nowait())
@@ -224,12 +236,6 @@ class _Writer(threading.Thread):
             pass
         except BaseException as error:  # the main thread raises it
             self.failure = error
-        finally:
-            self._worker.stop()
-
-    def stop(self) -> None:
-        """End without finishing the shard at hand."""
-        self._worker.stop()
 
     def _write(self, shard: ShardPlan) -> None:
         tally = Tally()
@@ -249,13 +255,20 @@ class _Writer(threading.Thread):
         try:
             if row.path is None:
                 raise Undecodable(Reason.MISSING, "the annotations name it, but it is not there")
-            decoded = self._worker.decode(row.path)
+            decoded = self._decode(row.path)
         except Undecodable as error:
             fault = {"path": row.source, "reason": error.reason.value, "error": error.detail}
             return Tally(videos=1, quarantine=[fault])
         writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride), decoded.flows)
         damaged = [row.source] if decoded.damaged_packets else []
         return Tally(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
+
+    def _decode(self, path: Path) -> Decoded:
+        decoder = self._idle.get()
+        try:
+            return decoder.decode(path)
+        finally:
+            self._idle.put(decoder)
 
 
 def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:

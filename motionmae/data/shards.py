@@ -16,6 +16,7 @@ marks the shard as complete. The bytes depend on the samples alone: no times, ow
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -47,7 +48,7 @@ second; stored frames; distance of stored frames in source frames; stored pixels
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _TAR_HEADER = tarfile.BLOCKSIZE
-_COPY_BYTES = 1 << 20  # tarfile's own 16 KB cost 6 us a frame more
+_WRITE_BYTES = 1 << 20
 _MEMBERS = ("crcs", "jpgs", "json", "flow")
 _COLUMNS = (
     *("key", "crc32", "label", "fps", "frames", "stride", "height", "width", "windows"),
@@ -73,13 +74,18 @@ class ShardEntry:
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
     """The blob of a sample: u32 offsets[T + 1] from its own start, then the T frames end to end."""
+    return b"".join(_blob(frames))
+
+
+def _blob(frames: Sequence[bytes]) -> list[bytes]:
+    """The parts of :func:`pack_frames`, which are megabytes and need not be copied to be written."""
     start = 4 * (len(frames) + 1)
     offsets = [start]
     for frame in frames:
         offsets.append(offsets[-1] + len(frame))
     if offsets[-1] >= 2**32:
         raise UserError(f"a sample of {offsets[-1]} bytes exceeds a shard's 4 GiB a sample: store fewer frames")
-    return b"".join((struct.pack(f"<{len(offsets)}I", *offsets), *frames))
+    return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
 
 
 def unpack_frames(blob: bytes) -> list[bytes]:
@@ -138,9 +144,9 @@ class ShardWriter:
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
 
     def __enter__(self) -> "ShardWriter":
-        self._raw = self._temporary.open("wb")
+        self._raw = self._temporary.open("wb", buffering=_WRITE_BYTES)
         self._file = _HashedFile(self._raw)
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY_BYTES)
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def write(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes] = ()) -> None:
@@ -158,24 +164,32 @@ class ShardWriter:
         """
         meta = {"windows": [0], **meta}
         self._refuse_nonsense(key, jpegs, meta, flow)
-        blob = pack_frames(jpegs)
         members = {
-            "crcs": struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs)),
-            "jpgs": blob,
-            "json": json.dumps(meta, sort_keys=True, separators=(",", ":")).encode(),
+            "crcs": [struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs))],
+            "jpgs": _blob(jpegs),
+            "json": [json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()],
         }
         if flow:
-            members["flow"] = pack_frames(flow)
+            members["flow"] = _blob(flow)
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
-        row |= {"key": key, "crc32": zlib.crc32(blob), "flow_offset": 0, "flow_size": 0}
-        for suffix, content in members.items():
+        crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
+        row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
+        for suffix, parts in members.items():
             ending = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
-            info = tarfile.TarInfo(f"{key}.{ending}")  # mtime 0, no owner
-            info.size, info.mode = len(content), 0o644
-            row |= {f"{suffix}_offset": self._file.size + _TAR_HEADER, f"{suffix}_size": info.size}
-            self._tar.addfile(info, io.BytesIO(content))
+            row |= {f"{suffix}_offset": self._file.size + _TAR_HEADER, f"{suffix}_size": sum(map(len, parts))}
+            self._append(f"{key}.{ending}", parts)
         for name, column in self._columns.items():
             column.append(row[name])
+
+    def _append(self, name: str, parts: Sequence[bytes]) -> None:
+        """One member of the tar, part by part: tarfile would want it in one piece, a copy of megabytes."""
+        info = tarfile.TarInfo(name)  # mtime 0, no owner
+        info.size, info.mode = sum(map(len, parts)), 0o644
+        self._tar.addfile(info)
+        for part in parts:
+            self._file.write(part)
+        self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
+        self._tar.offset = self._file.size  # where it says the archive ends
 
     def _refuse_nonsense(
         self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from av.video.reformatter import Colorspace
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from data_tools.decode import FrameSettings, Reason, Undecodable, _clock, decode_video
 from data_tools.frames import FrameEncoder
@@ -70,6 +71,23 @@ def test_colours_are_right_whatever_matrix_and_range_the_video_uses(tmp_path, co
     for rows, columns in ((8, 8), (8, 40), (40, 8), (40, 40)):
         square = (slice(rows, rows + 16), slice(columns, columns + 16))
         assert np.abs(stored[square] - drawn[0][square]).max() <= 8
+
+
+@pytest.mark.parametrize("matrix", [1, 2, 4, 5, 6, 7, 9])  # of AVColorSpace
+@pytest.mark.parametrize("colour_range", [ColorRange.UNSPECIFIED, ColorRange.MPEG, ColorRange.JPEG])
+def test_frames_that_keep_their_size_are_what_swscale_makes_of_them(matrix, colour_range):
+    frame = VideoFrame(48, 32, "yuv420p")
+    frame.colorspace, frame.color_range = matrix, colour_range
+    noise = np.random.default_rng(0)
+    for plane in frame.planes:
+        plane.update(noise.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
+    stored = FrameEncoder(256, 90).scale(frame)
+    swscaled = VideoReformatter().reformat(
+        frame, format="yuvj420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG, interpolation=4
+    )
+    for plane, wanted in zip(stored, swscaled.planes, strict=True):
+        rows = np.frombuffer(wanted, np.uint8).reshape(wanted.height, -1)
+        assert np.array_equal(plane, rows[:, : wanted.width])
 
 
 @pytest.mark.parametrize(
