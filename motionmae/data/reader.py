@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,20 +118,24 @@ class _OpenShard:
     def read_ranges(self, row: int, member: str, header: np.ndarray, numbers: Sequence[int]) -> dict[int, memoryview]:
         """The frames ``numbers`` of a packed member, whose offsets are ``header``; neighbours in one read."""
         start, size = self.value(f"{member}_offset", row), self.value(f"{member}_size", row)
+        offsets = header.tolist()
         frames: dict[int, memoryview] = {}
         runs = _runs(sorted(set(numbers)))
         with suppress(OSError):  # the disk gets all requests at once; one after the other they would wait in turn
             for first, last in runs:
-                low, high = int(header[first]), int(header[last + 1])
+                low, high = offsets[first], offsets[last + 1]
                 os.posix_fadvise(self._file.fileno(), start + low, max(1, high - low), os.POSIX_FADV_WILLNEED)
         for first, last in runs:
-            offsets = header[first : last + 2].tolist()
-            if sorted(offsets) != offsets or offsets[-1] > size:
-                detail = f"the table of frames of KEY.{member} does not rise: {offsets}"
+            bounds = offsets[first : last + 2]
+            if sorted(bounds) != bounds or bounds[-1] > size:
+                detail = f"the table of frames of KEY.{member} does not rise: {bounds}"
                 raise CorruptSample(Reason.CHECKSUM, f"{self.name}:{self._texts[row]}", detail)
-            content = memoryview(self.read(row, start + offsets[0], offsets[-1] - offsets[0]))
-            for place, number in enumerate(range(first, last + 1)):
-                frames[number] = content[offsets[place] - offsets[0] : offsets[place + 1] - offsets[0]]
+            content = self.read(row, start + bounds[0], bounds[-1] - bounds[0])
+            if first == last:
+                frames[first] = memoryview(content)
+                continue
+            for number, (low, high) in enumerate(pairwise(bounds), first):
+                frames[number] = memoryview(content)[low - bounds[0] : high - bounds[0]]
         return frames
 
 
