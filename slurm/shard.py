@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
 def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **asked: str) -> str:
     """The batch script of the array, or of the job after it."""
     settings = {
-        "job-name": f"shards-{command[0]}",
+        "job-name": f"shards-{make_shards_parser().parse_args(command).dataset}",
         "cpus-per-task": str(options.cpus),
         "time": options.time,
         "output": str(log),

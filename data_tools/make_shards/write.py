@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -63,8 +64,11 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count another part of the data set in."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        self.videos += other.videos
+        self.frames += other.frames
+        self.bytes += other.bytes
+        self.damaged.extend(other.damaged)
+        self.quarantine.extend(other.quarantine)
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def write_shards(
     idle: SimpleQueue[DecodeWorker] = SimpleQueue()
     for decoder in decoders:
         idle.put(decoder)
+    resource_tracker.ensure_running()  # started by a thread, it would undo that thread's deafness to Ctrl-C
     pool = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
     try:
         for writer in pool:
