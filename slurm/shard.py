@@ -64,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY"), sep="\n")
         return 0
+    if not asked.videos.is_dir():
+        raise UserError(f"there is no folder {asked.videos}: give --videos a folder on the disk that all nodes share")
     logs.mkdir(parents=True, exist_ok=True)
     array = sbatch(parts)
     last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}"))
