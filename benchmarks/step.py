@@ -31,7 +31,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,7 +95,14 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
         return hugging_face(config, batch, rank.device, bf16)
     if name == "official":
         return official(options.official, config, batch, rank.device, bf16)
-    return InLoop(config, batch, rank, sinks)
+    asked = nullcontext() if not options.engine else patch("motionmae.training.engine.stage_of", _as_asked)
+    with asked:
+        return InLoop(config, batch, rank, sinks)
+
+
+def _as_asked(config: Config, ranks: int) -> int:
+    """The stage of the config, for one rank too, which a run would not use (motionmae.training.engine.stage_of)."""
+    return config.engine.zero
 
 
 def serve(name: str, config: Config, options: argparse.Namespace, parent: Connection) -> None:
@@ -278,7 +285,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps of each that count (default: 5)")
     parser.add_argument("--warmup", type=int, default=1, help="steps of each before (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the others out")
-    parser.add_argument("--engine", action="store_true", help="compare ZeRO stages 0 to 3 with plain torch")
+    parser.add_argument(
+        "--engine", action="store_true", help="compare ZeRO 0 to 3, which one rank would not use, with plain torch"
+    )
     parser.add_argument("--ranks", type=int, default=1, help="compare so many ranks with one, on the same cores")
     parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config of ours")

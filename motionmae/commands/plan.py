@@ -130,7 +130,7 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
     encoder, decoders = plan.encoder_parameters / 1e6, plan.decoder_parameters / 1e6
     parts = f" (encoder {encoder:.1f} M, decoders {decoders:.1f} M)" if decoders else " without the classes' layer"
     unit = "GPU" if config.launch.gpus_per_node else "rank"
-    chosen = f"ZeRO stage {config.engine.zero}, activation_checkpointing={config.model.activation_checkpointing}"
+    chosen = f"ZeRO stage {_stage(config)}, activation_checkpointing={config.model.activation_checkpointing}"
     uncounted = "unknown: data.shards names no folder with a manifest.json yet (or say --videos)"
     return [
         ("parameters", f"{encoder + decoders:.1f} M{parts}"),
@@ -221,4 +221,10 @@ def _verdict(choices: "list[Choice]", config: Config, plan: "Plan", assumed: "As
 
 
 def _is_chosen(choice: "Choice", config: Config) -> bool:
-    return (choice.zero, choice.checkpointing) == (config.engine.zero, config.model.activation_checkpointing)
+    return (choice.zero, choice.checkpointing) == (_stage(config), config.model.activation_checkpointing)
+
+
+def _stage(config: Config) -> int:
+    from motionmae.training.engine import stage_of
+
+    return stage_of(config, config.launch.nodes * config.launch.ranks_per_node)

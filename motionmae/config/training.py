@@ -59,7 +59,7 @@ class EngineConfig:
     """DeepSpeed and the device."""
 
     zero: int = 1
-    """ZeRO stage: 0 nothing is partitioned, 1 optimiser state, 2 and gradients, 3 and parameters."""
+    """ZeRO stage: 0 nothing is partitioned, 1 optimiser state, 2 and gradients, 3 and parameters; of one rank: 0."""
     micro_batch: int = 32
     """Videos of one forward pass of one rank; batch = micro_batch x ranks x accumulation steps."""
     precision: str = "auto"

@@ -70,7 +70,7 @@ class Engine:
     Attributes:
         deepspeed: DeepSpeed's engine.
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
-        stage: ZeRO stage.
+        stage: ZeRO stage, see :func:`stage_of`.
         accumulation: micro-batches of one step.
         precision: fp32, bf16 or fp16, as resolved for the device.
         loss_scale: state of fp16's loss scale, else None.
@@ -79,7 +79,7 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank) -> None:
-        self.stage = config.engine.zero
+        self.stage = stage_of(config, rank.world)
         self.accumulation = accumulation_steps(config, rank.world)
         self.precision = resolve_precision(config.engine.precision, rank.device)
         self.loss_scale = LossScale() if self.precision == "fp16" else None
@@ -89,10 +89,12 @@ class Engine:
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
             model=model,
-            optimizer=build_optimizer(groups, config, rank.device),
-            config=deepspeed_config(config, self.precision, self.accumulation),
+            optimizer=build_optimizer(groups, config, self.stage),
+            config=deepspeed_config(config, self.stage, self.precision, self.accumulation),
             dist_init_required=False,
         )
+        if rank.world == 1 and self.stage == 0:  # nobody to reduce with: DeepSpeed would copy all gradients twice
+            self.deepspeed.enable_backward_allreduce = False
         self.parameters = {name: p for name, p in self.deepspeed.module.named_parameters() if p.requires_grad}
         averages = dict(self._average.module.named_parameters()) if self._average else {}
         self.averages = {name: averages[name] for name in self.parameters if averages}
@@ -154,7 +156,15 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: Config, device: torch.device) -> torch.optim.AdamW:
+def stage_of(config: Config, ranks: int) -> int:
+    """ZeRO stage of a run: ``engine.zero``, and 0 for a single rank, which has nobody to share with.
+
+    Stages 1 to 3 would only cost it copies of parameters and gradients (docs/performance.md).
+    """
+    return config.engine.zero if ranks > 1 else 0
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: Config, stage: int) -> torch.optim.AdamW:
     """AdamW over parameter groups that bring their own weight decay."""
     optim = config.optim
     options: dict[str, Any] = {
@@ -163,21 +173,21 @@ def build_optimizer(groups: list[dict[str, Any]], config: Config, device: torch.
         "eps": optim.eps,
         "fused": True,
     }
-    if config.engine.zero == 0:
+    if stage == 0:
         return GuardedAdamW(groups, optim.clip_grad, **options)
     return torch.optim.AdamW(groups, **options)
 
 
-def deepspeed_config(config: Config, precision: str, accumulation: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, stage: int, precision: str, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration; whatever it would otherwise choose by itself and matters is written out."""
     batch = config.engine.micro_batch * config.data.repeats
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": accumulation,
         # DeepSpeed clips at 1.0 unless told otherwise; at stage 0 GuardedAdamW clips.
-        "gradient_clipping": config.optim.clip_grad if config.engine.zero else 0.0,
+        "gradient_clipping": config.optim.clip_grad if stage else 0.0,
         "zero_optimization": {
-            "stage": config.engine.zero,
+            "stage": stage,
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,

@@ -13,7 +13,7 @@ from motionmae.config import Config
 from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters
 from motionmae.models.masking import masked_cubes
 from motionmae.models.targets import output_sizes
-from motionmae.training.engine import BUCKET, build_optimizer
+from motionmae.training.engine import BUCKET, build_optimizer, stage_of
 
 FP32 = 4
 """Bytes of a float32: parameters, the residual stream, predictions and targets in every precision."""
@@ -55,7 +55,7 @@ class Kept:
 
 
 def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
-    """Return what a rank of ``ranks`` holds with the ZeRO stage and checkpointing of ``config``.
+    """Return what a rank of ``ranks`` holds with the ZeRO stage (of one rank: 0) and checkpointing of ``config``.
 
     DeepSpeed at stage 3 gathers a parameter before its first use and lets go of it only if its next use is more than
     10^9 parameters away: models smaller than that are whole on every rank from the forward to the backward pass.
@@ -65,7 +65,7 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
         ranks: of the run.
         micro_batch: in place of ``engine.micro_batch``.
     """
-    stage, videos = config.engine.zero, micro_batch or config.engine.micro_batch
+    stage, videos = stage_of(config, ranks), micro_batch or config.engine.micro_batch
     count = trained_parameters(config)
     whole = FP32 * count.total
     trained = 0 if config.task == "finetune" and config.finetune.frozen else whole
@@ -75,12 +75,12 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
 
     clips = videos * config.data.repeats
     kept, passing = kept_bytes(config), transient_bytes(config)
-    encoder_casts, decoder_casts = _kept_casts(config, count)
+    encoder_casts, decoder_casts = _kept_casts(config, count, stage)
     activations = clips * kept.total + encoder_casts + decoder_casts
 
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
-    message = min(trained, FP32 * _STAGE_0_MESSAGE) if stage == 0 else FP32 * BUCKET
+    message = FP32 * BUCKET if stage else min(trained, FP32 * _STAGE_0_MESSAGE) if ranks > 1 else 0
     if stage and compute_bytes(config) < FP32:  # a second buffer, for gradients that are sent in 16 bits
         message += (compute_bytes(config) if stage == 3 else FP32) * BUCKET
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
@@ -204,9 +204,8 @@ def transient_bytes(config: Config) -> Transient:
 
 
 def _fused(config: Config) -> bool:
-    """Whether the engine takes AdamW as one kernel where this run will be."""
-    device = torch.device("cuda" if config.launch.gpus_per_node else "cpu")
-    return bool(build_optimizer([{"params": [torch.zeros(1)]}], config, device).defaults["fused"])
+    """Whether the engine takes AdamW as one kernel."""
+    return bool(build_optimizer([{"params": [torch.zeros(1)]}], config, config.engine.zero).defaults["fused"])
 
 
 def _masked(config: Config) -> int:
@@ -222,13 +221,13 @@ def _casts(config: Config, parameters: int) -> int:
     return 0 if compute_bytes(config) == FP32 else compute_bytes(config) * parameters
 
 
-def _kept_casts(config: Config, count: Parameters) -> tuple[int, int]:
+def _kept_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
     """Copies that encoder and decoders keep for the backward pass: those of blocks that are not recomputed.
 
     At stage 3 DeepSpeed's own linear layer keeps the parameter instead.
     """
     every = _recompute_every(config)
-    share = 0.0 if config.engine.zero == 3 else 1 - 1 / every if every else 1.0
+    share = 0.0 if stage == 3 else 1 - 1 / every if every else 1.0
     return int(share * _casts(config, count.encoder)), int(share * _casts(config, count.decoders))
 
 

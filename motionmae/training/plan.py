@@ -131,14 +131,14 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
 
 
 def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
-    """What every ZeRO stage takes with every checkpointing mode, and how much of it ``gpu`` has room for.
+    """What every ZeRO stage (of one rank: 0) takes with every checkpointing mode, and how much ``gpu`` has room for.
 
     Raises:
         UserError: if the batch does not divide over the ranks.
     """
     ranks = config.launch.nodes * config.launch.ranks_per_node
     choices = []
-    for stage in STAGES:
+    for stage in STAGES if ranks > 1 else STAGES[:1]:
         for mode in CHECKPOINTING:
             case = replace(
                 config,

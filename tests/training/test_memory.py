@@ -111,11 +111,12 @@ def test_zero_partitions_state_over_the_ranks() -> None:
         found = (predict_memory(load_config("demo", [f"engine.zero={stage}"]), ranks) for stage in range(4))
         return [(held.parameters, held.gradients, held.optimizer) for held in found]
 
-    alone, four = states(1), states(4)
-    assert four[0] == alone[0]
-    assert [round(a / b) for a, b in zip(alone[1], four[1], strict=True)] == [1, 4, 4]
-    assert [round(a / b) for a, b in zip(alone[2], four[2], strict=True)] == [1, 4, 4]
-    assert [round(a / b) for a, b in zip(alone[3], four[3], strict=True)] == [4, 4, 4]
+    two, eight = states(2), states(8)
+    assert eight[0] == two[0]
+    assert [round(a / b) for a, b in zip(two[1], eight[1], strict=True)] == [1, 4, 4]
+    assert [round(a / b) for a, b in zip(two[2], eight[2], strict=True)] == [1, 4, 4]
+    assert [round(a / b) for a, b in zip(two[3], eight[3], strict=True)] == [4, 4, 4]
+    assert states(1) == [states(1)[0]] * 4  # one rank has nobody to share with
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
