@@ -32,7 +32,9 @@ _HEAD = """\
 other {refused} hold no frame for ffmpeg either, and are quarantined with the reason. PSNR is that of the first and last
 stored frame (JPEG quality 90, 4:2:0) to ffmpeg's RGB, of brightness and of all colours: where the second falls
 below 30 dB it is a rendered test pattern whose colours change from pixel to pixel, and colour at half size is all that
-is lost. Genuine clips of Kinetics-400, Something-Something V2, UCF101 and HMDB51 are among the files.
+is lost. Genuine clips of Kinetics-400, Something-Something V2, UCF101 and HMDB51 are among the files. Of several video
+streams (general/nasa_13013.mp4 has two) the one that ffmpeg chooses is stored; ffmpeg decodes with one thread, since
+what stands in for damaged parts depends on their number.
 
 Written by `python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md`; tests hold the same files to it.
 

@@ -208,7 +208,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
         stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
         for frame in _frames(container, stream, damage):
             is_stored = len(times) % settings.stride == 0 if wanted is None else len(times) in wanted
-            if is_stored or flow or not times:  # the first decides the size
+            if (is_stored and not settings.raw) or flow or not times:  # the first decides the size
                 planes = encoder.scale(frame)
             if is_stored:
                 jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))

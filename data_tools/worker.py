@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 
 from data_tools.decode import Decoded, FrameSettings, Reason, Undecodable, decode_video
+from motionmae.errors import UserError
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _ALIVE, _DECODED, _UNDECODABLE = b"alive", b"decoded", b"undecodable"
@@ -42,6 +43,7 @@ class DecodeWorker:
         self._settings = settings
         self._patience = patience
         self._process: SpawnProcess | None = None
+        self._connection: Connection
         self._lock = threading.Lock()
         self._stopping = False
 
@@ -50,6 +52,7 @@ class DecodeWorker:
 
         Raises:
             Undecodable: nothing could be stored of it, it took too long, or it crashed the process.
+            UserError: there is no process to decode it.
             Stopped: :meth:`stop` was called.
         """
         connection = self._ready()
@@ -73,7 +76,7 @@ class DecodeWorker:
     def stop(self) -> None:
         """End the process, whatever it does, from any thread; a waiting :meth:`decode` raises :class:`Stopped`."""
         self._stopping = True
-        self._kill()
+        self._kill(grace=0)
 
     def _check_stopped(self) -> None:
         if self._stopping:
@@ -82,22 +85,30 @@ class DecodeWorker:
     def _ready(self) -> Connection:
         with self._lock:
             self._check_stopped()
-            if self._process is None:
-                self._connection, theirs = _CONTEXT.Pipe()
-                self._process = _CONTEXT.Process(target=_serve, args=(theirs, self._settings), daemon=True)
-                self._process.start()
-                theirs.close()
-                if self._connection.poll(_START_SECONDS):  # importing is not the first video's time
-                    self._connection.recv_bytes()
-            return self._connection
+            if self._process is not None:
+                return self._connection
+            self._connection, theirs = _CONTEXT.Pipe()
+            self._process = _CONTEXT.Process(target=_serve, args=(theirs, self._settings), daemon=True)
+            self._process.start()
+            theirs.close()
+        how = f"no sign of life for {_START_SECONDS:g} s"
+        try:
+            if self._connection.poll(_START_SECONDS):  # importing is not the first video's time
+                self._connection.recv_bytes()
+                return self._connection
+            self._kill(grace=0)
+        except (EOFError, ConnectionError):
+            how = self._kill()
+        self._check_stopped()
+        raise UserError(f"a decoding process did not start ({how}): see that it has memory, and run the command again")
 
-    def _kill(self) -> str:
+    def _kill(self, grace: float = 0.2) -> str:
         """End the process, and say how it ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
             return "stopped"
-        process.join(0.2)  # one that died by itself gets to say how
+        process.join(grace)  # one that died by itself gets to say how
         code = process.exitcode
         process.kill()
         process.join(5)  # one that hangs in the kernel (a dead network disk) is left to it

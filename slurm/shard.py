@@ -64,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY"), sep="\n")
         return 0
+    if not asked.videos.is_dir():
+        raise UserError(f"there is no folder {asked.videos}: give --videos a folder on the disk that all nodes share")
     logs.mkdir(parents=True, exist_ok=True)
     array = sbatch(parts)
     last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}"))
@@ -74,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **asked: str) -> str:
     """The batch script of the array, or of the job after it."""
     settings = {
-        "job-name": f"shards-{command[0]}",
+        "job-name": f"shards-{make_shards_parser().parse_args(command).dataset}",
         "cpus-per-task": str(options.cpus),
         "time": options.time,
         "output": str(log),

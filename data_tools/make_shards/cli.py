@@ -15,15 +15,8 @@ from data_tools.annotations import READERS, Listing, read_listing
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.plan import Plan, make_plan, refuse_other_libraries, settle
 from data_tools.make_shards.progress import ProgressBar
-from data_tools.make_shards.write import (
-    QUARANTINE,
-    Tally,
-    entries_of,
-    finish,
-    forget_quarantined,
-    only_run,
-    write_shards,
-)
+from data_tools.make_shards.retry import begin_retry, end_retry
+from data_tools.make_shards.write import QUARANTINE, Tally, entries_of, finish, only_run, tally_of, write_shards
 from motionmae.data.files import output_file, write_atomically
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
@@ -137,14 +130,17 @@ def _run(options: argparse.Namespace) -> int:
     with only_run(options.out):
         if options.retry:
             refuse_other_libraries(plan, options.out)
-            count = forget_quarantined(plan, options.out)
-            print(f"retry: {count} shards lack a video and are made again")
+            count = begin_retry(plan, options.out)
+            print("retry: goes on" if count is None else f"retry: {count} shards lack a video and are made again")
         manifest = _finished(plan, options.out)
         if manifest:
             print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
+            if options.json:
+                _write_figures(options.json, tally_of(plan, options.out), manifest.samples, len(manifest.shards), 0)
         else:
             refuse_other_libraries(plan, options.out)
             manifest = _make(plan, options)
+        end_retry(options.out)
     if not manifest.samples:
         raise UserError(f"none of the {plan.videos} videos could be stored: {options.out / QUARANTINE} says why")
     return 3 if options.strict and manifest.quarantined else 0
@@ -166,12 +162,13 @@ def _run_part(plan: Plan, options: argparse.Namespace) -> int:
     with only_run(options.out, options.part):
         if options.retry:
             refuse_other_libraries(plan, options.out)
-            forget_quarantined(part, options.out)
+            begin_retry(part, options.out, options.part)
         if entries_of(part, options.out) is None:
             refuse_other_libraries(plan, options.out)
         started = time.monotonic()
         with ProgressBar(f"{plan.listing.split} {number}/{parts}", part.videos) as bar:
             total = write_shards(part, options.out, options.workers, options.timeout, bar.show)
+        end_retry(options.out, options.part)
     seconds = time.monotonic() - started
     print(
         f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -63,8 +64,11 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count another part of the data set in."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        self.videos += other.videos
+        self.frames += other.frames
+        self.bytes += other.bytes
+        self.damaged.extend(other.damaged)
+        self.quarantine.extend(other.quarantine)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Record:
 def load_record(out: Path, shard: ShardPlan) -> Record | None:
     """The record of a finished shard, or None if it is not finished, or no longer what was written."""
     try:
-        content = json.loads(_record_path(out, shard).read_bytes())
+        content = json.loads(record_path(out, shard).read_bytes())
         entry = content["entry"] and ShardEntry(**content["entry"])
         record = Record(Tally(**content["tally"]), entry)
     except (OSError, ValueError, TypeError, KeyError):
@@ -101,15 +105,16 @@ def entries_of(plan: Plan, out: Path) -> tuple[ShardEntry, ...] | None:
     return tuple(record.entry for record in records if record and record.entry)
 
 
-def forget_quarantined(plan: Plan, out: Path) -> int:
-    """Take the shards that lack a video as not done, so that their videos are tried again; says how many they are."""
-    lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.tally.quarantine]
-    for shard in lacking:
-        _record_path(out, shard).unlink()
-    return len(lacking)
+def tally_of(plan: Plan, out: Path) -> Tally:
+    """Of the shards that are finished."""
+    total = Tally()
+    for record in filter(None, (load_record(out, shard) for shard in plan.shards)):
+        total.add(record.tally)
+    return total
 
 
-def _record_path(out: Path, shard: ShardPlan) -> Path:
+def record_path(out: Path, shard: ShardPlan) -> Path:
+    """Where the record of a shard lies."""
     return out / STATE / f"{Path(shard.name).stem}.json"
 
 
@@ -189,6 +194,7 @@ def write_shards(
     idle: SimpleQueue[DecodeWorker] = SimpleQueue()
     for decoder in decoders:
         idle.put(decoder)
+    resource_tracker.ensure_running()  # started by a thread, it would undo that thread's deafness to Ctrl-C
     pool = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
     try:
         for writer in pool:
@@ -249,7 +255,7 @@ class _Writer(threading.Thread):
         if not tally.stored:  # a shard without samples is of no use to a reader
             path.unlink()
             index_path(path).unlink()
-        Record(tally, writer.entry if tally.stored else None).write(_record_path(self._out, shard))
+        Record(tally, writer.entry if tally.stored else None).write(record_path(self._out, shard))
 
     def _write_video(self, writer: ShardWriter, key: str, row: Row) -> Tally:
         try:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from motionmae.data.corruption import CorruptSample
-from motionmae.data.files import output_file, write_atomically
+from motionmae.data.files import output_ending, write_atomically
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.manifest import load_manifest
 from motionmae.data.reader import ShardReader
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="preview", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--out", type=output_file, default="preview.png", help="the picture (%(default)s)")
+    picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
+    parser.add_argument("--out", type=picture, default="preview.png", help="the picture (%(default)s)")
     parser.add_argument("--videos", type=int, default=12, help="rows (%(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="frames a row (%(default)s)")
     parser.add_argument("--height", type=int, default=112, help="pixels of a frame (%(default)s)")
@@ -96,8 +97,6 @@ def _row(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
 
 
 def _write(path: Path, picture: Picture) -> None:
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {path} must end in .png, .jpg or .webp")
     _, content = cv2.imencode(path.suffix, picture[:, :, ::-1])
     try:
         write_atomically(path, content.tobytes())

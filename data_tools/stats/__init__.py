@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from motionmae.data.corruption import CorruptSample
-from motionmae.data.files import output_file, write_atomically
+from motionmae.data.files import output_ending, output_file, write_atomically
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.data.shards import load_index
 from motionmae.errors import UserError
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there")
-    parser.add_argument("--picture", type=output_file, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
+    picture = output_ending(".png", ".pdf", ".svg")
+    parser.add_argument("--picture", type=picture, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
     parser.add_argument("--classes", type=int, default=20, help="most classes to list (%(default)s)")
     options = parser.parse_args(arguments)
     try:
@@ -132,7 +133,7 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     """Draw videos a class, the largest first.
 
     Raises:
-        UserError: the file cannot be written, or its ending names no kind of picture.
+        UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # takes half a second to import, and most calls need no picture
 
@@ -143,5 +144,5 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="class, the largest first", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error})") from error

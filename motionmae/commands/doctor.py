@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.files import write_atomically
 
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.seconds <= 0 or (arguments.gpu_clips is not None and arguments.gpu_clips <= 0):
-        raise UserError("--seconds and --gpu-clips must be positive")
+    asked = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
+    if not all(0 < value < math.inf for value in asked):
+        raise UserError("--seconds and --gpu-clips must be positive numbers")
     found = measure_loading(config.data, config.clip, config.engine.micro_batch, arguments.seconds)
     rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
     show(found, rates)
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 def show(found: "Loading", rates: tuple[float, ...]) -> None:
     """Print the table."""
     table = Table(title="loading of one rank", title_justify="left", show_header=False)
-    table.add_row("clips a second", f"{found.clips_per_second:.1f} with {found.decoders} decoders")
+    table.add_row("clips a second", f"{found.clips_per_second:.1f} with {_count(found.decoders, 'decoder')}")
     table.add_row("read", f"{decimal(int(found.bytes_per_second))}/s, {decimal(int(found.bytes_per_clip))} a clip")
     table.add_row("CPU a clip", f"{found.cpu_ms:.2f} ms end to end, of which decoding {found.decode_share:.0%}")
     table.add_row("clips a second a core", f"{found.clips_per_core:.1f}")
@@ -79,5 +81,9 @@ def show(found: "Loading", rates: tuple[float, ...]) -> None:
         table.add_row("unreadable samples", f"{found.corrupt}: `python data_tools/verify` names them")
     for rate in rates:
         enough = ", which this loader has" if rate <= found.clips_per_second else ""
-        table.add_row(f"a GPU of {rate:g} clips/s needs", f"{found.cores(rate)} cores{enough}")
+        table.add_row(f"a GPU of {rate:g} clips/s needs", f"{_count(found.cores(rate), 'core')}{enough}")
     Console().print(table)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -75,7 +75,7 @@ def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, second
         rate = clips / (time.perf_counter() - started)
         cpu_ms = 1e3 * (_cpu_seconds() - used) / clips
         corrupt = len(loader.corrupt_samples)
-        decoders = data.workers if data.workers and not data.beton else data.threads
+        decoders = data.workers or data.threads
         read_ms, decode_ms, size = _one_by_one(
             ShardReader(data.shards, loader.manifest, data=data), data, clip, seconds / 2
         )

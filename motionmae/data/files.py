@@ -6,7 +6,7 @@ Of a durable file a reader sees the old content or the new, never a part, whenev
 import argparse
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 VIDEO_SUFFIXES = frozenset(
@@ -57,6 +57,19 @@ def output_file(text: str) -> Path:
     if not writable:
         raise argparse.ArgumentTypeError(f"{path} cannot be written: the folder {path.parent} takes no files from you")
     return path
+
+
+def output_ending(*endings: str) -> Callable[[str], Path]:
+    """:func:`output_file` for kinds of files that their names tell: ``type=output_ending(".png", ".pdf")``."""
+
+    def checked(text: str) -> Path:
+        if Path(text).suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(
+                f"{text} is none of {', '.join(endings)}: give the name one of these endings"
+            )
+        return output_file(text)
+
+    return checked
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
-from motionmae.data.manifest import Manifest, check_whole, load_manifest
+from motionmae.data.manifest import Manifest, check_whole, check_windows, load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import mask_seed
@@ -98,12 +98,7 @@ def check_clips_fit(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow
         raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
     if flow and data.beton:
         raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-    span, window = (clip.frames - 1) * clip.stride + 1, manifest.encoder.window
-    if 0 < window < span:
-        raise UserError(
-            f"the shards of {data.shards} hold windows of {window} frames, and clip.frames={clip.frames} at "
-            f"clip.stride={clip.stride} spans {span}: lower clip.stride, or make shards with --window {span}"
-        )
+    check_windows(manifest, data.shards, clip)
     if data.sampling == "segments":
         check_whole(manifest, data.shards, "data.sampling=segments")
 

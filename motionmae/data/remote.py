@@ -24,9 +24,11 @@ import re
 import shutil
 import stat
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -153,9 +155,11 @@ class ShardCache:
         Raises:
             UserError: the windows that are read at a time, two at least, do not fit.
         """
-        shortest = len(shards) // math.ceil(len(shards) / window_shards)  # shards of a window, see EpochOrder
-        least = sum(sorted(shard.samples for shard in shards)[:shortest])
-        windows = 1 + max(1, math.ceil(ahead / max(1, least)))
+        of_an_epoch = math.ceil(len(shards) / window_shards)
+        shortest = len(shards) // of_an_epoch  # shards of a window, see EpochOrder
+        smallest_first = list(accumulate(sorted(shard.samples for shard in shards)))
+        held = bisect_left(smallest_first, ahead) + 1  # at most so many shards hold what is under way
+        windows = min(1 + math.ceil(held / shortest), of_an_epoch)
         sizes = sorted((shard.bytes for shard in shards), reverse=True)
         needed = _SLACK * sum(sizes[: windows * window_shards])
         if needed > self.limit:
@@ -237,9 +241,12 @@ class ShardCache:
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
             raise CorruptSample(Reason.MISSING_SHARD, entry.name, detail) from error
-        os.fsync(file.fileno())
-        part.rename(path)
-        sync_folder(self.folder)
+        try:
+            os.fsync(file.fileno())
+            part.rename(path)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise UserError(f"the cache {self.folder} failed ({error.strerror}): mend it or set data.cache") from error
 
     def _read_index(self, entry: ShardEntry) -> bytes:
         """The remote index of a shard, held against the manifest; read once more if it is another."""

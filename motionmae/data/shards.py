@@ -18,7 +18,6 @@ marks the shard as complete. The bytes depend on the samples alone: no times, ow
 import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -100,21 +99,18 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
 
 
-class _HashedFile(io.RawIOBase):
+class _HashedFile:
     """A file that is only appended to, and knows the sha256 of what it holds."""
 
     def __init__(self, file: BinaryIO):
-        self.file = file
+        self._file = file
         self.sha256 = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
         self.sha256.update(data)
         self.size += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.size
 
 
 class ShardWriter:
@@ -146,7 +142,6 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         self._raw = self._temporary.open("wb", buffering=_WRITE_BYTES)
         self._file = _HashedFile(self._raw)
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def write(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes] = ()) -> None:
@@ -182,14 +177,13 @@ class ShardWriter:
             column.append(row[name])
 
     def _append(self, name: str, parts: Sequence[bytes]) -> None:
-        """One member of the tar, part by part: tarfile would want it in one piece, a copy of megabytes."""
+        """One member of the tar, part by part: ``TarFile`` would want it in one piece, a copy of megabytes."""
         info = tarfile.TarInfo(name)  # mtime 0, no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
-        self._tar.addfile(info)
+        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
         for part in parts:
             self._file.write(part)
         self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
-        self._tar.offset = self._file.size  # where it says the archive ends
 
     def _refuse_nonsense(
         self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]
@@ -219,7 +213,8 @@ class ShardWriter:
             self._discard()
             return
         try:
-            self._tar.close()
+            end = self._file.size + 2 * tarfile.BLOCKSIZE  # two empty blocks, then to the end of a record
+            self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.size))
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()

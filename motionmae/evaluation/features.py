@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from motionmae.config import Config
 from motionmae.data.clips import read_clip
 from motionmae.data.files import VIDEO_SUFFIXES
+from motionmae.data.manifest import check_windows
 from motionmae.data.reader import ShardReader
 from motionmae.data.video import read_central_clip
 from motionmae.errors import UserError
@@ -60,7 +61,12 @@ def features_of_files(
 
 
 def features_of_shards(model: Embedding, config: Config, reader: ShardReader, work: Path, rank: Rank) -> Results:
-    """The feature of every sample of shards, by its number, resumable below ``work``. Collective."""
+    """The feature of every sample of shards, by its number, resumable below ``work``. Collective.
+
+    Raises:
+        UserError: the shards hold windows shorter than a clip.
+    """
+    check_windows(reader.manifest, reader.folder, config.clip)
     identity, embed = _identity(model, config, reader.manifest.fingerprint, rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:

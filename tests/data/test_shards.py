@@ -53,6 +53,15 @@ def test_index_names_the_place_of_every_member(tmp_path):
                 assert content[start : start + size] == tar.extractfile(f"{key}.{member}").read()
 
 
+def test_the_tar_is_what_tarfile_makes_of_its_members(tmp_path):
+    path, again = tmp_path / "a.tar", tmp_path / "again.tar"
+    write(path)
+    with tarfile.open(path) as shard, tarfile.open(again, "w", format=tarfile.USTAR_FORMAT) as other:
+        for member in shard:
+            other.addfile(member, shard.extractfile(member))
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_bytes_depend_on_the_samples_alone(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

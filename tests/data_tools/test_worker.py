@@ -10,6 +10,7 @@ import pytest
 
 from data_tools.decode import FrameSettings, Reason, Undecodable, decode_video
 from data_tools.worker import DecodeWorker, Stopped
+from motionmae.errors import UserError
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,28 @@ def test_a_dying_process_costs_its_video_only(tmp_path, worker, pipe):
         worker.decode(pipe)
     assert caught.value.reason is Reason.CRASHED
     assert worker.decode(video).source_frames == 3
+
+
+def test_a_process_that_dies_while_it_starts_is_no_fault_of_the_video(tmp_path, worker):
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+
+    def kill_at_once():
+        while worker._process is None or worker._process.pid is None:
+            time.sleep(0.001)
+        os.kill(worker._process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill_at_once).start()
+    with pytest.raises(UserError, match=r"did not start \(SIGKILL\)"):
+        worker.decode(video)
+    assert worker.decode(video).source_frames == 3
+
+
+def test_stopping_takes_no_time(tmp_path, worker):
+    worker.decode(write_video(tmp_path / "v.mp4", draw_frames(3)))
+    process, started = worker._process, time.monotonic()
+    worker.stop()
+    assert time.monotonic() - started < 0.15  # a run has hundreds, and stops them one by one
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_an_unexpected_failure_is_told_with_its_name(tmp_path, worker):

@@ -92,9 +92,12 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(errors.max(), 1e-9)))
 
 
+_FFMPEG = ("ffmpeg", "-v", "quiet", "-nostdin", "-threads", "1")  # more threads conceal damage in another way
+
+
 def ffmpeg_count(path: Path) -> int:
     """Frames that the ffmpeg program decodes of its best video stream."""
-    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-i", f"file:{path}", "-vsync", "0", "-an", "-f", "null"]
+    command = [*_FFMPEG, "-i", f"file:{path}", "-vsync", "0", "-an", "-f", "null"]
     result = subprocess.run([*command, "-progress", "pipe:1", "/dev/null"], capture_output=True, text=True, check=False)
     counts = [line for line in result.stdout.splitlines() if line.startswith("frame=")]
     return int(counts[-1].removeprefix("frame=")) if counts else 0
@@ -102,7 +105,7 @@ def ffmpeg_count(path: Path) -> int:
 
 def ffmpeg_frames(path: Path, width: int, height: int, choice: str = "null") -> Frames:
     """RGB frames as the ffmpeg program decodes, turns and scales them; ``choice`` is a filter that picks some."""
-    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-i", f"file:{path}", "-vsync", "0", "-an"]
+    command = [*_FFMPEG, "-i", f"file:{path}", "-vsync", "0", "-an"]
     command += ["-vf", f"{choice},scale={width}:{height}:flags=bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     result = subprocess.run(command, capture_output=True, check=True)
     return np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)

@@ -124,8 +124,10 @@ def test_a_damaged_video_leaves_its_place_empty_and_the_others_alone(videos, mad
 
     # mended, and tried again
     (copy / "a" / "04.avi").write_bytes((videos / "a" / "04.avi").read_bytes())
-    assert make(copy, out) == 0
+    figures = tmp_path / "figures.json"
+    assert make(copy, out, "--json", str(figures)) == 0
     assert "nothing to do" in capsys.readouterr().out
+    assert json.loads(figures.read_text())["quarantined"]["not_a_video"] == 1
     assert make(copy, out, "--retry") == 0
     assert fingerprint(out) == before
 

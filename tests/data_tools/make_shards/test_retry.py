@@ -1,0 +1,54 @@
+import pytest
+
+from data_tools.make_shards import cli
+from data_tools.make_shards.write import write_shards
+from tests.data_tools.make_shards.runs import fingerprint, make, small_set
+
+
+@pytest.fixture
+def two_lack_a_video(tmp_path):
+    """(videos, shards): an unreadable video in each of two shards."""
+    videos, out = small_set(tmp_path / "videos"), tmp_path / "out"
+    assert make(videos, out) == 0
+    lacking = sum('"quarantine": [{' in record.read_text() for record in records(out))
+    assert lacking == 2
+    return videos, out
+
+
+def records(out):
+    return sorted((out / ".make_shards").glob("all-*.json"))
+
+
+def times(out):
+    return {record.name: record.stat().st_mtime_ns for record in records(out)}
+
+
+@pytest.mark.parametrize("part", [(), ("--part", "0/1")])
+def test_a_retry_that_was_stopped_goes_on_where_it_was(two_lack_a_video, monkeypatch, part):
+    videos, out = two_lack_a_video
+    before, bytes_before = times(out), fingerprint(out)
+
+    def stopped_after_the_first(plan, out, *arguments):
+        missing = next(
+            i for i, shard in enumerate(plan.shards) if shard.name.replace(".tar", ".json") not in times(out)
+        )
+        write_shards(plan.part(missing, len(plan.shards)), out, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_shards", stopped_after_the_first)
+        assert make(videos, out, *part, "--retry") == 130
+    assert len(records(out)) == len(before) - 1
+    between = times(out)
+    assert make(videos, out, *part, "--retry") == 0
+    assert between.items() <= times(out).items()  # what was tried again before the stop is not tried a third time
+    assert make(videos, out) == 0
+    assert fingerprint(out) == bytes_before
+
+
+def test_the_next_retry_tries_again(two_lack_a_video):
+    videos, out = two_lack_a_video
+    for _ in range(2):
+        before = times(out)
+        assert make(videos, out, "--retry") == 0
+        assert sum(before[name] != time for name, time in times(out).items()) == 2
