@@ -10,6 +10,8 @@ from motionmae.errors import UserError
 
 SIZE, SHORT_SIDE = 64, 48
 """Pixels of a video's short side, about; and of a stored frame's, at most."""
+SHAPE = ("--square", "--shake", "0.2")
+"""A square clip sees all of a square video; the usual shake moves the picture more than a class moves its object."""
 SPLITS = ("train", "train10", "val")
 
 
@@ -21,13 +23,12 @@ def make_data(folder: Path, train: int, val: int) -> None:
     """
     videos = folder / "videos"
     counts = ("--train", str(train), "--val", str(val))
-    _run("data_tools/make_toy_dataset", "--out", str(videos), *counts, "--size", str(SIZE), "--seed", "0")
+    _run("data_tools/make_toy_dataset", "--out", str(videos), *counts, "--size", str(SIZE), *SHAPE, "--seed", "0")
     lines = (videos / "train.csv").read_text().splitlines(keepends=True)
     write_atomically(videos / "train10.csv", "".join(a_tenth(lines)).encode())
     for split in SPLITS:
-        shape = ("--short-side", str(SHORT_SIDE))
-        words = ("--videos", str(videos), "--split", split, "--out", str(folder / split), *shape)
-        _run("data_tools/make_shards", "folder", *words)
+        words = ("--videos", str(videos), "--split", split, "--out", str(folder / split))
+        _run("data_tools/make_shards", "folder", *words, "--short-side", str(SHORT_SIDE))
 
 
 def a_tenth(lines: list[str]) -> list[str]:

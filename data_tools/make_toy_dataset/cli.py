@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rich.progress import track
 from data_tools.make_toy_dataset.encode import FORMATS, write_video
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
-from data_tools.make_toy_dataset.render import render
+from data_tools.make_toy_dataset.render import SHAKE, render
 from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
 
@@ -64,9 +64,19 @@ class ToySettings:
     """Of everything that is drawn."""
     real: bool = False
     """Whether real footage was asked for."""
+    shake: float = SHAKE
+    """Pixels: how hard the camera may be pushed from one frame to the next."""
+    square: bool = False
+    """Whether all videos are square, so that a square clip sees the whole of them."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("train", 0, 10**6), ("val", 0, 10**6), ("size", 32, 2048), ("seed", 0, 2**63)):
+        for name, low, high in (
+            ("train", 0, 10**6),
+            ("val", 0, 10**6),
+            ("size", 32, 2048),
+            ("seed", 0, 2**63),
+            ("shake", 0, 100),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: choose {low} to {high}")
         if self.train + self.val == 0:
@@ -94,11 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=56, help="validation videos (%(default)s: 4 a class)")
     parser.add_argument("--size", type=int, default=128, help="pixels of the short side, about (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (%(default)s)")
+    parser.add_argument("--shake", type=float, default=SHAKE, help="pixels of camera shake, at most (%(default)s)")
+    parser.add_argument("--square", action="store_true", help="no other shapes: a square clip sees all of a video")
     parser.add_argument("--real", action="store_true", help="add real footage, unlabelled, to the training videos")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
     options = parser.parse_args(arguments)
     try:
-        settings = ToySettings(options.train, options.val, options.size, options.seed, options.real)
+        settings = ToySettings(**{key.name: getattr(options, key.name) for key in fields(ToySettings)})
         return make_toy_dataset(settings, options.out, max(1, options.workers))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -140,12 +152,12 @@ def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
     try:
-        before = json.loads((out / _DONE).read_bytes())
+        before = {"shake": SHAKE, "square": False, **json.loads((out / _DONE).read_bytes())}  # older than these
     except FileNotFoundError:
         if out.is_dir() and any(out.glob("*.csv")):
             raise UserError(f"--out {out} holds another data set: choose another folder") from None
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
     if before != asdict(settings):
         raise UserError(f"--out {out} was made with {before}, now {asdict(settings)} is asked: choose another --out")
@@ -182,11 +194,14 @@ def _render_one(task: _Task) -> tuple[str, int]:
     form = FORMATS[rng.integers(len(FORMATS))]
     short = task.settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
+    if task.settings.square:
+        shape = 1.0  # drawn all the same: what comes after is as in the other videos
     height, width = (2 * round(side / 2) for side in (short * max(1, 1 / shape), short * max(1, shape)))
     rate = _RATES[rng.integers(len(_RATES))]
     path = task.out / task.split / motion / f"{task.number:05d}{form.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, render(motion, int(rng.integers(*_FRAMES)), height, width, rng), rate, form)
+    pictures = render(motion, int(rng.integers(*_FRAMES)), height, width, rng, task.settings.shake)
+    write_video(path, pictures, rate, form)
     return path.relative_to(task.out).as_posix(), label
 
 

@@ -15,6 +15,8 @@ Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
 _SMALLEST, _LARGEST = 0.16, 0.40  # radius in parts of the short side
 _SUBPIXEL_BITS = 4
+SHAKE = 1.5
+"""Pixels: how hard the hand that holds the camera may be pushed from one frame to the next (standard deviation)."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,20 @@ class _Thing:
     edge: tuple[int, int, int]
 
 
-def render(motion: str, frames: int, height: int, width: int, rng: np.random.Generator) -> Iterator[Picture]:
-    """The frames of one video of a class: (height, width, 3) uint8 RGB."""
+def render(
+    motion: str, frames: int, height: int, width: int, rng: np.random.Generator, shake: float = SHAKE
+) -> Iterator[Picture]:
+    """The frames of one video of a class: (height, width, 3) uint8 RGB; ``shake`` is the most of :func:`_shake`."""
     background = _background(height, width, rng)
     things = [_thing(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
     things.append(_thing(make_track(motion, frames, rng), rng))  # the moving one is in front
-    shake = _shake(frames, rng)
+    wander = _shake(frames, shake, rng)
     noise = [rng.normal(0, rng.uniform(1, 4), (height, width, 3)).astype(np.float32) for _ in range(4)]
     for index in range(frames):
         picture = background.copy()
         for thing in things:
             _draw(picture, thing, index)
-        shift = np.array([[1, 0, shake[index, 0]], [0, 1, shake[index, 1]]])
+        shift = np.array([[1, 0, wander[index, 0]], [0, 1, wander[index, 1]]])
         shaken = cv2.warpAffine(picture, shift, (width, height), borderMode=cv2.BORDER_WRAP)
         grain = noise[rng.integers(len(noise))]
         yield np.clip(shaken + grain, 0, 255).astype(np.uint8)
@@ -84,9 +88,9 @@ def _copies(place: float, side: int, radius: float) -> list[float]:
     return [place + shift for shift in (-side, 0, side) if -radius < place + shift < side + radius]
 
 
-def _shake(frames: int, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(frames, 2) pixels: the camera, held by hand, wanders around its place."""
-    strength = rng.uniform(0, 1.5)
+def _shake(frames: int, most: float, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(frames, 2) pixels: the camera, held by hand, wanders around its place; a push of up to ``most`` a frame."""
+    strength = rng.uniform(0, most)
     wander = np.zeros((frames, 2))
     for index in range(1, frames):
         wander[index] = 0.9 * wander[index - 1] + rng.normal(0, strength, 2)

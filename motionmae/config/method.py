@@ -84,7 +84,8 @@ class ModelConfig:
     decoder_heads: int = 0
     """Heads of each decoder (0: the size's)."""
     position: str = "sinusoidal"
-    """sinusoidal: VideoMAE's fixed flat table; learnable: trained tables (section 3)."""
+    """sinusoidal: VideoMAE's fixed flat table; separate: fixed, with channels of their own for slot, row and column
+    (V-JEPA's), which small models learn from many times sooner (docs/results.md); learnable: trained (section 3)."""
     cube_init: str = "xavier"
     """Initial cube projection: xavier (on the flattened kernel) or pytorch (its own default, as VideoMAE)."""
     activation_checkpointing: str = "none"
@@ -95,7 +96,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one_of("model.size", self.size, tuple(SIZES))
         one_of("model.decoder", self.decoder, ("divided", "shared"))
-        one_of("model.position", self.position, ("sinusoidal", "learnable"))
+        one_of("model.position", self.position, ("sinusoidal", "separate", "learnable"))
         one_of("model.cube_init", self.cube_init, ("xavier", "pytorch"))
         one_of("model.activation_checkpointing", self.activation_checkpointing, ("none", "full", "every_n"))
         for key in ("width", "depth", "heads", "decoder_width", "decoder_heads"):
@@ -168,6 +169,12 @@ class TargetConfig:
     motion_eps: float = 6e-3
     """Added to the standard deviation of a motion cube; keeps a static cube's noise from becoming its target."""
 
+    frame_std: float = 1.0
+    """What frames are divided by where ``normalize`` is off. A head of few steps learns a target of unit variance
+    sooner, and frames have 0.2, differences 0.07 in [0, 1]."""
+    motion_std: float = 1.0
+    """The same for motion."""
+
     def __post_init__(self) -> None:
         one_of("target.kind", self.kind, ("frame", "motion", "both"))
         one_of("target.motion_source", self.motion_source, ("difference", "flow"))
@@ -183,9 +190,7 @@ class TargetConfig:
                 value,
                 f"stored flow (target.motion_source=flow) has none of it; leave it at {default}",
             )
-        for key in ("frame_weight", "motion_weight"):
-            check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
-        for key in ("frame_eps", "motion_eps"):
+        for key in ("frame_weight", "motion_weight", "frame_eps", "motion_eps", "frame_std", "motion_std"):
             check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
         at_least("target.motion_granularity", self.motion_granularity, 1)
 

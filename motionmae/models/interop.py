@@ -35,7 +35,15 @@ def huggingface_config(config: Config) -> dict[str, Any]:
         UserError: if VideoMAE has no such model.
     """
     if config.model.position != "sinusoidal":
-        raise UserError("model.position=learnable is no VideoMAE, whose positions are fixed: export safetensors")
+        raise UserError(
+            f"model.position={config.model.position} is no VideoMAE, whose positions are one fixed table: "
+            "export safetensors"
+        )
+    target = config.target
+    if config.task == "pretrain" and not target.normalize and target.frame_std != 1:
+        raise UserError(
+            f"target.frame_std={target.frame_std} is no VideoMAE, which rebuilds pixels: export safetensors"
+        )
     if config.task == "finetune" and config.finetune.mode == "attentive":
         raise UserError("finetune.mode=attentive is no VideoMAE, which pools by the mean: export safetensors")
     if config.task == "pretrain" and config.target.kind != "frame":

@@ -48,6 +48,8 @@ class RawTarget(NamedTuple):
     """Grey levels of frames and their differences; 1 of optical flow."""
     channels: int
     """Values of a pixel: 3, or 2 of optical flow."""
+    std: float
+    """What values are divided by in place of the cube's standard deviation, where cubes are not normalised."""
 
 
 class Target(NamedTuple):
@@ -57,13 +59,14 @@ class Target(NamedTuple):
     """float32 (B, M, L)."""
     mean: Tensor | None
     """float32 (B, M, channels), of the true cube, in [0, 1]; None where targets are not normalised."""
-    scale: Tensor | None
-    """float32 (B, M, channels), the true cube's standard deviation plus epsilon, in [0, 1]."""
+    scale: Tensor | float
+    """float32 (B, M, channels), the true cube's standard deviation plus epsilon, in [0, 1]; one number where targets
+    are not normalised."""
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
         """Undo the normalisation of a prediction (B, M, L) with the true cube's mean and deviation."""
-        if self.mean is None or self.scale is None:
-            return prediction
+        if self.mean is None or not isinstance(self.scale, Tensor):
+            return prediction * self.scale
         per_pixel = prediction.unflatten(2, (-1, self.mean.shape[2]))  # (B, M, pixels, channels)
         return (per_pixel * self.scale[:, :, None] + self.mean[:, :, None]).flatten(2)
 
@@ -99,7 +102,7 @@ def raw_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | N
     raw: dict[str, RawTarget] = {}
     if target.has_frame:
         frames = gather_cubes(patches, cubes, clip.cube_frames).float()
-        raw["space"] = RawTarget(frames, target.frame_eps, GREY_LEVELS, 3)
+        raw["space"] = RawTarget(frames, target.frame_eps, GREY_LEVELS, 3, target.frame_std)
     if target.has_motion:
         if target.motion_source == "flow":
             if flow is None:
@@ -107,7 +110,7 @@ def raw_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | N
             motion, unit = gather_cubes(cut_patches(flow, clip.cube_size), cubes, clip.cube_frames).float(), 1
         else:
             motion, unit = motion_cubes(patches, cubes, clip.cube_frames, target), GREY_LEVELS
-        raw["time"] = RawTarget(motion, target.motion_eps, unit, _motion_channels(target))
+        raw["time"] = RawTarget(motion, target.motion_eps, unit, _motion_channels(target), target.motion_std)
     return raw
 
 
@@ -117,9 +120,9 @@ def _motion_channels(target: TargetConfig) -> int:
 
 def _finish(raw: RawTarget, normalize: bool, cube_size: int) -> Target:
     """Bring raw values to what the head must give, in place."""
-    values, eps, unit, channels = raw
+    values, eps, unit, channels, constant = raw
     if not normalize:
-        return Target(values.mul_(1 / unit), None, None)
+        return Target(values.mul_(1 / (unit * constant)), None, constant)
     mean, std = normalize_(values, eps * unit, cube_size * channels, channels)
     return Target(values, mean / unit, std / unit + eps)
 

@@ -136,6 +136,7 @@ def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
     state, config = load_pretrained(runs[0]).model.state_dict(), load_pretrained(runs[0]).config
     for section, changes, said in (
         ("target", {"kind": "motion"}, "target.kind=motion is no VideoMAE"),
+        ("target", {"normalize": False, "frame_std": 0.2}, "target.frame_std=0.2 is no VideoMAE"),
         ("model", {"decoder": "shared"}, "target.kind=both is no VideoMAE"),
         ("model", {"position": "learnable"}, "model.position=learnable is no VideoMAE"),
     ):

@@ -178,7 +178,11 @@ def turned(section: str, field: str, value: Any) -> tuple[Any, ...]:
 
     A field that only acts beside another gets that other one too.
     """
-    beside = {("model", "checkpoint_every"): {"model": {"activation_checkpointing": "every_n", "depth": 4}}}
+    beside: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+        ("model", "checkpoint_every"): {"model": {"activation_checkpointing": "every_n", "depth": 4}},
+        ("target", "frame_std"): {"target": {"normalize": False}},
+        ("target", "motion_std"): {"target": {"normalize": False}},
+    }
     sections = {name: dict(fields) for name, fields in beside.get((section, field), {}).items()}
     if value is not None:
         sections.setdefault(section, {})[field] = value
@@ -228,6 +232,8 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("target", "normalize"): False,
     ("target", "frame_eps"): 0.1,
     ("target", "motion_eps"): 0.1,
+    ("target", "frame_std"): 0.2,
+    ("target", "motion_std"): 0.07,
 }
 
 

@@ -36,7 +36,7 @@ def plain_cube(frames: Tensor, config: Config, number: int) -> Tensor:
     return frames[t : t + clip.cube_frames, y : y + clip.cube_size, x : x + clip.cube_size].reshape(-1, frames.shape[3])
 
 
-def plain_target(frames: Tensor, config: Config, numbers: Tensor, eps: float) -> Tensor:
+def plain_target(frames: Tensor, config: Config, numbers: Tensor, eps: float, constant: float) -> Tensor:
     cubes = []
     for number in numbers.tolist():
         cube = plain_cube(frames, config, number)
@@ -44,6 +44,8 @@ def plain_target(frames: Tensor, config: Config, numbers: Tensor, eps: float) ->
             mean = cube.mean(0)
             std = (((cube - mean) ** 2).sum(0) / (len(cube) - 1)).sqrt()
             cube = (cube - mean) / (std + eps)
+        else:
+            cube = cube / constant
         cubes.append(cube.reshape(-1))
     return torch.stack(cubes)
 
@@ -55,14 +57,18 @@ def plain_target(frames: Tensor, config: Config, numbers: Tensor, eps: float) ->
 def test_targets_equal_the_plain_transcription(normalize: bool, granularity: int, sign: str, cube_frames: int):
     config = tiny(
         clip={"cube_frames": cube_frames},
-        target={"normalize": normalize, "motion_granularity": granularity, "motion_sign": sign},
+        target={
+            **{"normalize": normalize, "motion_granularity": granularity, "motion_sign": sign},
+            **{"frame_std": 0.5, "motion_std": 0.25},
+        },
     )
     clips = noise_clips(config, 2)
     numbers = torch.stack([torch.randperm(config.clip.cubes)[:11].sort().values for _ in clips])
     targets = make_targets(config, cut_patches(clips, config.clip.cube_size), numbers)
     for i, clip in enumerate(clips.double() / 255):
-        space = plain_target(clip, config, numbers[i], config.target.frame_eps)
-        motion = plain_target(plain_motion(clip, granularity, sign), config, numbers[i], config.target.motion_eps)
+        space = plain_target(clip, config, numbers[i], config.target.frame_eps, 0.5)
+        difference = plain_motion(clip, granularity, sign)
+        motion = plain_target(difference, config, numbers[i], config.target.motion_eps, 0.25)
         torch.testing.assert_close(targets["space"].values[i].double(), space, atol=2e-6, rtol=1e-5)
         torch.testing.assert_close(targets["time"].values[i].double(), motion, atol=2e-6, rtol=1e-5)
 
@@ -96,7 +102,9 @@ def test_flow_target_is_the_stored_flow_of_each_cube():
     targets = make_targets(config, patches, every_cube(config, 2), flow)["time"]
     assert output_sizes(config)["time"] == targets.values.shape[2] == 2 * 8 * 8 * 2
     for i in range(2):
-        expected = plain_target(flow[i].double(), config, torch.arange(config.clip.cubes), config.target.motion_eps)
+        expected = plain_target(
+            flow[i].double(), config, torch.arange(config.clip.cubes), config.target.motion_eps, 1.0
+        )
         torch.testing.assert_close(targets.values[i].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -108,7 +116,7 @@ def test_flow_target_without_flow_names_the_remedy():
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_to_pixels_undoes_the_normalisation(normalize: bool):
-    config = tiny(target={"normalize": normalize})
+    config = tiny(target={"normalize": normalize, "frame_std": 0.2})
     clips = noise_clips(config, 2)
     patches = cut_patches(clips, 8)
     space = make_targets(config, patches, every_cube(config, 2))["space"]

@@ -73,11 +73,32 @@ def test_the_seed_alone_decides(made, tmp_path):
 
 def test_a_second_run_does_nothing_and_another_one_is_refused(made, capsys):
     before = hashes(made)
+    assert make(made, "--shake", "0.5") == 2
     assert make(made) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert make(made, "--seed", "1") == 2
     assert "choose another --out" in capsys.readouterr().err
     assert hashes(made) == before
+
+
+def test_square_videos_and_a_calmer_camera_change_nothing_else(made, tmp_path):
+    assert make(tmp_path / "square", "--square") == 0
+    for name in hashes(made):
+        if not name.endswith((".mp4", ".webm", ".avi")):
+            continue
+        with av.open(str(tmp_path / "square" / name)) as square, av.open(str(made / name)) as other:
+            (one, two) = (container.streams.video[0] for container in (square, other))
+            assert one.height == one.width == min(two.height, two.width)
+            assert one.average_rate == two.average_rate
+
+    def moving(**shake: float) -> list[float]:
+        """Share of pixels that change by more than noise does, of a few videos."""
+        videos = [np.stack(list(render("grow", 9, 48, 48, np.random.default_rng(s), **shake))) for s in range(6)]
+        return [(np.abs(np.diff(video.astype(int), axis=0)).max(axis=-1) > 30).mean() for video in videos]
+
+    pairs = list(zip(moving(shake=0), moving(), strict=True))
+    assert all(calm <= shaken for calm, shaken in pairs)
+    assert sum(calm for calm, _ in pairs) < 0.7 * sum(shaken for _, shaken in pairs)
 
 
 def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
