@@ -193,7 +193,8 @@ def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) ->
 
 def measure_steps(config: Config, rank: Rank, clips: torch.Tensor, seeds: torch.Tensor) -> dict[str, float]:
     """Seconds of a step's phases, and of all of it."""
-    engine = Engine(model := build_motionmae(config), decay_groups(model, config), config, rank)
+    model = build_motionmae(config)
+    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()

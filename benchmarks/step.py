@@ -31,7 +31,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,14 +95,7 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
         return hugging_face(config, batch, rank.device, bf16)
     if name == "official":
         return official(options.official, config, batch, rank.device, bf16)
-    asked = nullcontext() if not options.engine else patch("motionmae.training.engine.stage_of", _as_asked)
-    with asked:
-        return InLoop(config, batch, rank, sinks)
-
-
-def _as_asked(config: Config, ranks: int) -> int:
-    """The stage of the config, for one rank too, which a run would not use (motionmae.training.engine.stage_of)."""
-    return config.engine.zero
+    return InLoop(config, batch, rank, sinks, stage=config.engine.zero if options.engine else None)
 
 
 def serve(name: str, config: Config, options: argparse.Namespace, parent: Connection) -> None:

@@ -103,15 +103,16 @@ class InLoop:
         batch: clips and seeds, taken again in every step.
         rank: of this process.
         sinks: told of every row, besides the run folder's own.
+        stage: of ZeRO, where it is to be another than a run would take.
     """
 
-    def __init__(self, config: Config, batch: Batch, rank: Rank, sinks: list[Sink]):
+    def __init__(self, config: Config, batch: Batch, rank: Rank, sinks: list[Sink], stage: int | None = None):
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
         task, store, claim = Pretraining(config), CheckpointStore(folder.checkpoints), claim_folder(folder.path)
         model = build_motionmae(config)
-        engine = Engine(model, task.parameter_groups(model), config, rank)
+        engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
         events = stack.enter_context(closing(EventLog(claim.name, [*own, *sinks], check=claim.check)))
         events.event(Kind.START, 0, world=rank.world)

@@ -67,6 +67,13 @@ class GuardedAdamW(torch.optim.AdamW):
 class Engine:
     """A model that takes optimiser steps; with :mod:`zero_state`, the only code that talks to DeepSpeed.
 
+    Args:
+        model: to be trained.
+        groups: its parameters, with the weight decay of each group.
+        config: of the run.
+        rank: of this process.
+        stage: of ZeRO, for measurements of what a run would not take; None: :func:`stage_of`.
+
     Attributes:
         deepspeed: DeepSpeed's engine.
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
@@ -78,8 +85,10 @@ class Engine:
         averages: their running averages by name, where ``optim.ema_decay`` asks for them.
     """
 
-    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank) -> None:
-        self.stage = stage_of(config, rank.world)
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank, stage: int | None = None
+    ) -> None:
+        self.stage = stage_of(config, rank.world) if stage is None else stage
         self.accumulation = accumulation_steps(config, rank.world)
         self.precision = resolve_precision(config.engine.precision, rank.device)
         self.loss_scale = LossScale() if self.precision == "fp16" else None
@@ -93,7 +102,7 @@ class Engine:
             config=deepspeed_config(config, self.stage, self.precision, self.accumulation),
             dist_init_required=False,
         )
-        if rank.world == 1 and self.stage == 0:  # nobody to reduce with: DeepSpeed would copy all gradients twice
+        if rank.world == 1 and stage is None:  # nobody to reduce with: DeepSpeed would copy all gradients twice
             self.deepspeed.enable_backward_allreduce = False
         self.parameters = {name: p for name, p in self.deepspeed.module.named_parameters() if p.requires_grad}
         averages = dict(self._average.module.named_parameters()) if self._average else {}
