@@ -8,6 +8,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
+_JOINING = threading.Lock()
+"""Of two threads that wait for one process at once, one would not hear how it ended."""
 """Of a worker: while the answer of one is dealt with, it decodes for the other."""
 _LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Slurm sends its signals to every process of a step, a terminal its Ctrl-C; workers end with their parent."""
@@ -110,7 +113,8 @@ class WorkerSource:
                 pipe.known.add(block)
             outcomes = pipe.connection.recv()
         except (EOFError, OSError) as error:
-            pipe.process.join(5)
+            with _JOINING:
+                pipe.process.join(5)
             raise WorkerFailed(f"a decoding process ended (exit code {pipe.process.exitcode})") from error
         finally:
             self._free.put(pipe)

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from motionmae.data import transfer
+from tests.data.loading import COUNTS, steps
+from tests.data.made_shards import make_shards
 from tests.data.shard_server import ShardServer, serving
 
 
@@ -19,3 +21,16 @@ def server(folder: Path) -> Iterator[ShardServer]:
     """An HTTP server of the shards that the test's own fixture ``folder`` made."""
     with serving(folder) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loader") / "shards"
+    make_shards(folder, COUNTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(shards: Path) -> list[list[tuple]]:
+    """Nine steps (two epochs of four and one more) of a single rank with one thread."""
+    return steps(shards, 0, 9, threads=1)

@@ -1,13 +1,7 @@
-import gc
 import itertools
 import json
-import multiprocessing.resource_tracker
-import os
-import signal
-import threading
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,50 +16,9 @@ from motionmae.data.order import EpochOrder
 from motionmae.data.randomness import mask_seed
 from motionmae.data.reader import ShardReader
 from motionmae.data.shards import index_path, load_index
-from motionmae.data.workers import WorkerFailed
 from motionmae.errors import UserError
+from tests.data.loading import CLIP, COUNTS, loader, rows, steps
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
-
-COUNTS = (13, 7, 20, 1, 9)  # 50 samples
-CLIP = ClipConfig(frames=2, size=16, stride=1)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loader") / "shards"
-    make_shards(folder, COUNTS)
-    return folder
-
-
-def loader(folder, batch=12, micro_batch=2, rank=0, world=1, seed=3, clip=CLIP, **data):
-    config = DataConfig(**({"shards": str(folder), "window_shards": 2, "threads": 2} | data))
-    return ClipLoader(config, clip, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank, world=world)
-
-
-def rows(batch):
-    """What identifies each clip of a batch: sample, label, mask seed and every pixel."""
-    numbers = zip(batch.samples.tolist(), batch.labels.tolist(), batch.seeds.tolist(), strict=True)
-    return [(*number, clip.numpy().tobytes()) for number, clip in zip(numbers, batch.clips, strict=True)]
-
-
-def steps(folder, first, number, world=1, **options):
-    """The clips of ``number`` steps over all ranks, each step a list in order of position."""
-    found = [[] for _ in range(number)]
-    loaders = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
-    streams = [one.batches(first) for one in loaders]
-    for step in range(number):
-        for _ in range(loaders[0].accumulation):
-            for stream in streams:
-                found[step] += rows(next(stream))
-    for one in loaders:
-        one.close()
-    return found
-
-
-@pytest.fixture(scope="module")
-def one_rank(shards):
-    """Nine steps (two epochs of four and one more) of a single rank with one thread."""
-    return steps(shards, 0, 9, threads=1)
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 12), (1, 3), (2, 2), (3, 4), (3, 1), (6, 2)])
@@ -341,11 +294,6 @@ class TestState:
             check_same_stream(ours.state(1) | {"order_version": 0}, ours.identity)
 
 
-def decoders():
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("clip-decoder")]
-    return [*threads, *(child for child in multiprocessing.active_children() if child.name == "clip-worker")]
-
-
 def test_augmented_clips_are_the_same_from_threads_and_processes(shards):
     changes = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 2}
     plain = steps(shards, 1, 2, repeats=2)
@@ -353,83 +301,3 @@ def test_augmented_clips_are_the_same_from_threads_and_processes(shards):
     assert by_threads == by_processes
     pixels = [[clip[-1] for step in found for clip in step] for found in (plain, by_threads)]
     assert sum(a != b for a, b in zip(*pixels, strict=True)) > len(pixels[0]) // 2
-
-
-class TestResources:
-    def test_no_thread_is_left(self, shards):
-        with loader(shards, threads=4) as ours:
-            next(ours.batches(0))
-            assert 1 <= len(decoders()) <= 4  # a thread is started when all others are busy
-        assert decoders() == []
-        ours.close()
-
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_nothing_is_left_when_the_consumer_fails(self, shards, workers):
-        multiprocessing.resource_tracker.ensure_running()
-        gc.collect()  # or it would close files of earlier tests meanwhile
-        files = len(list(Path("/proc/self/fd").iterdir()))
-
-        def train():
-            with loader(shards, prefetch=20, workers=workers) as ours:
-                for _ in ours.batches(0):
-                    raise RuntimeError("training")
-
-        with pytest.raises(RuntimeError, match="training"):
-            train()
-        assert decoders() == []
-        assert len(list(Path("/proc/self/fd").iterdir())) == files
-
-    def test_prefetch_is_bounded(self, shards):
-        with loader(shards, prefetch=3, threads=1, micro_batch=6) as ours:
-            stream = ours.batches(0)
-            next(stream)
-            assert ours._pool._work_queue.qsize() <= 3 * 6
-
-    def test_a_batch_that_is_kept_keeps_its_content(self, shards):
-        with loader(shards) as ours:
-            kept = list(itertools.islice(ours.batches(0), 24))
-            again = [rows(batch) for batch in itertools.islice(ours.batches(0), 24)]
-        assert [rows(batch) for batch in kept] == again
-
-    def test_memory_is_used_again(self, shards):
-        with loader(shards, prefetch=2) as ours:
-            places = [batch.clips.data_ptr() for batch in itertools.islice(ours.batches(0), 30)]
-        assert len(set(places)) <= 4
-
-    def test_what_is_meant_for_the_training_process_does_not_end_its_workers(self, shards, one_rank):
-        with loader(shards, workers=1, prefetch=1) as ours:
-            stream = ours.batches(0)
-            (worker,) = multiprocessing.active_children()
-            for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
-                os.kill(worker.pid, signal.Signals[name])
-            assert [row for _ in range(6) for row in rows(next(stream))] == one_rank[0]
-
-    def test_a_worker_that_is_killed_ends_the_stream(self, shards):
-        with loader(shards, workers=1, prefetch=1) as ours:
-            stream = ours.batches(0)
-            next(stream)
-            (worker,) = multiprocessing.active_children()
-            worker.kill()
-            with pytest.raises(WorkerFailed, match=r"ended \(exit code -9\)"):
-                list(itertools.islice(stream, 9))
-
-    def test_workers_end_when_nobody_holds_their_pipes(self, shards):
-        """As when the training process is killed: the system closes what it had open."""
-        with loader(shards, workers=2) as ours:
-            next(ours.batches(0))
-            workers = [child for child in multiprocessing.active_children() if child.name == "clip-worker"]
-            ours._pool.shutdown(cancel_futures=True)  # what reads ahead gives its pipes back
-            while not ours._source._free.empty():
-                ours._source._free.get().connection.close()
-            for worker in workers:
-                worker.join(30)
-            assert [worker.exitcode for worker in workers] == [0, 0]
-
-    def test_a_view_keeps_the_memory(self, shards):
-        with loader(shards, prefetch=1) as ours:
-            stream = ours.batches(0)
-            view = next(stream).clips[1, 0]
-            before = view.clone()
-            for _ in range(10):
-                next(stream)
-            assert torch.equal(view, before)

@@ -274,7 +274,7 @@ class TestLoader:
     def test_batches_are_the_same_when_the_cache_is_small(self, folder, server, data, workers):
         make_shards(folder, (24,) * 6)
         size = sum(path.stat().st_size for path in folder.glob("toy-000000*"))
-        small = changed(data, window_shards=1, cache_gb=2.1 * size / 1e9, workers=workers)
+        small = changed(data, window_shards=1, cache_gb=2.1 * size / 1e9, workers=workers, remote_retries=12)
         local = changed(data, shards=str(folder), window_shards=1)
         assert self.steps(small, 36) == self.steps(local, 36)
         assert taken(small) <= small.cache_gb * 1e9

@@ -1,0 +1,32 @@
+"""A loader on small shards, and what tests hold against each other of it."""
+
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.loader import ClipLoader
+
+COUNTS = (13, 7, 20, 1, 9)  # 50 samples
+CLIP = ClipConfig(frames=2, size=16, stride=1)
+
+
+def loader(folder, batch=12, micro_batch=2, rank=0, world=1, seed=3, clip=CLIP, **data):
+    config = DataConfig(**({"shards": str(folder), "window_shards": 2, "threads": 2} | data))
+    return ClipLoader(config, clip, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank, world=world)
+
+
+def rows(batch):
+    """What identifies each clip of a batch: sample, label, mask seed and every pixel."""
+    numbers = zip(batch.samples.tolist(), batch.labels.tolist(), batch.seeds.tolist(), strict=True)
+    return [(*number, clip.numpy().tobytes()) for number, clip in zip(numbers, batch.clips, strict=True)]
+
+
+def steps(folder, first, number, world=1, **options):
+    """The clips of ``number`` steps over all ranks, each step a list in order of position."""
+    found = [[] for _ in range(number)]
+    loaders = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
+    streams = [one.batches(first) for one in loaders]
+    for step in range(number):
+        for _ in range(loaders[0].accumulation):
+            for stream in streams:
+                found[step] += rows(next(stream))
+    for one in loaders:
+        one.close()
+    return found
