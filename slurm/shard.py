@@ -60,15 +60,16 @@ def _run(options: argparse.Namespace) -> int:
     if asked.json:
         raise UserError("--json is of one command and every part would write it: leave it out, see the logs")
     logs = asked.out.absolute() / STATE / "logs"
-    parts = _script(options, command, logs / "part-%a.log", array=f"0-{options.parts - 1}")
+    name = {"job-name": f"shards-{asked.dataset}"}
+    parts = _script(options, command, logs / "part-%a.log", array=f"0-{options.parts - 1}", **name)
     if options.dry_run:
-        print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY"), sep="\n")
+        print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY", **name), sep="\n")
         return 0
     if not asked.videos.is_dir():
         raise UserError(f"there is no folder {asked.videos}: give --videos a folder on the disk that all nodes share")
     logs.mkdir(parents=True, exist_ok=True)
     array = sbatch(parts)
-    last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}"))
+    last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}", **name))
     print(f"array {array} of {options.parts} parts, then job {last} for the manifest; logs: {logs}")
     return 0
 
@@ -76,7 +77,6 @@ def _run(options: argparse.Namespace) -> int:
 def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **asked: str) -> str:
     """The batch script of the array, or of the job after it."""
     settings = {
-        "job-name": f"shards-{make_shards_parser().parse_args(command).dataset}",
         "cpus-per-task": str(options.cpus),
         "time": options.time,
         "output": str(log),

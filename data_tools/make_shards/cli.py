@@ -16,7 +16,7 @@ from data_tools.decode import FrameSettings
 from data_tools.make_shards.plan import Plan, make_plan, refuse_other_libraries, settle
 from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.write import QUARANTINE, Tally, entries_of, finish, only_run, tally_of, write_shards
+from data_tools.make_shards.write import QUARANTINE, Tally, entries_of, finish, only_run, write_shards
 from motionmae.data.files import output_file, write_atomically
 from motionmae.data.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
@@ -136,7 +136,9 @@ def _run(options: argparse.Namespace) -> int:
         if manifest:
             print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
             if options.json:
-                _write_figures(options.json, tally_of(plan, options.out), manifest.samples, len(manifest.shards), 0)
+                # it counts what is there, and has nothing to write
+                total = write_shards(plan, options.out, options.workers, options.timeout)
+                _write_figures(options.json, total, manifest.samples, len(manifest.shards), 0)
         else:
             refuse_other_libraries(plan, options.out)
             manifest = _make(plan, options)

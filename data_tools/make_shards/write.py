@@ -105,14 +105,6 @@ def entries_of(plan: Plan, out: Path) -> tuple[ShardEntry, ...] | None:
     return tuple(record.entry for record in records if record and record.entry)
 
 
-def tally_of(plan: Plan, out: Path) -> Tally:
-    """Of the shards that are finished."""
-    total = Tally()
-    for record in filter(None, (load_record(out, shard) for shard in plan.shards)):
-        total.add(record.tally)
-    return total
-
-
 def record_path(out: Path, shard: ShardPlan) -> Path:
     """Where the record of a shard lies."""
     return out / STATE / f"{Path(shard.name).stem}.json"

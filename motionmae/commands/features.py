@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_file
-from motionmae.errors import UserError
+from motionmae.data.files import output_ending
 
 _EPILOG = """\
 examples:
@@ -29,7 +28,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched with all below it")
-    parser.add_argument("--out", type=output_file, required=True, help="file to write, .npz or .parquet")
+    table = output_ending(".npz", ".parquet")
+    parser.add_argument("--out", type=table, required=True, help="file to write, .npz or .parquet")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.set_defaults(run=run)
 
@@ -44,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.training.distributed import distributed, first_then_others, on_first_rank
 
     out = arguments.out
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {out} is none of {', '.join(WRITERS)}: give the name one of these endings")
     with distributed(EngineConfig()) as rank:
         model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, arguments.step))
         folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")

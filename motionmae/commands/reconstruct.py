@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_file
+from motionmae.data.files import output_ending
 from motionmae.errors import UserError
 
 _EXAMPLES = """examples:
@@ -26,7 +26,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=output_file, help="PNG, GIF or mp4 to write (default: RUN/reconstruction.png)")
+    parser.add_argument(
+        "--out", type=output_ending(*_ENDINGS), help="PNG, GIF or mp4 (default: RUN/reconstruction.png)"
+    )
     parser.add_argument("--video", type=Path, nargs="+", help="video files to take the middle clips of")
     parser.add_argument("--shards", help="folder or URL of shards to take clips from (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
@@ -46,8 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.pretrained import load_pretrained
 
     out = arguments.out or arguments.folder / "reconstruction.png"
-    if out.suffix not in _ENDINGS:
-        raise UserError(f"--out {out} is none of {', '.join(_ENDINGS)}: give the name one of these endings")
     if arguments.frames < 1:
         raise UserError(f"--frames {arguments.frames} leaves nothing to see: give at least 1")
     for ratio in arguments.ratio or ():

@@ -63,7 +63,7 @@ def output_ending(*endings: str) -> Callable[[str], Path]:
     """:func:`output_file` for kinds of files that their names tell: ``type=output_ending(".png", ".pdf")``."""
 
     def checked(text: str) -> Path:
-        if Path(text).suffix.lower() not in endings:
+        if Path(text).suffix not in endings:
             raise argparse.ArgumentTypeError(
                 f"{text} is none of {', '.join(endings)}: give the name one of these endings"
             )

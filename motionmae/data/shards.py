@@ -171,19 +171,20 @@ class ShardWriter:
         row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
         for suffix, parts in members.items():
             ending = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
-            row |= {f"{suffix}_offset": self._file.size + _TAR_HEADER, f"{suffix}_size": sum(map(len, parts))}
-            self._append(f"{key}.{ending}", parts)
+            row[f"{suffix}_offset"] = self._file.size + _TAR_HEADER
+            row[f"{suffix}_size"] = self._append(f"{key}.{ending}", parts)
         for name, column in self._columns.items():
             column.append(row[name])
 
-    def _append(self, name: str, parts: Sequence[bytes]) -> None:
-        """One member of the tar, part by part: ``TarFile`` would want it in one piece, a copy of megabytes."""
+    def _append(self, name: str, parts: Sequence[bytes]) -> int:
+        """Write a member part by part (``TarFile`` wants it in one piece, a copy of megabytes); returns its bytes."""
         info = tarfile.TarInfo(name)  # mtime 0, no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
         for part in parts:
             self._file.write(part)
         self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
+        return info.size
 
     def _refuse_nonsense(
         self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]

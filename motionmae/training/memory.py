@@ -7,13 +7,11 @@ fragmentation and the CUDA context: leave a tenth of the card free (:data:`motio
 
 from dataclasses import dataclass
 
-import torch
-
 from motionmae.config import Config
 from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters
 from motionmae.models.masking import masked_cubes
 from motionmae.models.targets import output_sizes
-from motionmae.training.engine import BUCKET, build_optimizer, stage_of
+from motionmae.training.engine import BUCKET, stage_of
 
 FP32 = 4
 """Bytes of a float32: parameters, the residual stream, predictions and targets in every precision."""
@@ -80,7 +78,9 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
 
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
-    message = FP32 * BUCKET if stage else min(trained, FP32 * _STAGE_0_MESSAGE) if ranks > 1 else 0
+    message = FP32 * BUCKET if stage else min(trained, FP32 * _STAGE_0_MESSAGE)
+    if ranks == 1:
+        message = 0  # there is nobody to send one to
     if stage and compute_bytes(config) < FP32:  # a second buffer, for gradients that are sent in 16 bits
         message += (compute_bytes(config) if stage == 3 else FP32) * BUCKET
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
@@ -103,7 +103,7 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
         3: begin,
     }[stage]
     # the optimiser's own copy of the gradients, and what an AdamW of many kernels makes in between
-    step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients + (0 if _fused(config) else 2 * gradients)
+    step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients
     pixels = clips * config.clip.frames * config.clip.size**2 * 3
     return Memory(
         parameters=parameters,
@@ -201,11 +201,6 @@ def transient_bytes(config: Config) -> Transient:
         encoder_block = _block_bytes(clip.cubes - masked, size.width, size.heads, width)
     recomputed = max(block - kept_bytes(config).loss, 0)  # predictions and targets are gone by then
     return Transient(patches + 2 * losses + predictions, max(losses, recomputed), encoder_block)
-
-
-def _fused(config: Config) -> bool:
-    """Whether the engine takes AdamW as one kernel."""
-    return bool(build_optimizer([{"params": [torch.zeros(1)]}], config, config.engine.zero).defaults["fused"])
 
 
 def _masked(config: Config) -> int:
