@@ -190,15 +190,15 @@ def transient_bytes(config: Config) -> Transient:
     patches = clip.cubes * clip.cube_pixels
     recomputes = config.model.activation_checkpointing != "none"
     if config.task == "finetune":
-        block = _block_bytes(clip.cubes, size.width, size.heads, width) if recomputes else 0
+        block = _block_bytes(config, clip.cubes, size.width, size.heads) if recomputes else 0
         return Transient(patches, block, block)
     masked, heads = _masked(config), output_sizes(config)
     losses = FP32 * masked * max(heads.values())
     predictions = width * masked * sum(heads.values()) if width < FP32 else 0  # before they become float32
     block = encoder_block = 0
     if recomputes:
-        block = _block_bytes(clip.cubes, size.decoder_width, size.decoder_heads, width)
-        encoder_block = _block_bytes(clip.cubes - masked, size.width, size.heads, width)
+        block = _block_bytes(config, clip.cubes, size.decoder_width, size.decoder_heads)
+        encoder_block = _block_bytes(config, clip.cubes - masked, size.width, size.heads)
     recomputed = max(block - kept_bytes(config).loss, 0)  # predictions and targets are gone by then
     return Transient(patches + 2 * losses + predictions, max(losses, recomputed), encoder_block)
 
@@ -246,21 +246,31 @@ def _recompute_every(config: Config) -> int:
 
 def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int, narrowed: int = 0) -> int:
     """A stack of blocks; with ``narrowed``, the last computes so many tokens only."""
-    every, value = _recompute_every(config), compute_bytes(config)
+    every = _recompute_every(config)
     recomputed = -(-depth // every) if every else 0
-    whole = _block_bytes(tokens, width, heads, value)
+    whole = _block_bytes(config, tokens, width, heads)
     total = recomputed * tokens * width * FP32 + (depth - recomputed) * whole
     if narrowed and not (every and (depth - 1) % every == 0):
-        total += _last_block_bytes(tokens, narrowed, width, heads, value) - whole
+        total += _last_block_bytes(config, tokens, narrowed, width, heads) - whole
     return total
 
 
-def _last_block_bytes(tokens: int, kept: int, width: int, heads: int, value: int) -> int:
+def _last_block_bytes(config: Config, tokens: int, kept: int, width: int, heads: int) -> int:
     """All tokens are normalised and are keys and values; those kept are copied once more to ask."""
+    value = compute_bytes(config)
     everywhere = tokens * (width * FP32 + 3 * width * value + 2 * FP32)
-    return everywhere + kept * (width * FP32 + 12 * width * value + 2 * FP32 + heads * FP32)
+    masked = kept * (width * FP32 + 12 * width * value + 2 * FP32)
+    return everywhere + masked + _attention_bytes(config, kept, tokens, heads)
 
 
-def _block_bytes(tokens: int, width: int, heads: int, value: int) -> int:
-    statistics = 4 * FP32 + heads * FP32  # mean and deviation of two norms; attention's normaliser of each head
-    return tokens * (2 * width * FP32 + 14 * width * value + statistics)
+def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
+    statistics = 4 * FP32  # mean and deviation of two norms
+    inside = 2 * width * FP32 + 14 * width * compute_bytes(config) + statistics
+    return tokens * inside + _attention_bytes(config, tokens, tokens, heads)
+
+
+def _attention_bytes(config: Config, asking: int, asked: int, heads: int) -> int:
+    """A normaliser for each head and token; all weights in bfloat16 on a CPU (:mod:`motionmae.models.attention`)."""
+    if config.engine.precision == "bf16" and config.launch.gpus_per_node == 0:
+        return compute_bytes(config) * heads * asking * asked
+    return FP32 * heads * asking
