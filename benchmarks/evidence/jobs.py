@@ -17,7 +17,8 @@ from motionmae.training.runfolder import RunFolder
 from motionmae.training.state import config_as_json, flat
 
 SCRATCH = "scratch"
-_MATTERS = tuple("task seed clip. model. mask. target. finetune. views. data. optim. engine.precision".split())
+_SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "views.", "data.", "optim.")
+_MATTERS = ("task", "seed", *_SECTIONS, "engine.precision")
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
 
 
