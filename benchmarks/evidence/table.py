@@ -1,6 +1,7 @@
 """The table, from the files of the runs: means and spreads of what is there, and what is not is said to be missing."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,13 +13,31 @@ from motionmae.errors import UserError
 BEGIN, END = "<!-- written by benchmarks/evidence -->", "<!-- end of what benchmarks/evidence wrote -->"
 
 
-def figures(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A record for each row: its arm, seed, use and run, and top-1 in percent, None where it was not run to the end."""
-    last = [(row, experiment.jobs(row)[-1]) for row in rows]
-    return [
-        {"arm": row.arm, "seed": row.seed, "use": row.use, "run": job.config.name, "top1": job.top1()}
-        for row, job in last
-    ]
+def figures(experiment: Experiment, rows: Sequence[Row], known: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A record for each row: its arm, seed, use and run, and top-1 in percent, None where it was not run to the end.
+
+    What lies in the experiment's folder counts before what is ``known`` of a run of that name.
+    """
+    found = []
+    for row in rows:
+        job = experiment.jobs(row)[-1]
+        top1, name = job.top1(), job.config.name
+        record = {"arm": row.arm, "seed": row.seed, "use": row.use, "run": name}
+        found.append(record | {"top1": known.get(name) if top1 is None else top1})
+    return found
+
+
+def read_known(path: Path) -> dict[str, float]:
+    """Return top-1 by the name of the run, from what ``--json`` wrote.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    try:
+        records = json.loads(path.read_text())
+        return {str(record["run"]): float(record["top1"]) for record in records if record["top1"] is not None}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no figures ({error}): --known takes what --json wrote") from None
 
 
 def as_markdown(found: Sequence[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.evidence import cli
 from benchmarks.evidence.cli import main
 from benchmarks.evidence.data import a_tenth
 from benchmarks.evidence.jobs import ARMS, USES, Experiment, Job, Row, rows_of
@@ -70,10 +71,10 @@ def test_the_table_says_what_is_there_and_what_is_not(tmp_path: Path, capsys: py
     rows = rows_of(["scratch", "both"], None, ["finetune10", "single_frame"])
     for row, top1 in zip(rows, (20.0, 40.0, 7.0, 22.0, 41.0), strict=False):
         finish(experiment.jobs(row)[-1], top1)
-    table = as_markdown(figures(experiment, rows))
+    table = as_markdown(figures(experiment, rows, {}))
     assert "| none: from scratch | 21.0 ± 1.4 (20.0, 22.0), 1 of 3 seeds not yet run |" in table
     assert "A classifier of single frames, all labels: 7.0." in table
-    assert as_markdown(figures(experiment, rows_of(["frame"], [5], ["probe"]))).endswith("| frame | not yet run |")
+    assert as_markdown(figures(experiment, rows_of(["frame"], [5], ["probe"]), {})).endswith("| frame | not yet run |")
 
     page = tmp_path / "page.md"
     words = ["--collect", "--work", str(tmp_path), "--arm", "scratch", "both", "--use", "finetune10"]
@@ -86,6 +87,32 @@ def test_the_table_says_what_is_there_and_what_is_not(tmp_path: Path, capsys: py
     assert [record["top1"] for record in json.loads((tmp_path / "found.json").read_text())] == [
         20.0, 40.0, 22.0, 41.0, None, None,
     ]  # fmt: skip
+
+
+def test_figures_of_another_machine_are_taken_and_their_runs_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    there, here = Experiment(tmp_path / "there"), Experiment(tmp_path / "here")
+    first, second = (Row("scratch", seed, "finetune10") for seed in (0, 1))
+    finish(there.jobs(first)[-1], 20.0)
+    finish(there.jobs(second)[-1], 30.0)
+    figures_file = tmp_path / "figures.json"
+    words = ["--arm", "scratch", "--use", "finetune10"]
+    collect = ["--seed", "0", "1", "--collect", "--work", str(there.work), "--json", str(figures_file)]
+    assert main([*words, *collect]) == 0
+
+    finish(here.jobs(second)[-1], 40.0)  # what lies here counts first
+    made: list[Job] = []
+    monkeypatch.setattr(cli, "make_data", lambda *_: None)
+    monkeypatch.setattr(cli.Pool, "run", lambda pool: made.extend(pool._waiting))
+    words += ["--seed", "0", "1", "2", "--work", str(here.work), "--known", str(figures_file)]
+    assert main(words) == 0
+    assert {job.config.seed for job in made} == {2}
+    assert "30.0 ± 14.1 (20.0, 40.0), 1 of 3 seeds not yet run" in capsys.readouterr().out
+
+    figures_file.write_text('{"top1": 3}')
+    assert main([*words, "--collect"]) == 2
+    assert "--known takes what --json wrote" in capsys.readouterr().err
 
 
 def finish(job: Job, top1: float) -> None:
