@@ -44,6 +44,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--adapter", choices=("duplicate", "sliding", "pairs"), default="duplicate", help="default: duplicate"
     )
+    parser.add_argument(
+        "--short-side", type=int, default=480, metavar="PIXELS",
+        help="what an encoder's frames are resized to (default: 480, for cells of 16 pixels); one of smaller cubes has "
+        "as many cells in smaller frames",
+    )  # fmt: skip
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks of this folder")
@@ -76,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.protocol,
             arguments.adapter,
             arguments.davis,
+            arguments.short_side,
         )
         name = "_".join([*(str(value) for value in identity.settings.values() if value), identity.digest])
         results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+SHORT_SIDE = 480
+"""Pixels of a frame's short side in both protocols."""
 _QUERIES = 512  # cells whose similarities are held at a time
 
 
@@ -41,7 +43,7 @@ class Protocol:
     first_everywhere: bool
     """Whether the radius does not hold for the first frame."""
     long_multiple: int
-    """The long side is rounded down to a multiple of this many pixels, and then to whole cells."""
+    """The long side is rounded down to a multiple of this many pixels, at short side 480, and then to whole cells."""
     bilinear_labels: bool
     """Whether the first mask is shrunk bilinearly, else to the nearest pixel."""
     stretch: bool
@@ -54,10 +56,13 @@ PROTOCOLS = {
 }
 
 
-def working_size(height: int, width: int, cell: int, protocol: Protocol) -> tuple[int, int]:
-    """Height and width that frames are resized to: short side 480, both in whole cells."""
-    short, multiple = 480 // cell * cell, protocol.long_multiple
-    long = 480 * max(height, width) // min(height, width) // multiple * multiple // cell * cell
+def working_size(
+    height: int, width: int, cell: int, protocol: Protocol, short_side: int = SHORT_SIDE
+) -> tuple[int, int]:
+    """Height and width that frames are resized to, both in whole cells."""
+    multiple = max(protocol.long_multiple * short_side // SHORT_SIDE, 1)
+    short = short_side // cell * cell
+    long = short_side * max(height, width) // min(height, width) // multiple * multiple // cell * cell
     return (short, long) if height <= width else (long, short)
 
 
@@ -128,8 +133,11 @@ def _neighbourhood(rows: int, columns: int, protocol: Protocol) -> Tensor:
     return (away <= protocol.radius).all(0) if protocol.square else away.norm(dim=0) < protocol.radius
 
 
-def decide(soft: Tensor, height: int, width: int, cell: int, protocol: Protocol) -> NDArray[np.uint8]:
-    """Object numbers (height, width) of soft labels (objects + 1, rows, columns): enlarged bilinearly, then argmax."""
+def decide(soft: Tensor, height: int, width: int, cell: float, protocol: Protocol) -> NDArray[np.uint8]:
+    """Object numbers (height, width) of soft labels (objects + 1, rows, columns): enlarged bilinearly, then argmax.
+
+    ``cell`` is the side of a cell in pixels, in a frame of short side 480.
+    """
     maps = functional.interpolate(soft[None], scale_factor=cell, mode="bilinear", align_corners=False)[0]
     if protocol.stretch:
         low = maps.amin((1, 2), keepdim=True)

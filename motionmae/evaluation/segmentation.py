@@ -11,11 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from motionmae.data.files import hash_files, write_atomically
+from motionmae.errors import UserError
 from motionmae.evaluation.davis import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.pretrained import load_embedding
-from motionmae.evaluation.propagation import PROTOCOLS, decide, propagate, shrink_labels, working_size
+from motionmae.evaluation.propagation import (
+    PROTOCOLS,
+    SHORT_SIDE,
+    decide,
+    propagate,
+    shrink_labels,
+    working_size,
+)
 from motionmae.evaluation.video_file import write_mp4
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training.distributed import choose_device
@@ -34,10 +42,18 @@ class FeatureSource:
     """Pixels a side of what has one feature."""
     features: Callable[[Iterable[Tensor]], Iterator[Tensor]] | None
     """Frames uint8 (H, W, 3), sides in whole cells -> (width, rows, columns) of each."""
+    short_side: int = SHORT_SIDE
+    """Pixels of the frames' short side when they are looked at."""
 
 
 def open_features(
-    kind: str, run: Path | None, step: int | None, protocol: str, adapter: str, davis: Path
+    kind: str,
+    run: Path | None,
+    step: int | None,
+    protocol: str,
+    adapter: str,
+    davis: Path,
+    short_side: int = SHORT_SIDE,
 ) -> tuple[FeatureSource, Identity]:
     """The features of a kind, and what tells their masks apart from others.
 
@@ -48,11 +64,15 @@ def open_features(
         protocol: only recorded.
         adapter: see :mod:`motionmae.evaluation.frame_features`.
         davis: only recorded; not the list of sequences, on which no mask depends.
+        short_side: of the frames that an encoder sees.
 
     Raises:
-        UserError: as :func:`motionmae.evaluation.pretrained.load_embedding`.
+        UserError: as :func:`motionmae.evaluation.pretrained.load_embedding`; or ``short_side`` fits no
+            cell, or no encoder.
     """
     inputs = str(davis.resolve())
+    if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
+        raise UserError(f"--short-side is an encoder's, --features {kind} has none: leave one of them out")
     if kind == "repeat":
         return FeatureSource(1, None), Identity("", inputs, {"features": kind})
     if kind == "pixels":
@@ -71,7 +91,12 @@ def open_features(
         "protocol": protocol,
         "adapter": adapter,
     }
-    source = FeatureSource(config.clip.cube_size, lambda frames: encoder_features(frames, encoder, adapter, device))
+    cell = config.clip.cube_size
+    if short_side < cell:
+        raise UserError(f"--short-side {short_side} holds no cell of {cell} pixels ({run}): give {cell} or more")
+    if short_side != SHORT_SIDE:
+        settings["short_side"] = short_side
+    source = FeatureSource(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
     return source, Identity(fingerprint(encoder), inputs, settings)
 
 
@@ -126,13 +151,13 @@ def track(
         return
     rules = PROTOCOLS[protocol]
     height, width = first_mask.shape
-    size = working_size(height, width, source.cell, rules)
+    size = working_size(height, width, source.cell, rules, source.short_side)
     rows, columns = (side // source.cell for side in size)
     resized = (torch.from_numpy(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)) for frame in frames)
     labels = shrink_labels(first_mask, rows, columns, rules)
     yield first_mask
     for soft in propagate(source.features(resized), labels, rules):
-        yield decide(soft, height, width, source.cell, rules)
+        yield decide(soft, height, width, source.cell * SHORT_SIDE / source.short_side, rules)
 
 
 def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterator[Path]:

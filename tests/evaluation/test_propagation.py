@@ -1,5 +1,6 @@
 """Label propagation: scenes whose answer is known, and the protocols against loops written out."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -44,6 +45,21 @@ def pixels() -> FeatureSource:
 def test_a_static_scene_propagates_perfectly(protocol: str):
     masks = list(track(stripes(), iter([texture()] * 6), pixels(), protocol))
     assert len(masks) == 6
+    assert all(np.array_equal(mask, stripes()) for mask in masks)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_small_cells_in_small_frames_are_as_many_and_draw_the_same_masks(protocol: str):
+    cell, sizes = CELL // 4, []
+
+    def features(frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        frames = list(frames)
+        sizes.extend(frame.shape[:2] for frame in frames)
+        return pixel_features(frames, cell)
+
+    scene = np.repeat(np.repeat(texture()[:120, :208], 4, axis=0), 4, axis=1)
+    masks = list(track(stripes(), iter([scene] * 3), FeatureSource(cell, features, 120), protocol))
+    assert sizes == [(120, 208)] * 3
     assert all(np.array_equal(mask, stripes()) for mask in masks)
 
 
@@ -117,6 +133,8 @@ def test_sizes_of_the_protocols():
     assert working_size(480, 854, 16, PROTOCOLS["videowalk"]) == (480, 848)
     assert working_size(480, 854, 12, PROTOCOLS["dino"]) == (480, 828)  # cells that do not divide 832
     assert working_size(1920, 1080, 16, PROTOCOLS["videowalk"]) == (848, 480)
+    assert working_size(480, 854, 4, PROTOCOLS["dino"], 120) == (120, 208)  # as many cells as 832 has of 16
+    assert working_size(480, 854, 4, PROTOCOLS["videowalk"], 120) == (120, 212)
     assert working_size(352, 704, 16, PROTOCOLS["dino"]) == (480, 960)  # 480 / 352 has no exact float
 
 
