@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from motionmae.errors import UserError
 from motionmae.training.events import Row, current_rows
@@ -47,10 +48,19 @@ def read_history(run: Path) -> History:
     return History(run.name, rows, resumes)
 
 
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A moving mean over a twentieth of the values, around each; of those that are no NaN."""
+    reach = len(values) // 40
+    around = (values[max(place - reach, 0) : place + reach + 1] for place in range(len(values)))
+    finite = ([value for value in part if not math.isnan(value)] for part in around)
+    return [fmean(part) if part else math.nan for part in finite]
+
+
 def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float]], out: Path) -> None:
     """Write a PNG with a panel each for both losses, the learning rate and the throughput.
 
-    Dashed vertical lines mark where a run was resumed; dotted horizontal ones, the loss of predicting the mean.
+    Pale is what was logged, of single steps; strong its moving mean. Dashed vertical lines mark where a run was
+    resumed; dotted horizontal ones, the loss of predicting the mean.
 
     Args:
         histories: the runs.
@@ -65,14 +75,12 @@ def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float
             colour = f"C{number}"
             if (mean := mark.get(key.removeprefix("loss_"))) is not None:
                 axes.axhline(mean, color=colour, linestyle=":", linewidth=1.0)
-            steps = [row["step"] for row in history.rows]
-            axes.plot(
-                steps,
-                [math.nan if row[key] is None else row[key] for row in history.rows],
-                color=colour,
-                linewidth=1.4,
-                label=history.name,
-            )
+            values = [math.nan if row[key] is None else row[key] for row in history.rows]
+            steps = (
+                [row["step"] for row in history.rows] if any(values) else []
+            )  # a head that is not trained has loss 0
+            axes.plot(steps, values[: len(steps)], color=colour, linewidth=0.8, alpha=0.3)
+            axes.plot(steps, smoothed(values)[: len(steps)], color=colour, linewidth=1.4, label=history.name)
             for resume in history.resumes:
                 axes.axvline(resume, color=colour, linestyle="--", linewidth=0.8)
         axes.set_title(title, fontsize=10)
