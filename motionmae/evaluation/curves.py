@@ -76,11 +76,12 @@ def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float
             if (mean := mark.get(key.removeprefix("loss_"))) is not None:
                 axes.axhline(mean, color=colour, linestyle=":", linewidth=1.0)
             values = [math.nan if row[key] is None else row[key] for row in history.rows]
-            steps = (
-                [row["step"] for row in history.rows] if any(values) else []
-            )  # a head that is not trained has loss 0
-            axes.plot(steps, values[: len(steps)], color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(steps, smoothed(values)[: len(steps)], color=colour, linewidth=1.4, label=history.name)
+            steps = [row["step"] for row in history.rows]
+            if not any(values):  # a head that is not trained: its loss is 0
+                steps, values = [], []
+            strong = values if key == "lr" else smoothed(values)
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+            axes.plot(steps, strong, color=colour, linewidth=1.4, label=history.name)
             for resume in history.resumes:
                 axes.axvline(resume, color=colour, linestyle="--", linewidth=0.8)
         axes.set_title(title, fontsize=10)
