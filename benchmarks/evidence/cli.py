@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.evidence.data import make_data
+from benchmarks.evidence.data import describe, make_data
 from benchmarks.evidence.jobs import ARMS, USES, Experiment, rows_of
 from benchmarks.evidence.pool import Pool
 from benchmarks.evidence.table import as_markdown, figures, read_known, write_between_marks
@@ -20,7 +20,7 @@ _DESCRIPTION = f"""\
 What pre-training is worth, measured: small models on rendered videos whose classes differ in motion only, pre-trained
 in several ways (arms), put to the same uses, over several seeds. Renders and shards the videos, trains, tests, and
 prints the table from the files that the runs left. Finished runs are not made again, a stopped one goes on. A run's
-name holds a key of all its settings, so figures of another machine's runs may be taken from a file (--known).
+name ends in a key of its settings, so figures of runs elsewhere, on the same videos, may come from a file (--known).
 
 arms: {", ".join(ARMS)}
 uses: {", ".join(USES)}"""
@@ -29,8 +29,8 @@ _EXAMPLES = """\
 examples:
   python benchmarks/evidence                                                # everything, the most telling rows first
   python benchmarks/evidence --arm both --seed 1 --use finetune10           # one figure
-  python benchmarks/evidence --collect --write docs/results.md              # the table as far as it is, into the page
   python benchmarks/evidence --known docs/evidence.json --json docs/evidence.json   # only what nobody has run yet
+  python benchmarks/evidence --collect --known docs/evidence.json --write docs/results.md    # the table into the page
   python benchmarks/evidence --arm scratch both --seed 0 --use finetune10 --train 140 --val 70 --work runs/try \\
       -- optim.epochs=4 optim.warmup_epochs=1 optim.batch=4 engine.micro_batch=4   # minutes, to see it work"""
 
@@ -67,10 +67,12 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("runs/evidence"), help="folder of data and runs (default: %(default)s)")
     add("--train", type=int, default=2000, help="training videos (%(default)s)")
     add("--val", type=int, default=500, help="validation videos (%(default)s)")
-    add("--known", type=Path, metavar="FILE", help="figures that --json wrote elsewhere: their runs are not made again")
+    add(
+        "--known", type=Path, metavar="FILE", help="what --json wrote elsewhere: shown too, and its runs not made again"
+    )
     add("--collect", action="store_true", help="run nothing, only print the table")
     add("--write", type=Path, metavar="PAGE", help="write the table between its marks in a Markdown page")
-    add("--json", type=Path, metavar="FILE", help="write the figure of every row there")
+    add("--json", type=Path, metavar="FILE", help="write the figure of every row there, and all of --known")
     return made
 
 
@@ -81,17 +83,19 @@ def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
         )
     experiment = Experiment(options.work.resolve(), changes)
     rows = rows_of(options.arm, options.seed, options.use)
-    known = read_known(options.known) if options.known else {}
-    wanted = [jobs for row in rows if (jobs := experiment.jobs(row))[-1].config.name not in known]
+    data = describe(options.train, options.val)
+    known = read_known(options.known, data) if options.known else []
+    done = {record["run"] for record in known}
+    wanted = [jobs for row in rows if (jobs := experiment.jobs(row))[-1].config.name not in done]
     jobs = list(dict.fromkeys(job for row in wanted for job in row))
     failed = []
-    if not options.collect:
+    if jobs and not options.collect:
         with _alone(experiment.work):
             make_data(experiment.work / "data", options.train, options.val)
             pool = Pool(jobs, max(1, options.jobs), experiment.work / "logs")
             pool.run()
             failed = pool.failed
-    found = figures(experiment, rows, known)
+    found = figures(experiment, rows, data, known)
     text = as_markdown(found)
     print(text)
     if options.write:

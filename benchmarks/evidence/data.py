@@ -12,6 +12,7 @@ SIZE, SHORT_SIDE = 64, 48
 """Pixels of a video's short side, about; and of a stored frame's, at most."""
 SHAPE = ("--square", "--shake", "0.2")
 """A square clip sees all of a square video; the usual shake moves the picture more than a class moves its object."""
+SEED = 0
 SPLITS = ("train", "train10", "val")
 
 
@@ -23,12 +24,18 @@ def make_data(folder: Path, train: int, val: int) -> None:
     """
     videos = folder / "videos"
     counts = ("--train", str(train), "--val", str(val))
-    _run("data_tools/make_toy_dataset", "--out", str(videos), *counts, "--size", str(SIZE), *SHAPE, "--seed", "0")
+    _run("data_tools/make_toy_dataset", "--out", str(videos), *counts, "--size", str(SIZE), *SHAPE, "--seed", str(SEED))
     lines = (videos / "train.csv").read_text().splitlines(keepends=True)
     write_atomically(videos / "train10.csv", "".join(a_tenth(lines)).encode())
     for split in SPLITS:
         words = ("--videos", str(videos), "--split", split, "--out", str(folder / split))
         _run("data_tools/make_shards", "folder", *words, "--short-side", str(SHORT_SIDE))
+
+
+def describe(train: int, val: int) -> str:
+    """What tells these videos from others; figures of two experiments compare only where it is the same."""
+    words = (f"{train} + {val} videos", f"--size {SIZE}", *SHAPE, f"--seed {SEED}", f"--short-side {SHORT_SIDE}")
+    return " ".join(words)
 
 
 def a_tenth(lines: list[str]) -> list[str]:

@@ -157,7 +157,8 @@ class Experiment:
         """The run of configs/evidence/NAME with some changes."""
         source = f"evidence/{name}"
         runs = f"runs={self.work / 'runs'}"
-        words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *changes, *self.changes]
+        # what makes the arm counts last: scratch stays untrained, whatever --epochs of all runs may be
+        words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
         config = load_config(source, words)
         config = replace(config, name=f"{title}-{key_of(config)}")
         return Job(config, (config.task, "--config", source, f"name={config.name}", *words), needs)

@@ -13,31 +13,48 @@ from motionmae.errors import UserError
 BEGIN, END = "<!-- written by benchmarks/evidence -->", "<!-- end of what benchmarks/evidence wrote -->"
 
 
-def figures(experiment: Experiment, rows: Sequence[Row], known: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A record for each row: its arm, seed, use and run, and top-1 in percent, None where it was not run to the end.
+def figures(
+    experiment: Experiment, rows: Sequence[Row], data: str, known: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A record for each row and for each known figure: arm, seed, use, run, data, and top-1 in percent.
 
-    What lies in the experiment's folder counts before what is ``known`` of a run of that name.
+    What lies in the experiment's folder counts before what is known of a run of that name. Top-1 is None where a row
+    was not run to the end.
+
+    Args:
+        experiment: where the runs are.
+        rows: those that are asked for.
+        data: :func:`benchmarks.evidence.data.describe`.
+        known: records of :func:`read_known`.
     """
-    found = []
+    found = {record["run"]: dict(record) for record in known}
     for row in rows:
         job = experiment.jobs(row)[-1]
-        top1, name = job.top1(), job.config.name
-        record = {"arm": row.arm, "seed": row.seed, "use": row.use, "run": name}
-        found.append(record | {"top1": known.get(name) if top1 is None else top1})
-    return found
+        name, top1 = job.config.name, job.top1()
+        if top1 is not None or name not in found:
+            found[name] = {"arm": row.arm, "seed": row.seed, "use": row.use, "run": name, "data": data, "top1": top1}
+    arms, uses = list(ARMS), list(USES)
+    return sorted(found.values(), key=lambda r: (uses.index(r["use"]), arms.index(r["arm"]), r["seed"]))
 
 
-def read_known(path: Path) -> dict[str, float]:
-    """Return top-1 by the name of the run, from what ``--json`` wrote.
+def read_known(path: Path, data: str) -> list[dict[str, Any]]:
+    """Return the records that ``--json`` wrote of finished runs on the same data.
 
     Raises:
         UserError: the file is something else.
     """
     try:
         records = json.loads(path.read_text())
-        return {str(record["run"]): float(record["top1"]) for record in records if record["top1"] is not None}
+        if not isinstance(records, list):
+            raise TypeError("not a list")
+        finished = [record for record in records if record["top1"] is not None and record["data"] == data]
+        for record in finished:
+            if record["arm"] not in ARMS or record["use"] not in USES or not 0 <= record["top1"] <= 100:
+                raise ValueError(f"strange record {record}")
+            int(record["seed"]), str(record["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no figures ({error}): --known takes what --json wrote") from None
+        raise UserError(f"{path} holds no figures ({error!r}): --known takes what --json wrote") from None
+    return finished
 
 
 def as_markdown(found: Sequence[dict[str, Any]]) -> str:

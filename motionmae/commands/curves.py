@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   python -m motionmae curves runs/demo
   python -m motionmae curves runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.png
+  python -m motionmae curves runs/ut_interaction --held-out data/ut_interaction/val
 """
 _HEADS = {"space": "loss_space", "time": "loss_time"}
 _LAST_ROWS = 5
@@ -34,6 +35,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=output_file, help="PNG to write (default: curves.png in the first run's folder)")
+    parser.add_argument(
+        "--held-out", metavar="SHARDS", help="also say what the heads explain of these shards' clips, of 256 at most"
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's figures there")
     parser.set_defaults(run=run)
 
@@ -44,12 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     from motionmae.data.files import write_atomically
     from motionmae.evaluation.curves import plot_curves, read_history
+    from motionmae.evaluation.mean_prediction import explained_variance
 
     histories = [read_history(folder) for folder in arguments.folders]
     marks = [_marks(folder) for folder in arguments.folders]
     out = arguments.out or arguments.folders[0] / "curves.png"
     plot_curves(histories, marks, out)
     figures = [row for history, mark in zip(histories, marks, strict=True) for row in _figures(history, mark)]
+    if arguments.held_out:
+        explained = {folder.name: explained_variance(folder, arguments.held_out) for folder in arguments.folders}
+        figures = [row | {"explained_held_out": explained[row["run"]][row["head"]]} for row in figures]
     Console(soft_wrap=True).print(_table(figures))
     print(f"wrote {out}")
     if arguments.json:
@@ -91,12 +99,15 @@ def _table(figures: list[dict[str, Any]]) -> "Table":
 
     table = Table()
     table.add_column("run", min_width=max(len(row["run"]) for row in figures))  # names are there to be copied
-    for heading in ("head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"):
+    headings = ["head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"]
+    if held_out := "explained_held_out" in figures[0]:
+        headings.append("explained, held out")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "head" else "right", min_width=len(heading))
     for row in figures:
         mean = row["predicting_the_mean"]
         compared = ("", "") if mean is None else (f"{mean:.4f}", f"{row['last'] / mean:.2f}")
-        table.add_row(
-            row["run"], row["head"], str(row["steps"]), f"{row['first']:.4f}", f"{row['last']:.4f}", *compared
-        )
+        explained = [f"{row['explained_held_out']:.3f}"] if held_out else []
+        losses = (f"{row[key]:.4f}" for key in ("first", "last"))
+        table.add_row(row["run"], row["head"], str(row["steps"]), *losses, *compared, *explained)
     return table

@@ -34,6 +34,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip that a PNG shows (default: 8)")
+    parser.add_argument(
+        "--hidden-only", action="store_true", help="grey out visible cubes, which show the truth, in the heads' rows"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.set_defaults(run=run)
 
@@ -73,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     for ratio in arguments.ratio or [config.mask.ratio]:
         found = loaded.model.reconstruct(clips, seeds, ratio, flow)
         for place, name in enumerate(names):
-            block = make_block(f"{name}, {ratio:.0%} masked ({config.mask.kind})", found, place, columns)
+            title = f"{name}, {ratio:.0%} masked ({config.mask.kind})"
+            block = make_block(title, found, place, columns, hidden_only=arguments.hidden_only)
             blocks.append((place, block))
     blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
     ordered = [block for _, block in blocks]

@@ -54,7 +54,7 @@ def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> t
     return torch.stack(clips), None if flow is None else torch.from_numpy(flow)
 
 
-def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Block:
+def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, hidden_only: bool = False) -> Block:
     """Lay the frames of one clip of a batch side by side, in rows as in Figure 3.
 
     Args:
@@ -62,19 +62,34 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int) -> Bl
         found: of ``MotionMAE.reconstruct``.
         clip: which clip of the batch.
         columns: frames shown, spread evenly over the clip.
+        hidden_only: visible cubes, which show the truth, are grey in the heads' rows.
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
-    rows = [("original", found.clip), ("masked", found.masked), ("space head", found.space)]
-    strips = [(label, _strip(clips[clip].numpy()[frames])) for label, clips in rows if clips is not None]
+    seen = _visible(found, clip)[frames] & hidden_only  # (n, H, W, 1)
+    strips = [
+        ("original", _strip(found.clip[clip].numpy()[frames])),
+        ("masked", _strip(found.masked[clip].numpy()[frames])),
+    ]
+    if found.space is not None:
+        strips.append(("space head", _strip(np.where(seen, 0.5, found.space[clip].numpy()[frames]))))
     if found.motion is not None and found.time is not None:
         truth, drawn = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
         scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # one for both, so that they can be compared
         signed = bool(truth.min() < 0)
         strips += [
             ("motion target", _strip(_show(truth, scale, signed))),
-            ("time head", _strip(_show(drawn, scale, signed))),
+            ("time head", _strip(np.where(seen, 0.5, _show(drawn, scale, signed)))),
         ]
     return Block(title, strips, found.true_statistics)
+
+
+def _visible(found: Reconstruction, clip: int) -> NDArray[np.bool_]:
+    """Pixels of visible cubes: (T, H, W, 1)."""
+    frames, height, width = found.clip.shape[1:4]
+    hidden = found.mask[clip].numpy()  # (slots, side, side)
+    for axis, size in enumerate((frames, height, width)):
+        hidden = hidden.repeat(size // hidden.shape[axis], axis)
+    return ~hidden[..., None]
 
 
 def write_movie(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:

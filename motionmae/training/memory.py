@@ -149,7 +149,8 @@ def kept_bytes(config: Config) -> Kept:
 
     A block of width D keeps for each token: two inputs of norms in float32 and, in the width of the computation, the
     inputs of qkv and of the projection (the latter is attention's output), q, k, v, the input of the MLP, and the
-    input and output of GELU at 4 D each: 14 D values. With activation checkpointing a block keeps its input alone.
+    input and output of GELU at 4 D each: 14 D values; and what attention keeps. With activation checkpointing a block
+    keeps its input alone.
     """
     size, clip, width = config.model.dimensions, config.clip, compute_bytes(config)
     if config.task == "finetune":
@@ -271,6 +272,7 @@ def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
 
 def _attention_bytes(config: Config, asking: int, asked: int, heads: int) -> int:
     """A normaliser for each head and token; all weights in bfloat16 on a CPU (:mod:`motionmae.models.attention`)."""
-    if config.engine.precision == "bf16" and config.launch.gpus_per_node == 0:
+    engine = config.engine
+    if engine.precision == "bf16" and config.launch.gpus_per_node == 0 and not engine.compile:
         return compute_bytes(config) * heads * asking * asked
     return FP32 * heads * asking

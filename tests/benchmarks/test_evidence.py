@@ -1,6 +1,7 @@
 """The experiment of benchmarks/evidence: what is a run of its own, in which order, and a table that invents nothing."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_a_run_is_found_again_by_what_it_depends_on_and_by_nothing_else(tmp_path
     other_encoder = [job.config.name for job in Experiment(tmp_path).jobs(Row("both_tube", 1, "finetune10"))]
     keys = [name.rpartition("-")[2] for name in (classifier, other_encoder[1])]
     assert keys[0] != keys[1]
+
+
+def test_changes_for_all_runs_do_not_train_the_untrained_encoder(tmp_path: Path):
+    encoder, *_ = Experiment(tmp_path, ("optim.base_lr=0.03", "optim.epochs=9")).jobs(Row("scratch", 0, "probe"))
+    assert (encoder.config.optim.base_lr, encoder.config.optim.epochs) == (1e-12, 1)
 
 
 def test_arms_differ_in_nothing_but_target_and_mask(tmp_path: Path):
@@ -71,10 +77,12 @@ def test_the_table_says_what_is_there_and_what_is_not(tmp_path: Path, capsys: py
     rows = rows_of(["scratch", "both"], None, ["finetune10", "single_frame"])
     for row, top1 in zip(rows, (20.0, 40.0, 7.0, 22.0, 41.0), strict=False):
         finish(experiment.jobs(row)[-1], top1)
-    table = as_markdown(figures(experiment, rows, {}))
+    table = as_markdown(figures(experiment, rows, "data", []))
     assert "| none: from scratch | 21.0 ± 1.4 (20.0, 22.0), 1 of 3 seeds not yet run |" in table
     assert "A classifier of single frames, all labels: 7.0." in table
-    assert as_markdown(figures(experiment, rows_of(["frame"], [5], ["probe"]), {})).endswith("| frame | not yet run |")
+    assert as_markdown(figures(experiment, rows_of(["frame"], [5], ["probe"]), "data", [])).endswith(
+        "| frame | not yet run |"
+    )
 
     page = tmp_path / "page.md"
     words = ["--collect", "--work", str(tmp_path), "--arm", "scratch", "both", "--use", "finetune10"]
@@ -85,7 +93,7 @@ def test_the_table_says_what_is_there_and_what_is_not(tmp_path: Path, capsys: py
     assert main([*words, "--write", str(page), "--json", str(tmp_path / "found.json")]) == 0
     assert page.read_text() == f"before\n{BEGIN}\n{capsys.readouterr().out}{END}\nafter\n"
     assert [record["top1"] for record in json.loads((tmp_path / "found.json").read_text())] == [
-        20.0, 40.0, 22.0, 41.0, None, None,
+        20.0, 22.0, None, 40.0, 41.0, None,
     ]  # fmt: skip
 
 
@@ -110,9 +118,24 @@ def test_figures_of_another_machine_are_taken_and_their_runs_not_made(
     assert {job.config.seed for job in made} == {2}
     assert "30.0 ± 14.1 (20.0, 40.0), 1 of 3 seeds not yet run" in capsys.readouterr().out
 
-    figures_file.write_text('{"top1": 3}')
-    assert main([*words, "--collect"]) == 2
-    assert "--known takes what --json wrote" in capsys.readouterr().err
+    # a part of the rows loses nothing of what is known, and figures of other videos are not taken
+    part = ["--collect", "--arm", "both", "--use", "probe", "--known", str(figures_file), "--work", str(here.work)]
+    assert main([*part, "--json", str(tmp_path / "all.json")]) == 0
+    assert [record["top1"] for record in json.loads((tmp_path / "all.json").read_text())][:2] == [20.0, 30.0]
+    assert main([*part, "--train", "100", "--json", str(tmp_path / "other.json")]) == 0
+    assert {record["top1"] for record in json.loads((tmp_path / "other.json").read_text())} == {None}
+
+    good = json.loads(figures_file.read_text())
+    for broken in (
+        {"top1": 3},
+        "",
+        [good[0] | {"top1": math.nan}],
+        [good[0] | {"top1": "3"}],
+        [good[0] | {"arm": "x"}],
+    ):
+        figures_file.write_text(json.dumps(broken))
+        assert main([*words, "--collect"]) == 2
+        assert "--known takes what --json wrote" in capsys.readouterr().err
 
 
 def finish(job: Job, top1: float) -> None:

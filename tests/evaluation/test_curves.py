@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from motionmae.__main__ import main
+from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.curves import plot_curves, read_history, smoothed
 
@@ -65,9 +66,11 @@ def test_a_run_that_logged_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_command_writes_picture_and_figures(trained_run: Path, tmp_path: Path) -> None:
     out, figures = tmp_path / "curves.png", tmp_path / "figures.json"
-    assert main(["curves", str(trained_run), "--out", str(out), "--json", str(figures)]) == 0
+    words = ["curves", str(trained_run), "--held-out", load_config(str(trained_run / "config.yaml")).data.shards]
+    assert main([*words, "--out", str(out), "--json", str(figures)]) == 0
     assert cv2.imread(str(out)).std() > 10
     rows = json.loads(figures.read_text())
     assert [(row["head"], row["steps"]) for row in rows] == [("space", 9), ("time", 9)]
     assert all(row["last"] < row["first"] for row in rows)
+    assert all(-1 < row["explained_held_out"] < 1 for row in rows)
     assert 0.5 < rows[0]["predicting_the_mean"] <= 1.0  # normalised frames have unit variance around their mean

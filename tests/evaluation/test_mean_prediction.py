@@ -1,14 +1,19 @@
 """The loss of predicting the mean, against a slow count of its own."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from motionmae.config import load_config
 from motionmae.data.clips import read_clip
+from motionmae.data.loader import ClipLoader
 from motionmae.data.manifest import load_manifest
-from motionmae.evaluation.mean_prediction import mean_prediction_losses
+from motionmae.evaluation import mean_prediction
+from motionmae.evaluation.mean_prediction import explained_variance, mean_prediction_losses
+from motionmae.evaluation.pretrained import load_pretrained
 from tests.training.shards import make_shards, tiny_run
 
 
@@ -35,3 +40,23 @@ def test_normalised_frames_have_unit_variance(shards: Path, tmp_path: Path) -> N
 def test_only_trained_heads(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path)
     assert set(mean_prediction_losses(replace(config, target=replace(config.target, kind="frame")))) == {"space"}
+
+
+@pytest.mark.long
+def test_what_a_run_explains_of_other_shards(trained_run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = explained_variance(trained_run, str(shards), clips=5)
+    config = load_config(str(trained_run / "config.yaml"))
+    config = replace(config, data=replace(config.data, shards=str(shards)))
+    with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch=1) as loader:
+        batches = list(islice(loader.batches(0), 5))
+    model = load_pretrained(trained_run).model
+    with torch.no_grad():
+        losses = [model(batch.clips, batch.seeds) for batch in batches]
+    means = mean_prediction_losses(config, clips=5)
+    for head in ("space", "time"):
+        one_by_one = sum(float(getattr(each, head)) for each in losses) / 5
+        assert found[head] == pytest.approx(1 - one_by_one / means[head], abs=1e-5)
+
+    monkeypatch.setattr(mean_prediction, "_AT_ONCE", 2)  # a last part that is smaller
+    again = explained_variance(trained_run, str(shards), clips=5)
+    assert again == pytest.approx(found, abs=1e-5)

@@ -41,6 +41,18 @@ def test_rows_hold_the_clip_and_its_mask() -> None:
         np.testing.assert_allclose(visible, found.clip[1, number].numpy()[~hidden], atol=1e-6)
 
 
+def test_hidden_cubes_alone_can_be_shown() -> None:
+    found = reconstruct()
+    whole, alone = (dict(make_block("", found, 1, 8, hidden_only=only).rows) for only in (False, True))
+    for number in range(8):
+        hidden = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+        for row in ("space head", "time head"):
+            shown = frame(alone[row], number)
+            np.testing.assert_array_equal(shown[~hidden], 0.5)
+            np.testing.assert_array_equal(shown[hidden], frame(whole[row], number)[hidden])
+    assert np.array_equal(alone["motion target"], whole["motion target"])
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("frame", 3), ("motion", 4), ("both", 5)])
 def test_only_trained_heads_have_rows(kind: str, rows: int) -> None:
     assert len(make_block("", reconstruct(target={"kind": kind}), 0, 8).rows) == rows
