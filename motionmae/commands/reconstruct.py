@@ -35,7 +35,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip that a PNG shows (default: 8)")
     parser.add_argument(
-        "--hidden-only", action="store_true", help="grey out visible cubes, which show the truth, in the heads' rows"
+        "--hidden-only",
+        action="store_true",
+        help="show what the heads drew alone: visible cubes, which hold the truth, are grey, or without motion",
     )
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.set_defaults(run=run)

@@ -62,7 +62,7 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, hi
         found: of ``MotionMAE.reconstruct``.
         clip: which clip of the batch.
         columns: frames shown, spread evenly over the clip.
-        hidden_only: visible cubes, which show the truth, are grey in the heads' rows.
+        hidden_only: what the heads drew is shown alone; visible cubes are grey, or without motion.
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
     seen = _visible(found, clip)[frames] & hidden_only  # (n, H, W, 1)
@@ -78,7 +78,7 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, hi
         signed = bool(truth.min() < 0)
         strips += [
             ("motion target", _strip(_show(truth, scale, signed))),
-            ("time head", _strip(np.where(seen, 0.5, _show(drawn, scale, signed)))),
+            ("time head", _strip(_show(np.where(seen, 0.0, drawn), scale, signed))),
         ]
     return Block(title, strips, found.true_statistics)
 

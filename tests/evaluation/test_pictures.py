@@ -46,9 +46,9 @@ def test_hidden_cubes_alone_can_be_shown() -> None:
     whole, alone = (dict(make_block("", found, 1, 8, hidden_only=only).rows) for only in (False, True))
     for number in range(8):
         hidden = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
-        for row in ("space head", "time head"):
+        for row, elsewhere in (("space head", 0.5), ("time head", 0.0)):
             shown = frame(alone[row], number)
-            np.testing.assert_array_equal(shown[~hidden], 0.5)
+            np.testing.assert_array_equal(shown[~hidden], elsewhere)
             np.testing.assert_array_equal(shown[hidden], frame(whole[row], number)[hidden])
     assert np.array_equal(alone["motion target"], whole["motion target"])
 
