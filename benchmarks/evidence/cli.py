@@ -82,20 +82,19 @@ def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
             f"{own} after -- would send every run to the same place: leave it out, or use --seed and --work"
         )
     experiment = Experiment(options.work.resolve(), changes)
-    rows = rows_of(options.arm, options.seed, options.use)
+    jobs = {row: experiment.jobs(row) for row in rows_of(options.arm, options.seed, options.use)}
     data = describe(options.train, options.val)
     known = read_known(options.known, data) if options.known else []
     done = {record["run"] for record in known}
-    wanted = [jobs for row in rows if (jobs := experiment.jobs(row))[-1].config.name not in done]
-    jobs = list(dict.fromkeys(job for row in wanted for job in row))
+    wanted = list(dict.fromkeys(job for row in jobs.values() if row[-1].config.name not in done for job in row))
     failed = []
-    if jobs and not options.collect:
+    if wanted and not options.collect:
         with _alone(experiment.work):
             make_data(experiment.work / "data", options.train, options.val)
-            pool = Pool(jobs, max(1, options.jobs), experiment.work / "logs")
+            pool = Pool(wanted, max(1, options.jobs), experiment.work / "logs")
             pool.run()
             failed = pool.failed
-    found = figures(experiment, rows, data, known)
+    found = figures(jobs, data, known)
     text = as_markdown(found)
     print(text)
     if options.write:

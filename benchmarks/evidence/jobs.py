@@ -157,7 +157,7 @@ class Experiment:
         """The run of configs/evidence/NAME with some changes."""
         source = f"evidence/{name}"
         runs = f"runs={self.work / 'runs'}"
-        # what makes the arm counts last: scratch stays untrained, whatever --epochs of all runs may be
+        # what makes the arm counts last: the untrained encoder stays so, whatever is changed for all runs
         words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
         config = load_config(source, words)
         config = replace(config, name=f"{title}-{key_of(config)}")

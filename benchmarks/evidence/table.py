@@ -6,30 +6,26 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.evidence.jobs import ARMS, SINGLE_FRAME, USES, Experiment, Row
+from benchmarks.evidence.jobs import ARMS, SINGLE_FRAME, USES, Job, Row
 from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
 
 BEGIN, END = "<!-- written by benchmarks/evidence -->", "<!-- end of what benchmarks/evidence wrote -->"
 
 
-def figures(
-    experiment: Experiment, rows: Sequence[Row], data: str, known: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def figures(jobs: Mapping[Row, Sequence[Job]], data: str, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A record for each row and for each known figure: arm, seed, use, run, data, and top-1 in percent.
 
-    What lies in the experiment's folder counts before what is known of a run of that name. Top-1 is None where a row
-    was not run to the end.
+    What the jobs' own folders hold counts before what is known of a run of that name. Top-1 is None where a row was not
+    run to the end.
 
     Args:
-        experiment: where the runs are.
-        rows: those that are asked for.
+        jobs: of each row that is asked for, the last with its figure.
         data: :func:`benchmarks.evidence.data.describe`.
         known: records of :func:`read_known`.
     """
     found = {record["run"]: dict(record) for record in known}
-    for row in rows:
-        job = experiment.jobs(row)[-1]
+    for row, (*_, job) in jobs.items():
         name, top1 = job.config.name, job.top1()
         if top1 is not None or name not in found:
             found[name] = {"arm": row.arm, "seed": row.seed, "use": row.use, "run": name, "data": data, "top1": top1}
@@ -49,9 +45,9 @@ def read_known(path: Path, data: str) -> list[dict[str, Any]]:
             raise TypeError("not a list")
         finished = [record for record in records if record["top1"] is not None and record["data"] == data]
         for record in finished:
-            if record["arm"] not in ARMS or record["use"] not in USES or not 0 <= record["top1"] <= 100:
+            named = record["arm"] in ARMS and record["use"] in USES and isinstance(record["run"], str)
+            if not named or not isinstance(record["seed"], int) or not 0 <= record["top1"] <= 100:
                 raise ValueError(f"strange record {record}")
-            int(record["seed"]), str(record["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no figures ({error!r}): --known takes what --json wrote") from None
     return finished

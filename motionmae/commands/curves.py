@@ -52,12 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     histories = [read_history(folder) for folder in arguments.folders]
     marks = [_marks(folder) for folder in arguments.folders]
+    explained = [explained_variance(run, arguments.held_out) if arguments.held_out else {} for run in arguments.folders]
     out = arguments.out or arguments.folders[0] / "curves.png"
     plot_curves(histories, marks, out)
-    figures = [row for history, mark in zip(histories, marks, strict=True) for row in _figures(history, mark)]
-    if arguments.held_out:
-        explained = {folder.name: explained_variance(folder, arguments.held_out) for folder in arguments.folders}
-        figures = [row | {"explained_held_out": explained[row["run"]][row["head"]]} for row in figures]
+    figures = [row for of_run in zip(histories, marks, explained, strict=True) for row in _figures(*of_run)]
     Console(soft_wrap=True).print(_table(figures))
     print(f"wrote {out}")
     if arguments.json:
@@ -77,7 +75,7 @@ def _marks(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _figures(history: "History", mark: dict[str, float]) -> list[dict[str, Any]]:
+def _figures(history: "History", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each head that was trained; a step's loss is noisy, so the last few rows are averaged."""
     finite = {head: [row[key] for row in history.rows if row[key] is not None] for head, key in _HEADS.items()}
     return [
@@ -89,6 +87,7 @@ def _figures(history: "History", mark: dict[str, float]) -> list[dict[str, Any]]
             "last": fmean(losses[-_LAST_ROWS:]),
             "predicting_the_mean": mark.get(head),
         }
+        | ({"explained_held_out": explained[head]} if explained else {})
         for head, losses in finite.items()
         if any(losses)
     ]

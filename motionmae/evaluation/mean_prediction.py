@@ -13,6 +13,7 @@ from motionmae.evaluation.pretrained import load_pretrained
 from motionmae.models.cubes import cut_patches
 from motionmae.models.masking import draw_masks
 from motionmae.models.targets import loss_of, make_targets
+from motionmae.training.distributed import choose_device
 
 _AT_ONCE = 32  # clips of a forward pass
 
@@ -46,8 +47,11 @@ def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, fl
     config = replace(loaded.config, data=replace(loaded.config.data, shards=shards))
     frames, seeds, flow = _first_clips(config, clips)
     lost = dict.fromkeys(means := _mean_losses(config, frames, seeds, flow), 0.0)
+    device = choose_device(config.engine.device)
+    model = loaded.model.to(device)
     for part in torch.arange(len(seeds)).split(_AT_ONCE):
-        losses = loaded.model(frames[part], seeds[part], None if flow is None else flow[part])
+        inputs = (None if values is None else values[part].to(device) for values in (frames, seeds, flow))
+        losses = model(*inputs)
         for head in lost:
             lost[head] += float(getattr(losses, head)) * len(part) / len(seeds)
     return {head: 1 - lost[head] / mean for head, mean in means.items()}

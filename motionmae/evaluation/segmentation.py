@@ -16,14 +16,7 @@ from motionmae.evaluation.davis import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.pretrained import load_embedding
-from motionmae.evaluation.propagation import (
-    PROTOCOLS,
-    SHORT_SIDE,
-    decide,
-    propagate,
-    shrink_labels,
-    working_size,
-)
+from motionmae.evaluation.propagation import PROTOCOLS, SHORT_SIDE, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.video_file import write_mp4
 from motionmae.models.motionmae import build_motionmae
 from motionmae.training.distributed import choose_device

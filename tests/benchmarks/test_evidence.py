@@ -77,12 +77,11 @@ def test_the_table_says_what_is_there_and_what_is_not(tmp_path: Path, capsys: py
     rows = rows_of(["scratch", "both"], None, ["finetune10", "single_frame"])
     for row, top1 in zip(rows, (20.0, 40.0, 7.0, 22.0, 41.0), strict=False):
         finish(experiment.jobs(row)[-1], top1)
-    table = as_markdown(figures(experiment, rows, "data", []))
+    table = as_markdown(figures({row: experiment.jobs(row) for row in rows}, "data", []))
     assert "| none: from scratch | 21.0 ± 1.4 (20.0, 22.0), 1 of 3 seeds not yet run |" in table
     assert "A classifier of single frames, all labels: 7.0." in table
-    assert as_markdown(figures(experiment, rows_of(["frame"], [5], ["probe"]), "data", [])).endswith(
-        "| frame | not yet run |"
-    )
+    other = Row("frame", 5, "probe")
+    assert as_markdown(figures({other: experiment.jobs(other)}, "data", [])).endswith("| frame | not yet run |")
 
     page = tmp_path / "page.md"
     words = ["--collect", "--work", str(tmp_path), "--arm", "scratch", "both", "--use", "finetune10"]
@@ -132,6 +131,7 @@ def test_figures_of_another_machine_are_taken_and_their_runs_not_made(
         [good[0] | {"top1": math.nan}],
         [good[0] | {"top1": "3"}],
         [good[0] | {"arm": "x"}],
+        [good[0] | {"seed": "0"}],
     ):
         figures_file.write_text(json.dumps(broken))
         assert main([*words, "--collect"]) == 2
