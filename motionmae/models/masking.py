@@ -16,6 +16,7 @@ def _signed(value: int) -> int:
 
 
 _STEP = _signed(0x9E3779B97F4A7C15)
+_STEP_INVERSE = _signed(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
 
@@ -82,7 +83,10 @@ def _hash(seeds: Tensor, count: int) -> Tensor:
     """Return a key for each (seed, counter): int64 (B,) -> (B, count)."""
     counters = torch.arange(1, count + 1, device=seeds.device)
     # the seed is mixed by itself first: neighbouring seeds must not give shifted copies of one sequence
-    return _mix(_mix(seeds + _STEP)[:, None] + counters * _STEP)
+    start = _mix(seeds + _STEP) * _STEP_INVERSE
+    # mixed + counters * _STEP, with the factor taken out: torch's compiler turns a product of counters into one of C's
+    # signed integers, whose overflow is undefined, and what gcc makes of that writes beyond the keys
+    return _mix((start[:, None] + counters) * _STEP)
 
 
 def _mix(bits: Tensor) -> Tensor:

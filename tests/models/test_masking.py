@@ -102,6 +102,20 @@ def test_keys_equal_splitmix64_in_unbounded_integers(seed: int):
     assert mask.masked[0].tolist() == expected
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_compiled_code_draws_the_same_masks(kind: str):
+    """Compiled, the keys once overflowed as C's signed integers, and wrote over the process's memory."""
+    draw_compiled, seeds = torch.compile(draw_masks), torch.tensor([3, -(2**63)])
+    for _ in range(20):  # where memory is written over, it shows within a few
+        for part, expected in zip(
+            draw_compiled(seeds, kind=kind, ratio=0.9, slots=SLOTS, places=PLACES),
+            draw_masks(seeds, kind=kind, ratio=0.9, slots=SLOTS, places=PLACES),
+            strict=True,
+        ):
+            assert torch.equal(part, expected)
+
+
 GAMMA = 0x9E3779B97F4A7C15
 
 
