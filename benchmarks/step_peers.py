@@ -194,9 +194,10 @@ def ours(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plai
 
 def only_targets(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
     """The part of our forward pass that makes what the heads are held against."""
-    masked = _masked(config, batch.seeds).to(device)
+    model = _unmade(config)
+    rebuilt = model.draw_rebuilt(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
     clips = batch.clips.to(device)
-    return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), masked)
+    return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), rebuilt)
 
 
 def hugging_face(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plain:
@@ -248,16 +249,16 @@ def _normalised(batch: Batch) -> Tensor:
     return pixels.permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _masked(config: Config, seeds: Tensor) -> Tensor:
-    """int64 (B, M): the cubes that ours masks."""
+def _unmade(config: Config) -> MotionMAE:
+    """Our model without weights, which draws masks."""
     with torch.device("meta"):
-        model = MotionMAE(config)
-    return model.draw_masks(seeds).masked
+        return MotionMAE(config)
 
 
 def _hidden(config: Config, seeds: Tensor) -> Tensor:
-    """Bool (B, cubes): True where masked."""
-    return torch.zeros(len(seeds), config.clip.cubes, dtype=torch.bool).scatter(1, _masked(config, seeds), True)
+    """Bool (B, cubes): True where ours masks."""
+    masked = _unmade(config).draw_masks(seeds).masked
+    return torch.zeros(len(seeds), config.clip.cubes, dtype=torch.bool).scatter(1, masked, True)
 
 
 def _named(spent: dict[Phase, float]) -> Phases:

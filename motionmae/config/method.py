@@ -138,10 +138,19 @@ class MaskConfig:
     time: whole slots; global: a fixed count drawn over all cubes of the clip at once (MAE-ST)."""
     ratio: float = 0.9
     """Share of the cubes that are hidden, strictly between 0 and 1."""
+    decoder_ratio: float = 0.0
+    """Share of the cubes that decoders leave out in training: 0, or 0.25, 0.5 or 0.75 by VideoMAEv2's running cells.
+    Another method than the paper's, for less computing (docs/performance.md); pictures rebuild all that is hidden."""
 
     def __post_init__(self) -> None:
         one_of("mask.kind", self.kind, ("random", "tube", "time", "global"))
         check(0 < self.ratio < 1, "mask.ratio", self.ratio, "it must lie strictly between 0 and 1")
+        check(
+            self.decoder_ratio in (0, 0.25, 0.5, 0.75),
+            "mask.decoder_ratio",
+            self.decoder_ratio,
+            "a cell of 2 x 2 places loses a whole number of them, so choose 0, 0.25, 0.5 or 0.75",
+        )
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,13 @@ class Config:
             "at least one must be hidden and one seen",
         )
         check(
+            not self.mask.decoder_ratio or self.clip.side % 2 == 0,
+            "mask.decoder_ratio",
+            self.mask.decoder_ratio,
+            f"cells of 2 x 2 places do not fill {self.clip.side} x {self.clip.side}; "
+            "choose clip.size and clip.cube_size so that an even number of cubes fits a side, or set it to 0",
+        )
+        check(
             self.optim.batch % self.engine.micro_batch == 0,
             "engine.micro_batch",
             self.engine.micro_batch,

@@ -44,6 +44,29 @@ class StepFlops:
         return self.encoder_forward + self.decoders_forward + self.backward
 
 
+@dataclass(frozen=True)
+class Cubes:
+    """How many of a clip's cubes a step of pre-training looks at."""
+
+    visible: int
+    """By the encoder, and as keys by the decoders."""
+    rebuilt: int
+    """By each head."""
+
+    @property
+    def decoder(self) -> int:
+        """Tokens of a decoder."""
+        return self.visible + self.rebuilt
+
+
+def step_cubes(config: Config) -> Cubes:
+    """Return the counts that ``config.mask`` leads to."""
+    clip, mask = config.clip, config.mask
+    masked = masked_cubes(mask.kind, mask.ratio, clip.slots, clip.cubes_per_slot)
+    rebuilt = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
+    return Cubes(clip.cubes - masked, rebuilt)
+
+
 def count_parameters(config: Config) -> Parameters:
     """Return the parameters of the pre-training model that ``config`` describes."""
     size, clip = config.model.dimensions, config.clip
@@ -96,19 +119,19 @@ def step_flops(config: Config) -> StepFlops:
         first = clip.cubes * clip.cube_pixels * size.width
         recomputed = -(-size.depth // every) * _recomputed_macs(clip.cubes, size.width) if every else 0
         return StepFlops(2 * encoder, 0, 4 * encoder - 2 * first, 2 * recomputed)
-    masked = masked_cubes(config.mask.kind, config.mask.ratio, clip.slots, clip.cubes_per_slot)
-    visible = clip.cubes - masked
+    cubes = step_cubes(config)
+    visible, tokens = cubes.visible, cubes.decoder
     encoder = _encoder_macs(config, visible)
     width = size.decoder_width
-    spared = visible * (10 * width * width + 2 * clip.cubes * width)  # in the last block they are keys and values only
-    trunk = visible * size.width * width + model.decoder_depth * _block_macs(clip.cubes, width) - spared
-    heads = sum(masked * width * values for values in output_sizes(config).values())
+    spared = visible * (10 * width * width + 2 * tokens * width)  # in the last block they are keys and values only
+    trunk = visible * size.width * width + model.decoder_depth * _block_macs(tokens, width) - spared
+    heads = sum(cubes.rebuilt * width * values for values in output_sizes(config).values())
     decoders = _trunks(config) * trunk + heads
     first = visible * clip.cube_pixels * size.width
     recomputed = 0
     if every:
         recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)
-        recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(clip.cubes, width)
+        recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(tokens, width)
         if (model.decoder_depth - 1) % every == 0:
             recomputed_trunk -= spared - 4 * visible * width * width
         recomputed += _trunks(config) * recomputed_trunk

@@ -66,6 +66,30 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, slots: int, places: in
     return Mask(*((part.view(batch, slots, -1) + cubes[:, :1]).flatten(1) for part in chosen))
 
 
+def running_cells(seeds: Tensor, *, ratio: float, slots: int, side: int) -> Tensor:
+    """Draw which cubes decoders rebuild in training where they leave ``ratio`` out (VideoMAEv2's running cells).
+
+    Of every cell of 2 x 2 places ``4 * ratio`` neighbours in its reading order are left out; the next slot leaves out
+    those one further on. A clip's seed draws where the first slot begins, all of its cells alike.
+
+    Args:
+        seeds: int64 (B,).
+        ratio: 0.25, 0.5 or 0.75.
+        slots: cubes along time.
+        side: cubes along height and width, an even number.
+
+    Returns:
+        int64 (B, slots * side * side * (1 - ratio)), each row ascending. Some of them the encoder has seen.
+    """
+    cubes = torch.arange(slots * side * side, device=seeds.device)
+    slot, row, column = cubes // (side * side), cubes // side % side, cubes % side
+    place = row % 2 * 2 + column % 2
+    start = _shift_right(_mix(_mix(seeds + _STEP)), 62)  # 0 to 3, from a key that no mask is drawn by
+    kept = (place + slot + 1 + start[:, None]) % 4 >= int(4 * ratio)
+    count = len(cubes) - int(ratio * len(cubes))
+    return torch.where(kept, cubes, len(cubes)).sort(dim=1).values[:, :count]
+
+
 def _choose(seeds: Tensor, count: int, hidden: int) -> Mask:
     return _split(_hash(seeds, count), hidden)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.cubes import all_cubes, cut_patches, paste_cubes
-from motionmae.models.masking import Mask, draw_masks
+from motionmae.models.masking import Mask, draw_masks, running_cells
 from motionmae.models.targets import GREY_LEVELS, loss_of, make_targets, output_sizes, raw_targets
 from motionmae.models.vit import Decoder, Encoder
 
@@ -70,13 +70,13 @@ class MotionMAE(nn.Module):
             seeds: int64 (B,), on the same device; each clip's mask follows from its seed alone.
             flow: (B, T, H, W, 2) of any type, in pixels; the time head's target if ``target.motion_source=flow``.
         """
-        mask = self.draw_masks(seeds)
+        mask, target = self.draw_masks(seeds), self.config.target
         patches = cut_patches(clips, self.config.clip.cube_size)
+        rebuilt, counted = self.draw_rebuilt(seeds, mask)
         with torch.no_grad():
-            targets = make_targets(self.config, patches, mask.masked, flow)
-        predictions = self.predict(patches, mask)
-        target = self.config.target
-        losses = {name: loss_of(predictions[name], targets[name].values, target.loss) for name in predictions}
+            targets = make_targets(self.config, patches, rebuilt, flow)
+        predictions = self.predict(patches, mask.visible, rebuilt)
+        losses = {name: loss_of(predictions[name], targets[name].values, target.loss, counted) for name in predictions}
         space, time = (losses.get(name, clips.new_zeros((), dtype=torch.float32)) for name in ("space", "time"))
         return Losses(target.frame_weight * space + target.motion_weight * time, space, time)
 
@@ -86,12 +86,30 @@ class MotionMAE(nn.Module):
         chosen = mask.ratio if ratio is None else ratio
         return draw_masks(seeds, kind=mask.kind, ratio=chosen, slots=clip.slots, places=clip.cubes_per_slot)
 
-    def predict(self, patches: Tensor, mask: Mask) -> dict[str, Tensor]:
-        """Return each trained head's prediction of the masked cubes: patches (B, T, P, R) -> (B, M, L)."""
-        encoded = self.encoder(patches, mask.visible)
+    def draw_rebuilt(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
+        """Return which cubes heads rebuild in training, int64 (B, R), and which of these count, bool; None: all."""
+        clip, ratio = self.config.clip, self.config.mask.decoder_ratio
+        if not ratio:
+            return mask.masked, None
+        rebuilt = running_cells(seeds, ratio=ratio, slots=clip.slots, side=clip.side)
+        hidden = torch.ones(len(seeds), clip.cubes, dtype=torch.bool, device=seeds.device)
+        return rebuilt, hidden.scatter(1, mask.visible, False).gather(1, rebuilt)
+
+    def predict(self, patches: Tensor, visible: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
+        """Return each trained head's prediction of some cubes.
+
+        Args:
+            patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
+            visible: int64 (B, V), the cubes that the encoder sees.
+            rebuilt: int64 (B, M), those to be rebuilt.
+
+        Returns:
+            For each head (B, M, L), in the order of ``rebuilt``.
+        """
+        encoded = self.encoder(patches, visible)
         predictions: dict[str, Tensor] = {}
         for decoder in self.decoders.values():
-            predictions.update(decoder(encoded, mask))
+            predictions.update(decoder(encoded, visible, rebuilt))
         return predictions
 
     @torch.no_grad()
@@ -128,7 +146,7 @@ class MotionMAE(nn.Module):
         wanted = make_targets(self.config, patches, mask.masked, flow)
         drawn = {
             name: truth[name].scatter(1, _rows(mask.masked, truth[name]), wanted[name].to_pixels(prediction.float()))
-            for name, prediction in self.predict(patches, mask).items()
+            for name, prediction in self.predict(patches, mask.visible, mask.masked).items()
         }
         seen = all_cubes(patches, clip.cube_frames) / GREY_LEVELS
         hidden = torch.zeros_like(every_cube, dtype=torch.bool).scatter(1, mask.masked, True)

@@ -23,6 +23,7 @@ static) is widest at 0.004, 0.005 and 0.009 for the three, and at 0.006 for thei
 levels.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -180,7 +181,18 @@ def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Te
     return mean.view(batch, cubes, channels), std.view(batch, cubes, channels)
 
 
-def loss_of(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Return the mean loss over all values, in float32: ``mse``, ``l1`` or ``smooth_l1`` (Table 5f)."""
+def loss_of(prediction: Tensor, target: Tensor, kind: str, counted: Tensor | None = None) -> Tensor:
+    """Return the mean loss over all values, in float32.
+
+    Args:
+        prediction: (B, M, L).
+        target: float32 (B, M, L).
+        kind: ``mse``, ``l1`` or ``smooth_l1`` (Table 5f).
+        counted: bool (B, M): the cubes that count; the loss is then the mean over a clip's, and over clips, so that it
+            does not matter how clips are shared out to ranks. VideoMAEv2 takes the mean over a batch's.
+    """
     losses = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
-    return losses[kind](prediction.to(target.dtype), target)
+    loss = partial(losses[kind], prediction.to(target.dtype), target)
+    if counted is None:
+        return loss()
+    return ((loss(reduction="none").mean(2) * counted).sum(1) / counted.sum(1)).mean()

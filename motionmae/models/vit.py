@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
-from motionmae.models.masking import Mask
 from motionmae.models.position import PositionTable
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -137,19 +136,20 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)
 
-    def forward(self, encoded: Tensor, mask: Mask) -> dict[str, Tensor]:
-        """Rebuild the masked cubes.
+    def forward(self, encoded: Tensor, visible: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
+        """Rebuild cubes.
 
         Args:
-            encoded: (B, V, encoder width), the visible cubes in the order of ``mask.visible``.
-            mask: which cubes are visible, which masked.
+            encoded: (B, V, encoder width), the cubes that the encoder saw.
+            visible: int64 (B, V), which these are.
+            rebuilt: int64 (B, M), which to rebuild.
 
         Returns:
-            For each head (B, M, values), in the order of ``mask.masked``.
+            For each head (B, M, values), in the order of ``rebuilt``.
         """
-        visible = self.embed(encoded) + self.position(mask.visible)
-        masked = self.mask_token + self.position(mask.masked)
-        tail = self.norm(self.blocks(torch.cat([visible, masked], dim=1), masked.shape[1]))  # (B, M, decoder width)
+        seen = self.embed(encoded) + self.position(visible)
+        asked = self.mask_token + self.position(rebuilt)
+        tail = self.norm(self.blocks(torch.cat([seen, asked], dim=1), asked.shape[1]))  # (B, M, decoder width)
         return {name: head(tail) for name, head in self.heads.items()}
 
 

@@ -8,8 +8,7 @@ fragmentation and the CUDA context: leave a tenth of the card free (:data:`motio
 from dataclasses import dataclass
 
 from motionmae.config import Config
-from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters
-from motionmae.models.masking import masked_cubes
+from motionmae.models.counting import Parameters, count_classifier_parameters, count_parameters, step_cubes
 from motionmae.models.targets import output_sizes
 from motionmae.training.engine import BUCKET, stage_of
 
@@ -158,8 +157,8 @@ def kept_bytes(config: Config) -> Kept:
             return Kept(0, 0, 0)
         pixels = clip.cubes * clip.cube_pixels * width
         return Kept(pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads), 0, 0)
-    masked, heads, trunks = _masked(config), output_sizes(config), _trunks(config)
-    visible = clip.cubes - masked
+    cubes, heads, trunks = step_cubes(config), output_sizes(config), _trunks(config)
+    visible, rebuilt = cubes.visible, cubes.rebuilt
     # fp32 linears read one tensor where autocast casts a copy for each of them
     readers = (trunks, len(heads) // trunks) if width < FP32 else (1, 1)
 
@@ -167,10 +166,10 @@ def kept_bytes(config: Config) -> Kept:
     encoder += _stack_bytes(config, visible, size.width, size.depth, size.heads)
     encoder += visible * size.width * (FP32 + readers[0] * width)  # final norm: its input, and its output's readers
     decoder = _stack_bytes(
-        config, clip.cubes, size.decoder_width, config.model.decoder_depth, size.decoder_heads, masked
+        config, cubes.decoder, size.decoder_width, config.model.decoder_depth, size.decoder_heads, rebuilt
     )
-    decoder += masked * size.decoder_width * (FP32 + readers[1] * width)
-    return Kept(encoder, trunks * decoder, 2 * FP32 * masked * sum(heads.values()))
+    decoder += rebuilt * size.decoder_width * (FP32 + readers[1] * width)
+    return Kept(encoder, trunks * decoder, 2 * FP32 * rebuilt * sum(heads.values()))
 
 
 @dataclass(frozen=True)
@@ -193,19 +192,15 @@ def transient_bytes(config: Config) -> Transient:
     if config.task == "finetune":
         block = _block_bytes(config, clip.cubes, size.width, size.heads) if recomputes else 0
         return Transient(patches, block, block)
-    masked, heads = _masked(config), output_sizes(config)
-    losses = FP32 * masked * max(heads.values())
-    predictions = width * masked * sum(heads.values()) if width < FP32 else 0  # before they become float32
+    cubes, heads = step_cubes(config), output_sizes(config)
+    losses = FP32 * cubes.rebuilt * max(heads.values())
+    predictions = width * cubes.rebuilt * sum(heads.values()) if width < FP32 else 0  # before they become float32
     block = encoder_block = 0
     if recomputes:
-        block = _block_bytes(config, clip.cubes, size.decoder_width, size.decoder_heads)
-        encoder_block = _block_bytes(config, clip.cubes - masked, size.width, size.heads)
+        block = _block_bytes(config, cubes.decoder, size.decoder_width, size.decoder_heads)
+        encoder_block = _block_bytes(config, cubes.visible, size.width, size.heads)
     recomputed = max(block - kept_bytes(config).loss, 0)  # predictions and targets are gone by then
     return Transient(patches + 2 * losses + predictions, max(losses, recomputed), encoder_block)
-
-
-def _masked(config: Config) -> int:
-    return masked_cubes(config.mask.kind, config.mask.ratio, config.clip.slots, config.clip.cubes_per_slot)
 
 
 def _trunks(config: Config) -> int:

@@ -53,6 +53,7 @@ def test_overrides_are_checked_together() -> None:
         ("name=${nowhere}", ["name: Interpolation key 'nowhere' not found"]),
         ("name={", ["'name={' is not an override: its value is not readable YAML"]),
         ("optim=3", ["optim=3 is not possible: it is a section: write optim.batch=..."]),
+        ("mask.decoder_ratio=0.6", ["mask.decoder_ratio=0.6", "choose 0, 0.25, 0.5 or 0.75"]),
         ("mask.kind=cube", ["mask.kind=cube", "random, tube, time, global"]),
         ("clip.frames=15", ["clip.frames=15", "multiple of clip.cube_frames=2"]),
         ("clip.size=230", ["clip.size=230", "multiple of clip.cube_size=16"]),
@@ -123,6 +124,11 @@ def test_nothing_after_the_sign_empties_a_text() -> None:
 def test_stored_flow_has_no_sign_and_no_granularity(setting: str) -> None:
     with pytest.raises(UserError, match=f"target.{setting} is not possible: stored flow"):
         load_config("ablations/table7_flow", [f"target.{setting}"])
+
+
+def test_cells_of_two_by_two_need_an_even_side() -> None:
+    with pytest.raises(UserError, match=r"mask\.decoder_ratio=0\.5 is not possible: .* do not fill 7 x 7"):
+        load_config("vitb_k400", ["clip.cube_size=32", "mask.decoder_ratio=0.5"])
 
 
 def test_batch_is_kept_by_accumulation() -> None:

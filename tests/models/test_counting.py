@@ -18,9 +18,11 @@ VARIANTS = [
     tiny(target={"motion_source": "flow"}, model={"decoder": "shared"}),
     tiny(model={"decoder": "shared", "position": "learnable", "decoder_depth": 3}),
     tiny(mask={"kind": "global", "ratio": 0.6}, model={"activation_checkpointing": "full"}),
+    tiny(mask={"decoder_ratio": 0.5}, model={"activation_checkpointing": "full"}),
     tiny(mask={"kind": "time"}, model={"activation_checkpointing": "every_n", "depth": 3}),
     load_config("vitb_k400"),
     load_config("vitl_ssv2_32f"),
+    load_config("videomae_vitb_k400", ["mask.decoder_ratio=0.75"]),
     load_config("vitb_ucf101", ["model.activation_checkpointing=full"]),
 ]
 

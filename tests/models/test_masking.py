@@ -1,9 +1,10 @@
 """Masks: exact counts, the right shape in time, uniform, and a function of the seed alone."""
 
+import numpy as np
 import pytest
 import torch
 
-from motionmae.models.masking import draw_masks, masked_cubes
+from motionmae.models.masking import draw_masks, masked_cubes, running_cells
 
 KINDS = ["random", "tube", "time", "global"]
 SLOTS, PLACES = 8, 196
@@ -100,6 +101,34 @@ def test_keys_equal_splitmix64_in_unbounded_integers(seed: int):
     expected = sorted(key & 0xFF for key in signed[:176])
     mask = draw_masks(torch.tensor([seed]), kind="tube", ratio=0.9, slots=1, places=PLACES)
     assert mask.masked[0].tolist() == expected
+
+
+@pytest.mark.parametrize("left_out", [1, 2, 3])
+@pytest.mark.parametrize(("slots", "side"), [(8, 14), (5, 6)])
+def test_running_cells_are_videomaev2s(left_out: int, slots: int, side: int):
+    """Four maps, the cell rolled by one from slot to slot and tiled, as its generator makes them; all equally often."""
+    cell = np.array([False] * left_out + [True] * (4 - left_out))
+    expected = set()
+    for start in range(4):
+        units = [np.roll(cell, -(start + slot + 1)).reshape(2, 2) for slot in range(slots)]
+        kept = np.stack([np.tile(unit, (side // 2, side // 2)) for unit in units])
+        expected.add(tuple(kept.reshape(-1).nonzero()[0].tolist()))
+    drawn = running_cells(torch.arange(4_000), ratio=left_out / 4, slots=slots, side=side)
+    maps, often = drawn.unique(dim=0, return_counts=True)
+    assert {tuple(row) for row in maps.tolist()} == expected
+    assert len(expected) == 4
+    assert (often - 1_000).abs().max() < 5 * (4_000 * 0.25 * 0.75) ** 0.5
+    assert torch.equal(drawn[7:9], running_cells(torch.tensor([7, 8]), ratio=left_out / 4, slots=slots, side=side))
+
+
+def test_running_cells_do_not_follow_the_mask():
+    """Were they drawn by a key of the mask's, a place would be hidden more often where one map is drawn."""
+    seeds = torch.arange(20_000)
+    maps = running_cells(seeds, ratio=0.5, slots=1, side=4).unique(dim=0, return_inverse=True)[1]
+    hidden = draw(seeds.tolist(), "tube", 0.5, 1, 16).flatten(1).double()
+    for number in range(4):
+        of_map = hidden[maps == number]
+        assert (of_map.mean(0) - 0.5).abs().max() < 5 * (0.25 / len(of_map)) ** 0.5
 
 
 @pytest.mark.long

@@ -62,24 +62,47 @@ def test_loss_is_that_of_the_predictions_on_masked_cubes():
     config = tiny()
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
-    predictions = model.predict(patches, mask)
+    predictions = model.predict(patches, *mask)
     targets = make_targets(config, patches, mask.masked)
     losses = model(clips, SEEDS)
     assert losses.space == loss_of(predictions["space"], targets["space"].values, "mse")
     assert losses.time == loss_of(predictions["time"], targets["time"].values, "mse")
 
 
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_decoders_that_leave_cubes_out_rebuild_running_cells_and_count_the_hidden_ones(kind: str):
+    config = tiny(mask={"kind": kind, "decoder_ratio": 0.5})
+    model, clips = build_motionmae(config), noise_clips(config)
+    mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
+    rebuilt, counted = model.draw_rebuilt(SEEDS, mask)
+    assert rebuilt.shape == (4, config.clip.cubes // 2)
+    assert counted is not None
+    predictions, targets = model.predict(patches, mask.visible, rebuilt), make_targets(config, patches, rebuilt)
+    losses = model(clips, SEEDS)
+    for name, loss in (("space", losses.space), ("time", losses.time)):
+        of_clips = []
+        for clip in range(4):
+            hidden = [cube in mask.masked[clip].tolist() for cube in rebuilt[clip].tolist()]
+            assert counted[clip].tolist() == hidden
+            assert 0 < sum(hidden) < len(hidden)
+            of_clips.append((predictions[name][clip] - targets[name].values[clip])[hidden].square().mean().item())
+        assert loss.item() == pytest.approx(sum(of_clips) / 4, rel=1e-5)
+    losses.total.backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.parameters())
+    assert model.reconstruct(clips, SEEDS).mask.sum() == mask.masked.numel()  # pictures rebuild all that is hidden
+
+
 def test_hidden_pixels_never_reach_the_encoder():
     config = tiny()
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
-    seen = model.predict(patches, mask)["space"]
+    seen = model.predict(patches, *mask)["space"]
     slots, places = config.clip.slots, config.clip.cubes_per_slot
     hidden = torch.zeros(4, slots * places, dtype=torch.bool).scatter(1, mask.masked, True).view(4, slots, 1, places)
     spoiled = patches.view(4, slots, 2, places, -1).clone()
     spoiled[hidden.expand(-1, -1, 2, -1)] = 0
-    assert torch.equal(model.predict(spoiled.view_as(patches), mask)["space"], seen)
-    assert not torch.equal(model.predict(255 - patches, mask)["space"], seen)
+    assert torch.equal(model.predict(spoiled.view_as(patches), *mask)["space"], seen)
+    assert not torch.equal(model.predict(255 - patches, *mask)["space"], seen)
 
 
 def test_a_clips_loss_depends_on_its_own_seed_and_not_on_its_neighbours():

@@ -47,10 +47,17 @@ def _bytes_kept_by_autograd(config: Config, clips: int) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["none", "full", "every_n"])
 @pytest.mark.parametrize(
-    "variant", ["model.decoder=divided", "model.decoder=shared", "target.kind=frame", "task=finetune"]
+    "variant",
+    [
+        "model.decoder=divided",
+        "model.decoder=shared",
+        "target.kind=frame",
+        "clip.cube_size=9 mask.decoder_ratio=0.5",
+        "task=finetune",
+    ],
 )
 def test_kept_bytes_are_what_autograd_keeps(precision: str, checkpointing: str, variant: str) -> None:
-    changes = [f"engine.precision={precision}", f"model.activation_checkpointing={checkpointing}", variant]
+    changes = [f"engine.precision={precision}", f"model.activation_checkpointing={checkpointing}", *variant.split()]
     config = load_config("demo", [*SMALL, *changes])
     # per clip, by difference: what does not grow with the batch (16-bit copies of weights) is counted elsewhere
     kept = (_bytes_kept_by_autograd(config, 4) - _bytes_kept_by_autograd(config, 2)) / 2
