@@ -18,6 +18,7 @@ OMP_NUM_THREADS=1.
 Examples:
   python benchmarks/step.py --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
   python benchmarks/step.py engine.compile=true --size base --dtype bf16 --only motionmae videomae
+  python benchmarks/step.py mask.decoder_ratio=0.5 --size base --only motionmae videomae hf
   python benchmarks/step.py --size base --engine               # DeepSpeed at ZeRO 0 to 3 against plain torch
   python benchmarks/step.py --size small --ranks 2             # two ranks against one, on the same cores
   python benchmarks/step.py --size base model.activation_checkpointing=full
@@ -32,6 +33,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,9 +80,10 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
     config, videomae = config_of(options), config_of(options, "target.kind=frame")
     if options.engine:
         return {"plain": config} | {f"zero{stage}": config_of(options, f"engine.zero={stage}") for stage in range(4)}
-    found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": videomae}
+    theirs = replace(videomae, mask=replace(videomae.mask, decoder_ratio=0.0))  # they rebuild all that is hidden
+    found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": theirs}
     if options.official:
-        found["official"] = videomae
+        found["official"] = theirs
     if options.only and (unknown := set(options.only) - set(found)):
         sys.exit(f"--only {' '.join(sorted(unknown))}: there are {', '.join(found)} (official with --official DIR)")
     return {name: config for name, config in found.items() if not options.only or name in options.only}
