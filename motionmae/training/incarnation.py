@@ -28,6 +28,7 @@ from motionmae.training.drawing import LAST_SECONDS, Drawing
 from motionmae.training.engine import Engine, import_deepspeed
 from motionmae.training.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.training.exits import Exit, exit_of
+from motionmae.training.garbage import collected_in_lockstep
 from motionmae.training.loop import Run, announce_drawn, train
 from motionmae.training.preemption import Outcome, Preemption, Requests
 from motionmae.training.progress import ProgressLine
@@ -74,7 +75,8 @@ def train_run(
         seconds = start.startup.seconds
         run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
         run.progress.say(introduction(run, start.folder))
-        outcome = train(run)
+        with collected_in_lockstep():
+            outcome = train(run)
         announce_end(run, outcome, start.folder)
         return outcome
 

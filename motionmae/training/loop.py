@@ -14,7 +14,7 @@ from torch import Tensor
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.errors import UserError
-from motionmae.training import checkpoint, health
+from motionmae.training import checkpoint, garbage, health
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.drawing import Drawing
@@ -27,6 +27,7 @@ from motionmae.training.progress import ProgressLine
 from motionmae.training.saver import Saved, Saver
 from motionmae.training.state import TrainState, config_as_json, seed_step
 from motionmae.training.task import Task
+from motionmae.training.upload import Upload
 from motionmae.training.watchdog import Watchdog
 
 SLOW_DISK_SECONDS = 10.0
@@ -53,11 +54,13 @@ class Run:
     state: TrainState
     total_steps: int
     clock: PhaseClock = field(init=False)
+    upload: Upload = field(init=False)
     failed_saves: int = 0
     """Saves since the last one that worked."""
 
     def __post_init__(self) -> None:
         self.clock = PhaseClock.of(self.rank.device)
+        self.upload = Upload(self.rank.device)
 
     @property
     def done(self) -> bool:
@@ -135,7 +138,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> Step:
         clock.enter(Phase.DATA_WAIT)
         batch = next(batches)
         clock.enter(Phase.FORWARD)
-        batch = batch.to(device)
+        batch = run.upload(batch)
         result = run.task.forward(engine, batch)
         clock.enter(Phase.BACKWARD)
         engine.backward(result[0])
@@ -204,6 +207,7 @@ def record(run: Run, step: Step) -> None:
     row = metrics_row(run, (losses / run.rank.world).tolist()) | spent | straggling(own_seconds, run.rank.rank)
     run.events.metrics(row)
     run.progress.show(row)
+    garbage.collect()
     announce_drawn(run)
 
 
