@@ -33,6 +33,7 @@ from motionmae.training.distributed import Rank
 from motionmae.training.drawing import Drawing
 from motionmae.training.engine import Engine
 from motionmae.training.events import EventLog, JsonLines, Kind, Row, Sink
+from motionmae.training.garbage import collected_in_lockstep
 from motionmae.training.phases import Phase, PhaseClock
 from motionmae.training.preemption import Preemption, Requests
 from motionmae.training.pretrain import Pretraining
@@ -138,6 +139,7 @@ class InLoop:
         )
         self._batches = loader.batches(0)
         stack.callback(engine.close)
+        stack.enter_context(collected_in_lockstep())
 
     def step(self) -> Phases:
         """Take a step and record it, as :func:`motionmae.training.loop.train` does."""
