@@ -189,10 +189,11 @@ def loss_of(prediction: Tensor, target: Tensor, kind: str, counted: Tensor | Non
         target: float32 (B, M, L).
         kind: ``mse``, ``l1`` or ``smooth_l1`` (Table 5f).
         counted: bool (B, M): the cubes that count; the loss is then the mean over a clip's, and over clips, so that it
-            does not matter how clips are shared out to ranks. VideoMAEv2 takes the mean over a batch's.
+            does not matter how clips are shared out to ranks. VideoMAEv2 takes the mean over a batch's. A clip without
+            any has loss 0.
     """
     losses = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
     loss = partial(losses[kind], prediction.to(target.dtype), target)
     if counted is None:
         return loss()
-    return ((loss(reduction="none").mean(2) * counted).sum(1) / counted.sum(1)).mean()
+    return ((loss(reduction="none").mean(2) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()

@@ -136,6 +136,16 @@ def test_losses_are_torchs_in_float32_whatever_the_prediction_is():
         assert loss_of(prediction.bfloat16(), target, kind).dtype == torch.float32
 
 
+def test_a_loss_of_some_cubes_is_the_mean_over_clips_and_zero_where_none_counts():
+    target = torch.zeros(3, 4, 2)
+    prediction = torch.arange(12.0).view(3, 4, 1).expand_as(target).requires_grad_()
+    counted = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]).bool()
+    loss = loss_of(prediction, target, "l1", counted)
+    assert loss.item() == pytest.approx((0 + (4 + 5 + 7) / 3 + 0) / 3)
+    loss.backward()
+    assert torch.equal(prediction.grad[..., 0] != 0, counted & (prediction[..., 0] > 0))
+
+
 def static_scene_with_a_moving_square(noise: float) -> tuple[Tensor, Tensor]:
     """A textured still scene under sensor noise of ``noise`` grey levels; a textured square crosses its upper half.
 
