@@ -245,6 +245,7 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("model", "checkpoint_every"): 4,
     ("mask", "kind"): "tube",
     ("mask", "ratio"): 0.5,
+    ("mask", "decoder_ratio"): 0.5,
     ("target", "kind"): "frame",
     ("target", "frame_weight"): 2.0,
     ("target", "motion_weight"): 2.0,
@@ -277,9 +278,9 @@ def test_the_knobs_are_all_there_are():
 
 
 @pytest.mark.parametrize("kind", ["random", "tube", "time", "global"])
-@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
-def test_every_mask_and_loss_can_be_trained(kind: str, loss: str):
-    config = tiny(mask={"kind": kind}, target={"loss": loss})
+@pytest.mark.parametrize(("loss", "decoder_ratio"), [("mse", 0), ("l1", 0), ("smooth_l1", 0), ("mse", 0.5)])
+def test_every_mask_and_loss_can_be_trained(kind: str, loss: str, decoder_ratio: float):
+    config = tiny(mask={"kind": kind, "decoder_ratio": decoder_ratio}, target={"loss": loss})
     losses = train(config, steps=8)
     assert losses[-1][0] < 0.97 * losses[0][0]
 
