@@ -31,8 +31,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -101,17 +101,31 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
     return InLoop(config, batch, rank, sinks, stage=config.engine.zero if options.engine else None)
 
 
+@contextmanager
+def process_of(name: str, config: Config) -> Iterator[tuple[Rank, list[Sink]]]:
+    """The process of a contestant: ours as a run prepares it, a peer's as torch leaves it, as its users train.
+
+    Part of preparing is to have glibc keep freed memory, and that alone makes the official code 20 to 40 % faster.
+    """
+    if name in PEERS:
+        yield Rank(0, 1, 0, choose_device(config.engine.device)), []
+        return
+    with distributed(config.engine) as rank, monitored(config) as sinks:
+        yield rank, sinks
+
+
 def serve(name: str, config: Config, options: argparse.Namespace, parent: Connection) -> None:
     """Be one contestant in a process of its own, so that none lives with another's memory or settings.
 
     Answers every message with a step's parts and what it took, until the other end is closed.
     """
-    with distributed(config.engine) as rank, monitored(config) as sinks:
+    with process_of(name, config) as (rank, sinks):
         training = contestant(name, config, options, rank, sinks)
         targets = None if name in PEERS else only_targets(config, random_batch(config, options.batch), rank.device)
         with suppress(EOFError):
             while parent.recv():
-                gather_objects(None)  # ranks begin together
+                if rank.world > 1:
+                    gather_objects(None)  # ranks begin together
                 spent, took = timed(training.step, rank.device)
                 if targets:
                     spent["targets"] = timed(targets, rank.device)[1].seconds
