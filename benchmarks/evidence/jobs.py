@@ -41,7 +41,7 @@ ARMS = {
     "both": Arm("frame + motion (MotionMAE)", ("target.kind=both",), main=True),
     "motion_signed": Arm("motion, signed", ("target.kind=motion", "target.motion_sign=signed")),
     "both_signed": Arm("frame + motion, signed", ("target.kind=both", "target.motion_sign=signed")),
-    "frame_tube": Arm("frame, tube mask (VideoMAE)", ("target.kind=frame", "mask.kind=tube")),
+    "frame_tube": Arm("frame, tube mask (as VideoMAE)", ("target.kind=frame", "mask.kind=tube")),
     "both_tube": Arm("frame + motion, tube mask", ("target.kind=both", "mask.kind=tube")),
 }
 
