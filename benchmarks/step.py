@@ -105,7 +105,7 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
 def process_of(name: str, config: Config) -> Iterator[tuple[Rank, list[Sink]]]:
     """The process of a contestant: ours as a run prepares it, a peer's as torch leaves it, as its users train.
 
-    Part of preparing is to have glibc keep freed memory, and that alone makes the official code 20 to 40 % faster.
+    Part of preparing is to have glibc keep freed memory, without which the official code takes a quarter more time.
     """
     if name in PEERS:
         yield Rank(0, 1, 0, choose_device(config.engine.device)), []

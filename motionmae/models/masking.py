@@ -84,10 +84,11 @@ def running_cells(seeds: Tensor, *, ratio: float, slots: int, side: int) -> Tens
     cubes = torch.arange(slots * side * side, device=seeds.device)
     slot, row, column = cubes // (side * side), cubes // side % side, cubes % side
     place = row % 2 * 2 + column % 2
-    start = _shift_right(_mix(_mix(seeds + _STEP)), 62)  # 0 to 3, from a key that no mask is drawn by
-    kept = (place + slot + 1 + start[:, None]) % 4 >= int(4 * ratio)
+    starts = torch.arange(4, device=seeds.device)
+    kept = (place + slot + 1 + starts[:, None]) % 4 >= int(4 * ratio)
     count = len(cubes) - int(ratio * len(cubes))
-    return torch.where(kept, cubes, len(cubes)).sort(dim=1).values[:, :count]
+    maps = torch.where(kept, cubes, len(cubes)).sort(dim=1).values[:, :count]
+    return maps[_shift_right(_mix(_mix(seeds + _STEP)), 62)]  # 0 to 3, by a key that no mask is drawn by
 
 
 def _choose(seeds: Tensor, count: int, hidden: int) -> Mask:

@@ -23,7 +23,6 @@ static) is widest at 0.004, 0.005 and 0.009 for the three, and at 0.006 for thei
 levels.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -193,7 +192,7 @@ def loss_of(prediction: Tensor, target: Tensor, kind: str, counted: Tensor | Non
             any has loss 0.
     """
     losses = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
-    loss = partial(losses[kind], prediction.to(target.dtype), target)
+    loss = losses[kind](prediction.to(target.dtype), target, reduction="mean" if counted is None else "none")
     if counted is None:
-        return loss()
-    return ((loss(reduction="none").mean(2) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
+        return loss
+    return ((loss.mean(2) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()

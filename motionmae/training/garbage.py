@@ -11,7 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def collected_in_lockstep() -> Iterator[None]:
-    """Leave collection to :func:`collect`; what is there already is not looked through again until the end."""
+    """Leave collection to calls of ``gc.collect``, at the same steps on every rank.
+
+    What is there already is not looked through again until the end, so that a call takes no time worth naming.
+    """
     was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -22,8 +25,3 @@ def collected_in_lockstep() -> Iterator[None]:
         gc.unfreeze()
         if was_enabled:
             gc.enable()
-
-
-def collect() -> None:
-    """Collect what steps have left since; to be called at the same steps on every rank."""
-    gc.collect()

@@ -1,5 +1,6 @@
 """The training loop, and what it does at its steps: take one, record it, save."""
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.errors import UserError
-from motionmae.training import checkpoint, garbage, health
+from motionmae.training import checkpoint, health
 from motionmae.training.checkpoint_store import CheckpointStore
 from motionmae.training.distributed import Rank, gather_objects
 from motionmae.training.drawing import Drawing
@@ -207,7 +208,7 @@ def record(run: Run, step: Step) -> None:
     row = metrics_row(run, (losses / run.rank.world).tolist()) | spent | straggling(own_seconds, run.rank.rank)
     run.events.metrics(row)
     run.progress.show(row)
-    garbage.collect()
+    gc.collect()  # on all ranks now: see motionmae.training.garbage
     announce_drawn(run)
 
 

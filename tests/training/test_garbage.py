@@ -1,7 +1,7 @@
 import gc
 import weakref
 
-from motionmae.training import garbage
+from motionmae.training.garbage import collected_in_lockstep
 
 
 class Knot:
@@ -13,16 +13,16 @@ class Knot:
 
 def test_garbage_waits_for_the_step_at_which_all_collect():
     before = Knot()  # what is there already, is not looked at again
-    with garbage.collected_in_lockstep():
+    with collected_in_lockstep():
         assert not gc.isenabled()
         knot = weakref.ref(Knot())
         leave_many_objects()
         assert knot() is not None
-        garbage.collect()
+        gc.collect()
         assert knot() is None
         old = weakref.ref(before)
         del before
-        garbage.collect()
+        gc.collect()
         assert old() is not None
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
