@@ -267,7 +267,6 @@ def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
 
 def _attention_bytes(config: Config, asking: int, asked: int, heads: int) -> int:
     """A normaliser for each head and token; all weights in bfloat16 on a CPU (:mod:`motionmae.models.attention`)."""
-    engine = config.engine
-    if engine.precision == "bf16" and config.launch.gpus_per_node == 0 and not engine.compile:
+    if config.engine.precision == "bf16" and config.launch.gpus_per_node == 0:
         return compute_bytes(config) * heads * asking * asked
     return FP32 * heads * asking

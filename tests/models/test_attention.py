@@ -38,6 +38,16 @@ def test_training_in_bfloat16_keeps_the_weights_once() -> None:
     assert sum(kept) == 3 * q.numel() + 2 * 50 * 50
 
 
+@pytest.mark.parametrize("clips", [1, 2])
+def test_its_operators_are_what_they_tell_torchs_compiler(clips: int) -> None:
+    """Torch's own check: schemas, shapes and layouts without data, gradients, and all of it traced."""
+    q, k, v = (torch.randn(clips, n, 3, 16).bfloat16().transpose(1, 2).requires_grad_() for n in (33, 40, 40))
+    torch.library.opcheck(attention._products, (q, k, v))
+    _, weights = attention._products(q, k, v)
+    given = [x.detach() for x in (torch.randn_like(q), q, k, v, weights)]
+    torch.library.opcheck(attention._products_backward, given)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_training_it_is_torchs(dtype: torch.dtype) -> None:
     q, k, v = torch.randn(3, 2, 3, 20, 16).to(dtype)
