@@ -29,6 +29,7 @@ class Cause(str, Enum):
     BAD_NODE = "a node failed its pre-flight"
     KILLED = "a rank was killed"
     LOST_PEERS = "ranks lost each other"
+    NO_STORAGE = "checkpoints could not be read"
     HUNG = "a step hung"
     CRASHED = "an error in the program"
     NOT_STARTED = "the ranks could not be started"
@@ -43,9 +44,10 @@ _OF_STATUS: dict[int, Cause] = {
     Exit.TERMINATED: Cause.STRAY_SIGNAL,
     Exit.BAD_NODE: Cause.BAD_NODE,
     Exit.LOST_PEERS: Cause.LOST_PEERS,
+    Exit.NO_STORAGE: Cause.NO_STORAGE,
     Exit.HUNG: Cause.HUNG,
 }
-_DECISIVE = (Cause.USER_ERROR, Cause.STOPPED, Cause.SUPERSEDED, Cause.BAD_NODE)
+_DECISIVE = (Cause.USER_ERROR, Cause.STOPPED, Cause.SUPERSEDED, Cause.BAD_NODE, Cause.NO_STORAGE)
 """Whichever rank says one of these knows better than those that merely noticed."""
 _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
 """Ends that hardware brings about. Not among them: Terminated (by srun) and Aborted (NCCL, because of another rank)."""

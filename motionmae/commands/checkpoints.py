@@ -19,7 +19,8 @@ examples:
   python -m motionmae checkpoints runs/vitb_ssv2 --verify
   python -m motionmae checkpoints runs/vitb_ssv2 --repair
 
-exit status: 0 all is well or was repaired, 1 something is damaged, 2 the command could not do its work"""
+exit status: 0 all is well or was repaired, 1 something is damaged or cannot be read, 2 the command could not do its
+work"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -69,10 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
         deleted = repair(findings)
         print(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")
         return 0
-    bad = [finding for finding in findings if finding.condition.value == "damaged"]
-    if bad:
-        print(f"{len(bad)} damaged: `python -m motionmae checkpoints {folder.path} --repair` deletes them")
-    return 1 if bad else 0
+    damaged, unreadable = ([f for f in findings if f.condition.value == kind] for kind in ("damaged", "unreadable"))
+    if damaged:
+        print(f"{len(damaged)} damaged: `python -m motionmae checkpoints {folder.path} --repair` deletes them")
+    if unreadable:
+        print(f"{len(unreadable)} cannot be read and may be whole: see to the storage; until then no resume goes on")
+    return 1 if damaged or unreadable else 0
 
 
 def _progress(found: list[Any]) -> Iterable[Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from motionmae.errors import UserError
 from motionmae.training import zero_state
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, read_manifest
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, damage_of, read_manifest
 from motionmae.training.claim import Claim
 from motionmae.training.distributed import Rank, gather_objects, on_first_rank
 from motionmae.training.engine import Engine
@@ -242,10 +242,13 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of the checkpoint in ``folder``, or their average where one is kept, on the CPU, for evaluation.
 
     Raises:
-        UserError: if the folder is no checkpoint or is damaged.
+        UserError: if the folder is no checkpoint, is damaged or cannot be read.
     """
-    checkpoint = read_manifest(folder)
-    reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage()
+    try:
+        checkpoint = read_manifest(folder)
+        reason = damage_of(checkpoint)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror or error}): see to its storage") from error
     if reason or isinstance(checkpoint, str):
         raise UserError(f"{folder} is not a whole checkpoint ({reason}): choose another below {folder.parent}")
     weights: dict[str, Tensor] = {}

@@ -22,16 +22,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from motionmae.data.files import sync_folder, write_atomically
 from motionmae.errors import UserError
+from motionmae.training.exits import StorageError
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused."""
 
 _MANIFEST, _STATE = "manifest.json", "state.json"
 _COMPLETE, _UNFINISHED, _DAMAGED = "step-", ".unfinished-", "damaged-"
+_MISSING = (FileNotFoundError, NotADirectoryError)
+"""Errors that say something of a checkpoint. Others (a stale handle, a server that is away) say it of the storage."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class Checkpoint:
         return json.loads((self.folder / _STATE).read_text())
 
     def damage(self, sizes_only: bool = False) -> str:
-        """What is wrong with it, nothing if all is well. Reads every byte, unless only sizes are to be compared."""
+        """What is wrong with it, nothing if all is well. Reads every byte, unless only sizes are to be compared.
+
+        Raises:
+            OSError: if storage fails, which says nothing of the files.
+        """
         if sizes_only:
             return next(filter(None, map(self._wrong_size, self.files)), "")
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
@@ -74,7 +81,7 @@ class Checkpoint:
     def _wrong_size(self, entry: FileEntry) -> str:
         try:
             found = (self.folder / entry.name).stat().st_size
-        except OSError as error:
+        except _MISSING as error:
             return f"{entry.name}: {error.strerror or error}"
         return "" if found == entry.bytes else f"{entry.name} has {found} bytes, its manifest says {entry.bytes}"
 
@@ -83,9 +90,20 @@ class Checkpoint:
             return reason
         try:
             found = describe(self.folder / entry.name)
-        except OSError as error:
+        except _MISSING as error:
             return f"{entry.name}: {error.strerror or error}"
         return "" if found.sha256 == entry.sha256 else f"{entry.name} does not have the sha256 of its manifest"
+
+
+Found: TypeAlias = Checkpoint | str | OSError
+"""What is in a checkpoint's folder: the checkpoint, what is wrong with its manifest, or why that cannot be read."""
+
+
+def damage_of(found: Found, sizes_only: bool = False) -> str:
+    """What is wrong with a checkpoint, see :meth:`Checkpoint.damage`."""
+    if isinstance(found, OSError):
+        raise found
+    return found if isinstance(found, str) else found.damage(sizes_only)
 
 
 @dataclass(frozen=True)
@@ -96,14 +114,13 @@ class CheckpointStore:
 
     def complete(self) -> list[Checkpoint]:
         """Committed checkpoints in the order in which they were saved; only their manifests are read."""
-        found = [read_manifest(path.parent) for path in self.folder.glob(f"{_COMPLETE}*/{_MANIFEST}")]
-        return sorted((c for c in found if isinstance(c, Checkpoint)), key=lambda c: c.position)
+        return [checkpoint for _, checkpoint in reversed(self.newest_first()) if isinstance(checkpoint, Checkpoint)]
 
     def newest_valid(self, report: Callable[[Path, str], None], before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where the run has saved none yet.
 
         Each damaged one met on the way is renamed, so that it neither counts as kept nor blocks its name, and told to
-        ``report(folder, reason)``.
+        ``report(folder, reason)``. Damage is what can be seen: files that are missing or other than they were written.
 
         Args:
             report: is told of damage.
@@ -111,12 +128,19 @@ class CheckpointStore:
 
         Raises:
             UserError: if there are checkpoints and all are damaged: starting over would throw the run away.
+            StorageError: if one cannot be read, which an older one must not replace.
         """
         candidates = self.newest_first()
         if before is not None:
             candidates = [found for found in candidates if step_of(found[0]) < before] or candidates[-1:]
         for folder, checkpoint in candidates:
-            reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage()
+            try:
+                reason = damage_of(checkpoint)
+            except OSError as error:
+                raise StorageError(
+                    f"{folder} cannot be read ({error.strerror or error}) and may be whole, so nothing was changed: "
+                    "start again when the storage answers, or move the folder away if it is lost"
+                ) from error
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint
             self._set_aside(folder)
@@ -129,12 +153,14 @@ class CheckpointStore:
             )
         return None
 
-    def newest_first(self) -> list[tuple[Path, Checkpoint | str]]:
-        """Every folder that has a checkpoint's name, with its checkpoint or what is wrong with its manifest."""
-        found = [(folder, read_manifest(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
-        return sorted(
-            found, key=lambda pair: step_of(pair[0]) if isinstance(pair[1], str) else pair[1].position, reverse=True
-        )
+    def newest_first(self) -> list[tuple[Path, Found]]:
+        """Every folder that has a checkpoint's name, with what is found in it."""
+
+        def position(pair: tuple[Path, Found]) -> int:
+            return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
+
+        found = [(folder, _find(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
+        return sorted(found, key=position, reverse=True)
 
     def set_aside(self) -> list[Path]:
         """Damaged checkpoints that were renamed."""
@@ -200,6 +226,7 @@ def read_manifest(folder: Path) -> Checkpoint | str:
 
     Raises:
         UserError: if the checkpoint has another format version.
+        OSError: if storage fails, which says nothing of the manifest.
     """
     try:
         content = json.loads((folder / _MANIFEST).read_text())
@@ -213,10 +240,17 @@ def read_manifest(folder: Path) -> Checkpoint | str:
         return Checkpoint(folder, step, files, int(content.get("position", step)))
     except UserError:
         raise
-    except OSError as error:
+    except _MISSING as error:
         return f"{_MANIFEST}: {error.strerror or error}"
     except (ValueError, KeyError, TypeError) as error:
         return f"{_MANIFEST} is not readable: {error!r}"
+
+
+def _find(folder: Path) -> Found:
+    try:
+        return read_manifest(folder)
+    except OSError as error:
+        return error
 
 
 def step_of(folder: Path) -> int:

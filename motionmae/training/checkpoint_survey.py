@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, step_of
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, Found, damage_of, step_of
 
 
 class Condition(str, Enum):
@@ -24,6 +24,8 @@ class Condition(str, Enum):
     """Its files are there in their full sizes; their content was not compared."""
     DAMAGED = "damaged"
     """A resume passes over it, or did."""
+    UNREADABLE = "unreadable"
+    """Storage would not give it, and it may be whole: neither a resume nor a repair touches it."""
     UNFINISHED = "unfinished"
     """A write or a removal that was interrupted, or is under way."""
 
@@ -40,7 +42,7 @@ class Finding:
     folder: Path
     condition: Condition
     reason: str
-    """Why it is damaged."""
+    """Why it is damaged, or cannot be read."""
     step: int
     bytes: int
     """On the disk."""
@@ -64,9 +66,13 @@ def survey(
     """
     findings: list[Finding] = []
     for folder, checkpoint in watch(store.newest_first()):
-        reason = checkpoint if isinstance(checkpoint, str) else checkpoint.damage(sizes_only=not verify)
-        condition = Condition.DAMAGED if reason else Condition.VALID if verify else Condition.COMPLETE
-        resumes = condition.usable and not any(earlier.resumes for earlier in findings)
+        try:
+            reason = damage_of(checkpoint, sizes_only=not verify)
+            condition = Condition.DAMAGED if reason else Condition.VALID if verify else Condition.COMPLETE
+        except OSError as error:
+            reason, condition = error.strerror or str(error), Condition.UNREADABLE
+        decided = any(earlier.resumes or earlier.condition is Condition.UNREADABLE for earlier in findings)
+        resumes = condition.usable and not decided
         findings.append(_finding(folder, condition, reason, checkpoint, resumes))
     findings += [_finding(folder, Condition.DAMAGED, "set aside by a resume") for folder in store.set_aside()]
     findings += [_finding(folder, Condition.UNFINISHED) for folder in store.unfinished()]
@@ -82,7 +88,7 @@ def repair(findings: list[Finding]) -> list[Path]:
     Raises:
         UserError: if no checkpoint is valid, so that the damaged ones are all there is of the run.
     """
-    useless = [finding for finding in findings if not finding.condition.usable]
+    useless = [found for found in findings if found.condition in (Condition.DAMAGED, Condition.UNFINISHED)]
     damaged = [finding for finding in useless if finding.condition is Condition.DAMAGED]
     if damaged and not any(finding.condition is Condition.VALID for finding in findings):
         raise UserError(
@@ -98,7 +104,7 @@ def repair(findings: list[Finding]) -> list[Path]:
 
 
 def _finding(
-    folder: Path, condition: Condition, reason: str = "", checkpoint: Checkpoint | str = "", resumes: bool = False
+    folder: Path, condition: Condition, reason: str = "", checkpoint: Found = "", resumes: bool = False
 ) -> Finding:
     writer: dict[str, Any] = {}
     size, modified = 0, 0.0

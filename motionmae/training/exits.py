@@ -12,6 +12,10 @@ class Superseded(RuntimeError):  # noqa: N818 - not an error of this process: it
     """A newer incarnation of the run has claimed the run folder: this one must write nothing and end."""
 
 
+class StorageError(RuntimeError):
+    """Storage would not give what lies on it: that may be whole, so nothing was changed, and later it may be read."""
+
+
 class Exit(IntEnum):
     """The exit status of a rank, below 128 except where shells have a number of their own for it."""
 
@@ -21,6 +25,8 @@ class Exit(IntEnum):
     """An error nobody foresaw, with its traceback (Python's own status for it)."""
     USER_ERROR = 2
     """A person's mistake, said in one sentence: it would happen again."""
+    NO_STORAGE = 74
+    """Checkpoints are there and could not be read, whatever they hold (sysexits.h: "input/output error")."""
     REQUEUE = 75
     """Preempted or out of time: saved, and to be started again (sysexits.h: "try again")."""
     LOST_PEERS = 76
@@ -67,6 +73,8 @@ def exit_of(error: BaseException) -> Exit:
             return Exit.SUPERSEDED
         if isinstance(seen, UserError):
             return Exit.USER_ERROR
+        if isinstance(seen, StorageError):
+            return Exit.NO_STORAGE
         if _is_lost_peer(seen):
             return Exit.LOST_PEERS
         seen = seen.__cause__

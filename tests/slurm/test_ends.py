@@ -26,6 +26,10 @@ STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
         (["srun: error: gpu7: task 12: Aborted (core dumped)"], Failure(Cause.KILLED, "", 137)),
         (["srun: error: gpu7: task 12: Out Of Memory"], Failure(Cause.KILLED, "", 137)),
         (["srun: error: node1: tasks 0-1,3: Exited with exit code 1"], Failure(Cause.CRASHED, "", 1)),
+        (
+            [f"srun: error: node1: task {task}: Exited with exit code {status}" for task, status in ((1, 76), (0, 74))],
+            Failure(Cause.NO_STORAGE, "", 74),
+        ),
         (["srun: error: node1: task 0: Exited with exit code 79"], Failure(Cause.HUNG, "", 79)),
         (["srun: error: node1: task 0: Exited with exit code 143"], Failure(Cause.STRAY_SIGNAL, "", 143)),
         (

@@ -5,6 +5,7 @@ import pytest
 
 from motionmae.errors import UserError
 from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore, describe, read_manifest
+from motionmae.training.exits import StorageError
 
 
 def save(store: CheckpointStore, step: int, content: bytes = b"weights" * 1000) -> Checkpoint:
@@ -136,6 +137,21 @@ def test_pruning_keeps_the_newest_and_the_multiples(store: CheckpointStore):
     store.prune(keep_last=1, keep_every=0)
     assert [c.step for c in store.complete()] == [80, 90]
     assert sorted(p.name for p in store.folder.iterdir()) == ["step-00000080", "step-00000090"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "model-00000-of-00001.safetensors"])
+def test_storage_that_fails_is_not_damage(store: CheckpointStore, name: str):
+    """A link to itself cannot be read: the error is the file system's own."""
+    save(store, 40)
+    path = save(store, 50).folder / name
+    whole = path.rename(path.with_name("whole"))
+    path.symlink_to(path.name)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=f"{path.parent} cannot be read .*symbolic links.* nothing was changed"):
+            newest(store)
+    assert store.complete()[0].step == 40
+    whole.replace(path)
+    assert newest(store) == (50, [])
 
 
 def test_a_damaged_checkpoint_does_not_count_as_kept(store: CheckpointStore):

@@ -92,6 +92,21 @@ def test_damage_is_found_as_a_resume_finds_it_and_repaired(run: Path, capsys: py
     assert command(run, "--verify")[0] == 0
 
 
+def test_what_cannot_be_read_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]):
+    for step in (20, 30):
+        path = run / f"checkpoints/step-000000{step}" / WEIGHTS
+        path.unlink()
+        if step == 30:
+            path.symlink_to(path.name)
+    status, rows = command(run, "--verify")
+    assert status == 1
+    found = [(row["step"], row["condition"], row["resumes"]) for row in rows]
+    assert found == [(30, "unreadable", False), (20, "damaged", False), (10, "valid", False)]
+    assert "1 cannot be read and may be whole" in capsys.readouterr().out
+    assert command(run, "--repair")[0] == 0
+    assert names(run) == ["step-00000010", "step-00000030"]
+
+
 def test_the_last_checkpoints_are_never_deleted_however_damaged(run: Path, capsys: pytest.CaptureFixture[str]):
     for step in (10, 20, 30):
         flip_byte(run / f"checkpoints/step-000000{step}")
