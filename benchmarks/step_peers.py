@@ -137,7 +137,7 @@ class InLoop:
             state=TrainState(),
             total_steps=OneBatch.steps_per_epoch,
         )
-        self._batches = loader.batches(0)
+        self._batches = self._run.batches()
         stack.callback(engine.close)
         stack.enter_context(collected_in_lockstep())
 

@@ -18,8 +18,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 class ClipMemory:
     """Hands out tensors of one shape and type; a block returns when the last tensor or view on it is gone.
 
-    With CUDA the blocks are pinned, and one that returns waits for the work that the stream of that moment still has
-    to do, so a copy to the device that is under way reads what it should.
+    With CUDA the blocks are pinned. Who copies one to a device keeps it until the copy is done.
 
     Args:
         shape: of every tensor.
@@ -30,20 +29,18 @@ class ClipMemory:
         self._shape = shape
         self._dtype = torch.empty(0, dtype=dtype).numpy().dtype
         self._pinned = torch.cuda.is_available()
-        self._free: list[tuple[np.ndarray, torch.cuda.Event | None]] = []
+        self._free: list[np.ndarray] = []
         self._files: dict[int, int] = {}
         weakref.finalize(self, _close, self._files)
 
     def take(self) -> torch.Tensor:
         """A tensor with arbitrary content."""
         try:
-            block, busy = self._free.pop()
+            block = self._free.pop()
         except IndexError:
-            block, busy = self._new(), None
-        if busy is not None:
-            busy.synchronize()
+            block = self._new()
         view = block.view()  # the tensor holds this object, so its end is the tensor's end
-        weakref.finalize(view, _give_back, self._free, block, self._pinned).atexit = False
+        weakref.finalize(view, self._free.append, block).atexit = False
         return torch.from_numpy(view)
 
     def file(self, array: np.ndarray) -> int:
@@ -61,14 +58,6 @@ class ClipMemory:
             weakref.finalize(block, cudart.cudaHostUnregister, address).atexit = False  # before it is unmapped
         self._files[block.ctypes.data] = file
         return block
-
-
-def _give_back(free: list, block: np.ndarray, pinned: bool) -> None:
-    busy = None
-    if pinned:
-        busy = torch.cuda.Event()
-        busy.record()
-    free.append((block, busy))
 
 
 def _close(files: dict[int, int]) -> None:

@@ -63,6 +63,10 @@ class Run:
         self.clock = PhaseClock.of(self.rank.device)
         self.upload = Upload(self.rank.device)
 
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches from the present step on, on the device."""
+        return self.upload(self.loader.batches(self.state.data_step))
+
     @property
     def done(self) -> bool:
         """Whether the last step is taken."""
@@ -93,7 +97,7 @@ def train(run: Run) -> Outcome:
     Raises:
         UserError: if too many steps had to be skipped or samples replaced, or the last save failed.
     """
-    batches = run.loader.batches(run.state.data_step)
+    batches = run.batches()
     request, started = Request(None, save=False), False
     while not run.done and not request.end:
         step = advance(run, batches)
@@ -139,7 +143,6 @@ def take_step(run: Run, batches: Iterator[Batch]) -> Step:
         clock.enter(Phase.DATA_WAIT)
         batch = next(batches)
         clock.enter(Phase.FORWARD)
-        batch = run.upload(batch)
         result = run.task.forward(engine, batch)
         clock.enter(Phase.BACKWARD)
         engine.backward(result[0])
@@ -193,7 +196,7 @@ def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
         "the samples in between are passed over"
     )
     save(run, request)
-    return run.loader.batches(now.data_step)
+    return run.batches()
 
 
 def record(run: Run, step: Step) -> None:

@@ -104,6 +104,8 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
     # the optimiser's own copy of the gradients, and what an AdamW of many kernels makes in between
     step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients
     pixels = clips * config.clip.frames * config.clip.size**2 * 3
+    if config.launch.gpus_per_node:
+        pixels *= 2  # the next micro-batch is copied while this one is computed on
     return Memory(
         parameters=parameters,
         gradients=gradients,
