@@ -29,7 +29,7 @@ class Upload:
     def __init__(self, device: torch.device, streams: Any = None) -> None:
         self._device = device
         self._streams: Any = streams or (None if device.type == "cpu" else torch.get_device_module(device))
-        self._side = self._streams.Stream() if self._streams else None
+        self._side: Any = self._streams.Stream() if self._streams else None
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches on the device; on a CPU they are there already."""

@@ -1,8 +1,8 @@
 """Losses of 50 steps on the real engine, stored: what makes a training step faster must leave them as they are.
 
 :mod:`tests.models.test_golden` holds the model alone to losses that grow apart quickly; here the learning rate is a
-small one, so that 50 steps of rounding stay far below what any change of the method would do, and ZeRO, schedule,
-precision and optimiser are those of a run. After a change that is meant to alter them, write them anew with
+small one, so that 50 steps of rounding stay far below what any change of the method would do, and ZeRO (on two ranks),
+schedule, precision and optimiser are those of a run. After a change that is meant to alter them, write them anew with
 ``python -m tests.training.test_golden`` and say why in the commit.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from motionmae.config import Config, EngineConfig, OptimConfig
 from motionmae.data.loader import Batch
@@ -30,10 +31,10 @@ CONFIGS = {
 }
 
 
-def of_a_run(config: Config, zero: int = 1) -> Config:
+def of_a_run(config: Config) -> Config:
     """Add the optimiser and the engine: two micro-batches a step."""
     optim = OptimConfig(batch=BATCH, epochs=10, warmup_epochs=2, base_lr=0.2)
-    return replace(config, optim=optim, engine=EngineConfig(zero=zero, micro_batch=BATCH // 2, device="cpu"))
+    return replace(config, optim=optim, engine=EngineConfig(zero=1, micro_batch=BATCH // 2, device="cpu"))
 
 
 def losses(configs: list[Config]) -> list[list[list[float]]]:
@@ -49,21 +50,23 @@ def losses(configs: list[Config]) -> list[list[list[float]]]:
         for step in range(STEPS):
             schedule.step_update(step)
             row = torch.zeros(3)
-            for part in numbers.chunk(engine.accumulation):
+            for part in numbers.chunk(engine.accumulation * rank.world)[rank.rank :: rank.world]:
                 seeds = part + BATCH * step
                 found = task.forward(engine, Batch(clips[part], seeds, seeds, seeds, None))
                 engine.backward(found[0])
                 assert engine.step()
                 row += torch.stack(tuple(found)).detach() / engine.accumulation
-            rows.append(row.tolist())
+            dist.all_reduce(row)
+            rows.append((row / rank.world).tolist())
         engine.close()
         answers.append(rows)
     return answers
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, list[list[float]]]:
-    return dict(zip(CONFIGS, run_ranks(1, losses, [of_a_run(config) for config in CONFIGS.values()])[0], strict=True))
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank at stage 0", "two at stage 1"])
+def found(request: pytest.FixtureRequest) -> dict[str, list[list[float]]]:
+    configs = [of_a_run(config) for config in CONFIGS.values()]
+    return dict(zip(CONFIGS, run_ranks(request.param, losses, configs)[0], strict=True))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,7 +15,7 @@ def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
         tiny_run(shards, tmp_path / f"zero{zero}", engine={"zero": zero}, log={"every_steps": STEPS // ROWS})
         for zero in (0, 1, 2)
     ]
-    for found in run_ranks(1, pretrain_and_count_waits, runs)[0]:
+    for found in run_ranks(2, pretrain_and_count_waits, runs)[0]:
         in_step = {where: count for (part, where), count in found.items() if part == "advance"}
         # whether the gradient is finite decides whether weights change, so each step asks once (ZeRO: for each group)
         assert set(in_step) == {"step"}, found
