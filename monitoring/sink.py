@@ -44,6 +44,7 @@ class RankSink:
         self._histogram_sum = 0.0
         self._incarnation = ""
         self._before = ""
+        self._finished = False
         self._step = 0
         self._world = 1
         self._warned = False
@@ -95,7 +96,7 @@ class RankSink:
 
     def _start(self, row: Row) -> None:
         self._world = row["world"]
-        if self._rank == 0 and self._incarnation:
+        if self._rank == 0 and self._incarnation and not self._finished:
             self._add("restarts_total", 1, self._before or "lost")
         self._incarnation, self._before = row["incarnation"], ""
         if self._rank == 0:
@@ -125,11 +126,14 @@ class RankSink:
                 self._set("corrupt_samples_total", count, reason)
         elif kind == Kind.NONFINITE.value:
             self._add("nonfinite_steps_total", 1, row["cause"])
-        elif kind in (Kind.STOP.value, Kind.FINISH.value):
+        elif kind == Kind.STOP.value:
             states = {"REQUEUE": "preempted", "TERMINATED": "stopped", "STOPPED": "stopped"}
             state = states.get(row.get("outcome", ""), "failed")
             self._before = "hung" if row.get("exit") == "hung" else state
-            self._be("finished" if kind == Kind.FINISH.value else state)
+            self._be(state)
+        elif kind == Kind.FINISH.value:
+            self._finished = True  # whoever starts it again finds nothing left to do, which is no restart
+            self._be("finished")
 
     def _take_metrics(self, row: Row) -> None:
         steps = row["steps"]
