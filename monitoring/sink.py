@@ -32,7 +32,7 @@ class RankSink:
         folder: the node's snapshot folder.
         history: events of earlier incarnations; rank 0's affair.
         work: what a clip takes.
-        info: labels of run_info but world_size.
+        info: labels of run_info but world_size; rank 0's affair.
     """
 
     def __init__(
