@@ -9,7 +9,8 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save holds up training
 lost_work            steps done again after a resume, and steps skipped because they were not finite
-downtime             from the last sign of life of an incarnation that failed until the next is submitted or started
+downtime             from the last sign of life of an incarnation that failed, or that the stop file ended, until the
+                     next is submitted or started
 other                what is left of an incarnation: metrics, agreement, the work after the last row before a crash
 """
 
@@ -17,13 +18,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from monitoring.endings import silence_after
 from motionmae.training.events import Kind, Row, read_rows
 from motionmae.training.runfolder import RunFolder
 
 CAUSES = (
     "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
 )  # fmt: skip
-_SAVED = ("REQUEUE", "TERMINATED")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Ledger:
         if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the incarnation's own last sign
             self._end_building(self.last_sign)
             self._badput[self._gap] += max(time - self.last_sign, 0.0)
-            self._gap = "queue_wait" if kind == Kind.SUBMITTED.value or row.get("again") else "downtime"
+            self._gap = silence_after(row)
         elif kind == Kind.START.value:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
@@ -112,7 +113,7 @@ class Ledger:
             self._skipped += 1
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
             self._end_building(time)
-            self._gap = "queue_wait" if row.get("outcome") in _SAVED else "downtime"
+            self._gap = silence_after(row)
             self.finished = kind == Kind.FINISH.value
         elif kind is None:
             self._metrics(row)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from monitoring.catalogue import METRICS, RUN, STATES, STEP_BUCKETS
+from monitoring.endings import ENDINGS
 from monitoring.snapshots import Snapshot
 from monitoring.work import Work, peak_flops
 from motionmae.config import Config
@@ -127,8 +128,8 @@ class RankSink:
         elif kind == Kind.NONFINITE.value:
             self._add("nonfinite_steps_total", 1, row["cause"])
         elif kind == Kind.STOP.value:
-            states = {"REQUEUE": "preempted", "TERMINATED": "stopped", "STOPPED": "stopped"}
-            state = states.get(row.get("outcome", ""), "failed")
+            ending = ENDINGS.get(row.get("outcome", ""))
+            state = ending.state if ending else "failed"
             self._before = "hung" if row.get("exit") == "hung" else state
             self._be(state)
         elif kind == Kind.FINISH.value:
