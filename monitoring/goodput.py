@@ -16,11 +16,9 @@ other                what is left of an incarnation: metrics, agreement, the wor
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from monitoring.endings import silence_after
-from motionmae.training.events import Kind, Row, read_rows
-from motionmae.training.runfolder import RunFolder
+from motionmae.training.events import Kind, Row
 
 CAUSES = (
     "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
@@ -172,20 +170,9 @@ class Ledger:
         self._last_row = row["time"]
 
 
-def account(rows: Iterable[Row], end: float | None = None) -> Goodput:
-    """The account of a run's rows, events and metrics together, in any order; see :meth:`Ledger.account`."""
-    return ledger_of(rows).account(end)
-
-
 def ledger_of(rows: Iterable[Row]) -> Ledger:
     """The books of a run, from its events and metrics rows in any order."""
     ledger = Ledger()
     for row in sorted(rows, key=lambda row: row["time"]):
         ledger.add(row)
     return ledger
-
-
-def read_books(run: Path) -> list[Row]:
-    """All events and metrics rows of a run folder."""
-    folder = RunFolder(run)
-    return [row for path in (folder.events, folder.metrics) for row in read_rows(path) if "time" in row]
