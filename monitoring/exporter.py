@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,6 +107,12 @@ def serve(settings: Settings) -> None:
     disable_created_metrics()
     books = Path(settings.run_folder) if settings.node == 0 else None
     collector = NodeCollector(Path(settings.snapshots), Host(Path(settings.run_folder).parent), open_gpus(), books)
+    with closing(collector):
+        tell(settings, collector)
+
+
+def tell(settings: Settings, collector: NodeCollector) -> None:
+    """Serve and announce ``collector`` until the trainer says so or is gone."""
     stop, address = listen(settings, collector)
     folder = Path(settings.discovery)
     target = Target(settings.run, settings.node, address, bool(settings.tls_certificate))
