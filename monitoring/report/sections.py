@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
-from monitoring.report.story import Story, flat
-from motionmae.config import Config
+from monitoring.report.story import Story
+from motionmae.config import Config, flat
 from motionmae.training.events import Kind, Row
 from motionmae.training.phases import Phase
 from motionmae.training.progress import duration

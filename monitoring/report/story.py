@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from monitoring.endings import ENDINGS, silence_after
 from monitoring.goodput import Goodput, Ledger, ledger_of
@@ -168,11 +167,3 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
             life.last_step = row["step"]
             life.ended = max(life.ended, row["time"])
     return list(lives.values())
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
