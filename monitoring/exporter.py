@@ -9,8 +9,6 @@ import ipaddress
 import json
 import logging
 import select
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from monitoring.collector import NodeCollector
 from monitoring.discovery import Target, withdraw_beyond
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
+from motionmae.training.interfaces import address_of
 
 logger = logging.getLogger("monitoring.exporter")
 
@@ -31,7 +30,6 @@ END = "end"
 END_AFTER_SCRAPE = "end after scrape"
 _SCRAPED_LATELY = 150.0
 """Seconds within which somebody must have scraped for it to be worth waiting for the next time."""
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,10 @@ def ip_address(address: str) -> str:
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", address.encode()[:15]))
-        except OSError as error:
-            raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
-    return socket.inet_ntoa(answer[20:24])
+    try:
+        return address_of(address)
+    except OSError as error:
+        raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
 
 
 def serve(settings: Settings) -> None:
