@@ -30,7 +30,7 @@ class Kind(str, Enum):
     """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started, the
     commit of its code."""
     RESUME = "resume"
-    """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
+    """It took up a checkpoint: its folder, seconds of verifying and loading."""
     READY = "ready"
     """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
     each stage since (:class:`motionmae.training.startup.StartUp`)."""
