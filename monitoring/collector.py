@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.catalogue import METRICS, STEP_BUCKETS
 from monitoring.goodput import Ledger
-from monitoring.gpu import GpuSource
+from monitoring.gpu import CLOSE_SECONDS, GpuSource
 from monitoring.host import Host, resident_bytes
 from monitoring.snapshots import Sample, Snapshot, read_all
 from monitoring.tail import RunTail
@@ -36,7 +36,7 @@ class NodeCollector(Collector):
     Args:
         folder: of the node's snapshots.
         host: this node.
-        gpus: its GPUs.
+        gpus: its GPUs; closed with it.
         books: the run folder, on rank 0's node alone.
     """
 
@@ -70,8 +70,11 @@ class NodeCollector(Collector):
         yield from families.values()
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, then let go of the GPUs; a thread that hangs in their driver keeps them."""
         self._closed.set()
+        self._sampler.join(CLOSE_SECONDS)
+        if not self._sampler.is_alive():
+            self._gpus.close()
 
     def refresh(self) -> None:
         """Read host, GPUs and books now."""

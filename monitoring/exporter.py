@@ -9,12 +9,10 @@ import ipaddress
 import json
 import logging
 import select
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from monitoring.collector import NodeCollector
 from monitoring.discovery import Target, withdraw_beyond
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
+from motionmae.training.interfaces import address_of
 
 logger = logging.getLogger("monitoring.exporter")
 
@@ -31,7 +30,6 @@ END = "end"
 END_AFTER_SCRAPE = "end after scrape"
 _SCRAPED_LATELY = 150.0
 """Seconds within which somebody must have scraped for it to be worth waiting for the next time."""
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,10 @@ def ip_address(address: str) -> str:
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", address.encode()[:15]))
-        except OSError as error:
-            raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
-    return socket.inet_ntoa(answer[20:24])
+    try:
+        return address_of(address)
+    except OSError as error:
+        raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
 
 
 def serve(settings: Settings) -> None:
@@ -107,6 +101,12 @@ def serve(settings: Settings) -> None:
     disable_created_metrics()
     books = Path(settings.run_folder) if settings.node == 0 else None
     collector = NodeCollector(Path(settings.snapshots), Host(Path(settings.run_folder).parent), open_gpus(), books)
+    with closing(collector):
+        tell(settings, collector)
+
+
+def tell(settings: Settings, collector: NodeCollector) -> None:
+    """Serve and announce ``collector`` until the trainer says so or is gone."""
     stop, address = listen(settings, collector)
     folder = Path(settings.discovery)
     target = Target(settings.run, settings.node, address, bool(settings.tls_certificate))

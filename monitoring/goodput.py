@@ -9,21 +9,20 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save holds up training
 lost_work            steps done again after a resume, and steps skipped because they were not finite
-downtime             from the last sign of life of an incarnation that failed until the next is submitted or started
+downtime             from the last sign of life of an incarnation that failed, or that the stop file ended, until the
+                     next is submitted or started
 other                what is left of an incarnation: metrics, agreement, the work after the last row before a crash
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from motionmae.training.events import Kind, Row, read_rows
-from motionmae.training.runfolder import RunFolder
+from monitoring.endings import silence_after
+from motionmae.training.events import Kind, Row
 
 CAUSES = (
     "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
 )  # fmt: skip
-_SAVED = ("REQUEUE", "TERMINATED")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Ledger:
         if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the incarnation's own last sign
             self._end_building(self.last_sign)
             self._badput[self._gap] += max(time - self.last_sign, 0.0)
-            self._gap = "queue_wait" if kind == Kind.SUBMITTED.value or row.get("again") else "downtime"
+            self._gap = silence_after(row)
         elif kind == Kind.START.value:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
@@ -112,7 +111,7 @@ class Ledger:
             self._skipped += 1
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
             self._end_building(time)
-            self._gap = "queue_wait" if row.get("outcome") in _SAVED else "downtime"
+            self._gap = silence_after(row)
             self.finished = kind == Kind.FINISH.value
         elif kind is None:
             self._metrics(row)
@@ -171,20 +170,9 @@ class Ledger:
         self._last_row = row["time"]
 
 
-def account(rows: Iterable[Row], end: float | None = None) -> Goodput:
-    """The account of a run's rows, events and metrics together, in any order; see :meth:`Ledger.account`."""
-    return ledger_of(rows).account(end)
-
-
 def ledger_of(rows: Iterable[Row]) -> Ledger:
     """The books of a run, from its events and metrics rows in any order."""
     ledger = Ledger()
     for row in sorted(rows, key=lambda row: row["time"]):
         ledger.add(row)
     return ledger
-
-
-def read_books(run: Path) -> list[Row]:
-    """All events and metrics rows of a run folder."""
-    folder = RunFolder(run)
-    return [row for path in (folder.events, folder.metrics) for row in read_rows(path) if "time" in row]

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
 """Drivers fill a field they do not know with ones."""
+_WAIT_MILLISECONDS = 200
+"""Between two looks at whether the session ends, which the trainer waits for."""
+CLOSE_SECONDS = 1.0
+"""How long a thread that may be waiting for a driver is waited for at the end."""
 
 
 class GpuSource(Protocol):
@@ -59,7 +64,8 @@ class Nvml:
         self._xids: Counter[tuple[str, str]] = Counter()
         self._failed: set[str] = set()
         self._closed = threading.Event()
-        threading.Thread(target=self._watch_xids, name="xid-events", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch_xids, name="xid-events", daemon=True)
+        self._watcher.start()
 
     def samples(self) -> list[Sample]:
         """One sample for each supported metric of each GPU."""
@@ -79,9 +85,12 @@ class Nvml:
         return found
 
     def close(self) -> None:
-        """End the thread and leave the driver."""
+        """End the thread and leave the driver; one that hangs is left as it is."""
         self._closed.set()
-        self._nvml.nvmlShutdown()
+        self._watcher.join(CLOSE_SECONDS)
+        if not self._watcher.is_alive():
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
 
     def _device(self, index: int) -> _Device:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
@@ -144,7 +153,7 @@ class Nvml:
         by_uuid = {device.labels["UUID"]: device.labels["gpu"] for device in self._devices}
         while not self._closed.is_set():
             try:
-                event = nvml.nvmlEventSetWait_v2(events, 1000)
+                event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
             except nvml.NVMLError_Timeout:
                 continue
             except nvml.NVMLError as error:

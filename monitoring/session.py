@@ -24,6 +24,7 @@ from motionmae.errors import UserError
 from motionmae.training.distributed import read_place
 from motionmae.training.events import Kind, Row, Sink, read_rows
 from motionmae.training.runfolder import RunFolder
+from motionmae.training.source import source_version
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ def monitored(config: Config) -> Iterator[list[Sink]]:
         if place["LOCAL_RANK"] == 0:
             clear(folder)
             exporter = start_exporter(config, place, folder)
-        history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if place["RANK"] == 0 else []
-        sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), run_labels(config))]
+        first = place["RANK"] == 0
+        history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if first else []
+        info = run_labels(config) if first else {}  # hundreds of ranks need not ask git
+        sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), info)]
     except UserError:
         pass  # training meets it as well, and says it
     except Exception as error:
@@ -161,16 +164,6 @@ def run_labels(config: Config) -> dict[str, str]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return {
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "git_sha": code_version(Path(__file__).resolve().parents[1]),
+        "git_sha": source_version(),
         "config_hash": digest[:12],
     }
-
-
-def code_version(code: Path) -> str:
-    """The commit of the code that runs: from the snapshot's record or from git; empty where neither knows."""
-    with suppress(OSError, ValueError, KeyError):
-        return str(json.loads(code.with_suffix(".json").read_text())["commit"])[:12]
-    with suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        return found.stdout.strip()[:12]
-    return ""

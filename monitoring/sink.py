@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from monitoring.catalogue import METRICS, RUN, STATES, STEP_BUCKETS
+from monitoring.endings import ENDINGS
 from monitoring.snapshots import Snapshot
 from monitoring.work import Work, peak_flops
 from motionmae.config import Config
@@ -32,7 +33,7 @@ class RankSink:
         folder: the node's snapshot folder.
         history: events of earlier incarnations; rank 0's affair.
         work: what a clip takes.
-        info: labels of run_info but world_size.
+        info: labels of run_info but world_size; rank 0's affair.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RankSink:
         self._histogram_sum = 0.0
         self._incarnation = ""
         self._before = ""
+        self._finished = False
         self._step = 0
         self._world = 1
         self._warned = False
@@ -95,7 +97,7 @@ class RankSink:
 
     def _start(self, row: Row) -> None:
         self._world = row["world"]
-        if self._rank == 0 and self._incarnation:
+        if self._rank == 0 and self._incarnation and not self._finished:
             self._add("restarts_total", 1, self._before or "lost")
         self._incarnation, self._before = row["incarnation"], ""
         if self._rank == 0:
@@ -125,11 +127,14 @@ class RankSink:
                 self._set("corrupt_samples_total", count, reason)
         elif kind == Kind.NONFINITE.value:
             self._add("nonfinite_steps_total", 1, row["cause"])
-        elif kind in (Kind.STOP.value, Kind.FINISH.value):
-            states = {"REQUEUE": "preempted", "TERMINATED": "stopped", "STOPPED": "stopped"}
-            state = states.get(row.get("outcome", ""), "failed")
+        elif kind == Kind.STOP.value:
+            ending = ENDINGS.get(row.get("outcome", ""))
+            state = ending.state if ending else "failed"
             self._before = "hung" if row.get("exit") == "hung" else state
-            self._be("finished" if kind == Kind.FINISH.value else state)
+            self._be(state)
+        elif kind == Kind.FINISH.value:
+            self._finished = True  # whoever starts it again finds nothing left to do, which is no restart
+            self._be("finished")
 
     def _take_metrics(self, row: Row) -> None:
         steps = row["steps"]

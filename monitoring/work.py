@@ -19,12 +19,10 @@ class Work:
 
 def work_of(config: Config) -> Work:
     """What a clip takes in the task of ``config``; a head's share of fine-tuning is left out, as far below 1 %."""
-    from motionmae.models.counting import forward_gflops, step_cubes, step_flops  # imports torch
+    from motionmae.models.counting import step_cubes, step_flops  # imports torch
 
-    if config.task == "finetune":
-        passes = 3 if config.finetune.mode == "full" else 1  # a backward pass takes twice the forward pass
-        return Work(int(2e9 * passes * forward_gflops(config)), config.clip.cubes)
-    return Work(step_flops(config).model, step_cubes(config).visible)
+    tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
+    return Work(step_flops(config).model, tokens)
 
 
 def peak_flops(config: Config) -> float | None:

@@ -15,12 +15,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from motionmae.config import Config, load_config
+from motionmae.config import Config, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.errors import UserError
 from motionmae.training.events import Kind, read_rows
 from motionmae.training.runfolder import RunFolder
-from motionmae.training.state import MAY_CHANGE, config_as_json, flat
+from motionmae.training.state import MAY_CHANGE, config_as_json
 from slurm.launch import absolute_paths
 from slurm.record import JobRecord, state_of
 

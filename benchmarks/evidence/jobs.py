@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from motionmae.config import Config, load_config
+from motionmae.config import Config, flat, load_config
 from motionmae.data.manifest import load_manifest
 from motionmae.training.events import Kind, current_rows, read_rows
 from motionmae.training.runfolder import RunFolder
-from motionmae.training.state import config_as_json, flat
+from motionmae.training.state import config_as_json
 
 SCRATCH = "scratch"
 _SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "views.", "data.", "optim.")

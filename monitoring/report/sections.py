@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
-from monitoring.report.story import Story, flat
-from motionmae.config import Config
+from monitoring.report.story import Story
+from motionmae.config import Config, flat
 from motionmae.training.events import Kind, Row
 from motionmae.training.phases import Phase
 from motionmae.training.progress import duration
@@ -159,8 +159,9 @@ def _timeline(story: Story) -> str:
         steps = f"life {number}: steps {life.first_step} to {life.last_step}"
         blocks.append((ready - start, life.ended - start, _PRODUCTIVE, steps))
     for life, after in pairwise(lives):
-        cause = "queue_wait" if "saved" in life.end else "downtime"
-        blocks.append((life.ended - start, after.began - start, CAUSES[cause][1], f"{life.end}; {CAUSES[cause][0]}"))
+        for since, until, cause in life.silence(after.began):
+            name, colour = CAUSES[cause]
+            blocks.append((since - start, until - start, colour, f"{life.end}; {name}"))
     rows = [
         [str(number), _clock(life.began), ", ".join(life.hosts[:4]) + (" ..." if len(life.hosts) > 4 else ""),
          f"{life.first_step:,}", f"{life.last_step:,}", duration(max(life.ended - life.began, 0)),

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from monitoring.endings import ENDINGS, silence_after
 from monitoring.goodput import Goodput, Ledger, ledger_of
 from monitoring.work import Work, work_of
 from motionmae.config import Config, load_config
@@ -15,6 +15,7 @@ from motionmae.training.events import Kind, Row, current_rows, read_rows
 from motionmae.training.runfolder import RunFolder
 
 _SILENT = "silent"
+_PAUSING = (Kind.STOP.value, Kind.FAILURE.value, Kind.SUBMITTED.value)
 _LATELY = 900.0
 """Seconds without a sign after which a run is no longer said to be under way."""
 
@@ -36,6 +37,14 @@ class Life:
     """Its last sign of life."""
     end: str = "silent"
     """How it ended."""
+    pauses: list[tuple[float, str]] = field(default_factory=list)
+    """What was said when it was over: the moment, and the cause that the time since then has in the books."""
+
+    def silence(self, until: float) -> list[tuple[float, float, str]]:
+        """Stretches of the time after it, (begin, end, cause), until the next one begins."""
+        marks = [(self.ended, "downtime"), *((max(moment, self.ended), cause) for moment, cause in self.pauses)]
+        stretches = pairwise([*marks, (until, "")])
+        return [(begin, end, cause) for (begin, cause), (end, _) in stretches if begin < end]
 
 
 @dataclass
@@ -126,9 +135,6 @@ def read_story(run: Path) -> Story:
     )
 
 
-_ENDS = {"REQUEUE": "preempted, saved", "TERMINATED": "stopped, saved", "STOPPED": "stopped, saved"}
-
-
 def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
     """The incarnations, in order; starting a finished run again makes none."""
     lives: dict[str, Life] = {}
@@ -140,6 +146,8 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
             lives[name] = Life(
                 row["time"] - row.get("age", 0.0), row.get("hosts", [row.get("host", "?")]), row["world"]
             )
+        elif kind in _PAUSING and lives:
+            list(lives.values())[-1].pauses.append((row["time"], silence_after(row)))
         if name not in lives:
             continue
         life = lives[name]
@@ -150,7 +158,8 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
         if kind == Kind.READY.value:
             life.ready, life.first_step, life.last_step = row["time"], row["step"], row["step"]
         elif kind == Kind.STOP.value:
-            life.end = _ENDS.get(row.get("outcome", ""), str(row.get("error", "stopped")))
+            ending = ENDINGS.get(row.get("outcome", ""))
+            life.end = f"{ending.state}, saved" if ending else str(row.get("error", "stopped"))
         elif kind == Kind.FINISH.value:
             life.end = "finished"
     for row in rows:
@@ -158,11 +167,3 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
             life.last_step = row["step"]
             life.ended = max(life.ended, row["time"])
     return list(lives.values())
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found

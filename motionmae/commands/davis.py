@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.evaluation import ADAPTERS
 
 if TYPE_CHECKING:
     from motionmae.evaluation.davis import Scores
@@ -41,9 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="random: the run's encoder before training; pixels, repeat (the first mask): baselines without a run",
     )  # fmt: skip
     parser.add_argument("--protocol", choices=("videowalk", "dino"), default="videowalk", help="default: videowalk")
-    parser.add_argument(
-        "--adapter", choices=("duplicate", "sliding", "pairs"), default="duplicate", help="default: duplicate"
-    )
+    parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
     parser.add_argument(
         "--short-side", type=int, default=480, metavar="PIXELS",
         help="what an encoder's frames are resized to (default: 480, for cells of 16 pixels); one of smaller cubes has "

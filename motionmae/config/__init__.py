@@ -3,7 +3,7 @@
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, ViewsConfig
 from motionmae.config.launch import LaunchConfig
-from motionmae.config.load import load_config, save_config
+from motionmae.config.load import flat, load_config, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
@@ -25,6 +25,7 @@ __all__ = [
     "TargetConfig",
     "ViewsConfig",
     "WatchdogConfig",
+    "flat",
     "load_config",
     "save_config",
 ]

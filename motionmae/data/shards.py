@@ -18,7 +18,6 @@ marks the shard as complete. The bytes depend on the samples alone: no times, ow
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -85,13 +84,6 @@ def _blob(frames: Sequence[bytes]) -> list[bytes]:
     if offsets[-1] >= 2**32:
         raise UserError(f"a sample of {offsets[-1]} bytes exceeds a shard's 4 GiB a sample: store fewer frames")
     return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
-
-
-def unpack_frames(blob: bytes) -> list[bytes]:
-    """The frames of a whole blob, the inverse of :func:`pack_frames`."""
-    (start,) = struct.unpack_from("<I", blob)
-    offsets = struct.unpack_from(f"<{start // 4}I", blob)
-    return [blob[low:high] for low, high in itertools.pairwise(offsets)]
 
 
 def index_path(shard: Path) -> Path:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
+"""Of a worker: while the answer of one is dealt with, it decodes for the other."""
 _JOINING = threading.Lock()
 """Of two threads that wait for one process at once, one would not hear how it ended."""
-"""Of a worker: while the answer of one is dealt with, it decodes for the other."""
 _LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Slurm sends its signals to every process of a step, a terminal its Ctrl-C; workers end with their parent."""
 

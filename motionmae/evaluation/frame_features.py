@@ -18,8 +18,6 @@ from torch import Tensor
 from motionmae.models.cubes import all_cubes, cut_patches
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, Encoder
 
-ADAPTERS = ("duplicate", "sliding", "pairs")
-
 
 def encoder_features(
     frames: Iterable[Tensor], encoder: Encoder, adapter: str, device: torch.device

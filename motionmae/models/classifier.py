@@ -1,6 +1,5 @@
 """The fine-tuning model: the encoder over all cubes, pooled, a fresh LayerNorm, a linear head (VideoMAE's)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,12 +46,6 @@ class Classifier(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.encoder(cut_patches(clips, self.cube_size))  # (B, N, width)
         return self.head(self.norm(self.pool(tokens) if self.pool else tokens.mean(1)))
-
-    def load_encoder(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the encoder of a :class:`~motionmae.models.motionmae.MotionMAE` state dict, without its norm."""
-        prefix = "encoder."
-        kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        self.encoder.load_state_dict({name: value for name, value in kept.items() if not name.startswith("norm.")})
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for timm's layer-wise decay: projection and positions 0, then the blocks, then norm and head."""

@@ -1,13 +1,11 @@
 """Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
 
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ import torch.distributed as dist
 from motionmae.config import EngineConfig
 from motionmae.errors import UserError
 from motionmae.training.host_memory import keep_freed_memory
+from motionmae.training.interfaces import address_of
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for its peers before the run fails."""
@@ -127,16 +126,13 @@ def interface_towards(host: str) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing: asks for the route
             address = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name.encode()[:15])
-                try:
-                    answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR, linux/sockios.h
-                except OSError:  # it has no IPv4 address
-                    continue
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
+        interfaces = socket.if_nameindex()
     except OSError:
-        pass
+        return ""
+    for _, name in interfaces:
+        with suppress(OSError):  # it has no IPv4 address
+            if address_of(name) == address:
+                return name
     return ""
 
 

@@ -30,7 +30,7 @@ class Kind(str, Enum):
     """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started, the
     commit of its code."""
     RESUME = "resume"
-    """It took up a checkpoint: its folder, the world and stage that wrote it, seconds of verifying and loading."""
+    """It took up a checkpoint: its folder, seconds of verifying and loading."""
     READY = "ready"
     """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
     each stage since (:class:`motionmae.training.startup.StartUp`)."""
@@ -61,6 +61,10 @@ class Kind(str, Enum):
     """The incarnation ends early: its exit class (:class:`motionmae.training.exits.Exit`), the outcome or the error."""
     FAILURE = "failure"
     """The batch script saw the incarnation fail: cause, node at fault, nodes excluded, whether it is tried again."""
+
+
+_OF_A_CHECKPOINT = (Kind.CHECKPOINT.value, Kind.CHECKPOINT_FAILED.value, Kind.PICTURE.value)
+"""Their step is the checkpoint's: when they are announced, the run may be far beyond it."""
 
 
 class Sink(Protocol):
@@ -111,6 +115,7 @@ class EventLog:
     def __init__(self, incarnation: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
         self.incarnation = incarnation
         self.last_step = 0
+        """Steps done, as far as anybody has said."""
         self._sinks = list(sinks)
         self._check = check
         self._failed: set[str] = set()
@@ -138,7 +143,8 @@ class EventLog:
                 self._warn(type(sink).__name__, error)
 
     def _tell(self, what: str, row: Row) -> None:
-        self.last_step = row["step"]
+        if row.get("kind") not in _OF_A_CHECKPOINT:
+            self.last_step = row["step"]
         row = {key: _plain(value) for key, value in row.items()}
         if not self._sinks:
             return

@@ -1,4 +1,4 @@
-"""Exit statuses: how a process of a run ended, and whether starting the run again is worth it.
+"""Exit statuses: how a process of a run ended.
 
 No torch here: what submits jobs reads statuses, and a login node may lack torch.
 """
@@ -41,11 +41,6 @@ class Exit(IntEnum):
     """A person asked for the end by the stop file: saved, not to be started again by itself."""
     TERMINATED = 143
     """SIGTERM: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
-
-    @property
-    def worth_retrying(self) -> bool:
-        """Whether the same run, started again by itself, can be expected to go on."""
-        return self in (Exit.REQUEUE, Exit.LOST_PEERS, Exit.BAD_NODE, Exit.HUNG)
 
 
 _LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors for the most part

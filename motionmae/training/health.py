@@ -40,7 +40,7 @@ def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> BadStep:
 
     Args:
         engine: after its step.
-        losses: (3,) this rank's losses in the step.
+        losses: (L,) this rank's losses in the step, those of the task: 3 in pre-training, 1 in fine-tuning.
         samples: (b,) ids of this rank's samples, one tensor a micro-batch.
     """
     bad = not bool(losses.isfinite().all())

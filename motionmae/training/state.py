@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from motionmae.config import Config
+from motionmae.config import Config, flat
 from motionmae.data.randomness import keyed_bits
 from motionmae.errors import UserError
 
@@ -91,11 +91,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     bits = keyed_bits("step", seed, step, rank)
     torch.manual_seed(bits % 2**63)
     np.random.seed(bits % 2**32)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.key``."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found

@@ -1,6 +1,8 @@
 """Shards of rendered clips whose pixels say which frame, row and column they are."""
 
+import struct
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,13 @@ def meta(frames: int, height: int, width: int, **changes: object) -> dict[str, o
         "width": width,
         "times": [number / 25 for number in range(frames)],
     } | changes
+
+
+def unpack_frames(blob: bytes) -> list[bytes]:
+    """The frames of a KEY.jpgs, by the words of the format's description."""
+    (start,) = struct.unpack_from("<I", blob)
+    offsets = struct.unpack_from(f"<{start // 4}I", blob)
+    return [blob[low:high] for low, high in pairwise(offsets)]
 
 
 def make_shards(

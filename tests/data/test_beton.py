@@ -19,7 +19,7 @@ from motionmae.data.reader import ShardReader
 from motionmae.data.shards import ShardWriter
 from motionmae.errors import UserError
 from tests.data.betons import needs_ffcv
-from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture
+from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
 
 pytestmark = needs_ffcv
 COUNTS = (9, 5, 12, 1, 3)  # 30 samples
@@ -323,7 +323,6 @@ def test_ffcvs_own_loader_reads_the_blobs(shards, beton):
     from ffcv.loader import Loader, OrderOption
 
     from motionmae.data.beton_format import FIELD, ClipField
-    from motionmae.data.shards import unpack_frames
 
     ours = Loader(str(beton), 5, num_workers=1, order=OrderOption.SEQUENTIAL, custom_fields={FIELD: ClipField})
     (blobs,) = next(iter(ours))

@@ -18,10 +18,9 @@ from motionmae.data.shards import (
     index_path,
     load_index,
     shard_is_complete,
-    unpack_frames,
 )
 from motionmae.errors import UserError
-from tests.data.made_shards import flip_byte, meta, picture
+from tests.data.made_shards import flip_byte, meta, picture, unpack_frames
 
 
 def write(path, samples=3, frames=4):

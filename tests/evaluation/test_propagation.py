@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from motionmae.errors import UserError
+from motionmae.evaluation import ADAPTERS
 from motionmae.evaluation.davis import Sequence, read_mask, write_mask
-from motionmae.evaluation.frame_features import ADAPTERS, encode, encoder_features, pixel_features
+from motionmae.evaluation.frame_features import encode, encoder_features, pixel_features
 from motionmae.evaluation.identity import Identity
 from motionmae.evaluation.propagation import PROTOCOLS, Protocol, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.segmentation import FeatureSource, draw_overlays, segment, track

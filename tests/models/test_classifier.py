@@ -1,11 +1,8 @@
-import dataclasses
-
 import pytest
 import torch
 
 from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches
-from motionmae.models.motionmae import build_motionmae
 from tests.models.tiny import moving_clips, tiny
 
 
@@ -23,21 +20,6 @@ def test_the_head_starts_a_thousand_times_smaller():
     head = build_classifier(tiny(), 400).head
     assert head.weight.std().item() == pytest.approx(0.02e-3, rel=0.05)
     assert (head.bias == 0).all()
-
-
-def test_it_takes_over_a_pretrained_encoder_without_its_norm():
-    config = tiny()
-    pretrained = build_motionmae(dataclasses.replace(config, seed=5))
-    model = build_classifier(config, 3)
-    model.load_encoder(pretrained.state_dict())
-    for name, weight in model.encoder.named_parameters():
-        assert torch.equal(weight, pretrained.get_parameter(f"encoder.{name}")), name
-
-
-def test_an_encoder_of_another_shape_is_not_taken():
-    model = build_classifier(tiny(), 3)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        model.load_encoder(build_motionmae(tiny(model={"width": 96})).state_dict())
 
 
 def test_gradient_reaches_every_parameter_with_drop_path_and_checkpointing():

@@ -143,6 +143,17 @@ def test_the_discovery_file_goes_with_an_end_in_order_and_stays_after_a_crash(wo
     assert (tmp_path / "runs/.sd/demo-0.json").exists() == stays
 
 
+@pytest.mark.parametrize("word", [END, ""])
+def test_the_driver_is_left_when_the_trainer_ends_and_nobody_asks_it_any_more(word: str, tmp_path: Path):
+    config = config_of(tmp_path / "runs")
+    with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
+        exporter.address()
+        exporter.stdin.write(f"{word}\n" if word else "")
+        exporter.stdin.close()
+        assert exporter.process.wait(30) == 0
+    assert "NVML is left in order" in (tmp_path / "log").read_text()
+
+
 def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_scrapes(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     run = FedRun(config, tmp_path)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from monitoring.goodput import CAUSES, Goodput, Ledger, account
+from monitoring.goodput import CAUSES, Goodput, Ledger, ledger_of
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def test_an_undisturbed_run():
     run.train(10)
     run.save()
     run.event("finish")
-    found = account(run.rows)
+    found = ledger_of(run.rows).account()
     assert_is(found, run)
     assert found.elapsed == pytest.approx(300 + 20 + 10 * 1.3 + 2)
     assert found.ratio == pytest.approx(10 / 335)
@@ -92,7 +92,7 @@ def test_a_preemption_costs_queue_init_and_restore_though_no_step_is_repeated():
     run.spend("queue_wait", 100)
     run.start()
     run.train(10)
-    assert_is(account(run.rows), run)
+    assert_is(ledger_of(run.rows).account(), run)
 
 
 def test_a_kill_loses_the_steps_since_the_save_in_the_middle_of_a_row():
@@ -105,13 +105,13 @@ def test_a_kill_loses_the_steps_since_the_save_in_the_middle_of_a_row():
     run.spend("downtime", 50)
     run.start()  # at step 4 again
     run.train(12, wait=0, other=0)
-    found = account(run.rows)
+    found = ledger_of(run.rows).account()
     assert_is(found, run)
     assert found.badput["lost_work"] == 12
     run.saved = 9  # a checkpoint in the middle of what one row tells of
     run.pending = [1.0] * 7
     run.start(restore=0)
-    assert account(run.rows).badput["lost_work"] == 12 + 7
+    assert ledger_of(run.rows).account().badput["lost_work"] == 12 + 7
 
 
 def test_skipped_steps_are_lost_work():
@@ -119,8 +119,8 @@ def test_skipped_steps_are_lost_work():
     run.start()
     run.rows.append({"kind": "nonfinite", "step": 2, "time": run.now + 1.0})
     run.train(4, wait=0, other=0)
-    assert account(run.rows).badput["lost_work"] == 1
-    assert account(run.rows).productive == 3
+    assert ledger_of(run.rows).account().badput["lost_work"] == 1
+    assert ledger_of(run.rows).account().productive == 3
 
 
 def test_starting_a_finished_run_again_changes_nothing():
@@ -128,20 +128,20 @@ def test_starting_a_finished_run_again_changes_nothing():
     run.start()
     run.train(3)
     run.event("finish")
-    before = account(run.rows)
+    before = ledger_of(run.rows).account()
     run.now += 86400
     run.event("start", age=1)
     run.event("finish")
-    assert account(run.rows) == before == account(run.rows, end=run.now)
+    assert ledger_of(run.rows).account() == before == ledger_of(run.rows).account(run.now)
 
 
 def test_silence_is_down_time_and_in_the_queue_it_is_waiting():
     run = History()
     run.start()
     run.train(3)
-    assert account(run.rows, end=run.now + 50).badput["downtime"] == pytest.approx(50)
+    assert ledger_of(run.rows).account(run.now + 50).badput["downtime"] == pytest.approx(50)
     run.stop("REQUEUE")
-    assert account(run.rows, end=run.now + 50).badput["queue_wait"] == pytest.approx(50)
+    assert ledger_of(run.rows).account(run.now + 50).badput["queue_wait"] == pytest.approx(50)
 
 
 def test_a_run_that_dies_while_it_is_built():
@@ -151,11 +151,11 @@ def test_a_run_that_dies_while_it_is_built():
     run.event("stop", error="UserError")
     run.spend("downtime", 60)
     run.start()
-    assert_is(account(run.rows), run)
+    assert_is(ledger_of(run.rows).account(), run)
 
 
 def test_no_rows():
-    assert account([]).ratio == 0 == account([]).ratio_without_queue
+    assert ledger_of([]).account().ratio == 0 == ledger_of([]).account().ratio_without_queue
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -175,7 +175,7 @@ def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
             run.spend("downtime", dice.uniform(1, 100))
     run.start()
     dice.shuffle(run.rows)
-    assert_is(account(run.rows), run)
+    assert_is(ledger_of(run.rows).account(), run)
 
 
 def test_reading_on_while_it_runs_gives_the_same_account():
@@ -187,7 +187,7 @@ def test_reading_on_while_it_runs_gives_the_same_account():
         run.save()
     for number, row in enumerate(run.rows):
         ledger.add(row)
-        assert ledger.account().elapsed == account(run.rows[: number + 1]).elapsed
+        assert ledger.account().elapsed == ledger_of(run.rows[: number + 1]).account().elapsed
     assert_is(ledger.account(), run)
 
 
@@ -203,7 +203,8 @@ def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
     run.now += 30  # it hangs without a word; then Slurm requeues
     run.event("failure", cause="node", again=True)
     run.now += 50
-    found = account([*run.rows, {"kind": "start", "incarnation": "2", "step": 0, "time": run.now, "age": 0}])
+    run.rows.append({"kind": "start", "incarnation": "2", "step": 0, "time": run.now, "age": 0})
+    found = ledger_of(run.rows).account()
     assert found.badput["lost_work"] == 3
     assert found.productive == 4 + 2
     assert found.badput["downtime"] == pytest.approx(30)

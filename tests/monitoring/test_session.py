@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from monitoring import session
 from monitoring.exporter import END
 from monitoring.snapshots import clear, node_folder, read_all
+from motionmae import __version__
 from motionmae.config import Config
 from motionmae.training.events import Kind
-from tests.monitoring.runs import FedRun, config_of
+from tests.monitoring.runs import ROOT, FedRun, config_of
 from tests.training.launch import wait_until
 
 
@@ -133,3 +135,22 @@ def test_the_number_of_a_node(variables: dict[str, str], rank: int, node: int, m
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert session.node_of({"RANK": rank, "WORLD_SIZE": 32}) == node
+
+
+def test_a_repository_around_the_installed_packages_is_not_named_as_their_code(tmp_path: Path):
+    """As pip leaves them in an environment that lies in somebody else's checkout."""
+    packages = tmp_path / "site-packages"
+    for name in ("motionmae", "monitoring"):
+        shutil.copytree(ROOT / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    script = (
+        "from monitoring.session import run_labels\nfrom motionmae.config import Config\n"
+        "print(run_labels(Config())['git_sha'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=packages, env=environment, check=True, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == f"motionmae {__version__}"

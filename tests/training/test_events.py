@@ -60,6 +60,19 @@ def test_log_stamps_rows_and_writes_what_json_cannot_hold_as_null(tmp_path: Path
     assert log.last_step == 8
 
 
+def test_the_last_step_is_the_runs_and_not_that_of_a_checkpoint_or_picture_announced_later():
+    log = EventLog("life")
+    log.event(Kind.READY, 1400)
+    log.metrics({"step": 1480})
+    for kind in (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE):
+        log.event(kind, 1000)
+        assert log.last_step == 1480, kind
+    log.event(Kind.NONFINITE, 1481)
+    assert log.last_step == 1481
+    log.event(Kind.WENT_BACK, 1200)
+    assert log.last_step == 1200
+
+
 def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     class Memory:
         def __init__(self) -> None:

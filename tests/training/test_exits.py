@@ -26,4 +26,3 @@ def test_errors_have_the_class_of_what_caused_them():
     chained = UserError("the save failed")
     chained.__cause__ = RuntimeError("[gloo/pair.cc] Connection closed by peer")
     assert exit_of(chained) is Exit.USER_ERROR
-    assert [kind.name for kind in Exit if kind.worth_retrying] == ["REQUEUE", "LOST_PEERS", "BAD_NODE", "HUNG"]

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from monitoring.goodput import account, read_books
+from monitoring.report.story import read_story
 from motionmae.config import Config
 from motionmae.training.checkpoint import HostMemory, load_weights
 from motionmae.training.checkpoint_store import CheckpointStore, describe
@@ -102,7 +102,7 @@ def assert_same_end(config: Config, other: Config) -> None:
 
 def assert_books_add_up(config: Config) -> None:
     """Every second since the start has a cause, some steps were lost, and little is left unexplained."""
-    books = account(read_books(RunFolder.of(config.runs, config.name).path))
+    books = read_story(RunFolder.of(config.runs, config.name).path).goodput
     assert books.productive + sum(books.badput.values()) == pytest.approx(books.elapsed)
     assert books.productive > 0
     assert books.badput["lost_work"] > 0

@@ -3,6 +3,8 @@
 Put before the real module on the import path. The H100 is throttled by its power cap and reports XID 31 once.
 """
 
+import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -37,7 +39,12 @@ def nvmlInit():
     pass
 
 
-nvmlShutdown = nvmlEventSetCreate = nvmlInit
+nvmlEventSetCreate = nvmlInit
+
+
+def nvmlShutdown():
+    waiting = any(thread.name in ("sampler", "xid-events") for thread in threading.enumerate())
+    print("NVML is left", "in use" if waiting else "in order", file=sys.stderr, flush=True)
 
 
 def nvmlDeviceGetCount():

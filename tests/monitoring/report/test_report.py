@@ -97,6 +97,43 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(story: Story):
     assert page.count('class="mark"') % 3 == 0  # three resumes in each chart over steps
 
 
+def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_path: Path):
+    """Nobody queues the run until a person submits it again; a failure that Slurm tries again is queued at once."""
+    run, history = RunFolder(tmp_path / "stopped"), History()
+    run.create()
+
+    def live() -> None:
+        history.start(init=0, restore=0)
+        history.rows[-1]["total_steps"] = 60
+        next(row for row in reversed(history.rows) if row["kind"] == "start")["world"] = 1
+        history.train(10)
+
+    live()
+    history.event("stop", outcome="STOPPED")
+    history.spend("downtime", 40)
+    history.event("submitted")
+    history.rows[-1]["incarnation"] = ""
+    history.spend("queue_wait", 20)
+    live()
+    history.spend("downtime", 7)
+    history.event("failure", cause="node", again=True)
+    history.spend("queue_wait", 30)
+    live()
+    events, metrics = LineFile(run.events), LineFile(run.metrics)
+    for row in history.rows:
+        (events if "kind" in row else metrics).append({**metrics_row(max(row["step"], 1)), **row})
+    events.close()
+    metrics.close()
+    story = read_story(run.path)
+    page = render([story])
+    (strip,) = re.findall(r'<svg class="strip".*?</svg>', page, re.DOTALL)
+    drawn = [(float(width), what) for width, what in re.findall(r'width="([\d.]+)".*?<title>(.*?)</title>', strip)]
+    for cause, name in (("downtime", "; down"), ("queue_wait", "; waiting in the queue")):
+        seconds = sum(width for width, what in drawn if what.endswith(name)) / 1000 * story.goodput.elapsed
+        assert seconds == pytest.approx(story.goodput.badput[cause], rel=0.01), cause
+    assert story.goodput.badput["downtime"] == pytest.approx(47)
+
+
 def test_runs_beside_each_other_show_what_differs_in_their_configs(tmp_path: Path):
     folders = [write_run(tmp_path, "one"), write_run(tmp_path, "two", **{"mask.ratio": "0.8"})]
     page = render([read_story(folder) for folder in folders])
