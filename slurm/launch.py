@@ -27,6 +27,7 @@ def absolute_paths(config: Config) -> Config:
         data,
         shards=absolute(data.shards, unless="://" in data.shards),
         cache=absolute(data.cache, unless=data.cache.startswith("$")),  # $TMPDIR is the node's
+        beton=absolute(data.beton, unless=data.beton.startswith("$")),
     )
     return replace(
         config,

@@ -52,6 +52,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if the run is under way meanwhile, no rank could read what it names, or Slurm refuses the job.
     """
     check_shards(config)
+    check_beton(config, here=arguments.cluster == "local")
     if config.data.rand_augment:
         from motionmae.data.clip_augment import parse_policy  # timm is slow to import
 
@@ -105,6 +106,27 @@ def check_shards(config: Config) -> None:
         steps_per_epoch(config, load_manifest(data.shards, patience).samples)
     except UnreachableError as error:
         print(f"note: the nodes may reach what this machine cannot: {error}")
+
+
+def check_beton(config: Config, here: bool) -> None:
+    """Refuse a ``data.beton`` that is not there; on Slurm only say so, as it may lie on the nodes' own disks.
+
+    Args:
+        config: the run.
+        here: whether it will run on this machine.
+
+    Raises:
+        UserError: it will, and the file does not exist.
+    """
+    path = config.data.beton
+    if not path or path.startswith("$") or Path(path).is_file():  # $TMPDIR: only the job knows
+        return
+    if here:
+        raise UserError(
+            f"data.beton={path} does not exist: write it with `python data_tools/make_beton {config.data.shards} "
+            f"--out {path}`, or leave data.beton empty"
+        )
+    print(f"note: data.beton={path} does not exist on this machine: it must be on the disk of every node")
 
 
 def check_weights(config: Config) -> None:

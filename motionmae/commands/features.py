@@ -40,12 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.files import write_atomically
     from motionmae.evaluation.feature_files import WRITERS
     from motionmae.evaluation.features import features_of_files, videos_below
-    from motionmae.evaluation.pretrained import load_embedding
+    from motionmae.evaluation.pretrained import choose_step, load_embedding
     from motionmae.training.distributed import distributed, first_then_others, on_first_rank
 
     out = arguments.out
     with distributed(EngineConfig()) as rank:
-        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, arguments.step))
+        chosen = choose_step(arguments.folder, arguments.step, rank)
+        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, chosen))
         folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")
         videos, others = on_first_rank(rank, lambda: videos_below(folder))
         results = features_of_files(model, config, folder, videos, parts, rank)

@@ -42,14 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.files import write_atomically
     from motionmae.data.reader import ShardReader
     from motionmae.evaluation.features import Neighbours, classify_by_neighbours, features_of_shards
-    from motionmae.evaluation.pretrained import load_embedding
+    from motionmae.evaluation.pretrained import choose_step, load_embedding
     from motionmae.evaluation.recognition import labels_of, match_classes
     from motionmae.training.distributed import distributed, first_then_others
 
     if arguments.k < 1 or arguments.temperature <= 0:
         raise UserError("--k must be at least 1 and --temperature positive")
     with distributed(EngineConfig()) as rank:
-        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, arguments.step))
+        chosen = choose_step(arguments.folder, arguments.step, rank)
+        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, chosen))
         readers = [ShardReader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
         names = readers[0].manifest.class_names
         logits = match_classes(names, readers[1].manifest.class_names, arguments.test)

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.manifest import check_whole
     from motionmae.data.reader import ShardReader
     from motionmae.evaluation import recognition
-    from motionmae.evaluation.pretrained import Finetuned, load_finetuned
+    from motionmae.evaluation.pretrained import Finetuned, choose_step, load_finetuned
     from motionmae.training.distributed import distributed, first_then_others
     from motionmae.training.runfolder import RunFolder
 
@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not folder.config.is_file():
         folder = RunFolder.of(config.runs, config.name)
 
-    def prepare() -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
-        trained = load_finetuned(folder.path, arguments.step)
+    def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
+        trained = load_finetuned(folder.path, step)
         flags = {key: getattr(arguments, key) for key in ("shards", "clips", "crops")}
         views = replace(trained.config.views, **{key: value for key, value in flags.items() if value is not None})
         if not views.shards:
@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         return trained, reader, recognition.match_classes(trained.class_names, names, views.shards)
 
     with distributed(config.engine) as rank:
-        trained, reader, logits = first_then_others(rank, prepare)
+        step = choose_step(folder.path, arguments.step, rank)
+        trained, reader, logits = first_then_others(rank, lambda: prepare(step))
         identity = recognition.identity_of(trained, reader.manifest, rank)
         out = recognition.result_folder(folder.path, trained, reader.manifest, identity)
         results = recognition.predict(trained, reader, out, identity, rank)

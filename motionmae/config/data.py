@@ -26,7 +26,8 @@ class DataConfig:
     """Seconds of silence after which a connection counts as failed."""
     beton: str = ""
     """FFCV file that `data_tools/make_beton` wrote from these shards, read in their place (empty: the shards); of
-    ``shards`` only manifest.json is then needed (docs/ffcv.md says when it pays)."""
+    ``shards`` only manifest.json is then needed (docs/ffcv.md says when it pays). `$TMPDIR` and the like are filled in
+    on the node."""
     sampling: str = "dense"
     """dense: frames at the distance clip.stride; segments: a frame from each of clip.frames equal parts of the video
     (fine-tuning on SSv2)."""

@@ -7,6 +7,7 @@ libjpeg-turbo and the fast DCT, motionmae.data.jpeg with its own and the exact o
 FFCV is an optional extra; nothing of it is imported before a file is opened.
 """
 
+import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -161,7 +162,7 @@ class BetonSource:
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip
-        self._reader = BetonReader(Path(data.beton), manifest)
+        self._reader = BetonReader(Path(os.path.expandvars(data.beton)).expanduser(), manifest)
         self._augment = clip_augment(data, clip)
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")

@@ -24,11 +24,11 @@ from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.beton import BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.lookahead import LookAhead
-from motionmae.data.manifest import Manifest, check_whole, check_windows, load_manifest
+from motionmae.data.manifest import Manifest, check_whole, load_manifest
 from motionmae.data.memory import ClipMemory
 from motionmae.data.order import ORDER_VERSION, EpochOrder
 from motionmae.data.randomness import mask_seed
-from motionmae.data.sampling import stored_step
+from motionmae.data.sampling import check_windows
 from motionmae.data.source import ClipSource, ShardSource, Wanted
 from motionmae.data.workers import WorkerSource
 from motionmae.errors import UserError
@@ -93,12 +93,11 @@ def check_clips_fit(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow
     Raises:
         UserError: a stride, flow, windows long enough or whole videos that they do not hold.
     """
-    stored_step(clip, manifest.encoder.stride)
+    check_windows(manifest, data.shards, clip)
     if flow and not manifest.encoder.flow_distance:
         raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
     if flow and data.beton:
         raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-    check_windows(manifest, data.shards, clip)
     if data.sampling == "segments":
         check_whole(manifest, data.shards, "data.sampling=segments")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motionmae.config import ClipConfig, DataConfig
+from motionmae.config import DataConfig
 from motionmae.data.files import write_atomically
 from motionmae.data.order import ORDER_VERSION
 from motionmae.data.shards import ENCODINGS, FORMAT_VERSION, ShardEntry, check_version
@@ -147,25 +147,6 @@ def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
         raise UserError(
             f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), and {user} needs whole "
             "ones: make them without --clips"
-        )
-
-
-def check_windows(manifest: Manifest, shards: Path | str, clip: ClipConfig) -> None:
-    """Refuse shards made with ``--clips`` whose windows are shorter than a clip.
-
-    Args:
-        manifest: theirs.
-        shards: where they are, for the message.
-        clip: what is to be cut from them.
-
-    Raises:
-        UserError: no clip fits in a window.
-    """
-    span, window = (clip.frames - 1) * clip.stride + 1, manifest.encoder.window
-    if 0 < window < span:
-        raise UserError(
-            f"the shards of {shards} hold windows of {window} frames, and clip.frames={clip.frames} at "
-            f"clip.stride={clip.stride} spans {span}: lower clip.stride, or make shards with --window {span}"
         )
 
 

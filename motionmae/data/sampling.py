@@ -10,8 +10,10 @@ which is what VideoMAE does.
 """
 
 import itertools
+from pathlib import Path
 
 from motionmae.config import ClipConfig
+from motionmae.data.manifest import Manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta
 from motionmae.errors import UserError
@@ -29,6 +31,28 @@ def stored_step(clip: ClipConfig, stored_stride: int) -> int:
             f"so choose a multiple of {stored_stride} or make shards with a smaller stride"
         )
     return clip.stride // stored_stride
+
+
+def check_windows(manifest: Manifest, shards: Path | str, clip: ClipConfig) -> None:
+    """Refuse shards made with ``--clips`` whose windows store fewer frames than a clip reaches over.
+
+    Args:
+        manifest: theirs.
+        shards: where they are, for the message.
+        clip: what is to be cut from them.
+
+    Raises:
+        UserError: no clip fits in a window, or as :func:`stored_step`.
+    """
+    encoder = manifest.encoder
+    needed = (clip.frames - 1) * stored_step(clip, encoder.stride) + 1
+    stored = encoder.window // encoder.stride  # of the window's source frames
+    if encoder.window and stored < needed:
+        raise UserError(
+            f"the shards of {shards} hold windows of {stored} frames (--window {encoder.window} at --stride "
+            f"{encoder.stride}), and clip.frames={clip.frames} at clip.stride={clip.stride} needs {needed} of them: "
+            f"lower clip.frames or clip.stride, or make shards with --window {needed * encoder.stride}"
+        )
 
 
 def _windows(meta: SampleMeta, span: int) -> list[tuple[int, int, int]]:

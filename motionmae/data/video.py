@@ -1,5 +1,6 @@
 """Frames of a video file, for looking at single videos; training reads shards (data_tools/make_shards)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,82 @@ class UnreadableVideo(Exception):  # noqa: N818 - it names a thing found, not a 
     """A file of which no frame can be decoded; the text says which and why."""
 
 
-def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0) -> np.ndarray:
+def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, first: int = 0) -> np.ndarray:
     """Every ``stride``-th frame, upright, its short side resized: uint8 (n, H, W, 3).
-
-    Packets that do not decode are left out, as the ffmpeg program does.
 
     Args:
         path: the file.
         short_side: pixels.
         stride: distance of the frames that are kept.
         most: frames after which reading stops; 0 reads all.
+        first: how many of the frames that would be kept are left out at the beginning.
 
     Raises:
-        UnreadableVideo: there is no frame.
+        UnreadableVideo: there is no such frame.
     """
     frames: list[np.ndarray] = []
+    shape: tuple[int, ...] | None = None
+
+    def keep(number: int, frame: Any) -> bool:
+        nonlocal shape
+        if number % stride == 0 and (number == 0 or number >= first * stride):
+            picture = _upright(frame, short_side, shape)
+            shape = shape or picture.shape
+            if number >= first * stride:
+                frames.append(picture)
+        return not most or len(frames) < most
+
+    detail = _visit(path, keep)
+    if not frames:
+        raise UnreadableVideo(f"{path} cannot be read: {detail}")
+    return np.stack(frames)
+
+
+def read_central_clip(path: Path, clip: ClipConfig) -> torch.Tensor:
+    """The clip in the middle of a video, cut to its central square: uint8 (T, size, size, 3).
+
+    A video shorter than a clip repeats its last frame. The file is decoded twice, first to count its frames, as headers
+    may be wrong about them, so that never more than a clip is held: frames of an hour take gigabytes.
+
+    Raises:
+        UnreadableVideo: as :func:`read_video`, or the file changes meanwhile.
+    """
+    count = -(-_count_frames(path) // clip.stride)
+    start = max(0, count - clip.frames) // 2
+    frames = read_video(path, clip.size, clip.stride, clip.frames, start)
+    if len(frames) < min(count, clip.frames):
+        raise UnreadableVideo(f"{path} cannot be read: its frame {(start + len(frames)) * clip.stride} does not decode")
+    chosen = np.minimum(np.arange(clip.frames), len(frames) - 1)
+    top, left = ((side - clip.size) // 2 for side in frames.shape[1:3])
+    return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
+
+
+def _count_frames(path: Path) -> int:
+    """Frames that decode."""
+    count = 0
+
+    def see(number: int, frame: Any) -> bool:
+        nonlocal count
+        count = number + 1
+        return True
+
+    detail = _visit(path, see)
+    if not count:
+        raise UnreadableVideo(f"{path} cannot be read: {detail}")
+    return count
+
+
+def _visit(path: Path, visit: Callable[[int, Any], bool]) -> str:
+    """Call ``visit(number, frame)`` for every frame that decodes, until it returns False.
+
+    Packets that do not decode are left out, as the ffmpeg program does.
+
+    Returns:
+        What was wrong last, should there have been no frame.
+
+    Raises:
+        UnreadableVideo: there is no video stream.
+    """
     number, detail = 0, "it holds no frame"
     try:
         # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: some titles are no UTF-8
@@ -46,31 +108,12 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0) -> n
                     detail = str(error.strerror)
                     continue
                 for frame in decoded:
-                    if number % stride == 0 and (not most or len(frames) < most):
-                        frames.append(_upright(frame, short_side, frames[0].shape if frames else None))
+                    if not visit(number, frame):
+                        return detail
                     number += 1
-                if most and len(frames) == most:
-                    break
     except (OSError, av.FFmpegError) as error:
         detail = str(error.strerror)
-    if not frames:
-        raise UnreadableVideo(f"{path} cannot be read: {detail}")
-    return np.stack(frames)
-
-
-def read_central_clip(path: Path, clip: ClipConfig) -> torch.Tensor:
-    """The clip in the middle of a video, cut to its central square: uint8 (T, size, size, 3).
-
-    A video shorter than a clip repeats its last frame.
-
-    Raises:
-        UnreadableVideo: as :func:`read_video`.
-    """
-    frames = read_video(path, clip.size, clip.stride)
-    start = max(0, len(frames) - clip.frames) // 2
-    chosen = np.minimum(np.arange(start, start + clip.frames), len(frames) - 1)
-    top, left = ((side - clip.size) // 2 for side in frames.shape[1:3])
-    return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
+    return detail
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:

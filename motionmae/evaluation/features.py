@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from motionmae.config import Config
 from motionmae.data.clips import read_clip
 from motionmae.data.files import VIDEO_SUFFIXES
-from motionmae.data.manifest import check_windows
 from motionmae.data.reader import ShardReader
+from motionmae.data.sampling import check_windows
 from motionmae.data.video import read_central_clip
 from motionmae.errors import UserError
 from motionmae.evaluation.identity import Identity

@@ -1,6 +1,5 @@
 """The model of a run as its checkpoint has it, for everything that looks at what was learned."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.vit import Encoder
+from motionmae.training.distributed import Rank, on_first_rank
 from motionmae.training.finetune import load_frozen
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
@@ -37,6 +37,22 @@ class Finetuned:
     """In the order of its logits."""
     fingerprint: str
     """Hash of the model's weights."""
+
+
+def choose_step(run: Path, step: int | None, rank: Rank) -> int:
+    """The step of the checkpoint that every rank is to load: ``step``, or the newest that rank 0 finds. Collective.
+
+    Ranks that looked for the newest one by one would load different weights when the run saves meanwhile.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+
+    def choose() -> int:
+        _config_of(run)
+        return newest_checkpoint(RunFolder(run), step).step
+
+    return on_first_rank(rank, choose)
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
@@ -75,15 +91,19 @@ def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
     return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
 
 
+def _config_of(run: Path) -> Config:
+    path = RunFolder(run).config
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder, it has no {path.name}: give one such as runs/demo")
+    return load_config(str(path))
+
+
 def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict]:
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise UserError(f"{run} is no run folder, it has no {folder.config.name}: give one such as runs/demo")
-    config = load_config(str(folder.config))
+    config = _config_of(run)
     if config.task != task:
         raise UserError(f"{run} is a run to {config.task}: give the folder of one to {task}")
-    checkpoint = newest_checkpoint(folder, step)
-    return config, read_weights(checkpoint), json.loads((checkpoint / "state.json").read_text())
+    checkpoint = newest_checkpoint(RunFolder(run), step)
+    return config, read_weights(checkpoint.folder), checkpoint.state()
 
 
 class Embedding(nn.Module):

@@ -16,10 +16,11 @@ from motionmae.data.loader import Batch
 from motionmae.data.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
+from motionmae.training.distributed import Rank, on_first_rank
 from motionmae.training.engine import Engine
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.task import Groups
-from motionmae.training.weights import fingerprint, load_encoder
+from motionmae.training.weights import fingerprint, load_encoder, settle
 
 
 class ClipMixup(Mixup):
@@ -47,10 +48,19 @@ class Finetuning:
     needs_labels = True
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._config, self._init = config, config.finetune.init
         self._state: dict[str, Any] = {}
         self._mixup: ClipMixup | None = None
         self._soft = SoftTargetCrossEntropy()
+
+    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+        """See :meth:`Task.choose_weights`; a pre-training that goes on may save before the last rank has looked.
+
+        A probe's ranks read the encoder that the first of them keeps.
+        """
+        finetune = self._config.finetune
+        if saved is None and not finetune.frozen and finetune.init != "scratch":
+            self._init = str(on_first_rank(rank, lambda: settle(finetune.init)))
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so the first to build it keeps it."""
@@ -74,7 +84,7 @@ class Finetuning:
             if not folder.encoder.is_file():
                 keep_frozen(model.encoder, folder)
         elif saved is None and finetune.init != "scratch":
-            load_encoder(model.encoder, finetune.init)
+            load_encoder(model.encoder, self._init)
         return model
 
     def parameter_groups(self, model: nn.Module) -> Groups:

@@ -276,6 +276,7 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
 def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> Engine:
     """The model on DeepSpeed, with its initial weights. Collective."""
     saved = found.state().get("task", {}) if found else None
+    task.choose_weights(rank, saved)
     model = first_then_others(rank, lambda: task.build_model(loader.manifest, saved))
     return Engine(model, task.parameter_groups(model), config, rank)
 

@@ -9,6 +9,7 @@ from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.manifest import Manifest
 from motionmae.models.motionmae import build_motionmae
+from motionmae.training.distributed import Rank
 from motionmae.training.engine import Engine
 from motionmae.training.events import Sink
 from motionmae.training.incarnation import train_run
@@ -27,6 +28,9 @@ class Pretraining:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
+
+    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+        """See :meth:`Task.choose_weights`: there are none to choose from."""
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """See :meth:`Task.build_model`; the weights follow from the seed."""

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "model.activation_checkpointing",
     "model.checkpoint_every",
     "data.shards",  # the loader itself compares what the shards hold
+    "data.beton",  # the same clips as from the shards, but for the decoder's rounding
     "data.cache",  # and data.cache_gb
     "data.remote_",
     "data.threads",

@@ -9,6 +9,7 @@ from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.manifest import Manifest
 from motionmae.models.motionmae import no_decay
+from motionmae.training.distributed import Rank
 from motionmae.training.engine import Engine
 
 Groups = list[dict[str, Any]]
@@ -24,6 +25,17 @@ class Task(Protocol):
     """Whether batches must bring optical flow."""
     needs_labels: bool
     """Whether every sample must have a class."""
+
+    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+        """Settle for all ranks which weights :meth:`build_model` begins with, before it is called. Collective.
+
+        Args:
+            rank: this process.
+            saved: as :meth:`build_model` will have it.
+
+        Raises:
+            UserError: they cannot be had.
+        """
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """The model with its initial weights; asked for on rank 0 before the others.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from motionmae.errors import UserError
 from motionmae.models import interop, released
 from motionmae.training.checkpoint import load_weights
-from motionmae.training.checkpoint_store import CheckpointStore
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.training.runfolder import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
@@ -42,9 +42,7 @@ def read_weights(source: str | Path) -> Weights:
     Raises:
         UserError: there are none, they are damaged, or they are of a model that is not known.
     """
-    path = Path(source).expanduser()
-    if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
-        path = newest_checkpoint(RunFolder(path))
+    path = settle(source)
     if (path / "manifest.json").is_file():
         return Weights(load_weights(path), str(path))
     if path.is_dir():
@@ -58,8 +56,20 @@ def read_weights(source: str | Path) -> Weights:
     return Weights(_translate(_read_file(path), path), str(path))
 
 
-def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Path:
-    """The folder of a run's checkpoint of ``step``, or of its newest; the run folder is only read.
+def settle(source: str | Path) -> Path:
+    """What ``source`` means now: of a run the folder of its newest checkpoint, of all else the path itself.
+
+    Raises:
+        UserError: it is a run that has no checkpoint yet.
+    """
+    path = Path(source).expanduser()
+    if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
+        return newest_checkpoint(RunFolder(path)).folder
+    return path
+
+
+def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
+    """A run's checkpoint of ``step``, or its newest; the run folder is only read.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -70,7 +80,7 @@ def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Path:
         there = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
         raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {there}")
-    return chosen[-1].folder
+    return chosen[-1]
 
 
 def load_encoder(encoder: nn.Module, source: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_tools.make_beton import write_beton
-from motionmae.config import ClipConfig, DataConfig
+from motionmae.config import ClipConfig, Config, DataConfig
 from motionmae.data.beton import BetonReader, BetonSource
 from motionmae.data.corruption import CorruptSample
 from motionmae.data.loader import ClipLoader, check_same_stream
@@ -18,6 +18,7 @@ from motionmae.data.order import EpochOrder
 from motionmae.data.reader import ShardReader
 from motionmae.data.shards import ShardWriter
 from motionmae.errors import UserError
+from motionmae.training.state import check_same_run, config_as_json
 from tests.data.betons import needs_ffcv
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
 
@@ -122,7 +123,16 @@ def test_resuming_and_ranks_change_nothing(shards, beton):
 
 def test_a_run_may_go_on_from_the_other_source(shards, beton):
     with loader(shards) as ours, loader(shards, beton) as theirs:
-        check_same_stream(json.loads(json.dumps(ours.state(2))), theirs.identity)
+        for one, other in ((ours, theirs), (theirs, ours)):
+            check_same_stream(json.loads(json.dumps(one.state(2))), other.identity)
+            check_same_run(config_as_json(Config(data=one.data)), Config(data=other.data))
+    moved = replace(theirs.data, beton="/elsewhere/all.beton")
+    check_same_run(config_as_json(Config(data=theirs.data)), Config(data=moved))
+
+
+def test_a_variable_of_the_node_is_filled_in(shards, beton, monkeypatch):
+    monkeypatch.setenv("NODE_DISK", str(beton.parent))
+    assert names(take(loader(shards, f"$NODE_DISK/{beton.name}"), 1)) == names(take(loader(shards), 1))
 
 
 def test_of_the_shards_only_the_manifest_is_needed(shards, beton, tmp_path):

@@ -1,12 +1,14 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from motionmae.config import ClipConfig
+from motionmae.data.manifest import EncoderSettings, Manifest
 from motionmae.data.randomness import KeyedRandom
 from motionmae.data.reader import SampleMeta
-from motionmae.data.sampling import central_frames, random_frames
+from motionmae.data.sampling import central_frames, check_windows, random_frames
 from motionmae.errors import UserError
 
 META = SampleMeta("a.tar", "0", 0, 25.0, frames=100, stride=1, height=16, width=16, windows=(0,), has_flow=False)
@@ -56,6 +58,26 @@ def test_a_clip_stays_within_one_window():
     assert (window == window[:, :1]).all()
     shares = np.bincount(window[:, 0]) / len(found)
     assert shares == pytest.approx([2 / 16, 7 / 16, 7 / 16], abs=0.05)
+
+
+def shards_of(window, stride):
+    settings = EncoderSettings(short_side=16, jpeg_quality=90, stride=stride, clips=2, window=window)
+    return Manifest("toy", "train", ("none",), settings, ())
+
+
+@pytest.mark.parametrize(("stored", "stride"), [(1, 1), (1, 4), (2, 4), (4, 4), (3, 6), (5, 5)])
+def test_a_window_must_store_every_frame_of_a_clip_and_the_one_advised_does(stored, stride):
+    clip = ClipConfig(frames=16, stride=stride)
+    with pytest.raises(UserError, match=r"hold windows of 1 frames .* or make shards with --window") as refusal:
+        check_windows(shards_of(stored, stored), "toy", clip)
+    advised = int(re.search(r"--window (\d+)$", str(refusal.value))[1])
+    check_windows(shards_of(advised, stored), "toy", clip)
+    with pytest.raises(UserError, match=f"make shards with --window {advised}$"):
+        check_windows(shards_of(advised - 1, stored), "toy", clip)
+    length = advised // stored  # as data_tools/make_shards cuts them
+    meta = replace(META, stride=stored, frames=2 * length, windows=(0, length))
+    for frames in (central_frames(meta, clip), random_frames(meta, clip, KeyedRandom("clip"))):
+        assert (np.diff(frames) == stride // stored).all()  # none is repeated
 
 
 def test_where_no_window_is_long_enough_the_longest_serves():

@@ -20,6 +20,8 @@ from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.pretrained import load_embedding
 from motionmae.evaluation.video_file import write_mp4
 from tests.shared_data import SHARED_DATA, needs_shared_data
+from tests.training.launch import run_ranks
+from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.shards import make_shards
 
 
@@ -153,6 +155,21 @@ def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr()
     assert f"none of the 9 videos of {gone} could be read" in said.err
     assert said.out.count("not read: ") == 9
+
+
+@pytest.mark.parametrize("command", ["features", "knn"])
+def test_ranks_read_the_same_checkpoint_of_a_run_that_saves_meanwhile(command: str, trained_run: Path, tmp_path: Path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    if command == "knn":
+        train, test = (str(make_shards(tmp_path / name, classes=2)) for name in ("train", "test"))
+        words = ["--train", train, "--test", test]
+    else:
+        write_video(tmp_path / "videos" / "a.mp4")
+        words = ["--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out.npz")]
+    before, newest = hide_newest(run)
+    found = run_ranks(2, read_while_it_saves, run, newest, main, [command, str(run), *words])
+    assert found == [[before], [before]]
+    assert (run / "checkpoints" / newest).is_dir()
 
 
 def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

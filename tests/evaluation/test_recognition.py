@@ -22,6 +22,7 @@ from motionmae.evaluation.pretrained import load_finetuned
 from motionmae.evaluation.recognition import evaluate, match_classes
 from motionmae.evaluation.views import dense_views
 from tests.training.launch import run_ranks
+from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
 from tests.training.shards import make_shards, tiny_run
 
@@ -107,6 +108,14 @@ def chances_by_hand(model: torch.nn.Module, reader: ShardReader, sample: int) ->
             with torch.no_grad():
                 chances.append(model(clip).softmax(1)[0])
     return torch.stack(chances).mean(0)
+
+
+def test_ranks_test_the_same_checkpoint_of_a_run_that_saves_meanwhile(trained: Config, tmp_path: Path):
+    run = shutil.copytree(Path(trained.runs) / trained.name, tmp_path / "run")
+    before, newest = hide_newest(run)
+    found = run_ranks(2, read_while_it_saves, run, newest, run_command, str(run))
+    assert found == [[before], [before]]
+    assert (run / "checkpoints" / newest).is_dir()
 
 
 def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):

@@ -170,11 +170,19 @@ def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, c
     assert shown.count("Not as configured") == 1
     assert "Not as configured: optim.epochs=50 in table5a_both." in shown
 
-    finish(row.finetune_words(), tmp_path, "optim.epochs=9", "views.clips=1", "views.crops=1", "data.shards=/other")
+    finish(
+        row.finetune_words(),
+        tmp_path,
+        "optim.epochs=9",
+        "views.clips=1",
+        "views.crops=1",
+        "data.shards=/other",
+        "data.beton=/x",
+    )
     leave_test(row)
     assert row.stage() is Stage.DONE
     assert main(words) == 0
-    others = "views.clips=1, views.crops=1, data.shards=/other, optim.epochs=9"
+    others = "views.clips=1, views.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
     assert f"Not as configured: {others} in table5a_both_finetune." in capsys.readouterr().out
     others = f"finetune.init={shutil.copytree(row.pretraining.path, tmp_path / 'old' / row.name)}"
     finish(row.finetune_words(), tmp_path, others)

@@ -105,9 +105,9 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
     remote = launch.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
     assert remote.data.shards == "s3://bucket/k400"
-    for given, written in (("cache", str(Path.cwd() / "cache")), ("$TMPDIR/cache", "$TMPDIR/cache"), ("", "")):
-        data = replace(config.data, cache=given)
-        assert launch.absolute_paths(replace(config, data=data)).data.cache == written
+    for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
+        data = launch.absolute_paths(replace(config, data=replace(config.data, cache=given, beton=given))).data
+        assert (data.cache, data.beton) == (written, written)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,25 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     assert capsys.readouterr().out.startswith("note: the nodes may reach what this machine cannot: ")
 
 
+def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shards = make_shards(tmp_path / "shards", samples=16)
+    status, out, err = _run(capsys, *LOCAL, f"data.shards={shards}", "data.beton=x.beton")
+    assert (status, out) == (2, "")
+    assert f"data.beton={tmp_path}/x.beton does not exist: write it with `python data_tools/make_beton" in err
+    assert not (tmp_path / "runs").exists()
+    config = load_config("demo", [f"data.beton={tmp_path}/x.beton"])
+    submission.check_beton(config, here=False)
+    assert capsys.readouterr().out.startswith(f"note: data.beton={tmp_path}/x.beton does not exist on this machine")
+    submission.check_beton(load_config("demo", ["data.beton=$TMPDIR/x.beton"]), here=True)
+    (tmp_path / "x.beton").touch()
+    for here in (True, False):
+        submission.check_beton(config, here=here)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_machine_without_slurm_is_told_the_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from motionmae.training.finetune import ClipMixup, Finetuning
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.tasks import train_task
 from tests.training.launch import Ranks, run_ranks, wait_until
+from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
 from tests.training.shards import STEPS, make_shards, tiny_run
 
@@ -127,6 +128,17 @@ def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(sha
         Finetuning(replace(config, finetune=FinetuneConfig(init="nowhere.pth"))).build_model(
             load_manifest(shards), None
         )
+
+
+def test_ranks_begin_with_the_same_checkpoint_of_a_run_that_saves_meanwhile(shards: Path, tmp_path: Path):
+    """DeepSpeed gives all ranks the weights of the first, but their running average has begun by then."""
+    first = tiny_run(shards, tmp_path, optim={"epochs": 2})
+    second = replace(run_of(shards, tmp_path, finetune={"init": str(tmp_path / "tiny")}), name="second")
+    assert run_ranks(1, run_all, [first])[0] == ["FINISHED"]
+    before, newest = hide_newest(tmp_path / "tiny")
+    found = run_ranks(2, read_while_it_saves, tmp_path / "tiny", newest, run_all, [second])
+    assert found == [[before], [before]]
+    assert (tmp_path / "tiny" / "checkpoints" / newest).is_dir()
 
 
 def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):

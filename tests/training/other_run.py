@@ -1,0 +1,38 @@
+"""A run that trains on while ranks look at it: it saves as soon as rank 0 has looked for its newest checkpoint."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from motionmae.evaluation import pretrained
+from motionmae.training import weights
+from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.training.runfolder import RunFolder
+
+
+def hide_newest(run: Path) -> tuple[str, str]:
+    """Undo the run's last save, for :func:`read_while_it_saves`; the names of the last checkpoint but one and of it."""
+    before, newest = CheckpointStore(RunFolder(run).checkpoints).complete()[-2:]
+    newest.folder.rename(run / newest.folder.name)
+    return before.folder.name, newest.folder.name
+
+
+def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arguments: Any) -> list[str]:
+    """Do ``action`` on a rank; the checkpoints that this rank has read weights of."""
+    look, load, read = weights.newest_checkpoint, weights.load_weights, []
+
+    def look_and_save(folder: RunFolder, step: int | None = None) -> Checkpoint:
+        found = look(folder, step)
+        if os.environ["RANK"] == "0" and (run / newest).exists():
+            (run / newest).rename(folder.checkpoints / newest)
+        return found
+
+    def load_and_note(folder: Path) -> Any:
+        read.append(folder.name)
+        return load(folder)
+
+    weights.newest_checkpoint = pretrained.newest_checkpoint = look_and_save
+    weights.load_weights = load_and_note
+    action(*arguments)
+    return read
