@@ -24,7 +24,7 @@ exit status:
   79   hung, ended by the watchdog after writing all stacks to RUN/logs: start the same command again
   80   a newer start of the same run has taken over its folder; this one wrote nothing more
   81   stopped by the file RUN/stop after saving; the file RUN/save makes a run save at once
-  143  stopped by SIGTERM after saving
+  143  stopped by SIGTERM, Ctrl-C or the end of the terminal after saving; a second Ctrl-C leaves at once (130)
   1    a bug, with a traceback; the same command resumes from the last checkpoint"""
 
 

@@ -50,8 +50,10 @@ def output_file(text: str) -> Path:
     try:
         if path.is_dir():
             raise argparse.ArgumentTypeError(f"{path} is a folder: give the name of a file")
+        if _is_no_file(path):
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK | os.X_OK)
+        writable = os.access(path.resolve().parent, os.W_OK | os.X_OK)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another place") from error
     if not writable:
@@ -72,8 +74,20 @@ def output_ending(*endings: str) -> Callable[[str], Path]:
     return checked
 
 
+def _is_no_file(path: Path) -> bool:
+    """Whether ``path`` is there as something that must not be replaced, by a rename least of all."""
+    return path.exists() and (not path.is_file() or path.is_relative_to("/dev"))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary name beside ``path``, flush it to the disk, rename it into place."""
+    """Write ``content`` to a temporary name beside ``path``, flush it to the disk, rename it into place.
+
+    A link stays, and what it names is replaced; what is no file (a pipe, ``/dev/stdout``) is written to.
+    """
+    if _is_no_file(path):
+        path.write_bytes(content)
+        return
+    path = path.resolve()
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)

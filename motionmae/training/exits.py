@@ -40,7 +40,7 @@ class Exit(IntEnum):
     STOPPED = 81
     """A person asked for the end by the stop file: saved, not to be started again by itself."""
     TERMINATED = 143
-    """SIGTERM: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
+    """SIGTERM, Ctrl-C, a closed terminal: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
 
 
 _LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors for the most part

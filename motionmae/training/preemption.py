@@ -1,7 +1,8 @@
 """What a run is asked to do from outside, by signals and by files; all ranks act on it together at the end of a step.
 
 SIGUSR2 is what Slurm sends before a time limit or a preemption, through submitit: save and come back. SIGTERM is
-what it sends where the user signal is not configured, and on ``scancel``: save, and do not requeue.
+what it sends where the user signal is not configured, and on ``scancel``: save, and do not requeue. A person's Ctrl-C
+and the end of a terminal are taken like it; a second Ctrl-C ends at once.
 A handler only sets a flag: doing anything in it would run a collective on one rank while the others are elsewhere.
 
 People use files in the run folder: ``stop`` ends the run after a save, ``save`` makes it save now. Each is one request,
@@ -9,6 +10,7 @@ and is removed when it has been met; one that nobody has met yet, because the ru
 start after one step.
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -32,7 +34,7 @@ class Outcome(Enum):
     REQUEUE = Exit.REQUEUE
     """SIGUSR2 was seen: saved, the caller should requeue."""
     TERMINATED = Exit.TERMINATED
-    """SIGTERM was seen: saved, do not requeue."""
+    """SIGTERM, Ctrl-C or the end of the terminal was seen: saved, do not requeue."""
     STOPPED = Exit.STOPPED
     """The stop file was seen: saved, do not requeue, whatever signal came with it."""
 
@@ -41,7 +43,9 @@ LOOK_SECONDS = 1.0
 """Shortest time between two looks at the files; they may lie on a shared disk."""
 
 # The highest one wins: SIGTERM follows SIGUSR2 when the grace period ends.
-_LEVELS = {signal.SIGTERM: 1, signal.SIGUSR2: 2}
+_LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2: 2}
+_BY_PEOPLE = (signal.SIGINT, signal.SIGHUP)
+_SAVING = b"\nsaving after this step, then the end; Ctrl-C once more leaves at once\n"
 _STOP_LEVEL = 3
 _OUTCOMES = (None, Outcome.TERMINATED, Outcome.REQUEUE, Outcome.STOPPED)
 
@@ -57,7 +61,7 @@ class Request:
 
 
 class Preemption:
-    """Flag-only handlers of SIGUSR2 and SIGTERM; ``with Preemption() as preemption:`` puts the former ones back.
+    """Flag-only handlers of the signals above; ``with Preemption() as preemption:`` puts the former ones back.
 
     Attributes:
         former: the handlers before ours, by signal; a Slurm job chains to submitit's after the save.
@@ -67,15 +71,21 @@ class Preemption:
     def __init__(self) -> None:
         self.former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self.level = 0
+        self._interrupted = False
+        self._on_terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def install(self) -> "Preemption":
-        """Take over both signals. Main thread only, as Python demands."""
+        """Take over the signals. Main thread only, as Python demands.
+
+        Ctrl-C and hang-ups that the process was started to ignore (``nohup``, ``&`` in a script) are left so.
+        """
         for number in _LEVELS:
-            self.former[number] = signal.signal(number, self._note)
+            if number not in _BY_PEOPLE or signal.getsignal(number) is not signal.SIG_IGN:
+                self.former[number] = signal.signal(number, self._note)
         return self
 
     def restore(self) -> None:
-        """Give both signals back to their former handlers."""
+        """Give the signals back to their former handlers."""
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
@@ -88,6 +98,17 @@ class Preemption:
         self.restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, _SAVING)  # print may be what was interrupted
+        elif number == signal.SIGHUP:  # a terminal that is gone takes no words, and the save must not fail for that
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in self._on_terminal:
+                os.dup2(nowhere, descriptor)
+            os.close(nowhere)
         self.level = max(self.level, _LEVELS[signal.Signals(number)])
 
 

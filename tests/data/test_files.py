@@ -1,10 +1,11 @@
 import argparse
+import os
 
 import pytest
 
 from data_tools.make_shards.cli import main as make_shards
 from motionmae.__main__ import main
-from motionmae.data.files import output_file
+from motionmae.data.files import output_file, write_atomically
 
 
 def test_the_folder_of_an_output_is_made(tmp_path):
@@ -18,6 +19,21 @@ def test_an_impossible_output_is_refused(tmp_path, name, says):
     (tmp_path / "file").touch()
     with pytest.raises(argparse.ArgumentTypeError, match=says):
         output_file(str(tmp_path / name))
+
+
+def test_what_is_no_file_is_written_to_and_a_link_stays_one(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    write_atomically(output_file(str(pipe)), b"figures")
+    assert os.read(end, 100) == b"figures"
+    os.close(end)
+    assert pipe.is_fifo()
+    target.write_bytes(b"before")
+    link.symlink_to(target)
+    write_atomically(output_file(str(link)), b"after")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"after"
 
 
 @pytest.mark.parametrize(
