@@ -26,7 +26,7 @@ from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from motionmae.config import Config, load_config  # noqa: E402
+from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
@@ -97,6 +97,7 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
         *(f"launch.{key}={value}" for key, value in values.items()),
     ]
     config = launch.absolute_paths(load_config(arguments.config, overrides))
+    refuse_idle(config, arguments.overrides)
     if not slurm and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
     for flag in ("sbatch", "dependency", "site"):

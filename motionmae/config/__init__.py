@@ -3,7 +3,7 @@
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, ViewsConfig
 from motionmae.config.launch import LaunchConfig
-from motionmae.config.load import flat, load_config, save_config
+from motionmae.config.load import flat, load_config, refuse_idle, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.schema import Config
@@ -27,5 +27,6 @@ __all__ = [
     "WatchdogConfig",
     "flat",
     "load_config",
+    "refuse_idle",
     "save_config",
 ]

@@ -22,6 +22,9 @@ _WORDS = {
 }
 """Types of the schema's fields, as messages call them."""
 
+_IDLE = {"pretrain": ("finetune", "views"), "finetune": ("mask", "target")}
+"""Sections of the other task."""
+
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -48,6 +51,20 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{error.full_key}: {_first_line(error)} (config {' '.join([name, *overrides])})") from error
     assert isinstance(config, Config)
     return config if config.name else replace(config, name=path.stem)
+
+
+def refuse_idle(config: Config, overrides: Sequence[str]) -> None:
+    """Refuse what somebody has asked for of a run and the run would not look at.
+
+    Raises:
+        UserError: an override belongs to the other task.
+    """
+    for text in overrides:
+        section = text.partition(".")[0]
+        if section in _IDLE[config.task]:
+            raise UserError(
+                f"{text} would change nothing, a run to {config.task} does not look at {section}: leave it out"
+            )
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config, load_config, save_config
+from motionmae.config import Config, load_config, refuse_idle, save_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.schema import accumulation_steps
 from motionmae.errors import UserError
@@ -88,6 +88,22 @@ def test_clips_are_never_mixed_with_others_of_their_own_video() -> None:
     with pytest.raises(UserError, match=r"engine.micro_batch=1 is not possible: .* of two videos, so it must be even"):
         load_config("vitb_k400", odd)
     assert load_config("vitb_k400", [*odd, "finetune.mixup=0", "finetune.cutmix=0"]).finetune.mixes is False
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "section"),
+    [
+        ("vitb_k400", "finetune.init=runs/x", "finetune"),
+        ("vitb_k400", "views.clips=2", "views"),
+        ("finetune_vitb_k400", "mask.ratio=0.5", "mask"),
+        ("finetune_vitb_k400", "target.kind=frame", "target"),
+    ],
+)
+def test_what_a_run_would_not_look_at_is_refused(config: str, override: str, section: str) -> None:
+    loaded = load_config(config, ["optim.epochs=100", override])
+    with pytest.raises(UserError, match=f"{override} would change nothing, .* does not look at {section}"):
+        refuse_idle(loaded, ["optim.epochs=100", override])
+    refuse_idle(loaded, ["optim.epochs=100", "model.size=vit_s"])
 
 
 def test_unknown_config_proposes_a_near_one() -> None:
