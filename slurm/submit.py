@@ -102,6 +102,12 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     for flag in ("sbatch", "dependency", "site"):
         if not slurm and getattr(arguments, flag):
             raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
+    if 0 < config.launch.gpus_per_node < config.launch.ranks_per_node:
+        raise UserError(
+            f"launch.gpus_per_node={config.launch.gpus_per_node} is less than launch.ranks_per_node="
+            f"{config.launch.ranks_per_node}, and every rank needs a GPU of its own: "
+            f"add --ranks-per-node {config.launch.gpus_per_node}, or ask for more GPUs"
+        )
     accumulation_steps(config, config.launch.nodes * config.launch.ranks_per_node)
     return config
 

@@ -113,6 +113,7 @@ def test_every_flag_reaches_its_key() -> None:
         (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
         (["--config", "demo", "--nodes", "7"], "is not divisible by"),
+        (["--config", "vitb_k400", "--gpus-per-node", "4", "--dry-run"], "add --ranks-per-node 4"),
         (["--config", "demo", "--time", "soon"], "--time soon"),
         (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is not possible"),
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
