@@ -32,6 +32,7 @@ from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.local import command_line  # noqa: E402
+from slurm.pipes import until_unread  # noqa: E402
 from slurm.record import JobRecord, state_of  # noqa: E402
 from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 from slurm.submission import describe, executor_of, submit  # noqa: E402
@@ -238,4 +239,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))

@@ -82,6 +82,17 @@ def test_dry_run_of_a_local_job_shows_its_command(
     assert "memory a rank" in out
 
 
+@pytest.mark.parametrize("words", [["submit.py", "--config", "demo"], ["ablations.py"]])
+def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, f"slurm/{words[0]}", *words[1:], "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "Error" not in done.stderr
+
+
 def test_every_flag_reaches_its_key() -> None:
     given = {
         "--nodes": "3",
