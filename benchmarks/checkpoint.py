@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
+from benchmarks.entry import run_script
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.data.files import output_file
 from motionmae.training import zero_state
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
+from benchmarks.entry import run_script  # noqa: E402
 from motionmae.config import load_config  # noqa: E402
 from motionmae.data.files import output_file, write_atomically  # noqa: E402
 from motionmae.evaluation.davis import read_sequences, score_folder  # noqa: E402
@@ -78,4 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -17,6 +17,7 @@ the steps on 1, 2 and 4 processes. More processes than cores share them: everyth
 
 import argparse
 import json
+import math
 import os
 import sys
 import textwrap
@@ -34,10 +35,12 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.entry import run_script
 from benchmarks.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
 from motionmae.data.files import output_file
+from motionmae.errors import UserError
 from motionmae.models.counting import count_parameters, step_flops
 from motionmae.models.motionmae import build_motionmae
 from motionmae.models.targets import output_sizes
@@ -277,6 +280,23 @@ def check(config: Config, arguments: list[str]) -> dict[str, Any]:
     return {"measured": measured, "rows": rows}
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse figures that no network and no GPU has.
+
+    Raises:
+        UserError: naming the option.
+    """
+    positive = ("per_node", "mfu", "seconds_per_clip", "inside_gbs", "outside_gbs")
+    for name in (*positive, "inside_us", "outside_us", "overlap"):
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if not 0 <= value < math.inf or (value == 0 and name in positive):  # not nan either
+            raise UserError(f"{flag} {value}: give a number {'above' if name in positive else 'of at least'} 0")
+        if name in ("mfu", "overlap") and value > 1:
+            raise UserError(f"{flag} {value}: it is a share, 1 at most")
+
+
 def main() -> None:
     """Model or check, print the table, write figures and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,6 +315,7 @@ def main() -> None:
     parser.add_argument("--json", type=output_file, help="write the figures there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_args()
+    check_options(options)
     if options.check:
         config = load_config("vitb_k400", options.overrides or SMALL)
         if "RANK" in os.environ:  # one of the processes that check() starts
@@ -328,4 +349,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -30,6 +30,7 @@ from motionmae.errors import UserError  # noqa: E402
 from motionmae.training.runfolder import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
 from slurm.launch import options_of, rank_environment, sbatch_options  # noqa: E402
+from slurm.pipes import until_unread  # noqa: E402
 from slurm.record import JobRecord  # noqa: E402
 from slurm.rows import Row, finish_of, markdown, select, under_way  # noqa: E402
 from slurm.script import batch_script, sbatch  # noqa: E402
@@ -217,4 +218,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))

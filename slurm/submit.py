@@ -32,6 +32,7 @@ from motionmae.errors import UserError  # noqa: E402
 from slurm import launch, snapshot  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.local import command_line  # noqa: E402
+from slurm.pipes import until_unread  # noqa: E402
 from slurm.record import JobRecord, state_of  # noqa: E402
 from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 from slurm.submission import describe, executor_of, submit  # noqa: E402
@@ -103,6 +104,12 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     for flag in ("sbatch", "dependency", "site"):
         if not slurm and getattr(arguments, flag):
             raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
+    if 0 < config.launch.gpus_per_node < config.launch.ranks_per_node:
+        raise UserError(
+            f"launch.gpus_per_node={config.launch.gpus_per_node} is less than launch.ranks_per_node="
+            f"{config.launch.ranks_per_node}, and every rank needs a GPU of its own: "
+            f"add --ranks-per-node {config.launch.gpus_per_node}, or ask for more GPUs"
+        )
     accumulation_steps(config, config.launch.nodes * config.launch.ranks_per_node)
     return config
 
@@ -233,4 +240,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))

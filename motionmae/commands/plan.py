@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
         value = getattr(arguments, flag)
-        if value is not None and value <= 0:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive")
+        if value is not None and not 0 < value < math.inf:  # false for nan too
+            raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive and finite")
     if arguments.mfu > 1:
         raise UserError(f"--mfu {arguments.mfu}: it is a share of the peak, 1 at most (0.4 is a good run's)")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]

@@ -1,8 +1,11 @@
 """``python -m motionmae watch``: a run as it goes, in a terminal."""
 
 import argparse
+import threading
 import time
 from pathlib import Path
+
+from motionmae.errors import UserError
 
 _EXAMPLES = """examples:
   python -m motionmae watch runs/demo
@@ -36,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     from monitoring.report.story import read_story
     from monitoring.watch import view
 
+    if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # what sleep takes; false for nan too
+        raise UserError(f"--every {arguments.every}: give a positive number of seconds, for example 2")
     console = Console()
     story = read_story(arguments.folder)
     if arguments.once:

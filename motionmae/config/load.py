@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from motionmae.config.schema import Config
 from motionmae.errors import UserError
@@ -103,8 +104,12 @@ def _find(name: str) -> Path:
             return path
     known = known_configs()
     close = difflib.get_close_matches(name, known, n=3)
+    mean = f"did you mean {' or '.join(close)}?" if close else ""
+    if Path(name).suffix in (".yaml", ".yml") or ("/" in name and not close):
+        hint = mean or f"the names of those that there are lie in {CONFIG_FOLDER}"
+        raise UserError(f"no config {name!r}: there is no such YAML file; {hint}")
     runs = [name for name in known if "/" not in name]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(runs)}, and more in its folders"
+    hint = mean or f"there are {', '.join(runs)}, and more in its folders"
     raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
 
 
@@ -115,15 +120,17 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[DictConfig, s
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # YAML's own errors share no base class with OmegaConf's
-        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
+        raise UserError(f"{path} is not readable YAML: {_yaml_problem(error)}") from error
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path} must hold `section: key: value` pairs, not a list or a single value")
     base = layer.pop("base", None)
     if base is None:
         return [(layer, str(path))]
-    base_path = (path.parent / f"{base}.yaml").resolve()
-    if not base_path.is_file():
-        raise UserError(f"{path}: base: {base} is not there (looked for {base_path})")
+    places = [(folder / f"{base}.yaml").resolve() for folder in (path.parent, CONFIG_FOLDER)]
+    base_path = next((place for place in places if place.is_file()), None)
+    if base_path is None:
+        looked = " and ".join(dict.fromkeys(map(str, places)))
+        raise UserError(f"{path}: base: {base} is not there (looked for {looked})")
     return [*_layers(base_path, (*seen, path.resolve())), (layer, str(path))]
 
 
@@ -194,3 +201,12 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and in which line; the first line of YAML's own message says only what it was reading."""
+    if not isinstance(error, MarkedYAMLError) or error.problem is None or error.problem_mark is None:
+        return _first_line(error)
+    begun = error.context_mark
+    since = f" (in what begins in line {begun.line + 1})" if begun and begun.line != error.problem_mark.line else ""
+    return f"{error.problem} in line {error.problem_mark.line + 1}{since}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from motionmae.config import Config
 from motionmae.data.files import write_atomically
+from motionmae.errors import UserError
 from motionmae.evaluation.pretrained import load_run
 from motionmae.models.interop import classifier_to_huggingface, huggingface_config, pretraining_to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
@@ -46,7 +47,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
     """Write a run's checkpoint of ``step``, or its newest, as one of FORMATS; returns the files.
 
     Raises:
-        UserError: no such checkpoint, or Hugging Face's VideoMAE has no such model.
+        UserError: no such checkpoint, Hugging Face's VideoMAE has no such model, or ``out`` cannot be written.
     """
     loaded = load_run(run, step)
     names = getattr(loaded, "class_names", ())
@@ -64,12 +65,18 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         "commit": exported.commit,
         "config": asdict(exported.config),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "model.safetensors", save(exported.state, {"format": "pt"}))
-    for name, content in files.items():
-        write_atomically(out / name, (json.dumps(content, indent=1) + "\n").encode())
-    write_atomically(out / "README.md", model_card(exported, kind).encode())
-    return [out / name for name in ("model.safetensors", *files, "README.md")]
+    contents = {
+        "model.safetensors": save(exported.state, {"format": "pt"}),
+        **{name: (json.dumps(content, indent=1) + "\n").encode() for name, content in files.items()},
+        "README.md": model_card(exported, kind).encode(),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(out / name, content)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error}): name a folder that takes files from you") from error
+    return [out / name for name in contents]
 
 
 def as_videomae(exported: Exported) -> Exported:

@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.entry import run_script
 from benchmarks.network import FP32, Link, Network, Work, step_parts
 from benchmarks.scaling import MESSAGES, fit_link, last_above, matrices, predict_steps
 from motionmae.config import load_config
@@ -116,3 +118,30 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
     rows = json.loads(figures.read_text())["rows"]
     assert len(rows) == 4 * 11
     assert all(row["weak"] == 1 for row in rows if row["ranks"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("scaling.py --gpu foo", "no GPU called foo is known"),
+        ("scaling.py --config nope", "no config 'nope'"),
+        ("scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
+        ("scaling.py --per-node 0", "--per-node 0: give a number above 0"),
+        ("scaling.py --outside-gbs 0", "--outside-gbs 0.0: give a number above 0"),
+        ("scaling.py --inside-us nan", "--inside-us nan: give a number of at least 0"),
+        ("scaling.py --overlap 3", "--overlap 3.0: it is a share, 1 at most"),
+        ("checkpoint.py --config nope", "no config 'nope'"),
+        ("memory.py --config nope", "no config 'nope'"),
+        ("davis_baselines.py --davis nope", "nope has no ImageSets"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, *given = words.split()
+    monkeypatch.setattr(sys, "argv", [script, *given])
+    main = importlib.import_module(f"benchmarks.{script.removesuffix('.py')}").main
+    assert run_script(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sentence}")
+    assert error.count("\n") == 1

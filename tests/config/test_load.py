@@ -117,13 +117,28 @@ def test_unknown_config_proposes_a_near_one() -> None:
         ("base: nowhere\n", "base: nowhere is not there"),
         ("base: me\n", "leads back to itself"),
         ("- a\n- b\n", "not a list"),
-        ("mask: {ratio: 0.5\n", "not readable YAML"),
+        ("seed: 1\nmask: {ratio: 0.5\noptim: {}\n", r"not readable YAML: .*expected ',' or '}'.* in line 3 .*line 2"),
+        ("seed: 1\nname: a\nseed: 2\n", "not readable YAML: found duplicate key seed in line 3"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "me.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         load_config(str(tmp_path / "me.yaml"))
+
+
+def test_a_base_is_found_among_the_projects_configs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: tiny_toy\nseed: 5\n")
+    expected = load_config("tiny_toy", ["seed=5", "name=mine"])
+    assert load_config(str(tmp_path / "mine.yaml")) == expected
+    (tmp_path / "tiny_toy.yaml").write_text("seed: 1\nlaunch: {comment: beside}\n")  # the one beside it comes first
+    assert load_config(str(tmp_path / "mine.yaml")).launch.comment == "beside"
+
+
+@pytest.mark.parametrize("name", ["/nope/x.yaml", "nowhere.yml", "/nope/x"])
+def test_a_path_without_a_file_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises(UserError, match=f"no config '{name}': there is no such YAML file; the names"):
+        load_config(name)
 
 
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:

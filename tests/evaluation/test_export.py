@@ -143,3 +143,14 @@ def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
         other = replace(config, **{section: replace(getattr(config, section), **changes)})
         with pytest.raises(UserError, match=said):
             as_videomae(Exported(state, other, 1, (), ""))
+
+
+def test_a_place_that_takes_no_files_is_refused(
+    runs: tuple[Path, Path, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        assert main(["export", str(runs[0]), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --out {out} cannot be written")
+        assert error.count("\n") == 1

@@ -49,6 +49,14 @@ def test_it_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "60 / 60" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("every", ["-1", "0", "nan", "inf"])
+def test_a_time_that_nobody_can_wait_is_refused(every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["watch", str(write_run(tmp_path, "demo")), "--every", every]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --every ")
+    assert error.count("\n") == 1
+
+
 def test_a_ctrl_c_ends_it_and_leaves_what_it_showed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

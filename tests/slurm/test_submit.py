@@ -82,6 +82,17 @@ def test_dry_run_of_a_local_job_shows_its_command(
     assert "memory a rank" in out
 
 
+@pytest.mark.parametrize("words", [["submit.py", "--config", "demo"], ["ablations.py"]])
+def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, f"slurm/{words[0]}", *words[1:], "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "Error" not in done.stderr
+
+
 def test_every_flag_reaches_its_key() -> None:
     given = {
         "--nodes": "3",
@@ -113,6 +124,7 @@ def test_every_flag_reaches_its_key() -> None:
         (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
         (["--config", "demo", "--nodes", "7"], "is not divisible by"),
+        (["--config", "vitb_k400", "--gpus-per-node", "4", "--dry-run"], "add --ranks-per-node 4"),
         (["--config", "demo", "--time", "soon"], "--time soon"),
         (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is not possible"),
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),

@@ -139,6 +139,9 @@ def test_the_command_says_what_does_not_fit(
         _run_command("plan --config vitl_k400 --mfu 0")
     with pytest.raises(UserError, match=r"--mfu 4.0: it is a share of the peak"):
         _run_command("plan --config vitl_k400 --mfu 4")
+    for words in ("--mfu nan", "--peak-tflops inf", "--loader-speed inf"):
+        with pytest.raises(UserError, match=f"{words}: it must be positive and finite"):
+            _run_command(f"plan --config vitl_k400 {words}")
 
 
 def test_a_run_on_cpus_is_promised_no_gpus_speed(
