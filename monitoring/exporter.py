@@ -1,8 +1,9 @@
 """The exporter of a node: a process of its own, so that it can be scraped while the trainer hangs in a collective.
 
 It is started by the node's first rank before that touches the device, reads its settings from standard input, and ends
-with it: at the word ``end`` in order, at the end of the pipe because the trainer died. In the second case the discovery
-file stays, and Prometheus sees the node go down.
+with it: at the word ``end`` because the run finished, was stopped or interrupted, or could not be what a person asked
+for; at the end of the pipe because the trainer crashed or was killed. In the second case the discovery file stays, and
+Prometheus sees the node go down.
 """
 
 import ipaddress
