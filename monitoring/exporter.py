@@ -6,6 +6,7 @@ for; at the end of the pipe because the trainer crashed or was killed. In the se
 Prometheus sees the node go down.
 """
 
+import argparse
 import ipaddress
 import json
 import logging
@@ -142,6 +143,10 @@ def linger(collector: NodeCollector, seconds: float) -> None:
 
 def main() -> int:
     """Entry point; whatever goes wrong is one warning, for training does without."""
+    argparse.ArgumentParser(
+        prog="python -m monitoring.exporter",
+        description="Serve the metrics of a node; training starts this and gives the settings on standard input.",
+    ).parse_args()
     logging.basicConfig(format="exporter: %(message)s", level=logging.INFO)
     settings = Settings(**json.loads(sys.stdin.readline()))
     try:
