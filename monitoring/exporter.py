@@ -7,6 +7,7 @@ Prometheus sees the node go down.
 """
 
 import argparse
+import errno
 import ipaddress
 import json
 import logging
@@ -70,18 +71,28 @@ def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], N
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     host = ip_address(settings.address)
-    for port in range(settings.port, settings.port + settings.ports):
+    last = settings.port + settings.ports - 1
+    for port in range(settings.port, last + 1):
         try:
             server, _ = start_http_server(
                 port, host, registry, settings.tls_certificate or None, settings.tls_key or None
             )
-        except OSError:
-            if port == settings.port + settings.ports - 1:
-                raise
-            continue
+        except OSError as error:
+            if port < last:
+                continue
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(taken(settings, host)) from error
+            raise
         name = f"[{host}]" if ":" in host else host
         return server.shutdown, f"{name}:{server.server_port}"
     raise AssertionError("settings.ports is at least 1")
+
+
+def taken(settings: Settings, host: str) -> str:
+    """What to say where no port is free."""
+    first, last = settings.port, settings.port + settings.ports - 1
+    which = f"port {first} of {host} is" if first == last else f"ports {first} to {last} of {host} are"
+    return f"{which} taken: set monitoring.ports={settings.ports + 10} to have more tried, or monitoring.port=0 for any"
 
 
 def ip_address(address: str) -> str:
