@@ -4,6 +4,8 @@ Names are Prometheus's: base units, ratios from 0 to 1, counters end in _total. 
 of an error, a job id (it stands in run_info alone). Labels that Prometheus adds by discovery: ``run``, ``instance``.
 """
 
+import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -161,5 +163,14 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the page."""
+    argparse.ArgumentParser(
+        prog="python -m monitoring.catalogue", description="Print docs/metrics.md, the page of all metrics."
+    ).parse_args()
     print(markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """The Grafana dashboards of monitoring/grafana: ``python -m monitoring.dashboards`` writes them anew."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -261,6 +262,9 @@ def render(dashboard: Dashboard) -> str:
 
 def main() -> int:
     """Write all dashboards."""
+    argparse.ArgumentParser(
+        prog="python -m monitoring.dashboards", description="Write the Grafana dashboards of monitoring/grafana anew."
+    ).parse_args()
     FOLDER.mkdir(exist_ok=True)
     for name, dashboard in DASHBOARDS.items():
         (FOLDER / name).write_text(render(dashboard))

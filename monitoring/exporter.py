@@ -1,10 +1,13 @@
 """The exporter of a node: a process of its own, so that it can be scraped while the trainer hangs in a collective.
 
 It is started by the node's first rank before that touches the device, reads its settings from standard input, and ends
-with it: at the word ``end`` in order, at the end of the pipe because the trainer died. In the second case the discovery
-file stays, and Prometheus sees the node go down.
+with it: at the word ``end`` because the run finished, was stopped or interrupted, or could not be what a person asked
+for; at the end of the pipe because the trainer crashed or was killed. In the second case the discovery file stays, and
+Prometheus sees the node go down.
 """
 
+import argparse
+import errno
 import ipaddress
 import json
 import logging
@@ -68,18 +71,28 @@ def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], N
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     host = ip_address(settings.address)
-    for port in range(settings.port, settings.port + settings.ports):
+    last = settings.port + settings.ports - 1
+    for port in range(settings.port, last + 1):
         try:
             server, _ = start_http_server(
                 port, host, registry, settings.tls_certificate or None, settings.tls_key or None
             )
-        except OSError:
-            if port == settings.port + settings.ports - 1:
-                raise
-            continue
+        except OSError as error:
+            if port < last:
+                continue
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(taken(settings, host)) from error
+            raise
         name = f"[{host}]" if ":" in host else host
         return server.shutdown, f"{name}:{server.server_port}"
     raise AssertionError("settings.ports is at least 1")
+
+
+def taken(settings: Settings, host: str) -> str:
+    """What to say where no port is free."""
+    first, last = settings.port, settings.port + settings.ports - 1
+    which = f"port {first} of {host} is" if first == last else f"ports {first} to {last} of {host} are"
+    return f"{which} taken: set monitoring.ports={settings.ports + 10} to have more tried, or monitoring.port=0 for any"
 
 
 def ip_address(address: str) -> str:
@@ -141,6 +154,10 @@ def linger(collector: NodeCollector, seconds: float) -> None:
 
 def main() -> int:
     """Entry point; whatever goes wrong is one warning, for training does without."""
+    argparse.ArgumentParser(
+        prog="python -m monitoring.exporter",
+        description="Serve the metrics of a node; training starts this and gives the settings on standard input.",
+    ).parse_args()
     logging.basicConfig(format="exporter: %(message)s", level=logging.INFO)
     settings = Settings(**json.loads(sys.stdin.readline()))
     try:

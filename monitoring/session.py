@@ -23,6 +23,7 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.training.distributed import read_place
 from motionmae.training.events import Kind, Row, Sink, read_rows
+from motionmae.training.exits import Exit, exit_of
 from motionmae.training.runfolder import RunFolder
 from motionmae.training.source import source_version
 
@@ -42,21 +43,24 @@ def monitored(config: Config) -> Iterator[list[Sink]]:
     sinks: list[Sink] = []
     ending = _Ending()
     try:
-        place = {key: int(value) for key, value in read_place(os.environ).items() if key != "MASTER_ADDR"}
-        folder = node_folder(job_key(config, place["MASTER_PORT"], node_of(place)))
-        if place["LOCAL_RANK"] == 0:
-            clear(folder)
-            exporter = start_exporter(config, place, folder)
-        first = place["RANK"] == 0
-        history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if first else []
-        info = run_labels(config) if first else {}  # hundreds of ranks need not ask git
-        sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), info)]
-    except UserError:
-        pass  # training meets it as well, and says it
-    except Exception as error:
-        logger.warning("this rank is not monitored (%s: %s); training goes on", type(error).__name__, error)
-    try:
+        try:
+            place = {key: int(value) for key, value in read_place(os.environ).items() if key != "MASTER_ADDR"}
+            folder = node_folder(job_key(config, place["MASTER_PORT"], node_of(place)))
+            if place["LOCAL_RANK"] == 0:
+                clear(folder)
+                exporter = start_exporter(config, place, folder)
+            first = place["RANK"] == 0
+            history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if first else []
+            info = run_labels(config) if first else {}  # hundreds of ranks need not ask git
+            sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), info)]
+        except UserError:
+            pass  # training meets it as well, and says it
+        except Exception as error:
+            logger.warning("this rank is not monitored (%s: %s); training goes on", type(error).__name__, error)
         yield sinks
+    except BaseException as error:
+        ending.error(error)
+        raise
     finally:
         if exporter:
             end_exporter(exporter, ending.word, config.monitoring.linger_seconds)
@@ -69,11 +73,16 @@ class _Ending:
         self.word = ""
 
     def event(self, row: Row) -> None:
-        """Note an end in order; after an error the exporter goes as if the trainer had died."""
+        """Note an end in order."""
         if row["kind"] == Kind.FINISH.value:
             self.word = END_AFTER_SCRAPE
         elif row["kind"] == Kind.STOP.value and "outcome" in row:
             self.word = END
+
+    def error(self, error: BaseException) -> None:
+        """Note an end that somebody knows of; after any other error the exporter goes as if the trainer had died."""
+        if isinstance(error, KeyboardInterrupt) or exit_of(error) in (Exit.USER_ERROR, Exit.SUPERSEDED):
+            self.word = self.word or END
 
     def metrics(self, row: Row) -> None:
         """Not of interest."""

@@ -4,6 +4,7 @@ Videos are rendered (and real ones added where a package ships some), sharded, t
 half-way by the signal that Slurm sends, resumed, and looked at. What is there already is not made again.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -35,6 +36,9 @@ SUBMIT = ["slurm/submit.py", "--cluster", "local", "--config", "demo", "--follow
 
 def main() -> int:
     """Run the demo from the repository's root; returns the exit status."""
+    argparse.ArgumentParser(
+        description="Render and shard videos, train on them on two CPU cores, preempt and resume the run, and show it."
+    ).parse_args()
     os.chdir(ROOT)
     started = time.monotonic()
     try:

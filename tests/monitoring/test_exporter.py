@@ -192,8 +192,9 @@ def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Pat
         alone = replace(settings_of(config, tmp_path), ports=1)
         with Exporter(alone, tmp_path / "log") as exporter:
             assert exporter.process.wait(30) == 1
-    assert "no metrics of node 0" in (tmp_path / "log").read_text()
-    assert "training goes on" in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert f"no metrics of node 0 (port {port} of 127.0.0.1 is taken: set monitoring.ports=11 to " in said
+    assert "training goes on" in said
 
 
 def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):

@@ -16,7 +16,9 @@ from monitoring.exporter import END
 from monitoring.snapshots import clear, node_folder, read_all
 from motionmae import __version__
 from motionmae.config import Config
+from motionmae.errors import UserError
 from motionmae.training.events import Kind
+from motionmae.training.exits import Superseded
 from tests.monitoring.runs import ROOT, FedRun, config_of
 from tests.training.launch import wait_until
 
@@ -74,6 +76,48 @@ def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
         (snapshot,) = read_all(folder)
         assert (snapshot.rank, snapshot.pid, snapshot.incarnation) == (0, os.getpid(), "a")
     assert not target_of(alone).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (UserError("no shards"), False),
+        (Superseded("by a newer one"), False),
+        (KeyboardInterrupt(), False),
+        (RuntimeError("a bug"), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_target_stays_after_a_crash_alone(error: BaseException, stays: bool, alone: Config):
+    def train() -> None:
+        wait_until(target_of(alone).exists, "the target", 60)
+        raise error
+
+    with pytest.raises(type(error)), session.monitored(alone):
+        train()
+    assert target_of(alone).exists() == stays
+
+
+def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(config: Config) -> dict[str, str]:
+        wait_until(target_of(config).exists, "the target", 60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "run_labels", interrupted)
+    with pytest.raises(KeyboardInterrupt), session.monitored(alone):
+        pass
+    assert not target_of(alone).exists()
+
+
+def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path):
+    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"runs={alone.runs}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "motionmae", "pretrain", *words],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "no metrics" not in ended.stderr
+    assert not list(Path(alone.runs).glob(".sd/*"))
 
 
 def test_without_a_place_for_snapshots_training_goes_on(
