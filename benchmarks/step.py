@@ -50,6 +50,7 @@ from rich.table import Table
 from step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from torch import Tensor
 
+from benchmarks.entry import run_script
 from monitoring.session import monitored
 from motionmae.config import Config, load_config
 from motionmae.data.files import output_file
@@ -327,4 +328,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

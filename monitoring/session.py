@@ -29,8 +29,8 @@ from motionmae.training.source import source_version
 
 logger = logging.getLogger(__name__)
 
-_KEPT_AWAY = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
-"""Signals that schedulers send to every process of a job; the exporter ends with its trainer instead."""
+_KEPT_AWAY = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
+"""Signals that schedulers and terminals send to every process of a job; the exporter ends with its trainer instead."""
 
 
 @contextmanager

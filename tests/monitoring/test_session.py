@@ -39,10 +39,10 @@ def target_of(config: Config) -> Path:
 def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Path):
     place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}
     exporter = session.start_exporter(alone, place, tmp_path)
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         exporter.send_signal(number)  # before it has even started Python
     wait_until(target_of(alone).exists, "the target", 60)
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         exporter.send_signal(number)
     assert exporter.poll() is None
     session.end_exporter(exporter, END, 0)
