@@ -98,7 +98,6 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
         *(f"launch.{key}={value}" for key, value in values.items()),
     ]
     config = launch.absolute_paths(load_config(arguments.config, overrides))
-    refuse_idle(config, arguments.overrides)
     if not slurm and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
     for flag in ("sbatch", "dependency", "site"):
@@ -233,6 +232,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 for a user's mistake, with --follow that of the job."""
     words = sys.argv[1:] if words is None else words
     try:
+        arguments, _, config = read(words)
+        refuse_idle(config, arguments.overrides)  # the jobs of a table's row share their words, and are not asked
         return run_command(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

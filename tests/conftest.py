@@ -8,8 +8,9 @@ import pytest
 
 from tests.shared_data import ABSENT
 
-# Started in the background by a shell, pytest ignores SIGINT, and so would all that it starts.
+# Started in the background by a shell, or by nohup, pytest ignores these, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -85,10 +85,10 @@ class Config:
             f"it must divide optim.batch={self.optim.batch}",
         )
         check(
-            self.task == "pretrain" or not self.finetune.mixes or self.engine.micro_batch % 2 == 0,
+            self.task == "pretrain" or not self.finetune.mixes or self.engine.micro_batch * self.data.repeats % 2 == 0,
             "engine.micro_batch",
             self.engine.micro_batch,
-            "mixup and cutmix mix clips of two videos, so it must be even",
+            "mixup and cutmix mix clips in pairs, so engine.micro_batch x data.repeats must be even",
         )
         check(
             not self.optim.ema_decay or self.engine.zero < 3,

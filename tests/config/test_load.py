@@ -82,14 +82,6 @@ def test_refusals_name_key_value_and_remedy(override: str, words: list[str]) -> 
         assert word in message
 
 
-def test_clips_are_never_mixed_with_others_of_their_own_video() -> None:
-    """With an odd number of videos the middle one would be its own partner, however often each is drawn."""
-    odd = ["task=finetune", "engine.micro_batch=1", "data.repeats=2"]
-    with pytest.raises(UserError, match=r"engine.micro_batch=1 is not possible: .* of two videos, so it must be even"):
-        load_config("vitb_k400", odd)
-    assert load_config("vitb_k400", [*odd, "finetune.mixup=0", "finetune.cutmix=0"]).finetune.mixes is False
-
-
 @pytest.mark.parametrize(
     ("config", "override", "section"),
     [

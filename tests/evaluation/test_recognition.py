@@ -125,7 +125,7 @@ def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):
     def predict(folder: Path, seed: int) -> bytes:
         data = {"repeats": 2, "rand_augment": "rand-m9-n4-mstd0.5-inc1", "erase": 0.25}
         first = replace(tiny_run(train, folder, optim={"epochs": 2}), seed=seed)
-        second = tiny_run(train, folder, optim={"epochs": 2}, data=data, engine={"micro_batch": 2})
+        second = tiny_run(train, folder, optim={"epochs": 2}, data=data)
         tuning = replace(second.finetune, init=str(folder / "tiny"))
         views = ViewsConfig(shards=str(val), clips=2)
         second = replace(second, name="tuned", task="finetune", seed=seed, finetune=tuning, views=views)

@@ -297,3 +297,8 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
     assert (status, error.count("\n")) == (2, 1)
     assert f"error: {tmp_path}/runs/demo cannot be written (" in error
     assert "runs=FOLDER" in error
+
+
+def test_what_a_run_would_not_look_at_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert submit.main(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
+    assert "finetune.init=runs/x would change nothing" in capsys.readouterr().err

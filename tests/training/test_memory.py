@@ -110,7 +110,8 @@ def test_large_models_agree_with_fake_tensors(
     predicted = predict_memory(config, 1)
     assert predicted.activations == pytest.approx(activations, rel=0.1)
     # without AdamW's moments, which this step has not made
-    assert predicted.peak - predicted.optimizer == pytest.approx(live.peak, rel=0.1)
+    # and with the next micro-batch, which is on its way to a GPU meanwhile
+    assert predicted.peak - predicted.optimizer == pytest.approx(live.peak + pixels.nbytes, rel=0.1)
 
 
 def test_zero_partitions_state_over_the_ranks() -> None:
