@@ -47,7 +47,9 @@ class Watchdog:
         self._durations: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._step_began = 0.0
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._ending = False
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
 
     def step(self, number: int) -> None:
         """Say that a step begins, and so that the one before it (if any) has ended."""
@@ -84,8 +86,10 @@ class Watchdog:
                 self._step_began += paused
 
     def close(self) -> None:
-        """Watch no more."""
+        """Watch no more. A process that is being ended stays so: what the main thread meets then follows from it."""
         self._closed.set()
+        if self._ending:
+            self._thread.join()  # which does not return
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -101,6 +105,7 @@ class Watchdog:
                     self._end(f"{what} takes longer than the watchdog allows")
 
     def _end(self, sentence: str) -> None:
+        self._ending = True
         last_words = threading.Thread(target=self._speak, args=(sentence,), daemon=True)
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
