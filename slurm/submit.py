@@ -210,7 +210,11 @@ def run_command(words: Sequence[str]) -> int:
     Raises:
         UserError: if it cannot be done.
     """
-    arguments, site, config = read(words)
+    return carry_out(*read(words), words)
+
+
+def carry_out(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> int:
+    """Do what :func:`read` made of ``words``; as :func:`run_command`."""
     if arguments.dry_run:
         dry_run(arguments, site, of_seed(config, seeds(arguments.seeds)[0]) if arguments.seeds else config)
         return 0
@@ -232,9 +236,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 2 for a user's mistake, with --follow that of the job."""
     words = sys.argv[1:] if words is None else words
     try:
-        arguments, _, config = read(words)
+        arguments, site, config = read(words)
         refuse_idle(config, arguments.overrides)  # the jobs of a table's row share their words, and are not asked
-        return run_command(words)
+        return carry_out(arguments, site, config, words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -29,6 +29,10 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+_DESCRIPTORS = (Path("/dev"), Path("/dev/fd"))
+"""Where this process's open files have names; what stdout was redirected to is to be written on, not replaced."""
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames done in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -76,7 +80,7 @@ def output_ending(*endings: str) -> Callable[[str], Path]:
 
 def _is_no_file(path: Path) -> bool:
     """Whether ``path`` is there as something that must not be replaced, by a rename least of all."""
-    return path.exists() and (not path.is_file() or path.is_relative_to("/dev"))
+    return path.exists() and (not path.is_file() or path.absolute().parent in _DESCRIPTORS)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

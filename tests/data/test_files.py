@@ -1,5 +1,6 @@
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,11 @@ def test_what_is_no_file_is_written_to_and_a_link_stays_one(tmp_path):
     assert os.read(end, 100) == b"figures"
     os.close(end)
     assert pipe.is_fifo()
+    with target.open("w") as redirected:
+        redirected.write("printed ")
+        redirected.flush()
+        write_atomically(Path(f"/dev/fd/{redirected.fileno()}"), b"figures")
+        assert os.fstat(redirected.fileno()).st_ino == target.stat().st_ino
     target.write_bytes(b"before")
     link.symlink_to(target)
     write_atomically(output_file(str(link)), b"after")

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,19 @@ def test_a_thread_that_hangs_ends_the_process_even_if_nobody_can_be_told(
     monkeypatch.setattr("motionmae.training.watchdog.LAST_WORDS_SECONDS", 1.0)
     for act in (hang_in_a_thread, hang_in_the_last_words):
         assert in_child(act, tmp_path / "stacks")[0] == Exit.HUNG
+
+
+def lose_the_others_meanwhile(stacks: Path) -> None:
+    watchdog = Watchdog(WatchdogConfig(step_seconds=0.1), stacks, print)
+    with closing(watchdog):
+        watchdog.step(1)
+        while not stacks.exists():
+            time.sleep(0.01)
+        raise RuntimeError("connection closed by peer")
+
+
+def test_an_end_that_has_begun_is_not_overtaken_by_what_the_main_thread_meets(tmp_path: Path):
+    assert in_child(lose_the_others_meanwhile, tmp_path / "stacks")[0] == Exit.HUNG
 
 
 def work_with_pauses(stacks: Path) -> None:
