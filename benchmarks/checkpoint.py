@@ -24,17 +24,17 @@ from safetensors import safe_open
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from benchmarks.entry import run_script
+from motionmae.checkpointing.async_checkpointer import Saved, Saver
 from motionmae.config import WatchdogConfig, load_config
-from motionmae.data.files import output_file
-from motionmae.training import zero_state
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.claim import claim_folder
-from motionmae.training.distributed import broadcast_object, distributed, gather_objects
-from motionmae.training.engine import Engine
+from motionmae.distributed.process_group import broadcast_object, distributed, gather_objects
+from motionmae.distributed.watchdog import Watchdog
+from motionmae.engine import sharded_state
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.files import output_file
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.lease import claim_folder
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.saver import Saved, Saver
 from motionmae.training.task import decay_groups
-from motionmae.training.watchdog import Watchdog
 
 
 def slowest(seconds: float) -> float:
@@ -57,8 +57,8 @@ def check_written(engine: Engine, written: Checkpoint) -> None:
     """Make sure that the files hold the engine's very weights and moments, put together from all ranks. Collective."""
     files = {name: entry.name for entry in written.files for name in entry.tensors if entry.name.startswith("model-")}
     for name, parameter in engine.parameters.items():
-        for kind in zero_state.KINDS:
-            live = zero_state.read(engine, parameter, kind)
+        for kind in sharded_state.KINDS:
+            live = sharded_state.read(engine, parameter, kind)
             home, key = (files[name], name) if kind == "parameter" else (
                 files[name].replace("model-", "optimizer-"), f"{name}.{kind}"
             )  # fmt: skip
@@ -77,8 +77,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
             saver = Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
-            for number, state in enumerate(zero_state.engine_states(engine).values()):  # something to tell apart
-                for moment in zero_state.MOMENTS:
+            for number, state in enumerate(sharded_state.engine_states(engine).values()):  # something to tell apart
+                for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
             matrix = torch.randn(1024, 1024, device=rank.device)
             end = time.perf_counter() + 2

@@ -18,15 +18,15 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from benchmarks.entry import run_script  # noqa: E402
+from motionmae.checkpointing.load_weights import fingerprint  # noqa: E402
 from motionmae.config import load_config  # noqa: E402
-from motionmae.data.files import output_file, write_atomically  # noqa: E402
-from motionmae.evaluation.davis import read_sequences, score_folder  # noqa: E402
-from motionmae.evaluation.davis_metrics import global_means  # noqa: E402
-from motionmae.evaluation.frame_features import encoder_features, pixel_features  # noqa: E402
-from motionmae.evaluation.identity import Identity  # noqa: E402
-from motionmae.evaluation.segmentation import FeatureSource, segment  # noqa: E402
+from motionmae.evaluation.cache_key import Identity  # noqa: E402
+from motionmae.evaluation.davis.dataset import read_sequences, score_folder  # noqa: E402
+from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features  # noqa: E402
+from motionmae.evaluation.davis.metrics import global_means  # noqa: E402
+from motionmae.evaluation.davis.run import FeatureSource, segment  # noqa: E402
+from motionmae.files import output_file, write_atomically  # noqa: E402
 from motionmae.models.motionmae import build_motionmae  # noqa: E402
-from motionmae.training.weights import fingerprint  # noqa: E402
 
 CELL = 16
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ import numpy as np
 from av.stream import Disposition
 
 from data_tools.make_shards.cli import main as make_shards
-from motionmae.data.files import output_file, write_atomically
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.reader import ShardReader
+from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 
 _HEAD = """\

@@ -51,11 +51,11 @@ from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
-from motionmae.data.files import VIDEO_SUFFIXES, output_file, write_atomically
 from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import load_manifest
-from motionmae.data.randomness import KeyedRandom
-from motionmae.data.reader import ShardReader
+from motionmae.data.rng import KeyedRandom
+from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.shards.reader import ShardReader
+from motionmae.files import VIDEO_SUFFIXES, output_file, write_atomically
 
 CLIP = ClipConfig()
 NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")

@@ -35,12 +35,12 @@ from torch.utils._pytree import tree_iter
 from benchmarks.entry import run_script
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
-from motionmae.data.files import output_file
+from motionmae.distributed.process_group import Rank, distributed, gather_objects
+from motionmae.engine import sharded_state
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae
-from motionmae.training import zero_state
-from motionmae.training.distributed import Rank, distributed, gather_objects
-from motionmae.training.engine import Engine
-from motionmae.training.memory import predict_memory
+from motionmae.planning.memory import predict_memory
 from motionmae.training.task import decay_groups
 
 MODES = ("none", "every_n", "full")
@@ -137,7 +137,7 @@ def measure(config: Config, rank: Rank) -> Measured:
             gradients = live.now - before
             step_peak = live.during(engine.step)
     parameters = storages(getattr(p, "ds_tensor", p) for p in engine.parameters.values())
-    states = zero_state.engine_states(engine)
+    states = sharded_state.engine_states(engine)
     optimizer = storages([*states, *(value for state in states.values() for value in state.values())])
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     forward()

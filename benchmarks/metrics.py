@@ -28,14 +28,14 @@ from rich.table import Table
 from monitoring.collector import NodeCollector
 from monitoring.discovery import Target
 from monitoring.exporter import Settings, listen
+from monitoring.flops_per_clip import Work
 from monitoring.host import Host
-from monitoring.sink import RankSink
-from monitoring.snapshots import Sample
-from monitoring.work import Work
+from monitoring.rank_metrics import RankSink
+from monitoring.rank_snapshots import Sample
 from motionmae.config import load_config
-from motionmae.data.files import output_file
-from motionmae.training.events import Kind, Row
-from motionmae.training.phases import HostTimer, Phase, PhaseClock
+from motionmae.files import output_file
+from motionmae.runs.events import Kind, Row
+from motionmae.training.step_timer import HostTimer, Phase, PhaseClock
 
 STEP_SECONDS = 0.2
 RANKS, NODES = 8, 128

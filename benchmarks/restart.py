@@ -20,8 +20,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 from rich.console import Console
 from rich.table import Table
 
-from motionmae.data.files import output_file
-from motionmae.training.events import Row, read_rows
+from motionmae.files import output_file
+from motionmae.runs.events import Row, read_rows
 
 
 def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:

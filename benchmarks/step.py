@@ -10,7 +10,7 @@ depth 4:
     official    VideoMAE's own code in plain torch, from a checkout (--official DIR)
 
 Contestants take turns, a step each, and medians over the rounds are printed. MFU is the operations that the model needs
-(motionmae/models/counting.py; recomputed ones do not count) over the time and the best rate at which this machine
+(motionmae/planning/flops.py; recomputed ones do not count) over the time and the best rate at which this machine
 multiplied square matrices of the same number format in the same run. "CPU" are seconds of processors, of all threads,
 in the round that took least, and MFU by these: on a machine that others keep busy they say more, best with
 OMP_NUM_THREADS=1.
@@ -51,12 +51,12 @@ from step_peers import InLoop, Phases, hugging_face, official, only_targets, our
 from torch import Tensor
 
 from benchmarks.entry import run_script
-from monitoring.session import monitored
+from monitoring.exporter_process import monitored
 from motionmae.config import Config, load_config
-from motionmae.data.files import output_file
-from motionmae.models.counting import step_flops
-from motionmae.training.distributed import Rank, choose_device, distributed, gather_objects
-from motionmae.training.events import Sink
+from motionmae.distributed.process_group import Rank, choose_device, distributed, gather_objects
+from motionmae.files import output_file
+from motionmae.planning.flops import step_flops
+from motionmae.runs.events import Sink
 
 GEMM_SIDES = (1024, 2048)
 GEMMS = 12

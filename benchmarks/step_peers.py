@@ -18,31 +18,31 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from motionmae.checkpointing.async_checkpointer import Saver
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
+from motionmae.distributed.process_group import Rank
+from motionmae.distributed.stop_requests import Preemption, Requests
+from motionmae.distributed.watchdog import Watchdog
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.models.convert.huggingface import huggingface_config
 from motionmae.models.cubes import cut_patches
-from motionmae.models.interop import huggingface_config
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.targets import make_targets
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.training import loop
-from motionmae.training.boards import TensorBoard
-from motionmae.training.checkpoint_store import CheckpointStore
-from motionmae.training.claim import claim_folder
-from motionmae.training.distributed import Rank
-from motionmae.training.drawing import Drawing
-from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog, JsonLines, Kind, Row, Sink
-from motionmae.training.garbage import collected_in_lockstep
-from motionmae.training.phases import Phase, PhaseClock
-from motionmae.training.preemption import Preemption, Requests
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
+from motionmae.runs.lease import claim_folder
+from motionmae.training import trainer
+from motionmae.training.callbacks.gc import collected_in_lockstep
+from motionmae.training.callbacks.loggers import TensorBoard
+from motionmae.training.callbacks.progress import ProgressLine
+from motionmae.training.callbacks.reconstructions import Drawing
+from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.progress import ProgressLine
-from motionmae.training.runfolder import RunFolder
-from motionmae.training.saver import Saver
-from motionmae.training.schedule import build_schedule
 from motionmae.training.state import TrainState
-from motionmae.training.watchdog import Watchdog
+from motionmae.training.step_timer import Phase, PhaseClock
 
 Phases = dict[str, float]
 """Seconds of a step by what was done in them."""
@@ -120,7 +120,7 @@ class InLoop:
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))
         loader = OneBatch(batch)
-        self._run = loop.Run(
+        self._run = trainer.Run(
             config=config,
             task=task,
             rank=rank,
@@ -142,14 +142,14 @@ class InLoop:
         stack.enter_context(collected_in_lockstep())
 
     def step(self) -> Phases:
-        """Take a step and record it, as :func:`motionmae.training.loop.train` does."""
+        """Take a step and record it, as :func:`motionmae.training.trainer.train` does."""
         run = self._run
         run.clock.take()  # what others did meanwhile
-        step = loop.advance(run, self._batches)
+        step = trainer.advance(run, self._batches)
         assert step.applied
         run.requests.agree()
         run.clock.end_step()
-        loop.record(run, step)
+        trainer.record(run, step)
         return self._spent
 
     def metrics(self, row: Row) -> None:

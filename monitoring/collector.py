@@ -13,12 +13,12 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from monitoring.catalogue import METRICS, STEP_BUCKETS
 from monitoring.goodput import Ledger
 from monitoring.gpu import CLOSE_SECONDS, GpuSource
 from monitoring.host import Host, resident_bytes
-from monitoring.snapshots import Sample, Snapshot, read_all
-from monitoring.tail import RunTail
+from monitoring.metric_definitions import METRICS, STEP_BUCKETS
+from monitoring.rank_snapshots import Sample, Snapshot, read_all
+from motionmae.runs.tail import RunTail
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _FAMILIES: dict[str, Any] = {

@@ -25,7 +25,7 @@ from monitoring.collector import NodeCollector
 from monitoring.discovery import Target, withdraw_beyond
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
-from motionmae.training.interfaces import address_of
+from motionmae.distributed.network import address_of
 
 logger = logging.getLogger("monitoring.exporter")
 

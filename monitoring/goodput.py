@@ -17,8 +17,8 @@ other                what is left of an incarnation: metrics, agreement, the wor
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from monitoring.endings import silence_after
-from motionmae.training.events import Kind, Row
+from motionmae.runs.events import Kind, Row
+from motionmae.runs.run_state import silence_after
 
 CAUSES = (
     "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",

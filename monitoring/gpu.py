@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from monitoring.snapshots import Sample
+from monitoring.rank_snapshots import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class GpuSource(Protocol):
     """Tells the state of the node's GPUs."""
 
     def samples(self) -> list[Sample]:
-        """One sample for each metric of :data:`monitoring.catalogue.GPU`, GPU and further label."""
+        """One sample for each metric of :data:`monitoring.metric_definitions.GPU`, GPU and further label."""
 
     def close(self) -> None:
         """Let go of the driver."""

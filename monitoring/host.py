@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from monitoring.snapshots import Sample
+from monitoring.rank_snapshots import Sample
 
 
 class Host:
@@ -22,7 +22,7 @@ class Host:
         self._ticks = (0, 0)
 
     def samples(self) -> list[Sample]:
-        """One sample for each metric of :data:`monitoring.catalogue.NODE`."""
+        """One sample for each metric of :data:`monitoring.metric_definitions.NODE`."""
         found: list[Sample] = [("node_info", {"node": socket.gethostname()}, 1)]
         with suppress(OSError, ValueError, KeyError):
             memory = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}

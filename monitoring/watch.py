@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.report.sections import CAUSES
-from monitoring.report.story import Story
-from motionmae.training.events import Kind, Row
-from motionmae.training.phases import Phase
-from motionmae.training.progress import duration
+from motionmae.runs.events import Kind, Row
+from motionmae.runs.history import Story
+from motionmae.training.callbacks.progress import duration
+from motionmae.training.step_timer import Phase
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from motionmae import commands
 from motionmae.errors import UserError
-from motionmae.training.exits import Exit, Superseded, exit_of
+from motionmae.runs.end_reason import Exit, Superseded, exit_of
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,9 +23,9 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from motionmae.errors import UserError  # noqa: E402
-from motionmae.training.events import Kind, Row, current_rows, read_rows  # noqa: E402
-from motionmae.training.runfolder import RunFolder  # noqa: E402
-from slurm.record import JobRecord  # noqa: E402
+from motionmae.runs.directory import RunFolder  # noqa: E402
+from motionmae.runs.events import Kind, Row, current_rows, read_rows  # noqa: E402
+from slurm.job_state import JobRecord  # noqa: E402
 
 VIDEOS = Path("data/demo/videos")
 SHARDS = Path("data/demo/shards")

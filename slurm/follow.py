@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from motionmae.errors import UserError
-from slurm.record import JobRecord, JobState, state_of
+from slurm.job_state import JobRecord, JobState, state_of
 
 _LOG_SECONDS = 0.5
 _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not press it

@@ -1,7 +1,7 @@
 """The job that submitit runs on every rank, and runs again after a preemption, a time-out or a failure.
 
-A rank ends with a status of :class:`motionmae.training.exits.Exit`. What follows from it on Slurm is decided by
-:mod:`slurm.batch`, except after SIGUSR2: then rank 0 requeues the job through submitit (statuses 255, and 144 on this
+A rank ends with a status of :class:`motionmae.runs.end_reason.Exit`. What follows from it on Slurm is decided by
+:mod:`slurm.requeue_policy`, except after SIGUSR2: then rank 0 requeues the job through submitit (statuses 255, and 144 on this
 machine), which counts time-outs.
 
 SIGTERM alone is also what a preemption sends where Slurm is not configured with preempt_send_user_signal, and a job
@@ -25,12 +25,12 @@ from submitit.helpers import Checkpointable
 
 from motionmae.config import Config
 from motionmae.errors import UserError
-from motionmae.training.exits import Exit, exit_of
-from slurm import control
-from slurm.local import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
+from motionmae.runs.end_reason import Exit, exit_of
+from slurm import scontrol
+from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 if TYPE_CHECKING:
-    from motionmae.training.preemption import Preemption
+    from motionmae.distributed.stop_requests import Preemption
 
 _PORTS = (20_000, 6_000)
 """First port and number of ports; below those that Linux gives to outgoing connections, and as many left above."""
@@ -74,8 +74,8 @@ class TrainJob(Checkpointable):
         if environment.cluster == "local":
             stop_with_controller()
         # torch and DeepSpeed: slow to import, and not needed where a job is submitted
-        from monitoring.session import monitored
-        from motionmae.training.preemption import Outcome, Preemption
+        from monitoring.exporter_process import monitored
+        from motionmae.distributed.stop_requests import Outcome, Preemption
         from motionmae.training.tasks import train_task
 
         with Preemption() as preemption:
@@ -103,9 +103,9 @@ class TrainJob(Checkpointable):
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Leave, so that the job is queued again, if a node does not work."""
-        from motionmae.training.distributed import choose_device
-        from slurm.attempts import Attempt, Attempts
-        from slurm.ends import Cause
+        from motionmae.distributed.process_group import choose_device
+        from slurm.attempt_log import Attempt, Attempts
+        from slurm.failure_cause import Cause
         from slurm.preflight import BadNode, Unreachable, leave, preflight
 
         run = Path(self.config.runs) / self.config.name
@@ -125,7 +125,7 @@ class TrainJob(Checkpointable):
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
     """Whether Slurm has told this running job to make room for another one; False if it does not answer."""
-    job = control.show(environment.job_id) if environment.cluster == "slurm" else None
+    job = scontrol.show(environment.job_id) if environment.cluster == "slurm" else None
     return job is not None and job.state == "RUNNING" and job.preempted
 
 

@@ -1,6 +1,6 @@
 """The pre-flight of a run: does each node's device compute, its storage keep, and do all hear each other.
 
-A node that fails is named in one sentence, and the run is not started on it again (:mod:`slurm.attempts`). Every check
+A node that fails is named in one sentence, and the run is not started on it again (:mod:`slurm.attempt_log`). Every check
 has a time limit, because what is broken mostly does not fail but hang.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from motionmae.training.distributed import meeting_place, use_interface_towards
-from motionmae.training.exits import Exit
+from motionmae.distributed.process_group import meeting_place, use_interface_towards
+from motionmae.runs.end_reason import Exit
 
 PORT_OFFSET = 6_000
 """The pre-flight meets at so much above MASTER_PORT, which the training itself then finds free."""

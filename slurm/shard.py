@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_tools.make_shards.cli import parser as make_shards_parser
-from data_tools.make_shards.plan import STATE
+from data_tools.make_shards.shard_plan import STATE
 from motionmae.errors import UserError
-from slurm.script import batch_script, sbatch
+from slurm.sbatch import batch_script, sbatch
 
 ROOT = Path(__file__).resolve().parents[1]
 

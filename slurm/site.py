@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from motionmae.config import LaunchConfig
 from motionmae.errors import UserError
-from slurm.launch import refuse_own
+from slurm.executors import refuse_own
 
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 _SECTIONS = ("launch", "sbatch", "environment")

@@ -12,15 +12,15 @@ from submitit.core.utils import FailedJobError
 
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
-from motionmae.data.manifest import load_manifest
-from motionmae.data.transfer import UnreachableError
+from motionmae.data.remote.download import UnreachableError
+from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
-from slurm import launch, snapshot
-from slurm.attempts import Attempts
+from slurm import code_snapshot, executors
+from slurm.attempt_log import Attempts
+from slurm.executors import TrainingExecutor
 from slurm.job import TrainJob
-from slurm.launch import TrainingExecutor
-from slurm.local import rank_log
-from slurm.record import JobRecord, submission_lock
+from slurm.job_state import JobRecord, submission_lock
+from slurm.local_executor import rank_log
 from slurm.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def executor_of(
 ) -> TrainingExecutor:
     """The executor for Slurm, away from the nodes that have failed the run before."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **launch.sbatch_options(arguments.sbatch)}
+    extra = {**site.sbatch, **dependency, **executors.sbatch_options(arguments.sbatch)}
     excluded = Attempts(Path(config.runs) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = replace(config, launch=replace(config.launch, exclude=exclude))
@@ -54,7 +54,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     check_shards(config)
     check_beton(config, here=arguments.cluster == "local")
     if config.data.rand_augment:
-        from motionmae.data.clip_augment import parse_policy  # timm is slow to import
+        from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
         parse_policy(config.data.rand_augment, config.clip.size)
     if not arguments.dependency:  # else another job may be about to write them
@@ -62,14 +62,14 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
-        taken = snapshot.survey(ROOT, outside=[Path(config.runs)])
+        taken = code_snapshot.survey(ROOT, outside=[Path(config.runs)])
         code = taken.write(run)
         for path in taken.left_out:
             print(f"note: {path} is no part of the code snapshot: git does not know it, and it is large")
-        folder = launch.log_folder(run)
+        folder = executors.log_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.cluster == "local":
-            executor: TrainingExecutor | launch.DetachedLocalExecutor = launch.local_executor(
+            executor: TrainingExecutor | executors.DetachedLocalExecutor = executors.local_executor(
                 config, folder, run, code, lock
             )
         else:
@@ -86,8 +86,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
 
 def announce(run: Path) -> None:
     """Note in the run's event log that it waits from now on: how long it queued is then seen in its goodput."""
-    from motionmae.training.events import Kind, LineFile  # following a job needs nothing of training
-    from motionmae.training.runfolder import RunFolder
+    from motionmae.runs.directory import RunFolder
+    from motionmae.runs.events import Kind, LineFile  # following a job needs nothing of training
 
     log = LineFile(RunFolder(run).events)
     log.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})

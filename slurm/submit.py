@@ -26,14 +26,17 @@ from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
 
+from motionmae.commands.app import until_unread  # noqa: E402
 from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
-from slurm import launch, snapshot  # noqa: E402
+from slurm import (
+    code_snapshot,
+    executors,
+)
 from slurm.follow import follow  # noqa: E402
-from slurm.local import command_line  # noqa: E402
-from slurm.pipes import until_unread  # noqa: E402
-from slurm.record import JobRecord, state_of  # noqa: E402
+from slurm.job_state import JobRecord, state_of  # noqa: E402
+from slurm.local_executor import command_line  # noqa: E402
 from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 from slurm.submission import describe, executor_of, submit  # noqa: E402
 
@@ -89,15 +92,15 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     """
     flags = {key: getattr(arguments, key) for key, _ in _FLAGS.values() if getattr(arguments, key) is not None}
     if "timeout_minutes" in flags:
-        flags["timeout_minutes"] = str(launch.minutes(flags["timeout_minutes"]))
-    values = {key: json.dumps(value) if key in launch.TEXTS else value for key, value in flags.items()}
+        flags["timeout_minutes"] = str(executors.minutes(flags["timeout_minutes"]))
+    values = {key: json.dumps(value) if key in executors.TEXTS else value for key, value in flags.items()}
     slurm = arguments.cluster == "slurm"
     overrides = [
         *(site.overrides() if slurm else ()),
         *arguments.overrides,
         *(f"launch.{key}={value}" for key, value in values.items()),
     ]
-    config = launch.absolute_paths(load_config(arguments.config, overrides))
+    config = executors.absolute_paths(load_config(arguments.config, overrides))
     if not slurm and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
     for flag in ("sbatch", "dependency", "site"):
@@ -118,8 +121,8 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     from motionmae.commands.plan import default_assumptions, print_plan
 
     run = Path(config.runs) / config.name
-    code = snapshot.survey(ROOT, outside=[Path(config.runs)]).folder(run)
-    folder = launch.log_folder(run)
+    code = code_snapshot.survey(ROOT, outside=[Path(config.runs)]).folder(run)
+    folder = executors.log_folder(run)
     if arguments.cluster == "slurm":
         print(executor_of(arguments, site, config, folder, code).script())
     else:

@@ -11,8 +11,8 @@ import pytest
 
 from motionmae.__main__ import build_parser, main
 from motionmae.config import save_config
-from motionmae.training.events import current_rows, read_rows
-from motionmae.training.runfolder import RunFolder
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import current_rows, read_rows
 from tests.training.launch import ROOT, free_port, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
 

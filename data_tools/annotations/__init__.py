@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_tools.annotations import folder, hmdb51, k400, ssv2, ucf101
-from data_tools.annotations.listing import Listing, Row, VideoIndex
+from data_tools.annotations.split import Listing, Row, VideoIndex
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}

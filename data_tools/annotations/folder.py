@@ -14,9 +14,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.annotations.listing import UNLABELLED, Listing, Row, read_lines, walk_files
-from motionmae.data.files import VIDEO_SUFFIXES, hash_files
+from data_tools.annotations.split import UNLABELLED, Listing, Row, read_lines, walk_files
 from motionmae.errors import UserError
+from motionmae.files import VIDEO_SUFFIXES, hash_files
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 NOT_VIDEOS = frozenset(

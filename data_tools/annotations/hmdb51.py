@@ -6,10 +6,10 @@
 import re
 from pathlib import Path
 
-from data_tools.annotations.listing import Listing, VideoIndex, read_lines
+from data_tools.annotations.split import Listing, VideoIndex, read_lines
 from data_tools.annotations.ucf101 import parse_split
-from motionmae.data.files import hash_files
 from motionmae.errors import UserError
+from motionmae.files import hash_files
 
 _FILE = re.compile(r"(.+)_test_split([123])\.txt")
 _MARK = {"train": "1", "test": "2"}

@@ -7,9 +7,9 @@ Columns label, youtube_id, time_start, time_end, split[, is_cc]; the test file m
 import csv
 from pathlib import Path
 
-from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, read_lines
-from motionmae.data.files import hash_files
+from data_tools.annotations.split import UNLABELLED, Listing, VideoIndex, read_lines
 from motionmae.errors import UserError
+from motionmae.files import hash_files
 
 CLASSES = 400
 SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}

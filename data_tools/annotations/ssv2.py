@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.annotations.listing import UNLABELLED, Listing, VideoIndex, read_lines
-from motionmae.data.files import hash_files
+from data_tools.annotations.split import UNLABELLED, Listing, VideoIndex, read_lines
 from motionmae.errors import UserError
+from motionmae.files import hash_files
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 

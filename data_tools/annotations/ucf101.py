@@ -7,9 +7,9 @@ Train lists end a line with the class number, test lists do not: the class is th
 import re
 from pathlib import Path
 
-from data_tools.annotations.listing import Listing, VideoIndex, read_lines
-from motionmae.data.files import hash_files
+from data_tools.annotations.split import Listing, VideoIndex, read_lines
 from motionmae.errors import UserError
+from motionmae.files import hash_files
 
 _SPLIT = re.compile(r"(train|test|val)(?:list)?0?([123])?")
 

@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from motionmae.data.beton import load_format
-from motionmae.data.corruption import CorruptSample, Reason
-from motionmae.data.files import output_file, sync_folder
-from motionmae.data.manifest import Manifest, load_manifest
-from motionmae.data.reader import ShardReader
-from motionmae.data.shards import load_index, pack_frames
+from motionmae.data.ffcv_source import load_format
+from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.format import load_index, pack_frames
+from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
+from motionmae.files import output_file, sync_folder
 
 if TYPE_CHECKING:
-    from motionmae.data.beton_format import StoredClip
+    from motionmae.data.ffcv_format import StoredClip
 
 _EXAMPLES = """\
 examples:
@@ -91,7 +91,7 @@ def _run(shards: Path, out: Path, force: bool) -> int:
 
 
 def _made_from(out: Path, manifest: Manifest) -> bool:
-    from motionmae.data.beton import BetonReader
+    from motionmae.data.ffcv_source import BetonReader
 
     with contextlib.suppress(UserError):
         BetonReader(out, manifest)

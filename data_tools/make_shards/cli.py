@@ -13,13 +13,13 @@ from rich.filesize import decimal
 
 from data_tools.annotations import READERS, Listing, read_listing
 from data_tools.decode import FrameSettings
-from data_tools.make_shards.plan import Plan, make_plan, refuse_other_libraries, settle
 from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.retry import begin_retry, end_retry
+from data_tools.make_shards.shard_plan import Plan, make_plan, refuse_other_libraries, settle
 from data_tools.make_shards.write import QUARANTINE, Tally, entries_of, finish, only_run, write_shards
-from motionmae.data.files import output_file, write_atomically
-from motionmae.data.manifest import Manifest, load_manifest
+from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
+from motionmae.files import output_file, write_atomically
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.

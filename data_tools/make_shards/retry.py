@@ -6,9 +6,9 @@ when all of them are done.
 
 from pathlib import Path
 
-from data_tools.make_shards.plan import STATE, Plan
+from data_tools.make_shards.shard_plan import STATE, Plan
 from data_tools.make_shards.write import load_record, record_path
-from motionmae.data.files import write_atomically
+from motionmae.files import write_atomically
 
 
 def begin_retry(plan: Plan, out: Path, part: tuple[int, int] | None = None) -> int | None:

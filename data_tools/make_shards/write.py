@@ -23,12 +23,12 @@ from typing import Any
 
 from data_tools.annotations import Row
 from data_tools.decode import Decoded, Reason, Undecodable
-from data_tools.make_shards.plan import STATE, Plan, ShardPlan
-from data_tools.worker import DecodeWorker, Stopped
-from motionmae.data.files import write_atomically
-from motionmae.data.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
-from motionmae.data.shards import ShardEntry, ShardWriter, index_path, shard_is_complete
+from data_tools.decode_worker import DecodeWorker, Stopped
+from data_tools.make_shards.shard_plan import STATE, Plan, ShardPlan
+from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, shard_is_complete
+from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
+from motionmae.files import write_atomically
 
 QUARANTINE = "quarantine.jsonl"
 """Rows path, reason, error: every video of the list that is in no shard."""
@@ -270,7 +270,7 @@ class _Writer(threading.Thread):
 
 
 def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
-    """KEY.json: what the format asks for (``motionmae.data.shards.META_KEYS``), and what decoding found."""
+    """KEY.json: what the format asks for (``motionmae.data.shards.format.META_KEYS``), and what decoding found."""
     return {
         "label": row.label,
         "class_name": row.class_name,

@@ -24,8 +24,8 @@ from data_tools.make_toy_dataset.encode import FORMATS, write_video
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
 from data_tools.make_toy_dataset.render import SHAKE, render
-from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
+from motionmae.files import write_atomically
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ in motion only: what moves, where, how large and before what

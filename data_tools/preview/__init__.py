@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from motionmae.data.corruption import CorruptSample
-from motionmae.data.files import output_ending, write_atomically
 from motionmae.data.jpeg import decode_frame
-from motionmae.data.manifest import load_manifest
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
+from motionmae.files import output_ending, write_atomically
 
 _EXAMPLES = """\
 examples:

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from motionmae.data.corruption import CorruptSample
-from motionmae.data.files import output_ending, output_file, write_atomically
-from motionmae.data.manifest import Manifest, load_manifest
-from motionmae.data.shards import load_index
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.format import load_index
+from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
+from motionmae.files import output_ending, output_file, write_atomically
 
 _EXAMPLES = """\
 examples:

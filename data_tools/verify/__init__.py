@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 
-from motionmae.data.corruption import CorruptSample, Reason
 from motionmae.data.jpeg import decode_frame
-from motionmae.data.manifest import Manifest, load_manifest
-from motionmae.data.reader import ShardReader
-from motionmae.data.shards import ShardEntry, check_size, load_index, sha256_of
+from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.format import ShardEntry, check_size, load_index, sha256_of
+from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 
 _EXAMPLES = """\

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from monitoring.report import sections
 from monitoring.report.pictures import Picture
-from monitoring.report.story import Story
-from motionmae.data.files import write_atomically
+from motionmae.files import write_atomically
+from motionmae.runs.history import Story
 
 _HERE = Path(__file__).parent
 

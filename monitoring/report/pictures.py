@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from motionmae.training.runfolder import RunFolder
+from motionmae.runs.directory import RunFolder
 
 Item = TypeVar("Item")
 
@@ -37,10 +37,10 @@ def reconstructions(run: Path) -> list[Picture]:
         ]
     import torch
 
-    from motionmae.data.reader import ShardReader
-    from motionmae.evaluation.pictures import make_block, read_clips
-    from motionmae.evaluation.pretrained import load_pretrained
-    from motionmae.training.checkpoint_store import CheckpointStore
+    from motionmae.data.shards.reader import ShardReader
+    from motionmae.evaluation.load_run import load_pretrained
+    from motionmae.evaluation.reconstructions import make_block, read_clips
+    from motionmae.runs.checkpoint_store import CheckpointStore
 
     steps = [checkpoint.step for checkpoint in CheckpointStore(RunFolder(run).checkpoints).complete()]
     pictures = []

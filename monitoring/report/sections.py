@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
-from monitoring.report.story import Story
 from motionmae.config import Config, flat
-from motionmae.training.events import Kind, Row
-from motionmae.training.phases import Phase
-from motionmae.training.progress import duration
+from motionmae.runs.events import Kind, Row
+from motionmae.runs.history import Story
+from motionmae.training.callbacks.progress import duration
+from motionmae.training.step_timer import Phase
 
 RUN_COLOURS = [f"var(--c{number})" for number in (0, 1, 2, 3, 4, 6, 8)]
 PHASE_COLOURS = {

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.training.checkpoint_survey import Finding
+    from motionmae.runs.checkpoint_inspect import Finding
 
 _EPILOG = """\
 examples:
@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table, repair where asked, and return the exit status."""
     from rich.console import Console
 
-    from motionmae.data.files import write_atomically
-    from motionmae.training.checkpoint_store import CheckpointStore
-    from motionmae.training.checkpoint_survey import repair, survey
-    from motionmae.training.claim import living_owner
-    from motionmae.training.runfolder import RunFolder
+    from motionmae.files import write_atomically
+    from motionmae.runs.checkpoint_inspect import repair, survey
+    from motionmae.runs.checkpoint_store import CheckpointStore
+    from motionmae.runs.directory import RunFolder
+    from motionmae.runs.lease import living_owner
 
     folder = RunFolder(arguments.folder)
     if not folder.checkpoints.is_dir():
@@ -101,7 +101,7 @@ def _table(findings: "list[Finding]") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from motionmae.training.progress import duration
+    from motionmae.training.callbacks.progress import duration
 
     table = Table()
     for heading in ("checkpoint", "step", "size", "age", "written by", "condition"):

@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from motionmae.evaluation.curves import History
+    from motionmae.evaluation.loss_curves import History
 
 _EXAMPLES = """examples:
   python -m motionmae curves runs/demo
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the picture, print the table, return the exit status."""
     from rich.console import Console
 
-    from motionmae.data.files import write_atomically
-    from motionmae.evaluation.curves import plot_curves, read_history
-    from motionmae.evaluation.mean_prediction import explained_variance
+    from motionmae.evaluation.loss_curves import plot_curves, read_history
+    from motionmae.evaluation.mean_baseline import explained_variance
+    from motionmae.files import write_atomically
 
     histories = [read_history(folder) for folder in arguments.folders]
     marks = [_marks(folder) for folder in arguments.folders]
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _marks(folder: Path) -> dict[str, float]:
     """Losses of predicting the mean; none where the run's shards are not on this machine."""
     from motionmae.config import load_config
-    from motionmae.evaluation.mean_prediction import mean_prediction_losses
+    from motionmae.evaluation.mean_baseline import mean_prediction_losses
 
     try:
         return mean_prediction_losses(load_config(str(folder / "config.yaml")))

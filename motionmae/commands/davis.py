@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
+from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.evaluation.davis import Scores
+    from motionmae.evaluation.davis.dataset import Scores
 
 _DESCRIPTION = """\
 Propagate the first mask of every DAVIS-2017 sequence through the video by nearest neighbours in a frozen encoder's
@@ -58,10 +58,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Propagate, score, print, and return the exit status."""
-    from motionmae.evaluation import davis, segmentation
-    from motionmae.evaluation.identity import read_identity
+    from motionmae.evaluation.cache_key import read_identity
+    from motionmae.evaluation.davis.dataset import dataset, run
 
-    sequences = davis.read_sequences(arguments.davis, arguments.image_set)
+    sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
     if unmarked and arguments.json:
         raise UserError(
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
             raise UserError(f"--features {arguments.features} needs a RUN folder: name one, or use --features pixels")
-        source, identity = segmentation.open_features(
+        source, identity = run.open_features(
             arguments.features,
             arguments.folder,
             arguments.step,
@@ -84,10 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
         name = "_".join([*(str(value) for value in identity.settings.values() if value), identity.digest])
         results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"
-        segmentation.segment(sequences, source, arguments.protocol, results, identity)
-    scores = davis.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
+        run.segment(sequences, source, arguments.protocol, results, identity)
+    scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
     if arguments.overlay:
-        for path in segmentation.draw_overlays(sequences, results, arguments.overlay):
+        for path in run.draw_overlays(sequences, results, arguments.overlay):
             print(f"wrote {path}")
     if scores is None:
         print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
@@ -102,8 +102,8 @@ def _report(scores: "Scores", identity: dict[str, object] | None, results: Path,
     from rich.console import Console
     from rich.table import Table
 
-    from motionmae.data.files import write_atomically
-    from motionmae.evaluation.davis_metrics import global_means
+    from motionmae.evaluation.davis.metrics import global_means
+    from motionmae.files import write_atomically
 
     means = global_means(scores)
     table = Table(title=str(results), title_justify="left")

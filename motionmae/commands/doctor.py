@@ -11,11 +11,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from motionmae.config import load_config
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.data.diagnose import Loading
+    from motionmae.data.profile_loader import Loading
 
 _EXAMPLES = """examples:
   python -m motionmae doctor data --config tiny_toy
@@ -49,8 +49,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    from motionmae.data.diagnose import measure_loading  # torch is slow to import
-    from motionmae.data.files import write_atomically
+    from motionmae.data.profile_loader import measure_loading  # torch is slow to import
+    from motionmae.files import write_atomically
 
     config = load_config(arguments.config, arguments.overrides)
     asked = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]

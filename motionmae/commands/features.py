@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_ending
+from motionmae.files import output_ending
 
 _EPILOG = """\
 examples:
@@ -37,11 +37,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Compute, write, and return the exit status."""
     from motionmae.config import EngineConfig
-    from motionmae.data.files import write_atomically
+    from motionmae.distributed.process_group import distributed, first_then_others, on_first_rank
     from motionmae.evaluation.feature_files import WRITERS
     from motionmae.evaluation.features import features_of_files, videos_below
-    from motionmae.evaluation.pretrained import choose_step, load_embedding
-    from motionmae.training.distributed import distributed, first_then_others, on_first_rank
+    from motionmae.evaluation.load_run import choose_step, load_embedding
+    from motionmae.files import write_atomically
 
     out = arguments.out
     with distributed(EngineConfig()) as rank:

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 _EPILOG = """\
 examples:
@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from motionmae.config import EngineConfig
-    from motionmae.data.files import write_atomically
-    from motionmae.data.reader import ShardReader
+    from motionmae.data.shards.reader import ShardReader
+    from motionmae.distributed.process_group import distributed, first_then_others
     from motionmae.evaluation.features import Neighbours, classify_by_neighbours, features_of_shards
-    from motionmae.evaluation.pretrained import choose_step, load_embedding
-    from motionmae.evaluation.recognition import labels_of, match_classes
-    from motionmae.training.distributed import distributed, first_then_others
+    from motionmae.evaluation.load_run import choose_step, load_embedding
+    from motionmae.evaluation.multiview_test import labels_of, match_classes
+    from motionmae.files import write_atomically
 
     if arguments.k < 1 or arguments.temperature <= 0:
         raise UserError("--k must be at least 1 and --temperature positive")

@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from motionmae.config import Config, load_config
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
-from motionmae.training.gpus import DEFAULT, GPUS, USABLE, find_gpu
+from motionmae.files import output_file
+from motionmae.planning.gpus import DEFAULT, GPUS, USABLE, find_gpu
 
 if TYPE_CHECKING:
-    from motionmae.training.plan import Assumptions, Choice, Plan
+    from motionmae.planning.estimate import Assumptions, Choice, Plan
 
 MFU = 0.4
 LOADER_SPEED = 170.0
-"""As in :mod:`motionmae.training.plan`, whose import is too slow for --help."""
+"""As in :mod:`motionmae.planning.estimate`, whose import is too slow for --help."""
 _GB = 1e9
 _EXAMPLES = """examples:
   python -m motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
@@ -65,8 +65,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables and return the exit status."""
-    from motionmae.data.files import write_atomically
-    from motionmae.training.plan import Assumptions
+    from motionmae.files import write_atomically
+    from motionmae.planning.estimate import Assumptions
 
     for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
         value = getattr(arguments, flag)
@@ -96,9 +96,9 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
         videos: of an epoch; None to count those of the shards.
 
     Raises:
-        UserError: see :func:`motionmae.training.plan.make_plan`.
+        UserError: see :func:`motionmae.planning.estimate.make_plan`.
     """
-    from motionmae.training import plan as plans  # torch and timm: slow, and not needed for --help
+    from motionmae.planning import estimate as plans  # torch and timm: slow, and not needed for --help
 
     plan = plans.make_plan(config, videos)
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
@@ -122,7 +122,7 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
 
 def default_assumptions(config: Config) -> "Assumptions | None":
     """What is assumed of a run whose hardware nobody has named."""
-    from motionmae.training.plan import Assumptions
+    from motionmae.planning.estimate import Assumptions
 
     return Assumptions(find_gpu(DEFAULT), MFU) if config.launch.gpus_per_node else None
 
@@ -226,6 +226,6 @@ def _is_chosen(choice: "Choice", config: Config) -> bool:
 
 
 def _stage(config: Config) -> int:
-    from motionmae.training.engine import stage_of
+    from motionmae.engine.deepspeed_engine import stage_of
 
     return stage_of(config, config.launch.nodes * config.launch.ranks_per_node)

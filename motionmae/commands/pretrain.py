@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     except UserError as error:  # every rank was given the same words
         error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
-    from monitoring.session import monitored
+    from monitoring.exporter_process import monitored
 
     with monitored(config) as sinks:
         from motionmae.training.tasks import train_task

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_ending
 from motionmae.errors import UserError
+from motionmae.files import output_ending
 
 _EXAMPLES = """examples:
   python -m motionmae reconstruct runs/demo
@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the picture and return the exit status."""
     import torch
 
-    from motionmae.data.reader import ShardReader
+    from motionmae.data.shards.reader import ShardReader
     from motionmae.data.video import UnreadableVideo, read_central_clip
-    from motionmae.evaluation.pictures import make_block, read_clips, write_movie, write_picture
-    from motionmae.evaluation.pretrained import load_pretrained
+    from motionmae.evaluation.load_run import load_pretrained
+    from motionmae.evaluation.reconstructions import make_block, read_clips, write_movie, write_picture
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:

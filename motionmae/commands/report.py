@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 _EXAMPLES = """examples:
   python -m motionmae report runs/demo
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the report and return the exit status."""
     from monitoring.report.page import write_report
     from monitoring.report.pictures import Picture, reconstructions
-    from monitoring.report.story import read_story
+    from motionmae.runs.history import read_story
 
     stories = [read_story(folder) for folder in arguments.folders]
     pictures: list[Picture] = []

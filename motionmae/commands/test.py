@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.data.files import output_file
 from motionmae.errors import UserError
+from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.evaluation.recognition import Report
+    from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
 Test a fine-tuning run on every video of its test shards: clips x crops views of each, softmax, mean. Figures, per-class
@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import load_config
-    from motionmae.data.manifest import check_whole
-    from motionmae.data.reader import ShardReader
-    from motionmae.evaluation import recognition
-    from motionmae.evaluation.pretrained import Finetuned, choose_step, load_finetuned
-    from motionmae.training.distributed import distributed, first_then_others
-    from motionmae.training.runfolder import RunFolder
+    from motionmae.data.shards.manifest import check_whole
+    from motionmae.data.shards.reader import ShardReader
+    from motionmae.distributed.process_group import distributed, first_then_others
+    from motionmae.evaluation import multiview_test
+    from motionmae.evaluation.load_run import Finetuned, choose_step, load_finetuned
+    from motionmae.runs.directory import RunFolder
 
     folder = RunFolder(Path(arguments.run_or_config))
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
@@ -70,24 +70,24 @@ def run(arguments: argparse.Namespace) -> int:
         reader = ShardReader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
-        return trained, reader, recognition.match_classes(trained.class_names, names, views.shards)
+        return trained, reader, multiview_test.match_classes(trained.class_names, names, views.shards)
 
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
         trained, reader, logits = first_then_others(rank, lambda: prepare(step))
-        identity = recognition.identity_of(trained, reader.manifest, rank)
-        out = recognition.result_folder(folder.path, trained, reader.manifest, identity)
-        results = recognition.predict(trained, reader, out, identity, rank)
+        identity = multiview_test.identity_of(trained, reader.manifest, rank)
+        out = multiview_test.result_folder(folder.path, trained, reader.manifest, identity)
+        results = multiview_test.predict(trained, reader, out, identity, rank)
         if rank.is_first:
-            labels = recognition.labels_of(reader, results, logits)
-            report, confusion = recognition.evaluate(trained, results, labels)
-            recognition.write_predictions(out / "predictions.csv", trained, reader, results)
+            labels = multiview_test.labels_of(reader, results, logits)
+            report, confusion = multiview_test.evaluate(trained, results, labels)
+            multiview_test.write_predictions(out / "predictions.csv", trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
-            recognition.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
+            multiview_test.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.views.shards}
             for path in (out / "report.json", arguments.json):
                 if path:
-                    recognition.write_report(path, report, **of, unreadable=results.unreadable)
+                    multiview_test.write_report(path, report, **of, unreadable=results.unreadable)
             _print(report, results.unreadable, out)
     return 0
 

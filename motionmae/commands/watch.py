@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from monitoring.report.story import read_story
     from monitoring.watch import view
+    from motionmae.runs.history import read_story
 
     if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # what sleep takes; false for nan too
         raise UserError(f"--every {arguments.every}: give a positive number of seconds, for example 2")

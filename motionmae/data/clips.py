@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.augment import Crop, central_crop, random_crop
+from motionmae.data.crops import Crop, central_crop, random_crop
 from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import decode_clip
-from motionmae.data.randomness import KeyedRandom
-from motionmae.data.reader import SampleMeta, ShardReader
-from motionmae.data.sampling import central_frames, random_frames, segment_frames
+from motionmae.data.rng import KeyedRandom
+from motionmae.data.shards.reader import SampleMeta, ShardReader
+from motionmae.data.temporal_sampling import central_frames, random_frames, segment_frames
 
 if TYPE_CHECKING:
     import torch  # decoding processes do without it

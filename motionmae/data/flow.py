@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.shards.errors import CorruptSample, Reason
 
 if TYPE_CHECKING:  # processes that decode videos start in half the time without them
-    from motionmae.data.augment import Crop
-    from motionmae.data.reader import SampleMeta
+    from motionmae.data.crops import Crop
+    from motionmae.data.shards.reader import SampleMeta
 
 _UNITS = 64  # of a stored pixel: 1/64 resolves a hundredth, 16 bits hold up to 512 pixels
 _SIZE = struct.Struct("<HH")
 
 
 def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
-    """Pack one frame's flow for :meth:`motionmae.data.shards.ShardWriter.write`.
+    """Pack one frame's flow for :meth:`motionmae.data.shards.format.ShardWriter.write`.
 
     Args:
         flow: float (height, width, 2) of the stored frame, in its pixels.

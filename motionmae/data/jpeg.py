@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from motionmae.data.augment import Crop
-from motionmae.data.corruption import CorruptSample, Reason
-from motionmae.data.reader import SampleMeta
+from motionmae.data.crops import Crop
+from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.reader import SampleMeta
 
 cv2.setNumThreads(0)  # our threads are the parallelism
 

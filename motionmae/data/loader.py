@@ -21,16 +21,16 @@ import torch
 
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
-from motionmae.data.beton import BetonSource
-from motionmae.data.corruption import CorruptSample
-from motionmae.data.lookahead import LookAhead
-from motionmae.data.manifest import Manifest, check_whole, load_manifest
-from motionmae.data.memory import ClipMemory
-from motionmae.data.order import ORDER_VERSION, EpochOrder
-from motionmae.data.randomness import mask_seed
-from motionmae.data.sampling import check_windows
-from motionmae.data.source import ClipSource, ShardSource, Wanted
-from motionmae.data.workers import WorkerSource
+from motionmae.data.clip_decoder import ClipSource, ShardSource, Wanted
+from motionmae.data.decode_workers import WorkerSource
+from motionmae.data.ffcv_source import BetonSource
+from motionmae.data.remote.shard_prefetch import LookAhead
+from motionmae.data.rng import mask_seed
+from motionmae.data.sampler import ORDER_VERSION, EpochOrder
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.manifest import Manifest, check_whole, load_manifest
+from motionmae.data.shared_buffers import ClipMemory
+from motionmae.data.temporal_sampling import check_windows
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class ClipLoader:
         check_clips_fit(self.manifest, data, clip, flow)
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
-        """Unreadable samples that this rank met, by :class:`motionmae.data.corruption.Reason`."""
+        """Unreadable samples that this rank met, by :class:`motionmae.data.shards.errors.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
         """The reason of each of them, by its id."""
         self.ready = 0

@@ -18,14 +18,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from motionmae.config import Config
-from motionmae.data.files import write_atomically
 from motionmae.errors import UserError
-from motionmae.evaluation.pretrained import load_run
-from motionmae.models.interop import classifier_to_huggingface, huggingface_config, pretraining_to_huggingface
+from motionmae.evaluation.load_run import load_run
+from motionmae.files import write_atomically
+from motionmae.models.convert.huggingface import (
+    classifier_to_huggingface,
+    huggingface_config,
+    pretraining_to_huggingface,
+)
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.training.events import Kind, read_rows
-from motionmae.training.runfolder import RunFolder
-from motionmae.training.source import source_version
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Kind, read_rows
+from motionmae.runs.git_revision import source_version
 
 FORMATS = ("safetensors", "hf")
 

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.config import Config
 from motionmae.data.clips import read_clip
-from motionmae.data.files import VIDEO_SUFFIXES
-from motionmae.data.reader import ShardReader
-from motionmae.data.sampling import check_windows
+from motionmae.data.shards.reader import ShardReader
+from motionmae.data.temporal_sampling import check_windows
 from motionmae.data.video import read_central_clip
+from motionmae.distributed.process_group import Rank
+from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
-from motionmae.evaluation.identity import Identity
+from motionmae.evaluation.cache_key import Identity
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
-from motionmae.evaluation.pretrained import Embedding
-from motionmae.training.distributed import Rank
-from motionmae.training.precision import resolve_precision
-from motionmae.training.weights import fingerprint
+from motionmae.evaluation.load_run import Embedding
+from motionmae.files import VIDEO_SUFFIXES
 
 
 def videos_below(folder: Path) -> tuple[dict[str, str], int]:

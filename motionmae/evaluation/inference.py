@@ -18,12 +18,12 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from motionmae.data.corruption import CorruptSample
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import UnreadableVideo
-from motionmae.evaluation.identity import Identity
-from motionmae.training.distributed import Rank, broadcast_object, gather_objects, on_first_rank
-from motionmae.training.events import LineFile, Row, read_rows
+from motionmae.distributed.process_group import Rank, broadcast_object, gather_objects, on_first_rank
+from motionmae.evaluation.cache_key import Identity
+from motionmae.runs.events import LineFile, Row, read_rows
 
 UNREADABLE = (CorruptSample, UnreadableVideo)
 """What reading a video raises where the video is at fault."""

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
-from motionmae.models.position import PositionTable
+from motionmae.models.pos_embed import PositionTable
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue in [0, 1]: what the encoder's input is centred by."""

@@ -1,1 +1,1 @@
-"""Joins models and data: DeepSpeed engine, loop, schedule, checkpoints, preemption, events."""
+"""The trainer, its tasks (pre-training and fine-tuning) and its callbacks."""

@@ -10,17 +10,17 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from motionmae.checkpointing.load_weights import fingerprint, load_encoder, settle
 from motionmae.config import Config
-from motionmae.data.files import write_atomically
 from motionmae.data.loader import Batch
-from motionmae.data.manifest import Manifest
+from motionmae.data.shards.manifest import Manifest
+from motionmae.distributed.process_group import Rank, on_first_rank
+from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
+from motionmae.files import write_atomically
 from motionmae.models.classifier import build_classifier
-from motionmae.training.distributed import Rank, on_first_rank
-from motionmae.training.engine import Engine
-from motionmae.training.runfolder import RunFolder
+from motionmae.runs.directory import RunFolder
 from motionmae.training.task import Groups
-from motionmae.training.weights import fingerprint, load_encoder, settle
 
 
 class ClipMixup(Mixup):

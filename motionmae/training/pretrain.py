@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.data.loader import Batch
-from motionmae.data.manifest import Manifest
+from motionmae.data.shards.manifest import Manifest
+from motionmae.distributed.process_group import Rank
+from motionmae.distributed.stop_requests import Outcome, Preemption
+from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import build_motionmae
-from motionmae.training.distributed import Rank
-from motionmae.training.engine import Engine
-from motionmae.training.events import Sink
-from motionmae.training.incarnation import train_run
-from motionmae.training.preemption import Outcome, Preemption
+from motionmae.runs.events import Sink
+from motionmae.training.setup import train_run
 from motionmae.training.task import Groups, decay_groups
 
 __all__ = ["Outcome", "pretrain"]
@@ -50,5 +50,5 @@ class Pretraining:
 
 
 def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
-    """Pre-train by ``config``: one incarnation of its run, see :func:`motionmae.training.incarnation.train_run`."""
+    """Pre-train by ``config``: one incarnation of its run, see :func:`motionmae.training.setup.train_run`."""
     return train_run(config, Pretraining(config), preemption=preemption, sinks=sinks)

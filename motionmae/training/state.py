@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from motionmae.config import Config, flat
-from motionmae.data.randomness import keyed_bits
+from motionmae.data.rng import keyed_bits
 from motionmae.errors import UserError
 
 MAY_CHANGE = (
@@ -47,7 +47,7 @@ class TrainState:
     skipped: int = 0
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
-    """The last of these steps, for the budget of :mod:`motionmae.training.health`."""
+    """The last of these steps, for the budget of :mod:`motionmae.training.nonfinite`."""
     went_back: list[int] = field(default_factory=list)
     """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.data.loader import Batch
-from motionmae.data.manifest import Manifest
+from motionmae.data.shards.manifest import Manifest
+from motionmae.distributed.process_group import Rank
+from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import no_decay
-from motionmae.training.distributed import Rank
-from motionmae.training.engine import Engine
 
 Groups = list[dict[str, Any]]
 """Parameter groups: ``params``, ``weight_decay`` and, where the learning rate is not the run's own, ``lr_scale``."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from motionmae.config import Config
-from motionmae.training.events import Sink
-from motionmae.training.incarnation import train_run
-from motionmae.training.preemption import Outcome, Preemption
+from motionmae.distributed.stop_requests import Outcome, Preemption
+from motionmae.runs.events import Sink
 from motionmae.training.pretrain import Pretraining
+from motionmae.training.setup import train_run
 from motionmae.training.task import Task
 
 
@@ -20,5 +20,5 @@ def task_of(config: Config) -> Task:
 
 
 def train_task(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
-    """One incarnation of the run of ``config``, whatever its task: :func:`motionmae.training.incarnation.train_run`."""
+    """One incarnation of the run of ``config``, whatever its task: :func:`motionmae.training.setup.train_run`."""
     return train_run(config, task_of(config), preemption=preemption, sinks=sinks)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.data import transfer
+from motionmae.data.remote.cache import download
 from tests.data.loading import COUNTS, steps
 from tests.data.made_shards import make_shards
 from tests.data.shard_server import ShardServer, serving
@@ -12,7 +12,7 @@ from tests.data.shard_server import ShardServer, serving
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is tried again at once, and no proxy stands before loopback."""
-    monkeypatch.setattr(transfer, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

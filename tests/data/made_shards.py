@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
-from motionmae.data.shards import ShardWriter
+from motionmae.data.shards.format import ShardWriter
+from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 
 FRAME_STEP = 6  # grey levels between neighbouring frames: survives JPEG
 

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.augment import Crop
-from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.crops import Crop
 from motionmae.data.flow import decode_flow, encode_flow
 from motionmae.data.loader import ClipLoader
-from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
-from motionmae.data.reader import SampleMeta, ShardReader
-from motionmae.data.shards import ShardWriter, load_index
+from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.format import ShardWriter, load_index
+from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards.reader import SampleMeta, ShardReader
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture
 

@@ -7,10 +7,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from motionmae.data.augment import Crop
-from motionmae.data.corruption import CorruptSample, Reason
+from motionmae.data.crops import Crop
 from motionmae.data.jpeg import decode_clip
-from motionmae.data.reader import SampleMeta
+from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.reader import SampleMeta
 
 META = SampleMeta("a.tar", "7", 0, 25.0, frames=3, stride=1, height=96, width=128, windows=(0,), has_flow=False)
 

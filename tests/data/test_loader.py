@@ -9,13 +9,13 @@ import torch
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
-from motionmae.data.corruption import CorruptSample
 from motionmae.data.loader import ClipLoader, check_same_stream
-from motionmae.data.manifest import write_manifest
-from motionmae.data.order import EpochOrder
-from motionmae.data.randomness import mask_seed
-from motionmae.data.reader import ShardReader
-from motionmae.data.shards import index_path, load_index
+from motionmae.data.rng import mask_seed
+from motionmae.data.sampler import EpochOrder
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.format import index_path, load_index
+from motionmae.data.shards.manifest import write_manifest
+from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from tests.data.loading import CLIP, COUNTS, loader, rows, steps
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from motionmae.data.workers import WorkerFailed
+from motionmae.data.decode_workers import WorkerFailed
 from tests.data.loading import loader, rows
 
 

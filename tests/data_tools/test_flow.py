@@ -6,8 +6,8 @@ import pytest
 
 from data_tools.decode import FrameSettings, Reason, Undecodable, decode_video
 from data_tools.flow import FlowRecorder
-from motionmae.data.manifest import load_manifest
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.shards.reader import ShardReader
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, write_video
 

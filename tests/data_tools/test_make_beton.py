@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from data_tools import make_beton
-from motionmae.data.beton import BetonReader
-from motionmae.data.manifest import load_manifest
-from motionmae.data.reader import ShardReader
-from motionmae.data.shards import load_index, pack_frames
-from tests.data.betons import needs_ffcv
+from motionmae.data.ffcv_source import BetonReader
+from motionmae.data.shards.format import load_index, pack_frames
+from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.shards.reader import ShardReader
+from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, make_shards, meta, picture
 
 pytestmark = needs_ffcv
@@ -123,8 +123,8 @@ class TestDamage:
 
     @pytest.mark.parametrize("jpeg", [b"no picture", picture(0, 16, 16)], ids=["no_jpeg", "another_size"])
     def test_frames_that_were_stored_wrong(self, tmp_path, capsys, jpeg):
-        from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
-        from motionmae.data.shards import ShardWriter
+        from motionmae.data.shards.format import ShardWriter
+        from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 
         (tmp_path / "s").mkdir()
         with ShardWriter(tmp_path / "s" / "toy-000000.tar") as shard:
@@ -149,7 +149,7 @@ def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
 import os, signal, sys
 from pathlib import Path
 from data_tools.make_beton import write_beton
-from motionmae.data.manifest import load_manifest
+from motionmae.data.shards.manifest import load_manifest
 left = [7]
 def advance():
     left[0] -= 1

@@ -6,8 +6,8 @@ import pytest
 
 from data_tools.merge import main
 from data_tools.verify import main as verify
-from motionmae.data.manifest import load_manifest, write_manifest
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.manifest import load_manifest, write_manifest
+from motionmae.data.shards.reader import ShardReader
 from tests.data.made_shards import make_shards
 
 

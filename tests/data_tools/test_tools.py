@@ -11,8 +11,8 @@ import cv2
 import pytest
 
 from data_tools import preview, stats, verify
-from motionmae.data.manifest import load_manifest, write_manifest
-from motionmae.data.shards import ShardWriter
+from motionmae.data.shards.format import ShardWriter
+from motionmae.data.shards.manifest import load_manifest, write_manifest
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 
 import motionmae.models.timm_models  # noqa: F401 - registers
 from motionmae.__main__ import main
+from motionmae.checkpointing.load_weights import read_weights
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.export import Exported, as_videomae, recorded_commit, transformers_config
-from motionmae.evaluation.pretrained import load_finetuned, load_pretrained
+from motionmae.evaluation.load_run import load_finetuned, load_pretrained
 from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.training.events import read_rows
-from motionmae.training.source import source_version
-from motionmae.training.weights import read_weights
+from motionmae.runs.events import read_rows
+from motionmae.runs.git_revision import source_version
 from tests.models.tiny import noise_clips
 from tests.training.launch import run_ranks
 from tests.training.run_workers import run_all

@@ -15,10 +15,10 @@ from pyarrow import parquet
 from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
-from motionmae.evaluation import pictures
+from motionmae.evaluation import reconstructions
 from motionmae.evaluation.features import classify_by_neighbours
-from motionmae.evaluation.pretrained import load_embedding
-from motionmae.evaluation.video_file import write_mp4
+from motionmae.evaluation.load_run import load_embedding
+from motionmae.evaluation.video_writer import write_mp4
 from tests.shared_data import SHARED_DATA, needs_shared_data
 from tests.training.launch import run_ranks
 from tests.training.other_run import hide_newest, read_while_it_saves
@@ -32,7 +32,7 @@ def write_video(path: Path, frames: int = 20, height: int = 40, width: int = 56,
     for number in range(frames):
         picture = ramp + 10 * seed
         picture[:, (3 * number) % width : (3 * number) % width + 6] = 230
-        pictures.append(picture.astype(np.uint8))
+        reconstructions.append(picture.astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, pictures, fps=10)
     return path
@@ -182,7 +182,7 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
         assert gif.n_frames == len(list(movie.decode(video=0))) == 4
         # five panels a line (original, masked, space head, motion, time head), four lines: two videos, two ratios, each
         # below its title; on top the heading, a note of borrowed contrasts (one line) and the names of the panels
-        panel, text = 4 * 32, pictures.LINE
+        panel, text = 4 * 32, reconstructions.LINE
         assert gif.size == (5 * (panel + 4), 3 * text + 4 * (text + panel))
         seen = np.array(gif.convert("L"))
         for top in (0, text, 2 * text, 3 * text, 4 * text + panel):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.exporter import Settings
-from monitoring.sink import RankSink
-from monitoring.work import Work
+from monitoring.flops_per_clip import Work
+from monitoring.rank_metrics import RankSink
 from motionmae.config import Config, load_config
-from motionmae.training.events import EventLog, JsonLines, Kind
-from motionmae.training.phases import Phase
-from motionmae.training.runfolder import RunFolder
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import EventLog, JsonLines, Kind
+from motionmae.training.step_timer import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from monitoring.catalogue import METRICS
 from monitoring.dashboards import DASHBOARDS, FOLDER, render
-from motionmae.training.events import Kind
+from monitoring.metric_definitions import METRICS
+from motionmae.runs.events import Kind
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_configuration
 from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
 from tests.monitoring.test_rules import metrics_in

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring.catalogue import METRICS, PREFIX
 from monitoring.exporter import END, END_AFTER_SCRAPE, ip_address
+from monitoring.metric_definitions import METRICS, PREFIX
 from motionmae.config import MonitoringConfig
 from motionmae.errors import UserError
-from motionmae.training.events import Kind
+from motionmae.runs.events import Kind
 from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
 from tests.training.launch import wait_until
 

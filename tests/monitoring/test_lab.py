@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.catalogue import METRICS
-from slurm.record import JobRecord
+from monitoring.metric_definitions import METRICS
+from slurm.job_state import JobRecord
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, write_configuration
 from tests.monitoring.runs import FAKE_NVML, ROOT
 from tests.monitoring.test_dashboards import expressions

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from monitoring.catalogue import METRICS, PREFIX
+from monitoring.metric_definitions import METRICS, PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring/prometheus"

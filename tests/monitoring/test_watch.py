@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from monitoring.report.story import read_story
 from monitoring.watch import sparkline, view
 from motionmae.__main__ import main
+from motionmae.runs.history import read_story
 from tests.monitoring.report.test_report import write_run
 
 

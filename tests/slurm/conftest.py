@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slurm.record import JobRecord
+from slurm.job_state import JobRecord
 from tests.slurm.jobs import Starter, start_job
 
 

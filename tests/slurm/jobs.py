@@ -12,9 +12,9 @@ import submitit
 from submitit.helpers import Checkpointable
 
 from motionmae.config import load_config
-from slurm import launch
-from slurm.local import RESTARTS_VARIABLE, SIGNALS, rank_log, stop_with_controller
-from slurm.record import JobRecord, submission_lock
+from slurm import executors
+from slurm.job_state import JobRecord, submission_lock
+from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, rank_log, stop_with_controller
 
 ROOT = Path(__file__).resolve().parents[2]
 Starter = Callable[..., JobRecord]
@@ -60,10 +60,10 @@ def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord
     """Start a job as submit.py does, with other work than training."""
     config = load_config("demo")
     config = replace(config, launch=replace(config.launch, ranks_per_node=len(acts), gpus_per_node=0, **values))
-    logs = launch.log_folder(run)
+    logs = executors.log_folder(run)
     with submission_lock(run) as lock:
         logs.mkdir(parents=True)
-        job_id = launch.local_executor(config, logs, run, ROOT, lock).submit(Scripted(run, acts)).job_id
+        job_id = executors.local_executor(config, logs, run, ROOT, lock).submit(Scripted(run, acts)).job_id
         record = JobRecord("local", job_id, str(rank_log(logs, job_id)), str(ROOT), time.time())
         record.write(run)
     return record

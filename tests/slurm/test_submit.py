@@ -11,12 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from motionmae.config import load_config
-from motionmae.data import transfer
+from motionmae.data.remote.cache import download
 from motionmae.errors import UserError
-from slurm import snapshot, submission, submit
-from slurm.attempts import Attempt, Attempts
-from slurm.ends import Cause
-from slurm.record import JobRecord
+from slurm import code_snapshot, submission, submit
+from slurm.attempt_log import Attempt, Attempts
+from slurm.failure_cause import Cause
+from slurm.job_state import JobRecord
 from slurm.site import Site
 from tests.data.shard_server import serving
 from tests.slurm import tiny
@@ -158,7 +158,7 @@ def test_a_mistake_is_answered_in_one_sentence(
 def test_remote_shards_are_looked_at_before_anything_is_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(transfer, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     make_shards(tmp_path / "shards", samples=8)
     with serving(tmp_path / "shards") as server:
@@ -253,7 +253,7 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Path]:
     """A copy of the repository, and an end to the local job that was started from it."""
-    copy = snapshot.survey(ROOT).write(tmp_path / "elsewhere")
+    copy = code_snapshot.survey(ROOT).write(tmp_path / "elsewhere")
     yield copy / "slurm/submit.py"
     record = JobRecord.read(tmp_path / "runs/demo")
     if record is not None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from motionmae.data.files import output_file
+from motionmae.files import output_file
 from tests.slurm_lab.faults import NAMES, Damage, strike
 from tests.slurm_lab.lab import Lab, missing
 from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun

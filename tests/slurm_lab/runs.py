@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from slurm.record import JobRecord
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from slurm.job_state import JobRecord
 from tests.slurm import tiny
 from tests.slurm_lab.lab import Lab
 

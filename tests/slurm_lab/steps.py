@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.ends import Cause
+from slurm.failure_cause import Cause
 from tests.slurm_lab.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,9 @@ def submit_case(lab: Lab, run: Path, case: Case) -> str:
     """Submit it; returns its job id."""
     run.mkdir()
     (run / "step").write_text(case.step)
-    batch = f"exec {sys.executable} -m slurm.batch {run} {case.retries} srun --kill-on-bad-exit=1 bash {run}/step"
+    batch = (
+        f"exec {sys.executable} -m slurm.requeue_policy {run} {case.retries} srun --kill-on-bad-exit=1 bash {run}/step"
+    )
     (run / "script").write_text(f"#!/bin/bash\ncd {ROOT}\n{batch}\n")
     options = ["--requeue", "--open-mode=append", f"--time={case.minutes}", "-o", f"{run}/out"]
     return lab.run("sbatch", "--parsable", *options, str(run / "script")).stdout.strip()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.record import JobRecord
-from slurm.rows import Row
+from benchmarks.experiments.ablation_table import Row
+from slurm.job_state import JobRecord
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import PATIENCE
 from tests.training.shards import make_shards
@@ -24,7 +24,14 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false", "log.picture_steps=0"]
     flags = ["--nodes", "1", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
     # table10_divided is the paper's default, which table5a_both trains
-    command = [sys.executable, str(ROOT / "slurm/ablations.py"), "--tables", "10", "--runs", str(tmp_path / "runs")]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/experiments/ablations.py"),
+        "--tables",
+        "10",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     started = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
     again = lab.run(*command, "--", *flags, *small, cwd=tmp_path)

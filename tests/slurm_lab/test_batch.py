@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import Attempts
+from slurm.attempt_log import Attempts
 from tests.slurm.tiny import rows
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import PATIENCE

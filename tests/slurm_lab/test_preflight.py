@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.training.events import Kind, read_rows
-from slurm.attempts import Attempts
+from motionmae.runs.events import Kind, read_rows
+from slurm.attempt_log import Attempts
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TrainingRun
 from tests.training.shards import make_shards

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from motionmae.checkpointing import sharded
 from motionmae.config import Config
-from motionmae.training import checkpoint, health, zero_state
-from motionmae.training.checkpoint_store import CheckpointStore
-from motionmae.training.distributed import Rank, init_distributed
-from motionmae.training.engine import Engine
-from motionmae.training.events import EventLog
-from motionmae.training.exits import Exit, exit_of
-from motionmae.training.preemption import Preemption, Requests
-from motionmae.training.progress import ProgressLine
+from motionmae.distributed.process_group import Rank, init_distributed
+from motionmae.distributed.stop_requests import Preemption, Requests
+from motionmae.engine import sharded_state
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.events import EventLog
+from motionmae.training import nonfinite
+from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
 
@@ -55,7 +57,7 @@ def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: f
 
 
 def weights(engine: Engine) -> Weights:
-    return {name: zero_state.read(engine, p, "parameter").clone() for name, p in engine.parameters.items()}
+    return {name: sharded_state.read(engine, p, "parameter").clone() for name, p in engine.parameters.items()}
 
 
 def train_all(cases: list[Config], steps: int) -> list[tuple[list[float], Weights, float]]:
@@ -78,15 +80,15 @@ def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
         before = weights(engine)
         loss = take_step(engine, settings, rank, 1, poison)
         local = torch.tensor([poison if rank.rank == rank.world - 1 else 1.0])
-        bad = health.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
-        after, updates = weights(engine), zero_state.updates(engine)
+        bad = nonfinite.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
+        after, updates = weights(engine), sharded_state.updates(engine)
         take_step(engine, settings, rank, 2)
         results.append(
             {
                 "loss": loss,
                 "bad": asdict(bad),
                 "unchanged": all(torch.equal(before[name], after[name]) for name in before),
-                "updates": (updates, zero_state.updates(engine)),
+                "updates": (updates, sharded_state.updates(engine)),
                 "finite": all(bool(value.isfinite().all()) for value in weights(engine).values()),
                 "weights": weights(engine),
                 "scale": engine.loss_scale.value if engine.loss_scale else None,
@@ -107,9 +109,9 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
         engine.set_loss_scale()
         scales, applied = [], []
         for step in range(24):
-            before = zero_state.updates(engine)
+            before = sharded_state.updates(engine)
             take_step(engine, settings, rank, step % 3)
-            applied.append(zero_state.updates(engine) > before)
+            applied.append(sharded_state.updates(engine) > before)
             scales.append(engine.loss_scale.value)
         results.append((scales, applied, engine.grad_norm))
         engine.close()
@@ -129,9 +131,9 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
         engine, rank = new_engine(settings)
         for step in range(steps):
             take_step(engine, settings, rank, step)
-        taken = checkpoint.snapshot(engine, rank, steps, {"trainer": {"data_step": steps}})
+        taken = sharded.snapshot(engine, rank, steps, {"trainer": {"data_step": steps}})
         later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
-        checkpoint.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
+        sharded.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
         results[zero] = (later, weights(engine))
         engine.close()
     return results
@@ -146,13 +148,11 @@ def load_all(
         for zero in zeros:
             settings = config(zero)
             engine, rank = new_engine(settings)
-            found = checkpoint.find(
-                CheckpointStore(folder / str(before)), rank, EventLog("test"), ProgressLine(0, False)
-            )
+            found = sharded.find(CheckpointStore(folder / str(before)), rank, EventLog("test"), ProgressLine(0, False))
             assert found is not None
-            checkpoint.restore(engine, rank, found)
+            sharded.restore(engine, rank, found)
             losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
-            results[before, zero] = (losses, weights(engine), zero_state.updates(engine))
+            results[before, zero] = (losses, weights(engine), sharded_state.updates(engine))
             engine.close()
     return results
 
@@ -162,15 +162,15 @@ def fail_to_write(folder: Path) -> tuple[str, list[str]]:
     settings = config(1)
     engine, rank = new_engine(settings)
     store = CheckpointStore(folder)
-    checkpoint.write(checkpoint.snapshot(engine, rank, 1, {}), store, rank)
-    taken = checkpoint.snapshot(engine, rank, 2, {})
+    sharded.write(sharded.snapshot(engine, rank, 1, {}), store, rank)
+    taken = sharded.snapshot(engine, rank, 2, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank.rank == rank.world - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        checkpoint.write(taken, store, rank)
+        sharded.write(taken, store, rank)
         error = ""
-    except checkpoint.CheckpointError as failure:
+    except sharded.CheckpointError as failure:
         error = str(failure)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     dist.barrier()  # rank 0 has cleared up

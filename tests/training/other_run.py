@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from motionmae.evaluation import pretrained
-from motionmae.training import weights
-from motionmae.training.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.training.runfolder import RunFolder
+from motionmae.checkpointing import load_weights
+from motionmae.evaluation import load_run
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.directory import RunFolder
 
 
 def hide_newest(run: Path) -> tuple[str, str]:
@@ -20,7 +20,7 @@ def hide_newest(run: Path) -> tuple[str, str]:
 
 def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arguments: Any) -> list[str]:
     """Do ``action`` on a rank; the checkpoints that this rank has read weights of."""
-    look, load, read = weights.newest_checkpoint, weights.load_weights, []
+    look, load, read = load_weights.newest_checkpoint, load_weights.load_weights, []
 
     def look_and_save(folder: RunFolder, step: int | None = None) -> Checkpoint:
         found = look(folder, step)
@@ -32,7 +32,7 @@ def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arg
         read.append(folder.name)
         return load(folder)
 
-    weights.newest_checkpoint = pretrained.newest_checkpoint = look_and_save
-    weights.load_weights = load_and_note
+    load_weights.newest_checkpoint = load_run.newest_checkpoint = look_and_save
+    load_weights.load_weights = load_and_note
     action(*arguments)
     return read

@@ -5,7 +5,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from motionmae.training.engine import import_deepspeed  # noqa: E402
+from motionmae.engine.deepspeed_engine import import_deepspeed  # noqa: E402
 
 import_deepspeed(torch.device("cpu"))
 

@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionmae.config import Config
+from motionmae.distributed.process_group import init_distributed
 from motionmae.errors import UserError
-from motionmae.training import loop
-from motionmae.training.distributed import init_distributed
-from motionmae.training.exits import exit_of
+from motionmae.runs.end_reason import exit_of
+from motionmae.training import trainer
 from motionmae.training.tasks import train_task
 
 
@@ -48,14 +48,14 @@ def pretrain_to_exit(config: Config) -> tuple[str, str]:
 
 def pretrain_and_hang(config: Config, step: int) -> None:
     """Run; the last rank never comes back from ``step``."""
-    take_step = loop.take_step
+    take_step = trainer.take_step
 
-    def take_step_or_hang(run: loop.Run, *arguments: Any) -> loop.Step:
+    def take_step_or_hang(run: trainer.Run, *arguments: Any) -> trainer.Step:
         if run.state.step + 1 == step and run.rank.rank == run.rank.world - 1:
             time.sleep(1e6)
         return take_step(run, *arguments)
 
-    loop.take_step = take_step_or_hang
+    trainer.take_step = take_step_or_hang
     train_task(config)
 
 

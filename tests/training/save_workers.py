@@ -9,17 +9,18 @@ from typing import Any
 
 import torch.distributed as dist
 
+from motionmae.checkpointing import sharded
+from motionmae.checkpointing.async_checkpointer import Saver
+from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.config import Config, WatchdogConfig
-from motionmae.training import checkpoint, loop
-from motionmae.training.checkpoint_store import CheckpointStore, FileEntry
-from motionmae.training.claim import claim_folder
-from motionmae.training.distributed import Rank, broadcast_object
-from motionmae.training.engine import Engine
-from motionmae.training.exits import Superseded
+from motionmae.distributed.process_group import Rank, broadcast_object
+from motionmae.distributed.watchdog import Watchdog
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.runs.checkpoint_store import CheckpointStore, FileEntry
+from motionmae.runs.end_reason import Superseded
+from motionmae.runs.lease import claim_folder
+from motionmae.training import trainer
 from motionmae.training.pretrain import pretrain
-from motionmae.training.saver import Saver
-from motionmae.training.tensor_file import write_tensors
-from motionmae.training.watchdog import Watchdog
 from tests.training.engine_workers import new_engine, take_step, weights
 from tests.training.tiny import config
 
@@ -29,7 +30,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.delay, self.full, self.stuck = 0.0, False, False
-        checkpoint.write_tensors = self.write  # type: ignore[assignment]
+        sharded.write_tensors = self.write  # type: ignore[assignment]
 
     def write(self, path: Path, *arguments: Any) -> FileEntry:
         if self.stuck and "step-00000006" in str(path):
@@ -110,9 +111,9 @@ def pretrain_on_a_stuck_disk(config: Config) -> None:
 
 def pretrain_on_bad_samples(config: Config, first: int, last: int) -> str:
     """Run; the losses of data steps ``first`` to ``last`` are not finite."""
-    take_step = loop.take_step
+    take_step = trainer.take_step
 
-    def poisoned(run: loop.Run, *arguments: Any) -> loop.Step:
+    def poisoned(run: trainer.Run, *arguments: Any) -> trainer.Step:
         forward = run.task.forward
 
         def forward_poisoned(*inputs: Any) -> Any:
@@ -124,10 +125,10 @@ def pretrain_on_bad_samples(config: Config, first: int, last: int) -> str:
             stack.callback(lambda: delattr(run.task, "forward"))
             return take_step(run, *arguments)
 
-    loop.take_step = poisoned
+    trainer.take_step = poisoned
     try:
         return pretrain(config).name
     except Exception as error:
         return str(error)
     finally:
-        loop.take_step = take_step
+        trainer.take_step = take_step

@@ -17,8 +17,8 @@ from motionmae.config import (
     ModelConfig,
     OptimConfig,
 )
-from motionmae.data.manifest import EncoderSettings, Manifest, write_manifest
-from motionmae.data.shards import ShardWriter
+from motionmae.data.shards.format import ShardWriter
+from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 
 FRAMES, HEIGHT, WIDTH = 8, 40, 52
 

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import save_file
 from timm.data.mixup import Mixup
 
+from motionmae.checkpointing.sharded import load_weights
 from motionmae.config import Config, FinetuneConfig
-from motionmae.data.manifest import load_manifest
+from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
-from motionmae.evaluation.pretrained import load_finetuned
+from motionmae.evaluation.load_run import load_finetuned
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import build_motionmae
-from motionmae.training.checkpoint import load_weights
-from motionmae.training.checkpoint_store import CheckpointStore
-from motionmae.training.events import current_rows
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import current_rows
 from motionmae.training.finetune import ClipMixup, Finetuning
-from motionmae.training.runfolder import RunFolder
 from motionmae.training.tasks import train_task
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.other_run import hide_newest, read_while_it_saves

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from motionmae.config import Config, EngineConfig, OptimConfig
 from motionmae.data.loader import Batch
-from motionmae.training.distributed import init_distributed
-from motionmae.training.engine import Engine
+from motionmae.distributed.process_group import init_distributed
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.schedule import build_schedule
 from tests.models.tiny import moving_clips, tiny
 from tests.training.launch import run_ranks
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from motionmae.checkpointing.sharded import load_weights
 from motionmae.config import Config, load_config
-from motionmae.training.checkpoint import load_weights
-from motionmae.training.checkpoint_store import CheckpointStore
-from motionmae.training.events import current_rows, read_rows
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import current_rows, read_rows
 from motionmae.training.pretrain import Outcome, pretrain
-from motionmae.training.runfolder import RunFolder
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_with_small_files, run_all
 from tests.training.shards import STEPS, make_shards, tiny_run

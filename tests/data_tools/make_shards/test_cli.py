@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from data_tools.make_shards.cli import main
-from motionmae.data.manifest import load_manifest
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.shards.reader import ShardReader
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from data_tools.make_shards.plan import STATE
+from data_tools.make_shards.shard_plan import STATE
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 

@@ -7,7 +7,7 @@ from data_tools.verify import main as verify
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.reader import ShardReader
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
 

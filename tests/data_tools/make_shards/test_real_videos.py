@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_tools.make_shards.cli import main
-from motionmae.data.reader import ShardReader
+from motionmae.data.shards.reader import ShardReader
 from tests.data_tools.make_shards.runs import manifest, quarantine
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 from tests.shared_data import SHARED_DATA, needs_shared_data

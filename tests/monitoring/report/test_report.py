@@ -11,11 +11,11 @@ import pytest
 from monitoring.report import charts
 from monitoring.report.page import render, write_report
 from monitoring.report.pictures import Picture
-from monitoring.report.story import Story, read_story
 from motionmae.config import load_config, save_config
 from motionmae.errors import UserError
-from motionmae.training.events import Kind, LineFile
-from motionmae.training.runfolder import RunFolder
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Kind, LineFile
+from motionmae.runs.history import Story, read_story
 from tests.monitoring.runs import metrics_row
 from tests.monitoring.test_goodput import History
 

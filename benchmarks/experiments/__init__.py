@@ -1,0 +1,1 @@
+"""Experiments: ablation tables, the evidence for motion targets, the scaling model."""

@@ -1,0 +1,352 @@
+"""Where a run stops scaling: a step on 1 to 1,024 GPUs by the alpha-beta model (benchmarks/experiments/network.py).
+
+Examples::
+
+  python benchmarks/experiments/scaling.py --config vitl_k400 --gpu a100-80 --mfu 0.4 --picture docs/pictures/scaling.png
+  python benchmarks/experiments/scaling.py --config vitb_k400 --gpu h100-80 --seconds-per-clip 0.006 --outside-gbs 50 --overlap 0.8
+  python benchmarks/experiments/scaling.py --check --json check.json     # holds the model against 1, 2 and 4 processes here
+
+Two questions. Does it scale if every GPU keeps its micro batch and the batch grows ("clips a GPU fixed")? And if the
+batch of the run stays, so that each GPU gets ever less ("batch fixed")? Efficiency is the speed a GPU compared to one
+GPU alone. The step of one GPU comes from --seconds-per-clip where it was measured, else from counted work and --mfu.
+
+--check trains with DeepSpeed on gloo. What it measures and puts into the model: a step in one process; how much slower
+computing gets beside a second process; bandwidth and latency of gloo's collectives between two. From these it predicts
+the steps on 1, 2 and 4 processes. More processes than cores share them: everything takes processes / cores as long.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.entry import run_script
+from benchmarks.experiments.network import Link, Network, Work, step_parts
+from benchmarks.processes import run_ranks
+from motionmae.config import Config, load_config
+from motionmae.distributed.process_group import Rank, distributed, gather_objects
+from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
+from motionmae.errors import UserError
+from motionmae.files import output_file
+from motionmae.models.motionmae import build_motionmae
+from motionmae.models.targets import output_sizes
+from motionmae.planning.flops import count_parameters, step_flops
+from motionmae.planning.gpus import DEFAULT, find_gpu
+from motionmae.planning.memory import FP32, compute_bytes
+from motionmae.training.task import decay_groups
+
+SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch=4", "engine.precision=fp32"]
+"""What --check trains unless told otherwise: a quarter of a second's computing for 105 MB of gradients."""
+WORLDS = (1, 2, 4)
+STAGES = (0, 1, 2, 3)
+GPUS = tuple(2**power for power in range(11))
+LIMITS = (0.9, 0.5)
+MESSAGES = (4_096, 16_000_000)
+"""Bytes of the two messages that a link's latency and bandwidth are fitted to."""
+
+
+def gpu_work(config: Config, seconds_per_clip: float) -> Work:
+    """A micro-batch of a GPU: a third forward, two thirds backward; AdamW's share of it is in there."""
+    seconds = seconds_per_clip * config.engine.micro_batch * config.data.repeats
+    parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
+    return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
+
+
+def matrices(config: Config) -> int:
+    """Weights that ZeRO-3 gathers one by one: four a block, projection, embeddings and heads."""
+    size, heads = config.model.dimensions, len(output_sizes(config))
+    trunks = 1 if config.model.decoder == "shared" else heads
+    return 4 * (size.depth + trunks * config.model.decoder_depth) + 1 + trunks + heads
+
+
+def model_scaling(config: Config, work: Work, network: Network, overlap: float) -> list[dict[str, Any]]:
+    """A row for each stage and number of GPUs: efficiency with the clips a GPU or the run's batch fixed."""
+    rows = []
+    for stage in STAGES:
+        options: dict[str, Any] = {"bucket": BUCKET, "overlap": overlap}
+        alone = step_parts(work, network, 1, stage, **options).step
+        for ranks in GPUS:
+            weak = step_parts(work, network, ranks, stage, **options)
+            micro_batches = config.optim.batch / config.engine.micro_batch / ranks
+            strong = step_parts(work, network, ranks, stage, micro_batches=micro_batches, **options)
+            rows.append(
+                {
+                    "stage": stage,
+                    "ranks": ranks,
+                    **asdict(weak),
+                    "weak": alone / weak.step,
+                    "strong": micro_batches * alone / strong.step if ranks <= config.optim.batch else None,
+                }
+            )
+    return rows
+
+
+def last_above(rows: list[dict[str, Any]], stage: int, kind: str, limit: float) -> int:
+    """The most GPUs up to which efficiency never falls below ``limit``."""
+    last = 0
+    for row in rows:
+        if row["stage"] == stage:
+            if row[kind] is None or row[kind] < limit:
+                break
+            last = row["ranks"]
+    return last
+
+
+def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> None:
+    """Print efficiencies, and where they fall below the limits."""
+    table = Table(title=f"{config.name}: efficiency, clips a GPU fixed | batch of the run fixed", title_justify="left")
+    table.add_column("GPUs")
+    for stage in STAGES:
+        table.add_column(f"ZeRO {stage}")
+    for ranks in GPUS:
+        of_ranks = [row for row in rows if row["ranks"] == ranks]
+        cells = [f"{r['weak']:.2f} | " + ("-" if r["strong"] is None else f"{r['strong']:.2f}") for r in of_ranks]
+        table.add_row(str(ranks), *cells)
+    console = Console()
+    console.print(table)
+    console.print(assumed)
+    for stage in STAGES:
+        ends = [
+            f"{name}: at least {limit} up to {last_above(rows, stage, kind, limit)} GPUs"
+            for kind, name in (("weak", "clips a GPU fixed"), ("strong", f"batch {config.optim.batch} fixed"))
+            for limit in LIMITS
+        ]
+        console.print(f"ZeRO {stage}: {'; '.join(ends)}")
+
+
+def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -> None:
+    """Draw both efficiencies over the number of GPUs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    titles = {"weak": f"{config.engine.micro_batch} clips a GPU", "strong": f"{config.optim.batch} clips a step"}
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        for stage, style in zip(STAGES, ("-", "--", "-.", ":"), strict=True):
+            chosen = [row for row in rows if row["stage"] == stage and row[kind] is not None]
+            panel.plot([r["ranks"] for r in chosen], [r[kind] for r in chosen], style, label=f"ZeRO {stage}")
+        for limit in LIMITS:
+            panel.axhline(limit, color="grey", linewidth=0.6)
+        panel.set_xscale("log", base=2)
+        panel.set(title=title, xlabel="GPUs", ylim=(0, 1.03))
+        panel.xaxis.set_major_formatter("{x:.0f}")
+    panels[0].set_ylabel("speed a GPU, of one alone")
+    panels[0].legend(loc="lower left")
+    figure.suptitle(textwrap.fill(f"{config.name}, modelled: {assumed}", 110), fontsize=8)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """Seconds of ``action``, begun by all ranks at once."""
+    dist.barrier()
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def slowest(times: list[float]) -> float:
+    """What the slowest rank took, the best time of all: the rest is other programs' doing. Collective."""
+    return min(max(row) for row in zip(*gather_objects(times), strict=True))
+
+
+def measure_link(world: int) -> dict[str, list[float]]:
+    """Seconds of gloo's collectives on MESSAGES bytes."""
+    found: dict[str, list[float]] = {"all_reduce": [], "all_gather": []}
+    for size in MESSAGES:
+        whole, part = torch.zeros(size // 4), torch.zeros(size // 4 // world)
+        repeats = 50 if size < 1e6 else 10
+        actions: dict[str, Callable[[], Any]] = {
+            "all_reduce": lambda whole=whole: dist.all_reduce(whole),
+            "all_gather": lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part),
+        }
+        for name, action in actions.items():
+            found[name].append(slowest([timed(action) for _ in range(repeats)]))
+    return found
+
+
+def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) -> float:
+    """Seconds of forward and backward without DeepSpeed and without a message, on all ranks at once."""
+    model = build_motionmae(config)
+
+    def step() -> None:
+        model(clips, seeds).total.backward()
+        model.zero_grad()
+
+    step()
+    return slowest([timed(step) for _ in range(5)])
+
+
+def measure_steps(config: Config, rank: Rank, clips: torch.Tensor, seeds: torch.Tensor) -> dict[str, float]:
+    """Seconds of a step's phases, and of all of it."""
+    model = build_motionmae(config)
+    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero)
+    phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
+    for number in range(8):
+        dist.barrier()
+        marks = [time.perf_counter()]
+        loss = engine(clips, seeds).total
+        marks.append(time.perf_counter())
+        engine.backward(loss)
+        marks.append(time.perf_counter())
+        engine.step()
+        marks.append(time.perf_counter())
+        if number > 1:  # the first two make buckets and traces
+            spans = [*(end - begin for begin, end in pairwise(marks)), marks[-1] - marks[0]]
+            for name, span in zip(phases, spans, strict=True):
+                phases[name].append(span)
+    engine.close()
+    return {name: slowest(times) for name, times in phases.items()}
+
+
+def measure_here(config: Config) -> dict[str, Any]:
+    """What this process group can tell: its collectives, its computing, its steps at every stage. Collective."""
+    with distributed(config.engine) as rank:
+        clip, number = config.clip, config.engine.micro_batch
+        clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
+        seeds = torch.arange(number) + rank.rank * number
+        config = replace(config, optim=replace(config.optim, batch=number * rank.world))
+        import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
+        link = measure_link(rank.world) if rank.world > 1 else {}
+        compute = measure_compute(config, clips, seeds)
+        steps = {
+            str(stage): measure_steps(replace(config, engine=replace(config.engine, zero=stage)), rank, clips, seeds)
+            for stage in STAGES
+        }
+        return {"world": rank.world, "link": link, "compute": compute, "steps": steps}
+
+
+def fit_link(seconds: list[float], rounds: int) -> Link:
+    """The link of two ranks between which MESSAGES, in ``rounds`` rounds of half of them, took ``seconds``."""
+    small, large = seconds
+    beta = rounds / 2 * (MESSAGES[1] - MESSAGES[0]) / max(large - small, 1e-9)
+    return Link(max(small / rounds - MESSAGES[0] / 2 / beta, 0.0), beta)
+
+
+def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: int) -> list[dict[str, Any]]:
+    """The steps on each number of processes, from one process's step and two processes' messages and computing."""
+    alone, pair = measured[1], measured[2]
+    reduce, gather = (fit_link(pair["link"][name], rounds) for name, rounds in (("all_reduce", 2), ("all_gather", 1)))
+    beside_another = pair["compute"] / alone["compute"]
+    rows = []
+    for world in measured:
+        sharing = max(world / cores, 1.0)
+        slower = sharing * (beside_another if world > 1 else 1.0)
+        for stage in STAGES:
+            phases = alone["steps"][str(stage)]
+            work = Work(
+                *(slower * phases[name] for name in ("forward", "backward", "optimizer")),
+                count_parameters(config).total,
+                matrices(config),
+                compute_bytes(config) < FP32,
+            )
+            inside = gather.shared(sharing)
+            network = Network(inside, inside, world, reduce.shared(sharing))
+            predicted = step_parts(work, network, world, stage, bucket=BUCKET).step
+            real = measured[world]["steps"][str(stage)]["step"]
+            rows.append({"world": world, "stage": stage, "predicted": predicted, "measured": real})
+    return rows
+
+
+def check(config: Config, arguments: list[str]) -> dict[str, Any]:
+    """Measure on 1, 2 and 4 processes, print predictions beside it."""
+    measured = {world: run_ranks(world, arguments) for world in WORLDS}
+    rows = predict_steps(measured, config, len(os.sched_getaffinity(0)))
+    table = Table(title="seconds of a step on processes of this machine", title_justify="left")
+    for column in ("processes", "ZeRO", "predicted", "measured", "error"):
+        table.add_column(column)
+    for row in rows:
+        row["error"] = row["predicted"] / row["measured"] - 1
+        times = (f"{row['predicted']:.3f}", f"{row['measured']:.3f}", f"{row['error']:+.0%}")
+        table.add_row(str(row["world"]), str(row["stage"]), *times)
+    Console().print(table)
+    return {"measured": measured, "rows": rows}
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse figures that no network and no GPU has.
+
+    Raises:
+        UserError: naming the option.
+    """
+    positive = ("per_node", "mfu", "seconds_per_clip", "inside_gbs", "outside_gbs")
+    for name in (*positive, "inside_us", "outside_us", "overlap"):
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if not 0 <= value < math.inf or (value == 0 and name in positive):  # not nan either
+            raise UserError(f"{flag} {value}: give a number {'above' if name in positive else 'of at least'} 0")
+        if name in ("mfu", "overlap") and value > 1:
+            raise UserError(f"{flag} {value}: it is a share, 1 at most")
+
+
+def main() -> None:
+    """Model or check, print the table, write figures and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="vitl_k400", help="whose model and batch (default: vitl_k400)")
+    parser.add_argument("--gpu", default=DEFAULT, help=f"as of `python -m motionmae plan` (default: {DEFAULT})")
+    parser.add_argument("--mfu", type=float, default=0.4, help="where no step was measured (default: 0.4)")
+    parser.add_argument("--seconds-per-clip", type=float, help="of a measured step on one GPU")
+    parser.add_argument("--inside-us", type=float, default=5.0, help="latency in a node (default: 5)")
+    parser.add_argument("--inside-gbs", type=float, help="GB/s in a node (default: 0.8 of the GPU's data sheet)")
+    parser.add_argument("--outside-us", type=float, default=10.0, help="latency between nodes (default: 10)")
+    parser.add_argument("--outside-gbs", type=float, default=20.0, help="GB/s a GPU between nodes (default: 20)")
+    parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default: 8)")
+    parser.add_argument("--overlap", type=float, default=0.0, help="share of the backward pass that hides messages")
+    parser.add_argument("--check", action="store_true", help="hold the model against processes of this machine")
+    parser.add_argument("--picture", type=output_file, help="draw there (PNG)")
+    parser.add_argument("--json", type=output_file, help="write the figures there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    options = parser.parse_args()
+    check_options(options)
+    if options.check:
+        config = load_config("vitb_k400", options.overrides or SMALL)
+        if "RANK" in os.environ:  # one of the processes that check() starts
+            figures = measure_here(config)
+            if os.environ["RANK"] != "0":
+                return
+        else:
+            figures = check(config, sys.argv[1:])
+    else:
+        config, gpu = load_config(options.config, options.overrides), find_gpu(options.gpu)
+        seconds = options.seconds_per_clip or step_flops(config).model / (gpu.tflops * 1e12 * options.mfu)
+        inside = options.inside_gbs or 0.8 * gpu.link
+        network = Network(
+            Link(options.inside_us / 1e6, inside * 1e9),
+            Link(options.outside_us / 1e6, options.outside_gbs * 1e9),
+            options.per_node,
+        )
+        rows = model_scaling(config, gpu_work(config, seconds), network, options.overlap)
+        assumed = (
+            f"{seconds * 1e3:.2f} ms a clip ({'measured' if options.seconds_per_clip else f'{options.mfu:.0%} MFU'}), "
+            f"{options.gpu}, {inside:.0f} GB/s and {options.inside_us:.0f} us in a node of {options.per_node}, "
+            f"{options.outside_gbs:.0f} GB/s and {options.outside_us:.0f} us a GPU between nodes, "
+            f"{options.overlap:.0%} of the backward pass overlaps"
+        )
+        show_scaling(rows, config, assumed)
+        if options.picture:
+            draw(rows, config, assumed, options.picture)
+        figures = {"assumed": assumed, "network": asdict(network), "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,1 @@
+"""Writing and reading checkpoints of a training, and weights from every source."""

@@ -1,0 +1,66 @@
+"""Writing safetensors files beside a training that goes on.
+
+The library's own ``save_file`` copies all tensors and holds the interpreter's lock while it writes, which would stop
+the training it is meant to run beside. The format is a length, a JSON header and the bytes
+(https://huggingface.co/docs/safetensors), so here they go to the file straight from where they lie, are hashed on the
+way, and every long call gives up the lock. The library reads the result.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from motionmae.runs.checkpoint_store import FileEntry
+
+_CHUNK = 8 << 20
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:
+    """Write and flush contiguous fp32 CPU tensors.
+
+    Args:
+        path: of the new file.
+        tensors: by their names in the file.
+        parameters: names to note in the entry.
+
+    Raises:
+        OSError: if it could not be written in full.
+    """
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        for chunk in _chunks(tensors):
+            digest.update(chunk)
+            size += len(chunk)
+            while chunk:
+                chunk = chunk[os.write(descriptor, chunk) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileEntry(path.name, size, digest.hexdigest(), parameters)
+
+
+def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    yield memoryview(_header(tensors))
+    for tensor in tensors.values():
+        content = tensor.view(-1).numpy().data.cast("B")
+        for start in range(0, len(content), _CHUNK):
+            yield content[start : start + _CHUNK]
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """Little-endian length of the JSON, and the JSON, filled up with spaces so that the data begins at 8 bytes."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, (name, tensor.dtype)
+        assert tensor.is_contiguous(), name
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

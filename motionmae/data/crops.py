@@ -1,0 +1,86 @@
+"""Where a clip is cut out of its frames: one crop and one flip for all frames of a clip.
+
+Everything here computes a :class:`Crop` from sizes and a keyed generator; motionmae.data.jpeg carries it out.
+"""
+
+import math
+from dataclasses import dataclass
+
+from motionmae.config import DataConfig
+from motionmae.data.rng import KeyedRandom
+
+_ATTEMPTS = 10
+_SCALES = (1.0, 0.875, 0.75, 0.66)  # MultiScaleCrop's shares of the short side
+_SNAP = 3  # MultiScaleCrop takes the output size itself when a scaled size is nearer than this
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of the stored frame, in pixels, and whether it is mirrored left to right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+def random_crop(height: int, width: int, size: int, data: DataConfig, random: KeyedRandom) -> Crop:
+    """The crop of one training clip by ``data.crop``, mirrored with probability 1/2 if ``data.flip``.
+
+    Args:
+        height: of the stored frames.
+        width: of the stored frames.
+        size: side of the clip.
+        data: crop kind and its ranges.
+        random: keyed by the clip.
+    """
+    flip = random.uniform() < 0.5  # drawn first and always, so that it depends on no other setting
+    if data.crop == "multi_scale":
+        top, left, h, w = multi_scale(height, width, size, random)
+    else:
+        top, left, h, w = random_resized(height, width, data.crop_scale, data.crop_ratio, random)
+    return Crop(top, left, h, w, flip and data.flip)
+
+
+def random_resized(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], random: KeyedRandom
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) by torchvision's RandomResizedCrop.
+
+    The area is uniform in ``scale`` of the frame, the logarithm of width / height uniform in ``ratio``; after ten
+    draws that do not fit, the largest central crop of an allowed ratio.
+    """
+    low, high = (math.log(bound) for bound in ratio)
+    for _ in range(_ATTEMPTS):
+        area = height * width * random.uniform(*scale)
+        aspect = math.exp(random.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return random.below(height - h + 1), random.below(width - w + 1), h, w
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def multi_scale(height: int, width: int, size: int, random: KeyedRandom) -> tuple[int, int, int, int]:
+    """(top, left, height, width) by the MultiScaleCrop of TSN and VideoMAE.
+
+    Sides are 1, 0.875, 0.75 or 0.66 of the short side, at most one step of that list apart; the place is one of 13:
+    the corners, the middle, the middles of the sides, and the middles of the quarters.
+    """
+    sides = [int(min(height, width) * scale) for scale in _SCALES]
+    sides = [size if abs(side - size) < _SNAP else side for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    h, w = pairs[random.below(len(pairs))]
+    h, w = min(h, height), min(w, width)  # snapping to the output size may pass the frame's edge by two pixels
+    corners = [(row, column) for row in (0, 2, 4) for column in (0, 2, 4)]
+    quarters = [(row, column) for row in (1, 3) for column in (1, 3)]
+    row, column = (corners + quarters)[random.below(len(corners) + len(quarters))]
+    return (height - h) // 4 * row, (width - w) // 4 * column, h, w
+
+
+def central_crop(height: int, width: int) -> Crop:
+    """The largest square in the middle of the frame."""
+    side = min(height, width)
+    return Crop((height - side) // 2, (width - side) // 2, side, side)

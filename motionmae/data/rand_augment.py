@@ -1,0 +1,114 @@
+"""RandAugment and random erasing of whole clips for fine-tuning (Table 6b): timm's operations, keyed by the sample.
+
+timm draws anew for every picture, from Python's global generator. A clip needs one policy for all of its frames, and
+the same one whichever thread decodes it; so the draws are ours, and what is drawn from is timm's.
+"""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+
+from motionmae.config import DataConfig
+from motionmae.data.crops import random_resized
+from motionmae.data.rng import KeyedRandom
+from motionmae.errors import UserError
+
+Operation = Callable[[Image.Image], Image.Image]
+
+_MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), 0.0) | dict.fromkeys(
+    ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"), 1.0
+)
+"""Operations whose argument timm mirrors by chance around the value that changes nothing, and that value."""
+
+
+class ClipAugment:
+    """Changes clips in place by ``data.rand_augment`` and ``data.erase``.
+
+    Args:
+        data: names both.
+        size: side of the clips.
+
+    Raises:
+        UserError: the policy is none of timm's.
+    """
+
+    def __init__(self, data: DataConfig, size: int):
+        self._erase = data.erase
+        self._policy = parse_policy(data.rand_augment, size) if data.rand_augment else None
+        self._mean, self._std = (255 * np.array(part) for part in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+
+    def __call__(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
+        """Change a clip: uint8 (T, size, size, 3)."""
+        if self._policy:
+            operations = draw_operations(self._policy, random.Random(keyed.bits()))
+            for frame in clip if operations else ():
+                picture = Image.fromarray(frame)
+                for operation in operations:
+                    picture = operation(picture)
+                frame[:] = np.asarray(picture)
+        if keyed.uniform() < self._erase:
+            self._erase_box(clip, keyed)
+
+    def _erase_box(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
+        """Fill a box of timm's default sizes, the same in all frames, with normal noise around ImageNet's mean."""
+        frames, height, width, _ = clip.shape
+        area = (_BOX.min_area, _BOX.max_area)
+        aspect = (float(np.exp(_BOX.log_aspect_ratio[0])), float(np.exp(_BOX.log_aspect_ratio[1])))
+        top, left, h, w = random_resized(height, width, area, aspect, keyed)
+        noise = np.random.Generator(np.random.Philox(keyed.bits())).standard_normal((frames, h, w, 3), np.float32)
+        clip[:, top : top + h, left : left + w] = (self._mean + self._std * noise).clip(0, 255)
+
+
+_BOX = RandomErasing()
+
+
+def parse_policy(text: str, size: int) -> auto_augment.RandAugment:
+    """Timm's RandAugment of a notation such as ``rand-m9-mstd0.5-inc1``, with timm's own settings for a picture size.
+
+    Raises:
+        UserError: timm does not read it, or it weighs its operations.
+    """
+    settings = {
+        "translate_const": int(size * 0.45),
+        "img_mean": tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN),
+        "interpolation": Image.Resampling.BILINEAR,  # timm's default draws one for each picture
+    }
+    try:
+        policy = auto_augment.rand_augment_transform(text, settings)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"data.rand_augment={text} is not timm's notation ({error}): write for example rand-m9-mstd0.5-inc1"
+        ) from error
+    if policy.choice_weights is not None:
+        raise UserError(f"data.rand_augment={text}: weighted operations are not supported, leave its -t part out")
+    return policy
+
+
+def draw_operations(policy: auto_augment.RandAugment, generator: random.Random) -> list[Operation]:
+    """Draw what happens to every frame of one clip, with the chances of timm's ``RandAugment`` and ``AugmentOp``."""
+    operations: list[Operation] = []
+    for _ in range(policy.num_layers):
+        chosen = policy.ops[int(generator.random() * len(policy.ops))]
+        if chosen.prob < 1.0 and generator.random() > chosen.prob:
+            continue
+        magnitude = chosen.magnitude
+        if chosen.magnitude_std == float("inf"):
+            magnitude = generator.uniform(0, magnitude)
+        elif chosen.magnitude_std > 0:
+            magnitude = generator.gauss(magnitude, chosen.magnitude_std)
+        magnitude = max(0.0, min(magnitude, chosen.magnitude_max or auto_augment._LEVEL_DENOM))
+        operations.append(_operation(chosen, magnitude, 1 if generator.random() > 0.5 else -1))
+    return operations
+
+
+def _operation(chosen: auto_augment.AugmentOp, magnitude: float, sign: int) -> Operation:
+    arguments: tuple[float, ...] = chosen.level_fn(magnitude, chosen.hparams) if chosen.level_fn else ()
+    neutral = _MIRRORED.get(chosen.name)
+    if neutral is not None:  # the sign in `arguments` is by Python's global generator: put ours in its place
+        arguments = (neutral + sign * round(abs(arguments[0] - neutral), 12),)
+    return lambda picture: chosen.aug_fn(picture, *arguments, **chosen.kwargs)

@@ -1,0 +1,1 @@
+"""The shard format: writing, reading, manifest, errors."""

@@ -1,0 +1,1 @@
+"""Process groups, rendezvous, agreement between ranks, and the watchdog."""

@@ -1,0 +1,243 @@
+"""Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from motionmae.config import EngineConfig
+from motionmae.distributed.network import address_of
+from motionmae.engine.cpu_allocator import keep_freed_memory
+from motionmae.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for its peers before the run fails."""
+
+Result = TypeVar("Result")
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One training process among all of them."""
+
+    rank: int
+    """Number of this process, 0 to ``world - 1``."""
+    world: int
+    """Processes of the run."""
+    local_rank: int
+    """Number of this process on its node; the index of its GPU."""
+    device: torch.device
+    """Where the model lives."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes the run's files."""
+        return self.rank == 0
+
+
+def init_distributed(engine: EngineConfig) -> Rank:
+    """Join the process group that the environment describes, and return this process's place in it.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them come first, then the variables
+    of a Slurm step; with neither, this process is a group of one. A group that exists already is used as it is.
+
+    Raises:
+        UserError: for an environment that names a place only in part, for a Slurm allocation of several tasks in
+            which srun was forgotten, and for a device that is not there.
+    """
+    place = read_place(os.environ)
+    rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = choose_device(engine.device, local_rank)
+    os.environ.update(place)  # DeepSpeed asks there
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:  # else each rank would take all cores of the node
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+    if not dist.is_initialized():
+        # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        use_interface_towards(place["MASTER_ADDR"])
+        store = dist.HashStore() if world == 1 else meeting_place(place, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    return Rank(rank, world, local_rank, device)
+
+
+def meeting_place(
+    place: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT
+) -> dist.TCPStore | None:
+    """Where the ranks find each other: rank 0 listens at MASTER_ADDR only, where torch's own would on all interfaces.
+
+    None under torchrun, whose agent has one already.
+
+    Raises:
+        UserError: if MASTER_ADDR is not an address of rank 0's machine that the others can reach.
+        DistNetworkError: if the port is taken, or rank 0 cannot be reached.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    host, port = place["MASTER_ADDR"], int(place["MASTER_PORT"])
+    if rank != 0:
+        return dist.TCPStore(host, port, world, is_master=False, timeout=timeout)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+        if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
+            raise UserError(
+                f"on its own machine the name {host} means {address[0]}, where no other node can reach it: correct "
+                "/etc/hosts there, or set MASTER_ADDR to its address in the cluster's network"
+            )
+        listener = socket.create_server(address[:2], family=family, backlog=4096)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise dist.DistNetworkError(f"MASTER_PORT={port} is taken on {host}") from error
+        raise UserError(
+            f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): it must name the machine that rank 0 runs on"
+        ) from error
+    return dist.TCPStore(
+        host, port, world, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+
+
+def use_interface_towards(host: str) -> None:
+    """Have gloo listen where ``host`` can reach it, unless GLOO_SOCKET_IFNAME says where.
+
+    Left to itself gloo takes the address that the machine's own name has, which often is 127.0.1.1.
+    """
+    if interface := interface_towards(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def interface_towards(host: str) -> str:
+    """The network interface through which ``host`` is reached; empty if it cannot be told."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing: asks for the route
+            address = probe.getsockname()[0]
+        interfaces = socket.if_nameindex()
+    except OSError:
+        return ""
+    for _, name in interfaces:
+        with suppress(OSError):  # it has no IPv4 address
+            if address_of(name) == address:
+                return name
+    return ""
+
+
+@contextmanager
+def distributed(engine: EngineConfig) -> Iterator[Rank]:
+    """:func:`init_distributed` for a while: a group made here is left again, unless an error ends it.
+
+    After an error the peers may wait in a collective, and leaving in order would wait for them.
+    """
+    joined = dist.is_initialized()
+    yield init_distributed(engine)
+    if not joined:
+        dist.destroy_process_group()
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank. Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
+    """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
+    answer: tuple[Any, UserError | None] = (None, None)
+    if rank.is_first:
+        try:
+            answer = (action(), None)
+        except UserError as error:
+            answer = (None, error)
+    result, refusal = broadcast_object(answer)
+    if refusal is not None:
+        refusal.repeated = not rank.is_first
+        raise refusal
+    return result
+
+
+def first_then_others(rank: Rank, make: Callable[[], Result]) -> Result:
+    """Call ``make`` on every rank, on rank 0 first: the UserError of what is wrong for all is said once. Collective."""
+    made: list[Result] = []
+    on_first_rank(rank, lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def read_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun's variables are in ``environment``, or would be.
+
+    Raises:
+        UserError: see :func:`init_distributed`.
+    """
+    given = {key: environment[key] for key in _TORCHRUN if key in environment}
+    if len(given) == len(_TORCHRUN):
+        return given
+    if "RANK" in given or "WORLD_SIZE" in given:
+        missing = ", ".join(key for key in _TORCHRUN if key not in given)
+        raise UserError(
+            f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
+        )
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        return _slurm_place(environment)
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    if tasks > 1:
+        raise UserError(
+            f"this Slurm allocation has {tasks} tasks but the process was not started by srun: put `srun` before it"
+        )
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
+    from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
+
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": _parse_node_list(environment["SLURM_STEP_NODELIST"])[0],
+        # A requeued job keeps its id, and the port of its former life may still be held by a rank that hangs.
+        # 20000-31999 lies below the ports that Linux gives to outgoing connections.
+        "MASTER_PORT": str(20_000 + (job * 31 + restarts * 7 + step) % 12_000),
+    }
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device of a rank where ``engine.device`` is ``wanted``.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        raise UserError("engine.device=cuda, but torch finds no GPU here: use engine.device=cpu or a machine with one")
+    if local_rank >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own, the node shows {gpus}: "
+            "start as many ranks a node as it has GPUs, and let every rank see all of them"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,1 @@
+"""Everything that touches DeepSpeed: the engine, its sharded state, precision."""

@@ -1,0 +1,128 @@
+"""The model of a run as its checkpoint has it, for everything that looks at what was learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from motionmae.checkpointing.load_weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
+from motionmae.config import Config, load_config
+from motionmae.distributed.process_group import Rank, on_first_rank
+from motionmae.errors import UserError
+from motionmae.models.classifier import Classifier, build_classifier
+from motionmae.models.cubes import cut_patches
+from motionmae.models.motionmae import MotionMAE, build_motionmae
+from motionmae.models.vit import Encoder
+from motionmae.runs.directory import RunFolder
+from motionmae.training.finetune import load_frozen
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pre-trained model, in evaluation mode on the CPU, and where it comes from."""
+
+    model: MotionMAE
+    config: Config
+    step: int
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A classifier, in evaluation mode on the CPU, and where it comes from."""
+
+    model: Classifier
+    config: Config
+    step: int
+    class_names: tuple[str, ...]
+    """In the order of its logits."""
+    fingerprint: str
+    """Hash of the model's weights."""
+
+
+def choose_step(run: Path, step: int | None, rank: Rank) -> int:
+    """The step of the checkpoint that every rank is to load: ``step``, or the newest that rank 0 finds. Collective.
+
+    Ranks that looked for the newest one by one would load different weights when the run saves meanwhile.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+
+    def choose() -> int:
+        _config_of(run)
+        return newest_checkpoint(RunFolder(run), step).step
+
+    return on_first_rank(rank, choose)
+
+
+def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
+    """Load a pre-training run's checkpoint of ``step``, or its newest; the run folder is only read.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or its files are damaged.
+    """
+    config, weights, saved = _load(run, step, "pretrain")
+    model = build_motionmae(config)
+    fit(model, weights.state, weights)
+    return Pretrained(model.eval(), config, saved["trainer"]["step"])
+
+
+def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
+    """Load a fine-tuning run's checkpoint of ``step``, or its newest; the run folder is only read.
+
+    Raises:
+        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is not to be had.
+    """
+    config, weights, saved = _load(run, step, "finetune")
+    names = tuple(saved["task"]["class_names"])
+    model = build_classifier(config, len(names))
+    state = dict(weights.state)
+    if config.finetune.frozen:
+        load_frozen(model.encoder, RunFolder(run), config, saved["task"])
+        state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
+    fit(model, state, weights)
+    return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))
+
+
+def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
+    """:func:`load_pretrained` or :func:`load_finetuned`, whichever the run is."""
+    folder = RunFolder(run)
+    task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
+    return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
+
+
+def _config_of(run: Path) -> Config:
+    path = RunFolder(run).config
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder, it has no {path.name}: give one such as runs/demo")
+    return load_config(str(path))
+
+
+def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict]:
+    config = _config_of(run)
+    if config.task != task:
+        raise UserError(f"{run} is a run to {config.task}: give the folder of one to {task}")
+    checkpoint = newest_checkpoint(RunFolder(run), step)
+    return config, read_weights(checkpoint.folder), checkpoint.state()
+
+
+class Embedding(nn.Module):
+    """Maps clips (B, T, H, W, 3) to the mean of the encoder's tokens (B, width): the feature of a clip."""
+
+    def __init__(self, encoder: Encoder, cube_size: int):
+        super().__init__()
+        self.encoder, self.cube_size = encoder, cube_size
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """See the class."""
+        return self.encoder(cut_patches(clips, self.cube_size)).mean(1)
+
+
+def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
+    """The encoder of a run of either task as an :class:`Embedding`, its config and its step.
+
+    Raises:
+        UserError: as :func:`load_pretrained` and :func:`load_finetuned`.
+    """
+    loaded = load_run(run, step)
+    return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

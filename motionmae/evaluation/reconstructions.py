@@ -1,0 +1,171 @@
+"""Figure 3 of the paper, still and moving: what went in, what was hidden, what each head rebuilt."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from motionmae.config import Config
+from motionmae.data.clips import read_clip
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.data.shards.reader import ShardReader
+from motionmae.errors import UserError
+from motionmae.evaluation.video_writer import write_gif, write_mp4
+from motionmae.models.motionmae import Reconstruction
+
+Strip = NDArray[np.float32]
+BORROWED = "hidden cubes borrow the true cube's mean and contrast: targets are normalised, so the model tells neither"
+
+LINE = 18
+"""Pixels of a line of text in a moving picture."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One clip under one mask: the rows of a block of the picture."""
+
+    title: str
+    rows: list[tuple[str, Strip]]
+    """Label and frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
+    true_statistics: bool
+    """As in :class:`Reconstruction`."""
+
+
+def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
+    """The middle clips of some samples, uint8 (n, T, H, W, 3), and their flow where the time head rebuilds it.
+
+    Raises:
+        UserError: a sample cannot be read, is not there, or lacks flow.
+    """
+    clip = config.clip
+    wanted = config.target.has_motion and config.target.motion_source == "flow"
+    flow = np.zeros((len(samples), clip.frames, clip.size, clip.size, 2), np.float16) if wanted else None
+    try:
+        clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
+    except CorruptSample as error:
+        raise UserError(f"{error}: choose another sample, or mend {reader.folder}") from error
+    return torch.stack(clips), None if flow is None else torch.from_numpy(flow)
+
+
+def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, hidden_only: bool = False) -> Block:
+    """Lay the frames of one clip of a batch side by side, in rows as in Figure 3.
+
+    Args:
+        title: what stands above the block.
+        found: of ``MotionMAE.reconstruct``.
+        clip: which clip of the batch.
+        columns: frames shown, spread evenly over the clip.
+        hidden_only: what the heads drew is shown alone; visible cubes are grey, or without motion.
+    """
+    frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
+    seen = _visible(found, clip)[frames] & hidden_only  # (n, H, W, 1)
+    strips = [
+        ("original", _strip(found.clip[clip].numpy()[frames])),
+        ("masked", _strip(found.masked[clip].numpy()[frames])),
+    ]
+    if found.space is not None:
+        strips.append(("space head", _strip(np.where(seen, 0.5, found.space[clip].numpy()[frames]))))
+    if found.motion is not None and found.time is not None:
+        truth, drawn = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
+        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # one for both, so that they can be compared
+        signed = bool(truth.min() < 0)
+        strips += [
+            ("motion target", _strip(_show(truth, scale, signed))),
+            ("time head", _strip(_show(np.where(seen, 0.0, drawn), scale, signed))),
+        ]
+    return Block(title, strips, found.true_statistics)
+
+
+def _visible(found: Reconstruction, clip: int) -> NDArray[np.bool_]:
+    """Pixels of visible cubes: (T, H, W, 1)."""
+    frames, height, width = found.clip.shape[1:4]
+    hidden = found.mask[clip].numpy()  # (slots, side, side)
+    for axis, size in enumerate((frames, height, width)):
+        hidden = hidden.repeat(size // hidden.shape[axis], axis)
+    return ~hidden[..., None]
+
+
+def write_movie(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:
+    """Write the blocks as a moving picture (GIF or mp4, by the name's ending), atomically.
+
+    Each block is its title and a line of panels: what Figure 3 shows below each other, side by side and moving. The
+    blocks must be of one model and show every frame of their clips.
+    """
+    rows = blocks[0].rows
+    height = rows[0][1].shape[0]
+    width = height + max(1, height // 32)  # a square frame and its gap
+    scale = max(1, round(112 / height))
+    whole = len(rows) * width * scale
+    note = textwrap.wrap(BORROWED, whole // 6) if blocks[0].true_statistics else []
+    labels = [(number * width * scale, label) for number, (label, _) in enumerate(rows)]
+    head = [*(_line([(0, text)], whole) for text in (heading, *note)), _line(labels, whole)]
+    titles = [_line([(0, block.title)], whole) for block in blocks]
+    frames = []
+    for start in range(0, rows[0][1].shape[1], width):
+        lines = list(head)
+        for title, block in zip(titles, blocks, strict=True):
+            panels = np.concatenate([strip[:, start : start + width] for _, strip in block.rows], axis=1)
+            lines += [title, (255 * panels).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)]
+        frames.append(np.concatenate(lines))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (write_gif if out.suffix == ".gif" else write_mp4)(out, frames, fps)
+
+
+def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
+    """Texts from the given columns on, black on white: (LINE, width, 3)."""
+    picture = Image.new("RGB", (width, LINE), "white")
+    for column, text in texts:
+        ImageDraw.Draw(picture).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
+    return np.array(picture)
+
+
+def _strip(frames: NDArray[np.float32]) -> Strip:
+    """(n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1], a white gap right of each frame."""
+    gap = max(1, frames.shape[2] // 32)
+    return np.concatenate(
+        list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1
+    )
+
+
+def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
+    """Make motion visible: differences brighter by 1 / scale, signed ones around grey, flow as hue and brightness."""
+    if motion.shape[-1] == 2:
+        angle, length = np.arctan2(motion[..., 1], motion[..., 0]), np.hypot(motion[..., 0], motion[..., 1])
+        hsv = np.stack([np.degrees(angle) % 360, np.ones_like(angle), np.minimum(length / scale, 1)], axis=-1)
+        return np.stack([cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_HSV2RGB) for frame in hsv])
+    return 0.5 + motion / (2 * scale) if signed else motion / scale
+
+
+def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
+    """Write the blocks below each other as a PNG, atomically."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    height, width = blocks[0].rows[0][1].shape[:2]
+    strips = sum(len(block.rows) for block in blocks)
+    inches, left, head, gap = 11.0, 0.09, 0.6, 0.3
+    strip_inches = inches * (1 - left) * height / width
+    figure = Figure(figsize=(inches, total := head + gap * len(blocks) + strips * strip_inches))
+    top = total - head
+    for block in blocks:
+        top -= gap
+        for number, (label, strip) in enumerate(block.rows):
+            top -= strip_inches
+            panel = figure.add_axes((left, top / total, 1 - left, 0.97 * strip_inches / total))
+            panel.imshow(strip, interpolation="nearest", aspect="auto")
+            panel.set_axis_off()
+            panel.text(-0.005, 0.5, label, transform=panel.transAxes, ha="right", va="center", fontsize=9)
+            if number == 0:
+                panel.set_title(block.title, loc="left", fontsize=9, pad=3)
+    note = f"\n{BORROWED}" if any(block.true_statistics for block in blocks) else ""
+    figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=130)
+    temporary.replace(out)

@@ -1,0 +1,1 @@
+"""Estimates before a run: FLOPs, memory, throughput, days."""

@@ -1,0 +1,47 @@
+"""What is refused before a run's folder is touched: a mistyped command leaves no folder and ends no run."""
+
+from typing import Any
+
+from motionmae.config import Config, load_config
+from motionmae.config.schema import steps_per_epoch
+from motionmae.data.loader import check_same_stream, stream_identity
+from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.lease import living_owner
+from motionmae.training.state import check_same_run, config_as_json
+
+
+def refuse_what_cannot_go_on(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
+    """Refuse shards that no step can be made of, and settings or shards that are not those of the run in ``folder``.
+
+    Looks only; what is damaged is passed over here, and dealt with by those who resume. A run without a checkpoint may
+    begin again with other settings, unless it is under way.
+
+    Raises:
+        UserError: see :func:`motionmae.data.shards.manifest.load_manifest`,
+            :func:`motionmae.training.state.check_same_run` and :func:`motionmae.data.loader.check_same_stream`.
+    """
+    manifest = load_manifest(config.data.shards, config.data)
+    steps_per_epoch(config, manifest.samples)
+    saved = next(filter(None, map(_state_in, reversed(store.complete()))), None)
+    if saved is None and folder.config.is_file() and living_owner(folder.path):
+        living = load_config(str(folder.config))
+        saved = {"config": config_as_json(living), "loader": _identity(living)}
+    if saved:
+        check_same_run(saved["config"], config)
+        check_same_stream(saved["loader"], _identity(config, manifest))
+
+
+def _identity(config: Config, manifest: Manifest | None = None) -> dict[str, Any]:
+    manifest = manifest or load_manifest(config.data.shards, config.data)
+    return stream_identity(manifest, config.data, config.seed, config.optim.batch)
+
+
+def _state_in(found: Checkpoint) -> dict[str, Any] | None:
+    """Its state; None if that cannot be read."""
+    try:
+        state = found.state()
+        return state if {"config", "loader"} <= state.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None

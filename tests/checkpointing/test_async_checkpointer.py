@@ -1,0 +1,192 @@
+"""Checkpoints written beside training, on real ranks; the disk is slowed, filled and stopped at one boundary."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from motionmae.checkpointing.safetensors_writer import write_tensors
+from motionmae.checkpointing.sharded import HostMemory, load_weights
+from motionmae.config import Config
+from motionmae.distributed.stop_requests import Outcome
+from motionmae.runs.checkpoint_store import CheckpointStore, describe
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import read_rows
+from motionmae.runs.history import read_story
+from motionmae.training.pretrain import pretrain
+from tests.training.launch import Ranks, run_ranks, wait_until
+from tests.training.save_workers import (
+    be_taken_over,
+    fail_and_recover,
+    pretrain_on_a_stuck_disk,
+    pretrain_on_bad_samples,
+    save_beside_training,
+)
+from tests.training.shards import STEPS, make_shards, tiny_run
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path):
+    tensors = {"a.weight": torch.randn(3, 5), "b": torch.tensor(2.5), "c.é": torch.randn(7)}
+    entry = write_tensors(tmp_path / "x.safetensors", tensors, ("a", "b"))
+    assert entry == describe(tmp_path / "x.safetensors", ("a", "b"))
+    read = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+def test_host_memory_is_used_again():
+    memory = HostMemory()
+    first = memory.copy(("w", "parameter"), torch.ones(4))
+    assert memory.copy(("w", "parameter"), torch.zeros(4)).data_ptr() == first.data_ptr()
+    assert first.sum() == 0
+    assert memory.copy(("w", "exp_avg"), torch.ones(4)).data_ptr() != first.data_ptr()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_training_goes_on_beside_a_slow_disk_and_what_is_saved_is_of_its_step(tmp_path: Path, world: int):
+    for answer in run_ranks(world, save_beside_training, tmp_path):
+        at_save, at_end = answer["weights"]
+        assert answer["started"] < 1.0 <= answer["first"].seconds
+        assert answer["first"].blocking <= answer["started"]
+        assert answer["early"] is None
+        assert answer["nothing"] is None
+        for step, expected in ((1, at_save), (4, at_end)):
+            loaded = load_weights(tmp_path / f"checkpoints/step-0000000{step}")
+            assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+        assert not all(torch.equal(at_save[name], at_end[name]) for name in at_end)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_write_that_fails_is_cleared_up_and_later_ones_work(tmp_path: Path, world: int):
+    for first, second, third, fourth in run_ranks(world, fail_and_recover, tmp_path):
+        assert first == ("", ["step-00000001"])
+        assert second[0].startswith(f"rank {world - 1}: [Errno 28] No space left on device")
+        assert second[1] == ["step-00000001"]
+        assert third == ("", ["step-00000001", "step-00000003"])
+        assert fourth == ("", ["step-00000001", "step-00000003", "step-00000004"])
+
+
+def test_a_write_that_is_under_way_is_not_committed_after_another_claim(tmp_path: Path):
+    for sentence, committed in run_ranks(2, be_taken_over, tmp_path):
+        assert "incarnation 2 of this run" in sentence
+        assert committed == []
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = tiny_run(shards, tmp_path_factory.mktemp("reference"))
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    return config
+
+
+def store_of(config: Config) -> CheckpointStore:
+    return CheckpointStore(RunFolder.of(config.runs, config.name).checkpoints)
+
+
+def rows_of(config: Config, kind: str) -> list[dict]:
+    return [row for row in read_rows(RunFolder.of(config.runs, config.name).events) if row["kind"] == kind]
+
+
+def assert_same_end(config: Config, other: Config) -> None:
+    expected, found = (load_weights(store_of(c).complete()[-1].folder) for c in (other, config))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def assert_books_add_up(config: Config) -> None:
+    """Every second since the start has a cause, some steps were lost, and little is left unexplained."""
+    books = read_story(RunFolder.of(config.runs, config.name).path).goodput
+    assert books.productive + sum(books.badput.values()) == pytest.approx(books.elapsed)
+    assert books.productive > 0
+    assert books.badput["lost_work"] > 0
+    assert min(books.badput.values()) > -0.05
+
+
+def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
+    config = tiny_run(shards, tmp_path)
+    ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
+    folder = RunFolder.of(config.runs, config.name)
+    wait_until(lambda: [row for row in read_rows(folder.metrics) if row["step"] == 8], "step 8, two after the save")
+    ranks.kill()
+    assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
+    assert [c.step for c in store_of(config).complete()] == [2, 4]
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert rows_of(config, "resume")[0]["step"] == 4
+    assert store_of(config).unfinished() == []
+    assert_same_end(config, undisturbed)
+    assert_books_add_up(config)
+
+
+def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp_path: Path):
+    config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 1000}, optim={"epochs": 40})
+    folder = RunFolder.of(config.runs, config.name)
+    ranks = Ranks(2, pretrain, config)
+    wait_until(lambda: list(read_rows(folder.metrics)), "the first step")
+    (folder.path / "save").touch()
+    wait_until(lambda: rows_of(config, "checkpoint"), "a checkpoint")
+    assert not (folder.path / "save").exists()
+    (folder.path / "stop").touch()
+    assert ranks.results() == [Outcome.STOPPED] * 2
+    saves = [row["step"] for row in rows_of(config, "checkpoint")]
+    assert len(saves) == 2
+    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"exit": "stopped", "step": saves[1]}
+    assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
+    assert not (folder.path / "stop").exists()
+    (folder.path / "stop").touch()  # before the run is there
+    assert run_ranks(1, pretrain, config) == [Outcome.STOPPED]
+    assert store_of(config).complete()[-1].step == saves[1] + 1
+
+
+def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tmp_path: Path):
+    """After that the run is the one that a resume of the checkpoint gives which was saved on going back."""
+    config = tiny_run(
+        shards,
+        tmp_path / "bad",
+        optim={"epochs": 6},
+        checkpoint={"every_steps": 2, "keep_every": 4},
+        engine={"zero": 2},
+    )
+    assert run_ranks(2, pretrain_on_bad_samples, config, 5, 15) == ["FINISHED"] * 2
+    assert [row["data_step"] for row in rows_of(config, "nonfinite")] == list(range(6, 17))
+    (back,) = rows_of(config, "went_back")
+    assert (back["step"], back["from_step"], back["data_step"]) == (4, 16, 16)
+    last = store_of(config).complete()[-1]
+    assert (last.step, last.state()["trainer"]["data_step"], last.state()["trainer"]["skipped"]) == (18, 30, 11)
+    kept = [(4, 16), (8, 20), (12, 24), (14, 26), (16, 28), (18, 30)]
+    assert [(c.step, c.position) for c in store_of(config).complete()] == kept
+    assert_books_add_up(config)
+
+    again = replace(config, runs=str(tmp_path / "again"))
+    shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
+    assert run_ranks(2, pretrain, again) == [Outcome.FINISHED] * 2
+    assert_same_end(config, again)
+
+
+def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path: Path):
+    config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": 2})
+    for sentence in run_ranks(2, pretrain_on_bad_samples, config, 5, 1000):
+        assert "not finite, also after a return to an earlier checkpoint and other samples, in 11 of" in sentence
+        assert "on rank 0, samples [" in sentence
+    assert len(rows_of(config, "went_back")) == 1
+    assert len(rows_of(config, "nonfinite")) == 22
+    assert rows_of(config, "stop")[0]["exit"] == "user_error"
+
+
+def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
+    """The write of step 6 hangs; the save of step 8 waits for it, and the watchdog ends that."""
+    config = tiny_run(shards, tmp_path, watchdog={"save_seconds": 8})
+    ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
+    for process in ranks.processes:
+        process.join(120)
+        assert process.exitcode == 79, ranks.output()
+    hang = rows_of(config, "hang")[0]
+    assert hang["error"].startswith(("writing the checkpoint of step 6", "saving step 8"))
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert store_of(config).complete()[-1].step == STEPS

@@ -1,0 +1,75 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from motionmae.data.shards.format import ShardEntry
+from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, load_manifest, write_manifest
+from motionmae.errors import UserError
+
+
+@pytest.fixture
+def manifest():
+    return Manifest(
+        dataset="toy",
+        split="train",
+        class_names=("left", "right"),
+        encoder=EncoderSettings(short_side=256, jpeg_quality=90, stride=2, clips=3),
+        shards=(ShardEntry("a.tar", "ab" * 32, 1000, 5, "12" * 32), ShardEntry("b.tar", "cd" * 32, 900, 4, "34" * 32)),
+        quarantined=2,
+        split_file="train.csv",
+        split_sha256="ef" * 32,
+        versions={"av": "18.1.0"},
+    )
+
+
+def test_round_trip(tmp_path, manifest):
+    write_manifest(tmp_path, manifest)
+    assert load_manifest(tmp_path) == manifest
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    assert (content["samples"], content["quarantined"], len(content["shards"])) == (9, 2, 2)
+    assert (content["format_version"], content["order_version"]) == (2, 1)
+    row = {"name": "a.tar", "sha256": "ab" * 32, "bytes": 1000, "samples": 5, "index_sha256": "12" * 32}
+    assert content["shards"][0] == row
+
+
+def test_fingerprint_is_of_the_samples(manifest):
+    first, second = manifest.shards
+    assert replace(manifest, versions={}, quarantined=0).fingerprint == manifest.fingerprint
+    for shards in ((second, first), (first,), (first, replace(second, sha256="00" * 32))):
+        assert replace(manifest, shards=shards).fingerprint != manifest.fingerprint
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="does not exist: give the --out of make_shards"):
+        load_manifest(tmp_path / "absent")
+
+
+def test_unfinished_folder(tmp_path):
+    with pytest.raises(UserError, match=r"has no manifest.json.*run make_shards again"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "no json"])
+def test_no_manifest_at_all(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(UserError, match="is no manifest of shards"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format_version": 1}, "format version 1, this program reads version 2: make the shards again"),
+        ({"samples": 10}, "says 10 samples, its shards hold 9"),
+        ({"shards": [{"name": "a.tar"}]}, "damaged"),
+        ({"surprise": 1}, "damaged"),
+        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "stored as bmp"),
+    ],
+)
+def test_a_changed_manifest_is_refused(tmp_path, manifest, change, says):
+    write_manifest(tmp_path, manifest)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=says):
+        load_manifest(tmp_path)

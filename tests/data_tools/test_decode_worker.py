@@ -1,0 +1,123 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_tools.decode import FrameSettings, Reason, Undecodable, decode_video
+from data_tools.decode_worker import DecodeWorker, Stopped
+from motionmae.errors import UserError
+from tests.data_tools.videos import draw_frames, write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def worker():
+    worker = DecodeWorker(FrameSettings(), patience=1)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A file whose opening blocks for ever, as a dead disk's would."""
+    path = tmp_path / "hangs.mp4"
+    os.mkfifo(path)
+    return path
+
+
+def test_frames_arrive_as_they_were_decoded(tmp_path, worker):
+    video = write_video(tmp_path / "v.mp4", draw_frames(40))
+    assert worker.decode(video) == decode_video(video, FrameSettings())
+
+
+def test_a_hanging_video_is_given_up_and_the_next_one_decodes(tmp_path, worker, pipe):
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+    started = time.monotonic()
+    with pytest.raises(Undecodable, match="no frame for 1 s") as caught:
+        worker.decode(pipe)
+    assert caught.value.reason is Reason.TIMEOUT
+    assert time.monotonic() - started < 30
+    assert worker.decode(video).source_frames == 3
+
+
+def test_a_dying_process_costs_its_video_only(tmp_path, worker, pipe):
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+    worker.decode(video)
+    process = worker._process
+    threading.Timer(0.3, os.kill, (process.pid, signal.SIGSEGV)).start()
+    with pytest.raises(Undecodable, match="SIGSEGV") as caught:
+        worker.decode(pipe)
+    assert caught.value.reason is Reason.CRASHED
+    assert worker.decode(video).source_frames == 3
+
+
+def test_a_process_that_dies_while_it_starts_is_no_fault_of_the_video(tmp_path, worker):
+    video = write_video(tmp_path / "v.mp4", draw_frames(3))
+
+    def kill_at_once():
+        while worker._process is None or worker._process.pid is None:
+            time.sleep(0.001)
+        os.kill(worker._process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill_at_once).start()
+    with pytest.raises(UserError, match=r"did not start \(SIGKILL\)"):
+        worker.decode(video)
+    assert worker.decode(video).source_frames == 3
+
+
+def test_stopping_takes_no_time(tmp_path, worker):
+    worker.decode(write_video(tmp_path / "v.mp4", draw_frames(3)))
+    process, started = worker._process, time.monotonic()
+    worker.stop()
+    assert time.monotonic() - started < 0.15  # a run has hundreds, and stops them one by one
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_an_unexpected_failure_is_told_with_its_name(tmp_path, worker):
+    with pytest.raises(Undecodable, match="ValueError: embedded null byte") as caught:
+        worker.decode(Path("nul\0byte.mp4"))
+    assert caught.value.reason is Reason.CRASHED
+
+
+def test_stop_ends_a_wait_in_another_thread(worker, pipe):
+    threading.Timer(0.3, worker.stop).start()
+    with pytest.raises(Stopped):
+        worker.decode(pipe)
+    with pytest.raises(Stopped):
+        worker.decode(pipe)
+
+
+def test_the_process_ends_with_its_parent_even_while_it_hangs(pipe):
+    script = (
+        "import sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from data_tools.decode import FrameSettings\n"
+        "from data_tools.decode_worker import DecodeWorker\n"
+        "worker = DecodeWorker(FrameSettings(), 60)\n"
+        "threading.Thread(target=worker.decode, args=(Path(sys.argv[1]),), daemon=True).start()\n"
+        "while worker._process is None or worker._process.pid is None: time.sleep(0.05)\n"
+        "print(worker._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, pipe], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    time.sleep(1)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False

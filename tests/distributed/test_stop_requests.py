@@ -1,0 +1,112 @@
+"""Real signals to real ranks."""
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from motionmae.config import Config, save_config
+from motionmae.distributed.stop_requests import Preemption
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import Exit
+from motionmae.runs.events import read_rows
+from tests.training.engine_workers import await_signal
+from tests.training.launch import Ranks, wait_until
+from tests.training.shards import make_shards, tiny_run
+
+
+@pytest.mark.parametrize(
+    ("signals", "outcome"),
+    [
+        ({1: [signal.SIGUSR2]}, "REQUEUE"),
+        ({0: [signal.SIGTERM]}, "TERMINATED"),
+        ({0: [signal.SIGTERM], 1: [signal.SIGUSR2]}, "REQUEUE"),
+        ({0: [signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM]}, "REQUEUE"),
+        ({1: [signal.SIGHUP]}, "TERMINATED"),
+    ],
+)
+def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, list[signal.Signals]], outcome: str):
+    ranks = Ranks(2, await_signal, tmp_path)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to be ready")
+    for rank in (0, 1):
+        ranks.send(rank, signal.SIGSTOP)  # so that all signals of a case are there when the flag is next asked for
+    for rank, numbers in signals.items():
+        for number in numbers:
+            ranks.send(rank, number)
+    for rank in (0, 1):
+        ranks.send(rank, signal.SIGCONT)
+    assert ranks.results() == [(outcome, 0), (outcome, 1)]
+
+
+@contextmanager
+def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFolder]]:
+    """A long run that a person has started and that has taken some steps; the terminal's other end."""
+    settings: Config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 10_000})
+    settings = replace(settings, checkpoint=replace(settings.checkpoint, every_steps=10_000))
+    save_config(settings, tmp_path / "run.yaml")
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]
+    with subprocess.Popen(
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(theirs)
+        folder = RunFolder(tmp_path / "runs" / "tiny")
+        try:
+            wait_until(lambda: folder.metrics.is_file() and len(list(read_rows(folder.metrics))) > 2, "some steps")
+            yield process, ours, folder
+        finally:
+            process.kill()
+
+
+def assert_saved_at_the_end(process: subprocess.Popen, folder: RunFolder) -> None:
+    assert process.wait(timeout=60) == Exit.TERMINATED
+    (saved,) = CheckpointStore(folder.checkpoints).complete()
+    assert saved.step == list(read_rows(folder.metrics))[-1]["step"]
+    assert list(read_rows(folder.events))[-1]["outcome"] == "TERMINATED"
+
+
+def test_ctrl_c_saves(tmp_path: Path):
+    with at_a_terminal(tmp_path) as (process, ours, folder):
+        os.write(ours, b"\x03")
+        assert_saved_at_the_end(process, folder)
+        assert b"saving after this step" in os.read(ours, 100_000)
+
+
+def test_a_second_ctrl_c_leaves_at_once(capfd: pytest.CaptureFixture[str]):
+    with Preemption() as preemption:
+        signal.raise_signal(signal.SIGINT)
+        assert preemption.level == 1
+        assert "once more leaves at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_what_was_ignored_from_the_start_stays_ignored():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Preemption() as preemption:
+            signal.raise_signal(signal.SIGHUP)
+            assert preemption.level == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_a_closed_terminal_saves(tmp_path: Path):
+    with at_a_terminal(tmp_path) as (process, ours, folder):
+        os.close(ours)
+        assert_saved_at_the_end(process, folder)

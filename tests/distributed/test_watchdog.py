@@ -1,0 +1,127 @@
+"""Real hangs: the process of each is a real rank or a real child, and its exit status is what a job sees."""
+
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from motionmae.config import WatchdogConfig
+from motionmae.distributed.stop_requests import Outcome
+from motionmae.distributed.watchdog import POLL_SECONDS, Watchdog
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import Exit
+from motionmae.runs.events import read_rows
+from motionmae.training.pretrain import pretrain
+from tests.training.launch import Ranks, run_ranks
+from tests.training.run_workers import pretrain_and_hang
+from tests.training.shards import STEPS, make_shards, tiny_run
+
+
+def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(tmp_path: Path):
+    """Rank 1 sleeps; rank 0 waits for it in a collective, in C++."""
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", watchdog={"step_seconds": 6})
+    folder = RunFolder.of(config.runs, config.name)
+    ranks = Ranks(2, pretrain_and_hang, config, 5)
+    for process in ranks.processes:
+        process.join(120)
+        assert process.exitcode == Exit.HUNG, ranks.output()
+    rows = list(read_rows(folder.events))
+    assert [row["kind"] for row in rows[-2:]] == ["hang", "stop"]
+    assert rows[-1]["exit"] == "hung"
+    assert rows[-1]["error"] == "step 5 takes longer than the watchdog allows"
+    first, last = (folder.logs / f"stacks_{rows[0]['incarnation']}_rank{rank}.txt" for rank in (0, 1))
+    assert Path(rows[-2]["stacks"]) == first
+    assert "take_step" in first.read_text()
+    assert "take_step_or_hang" in last.read_text()
+    assert 'File "' in last.read_text()
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert [row["step"] for row in read_rows(folder.metrics)][-1] == STEPS
+
+
+def in_child(act, *arguments) -> tuple[int, float]:
+    """Exit status and seconds of ``act`` in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=act, args=arguments)
+    began = time.monotonic()
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode, time.monotonic() - began
+
+
+def hang_after_slow_steps(stacks: Path) -> None:
+    watchdog = Watchdog(WatchdogConfig(step_seconds=0.1, step_factor=5), stacks, print)
+    watchdog.step(1)
+    watchdog.expect("the first step, of which nothing is known", 60)
+    for step in range(2, 5):
+        time.sleep(1)
+        watchdog.step(step)
+    time.sleep(60)
+
+
+def test_slow_steps_raise_the_limit_of_the_next_to_their_multiple(tmp_path: Path):
+    status, seconds = in_child(hang_after_slow_steps, tmp_path / "stacks")
+    assert status == Exit.HUNG
+    assert seconds > 3 + 5
+    assert (tmp_path / "stacks").read_text().startswith("step 4 takes longer")
+
+
+def hang_in_a_thread(stacks: Path) -> None:
+    watchdog = Watchdog(WatchdogConfig(), stacks, print)
+    watchdog.step(1)
+    with watchdog.during("writing", 0.2, who="checkpoint-writer"):
+        time.sleep(60)
+
+
+def hang_in_the_last_words(stacks: Path) -> None:
+    Watchdog(WatchdogConfig(step_seconds=0.1), stacks, lambda _: time.sleep(60)).step(1)
+    time.sleep(60)
+
+
+def test_a_thread_that_hangs_ends_the_process_even_if_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("motionmae.distributed.watchdog.LAST_WORDS_SECONDS", 1.0)
+    for act in (hang_in_a_thread, hang_in_the_last_words):
+        assert in_child(act, tmp_path / "stacks")[0] == Exit.HUNG
+
+
+def lose_the_others_meanwhile(stacks: Path) -> None:
+    watchdog = Watchdog(WatchdogConfig(step_seconds=0.1), stacks, print)
+    with closing(watchdog):
+        watchdog.step(1)
+        while not stacks.exists():
+            time.sleep(0.01)
+        raise RuntimeError("connection closed by peer")
+
+
+def test_an_end_that_has_begun_is_not_overtaken_by_what_the_main_thread_meets(tmp_path: Path):
+    assert in_child(lose_the_others_meanwhile, tmp_path / "stacks")[0] == Exit.HUNG
+
+
+def work_with_pauses(stacks: Path) -> None:
+    watchdog = Watchdog(WatchdogConfig(step_seconds=2.0), stacks, print)
+    watchdog.step(1)
+    with watchdog.during("saving", 60):
+        time.sleep(3)  # does not count as the step's
+    with watchdog.during("anything", 0):
+        time.sleep(2 * POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(2 * POLL_SECONDS)
+    watchdog.close()
+
+
+def test_saves_and_a_stopped_process_are_no_hang(tmp_path: Path):
+    process = multiprocessing.get_context("fork").Process(target=work_with_pauses, args=(tmp_path / "stacks",))
+    process.start()
+    while (state := Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]) != "T":
+        assert state != "Z", "it ended before it stopped"
+        time.sleep(0.05)
+    time.sleep(4)  # stopped for longer than a step may take
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0

@@ -1,0 +1,130 @@
+"""The engine against plain torch, on real ranks; a launch covers all ZeRO stages."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from motionmae.config import Config
+from motionmae.engine.precision import LossScale, resolve_precision
+from tests.training.engine_workers import flags_of, overflow_fp16, plain_adamw, skip_all, train_all
+from tests.training.launch import run_ranks
+from tests.training.tiny import config
+
+STAGES = [0, 1, 2, 3]
+CLIP = 0.5
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_stage_agrees_with_plain_adamw_with_and_without_clipping(world: int):
+    cases = [config(zero, clip=clip) for clip in (0, CLIP) for zero in STAGES]
+    answers = run_ranks(world, train_all, cases, 4)
+    for settings, (losses, weights, norm) in zip(cases, answers[0], strict=True):
+        clip = settings.optim.clip_grad
+        expected_losses, expected_weights, expected_norm = plain_adamw(4, clip)
+        assert losses == pytest.approx(expected_losses, rel=1e-6)
+        assert largest_difference(weights, expected_weights) < 2e-6
+        assert norm == pytest.approx(expected_norm, rel=1e-5)  # before clipping
+        assert norm > CLIP  # so that clipping had work
+    assert largest_difference(answers[0][0][1], answers[0][4][1]) > 1e-3  # and did it
+    for other in answers[1:]:
+        assert [case[0] for case in other] == [case[0] for case in answers[0]]
+        assert all(largest_difference(a[1], b[1]) == 0 for a, b in zip(other, answers[0], strict=True))
+
+
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, (1, 4, 12)), (2, (1, 3, 6))])
+def test_accumulation_keeps_the_batch_and_changes_only_rounding(world: int, micro_batches: tuple[int, ...]):
+    cases = [config(zero, micro_batch=micro) for zero in STAGES for micro in micro_batches]
+    for losses, weights, norm in run_ranks(world, train_all, cases, 3)[0]:
+        expected_losses, expected_weights, expected_norm = plain_adamw(3, 0)
+        assert losses == pytest.approx(expected_losses, rel=1e-6)
+        assert largest_difference(weights, expected_weights) < 2e-6
+        assert norm == pytest.approx(expected_norm, rel=1e-5)
+
+
+def assert_skipped(case: dict[str, Any], world: int) -> None:
+    assert not math.isfinite(case["loss"])
+    assert case["unchanged"]
+    assert case["finite"]
+    assert case["updates"] == (1, 2)
+    last = world - 1
+    assert case["bad"] == {"cause": "loss", "ranks": [last], "samples": [10 * last, 10 * last + 1]}
+
+
+@pytest.mark.parametrize("poison", [math.inf, math.nan])  # an infinite number has gradient 0, not NaN
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(poison: float):
+    answers = run_ranks(2, skip_all, [config(zero, clip=clip) for clip in (0, CLIP) for zero in STAGES], poison)
+    for number, cases in enumerate(zip(*answers, strict=True)):
+        for case in cases:
+            assert_skipped(case, 2)
+        assert largest_difference(cases[0]["weights"], cases[1]["weights"]) == 0
+        reference = answers[0][0 if number < 4 else 4]["weights"]
+        assert largest_difference(cases[0]["weights"], reference) < 2e-6  # all stages go on alike
+
+
+def test_lower_precision_is_close_to_fp32_and_different_from_it():
+    """A launch of its own each: DeepSpeed keeps autocast in a global."""
+    expected_losses, _, expected_norm = plain_adamw(4, CLIP)
+    for precision, tolerance in (("bf16", 2e-2), ("fp16", 3e-3)):
+        cases = [config(zero, precision=precision, clip=CLIP) for zero in STAGES]
+        for losses, _, norm in run_ranks(2, train_all, cases, 4)[0]:
+            assert losses == pytest.approx(expected_losses, rel=tolerance)
+            assert losses != pytest.approx(expected_losses, rel=1e-6)
+            assert norm == pytest.approx(expected_norm, rel=10 * tolerance)  # unscaled
+
+
+def test_fp16_finds_its_loss_scale():
+    for scales, applied, norm in run_ranks(2, overflow_fp16, STAGES)[0]:
+        assert not applied[0]
+        assert scales[0] == 2.0**29
+        assert all(applied[-5:])
+        assert scales[-1] == 2.0 ** (30 - applied.count(False)) < 2.0**24
+        assert 0 < norm < 100
+
+
+def test_deterministic_kernels_and_compilation_are_asked_of_torch():
+    settings = config()
+    for deterministic, compiled in ((False, False), (True, False), (False, True)):
+        engine = replace(settings.engine, deterministic=deterministic, compile=compiled)
+        assert run_ranks(1, flags_of, replace(settings, engine=engine)) == [(deterministic, compiled)]
+
+
+@pytest.mark.long
+def test_compiled_training_agrees_with_plain_adamw():
+    case = replace(config(1), engine=replace(config(1).engine, compile=True))
+    ((losses, weights, _),) = run_ranks(1, train_all, [case], 3)[0]
+    expected_losses, expected_weights, _ = plain_adamw(3, 0)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert largest_difference(weights, expected_weights) < 1e-5
+
+
+def test_loss_scale_grows_after_patience_and_stops_at_one():
+    scale = LossScale(value=4.0, patience=3)
+    for applied in (True, True, False, True, True, True):
+        scale.update(applied)
+    assert (scale.value, scale.good_steps) == (4.0, 0)
+    for _ in range(5):
+        scale.update(False)
+    assert scale.value == 1.0
+    assert scale.exhausted
+
+
+def test_auto_precision_is_fp32_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert [resolve_precision(p, cpu) for p in ("auto", "fp32", "bf16", "fp16")] == ["fp32", "fp32", "bf16", "fp16"]
+
+
+def test_weight_decay_spares_biases_and_norms():
+    """With a gradient of zero AdamW only decays."""
+    frozen: Config = config(1)
+    frozen = replace(frozen, optim=replace(frozen.optim, weight_decay=0.9))
+    decayed, plain = (run_ranks(1, train_all, [case], 1)[0][0][1] for case in (frozen, config(1)))
+    changed = {name for name in decayed if not torch.equal(decayed[name], plain[name])}
+    assert changed == {"rise.weight", "space.weight", "time.weight"}

@@ -1,0 +1,200 @@
+"""A whole run under the command line, and all that may go wrong around it without touching it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from monitoring import exporter_process
+from monitoring.exporter import END
+from monitoring.rank_snapshots import clear, node_folder, read_all
+from motionmae import __version__
+from motionmae.config import Config
+from motionmae.errors import UserError
+from motionmae.runs.end_reason import Superseded
+from motionmae.runs.events import Kind
+from tests.monitoring.runs import ROOT, FedRun, config_of
+from tests.training.launch import wait_until
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
+    """A run of one rank with a temporary folder of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return config_of(tmp_path / "runs")
+
+
+def target_of(config: Config) -> Path:
+    return Path(config.runs) / ".sd/demo-0.json"
+
+
+def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Path):
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}
+    exporter = exporter_process.start_exporter(alone, place, tmp_path)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        exporter.send_signal(number)  # before it has even started Python
+    wait_until(target_of(alone).exists, "the target", 60)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        exporter.send_signal(number)
+    assert exporter.poll() is None
+    exporter_process.end_exporter(exporter, END, 0)
+    assert exporter.returncode == 0
+    assert not target_of(alone).exists()
+
+
+def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Config, tmp_path: Path):
+    script = (
+        "import sys, time\nfrom monitoring.exporter_process import monitored\nfrom tests.monitoring.runs import config_of\n"
+        f"with monitored(config_of({alone.runs!r})):\n    print('up', flush=True)\n    time.sleep(99)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    wait_until(target_of(alone).exists, "the target", 60)
+    children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
+    trainer.kill()
+    trainer.communicate()
+    assert len(children) == 1
+    wait_until(lambda: not Path(f"/proc/{children[0]}").exists(), "the end of the exporter", 30)
+    assert target_of(alone).exists()
+
+
+def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
+    with exporter_process.monitored(alone) as sinks:
+        for sink in sinks:
+            sink.event({"incarnation": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
+            sink.event({"incarnation": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
+        wait_until(target_of(alone).exists, "the target", 60)
+        (folder,) = (tmp_path / f"motionmae-{os.getuid()}").iterdir()
+        (snapshot,) = read_all(folder)
+        assert (snapshot.rank, snapshot.pid, snapshot.incarnation) == (0, os.getpid(), "a")
+    assert not target_of(alone).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (UserError("no shards"), False),
+        (Superseded("by a newer one"), False),
+        (KeyboardInterrupt(), False),
+        (RuntimeError("a bug"), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_target_stays_after_a_crash_alone(error: BaseException, stays: bool, alone: Config):
+    def train() -> None:
+        wait_until(target_of(alone).exists, "the target", 60)
+        raise error
+
+    with pytest.raises(type(error)), exporter_process.monitored(alone):
+        train()
+    assert target_of(alone).exists() == stays
+
+
+def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(config: Config) -> dict[str, str]:
+        wait_until(target_of(config).exists, "the target", 60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter_process, "run_labels", interrupted)
+    with pytest.raises(KeyboardInterrupt), exporter_process.monitored(alone):
+        pass
+    assert not target_of(alone).exists()
+
+
+def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path):
+    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"runs={alone.runs}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "motionmae", "pretrain", *words],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "no metrics" not in ended.stderr
+    assert not list(Path(alone.runs).glob(".sd/*"))
+
+
+def test_without_a_place_for_snapshots_training_goes_on(
+    alone: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / f"motionmae-{os.getuid()}").write_text("no folder")
+    with exporter_process.monitored(alone) as sinks:
+        assert sinks == []
+    assert "is not monitored" in caplog.text
+
+
+def test_it_can_be_switched_off(alone: Config, tmp_path: Path):
+    with exporter_process.monitored(config_of(tmp_path / "runs", enabled=False)) as sinks:
+        assert sinks == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_warning_and_the_next_row_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = FedRun(config_of(tmp_path / "runs"), tmp_path)
+    run.event(Kind.READY, 0, total_steps=9)
+    before = (tmp_path / "0.json").read_text()
+    (tmp_path / ".0.tmp").mkdir()  # the file cannot be written
+    run.metrics(1)
+    run.metrics(2)
+    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+    assert (tmp_path / "0.json").read_text() == before
+    (tmp_path / ".0.tmp").rmdir()
+    run.metrics(3)
+    assert ["step", {}, 3] in json.loads((tmp_path / "0.json").read_text())["samples"]
+
+
+def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert node_folder("job").stat().st_mode & 0o077 == 0
+    mine = tmp_path / f"motionmae-{os.getuid()}"
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(tmp_path / "moved")
+    with pytest.raises(PermissionError, match="not this user's own"):
+        node_folder("job")
+
+
+def test_folders_of_jobs_long_gone_are_removed(tmp_path: Path):
+    for name, age in (("mine", 0), ("yesterday", 1), ("forgotten", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.json").write_text("{}")
+        os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
+    clear(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.glob("*/0.json")) == ["0.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "yesterday"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "node"),
+    [({}, 3, 0), ({"LOCAL_WORLD_SIZE": "2"}, 3, 1), ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}, 17, 2)],
+)
+def test_the_number_of_a_node(variables: dict[str, str], rank: int, node: int, monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert exporter_process.node_of({"RANK": rank, "WORLD_SIZE": 32}) == node
+
+
+def test_a_repository_around_the_installed_packages_is_not_named_as_their_code(tmp_path: Path):
+    """As pip leaves them in an environment that lies in somebody else's checkout."""
+    packages = tmp_path / "site-packages"
+    for name in ("motionmae", "monitoring"):
+        shutil.copytree(ROOT / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    script = (
+        "from monitoring.exporter_process import run_labels\nfrom motionmae.config import Config\n"
+        "print(run_labels(Config())['git_sha'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=packages, env=environment, check=True, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == f"motionmae {__version__}"

@@ -1,0 +1,149 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from motionmae.__main__ import main
+from motionmae.runs.checkpoint_store import CheckpointStore, describe
+from motionmae.runs.lease import FILE, claim_folder
+from motionmae.runs.events import Kind, LineFile
+
+WEIGHTS = "model-00000-of-00001.safetensors"
+
+
+def save(store: CheckpointStore, step: int) -> Path:
+    folder = store.begin(step)
+    path = folder / WEIGHTS
+    path.write_bytes(b"weights" * 1000)
+    state = {"trainer": {"data_step": step}, "writer": {"world": 4, "zero": 2}}
+    return store.commit(folder, step, state, [describe(path)]).folder
+
+
+def flip_byte(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[3456] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def command(run: Path, *flags: str) -> tuple[int, list[dict]]:
+    """Exit status, and the rows of the table."""
+    out = run.parent / "table.json"
+    out.unlink(missing_ok=True)
+    status = main(["checkpoints", str(run), "--json", str(out), *flags])
+    return status, json.loads(out.read_text()) if out.exists() else []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with checkpoints of steps 10, 20 and 30, whose incarnation has said that it ended."""
+    folder = tmp_path / "runs/tiny"
+    folder.mkdir(parents=True)
+    for step in (10, 20, 30):
+        save(CheckpointStore(folder / "checkpoints"), step)
+    events = LineFile(folder / "events.jsonl")
+    events.append({"incarnation": claim_folder(folder).name, "kind": Kind.STOP.value, "step": 30})
+    events.close()
+    return folder
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_the_newest_is_what_a_resume_takes(run: Path, capsys: pytest.CaptureFixture[str]):
+    status, rows = command(run)
+    assert status == 0
+    assert [(row["step"], row["condition"], row["resumes"]) for row in rows] == [
+        (30, "complete", True), (20, "complete", False), (10, "complete", False),
+    ]  # fmt: skip
+    assert rows[0]["bytes"] > 7000
+    assert rows[0]["writer"] == {"world": 4, "zero": 2}
+    shown = capsys.readouterr().out
+    assert "step-00000030" in shown
+    assert "4 ranks, ZeRO 2" in shown.replace("\n", " ")
+
+
+def test_damage_is_found_as_a_resume_finds_it_and_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
+    store = CheckpointStore(run / "checkpoints")
+    flip_byte(run / "checkpoints/step-00000030")
+    (run / "checkpoints/step-00000020" / WEIGHTS).write_bytes(b"short")
+    (run / "checkpoints/damaged-step-00000005").mkdir()
+    store.begin(40, 3)
+    assert command(run)[0] == 1  # sizes alone show one of the two
+    status, rows = command(run, "--verify")
+    assert status == 1
+    found = [(row["name"], row["condition"], row["resumes"]) for row in rows]
+    assert found == [
+        ("step-00000030", "damaged", False),
+        ("step-00000020", "damaged", False),
+        ("step-00000010", "valid", True),
+        ("damaged-step-00000005", "damaged", False),
+        (".unfinished-3-step-00000040", "unfinished", False),
+    ]
+    assert "does not have the sha256" in rows[0]["reason"]
+    assert "has 5 bytes" in rows[1]["reason"]
+    assert len(names(run)) == 5  # nothing was touched
+    assert command(run, "--repair")[0] == 0
+    assert "deleted step-00000030, step-00000020, damaged-step-00000005" in capsys.readouterr().out
+    assert names(run) == ["step-00000010"]
+    assert command(run, "--verify")[0] == 0
+
+
+def test_what_cannot_be_read_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]):
+    for step in (20, 30):
+        path = run / f"checkpoints/step-000000{step}" / WEIGHTS
+        path.unlink()
+        if step == 30:
+            path.symlink_to(path.name)
+    status, rows = command(run, "--verify")
+    assert status == 1
+    found = [(row["step"], row["condition"], row["resumes"]) for row in rows]
+    assert found == [(30, "unreadable", False), (20, "damaged", False), (10, "valid", False)]
+    assert "1 cannot be read and may be whole" in capsys.readouterr().out
+    assert command(run, "--repair")[0] == 0
+    assert names(run) == ["step-00000010", "step-00000030"]
+
+
+def test_the_last_checkpoints_are_never_deleted_however_damaged(run: Path, capsys: pytest.CaptureFixture[str]):
+    for step in (10, 20, 30):
+        flip_byte(run / f"checkpoints/step-000000{step}")
+    assert command(run, "--repair")[0] == 2
+    assert "all 3 checkpoints" in capsys.readouterr().err
+    assert len(names(run)) == 3
+
+
+def test_a_run_that_may_be_alive_is_not_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
+    flip_byte(run / "checkpoints/step-00000030")
+    claim_folder(run)  # by this process, which lives
+    assert command(run, "--verify")[0] == 1
+    assert command(run, "--repair")[0] == 2
+    assert f"incarnation 2 of this run runs as process {os.getpid()}" in capsys.readouterr().err
+    owner = json.loads((run / FILE).read_text())
+    (run / FILE).write_text(json.dumps(owner | {"host": "another-node"}))
+    assert command(run, "--repair")[0] == 2
+    assert "may run as process" in capsys.readouterr().err
+    assert len(names(run)) == 3
+    assert command(run, "--repair", "--force")[0] == 0
+    assert len(names(run)) == 2
+
+
+def test_a_process_that_was_killed_is_no_owner(run: Path):
+    text = "import sys, pathlib; from motionmae.runs.lease import *; claim_folder(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", text, str(run)], cwd=Path(__file__).parents[2], check=True)
+    flip_byte(run / "checkpoints/step-00000030")
+    assert command(run, "--repair")[0] == 0
+    assert len(names(run)) == 2
+
+
+def test_it_needs_no_torch_and_says_what_is_no_run(run: Path, capsys: pytest.CaptureFixture[str]):
+    text = (
+        "import sys; from motionmae.__main__ import main; status = main(sys.argv[1:]); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    child = [sys.executable, "-c", text, "checkpoints", str(run), "--verify"]
+    assert subprocess.run(child, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
+    assert main(["checkpoints", str(run.parent)]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+import math
+import resource
+from pathlib import Path
+
+import pytest
+
+from motionmae.runs.events import (
+    EventLog,
+    JsonLines,
+    Kind,
+    LineFile,
+    current_rows,
+    read_rows,
+)
+
+
+def row(step: int, incarnation: str = "a", **fields: float) -> dict[str, object]:
+    return {"incarnation": incarnation, "step": step, **fields}
+
+
+def write(path: Path, *rows: dict[str, object]) -> None:
+    file = LineFile(path)
+    for item in rows:
+        file.append(item)
+    file.close()
+
+
+@pytest.mark.parametrize("torn", ["{", '{"step": 3, "lo', '{"step": 3, "loss": 1.0}'[:-1]])
+def test_a_torn_last_line_is_passed_over_and_the_next_row_stands_alone(tmp_path: Path, torn: str):
+    path = tmp_path / "metrics.jsonl"
+    write(path, row(1), row(2))
+    with path.open("a") as file:
+        file.write(torn)
+    assert [r["step"] for r in read_rows(path)] == [1, 2]
+    write(path, row(3), row(4))
+    assert [r["step"] for r in read_rows(path)] == [1, 2, 3, 4]
+
+
+def test_rows_that_a_resumed_run_repeats_replace_the_former(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, *(row(step, "a", loss=1.0) for step in (1, 2, 3, 4, 5)), *(row(step, "b", loss=2.0) for step in (3, 4)))
+    assert [(r["step"], r["incarnation"]) for r in current_rows(path)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
+
+
+def test_no_file_has_no_rows(tmp_path: Path):
+    assert list(read_rows(tmp_path / "none.jsonl")) == []
+    assert current_rows(tmp_path / "none.jsonl") == []
+
+
+def test_log_stamps_rows_and_writes_what_json_cannot_hold_as_null(tmp_path: Path):
+    log = EventLog("life", [JsonLines(tmp_path / "events.jsonl", tmp_path / "metrics.jsonl")])
+    log.event(Kind.CHECKPOINT, 7, bytes=12)
+    log.metrics({"step": 8, "loss": math.nan, "grad_norm": math.inf, "lr": 0.5})
+    log.close()
+    (event,) = read_rows(tmp_path / "events.jsonl")
+    (metrics,) = read_rows(tmp_path / "metrics.jsonl")
+    assert event.items() >= {"incarnation": "life", "kind": "checkpoint", "step": 7, "bytes": 12}.items()
+    assert metrics.items() >= {"incarnation": "life", "step": 8, "loss": None, "grad_norm": None, "lr": 0.5}.items()
+    assert event["time"] <= metrics["time"]
+    assert log.last_step == 8
+
+
+def test_the_last_step_is_the_runs_and_not_that_of_a_checkpoint_or_picture_announced_later():
+    log = EventLog("life")
+    log.event(Kind.READY, 1400)
+    log.metrics({"step": 1480})
+    for kind in (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE):
+        log.event(kind, 1000)
+        assert log.last_step == 1480, kind
+    log.event(Kind.NONFINITE, 1481)
+    assert log.last_step == 1481
+    log.event(Kind.WENT_BACK, 1200)
+    assert log.last_step == 1200
+
+
+def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    class Memory:
+        def __init__(self) -> None:
+            self.rows: list[dict[str, object]] = []
+
+        def event(self, row: dict[str, object]) -> None:
+            self.rows.append(row)
+
+        metrics = event
+
+        def close(self) -> None:
+            pass
+
+    memory = Memory()
+    files = JsonLines(tmp_path / "events.jsonl", tmp_path / "metrics.jsonl")
+    log = EventLog("life", [files, memory])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # any file may grow to ten bytes
+    try:
+        for step in range(3):
+            log.metrics({"step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [r["step"] for r in memory.rows] == [0, 1, 2]
+    assert len([r for r in caplog.records if "training goes on" in r.message]) == 1
+    log.metrics({"step": 3})
+    log.close()
+    assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_a_sink_that_cannot_be_flushed_keeps_no_other_from_closing():
+    closed = []
+
+    class Full:
+        def event(self, row: dict) -> None:
+            pass
+
+        metrics = event
+
+        def close(self) -> None:
+            closed.append(self)
+            raise OSError(28, "No space left on device")
+
+    EventLog("life", [Full(), Full()]).close()
+    assert len(closed) == 2

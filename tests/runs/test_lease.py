@@ -1,0 +1,96 @@
+import multiprocessing
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from motionmae.errors import UserError
+from motionmae.runs.lease import FILE, claim_folder
+from motionmae.runs.events import read_rows
+from motionmae.runs.end_reason import Superseded
+from motionmae.distributed.stop_requests import Outcome
+from motionmae.training.pretrain import pretrain
+from motionmae.runs.directory import RunFolder
+from tests.training.launch import Ranks, run_ranks, wait_until
+from tests.training.run_workers import pretrain_to_exit
+from tests.training.shards import make_shards, tiny_run
+
+
+def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
+    first = claim_folder(tmp_path)
+    first.check()
+    second = claim_folder(tmp_path)
+    second.check()
+    assert (first.number, second.number) == (1, 2)
+    with pytest.raises(Superseded, match=r"incarnation 2 of this run.*incarnation 1 on .* writes nothing more"):
+        first.check()
+
+
+def claim_often(folder: Path, times: int) -> list[int]:
+    return [claim_folder(folder).number for _ in range(times)]
+
+
+def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path: Path):
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        numbers = pool.starmap(claim_often, [(tmp_path, 10)] * 4)
+    assert sorted(number for those in numbers for number in those) == list(range(1, 41))
+
+
+def test_a_folder_whose_owner_cannot_be_told_is_not_written_to(tmp_path: Path):
+    mine = claim_folder(tmp_path)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(FileNotFoundError):
+        mine.check()
+    (tmp_path / FILE).write_text("{")
+    for act in (mine.check, lambda: claim_folder(tmp_path)):
+        with pytest.raises(UserError, match="is damaged"):
+            act()
+    with pytest.raises(UserError, match="cannot be written"):
+        claim_folder(tmp_path / "absent")
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_path: Path, world: int):
+    """Its ranks stand still, as behind a pulled cable, while the same run starts elsewhere and finishes."""
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
+    folder = RunFolder.of(config.runs, config.name)
+    old = Ranks(world, pretrain_to_exit, config)
+    wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
+    for rank in range(world):
+        old.send(rank, signal.SIGSTOP)
+    assert run_ranks(1, pretrain, config) == [Outcome.FINISHED]
+    before = content_of(folder.path)
+    for rank in range(world):
+        old.send(rank, signal.SIGCONT)
+    for status, sentence in old.results():
+        assert status == "SUPERSEDED"
+        assert f"has taken over {folder.path}" in sentence
+    assert content_of(folder.path) == before
+    assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1, 2]
+
+
+@pytest.mark.parametrize("every", [2, 1000])
+def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path, every: int):
+    """Neither after its first checkpoint nor before, while it is under way."""
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
+    folder = RunFolder.of(config.runs, config.name)
+    run = Ranks(1, pretrain_to_exit, config)
+    wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
+    run.send(0, signal.SIGSTOP)
+    other = make_shards(tmp_path / "other", samples=10)
+    mistyped = {
+        "cannot be resumed with seed=1 (was 0)": replace(config, seed=1),
+        "shards was": replace(config, data=replace(config.data, shards=str(other))),
+    }
+    answers = {words: Ranks(1, pretrain_to_exit, wrong).results() for words, wrong in mistyped.items()}
+    run.send(0, signal.SIGCONT)
+    for words, ((status, sentence),) in answers.items():
+        assert status == "USER_ERROR"
+        assert words in sentence
+    assert run.results() == [("FINISHED", "")]
+    assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1]

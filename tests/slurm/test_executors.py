@@ -1,0 +1,136 @@
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from motionmae.config import Config, load_config
+from motionmae.errors import UserError
+from slurm import executors
+
+CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
+
+
+def _config(**values: object) -> Config:
+    config = executors.absolute_paths(load_config("demo"))
+    return replace(config, launch=replace(config.launch, **values))  # type: ignore[arg-type]
+
+
+def _script(config: Config, **extra: str) -> str:
+    return executors.TrainingExecutor(
+        config, LOGS, CODE, extra, {"NCCL_SOCKET_IFNAME": "ib0", "PYTHONPATH": "x"}
+    ).script()
+
+
+def test_the_script_asks_for_what_the_config_says() -> None:
+    lines = _script(
+        _config(
+            nodes=4,
+            ranks_per_node=8,
+            gpus_per_node=8,
+            cpus_per_rank=12,
+            timeout_minutes=90,
+            signal_seconds=200,
+            partition="big",
+            account="vision",
+            qos="long",
+            constraint="a100",
+            exclude="node[3-4]",
+            comment="for B's table",
+        )
+    ).splitlines()
+    for line in (
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --cpus-per-task=12",
+        "#SBATCH --time=90",
+        "#SBATCH --signal=USR2@200",
+        "#SBATCH --partition=big",
+        "#SBATCH --account=vision",
+        "#SBATCH --qos=long",
+        "#SBATCH --constraint=a100",
+        "#SBATCH --exclude='node[3-4]'",
+        "#SBATCH --comment='for B'\"'\"'s table'",
+        "#SBATCH --requeue",
+        "#SBATCH --chdir=/run/code/abc",
+        "#SBATCH --job-name=demo",
+        "export OMP_NUM_THREADS=1",
+        "export NCCL_SOCKET_IFNAME=ib0",
+    ):
+        assert line in lines
+    (command,) = (line for line in lines if " srun " in line)
+    assert command.startswith(
+        f"exec {sys.executable} -m slurm.requeue_policy {Path.cwd()}/runs/demo 5 srun --unbuffered "
+    )
+    assert "--kill-on-bad-exit=1 --cpus-per-task=12" in command
+    assert not any("PYTHONPATH=x" in line for line in lines)
+
+
+def test_the_script_is_silent_on_what_is_not_asked() -> None:
+    script = _script(_config(gpus_per_node=0))
+    for option in ("partition", "account", "qos", "constraint", "exclude", "comment", "gpus-per-node"):
+        assert f"--{option}" not in script
+
+
+def test_further_sbatch_options_win() -> None:
+    assert "#SBATCH --time=5\n" in _script(_config(timeout_minutes=90), time="5")
+    assert executors.sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
+        "mem": "200G",
+        "dependency": "afterok:1=2",
+    }
+    for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
+        with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
+            executors.sbatch_options([own])
+    with pytest.raises(UserError, match="--sbatch mem"):
+        executors.sbatch_options(["mem"])
+
+
+def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert executors.job_environment(_config(), CODE, "slurm")["PYTHONPATH"] == "/run/code/abc:/mine"
+    monkeypatch.delenv("PYTHONPATH")
+    assert executors.job_environment(_config(), CODE, "slurm")["PYTHONPATH"] == "/run/code/abc"
+
+
+def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    on_cpu = executors.job_environment(_config(gpus_per_node=0, cpus_per_rank=6), CODE, "slurm")
+    assert (on_cpu["NCCL_DEBUG"], on_cpu["OMP_NUM_THREADS"]) == ("INFO", "6")
+    assert executors.job_environment(_config(gpus_per_node=8, cpus_per_rank=6), CODE, "slurm")["OMP_NUM_THREADS"] == "1"
+
+
+def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("demo", ["data.shards=shards", "runs=runs", "monitoring.discovery=sd"])
+    absolute = executors.absolute_paths(config)
+    assert (absolute.data.shards, absolute.runs) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
+    assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
+    remote = executors.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
+    assert remote.data.shards == "s3://bucket/k400"
+    for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
+        data = executors.absolute_paths(replace(config, data=replace(config.data, cache=given, beton=given))).data
+        assert (data.cache, data.beton) == (written, written)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("5:30", 6),
+        ("12:00:00", 720),
+        ("0:00:30", 1),
+        ("2-00", 2880),
+        ("1-12:30", 2190),
+        ("1-00:00:01", 1441),
+    ],
+)
+def test_reads_slurm_s_forms_of_a_time_limit(text: str, expected: int) -> None:
+    assert executors.minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1-", "-5", "1:2:3:4", "1.5", "x-1", "1:"])
+def test_refuses_other_forms(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        executors.minutes(text)

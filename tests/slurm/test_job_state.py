@@ -1,0 +1,100 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from motionmae.errors import UserError
+from slurm import job_state
+from slurm.job_state import JobRecord, JobState, parse_scontrol, state_of, submission_lock
+
+LOCAL = JobRecord("local", "123", "/logs/123_0_log.out", "/code", 1.0)
+SLURM = JobRecord("slurm", "123", "/logs/123_0_log.out", "/code", 1.0)
+
+
+def _program(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_record_comes_back_as_written(tmp_path: Path) -> None:
+    assert JobRecord.read(tmp_path) is None
+    LOCAL.ended(3).write(tmp_path)
+    assert JobRecord.read(tmp_path) == LOCAL.ended(3)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{")
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
+        JobRecord.read(tmp_path)
+
+
+def test_the_lock_keeps_others_out_until_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_state, "LOCK_SECONDS", 0.2)
+    with submission_lock(tmp_path), pytest.raises(UserError, match="is being submitted"), submission_lock(tmp_path):
+        pass
+    with submission_lock(tmp_path):
+        pass
+
+
+def test_a_local_job_runs_for_as_long_as_its_controller_lives(tmp_path: Path) -> None:
+    with submission_lock(tmp_path) as lock:
+        controller = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+        LOCAL.write(tmp_path)
+    assert state_of(LOCAL, tmp_path).active
+    controller.kill()
+    controller.communicate()
+    assert state_of(LOCAL, tmp_path) == JobState("GONE", "its controller was killed")
+    LOCAL.ended(0).write(tmp_path)
+    assert state_of(LOCAL, tmp_path).name == "COMPLETED"
+    LOCAL.ended(3).write(tmp_path)
+    assert state_of(LOCAL, tmp_path) == JobState("FAILED", exit_code=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        (
+            "JobId=7 JobName=a JobState=RUNNING Reason=None Restarts=2 ExitCode=0:0 ReqNodeList=(null) NodeList=n[1-2]",
+            JobState("RUNNING", "n[1-2]", 2),
+        ),
+        (
+            "JobId=7 JobState=PENDING Reason=Resources Restarts=0 ExitCode=0:0 NodeList=(null)",
+            JobState("PENDING", "Resources"),
+        ),
+        (
+            "JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=2:0 NodeList=n1",
+            JobState("FAILED", "n1", 0, 2),
+        ),
+        ("JobId=7 JobState=CANCELLED Reason=None ExitCode=0:15 NodeList=n1", JobState("CANCELLED", "n1", 0, 143)),
+    ],
+)
+def test_reads_scontrol(line: str, state: JobState) -> None:
+    assert parse_scontrol(line) == state
+
+
+def test_only_a_job_that_may_run_again_is_active() -> None:
+    assert all(JobState(name).active for name in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"))
+    assert not any(JobState(name).active for name in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "GONE"))
+
+
+def test_asks_the_accounting_for_a_job_that_the_controller_forgot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    _program(tmp_path, "sacct", "echo 'CANCELLED by 0|0:15'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert state_of(SLURM, tmp_path) == JobState("CANCELLED", exit_code=143)
+    _program(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert state_of(SLURM, tmp_path) == JobState("GONE")
+
+
+def test_a_controller_that_does_not_answer_is_no_proof_of_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path, "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="Unable to contact"):
+        state_of(SLURM, tmp_path)

@@ -1,0 +1,61 @@
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from data_tools.make_shards.cli import main as make_shards
+from motionmae.__main__ import main
+from motionmae.files import output_file, write_atomically
+
+
+def test_the_folder_of_an_output_is_made(tmp_path):
+    path = tmp_path / "new" / "deep" / "figures.json"
+    assert output_file(str(path)) == path
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "says"), [("", "is a folder"), ("file/x.json", "cannot be written")])
+def test_an_impossible_output_is_refused(tmp_path, name, says):
+    (tmp_path / "file").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=says):
+        output_file(str(tmp_path / name))
+
+
+def test_what_is_no_file_is_written_to_and_a_link_stays_one(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    write_atomically(output_file(str(pipe)), b"figures")
+    assert os.read(end, 100) == b"figures"
+    os.close(end)
+    assert pipe.is_fifo()
+    with target.open("w") as redirected:
+        redirected.write("printed ")
+        redirected.flush()
+        write_atomically(Path(f"/dev/fd/{redirected.fileno()}"), b"figures")
+        assert os.fstat(redirected.fileno()).st_ino == target.stat().st_ino
+    target.write_bytes(b"before")
+    link.symlink_to(target)
+    write_atomically(output_file(str(link)), b"after")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"after"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (make_shards, "folder --videos {0}/videos --out {0}/out --json {0}/file/x.json"),
+        (main, "knn {0}/run --train {0}/a --test {0}/b --json {0}/file/x.json"),
+        (main, "doctor data --config tiny_toy --json {0}/file/x.json"),
+    ],
+)
+def test_commands_refuse_it_before_their_work(tmp_path, capsys, command, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        command(words.format(tmp_path).split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "argument --json: " in error
+    assert "cannot be written" in error
+    assert not (tmp_path / "out").exists()

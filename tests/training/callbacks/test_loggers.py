@@ -1,0 +1,143 @@
+"""TensorBoard and Weights & Biases, read back: the former by its own reader, the latter by its protocol buffers."""
+
+import json
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from motionmae.config import Config, LogConfig
+from motionmae.errors import UserError
+from motionmae.runs.directory import RunFolder
+from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
+from motionmae.training.pretrain import Outcome, pretrain
+from tests.training.launch import run_ranks
+from tests.training.shards import make_shards, tiny_run
+
+CONFIG = Config(name="shown", log=LogConfig(wandb="offline", wandb_project="videos"))
+
+
+def read(folder: RunFolder) -> EventAccumulator:
+    reader = EventAccumulator(str(folder.tensorboard))
+    reader.Reload()
+    return reader
+
+
+def draw(folder: RunFolder) -> np.ndarray:
+    """A picture of the run, as OpenCV has it: blue, green, red."""
+    folder.reconstructions.mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder.reconstructions / "step-00000004.png"), picture)
+    return picture
+
+
+PICTURE = {"kind": "picture", "step": 4, "path": "reconstructions/step-00000004.png"}
+
+
+def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    first = TensorBoard(folder, 0)
+    for step in range(1, 6):
+        first.metrics({"incarnation": "a", "step": step, "loss": float(step)})
+    first.close()
+    second = TensorBoard(folder, 3)
+    for step in (4, 5):
+        second.metrics({"incarnation": "b", "step": step, "loss": 10.0 * step})
+    second.event({"kind": "resume", "step": 3})
+    second.close()
+    reader = read(folder)
+    assert [(s.step, s.value) for s in reader.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
+    assert "incarnation" not in reader.Tags()["scalars"]
+
+
+def test_tensorboard_shows_the_picture(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    picture = draw(folder)
+    board = TensorBoard(folder, 0)
+    board.event(PICTURE)
+    board.event({"kind": "picture", "step": 8, "error": "no checkpoint"})
+    with pytest.raises(OSError, match="cannot be read"):
+        board.event(PICTURE | {"path": "reconstructions/absent.png"})
+    board.close()
+    (shown,) = read(folder).Images("reconstruction")
+    assert shown.step == 4
+    decoded = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decoded, picture)
+
+
+def wandb_records(file: Path) -> Iterator[object]:
+    """The records of an offline run. The file is a LevelDB log: blocks of 32 KiB of (checksum, length, kind, bytes)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, block, place, parts = file.read_bytes(), 32768, 7, b""  # after seven bytes of W&B's own
+    while place + 7 <= len(content):
+        left = block - place % block
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+@pytest.mark.long
+def test_wandb_keeps_curves_and_pictures_of_both_lives_offline(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    draw(folder)
+    for losses in ({1: 0.5, 2: 0.25}, {2: 0.25, 3: 0.125}):
+        board = WeightsAndBiases(CONFIG, folder)
+        for step, loss in losses.items():
+            board.metrics({"incarnation": "a", "step": step, "time": 1.0, "loss": loss})
+        board.event(PICTURE)
+        board.event({"kind": "finish", "step": 3})
+        board.close()
+        time.sleep(1)  # W&B names files by the second
+    lives = sorted(folder.path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(lives) == 2
+    names, rows = set(), []
+    for file in lives:
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                names.add((record.run.run_id, record.run.project, record.run.display_name))
+            if record.HasField("history"):
+                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                rows.append({key: json.loads(value) for key, value in items.items() if key[0] != "_"})
+    assert len(names) == 1
+    assert next(iter(names))[1:] == ("videos", "shown")
+    assert [(r["step"], r["loss"]) for r in rows if "loss" in r] == [(1, 0.5), (2, 0.25), (2, 0.25), (3, 0.125)]
+    assert [r["step"] for r in rows if "loss" not in r] == [4, 4]
+    assert len(list(folder.path.glob("wandb/offline-run-*/files/media/images/*.png"))) == 2
+
+
+def test_wandb_without_a_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match=r"log.wandb=online: .*set log.wandb=offline"):
+        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+
+
+def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"log.wandb=online needs wandb: pip install"):
+        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+
+
+def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", log={"tensorboard": True})
+    folder = RunFolder.of(config.runs, config.name)
+    folder.create()
+    folder.tensorboard.write_text("no folder")
+    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2

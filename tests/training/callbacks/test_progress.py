@@ -1,0 +1,59 @@
+import pytest
+
+from motionmae.training.callbacks.progress import ProgressLine, duration
+
+ROW = {
+    "step": 10,
+    "epoch": 0.25,
+    "loss": 0.81234,
+    "loss_space": 0.5,
+    "loss_time": 0.31234,
+    "lr": 1.5e-4,
+    "clips_per_second": 123.45,
+    "step_seconds": 2.0,
+    "data_wait_seconds": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "0 s"), (59.6, "1 min 00 s"), (249, "4 min 09 s"), (11220, "3 h 07 min"), (183_600, "2 d 03 h")],
+)
+def test_durations_read_well(seconds: float, said: str):
+    assert duration(seconds) == said
+
+
+def test_a_log_file_gets_a_plain_line_a_row(capsys: pytest.CaptureFixture[str]):
+    line = ProgressLine(40, enabled=True)
+    line.show(ROW)
+    line.show({**ROW, "step": 20, "step_seconds": 4.0})
+    line.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "step 10/40  epoch 0.25  loss 0.8123 (space 0.5000, time 0.3123)  lr 1.50e-04  "
+        "123.5 clips/s  data wait 25%  1 min 00 s left"
+    )
+    assert second.endswith("48 s left")  # 20 steps at 0.8 * 2 + 0.2 * 4 seconds
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]):
+    line = ProgressLine(40, enabled=False)
+    line.show(ROW)
+    line.say("a sentence")
+    line.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_bar_and_sentences_above_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes its output for a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    line = ProgressLine(40, enabled=True)
+    line.show(ROW)
+    line.say("a sentence")
+    line.close()
+    shown = capsys.readouterr().out
+    assert "10/40" in shown
+    assert "loss 0.8123" in shown
+    assert "a sentence" in shown

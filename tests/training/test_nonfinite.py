@@ -1,0 +1,46 @@
+from motionmae.training.nonfinite import BUDGET, WINDOW, BadStep, count, give_up, may_go_back
+from motionmae.training.state import TrainState
+
+LOSS = BadStep("loss", [3], [17, 42, 5, 6, 7])
+
+
+def test_one_more_than_the_budget_within_the_window_is_too_many():
+    state = TrainState()
+    for step in range(100, 100 + BUDGET):
+        state.step = step
+        assert not count(state, LOSS)
+    state.step = 100 + WINDOW - 1
+    assert count(state, LOSS)
+    report = str(give_up(state, LOSS))
+    assert f"in 11 of the last {WINDOW} steps" in report
+    assert f"the loss of step {state.step} on rank 3, samples [17, 42, 5, 6, 7]" in report
+    assert "return to an earlier checkpoint" not in report
+
+
+def test_a_run_goes_back_again_only_when_the_last_time_was_long_ago():
+    state = TrainState(data_step=5000)
+    assert may_go_back(state)
+    state.went_back = [5000]
+    state.data_step += 2 * WINDOW
+    assert not may_go_back(state)
+    assert "also after a return to an earlier checkpoint" in str(give_up(state, LOSS))
+    state.data_step += 1
+    assert may_go_back(state)
+
+
+def test_rare_bad_steps_never_add_up():
+    state = TrainState()
+    for step in range(0, 1_000_000, WINDOW // BUDGET):
+        state.step = step
+        assert not count(state, LOSS)
+    assert state.skipped == 1_000_000 * BUDGET // WINDOW
+    assert len(state.recently_skipped) == BUDGET
+
+
+def test_fp16_overflows_are_counted_but_do_not_stop_the_run():
+    state = TrainState()
+    for step in range(50):
+        state.step = step
+        count(state, BadStep("overflow", [], []))
+    assert state.skipped == 50
+    assert state.recently_skipped == []

@@ -1,0 +1,65 @@
+import time
+
+import pytest
+import torch
+
+from motionmae.training.step_timer import Phase, PhaseClock
+from motionmae.training.trainer import straggling
+
+
+class Ticks:
+    """A timer whose clock advances by one at every mark, as a queue of CUDA events would be read later."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.read = 0
+
+    def mark(self) -> int:
+        self.now += 1
+        return self.now
+
+    def seconds(self, first: int, last: int) -> float:
+        self.read += 1
+        return last - first
+
+
+def test_every_moment_belongs_to_one_phase_and_nothing_is_read_before_it_is_asked_for():
+    ticks = Ticks()
+    clock = PhaseClock(ticks)
+    for phase in (Phase.DATA_WAIT, Phase.FORWARD, Phase.DATA_WAIT, Phase.CHECKPOINT):
+        clock.enter(phase)
+    assert ticks.read == 0
+    spent = clock.take()
+    assert spent == dict.fromkeys(Phase, 0) | {
+        Phase.OTHER: 1, Phase.DATA_WAIT: 2, Phase.FORWARD: 1, Phase.CHECKPOINT: 1
+    }  # fmt: skip
+    clock.enter(Phase.FORWARD)
+    assert sum(clock.take().values()) == 2  # it goes on where it was read: no moment is lost, none counted twice
+
+
+def test_the_host_clock_sees_where_a_step_waits():
+    clock = PhaseClock.of(torch.device("cpu"))
+    begin = time.perf_counter()
+    clock.enter(Phase.DATA_WAIT)
+    time.sleep(0.05)
+    clock.enter(Phase.FORWARD)
+    clock.end_step()
+    spent = clock.take()
+    assert spent[Phase.DATA_WAIT] >= 0.05
+    assert sum(spent.values()) == pytest.approx(time.perf_counter() - begin, abs=0.01)
+
+
+def test_the_time_between_steps_is_not_the_slowest_step():
+    clock = PhaseClock.of(torch.device("cpu"))
+    clock.end_step()
+    time.sleep(0.05)
+    clock.begin_step()
+    clock.end_step()
+    assert clock.steps == 2
+    assert clock.slowest_step < 0.05
+
+
+def test_the_straggler_is_the_rank_whose_own_part_takes_longest():
+    own = torch.tensor([1.0, 1.0, 3.0, 1.0])
+    assert straggling(own, 1) == {"straggler_score": 1.0, "slowest_rank": 2, "slowest_score": 3.0}
+    assert straggling(own, 2)["straggler_score"] == 3.0
