@@ -24,7 +24,7 @@ from safetensors import safe_open
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from benchmarks.entry import run_script
-from motionmae.checkpointing.async_checkpointer import Saved, Saver
+from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.distributed.process_group import broadcast_object, distributed, gather_objects
 from motionmae.distributed.watchdog import Watchdog
@@ -32,7 +32,7 @@ from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.runs.lease import claim_folder
+from motionmae.runs.lease import acquire_lease
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.task import decay_groups
 
@@ -70,13 +70,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build, save, and return the figures."""
     config = load_config(arguments.config, ["launch.gpus_per_node=0", *arguments.overrides])
     with distributed(config.engine) as rank:
-        folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_first else None))
+        folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
             model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
             engine = Engine(model, decay_groups(model, config), config, rank)
-            claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
+            claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
+            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
             for number, state in enumerate(sharded_state.engine_states(engine).values()):  # something to tell apart
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for step in range(1, arguments.saves + 2):
                 saver.start(engine, step, {}, time.perf_counter())
                 beside.append(step_seconds(matrix, lambda: not saver.under_way))
-                saved: Saved | None = saver.wait()
+                saved: SaveResult | None = saver.wait()
                 assert saved is not None
                 assert saved.checkpoint is not None, saved.error
                 stalls.append(slowest(saved.blocking))
@@ -107,11 +107,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 "stall_share": median(stalls[1:]) / median(wholes[1:]),
                 "step_alone": alone,
                 "step_beside_write": median(beside[1:]),
-                "first": rank.is_first,
+                "first": rank.is_rank_zero,
             }
         finally:
             gather_objects(None)  # nobody writes any more
-            if rank.is_first:
+            if rank.is_rank_zero:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

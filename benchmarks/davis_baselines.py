@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from benchmarks.entry import run_script  # noqa: E402
 from motionmae.checkpointing.load_weights import fingerprint  # noqa: E402
 from motionmae.config import load_config  # noqa: E402
-from motionmae.evaluation.cache_key import Identity  # noqa: E402
+from motionmae.evaluation.cache_key import CacheKey  # noqa: E402
 from motionmae.evaluation.davis.dataset import read_sequences, score_folder  # noqa: E402
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features  # noqa: E402
 from motionmae.evaluation.davis.metrics import global_means  # noqa: E402
@@ -62,7 +62,7 @@ def main() -> int:
     for name, source in sources.items():
         folder = arguments.out / arguments.protocol / name.replace(", ", "_").replace(" ", "_")
         fresh, start = not folder.exists(), time.perf_counter()
-        identity = Identity(
+        identity = CacheKey(
             fingerprint(encoder) if name.startswith("random") else "",
             str(arguments.davis.resolve()),
             {"features": name, "protocol": arguments.protocol},

@@ -11,6 +11,6 @@ def run_script(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        if not error.repeated:
+        if not error.already_reported:
             print(f"error: {error}", file=sys.stderr)
         return 2

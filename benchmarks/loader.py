@@ -111,7 +111,7 @@ class Bench:
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
         """Our loader, as training uses it."""
         data = replace(self.data, **({"workers": self.workers} | changes))
-        with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch=self.batch) as loader:
+        with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 
     def ours_threads(self) -> Turn:

@@ -3,7 +3,7 @@
 Examples::
 
   python benchmarks/memory.py                                     # ViT-S, 12 cases on 1 and on 2 processes
-  python benchmarks/memory.py --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch=2 --json memory.json
+  python benchmarks/memory.py --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch_size=2 --json memory.json
 
 Every case is a real step of DeepSpeed on CPU with fake pixels, for each ZeRO stage and activation checkpointing mode.
 Live tensors are followed as torch makes and frees them (every operation passes a dispatch mode); a figure is that of
@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_iter
 from benchmarks.entry import run_script
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import Rank, distributed, gather_objects
+from motionmae.distributed.process_group import DistributedContext, distributed, gather_objects
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
@@ -44,7 +44,7 @@ from motionmae.planning.memory import predict_memory
 from motionmae.training.task import decay_groups
 
 MODES = ("none", "every_n", "full")
-SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch=8", "engine.precision=fp32"]
+SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=8", "engine.precision=fp32"]
 """The default case: trains in a second on one core, and yet activations and states both matter."""
 _MB = 1e6
 
@@ -110,11 +110,11 @@ class Measured:
         return max(self.forward_peak, self.backward_peak, self.step_peak)
 
 
-def measure(config: Config, rank: Rank) -> Measured:
+def measure(config: Config, rank: DistributedContext) -> Measured:
     """Take two steps under :class:`LiveTensors`, and a third for RSS. Collective."""
     gc.collect()
     rss_before = resident()
-    clip, number = config.clip, config.engine.micro_batch * config.data.repeats
+    clip, number = config.clip, config.engine.micro_batch_size * config.data.repeated_sampling
     with LiveTensors() as live:
         model = build_motionmae(config)
         engine = Engine(model, decay_groups(model, config), config, rank)
@@ -174,10 +174,10 @@ def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
     """``config`` as a step of one micro-batch on ``ranks`` processes of this machine."""
     return replace(
         config,
-        engine=replace(config.engine, zero=stage),
-        optim=replace(config.optim, batch=config.engine.micro_batch * ranks),
+        engine=replace(config.engine, zero_stage=stage),
+        optim=replace(config.optim, global_batch_size=config.engine.micro_batch_size * ranks),
         model=replace(config.model, activation_checkpointing=mode),
-        launch=replace(config.launch, nodes=1, ranks_per_node=ranks, gpus_per_node=0),
+        launch=replace(config.launch, nodes=1, ntasks_per_node=ranks, gpus_per_node=0),
     )
 
 
@@ -245,7 +245,7 @@ def main() -> None:
     rows = []
     for ranks in arguments.ranks:
         rows += run_ranks(ranks, sys.argv[1:])
-    show(rows, f"{config.name}: {config.model.size}, micro batch {config.engine.micro_batch}")
+    show(rows, f"{config.name}: {config.model.size}, micro batch {config.engine.micro_batch_size}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -28,14 +28,14 @@ from rich.table import Table
 from monitoring.collector import NodeCollector
 from monitoring.discovery import Target
 from monitoring.exporter import Settings, listen
-from monitoring.flops_per_clip import Work
+from monitoring.flops_per_clip import FlopsPerClip
 from monitoring.host import Host
-from monitoring.rank_metrics import RankSink
+from monitoring.rank_metrics import RankMetrics
 from monitoring.rank_snapshots import Sample
 from motionmae.config import load_config
 from motionmae.files import output_file
 from motionmae.runs.events import Kind, Row
-from motionmae.training.step_timer import HostTimer, Phase, PhaseClock
+from motionmae.training.step_timer import HostTimer, Phase, StepTimer
 
 STEP_SECONDS = 0.2
 RANKS, NODES = 8, 128
@@ -72,12 +72,12 @@ def row_of(step: int) -> Row:
     }  # fmt: skip
 
 
-def make_rank(rank: int, folder: Path) -> RankSink:
+def make_rank(rank: int, folder: Path) -> RankMetrics:
     """A rank's sink after its first step."""
-    sink = RankSink(
-        load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], Work(10**12, 160), _INFO
+    sink = RankMetrics(
+        load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], FlopsPerClip(10**12, 160), _INFO
     )
-    start = {"incarnation": "a", "step": 0, "time": time.time()}
+    start = {"attempt": "a", "step": 0, "time": time.time()}
     sink.event({**start, "kind": Kind.START.value, "world": RANKS * NODES})
     sink.event({**start, "kind": Kind.READY.value, "total_steps": 10**6})
     sink.metrics(row_of(1))
@@ -96,7 +96,7 @@ def typical(action: Callable[[], object], times: int) -> float:
 
 def step_cost(folder: Path) -> float:
     """Seconds of a step that rank 0 spends on metrics, when it logs every step."""
-    sink, clock, row = make_rank(0, folder), PhaseClock(HostTimer()), row_of(2)
+    sink, clock, row = make_rank(0, folder), StepTimer(HostTimer()), row_of(2)
 
     def one_step() -> None:
         clock.begin_step()

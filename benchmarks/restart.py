@@ -25,7 +25,7 @@ from motionmae.runs.events import Row, read_rows
 
 
 def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:
-    """Run the command until its incarnation writes an event of ``kind``, kill it, and return its seconds by stage."""
+    """Run the command until its attempt writes an event of ``kind``, kill it, and return its seconds by stage."""
     known = len(list(read_rows(events)))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         rows: list[Row] = []
@@ -50,7 +50,7 @@ def main() -> None:
     new, resumed = [], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            fixed = [f"runs={folder}", "name=restart", "checkpoint.every_steps=1", "monitoring.enabled=false"]
+            fixed = [f"output_dir={folder}", "name=restart", "checkpoint.every_steps=1", "monitoring.enabled=false"]
             command = [sys.executable, "-m", "motionmae", "pretrain", "--config", options.config, *options.overrides]
             events = Path(folder) / "restart/events.jsonl"
             new.append(run_until("checkpoint", [*command, *fixed], events))

@@ -53,7 +53,7 @@ from torch import Tensor
 from benchmarks.entry import run_script
 from monitoring.exporter_process import monitored
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import Rank, choose_device, distributed, gather_objects
+from motionmae.distributed.process_group import DistributedContext, choose_device, distributed, gather_objects
 from motionmae.files import output_file
 from motionmae.planning.flops import step_flops
 from motionmae.runs.events import Sink
@@ -83,7 +83,9 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
     """Who competes, with the config by which its operations are counted."""
     config, videomae = config_of(options), config_of(options, "target.kind=frame")
     if options.engine:
-        return {"plain": config} | {f"zero{stage}": config_of(options, f"engine.zero={stage}") for stage in range(4)}
+        return {"plain": config} | {
+            f"zero{stage}": config_of(options, f"engine.zero_stage={stage}") for stage in range(4)
+        }
     theirs = replace(videomae, mask=replace(videomae.mask, decoder_ratio=0.0))  # they rebuild all that is hidden
     found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": theirs}
     if options.official:
@@ -93,7 +95,9 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
     return {name: config for name, config in found.items() if not options.only or name in options.only}
 
 
-def contestant(name: str, config: Config, options: argparse.Namespace, rank: Rank, sinks: list[Sink]) -> Contestant:
+def contestant(
+    name: str, config: Config, options: argparse.Namespace, rank: DistributedContext, sinks: list[Sink]
+) -> Contestant:
     """Make one of :func:`names`."""
     batch, bf16 = random_batch(config, options.batch), options.dtype == "bf16"
     if name == "plain":
@@ -102,17 +106,17 @@ def contestant(name: str, config: Config, options: argparse.Namespace, rank: Ran
         return hugging_face(config, batch, rank.device, bf16)
     if name == "official":
         return official(options.official, config, batch, rank.device, bf16)
-    return InLoop(config, batch, rank, sinks, stage=config.engine.zero if options.engine else None)
+    return InLoop(config, batch, rank, sinks, stage=config.engine.zero_stage if options.engine else None)
 
 
 @contextmanager
-def process_of(name: str, config: Config) -> Iterator[tuple[Rank, list[Sink]]]:
+def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, list[Sink]]]:
     """The process of a contestant: ours as a run prepares it, a peer's as torch leaves it, as its users train.
 
     Part of preparing is to have glibc keep freed memory, without which the official code takes a quarter more time.
     """
     if name in PEERS:
-        yield Rank(0, 1, 0, choose_device(config.engine.device)), []
+        yield DistributedContext(0, 1, 0, choose_device(config.engine.device)), []
         return
     with distributed(config.engine) as rank, monitored(config) as sinks:
         yield rank, sinks
@@ -191,11 +195,11 @@ def config_of(options: argparse.Namespace, *changes: str, ranks: int = 1) -> Con
     asked = [
         f"model.size={SIZES[options.size]}",
         f"engine.precision={options.dtype}",
-        f"engine.micro_batch={options.batch}",
-        f"optim.batch={options.batch * ranks}",
+        f"engine.micro_batch_size={options.batch}",
+        f"optim.global_batch_size={options.batch * ranks}",
         "watchdog.step_seconds=0",  # others' steps lie between two of ours
         "monitoring.linger_seconds=0",
-        f"runs={options.runs}",
+        f"output_dir={options.runs}",
     ]
     return load_config("vitb_k400", [*asked, *changes, *options.overrides])
 

@@ -18,11 +18,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from motionmae.checkpointing.async_checkpointer import Saver
+from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
-from motionmae.distributed.process_group import Rank
-from motionmae.distributed.stop_requests import Preemption, Requests
+from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.convert.huggingface import huggingface_config
@@ -33,16 +33,16 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
-from motionmae.runs.lease import claim_folder
+from motionmae.runs.lease import acquire_lease
 from motionmae.training import trainer
-from motionmae.training.callbacks.gc import collected_in_lockstep
+from motionmae.training.callbacks.gc import synchronized_gc
 from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.callbacks.progress import ProgressLine
-from motionmae.training.callbacks.reconstructions import Drawing
+from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
-from motionmae.training.step_timer import Phase, PhaseClock
+from motionmae.training.step_timer import Phase, StepTimer
 
 Phases = dict[str, float]
 """Seconds of a step by what was done in them."""
@@ -77,7 +77,7 @@ class Plain:
 
     def step(self) -> Phases:
         """Take a step."""
-        clock, spent = PhaseClock.of(self._device), {}
+        clock, spent = StepTimer.of(self._device), {}
         arguments = ()
         if self._targets:
             clock.enter(Phase.FORWARD)
@@ -107,11 +107,13 @@ class InLoop:
         stage: of ZeRO, where it is to be another than a run would take.
     """
 
-    def __init__(self, config: Config, batch: Batch, rank: Rank, sinks: list[Sink], stage: int | None = None):
+    def __init__(
+        self, config: Config, batch: Batch, rank: DistributedContext, sinks: list[Sink], stage: int | None = None
+    ):
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
-        task, store, claim = Pretraining(config), CheckpointStore(folder.checkpoints), claim_folder(folder.path)
+        task, store, claim = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
@@ -127,19 +129,19 @@ class InLoop:
             engine=engine,
             loader=cast(ClipLoader, loader),
             schedule=build_schedule(engine.optimizer, config.optim, OneBatch.steps_per_epoch),
-            requests=Requests(stack.enter_context(Preemption()), folder.path, rank.is_first),
+            requests=StopRequests(stack.enter_context(Preemption()), folder.path, rank.is_rank_zero),
             store=store,
-            saver=stack.enter_context(closing(Saver(store, rank, claim, config, watchdog))),
+            saver=stack.enter_context(closing(AsyncCheckpointer(store, rank, claim, config, watchdog))),
             watchdog=watchdog,
             events=events,
             progress=stack.enter_context(closing(ProgressLine(0, enabled=False))),
-            drawing=stack.enter_context(closing(Drawing(folder, 0))),
+            drawing=stack.enter_context(closing(ReconstructionCallback(folder, 0))),
             state=TrainState(),
             total_steps=OneBatch.steps_per_epoch,
         )
         self._batches = self._run.batches()
         stack.callback(engine.close)
-        stack.enter_context(collected_in_lockstep())
+        stack.enter_context(synchronized_gc())
 
     def step(self) -> Phases:
         """Take a step and record it, as :func:`motionmae.training.trainer.train` does."""
@@ -147,7 +149,7 @@ class InLoop:
         run.clock.take()  # what others did meanwhile
         step = trainer.advance(run, self._batches)
         assert step.applied
-        run.requests.agree()
+        run.requests.sync_across_ranks()
         run.clock.end_step()
         trainer.record(run, step)
         return self._spent

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from monitoring.goodput import Ledger
+from monitoring.goodput import GoodputTracker
 from monitoring.gpu import CLOSE_SECONDS, GpuSource
 from monitoring.host import Host, resident_bytes
 from monitoring.metric_definitions import METRICS, STEP_BUCKETS
@@ -43,7 +43,7 @@ class NodeCollector(Collector):
     def __init__(self, folder: Path, host: Host, gpus: GpuSource, books: Path | None) -> None:
         self._folder, self._host, self._gpus = folder, host, gpus
         self._tail = RunTail(books) if books else None
-        self._ledger = Ledger()
+        self._ledger = GoodputTracker()
         self._slow: list[Sample] = []
         self._closed = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)

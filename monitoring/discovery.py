@@ -34,7 +34,7 @@ class Target:
         return folder / f"{self.run}-{self.node}.json"
 
     def publish(self, folder: Path) -> None:
-        """Say where this node is found, in place of what an earlier incarnation said.
+        """Say where this node is found, in place of what an earlier attempt said.
 
         Raises:
             OSError: if it cannot be written.
@@ -49,7 +49,7 @@ class Target:
         temporary.replace(path)
 
     def withdraw(self, folder: Path) -> None:
-        """Remove the file, unless a later incarnation has published its own meanwhile."""
+        """Remove the file, unless a later attempt has published its own meanwhile."""
         path = self.path(folder)
         try:
             if path.read_bytes() == self.content():
@@ -59,7 +59,7 @@ class Target:
 
 
 def withdraw_beyond(folder: Path, run: str, nodes: int) -> None:
-    """Remove the files of nodes that an earlier incarnation of ``run`` had and this one, of ``nodes``, has not."""
+    """Remove the files of nodes that an earlier attempt of ``run`` had and this one, of ``nodes``, has not."""
     for path in folder.glob(f"{run}-*.json"):
         number = path.stem.removeprefix(f"{run}-")
         if number.isdigit() and int(number) >= nodes:

@@ -25,7 +25,7 @@ from monitoring.collector import NodeCollector
 from monitoring.discovery import Target, withdraw_beyond
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
-from motionmae.distributed.network import address_of
+from motionmae.distributed.network import ipv4_of_interface
 
 logger = logging.getLogger("monitoring.exporter")
 
@@ -104,7 +104,7 @@ def ip_address(address: str) -> str:
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
     try:
-        return address_of(address)
+        return ipv4_of_interface(address)
     except OSError as error:
         raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
 

@@ -16,16 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
-from monitoring.flops_per_clip import work_of
-from monitoring.rank_metrics import RankSink
+from monitoring.flops_per_clip import flops_per_clip_of
+from monitoring.rank_metrics import RankMetrics
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
-from motionmae.distributed.process_group import read_place
+from motionmae.distributed.process_group import rank_environment
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import Exit, exit_of
 from motionmae.runs.events import Kind, Row, Sink, read_rows
-from motionmae.runs.git_revision import source_version
+from motionmae.runs.git_revision import git_revision
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,15 @@ def monitored(config: Config) -> Iterator[list[Sink]]:
     ending = _Ending()
     try:
         try:
-            place = {key: int(value) for key, value in read_place(os.environ).items() if key != "MASTER_ADDR"}
+            place = {key: int(value) for key, value in rank_environment(os.environ).items() if key != "MASTER_ADDR"}
             folder = node_folder(job_key(config, place["MASTER_PORT"], node_of(place)))
             if place["LOCAL_RANK"] == 0:
                 clear(folder)
                 exporter = start_exporter(config, place, folder)
             first = place["RANK"] == 0
-            history = list(read_rows(RunFolder.of(config.runs, config.name).events)) if first else []
+            history = list(read_rows(RunFolder.of(config.output_dir, config.name).events)) if first else []
             info = run_labels(config) if first else {}  # hundreds of ranks need not ask git
-            sinks = [ending, RankSink(config, place["RANK"], folder, history, work_of(config), info)]
+            sinks = [ending, RankMetrics(config, place["RANK"], folder, history, flops_per_clip_of(config), info)]
         except UserError:
             pass  # training meets it as well, and says it
         except Exception as error:
@@ -67,7 +67,7 @@ def monitored(config: Config) -> Iterator[list[Sink]]:
 
 
 class _Ending:
-    """Remembers how the incarnation ended."""
+    """Remembers how the attempt ended."""
 
     def __init__(self) -> None:
         self.word = ""
@@ -81,7 +81,7 @@ class _Ending:
 
     def error(self, error: BaseException) -> None:
         """Note an end that somebody knows of; after any other error the exporter goes as if the trainer had died."""
-        if isinstance(error, KeyboardInterrupt) or exit_of(error) in (Exit.USER_ERROR, Exit.SUPERSEDED):
+        if isinstance(error, KeyboardInterrupt) or exit_of(error) in (Exit.USER_ERROR, Exit.LEASE_LOST):
             self.word = self.word or END
 
     def metrics(self, row: Row) -> None:
@@ -94,7 +94,7 @@ class _Ending:
 def start_exporter(config: Config, place: dict[str, int], folder: Path) -> subprocess.Popen[str]:
     """Start the node's exporter, out of reach of the job's signals."""
     monitoring = config.monitoring
-    runs = Path(config.runs).resolve()
+    runs = Path(config.output_dir).resolve()
     settings = Settings(
         run=config.name,
         run_folder=str(runs / config.name),
@@ -163,7 +163,7 @@ def node_of(place: dict[str, int]) -> int:
 def job_key(config: Config, port: int, node: int) -> str:
     """A name for this job on this node that all of its ranks find by themselves."""
     address = os.environ.get("MASTER_ADDR", "")
-    text = f"{Path(config.runs).resolve()}\0{config.name}\0{address}\0{port}\0{node}"
+    text = f"{Path(config.output_dir).resolve()}\0{config.name}\0{address}\0{port}\0{node}"
     return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -173,6 +173,6 @@ def run_labels(config: Config) -> dict[str, str]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return {
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "git_sha": source_version(),
+        "git_sha": git_revision(),
         "config_hash": digest[:12],
     }

@@ -8,7 +8,7 @@ from motionmae.planning.gpus import peak_of_device
 
 
 @dataclass(frozen=True)
-class Work:
+class FlopsPerClip:
     """What one clip takes in a step."""
 
     flops: int
@@ -17,12 +17,12 @@ class Work:
     """Cubes that go through the encoder."""
 
 
-def work_of(config: Config) -> Work:
+def flops_per_clip_of(config: Config) -> FlopsPerClip:
     """What a clip takes in the task of ``config``; a head's share of fine-tuning is left out, as far below 1 %."""
     from motionmae.planning.flops import step_cubes, step_flops  # imports torch
 
     tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
-    return Work(step_flops(config).model, tokens)
+    return FlopsPerClip(step_flops(config).model, tokens)
 
 
 def peak_flops(config: Config) -> float | None:

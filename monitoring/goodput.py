@@ -1,6 +1,6 @@
 """Where the hours of a run went: productive steps, and every other second by its cause.
 
-A run's events and metrics rows are its books. They are keyed by incarnation, never by step alone: after a save on a
+A run's events and metrics rows are its books. They are keyed by attempt, never by step alone: after a save on a
 signal no step is repeated, yet time was lost. What is told apart:
 
 queue_wait           submitted, or preempted, until the process is started (again)
@@ -9,9 +9,9 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save holds up training
 lost_work            steps done again after a resume, and steps skipped because they were not finite
-downtime             from the last sign of life of an incarnation that failed, or that the stop file ended, until the
+downtime             from the last sign of life of an attempt that failed, or that the stop file ended, until the
                      next is submitted or started
-other                what is left of an incarnation: metrics, agreement, the work after the last row before a crash
+other                what is left of an attempt: metrics, agreement, the work after the last row before a crash
 """
 
 from collections.abc import Iterable
@@ -66,7 +66,7 @@ class _Steps:
 
 
 @dataclass
-class Ledger:
+class GoodputTracker:
     """Takes rows in the order of their times and tells the account so far; runs of millions of steps fit."""
 
     start: float | None = None
@@ -74,7 +74,7 @@ class Ledger:
     last_sign: float = 0.0
     """When it last said something."""
     interval: float = 0.0
-    """Longest time between two metrics rows of the present incarnation."""
+    """Longest time between two metrics rows of the present attempt."""
     finished: bool = False
     """The last step is taken; whatever is written later (somebody starts it again) changes nothing."""
     _badput: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
@@ -82,7 +82,7 @@ class Ledger:
     _gap: str = "downtime"
     """The cause that silence belongs to."""
     _began: float | None = None
-    """Start of an incarnation that is not ready yet."""
+    """Start of an attempt that is not ready yet."""
     _restoring: float = 0.0
     _step: int = 0
     _skipped: int = 0
@@ -95,7 +95,7 @@ class Ledger:
         kind, time = row.get("kind"), row["time"]
         if self.start is None:
             self.start = self.last_sign = time - row.get("age", 0.0)
-        if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the incarnation's own last sign
+        if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the attempt's own last sign
             self._end_building(self.last_sign)
             self._badput[self._gap] += max(time - self.last_sign, 0.0)
             self._gap = silence_after(row)
@@ -103,7 +103,7 @@ class Ledger:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
             self._restoring = row["seconds"]
-        elif kind in (Kind.READY.value, Kind.WENT_BACK.value):  # both say from which step the run goes on
+        elif kind in (Kind.READY.value, Kind.ROLLBACK.value):  # both say from which step the run goes on
             self._ready(row)
         elif kind == Kind.CHECKPOINT.value:
             self._badput["checkpoint_blocking"] += row["blocking"]
@@ -170,9 +170,9 @@ class Ledger:
         self._last_row = row["time"]
 
 
-def ledger_of(rows: Iterable[Row]) -> Ledger:
+def ledger_of(rows: Iterable[Row]) -> GoodputTracker:
     """The books of a run, from its events and metrics rows in any order."""
-    ledger = Ledger()
+    ledger = GoodputTracker()
     for row in sorted(rows, key=lambda row: row["time"]):
         ledger.add(row)
     return ledger

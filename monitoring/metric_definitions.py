@@ -18,7 +18,7 @@ PREFIX = "motionmae_"
 STATES = ("starting", "training", "preempted", "stopped", "failed", "finished")
 """States of a run; exactly one holds at a time."""
 RESTART_REASONS = ("preempted", "stopped", "hung", "failed", "lost")
-"""How the incarnation before ended; hung: by its watchdog; lost: without a word, by -9 or with
+"""How the attempt before ended; hung: by its watchdog; lost: without a word, by -9 or with
 its node."""
 THROTTLE_REASONS = ("power_cap", "hardware", "thermal_hardware", "thermal_software", "power_brake")
 STEP_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
@@ -80,9 +80,9 @@ RUN = (
     _gauge("learning_rate", "Learning rate of the next step."),
     _counter("nonfinite_steps_total", "Steps skipped because they were not finite.",
              kind=("loss", "gradient", "overflow")),
-    _counter("clips_total", "Clips trained on by all ranks since this incarnation began."),
-    _counter("tokens_total", "Visible cubes that went through the encoder since this incarnation began."),
-    _counter("flops_total", "Floating-point operations of the model since this incarnation began."),
+    _counter("clips_total", "Clips trained on by all ranks since this attempt began."),
+    _counter("tokens_total", "Visible cubes that went through the encoder since this attempt began."),
+    _counter("flops_total", "Floating-point operations of the model since this attempt began."),
     _gauge("mfu_ratio", "Model operations a second as a share of the devices' peak; absent where unknown.", "ratio"),
     Metric("step_duration_seconds", "histogram", "seconds", "Duration of steps, averaged over each logged interval."),
     _gauge(
@@ -97,7 +97,7 @@ RUN = (
     _counter("restarts_total", "Times the run was started again, by how it had ended.", reason=RESTART_REASONS),
     _counter("corrupt_samples_total", "Samples that could not be read and were replaced.",
              reason=tuple(reason.value for reason in Reason)),
-    _gauge("productive_seconds", "Time spent on steps that counted, over all incarnations.", "seconds"),
+    _gauge("productive_seconds", "Time spent on steps that counted, over all attempts.", "seconds"),
     _gauge("badput_seconds", "All other time since the run was first started or submitted.", "seconds", cause=CAUSES),
     _gauge("goodput_ratio", "Share of the time that was productive.", "ratio", queue=("included", "excluded")),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The sink of one rank: what training announces becomes the values that the node's exporter reads.
 
-Rank 0 also keeps the values of the run as a whole. Those that count over all incarnations it takes from the event log,
+Rank 0 also keeps the values of the run as a whole. Those that count over all attempts it takes from the event log,
 which it replays when it starts.
 """
 
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from monitoring.flops_per_clip import Work, peak_flops
+from monitoring.flops_per_clip import FlopsPerClip, peak_flops
 from monitoring.metric_definitions import METRICS, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 _Key = tuple[str, tuple[str, ...]]
 
 
-class RankSink:
+class RankMetrics:
     """Writes a rank's snapshot at every event and metrics row. Whatever fails here, training never hears of it.
 
     Args:
         config: of the run.
         rank: of this process.
         folder: the node's snapshot folder.
-        history: events of earlier incarnations; rank 0's affair.
+        history: events of earlier attempts; rank 0's affair.
         work: what a clip takes.
         info: labels of run_info but world_size; rank 0's affair.
     """
 
     def __init__(
-        self, config: Config, rank: int, folder: Path, history: Iterable[Row], work: Work, info: dict[str, str]
+        self, config: Config, rank: int, folder: Path, history: Iterable[Row], work: FlopsPerClip, info: dict[str, str]
     ) -> None:
         self._config, self._rank, self._folder, self._work, self._info = config, rank, folder, work, info
         self._values: dict[_Key, float] = {}
@@ -99,7 +99,7 @@ class RankSink:
         self._world = row["world"]
         if self._rank == 0 and self._incarnation and not self._finished:
             self._add("restarts_total", 1, self._before or "lost")
-        self._incarnation, self._before = row["incarnation"], ""
+        self._incarnation, self._before = row["attempt"], ""
         if self._rank == 0:
             self._drop("run_info")
             labels = {**self._info, "world_size": str(self._world)}

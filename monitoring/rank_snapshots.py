@@ -28,7 +28,7 @@ class Snapshot:
 
     rank: int
     pid: int
-    incarnation: str
+    attempt: str
     time: float
     """When they were written, in seconds since the epoch."""
     samples: list[Sample]
@@ -64,7 +64,7 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier incarnation left here, and what is left of jobs that ended on this node long ago."""
+    """Remove what an earlier attempt left here, and what is left of jobs that ended on this node long ago."""
     for path in [*folder.glob("*.json"), *folder.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
     for other in folder.parent.iterdir():

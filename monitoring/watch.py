@@ -27,7 +27,7 @@ _BAD = (
     Kind.CHECKPOINT_FAILED,
     Kind.CHECKPOINT_DAMAGED,
     Kind.HANG,
-    Kind.WENT_BACK,
+    Kind.ROLLBACK,
     Kind.FAILURE,
 )
 _RECENT = 50

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from motionmae import commands
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, Superseded, exit_of
+from motionmae.runs.end_reason import Exit, LeaseLost, exit_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in pkgutil.iter_modules(commands.__path__):
-        importlib.import_module(f"{commands.__name__}.{module.name}").add_parser(subparsers)
+        if module.name != "app":
+            importlib.import_module(f"{commands.__name__}.{module.name}").add_parser(subparsers)
     return parser
 
 
@@ -34,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except UserError as error:
-        if not error.repeated:
+        if not error.already_reported:
             print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
-    except Superseded as error:
+    except LeaseLost as error:
         print(f"error: {error}", file=sys.stderr)
-        return Exit.SUPERSEDED
+        return Exit.LEASE_LOST
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -9,9 +9,9 @@ class UserError(ValueError):
 
     Args:
         message: the sentence.
-        repeated: this rank raises what rank 0 raises too, so a command line that shares its terminal stays silent.
+        already_reported: this rank raises what rank 0 raises too, so a command line that shares its terminal stays silent.
     """
 
-    def __init__(self, message: str, *, repeated: bool = False) -> None:
+    def __init__(self, message: str, *, already_reported: bool = False) -> None:
         super().__init__(message)
-        self.repeated = repeated
+        self.already_reported = already_reported

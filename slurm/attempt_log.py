@@ -1,4 +1,4 @@
-"""The memory of a run on Slurm: on which nodes its incarnations started, and how they failed.
+"""The memory of a run on Slurm: on which nodes its attempts started, and how they failed.
 
 ``RUN/attempts.jsonl`` is only ever appended to, a line a start or a failure. From it follow which nodes the run keeps
 away from and whether a failed job is worth another try; deleting the file forgives all nodes.
@@ -60,7 +60,7 @@ class Attempts:
         """Whether it is noted that ``attempt`` failed by the fault of ``node``."""
         return any((row["job"], row["restart"], row["node"]) == (*astuple(attempt), node) for row in self._failures())
 
-    def fruitless(self, job: str) -> int:
+    def failures_without_progress(self, job: str) -> int:
         """How many attempts of ``job`` have failed since one last brought a new checkpoint."""
         failures = [row for row in self._failures() if row["job"] == job]
         return len({row["restart"] for row in failures if row["step"] == failures[-1]["step"]})

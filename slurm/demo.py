@@ -127,7 +127,7 @@ class Preemption:
     lost: int
     """Steps that had to be done again."""
     seconds: float
-    """From the answer to the signal until the next incarnation was ready."""
+    """From the answer to the signal until the next attempt was ready."""
 
 
 def preemption(events: list[Row]) -> Preemption | None:

@@ -22,7 +22,7 @@ def absolute_paths(config: Config) -> Config:
     def absolute(path: str, *, unless: bool) -> str:
         return path if not path or unless else str(Path(path).expanduser().resolve())
 
-    data, views, init, monitoring = config.data, config.views, config.finetune.init, config.monitoring
+    data, test, init, monitoring = config.data, config.test, config.finetune.init, config.monitoring
     data = replace(
         data,
         shards=absolute(data.shards, unless="://" in data.shards),
@@ -31,9 +31,9 @@ def absolute_paths(config: Config) -> Config:
     )
     return replace(
         config,
-        runs=absolute(config.runs, unless=False),
+        output_dir=absolute(config.output_dir, unless=False),
         data=data,
-        views=replace(views, shards=absolute(views.shards, unless="://" in views.shards)),
+        test=replace(test, shards=absolute(test.shards, unless="://" in test.shards)),
         finetune=replace(config.finetune, init=absolute(init, unless=init == "scratch")),
         monitoring=replace(
             monitoring,
@@ -57,9 +57,9 @@ def job_environment(config: Config, code: Path, cluster: str) -> dict[str, str]:
     """
     launch = config.launch
     wanted = {
-        "OMP_NUM_THREADS": "1" if launch.gpus_per_node else str(launch.cpus_per_rank),
+        "OMP_NUM_THREADS": "1" if launch.gpus_per_node else str(launch.cpus_per_task),
         "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_FR_DUMP_TEMP_FILE": str(Path(config.runs) / config.name / "logs" / "collectives_rank_"),
+        "TORCH_FR_DUMP_TEMP_FILE": str(Path(config.output_dir) / config.name / "logs" / "collectives_rank_"),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "NCCL_DEBUG": "WARN",
     }
@@ -94,21 +94,21 @@ class TrainingExecutor(SlurmExecutor):
     ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
-        self._run, self._max_retries = Path(config.runs) / config.name, launch.max_retries
+        self._run, self._max_retries = Path(config.output_dir) / config.name, launch.max_retries
         exports = rank_environment(config, code, environment)
         optional = {key: getattr(launch, key) for key in TEXTS}
         self.update_parameters(
             job_name=config.name,
             nodes=launch.nodes,
-            ntasks_per_node=launch.ranks_per_node,
+            ntasks_per_node=launch.ntasks_per_node,
             gpus_per_node=launch.gpus_per_node or None,
-            cpus_per_task=launch.cpus_per_rank,
-            time=launch.timeout_minutes,
+            cpus_per_task=launch.cpus_per_task,
+            time=launch.time,
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in exports.items()],
             # srun takes over neither of these from the script (the second since Slurm 22.05)
-            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_rank}"],
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
             additional_parameters={"requeue": True, "chdir": str(code), **extra},
             **{key: value for key, value in optional.items() if value},
         )
@@ -142,9 +142,9 @@ def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: in
     environment = job_environment(config, code, "local")
     executor = DetachedLocalExecutor(folder, run, code, environment, lock, launch.max_timeouts)
     executor.update_parameters(
-        tasks_per_node=launch.ranks_per_node,
+        tasks_per_node=launch.ntasks_per_node,
         gpus_per_node=launch.gpus_per_node,
-        timeout_min=launch.timeout_minutes,
+        timeout_min=launch.time,
         signal_delay_s=launch.signal_seconds,
     )
     return executor
@@ -153,9 +153,9 @@ def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: in
 _OWN_FLAGS = {
     "array": "--seeds",
     "nodes": "--nodes",
-    "ntasks-per-node": "--ranks-per-node",
+    "ntasks-per-node": "--ntasks-per-node",
     "gpus-per-node": "--gpus-per-node",
-    "cpus-per-task": "--cpus-per-rank",
+    "cpus-per-task": "--cpus-per-task",
     "time": "--time",
     "signal": "--signal-seconds",
 }
@@ -192,10 +192,10 @@ def options_of(launch: LaunchConfig) -> dict[str, str]:
     """What a `launch` section asks of sbatch, by long options, for jobs that are not submitit's."""
     wanted = {
         "nodes": launch.nodes,
-        "ntasks-per-node": launch.ranks_per_node,
+        "ntasks-per-node": launch.ntasks_per_node,
         "gpus-per-node": launch.gpus_per_node,
-        "cpus-per-task": launch.cpus_per_rank,
-        "time": launch.timeout_minutes,
+        "cpus-per-task": launch.cpus_per_task,
+        "time": launch.time,
         **{key: getattr(launch, key) for key in TEXTS},
     }
     return {key: str(value) for key, value in wanted.items() if value}

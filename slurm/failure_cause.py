@@ -23,7 +23,7 @@ class Cause(str, Enum):
     """Why an attempt ended early; what follows is decided in :mod:`slurm.requeue_policy`."""
 
     USER_ERROR = "a mistake that a person must mend"
-    SUPERSEDED = "a newer incarnation has the run"
+    LEASE_LOST = "a newer attempt has the run"
     STOPPED = "it was asked to stop"
     STRAY_SIGNAL = "a SIGTERM that nobody answers for"
     BAD_NODE = "a node failed its pre-flight"
@@ -39,7 +39,7 @@ class Cause(str, Enum):
 
 _OF_STATUS: dict[int, Cause] = {
     Exit.USER_ERROR: Cause.USER_ERROR,
-    Exit.SUPERSEDED: Cause.SUPERSEDED,
+    Exit.LEASE_LOST: Cause.LEASE_LOST,
     Exit.STOPPED: Cause.STOPPED,
     Exit.TERMINATED: Cause.STRAY_SIGNAL,
     Exit.BAD_NODE: Cause.BAD_NODE,
@@ -47,7 +47,7 @@ _OF_STATUS: dict[int, Cause] = {
     Exit.NO_STORAGE: Cause.NO_STORAGE,
     Exit.HUNG: Cause.HUNG,
 }
-_DECISIVE = (Cause.USER_ERROR, Cause.STOPPED, Cause.SUPERSEDED, Cause.BAD_NODE, Cause.NO_STORAGE)
+_DECISIVE = (Cause.USER_ERROR, Cause.STOPPED, Cause.LEASE_LOST, Cause.BAD_NODE, Cause.NO_STORAGE)
 """Whichever rank says one of these knows better than those that merely noticed."""
 _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
 """Ends that hardware brings about. Not among them: Terminated (by srun) and Aborted (NCCL, because of another rank)."""

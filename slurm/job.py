@@ -64,7 +64,7 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one incarnation on this rank; returns the name of its outcome.
+        """Run one attempt on this rank; returns the name of its outcome.
 
         Raises:
             SystemExit: with the status that says how, unless the run finished.
@@ -106,21 +106,21 @@ class TrainJob(Checkpointable):
         from motionmae.distributed.process_group import choose_device
         from slurm.attempt_log import Attempt, Attempts
         from slurm.failure_cause import Cause
-        from slurm.preflight import BadNode, Unreachable, leave, preflight
+        from slurm.preflight import BadNode, Unreachable, abort, preflight
 
-        run = Path(self.config.runs) / self.config.name
-        ranks_per_node = environment.num_tasks // environment.num_nodes
-        nodes = [environment.hostnames[rank // ranks_per_node] for rank in range(environment.num_tasks)]
+        run = Path(self.config.output_dir) / self.config.name
+        ntasks_per_node = environment.num_tasks // environment.num_nodes
+        nodes = [environment.hostnames[rank // ntasks_per_node] for rank in range(environment.num_tasks)]
         try:
             device = choose_device(self.config.engine.device, environment.local_rank)
             preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
         except BadNode as error:
-            leave(Exit.BAD_NODE, f"{nodes[environment.global_rank]} is no good: {error}")
+            abort(Exit.BAD_NODE, f"{nodes[environment.global_rank]} is no good: {error}")
         except Unreachable as error:
             attempt = Attempt(environment.job_id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
                 Attempts(run).failed(attempt, Cause.BAD_NODE, 0, node)
-            leave(Exit.LOST_PEERS, str(error))
+            abort(Exit.LOST_PEERS, str(error))
 
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:

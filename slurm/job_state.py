@@ -35,7 +35,7 @@ class JobRecord:
     job_id: str
     """Slurm's job id, or the process id of the local controller."""
     log: str
-    """What rank 0 prints, over all incarnations of the job."""
+    """What rank 0 prints, over all attempts of the job."""
     code: str
     """Folder of the code snapshot that the job runs."""
     submitted: float

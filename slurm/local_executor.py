@@ -98,7 +98,7 @@ class LocalController(Controller):
             signal.signal(number, self._hand_on)
 
     def _hand_on(self, number: int, _: object) -> None:
-        self._stopping = self._stopping or number == signal.SIGTERM  # even between two incarnations
+        self._stopping = self._stopping or number == signal.SIGTERM  # even between two attempts
         self._forward_signal(signal.Signals(number))
 
     def start_tasks(self) -> None:
@@ -132,7 +132,7 @@ class LocalController(Controller):
             time.sleep(_POLL_SECONDS)
 
     def run_to_end(self) -> int:
-        """Run the job through all its incarnations and return its exit status.
+        """Run the job through all its attempts and return its exit status.
 
         0: every rank finished; otherwise that of the first rank that failed (128 + the number of a signal).
         """
@@ -182,7 +182,7 @@ def main(folder: Path, run: Path) -> int:
 
 
 def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """What a rank prints, over all incarnations of the job; the same on Slurm."""
+    """What a rank prints, over all attempts of the job; the same on Slurm."""
     return Path(JobPaths(folder, job_id, rank).stdout)
 
 

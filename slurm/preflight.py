@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from motionmae.distributed.process_group import meeting_place, use_interface_towards
+from motionmae.distributed.process_group import create_store, use_interface_towards
 from motionmae.runs.end_reason import Exit
 
 PORT_OFFSET = 6_000
@@ -123,9 +123,7 @@ def check_network(place: Mapping[str, str], nodes: Sequence[str], device: torch.
     rank, world, limit = int(place["RANK"]), int(place["WORLD_SIZE"]), timedelta(seconds=seconds)
     use_interface_towards(place["MASTER_ADDR"])
     try:
-        store = meeting_place(
-            {**place, "MASTER_PORT": str(int(place["MASTER_PORT"]) + PORT_OFFSET)}, rank, world, limit
-        )
+        store = create_store({**place, "MASTER_PORT": str(int(place["MASTER_PORT"]) + PORT_OFFSET)}, rank, world, limit)
         assert store is not None, "Slurm's ranks were not started by torchrun"
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank 0 on {nodes[0]} does not answer within {seconds:.0f} s ({error})") from error
@@ -156,7 +154,7 @@ def _missing(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     return []
 
 
-def leave(status: Exit, sentence: str) -> None:
+def abort(status: Exit, sentence: str) -> None:
     """Say why and end this process, whatever its threads hang in."""
     print(f"error: pre-flight: {sentence}", file=sys.stderr, flush=True)
     os._exit(status)

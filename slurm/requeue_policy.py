@@ -3,8 +3,8 @@
 Slurm queues a job again by itself after a preemption or the loss of a node, and rank 0 asks for it after SIGUSR2. But
 a rank that dies, or loses the others, fails the job for good. So this asks Slurm to queue it again, nobody watching:
 
-- a person's mistake, a stop that was asked for (``scancel``, the stop file), or a newer incarnation: never;
-- SIGTERM to a job that is neither cancelled nor preempted: always (see :func:`renumber_step`);
+- a person's mistake, a stop that was asked for (``scancel``, the stop file), or a newer attempt: never;
+- SIGTERM to a job that is neither cancelled nor preempted: always (see :func:`burn_step_ids`);
 - anything else: at once the first time, then after :data:`FIRST_PAUSE` and each time four times as long, until there
   were more than `launch.max_retries` failures without a new checkpoint between them; an error in the program once;
 - never again on a node that failed its pre-flight, or on which the run failed twice, while enough others are left.
@@ -33,7 +33,7 @@ STEP_NUMBERS = 3
 """The lives of a job take turns in so many numbers of their job step."""
 FIRST_PAUSE = 60
 """Seconds before the second try of a failed attempt."""
-_NEVER = (Cause.USER_ERROR, Cause.SUPERSEDED, Cause.STOPPED)
+_NEVER = (Cause.USER_ERROR, Cause.LEASE_LOST, Cause.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ def main(words: Sequence[str]) -> int:
         say(f"{', '.join(unwanted)} failed this run before: queued again without")
         return 0 if requeue(batch, 0) else Exit.LOST_PEERS
     batch.attempts.started(batch.attempt, nodes)
-    renumber_step(restart)
+    burn_step_ids(restart)
     status, lines = run_step(batch, command)
     if status == 0:
         return 0
     failure = find_failure(lines)
-    conclude(batch, failure)
+    decide_requeue(batch, failure)
     return failure.status
 
 
-def renumber_step(restart: int) -> None:
+def burn_step_ids(restart: int) -> None:
     """Let steps pass that do nothing, so that the real one has another number than in the life before.
 
     What is meant for the step of an older life may come late: its srun on a node whose cable is put back ends "its"
@@ -94,7 +94,7 @@ def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
     killed together with this process.
     """
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as step:
-        signal.signal(signal.SIGTERM, lambda *_: conclude_overtime(batch))
+        signal.signal(signal.SIGTERM, lambda *_: decide_requeue_overtime(batch))
         assert step.stderr is not None
         lines = []
         for line in step.stderr:
@@ -104,14 +104,14 @@ def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
     return 128 - status if status < 0 else status, lines
 
 
-def conclude_overtime(batch: Batch) -> None:
+def decide_requeue_overtime(batch: Batch) -> None:
     """Have the job tried again if it is out of time and nobody has asked for that yet."""
     job = scontrol.show(batch.attempt.job)
     if job is not None and job.out_of_time and job.restarts == batch.attempt.restart:
         retry(batch, Failure(Cause.TIME_LIMIT))
 
 
-def conclude(batch: Batch, failure: Failure) -> None:
+def decide_requeue(batch: Batch, failure: Failure) -> None:
     """Decide what becomes of a job whose step failed."""
     job = scontrol.show(batch.attempt.job)
     if job is not None and (job.state != "RUNNING" or job.restarts != batch.attempt.restart):
@@ -124,7 +124,7 @@ def retry(batch: Batch, failure: Failure) -> None:
     """Note a failure, and have the job queued again unless there were too many."""
     attempts, step = batch.attempts, batch.newest_step()
     attempts.failed(batch.attempt, failure.cause, step, failure.node)
-    count = attempts.fruitless(batch.attempt.job)
+    count = attempts.failures_without_progress(batch.attempt.job)
     again = count <= (min(batch.max_retries, 1) if failure.cause is Cause.CRASHED else batch.max_retries)
     pause = FIRST_PAUSE * 4 ** (count - 2) if again and count > 1 else 0
     record(batch, step, failure, again, pause)
@@ -186,7 +186,7 @@ def record(batch: Batch, step: int, failure: Failure, again: bool, pause: int) -
     """Tell events.jsonl."""
     sink = JsonLines(batch.run.events, batch.run.metrics)
     starts = [row for row in read_rows(batch.run.events) if row["kind"] == Kind.START.value]
-    log = EventLog(starts[-1]["incarnation"] if starts else "", [sink])
+    log = EventLog(starts[-1]["attempt"] if starts else "", [sink])
     log.event(
         Kind.FAILURE,
         step,

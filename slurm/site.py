@@ -7,7 +7,7 @@
       partition: gpu
       account: vision
       gpus_per_node: 4
-      ranks_per_node: 4
+      ntasks_per_node: 4
     sbatch:                    # any further long option of sbatch
       mem: 400G
     environment:               # variables of every rank

@@ -32,7 +32,7 @@ def executor_of(
     """The executor for Slurm, away from the nodes that have failed the run before."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     extra = {**site.sbatch, **dependency, **executors.sbatch_options(arguments.sbatch)}
-    excluded = Attempts(Path(config.runs) / config.name).excluded()
+    excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = replace(config, launch=replace(config.launch, exclude=exclude))
     return TrainingExecutor(config, folder, code, extra, site.environment)
@@ -62,7 +62,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
-        taken = code_snapshot.survey(ROOT, outside=[Path(config.runs)])
+        taken = code_snapshot.survey(ROOT, outside=[Path(config.output_dir)])
         code = taken.write(run)
         for path in taken.left_out:
             print(f"note: {path} is no part of the code snapshot: git does not know it, and it is large")
@@ -90,7 +90,7 @@ def announce(run: Path) -> None:
     from motionmae.runs.events import Kind, LineFile  # following a job needs nothing of training
 
     log = LineFile(RunFolder(run).events)
-    log.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
+    log.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
     log.close()
 
 

@@ -26,7 +26,7 @@ from dataclasses import replace  # noqa: E402
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from motionmae.commands.app import until_unread  # noqa: E402
+from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
 from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
@@ -42,10 +42,10 @@ from slurm.submission import describe, executor_of, submit  # noqa: E402
 
 _FLAGS = {
     "nodes": ("nodes", "nodes of the job"),
-    "ranks-per-node": ("ranks_per_node", "training processes a node, one a GPU"),
+    "ranks-per-node": ("ntasks_per_node", "training processes a node, one a GPU"),
     "gpus-per-node": ("gpus_per_node", "GPUs asked for a node; 0 trains on the CPU"),
-    "cpus-per-rank": ("cpus_per_rank", "CPU cores a rank"),
-    "time": ("timeout_minutes", "time limit of one incarnation: minutes, HH:MM:SS or D-HH:MM:SS"),
+    "cpus-per-rank": ("cpus_per_task", "CPU cores a rank"),
+    "time": ("time", "time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS"),
     "signal-seconds": ("signal_seconds", "how long before the limit the run is told to save"),
     "max-timeouts": ("max_timeouts", "time-outs after which the run stops requeueing itself"),
     "max-retries": ("max_retries", "failures in a row without a new checkpoint that are tried again"),
@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--site", type=Path, metavar="FILE", help=f"what your cluster is always asked (default: {DEFAULT})"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, e.g. optim.batch=256")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the config, e.g. optim.global_batch_size=256"
+    )
     return parser
 
 
@@ -91,8 +93,8 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
         UserError: for what no run could be made of.
     """
     flags = {key: getattr(arguments, key) for key, _ in _FLAGS.values() if getattr(arguments, key) is not None}
-    if "timeout_minutes" in flags:
-        flags["timeout_minutes"] = str(executors.minutes(flags["timeout_minutes"]))
+    if "time" in flags:
+        flags["time"] = str(executors.minutes(flags["time"]))
     values = {key: json.dumps(value) if key in executors.TEXTS else value for key, value in flags.items()}
     slurm = arguments.cluster == "slurm"
     overrides = [
@@ -106,13 +108,13 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     for flag in ("sbatch", "dependency", "site"):
         if not slurm and getattr(arguments, flag):
             raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
-    if 0 < config.launch.gpus_per_node < config.launch.ranks_per_node:
+    if 0 < config.launch.gpus_per_node < config.launch.ntasks_per_node:
         raise UserError(
-            f"launch.gpus_per_node={config.launch.gpus_per_node} is less than launch.ranks_per_node="
-            f"{config.launch.ranks_per_node}, and every rank needs a GPU of its own: "
-            f"add --ranks-per-node {config.launch.gpus_per_node}, or ask for more GPUs"
+            f"launch.gpus_per_node={config.launch.gpus_per_node} is less than launch.ntasks_per_node="
+            f"{config.launch.ntasks_per_node}, and every rank needs a GPU of its own: "
+            f"add --ntasks-per-node {config.launch.gpus_per_node}, or ask for more GPUs"
         )
-    accumulation_steps(config, config.launch.nodes * config.launch.ranks_per_node)
+    accumulation_steps(config, config.launch.nodes * config.launch.ntasks_per_node)
     return config
 
 
@@ -120,13 +122,13 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the script as it would be submitted, the resolved configuration and the estimate; write nothing."""
     from motionmae.commands.plan import default_assumptions, print_plan
 
-    run = Path(config.runs) / config.name
-    code = code_snapshot.survey(ROOT, outside=[Path(config.runs)]).folder(run)
+    run = Path(config.output_dir) / config.name
+    code = code_snapshot.survey(ROOT, outside=[Path(config.output_dir)]).folder(run)
     folder = executors.log_folder(run)
     if arguments.cluster == "slurm":
         print(executor_of(arguments, site, config, folder, code).script())
     else:
-        print(command_line(folder, code, config.launch.ranks_per_node), end="\n\n")
+        print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
     print("# resolved configuration")
     print(OmegaConf.to_yaml(OmegaConf.structured(config)))
     print_plan(config, default_assumptions(config))
@@ -158,7 +160,7 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
     Raises:
         UserError: if it is under way and is not to be followed, or cannot be submitted.
     """
-    run = Path(config.runs) / config.name
+    run = Path(config.output_dir) / config.name
     record = JobRecord.read(run)
     if record is not None and (state := state_of(record, run)).active:
         if not arguments.follow:
@@ -174,7 +176,7 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
         record = submit(arguments, site, config, run, record)
     except OSError as error:
         raise UserError(
-            f"{run} cannot be written ({error.strerror}): make room there, or set runs=FOLDER to one you can write to"
+            f"{run} cannot be written ({error.strerror}): make room there, or set output_dir=FOLDER to one you can write to"
         ) from error
     print(describe(record, run, words), flush=True)
     return record
@@ -229,7 +231,7 @@ def carry_out(arguments: argparse.Namespace, site: Site, config: Config, words: 
     if not arguments.follow:
         return 0
     try:
-        return follow(record, Path(config.runs) / config.name)
+        return follow(record, Path(config.output_dir) / config.name)
     except KeyboardInterrupt:
         print(f"\nno longer following; job {record.job_id} goes on")
         return 130
@@ -248,4 +250,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(until_unread(main))
+    sys.exit(exit_quietly_on_broken_pipe(main))

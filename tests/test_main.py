@@ -33,8 +33,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "sentence"),
     [
         (["--config", "demoo"], "did you mean demo?"),
-        (["--config", "demo", "optim.bach=3"], "did you mean optim.batch?"),
-        (["--config", "demo", "engine.zero=5"], "choose a ZeRO stage of 0, 1, 2, 3"),
+        (["--config", "demo", "optim.bach=3"], "did you mean optim.global_batch_size?"),
+        (["--config", "demo", "engine.zero_stage=5"], "choose a ZeRO stage of 0, 1, 2, 3"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
@@ -68,8 +68,14 @@ def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str]):
 def test_a_run_is_stopped_resumed_and_complete(tmp_path: Path):
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 60})
     save_config(config, tmp_path / "tiny.yaml")
-    arguments = ["pretrain", "--config", str(tmp_path / "tiny.yaml"), "engine.zero=2", "checkpoint.every_steps=1000"]
-    folder = RunFolder.of(config.runs, config.name)
+    arguments = [
+        "pretrain",
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "engine.zero_stage=2",
+        "checkpoint.every_steps=1000",
+    ]
+    folder = RunFolder.of(config.output_dir, config.name)
     for number, status in ((signal.SIGUSR2, 75), (signal.SIGTERM, 143)):
         rows = len(list(read_rows(folder.metrics)))
         process = subprocess.Popen(command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
@@ -99,7 +105,7 @@ def test_torchrun_starts_two_ranks(tmp_path: Path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "2 x cpu" in ended.stdout
-    assert len(current_rows(RunFolder.of(config.runs, config.name).metrics)) == STEPS
+    assert len(current_rows(RunFolder.of(config.output_dir, config.name).metrics)) == STEPS
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_torchrun_starts_two_ranks(tmp_path: Path):
     ],
 )
 def test_two_ranks_say_what_is_wrong_once(words: list[str], sentence: str, tmp_path: Path):
-    words = [word.format(tmp_path) for word in [*words, "runs={}/runs"]]
+    words = [word.format(tmp_path) for word in [*words, "output_dir={}/runs"]]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(

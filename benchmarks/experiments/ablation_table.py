@@ -128,7 +128,7 @@ class Row:
         end = finish_of(self.finetuning)
         if end is None or not self.pretraining.config.is_file() or self.foreign():
             return None
-        views = load_config(str(self.finetuning.config)).views
+        views = load_config(str(self.finetuning.config)).test
         wanted = {"step": end, "views": f"{views.clips} x {views.crops}", "shards": views.shards}
         paths = sorted(self.testing.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
         reports = [json.loads(path.read_text()) for path in paths]

@@ -15,7 +15,7 @@ Examples::
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
 
@@ -26,7 +26,7 @@ import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
 from benchmarks.experiments.ablation_table import Row, finish_of, markdown, select, under_way  # noqa: E402
-from motionmae.commands.app import until_unread  # noqa: E402
+from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from motionmae.files import output_file, write_atomically  # noqa: E402
 from motionmae.runs.directory import RunFolder  # noqa: E402
@@ -36,7 +36,7 @@ from slurm.job_state import JobRecord  # noqa: E402
 from slurm.sbatch import batch_script, sbatch  # noqa: E402
 
 INTERRUPTED = 130
-_OWN = ("--config", "--seeds", "--dependency", "name=", "runs=", "finetune.init=")
+_OWN = ("--config", "--seeds", "--dependency", "name=", "output_dir=", "finetune.init=")
 _BEFORE = ("--dry-run", "--follow")
 
 
@@ -58,7 +58,9 @@ def missing(row: Row, words: Sequence[str]) -> list[tuple[RunFolder, list[str]]]
     if reason := row.foreign():
         raise UserError(f"{reason}: move it away, or choose another --runs")
     commands = ((row.pretraining, row.pretrain_words()), (row.finetuning, row.finetune_words()))
-    lacking = [(run, [*command, f"runs={row.runs}", *words]) for run, command in commands if finish_of(run) is None]
+    lacking = [
+        (run, [*command, f"output_dir={row.runs}", *words]) for run, command in commands if finish_of(run) is None
+    ]
     for _, command in lacking:
         submit.read(command)
     return lacking
@@ -117,7 +119,7 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
         words: as in :func:`missing`.
         before: job that must end well first, if any.
     """
-    arguments, site, config = submit.read([*row.finetune_words(), f"runs={row.runs}", *words])
+    arguments, site, config = submit.read([*row.finetune_words(), f"output_dir={row.runs}", *words])
     row.testing.mkdir(parents=True, exist_ok=True)
     finetuning = JobRecord.read(row.finetuning.path)
     log, code = row.testing / "job.log", finetuning.code if finetuning else str(ROOT)
@@ -131,7 +133,7 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
         **sbatch_options(arguments.sbatch),
         **({"dependency": f"afterok:{before}", "kill-on-invalid-dep": "yes"} if before else {}),
     }
-    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_rank}", *_test_command(row)]
+    srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_task}", *_test_command(row)]
     lines = [*(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), f"exec {shlex.join(srun)}"]
     job = sbatch(batch_script(options, lines))
     JobRecord("slurm", job, str(log), code, time.time()).write(row.testing)
@@ -218,4 +220,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(until_unread(main))
+    sys.exit(exit_quietly_on_broken_pipe(main))

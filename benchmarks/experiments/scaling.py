@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # a checkout needs no installation
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,7 @@ from benchmarks.entry import run_script
 from benchmarks.experiments.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import Rank, distributed, gather_objects
+from motionmae.distributed.process_group import DistributedContext, distributed, gather_objects
 from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
 from motionmae.errors import UserError
 from motionmae.files import output_file
@@ -50,7 +50,7 @@ from motionmae.planning.gpus import DEFAULT, find_gpu
 from motionmae.planning.memory import FP32, compute_bytes
 from motionmae.training.task import decay_groups
 
-SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch=4", "engine.precision=fp32"]
+SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=4", "engine.precision=fp32"]
 """What --check trains unless told otherwise: a quarter of a second's computing for 105 MB of gradients."""
 WORLDS = (1, 2, 4)
 STAGES = (0, 1, 2, 3)
@@ -62,7 +62,7 @@ MESSAGES = (4_096, 16_000_000)
 
 def gpu_work(config: Config, seconds_per_clip: float) -> Work:
     """A micro-batch of a GPU: a third forward, two thirds backward; AdamW's share of it is in there."""
-    seconds = seconds_per_clip * config.engine.micro_batch * config.data.repeats
+    seconds = seconds_per_clip * config.engine.micro_batch_size * config.data.repeated_sampling
     parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
     return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
 
@@ -82,7 +82,7 @@ def model_scaling(config: Config, work: Work, network: Network, overlap: float) 
         alone = step_parts(work, network, 1, stage, **options).step
         for ranks in GPUS:
             weak = step_parts(work, network, ranks, stage, **options)
-            micro_batches = config.optim.batch / config.engine.micro_batch / ranks
+            micro_batches = config.optim.global_batch_size / config.engine.micro_batch_size / ranks
             strong = step_parts(work, network, ranks, stage, micro_batches=micro_batches, **options)
             rows.append(
                 {
@@ -90,7 +90,7 @@ def model_scaling(config: Config, work: Work, network: Network, overlap: float) 
                     "ranks": ranks,
                     **asdict(weak),
                     "weak": alone / weak.step,
-                    "strong": micro_batches * alone / strong.step if ranks <= config.optim.batch else None,
+                    "strong": micro_batches * alone / strong.step if ranks <= config.optim.global_batch_size else None,
                 }
             )
     return rows
@@ -123,7 +123,10 @@ def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> No
     for stage in STAGES:
         ends = [
             f"{name}: at least {limit} up to {last_above(rows, stage, kind, limit)} GPUs"
-            for kind, name in (("weak", "clips a GPU fixed"), ("strong", f"batch {config.optim.batch} fixed"))
+            for kind, name in (
+                ("weak", "clips a GPU fixed"),
+                ("strong", f"batch {config.optim.global_batch_size} fixed"),
+            )
             for limit in LIMITS
         ]
         console.print(f"ZeRO {stage}: {'; '.join(ends)}")
@@ -137,7 +140,10 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    titles = {"weak": f"{config.engine.micro_batch} clips a GPU", "strong": f"{config.optim.batch} clips a step"}
+    titles = {
+        "weak": f"{config.engine.micro_batch_size} clips a GPU",
+        "strong": f"{config.optim.global_batch_size} clips a step",
+    }
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         for stage, style in zip(STAGES, ("-", "--", "-.", ":"), strict=True):
             chosen = [row for row in rows if row["stage"] == stage and row[kind] is not None]
@@ -194,10 +200,12 @@ def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) ->
     return slowest([timed(step) for _ in range(5)])
 
 
-def measure_steps(config: Config, rank: Rank, clips: torch.Tensor, seeds: torch.Tensor) -> dict[str, float]:
+def measure_steps(
+    config: Config, rank: DistributedContext, clips: torch.Tensor, seeds: torch.Tensor
+) -> dict[str, float]:
     """Seconds of a step's phases, and of all of it."""
     model = build_motionmae(config)
-    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero)
+    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero_stage)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()
@@ -219,15 +227,17 @@ def measure_steps(config: Config, rank: Rank, clips: torch.Tensor, seeds: torch.
 def measure_here(config: Config) -> dict[str, Any]:
     """What this process group can tell: its collectives, its computing, its steps at every stage. Collective."""
     with distributed(config.engine) as rank:
-        clip, number = config.clip, config.engine.micro_batch
+        clip, number = config.clip, config.engine.micro_batch_size
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
         seeds = torch.arange(number) + rank.rank * number
-        config = replace(config, optim=replace(config.optim, batch=number * rank.world))
+        config = replace(config, optim=replace(config.optim, global_batch_size=number * rank.world))
         import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
         link = measure_link(rank.world) if rank.world > 1 else {}
         compute = measure_compute(config, clips, seeds)
         steps = {
-            str(stage): measure_steps(replace(config, engine=replace(config.engine, zero=stage)), rank, clips, seeds)
+            str(stage): measure_steps(
+                replace(config, engine=replace(config.engine, zero_stage=stage)), rank, clips, seeds
+            )
             for stage in STAGES
         }
         return {"world": rank.world, "link": link, "compute": compute, "steps": steps}

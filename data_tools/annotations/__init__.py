@@ -1,22 +1,22 @@
-"""Readers of the data sets' official annotation files, one a file; :func:`read_listing` picks the right one."""
+"""Readers of the data sets' official annotation files, one a file; :func:`read_split` picks the right one."""
 
 import os
 from collections import Counter
 from pathlib import Path
 
 from data_tools.annotations import folder, hmdb51, k400, ssv2, ucf101
-from data_tools.annotations.split import Listing, Row, VideoIndex
+from data_tools.annotations.split import Split, VideoIndex, VideoRecord
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}
-"""``read(videos, annotations, split, exclude) -> Listing`` of each data set."""
+"""``read(videos, annotations, split, exclude) -> Split`` of each data set."""
 
-__all__ = ["READERS", "Listing", "Row", "VideoIndex", "read_listing"]
+__all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]
 
 
-def read_listing(
+def read_split(
     dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
-) -> Listing:
+) -> Split:
     """The videos of one split of a data set.
 
     Args:
@@ -47,7 +47,7 @@ def read_listing(
     return listing
 
 
-def _refuse_repeated(listing: Listing) -> None:
+def _refuse_repeated(listing: Split) -> None:
     """A video that is listed twice would be trained on twice, or belong to two classes."""
     times = Counter(os.path.normpath(row.path or row.source) for row in listing.rows)
     repeated = [name for name, count in times.items() if count > 1]

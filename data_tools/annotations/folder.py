@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.annotations.split import UNLABELLED, Listing, Row, read_lines, walk_files
+from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, read_lines, walk_files
 from motionmae.errors import UserError
 from motionmae.files import VIDEO_SUFFIXES, hash_files
 
@@ -49,8 +49,8 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _MOST_CLASSES = 1_000_000
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
-    """Read one split, or all there is where ``split`` is None; see :func:`data_tools.annotations.read_listing`."""
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    """Read one split, or all there is where ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
         return _from_lists(videos, [annotations], split or annotations.stem)
     lists = _lists(annotations, split)
@@ -69,7 +69,7 @@ def _lists(folder: Path, split: str | None) -> list[Path]:
     return [next(path for path in pair if path.is_file()) for pair in candidates if any(map(Path.is_file, pair))]
 
 
-def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Listing:
+def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Split:
     entries = [entry for file in files for entry in _read_list(file)]
     numbered = all(_NUMBER.fullmatch(label) for _, label in entries if label)
     named = _class_ind(files[0].parent) or _class_ind(videos)
@@ -84,13 +84,13 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Listing:
         there = os.path.exists(videos / source)  # noqa: PTH110 - Path.exists raises where a folder is not readable
         number = numbers.get(label, UNLABELLED)
         class_name = named.get(number, "" if number < 0 else label)
-        rows.append(Row(source, videos / source if there else None, number, class_name))
+        rows.append(VideoRecord(source, videos / source if there else None, number, class_name))
     count = 1 + max([UNLABELLED, *named, *(row.label for row in rows)])
     if count > _MOST_CLASSES:
         raise UserError(f"{files[0]} has the label {count - 1}, which is no class number: put the class last in a line")
     names = tuple(named.get(number, str(number)) for number in range(count))
     described = " and ".join(map(str, files))
-    return Listing(tuple(rows), names, split, described, ", ".join(file.name for file in files), hash_files(files))
+    return Split(tuple(rows), names, split, described, ", ".join(file.name for file in files), hash_files(files))
 
 
 def _refuse_unknown(entries: Sequence[tuple[str, str]], numbers: dict[str, int], files: Sequence[Path]) -> None:
@@ -136,7 +136,7 @@ def _class_ind(folder: Path) -> dict[int, str]:
     return names
 
 
-def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Listing:
+def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
     root = videos / split if split and (videos / split).is_dir() else videos
     found: list[Path] = []
     passed_over: list[Path] = []
@@ -151,6 +151,6 @@ def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Listing
         top, *below = path.relative_to(root).parts
         class_name = top if below else ""
         source = path.relative_to(videos).as_posix()
-        rows.append(Row(source, path, numbers.get(class_name, UNLABELLED), class_name))
+        rows.append(VideoRecord(source, path, numbers.get(class_name, UNLABELLED), class_name))
     others = tuple(path.relative_to(videos).as_posix() for path in passed_over)
-    return Listing(tuple(rows), tuple(classes), split or "all", str(root), passed_over=others)
+    return Split(tuple(rows), tuple(classes), split or "all", str(root), passed_over=others)

@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from data_tools.annotations.split import Listing, VideoIndex, read_lines
+from data_tools.annotations.split import Split, VideoIndex, read_lines
 from data_tools.annotations.ucf101 import parse_split
 from motionmae.errors import UserError
 from motionmae.files import hash_files
@@ -15,8 +15,8 @@ _FILE = re.compile(r"(.+)_test_split([123])\.txt")
 _MARK = {"train": "1", "test": "2"}
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
-    """Read one split; see :func:`data_tools.annotations.read_listing`."""
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    """Read one split; see :func:`data_tools.annotations.read_split`."""
     part, number = parse_split(split)
     folder = annotations.parent if annotations.is_file() else annotations
     if not any(folder.glob(f"*_test_split{number}.txt")) and (folder / "testTrainMulti_7030_splits").is_dir():
@@ -39,7 +39,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
                 rows.append(index.row((Path(name).stem,), (class_name,), f"{class_name}/{name}", label, class_name))
     sha256 = hash_files([files[name] for name in class_names])
     described = f"{folder} ({part}, split {number})"
-    return Listing(tuple(rows), class_names, f"{part}{number}", described, f"*_test_split{number}.txt", sha256)
+    return Split(tuple(rows), class_names, f"{part}{number}", described, f"*_test_split{number}.txt", sha256)
 
 
 def _parse(line: str, file: Path) -> tuple[str, str]:

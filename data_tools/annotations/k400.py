@@ -7,7 +7,7 @@ Columns label, youtube_id, time_start, time_end, split[, is_cc]; the test file m
 import csv
 from pathlib import Path
 
-from data_tools.annotations.split import UNLABELLED, Listing, VideoIndex, read_lines
+from data_tools.annotations.split import UNLABELLED, Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
@@ -16,8 +16,8 @@ SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val"
 _COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
-    """Read one split; see :func:`data_tools.annotations.read_listing`."""
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    """Read one split; see :func:`data_tools.annotations.read_split`."""
     if split not in SPLITS:
         raise UserError(f"--split {split} is none of Kinetics-400's: choose train, val or test")
     split = SPLITS[split]
@@ -39,7 +39,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         path = "/".join((*folders[:-1], f"{clip}.mp4"))
         label = label_of[name] if name else UNLABELLED
         rows.append(index.row((clip, record["youtube_id"]), folders, path, label, name))
-    return Listing(tuple(rows), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
+    return Split(tuple(rows), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
 
 
 def _split_file(folder: Path, split: str) -> Path:

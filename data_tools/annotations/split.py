@@ -1,4 +1,4 @@
-"""What every annotation reader gives (a :class:`Listing`), and the search for the files that annotations name."""
+"""What every annotation reader gives (a :class:`Split`), and the search for the files that annotations name."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ UNLABELLED = -1
 
 
 @dataclass(frozen=True)
-class Row:
+class VideoRecord:
     """One video of a split."""
 
     source: str
@@ -34,10 +34,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Split:
     """One split of a data set."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[VideoRecord, ...]
     """Every video the annotations name, in their order, the missing ones included."""
     class_names: tuple[str, ...]
     """Name of each label."""
@@ -112,10 +112,10 @@ class VideoIndex:
         """Path of a found file within the folder."""
         return path.relative_to(self.root).as_posix()
 
-    def row(self, stems: Sequence[str], folders: Sequence[str], name: str, label: int, class_name: str) -> Row:
+    def row(self, stems: Sequence[str], folders: Sequence[str], name: str, label: int, class_name: str) -> VideoRecord:
         """The row of the video with one of ``stems``; ``name`` is what it is called if it is not there."""
         path = self.find(stems, folders)
-        return Row(name if path is None else self.source(path), path, label, class_name, name)
+        return VideoRecord(name if path is None else self.source(path), path, label, class_name, name)
 
 
 def _plain(name: str) -> str:

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.annotations.split import UNLABELLED, Listing, VideoIndex, read_lines
+from data_tools.annotations.split import UNLABELLED, Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
-    """Read one split; see :func:`data_tools.annotations.read_listing`."""
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    """Read one split; see :func:`data_tools.annotations.read_split`."""
     if split not in SPLITS:
         raise UserError(f"--split {split} is none of Something-Something's: choose train, validation or test")
     split = SPLITS[split]
@@ -42,7 +42,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         if name and name not in labels:
             raise UserError(f"{file}: the template of video {number}, {name!r}, is no class of {labels_file.name}")
         rows.append(index.row((number,), (split,), f"{number}.webm", labels.get(name, UNLABELLED), name))
-    return Listing(tuple(rows), class_names, split, str(file), file.name, hash_files([file, labels_file]))
+    return Split(tuple(rows), class_names, split, str(file), file.name, hash_files([file, labels_file]))
 
 
 def _find(folder: Path, what: str) -> Path:

@@ -7,15 +7,15 @@ Train lists end a line with the class number, test lists do not: the class is th
 import re
 from pathlib import Path
 
-from data_tools.annotations.split import Listing, VideoIndex, read_lines
+from data_tools.annotations.split import Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
 _SPLIT = re.compile(r"(train|test|val)(?:list)?0?([123])?")
 
 
-def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Listing:
-    """Read one split; see :func:`data_tools.annotations.read_listing`."""
+def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    """Read one split; see :func:`data_tools.annotations.read_split`."""
     part, number = parse_split(split)
     split = f"{part}{number}"
     folder = annotations.parent if annotations.is_file() else annotations
@@ -35,7 +35,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         if class_name not in label_of or (stated and stated != str(label_of[class_name] + 1)):
             raise UserError(f"{file}: the line {line!r} does not agree with {classes_file.name}: get both again")
         rows.append(index.row((Path(name).stem,), (class_name,), name, label_of[class_name], class_name))
-    return Listing(tuple(rows), class_names, split, str(file), file.name, hash_files([file, classes_file]))
+    return Split(tuple(rows), class_names, split, str(file), file.name, hash_files([file, classes_file]))
 
 
 def parse_split(split: str | None) -> tuple[str, int]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from data_tools.annotations import READERS, Listing, read_listing
+from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.shard_plan import Plan, make_plan, refuse_other_libraries, settle
-from data_tools.make_shards.write import QUARANTINE, Tally, entries_of, finish, only_run, write_shards
+from data_tools.make_shards.shard_plan import Plan, make_plan, refuse_other_libraries, write_or_check_plan
+from data_tools.make_shards.write import QUARANTINE, Counts, entries_of, finish, only_run, write_shards
 from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
@@ -122,9 +122,9 @@ def _run(options: argparse.Namespace) -> int:
         options.flow,
         options.raw,
     )
-    listing = read_listing(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
+    listing = read_split(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
     plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)
-    settle(plan, options.out)
+    write_or_check_plan(plan, options.out)
     if options.part:
         return _run_part(plan, options)
     with only_run(options.out):
@@ -194,7 +194,7 @@ def _make(plan: Plan, options: argparse.Namespace) -> Manifest:
     return manifest
 
 
-def _write_figures(path: Path, total: Tally, samples: int, shards: int, seconds: float) -> None:
+def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
     figures = {
         "videos": total.videos,
         "samples": samples,
@@ -211,7 +211,7 @@ def _counts(manifest: Manifest) -> str:
     return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(listing: Listing, manifest: Manifest, total: Tally, out: Path, seconds: float) -> str:
+def _summary(listing: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
     lines = [
         f"{manifest.dataset} {manifest.split}: {_counts(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
         f"{seconds:.1f} s",

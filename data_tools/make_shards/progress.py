@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_tools.make_shards.write import Tally
+from data_tools.make_shards.write import Counts
 
 
 class ProgressBar:
@@ -30,7 +30,7 @@ class ProgressBar:
         self._bar.start()
         return self
 
-    def show(self, tally: Tally) -> None:
+    def show(self, tally: Counts) -> None:
         """Show how far it is."""
         speed = self._bar.tasks[self._task].speed
         self._bar.update(

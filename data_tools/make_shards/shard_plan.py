@@ -18,7 +18,7 @@ import av
 import cv2
 import simplejpeg
 
-from data_tools.annotations import Listing, Row
+from data_tools.annotations import Split, VideoRecord
 from data_tools.decode import FrameSettings
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
@@ -39,7 +39,7 @@ class ShardPlan:
 
     name: str
     """File name, ``SPLIT-000000.tar``."""
-    rows: tuple[tuple[str, Row], ...]
+    rows: tuple[tuple[str, VideoRecord], ...]
     """(sample key, video), in stored order."""
 
 
@@ -49,7 +49,7 @@ class Plan:
 
     dataset: str
     """Name of the data set."""
-    listing: Listing
+    listing: Split
     """The videos."""
     frames: FrameSettings
     """What is stored of each."""
@@ -76,7 +76,7 @@ class Plan:
 
 
 def make_plan(
-    dataset: str, listing: Listing, frames: FrameSettings, seed: int = 0, samples_per_shard: int | None = None
+    dataset: str, listing: Split, frames: FrameSettings, seed: int = 0, samples_per_shard: int | None = None
 ) -> Plan:
     """Give every video its key and its shard.
 
@@ -113,18 +113,18 @@ def library_versions(frames: FrameSettings) -> dict[str, str]:
     return {"av": av.__version__, **ffmpeg, "simplejpeg": simplejpeg.__version__, **flow}
 
 
-def _rank(seed: int, row: Row) -> bytes:
+def _rank(seed: int, row: VideoRecord) -> bytes:
     return hashlib.blake2b(f"{seed}:{row.identity}".encode(errors="surrogateescape"), digest_size=16).digest()
 
 
-def _hash_rows(listing: Listing) -> str:
+def _hash_rows(listing: Split) -> str:
     digest = hashlib.sha256()
     for row in sorted(listing.rows, key=lambda row: (row.identity, row.label)):
         digest.update(json.dumps([row.identity, row.label, row.class_name]).encode())
     return digest.hexdigest()
 
 
-def settle(plan: Plan, out: Path) -> None:
+def write_or_check_plan(plan: Plan, out: Path) -> None:
     """Note the plan in the folder, or hold it against the one that is noted there.
 
     Raises:

@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from data_tools.annotations import Row
+from data_tools.annotations import VideoRecord
 from data_tools.decode import Decoded, Reason, Undecodable
 from data_tools.decode_worker import DecodeWorker, Stopped
 from data_tools.make_shards.shard_plan import STATE, Plan, ShardPlan
@@ -38,7 +38,7 @@ _WATCH_SECONDS = 0.1
 
 
 @dataclass
-class Tally:
+class Counts:
     """What has been done so far."""
 
     videos: int = 0
@@ -62,7 +62,7 @@ class Tally:
         """How many videos are quarantined for each reason."""
         return Counter(row["reason"] for row in self.quarantine)
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "Counts") -> None:
         """Count another part of the data set in."""
         self.videos += other.videos
         self.frames += other.frames
@@ -72,10 +72,10 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """A finished shard, ``OUT/.make_shards/NAME.json``."""
 
-    tally: Tally
+    tally: Counts
     """Its videos."""
     entry: ShardEntry | None
     """Its row of the manifest; None: not one of its videos could be stored."""
@@ -86,12 +86,12 @@ class Record:
         write_atomically(path, json.dumps(content, sort_keys=True).encode())
 
 
-def load_record(out: Path, shard: ShardPlan) -> Record | None:
+def load_record(out: Path, shard: ShardPlan) -> ShardRecord | None:
     """The record of a finished shard, or None if it is not finished, or no longer what was written."""
     try:
         content = json.loads(record_path(out, shard).read_bytes())
         entry = content["entry"] and ShardEntry(**content["entry"])
-        record = Record(Tally(**content["tally"]), entry)
+        record = ShardRecord(Counts(**content["tally"]), entry)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if entry is None or shard_is_complete(out / shard.name, entry) else None
@@ -154,12 +154,12 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
 
 
 def write_shards(
-    plan: Plan, out: Path, workers: int, patience: float, watch: Callable[[Tally], None] = lambda tally: None
-) -> Tally:
+    plan: Plan, out: Path, workers: int, patience: float, watch: Callable[[Counts], None] = lambda tally: None
+) -> Counts:
     """Write every shard of the plan that is not there yet.
 
     Args:
-        plan: the layout; ``settle`` was called with it.
+        plan: the layout; ``write_or_check_plan`` was called with it.
         out: folder of the shards.
         workers: decoding processes.
         patience: seconds without a frame after which a video is given up.
@@ -172,7 +172,7 @@ def write_shards(
         UserError: the folder cannot be written, e.g. because the disk is full.
         KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
     """
-    total = Tally()
+    total = Counts()
     pending: SimpleQueue[ShardPlan] = SimpleQueue()
     for shard in plan.shards:
         record = load_record(out, shard)
@@ -219,7 +219,7 @@ class _Writer(threading.Thread):
         out: Path,
         idle: "SimpleQueue[DecodeWorker]",
         pending: "SimpleQueue[ShardPlan]",
-        total: Tally,
+        total: Counts,
     ):
         super().__init__(daemon=True)
         self.failure: BaseException | None = None
@@ -236,7 +236,7 @@ class _Writer(threading.Thread):
             self.failure = error
 
     def _write(self, shard: ShardPlan) -> None:
-        tally = Tally()
+        tally = Counts()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:
             for key, row in shard.rows:
@@ -247,19 +247,19 @@ class _Writer(threading.Thread):
         if not tally.stored:  # a shard without samples is of no use to a reader
             path.unlink()
             index_path(path).unlink()
-        Record(tally, writer.entry if tally.stored else None).write(record_path(self._out, shard))
+        ShardRecord(tally, writer.entry if tally.stored else None).write(record_path(self._out, shard))
 
-    def _write_video(self, writer: ShardWriter, key: str, row: Row) -> Tally:
+    def _write_video(self, writer: ShardWriter, key: str, row: VideoRecord) -> Counts:
         try:
             if row.path is None:
                 raise Undecodable(Reason.MISSING, "the annotations name it, but it is not there")
             decoded = self._decode(row.path)
         except Undecodable as error:
             fault = {"path": row.source, "reason": error.reason.value, "error": error.detail}
-            return Tally(videos=1, quarantine=[fault])
+            return Counts(videos=1, quarantine=[fault])
         writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride), decoded.flows)
         damaged = [row.source] if decoded.damaged_packets else []
-        return Tally(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
+        return Counts(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
 
     def _decode(self, path: Path) -> Decoded:
         decoder = self._idle.get()
@@ -269,7 +269,7 @@ class _Writer(threading.Thread):
             self._idle.put(decoder)
 
 
-def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
+def _meta(row: VideoRecord, decoded: Decoded, stride: int) -> dict[str, Any]:
     """KEY.json: what the format asks for (``motionmae.data.shards.format.META_KEYS``), and what decoding found."""
     return {
         "label": row.label,
@@ -287,7 +287,7 @@ def _meta(row: Row, decoded: Decoded, stride: int) -> dict[str, Any]:
     }
 
 
-def finish(plan: Plan, out: Path, total: Tally) -> Manifest:
+def finish(plan: Plan, out: Path, total: Counts) -> Manifest:
     """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards.
 
     Raises:

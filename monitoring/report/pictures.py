@@ -22,7 +22,7 @@ class Picture:
 
 
 def reconstructions(run: Path) -> list[Picture]:
-    """The same clips at the first, a middle and the last step that the run has drawn (``log.picture_steps``).
+    """The same clips at the first, a middle and the last step that the run has drawn (``log.reconstruction_every_steps``).
 
     Of a run that has drawn nothing: one clip at the first, a middle and the last checkpoint that are kept.
 

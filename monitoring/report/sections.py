@@ -33,8 +33,8 @@ CAUSES = {
 _PRODUCTIVE = "var(--c2)"
 _FAULTS = {
     Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
-    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint passed over", Kind.HANG: "hung", Kind.WENT_BACK: "went back",
-    Kind.FAILURE: "incarnation failed",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint passed over", Kind.HANG: "hung", Kind.ROLLBACK: "went back",
+    Kind.FAILURE: "attempt failed",
 }  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def _what(story: Story) -> str:
         f"{config.model.size}, fine-tuning"
         if config.task == "finetune"
         else f"{config.model.size}, {config.mask.ratio:.0%} {config.mask.kind} masking, target {config.target.kind}",
-        f"{config.clip.frames} x {config.clip.size} x {config.clip.size} clips, batch {config.optim.batch}",
-        f"{life.world} ranks on {len(life.hosts)} node{'s' * (len(life.hosts) != 1)}, ZeRO {config.engine.zero}",
+        f"{config.clip.frames} x {config.clip.size} x {config.clip.size} clips, batch {config.optim.global_batch_size}",
+        f"{life.world} ranks on {len(life.hosts)} node{'s' * (len(life.hosts) != 1)}, ZeRO {config.engine.zero_stage}",
     ]
     return f'<p class="quiet">{escape("; ".join(words))}</p>'
 
@@ -108,10 +108,10 @@ def _computing(stories: Sequence[Story]) -> tuple[str, str]:
     with_peak = all(peaks)
     values: list[list[float | None]] = []
     for story, peak, work in zip(stories, peaks, works, strict=True):
-        world = {row["incarnation"]: row["world"] for row in story.of(Kind.START)}
+        world = {row["attempt"]: row["world"] for row in story.of(Kind.START)}
         values.append([
             None if work is None
-            else row["clips_per_second"] * work.flops / (peak * world[row["incarnation"]] if with_peak else 1e9)
+            else row["clips_per_second"] * work.flops / (peak * world[row["attempt"]] if with_peak else 1e9)
             for row in story.rows
         ])  # fmt: skip
     title = "MFU" if with_peak else "Computing of the model, GFLOP/s (monitoring.peak_tflops makes it MFU)"

@@ -1,6 +1,6 @@
 """Checkpoints written while training goes on: a copy to host memory stops it, the disk does not.
 
-:meth:`Saver.start` copies this rank's share into host memory that is used again for every checkpoint, and leaves the
+:meth:`AsyncCheckpointer.start` copies this rank's share into host memory that is used again for every checkpoint, and leaves the
 rest to a thread: writing, flushing, hashing, the agreement of all ranks, the manifest, the removal of old checkpoints.
 The ranks' threads talk over a gloo group of their own, which no other code uses, so they never meet a collective of
 training. One write is under way at most, so a run holds one copy in host memory (12 bytes a parameter over all ranks).
@@ -18,23 +18,23 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from motionmae.checkpointing import sharded
-from motionmae.checkpointing.sharded import CheckpointError, HostMemory, Snapshot
+from motionmae.checkpointing.sharded import CheckpointError, PinnedStagingBuffer, StagedState
 from motionmae.config import Config
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
-from motionmae.runs.lease import Claim
+from motionmae.runs.lease import Lease
 
 GROUP_TIMEOUT = timedelta(hours=4)
 """How long a rank's thread waits for the slowest disk; the watchdog is earlier."""
 
 CLOSE_SECONDS = 60.0
-"""How long an incarnation that ends by an error lets a write finish."""
+"""How long an attempt that ends by an error lets a write finish."""
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveResult:
     """How a save went; the same on every rank but for the times."""
 
     step: int
@@ -50,25 +50,27 @@ class Saved:
     """Seconds from the request to the commit."""
 
 
-class Saver:
+class AsyncCheckpointer:
     """Saves one run's checkpoints. Its methods are called by all ranks alike, from the main thread.
 
     Args:
         store: where they go.
         rank: this process.
-        claim: of the run folder; must hold for a write to begin and to be committed.
+        lease: of the run folder; must hold for a write to begin and to be committed.
         config: which checkpoints stay, and how long a write may take.
         watchdog: of this process.
     """
 
-    def __init__(self, store: CheckpointStore, rank: Rank, claim: Claim, config: Config, watchdog: Watchdog) -> None:
-        self._store, self._rank, self._claim = store, rank, claim
+    def __init__(
+        self, store: CheckpointStore, rank: DistributedContext, lease: Lease, config: Config, watchdog: Watchdog
+    ) -> None:
+        self._store, self._rank, self._claim = store, rank, lease
         self._config, self._watchdog = config, watchdog
         group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if rank.world > 1 else None
         self._group = cast(dist.ProcessGroup | None, group)
-        self._memory = HostMemory(pinned=rank.device.type == "cuda")
+        self._memory = PinnedStagingBuffer(pinned=rank.device.type == "cuda")
         self._thread: threading.Thread | None = None
-        self._saved: Saved | None = None
+        self._saved: SaveResult | None = None
         self._failure: BaseException | None = None
 
     def start(self, engine: Engine, step: int, state: dict[str, Any], requested: float, waited: float = 0.0) -> None:
@@ -94,15 +96,15 @@ class Saver:
         """Whether this rank is writing."""
         return self._thread is not None and self._thread.is_alive()
 
-    def finished(self) -> Saved | None:
+    def finished(self) -> SaveResult | None:
         """How the last save went, once, as soon as it is over on this rank; never waits."""
         return None if self.under_way else self.wait()
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SaveResult | None:
         """Wait for the write under way; how it went, or None if there is none.
 
         Raises:
-            Superseded: if a newer incarnation has claimed the run folder.
+            LeaseLost: if a newer attempt has claimed the run folder.
             RuntimeError: as a collective does whose peers are gone.
         """
         if self._thread is None:
@@ -118,17 +120,17 @@ class Saver:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
 
-    def _write(self, taken: Snapshot, requested: float, waited: float, blocking: float) -> None:
+    def _write(self, taken: StagedState, requested: float, waited: float, blocking: float) -> None:
         written, error = None, ""
         try:
             what, limit = f"writing the checkpoint of step {taken.step}", self._config.watchdog.save_seconds
             with self._watchdog.during(what, limit, who="checkpoint-writer"):
                 written = sharded.write(taken, self._store, self._rank, self._claim, self._group)
-                if self._rank.is_first:
+                if self._rank.is_rank_zero:
                     keep = self._config.checkpoint
                     self._store.prune(keep.keep_last, keep.keep_every)
         except CheckpointError as failure:
             error = str(failure)
         except BaseException as failure:
             self._failure = failure
-        self._saved = Saved(taken.step, written, error, waited, blocking, time.perf_counter() - requested)
+        self._saved = SaveResult(taken.step, written, error, waited, blocking, time.perf_counter() - requested)

@@ -42,7 +42,7 @@ def read_weights(source: str | Path) -> Weights:
     Raises:
         UserError: there are none, they are damaged, or they are of a model that is not known.
     """
-    path = settle(source)
+    path = resolve_checkpoint(source)
     if (path / "manifest.json").is_file():
         return Weights(load_weights(path), str(path))
     if path.is_dir():
@@ -56,7 +56,7 @@ def read_weights(source: str | Path) -> Weights:
     return Weights(_translate(_read_file(path), path), str(path))
 
 
-def settle(source: str | Path) -> Path:
+def resolve_checkpoint(source: str | Path) -> Path:
     """What ``source`` means now: of a run the folder of its newest checkpoint, of all else the path itself.
 
     Raises:
@@ -125,7 +125,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], weights: Weights) -> Non
     ]
     if any(problems):
         positions = not others and "position.table" in " ".join(surplus)
-        remedy = "set model.position=learnable" if positions else "set model.* and clip.* alike"
+        remedy = "set model.pos_embed=learnable" if positions else "set model.* and clip.* alike"
         raise UserError(
             f"{weights.origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
             "or choose other weights)"

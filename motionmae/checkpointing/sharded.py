@@ -18,16 +18,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.distributed.process_group import Rank, gather_objects, on_first_rank
+from motionmae.distributed.process_group import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale
 from motionmae.engine.sharded_state import KINDS, MOMENTS
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, FileEntry, damage_of, read_manifest
-from motionmae.runs.end_reason import Superseded
+from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.events import EventLog, Kind
-from motionmae.runs.lease import Claim
+from motionmae.runs.lease import Lease
 from motionmae.training.callbacks.progress import ProgressLine
 
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ class CheckpointError(Exception):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StagedState:
     """All that this rank writes, in host memory: training may go on while it is written."""
 
     step: int
@@ -63,7 +63,7 @@ class _Fragment(NamedTuple):
     """The rank that writes it."""
 
 
-class HostMemory:
+class PinnedStagingBuffer:
     """Host copies of a rank's share, in memory that is allocated once and used again for the next snapshot.
 
     Args:
@@ -100,14 +100,18 @@ class _Source(NamedTuple):
 
 
 def snapshot(
-    engine: Engine, rank: Rank, step: int, state: dict[str, Any], memory: HostMemory | None = None
-) -> Snapshot:
+    engine: Engine,
+    rank: DistributedContext,
+    step: int,
+    state: dict[str, Any],
+    memory: PinnedStagingBuffer | None = None,
+) -> StagedState:
     """Copy the weights and moments this rank will write. Collective.
 
     The copies lie in ``memory``: the next snapshot that uses it overwrites them.
     """
-    memory = memory or HostMemory()
-    memory.sources = memory.sources or _share_out(engine, rank)
+    memory = memory or PinnedStagingBuffer()
+    memory.sources = memory.sources or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []
     for (name, parameter), (owner, whole) in zip(engine.parameters.items(), memory.sources, strict=True):
@@ -126,13 +130,13 @@ def snapshot(
             tensors[name]["average"] = memory.copy((name, "average"), engine.averages[name].detach())
     memory.wait()
     optimizer = {
-        "updates": sharded_state.updates(engine),
+        "updates": sharded_state.optimizer_steps(engine),
         "loss_scale": asdict(engine.loss_scale) if engine.loss_scale else None,
     }
-    return Snapshot(step, {**state, "optimizer": optimizer}, tensors, fragments)
+    return StagedState(step, {**state, "optimizer": optimizer}, tensors, fragments)
 
 
-def _share_out(engine: Engine, rank: Rank) -> list[_Source]:
+def _assign_writers(engine: Engine, rank: DistributedContext) -> list[_Source]:
     """Who writes each parameter: a rank that holds it in full, if there is one. Collective.
 
     So at stages 0 to 2 nearly nothing travels while training stands still.
@@ -146,10 +150,10 @@ def _share_out(engine: Engine, rank: Rank) -> list[_Source]:
 
 
 def write(
-    snapshot: Snapshot,
+    snapshot: StagedState,
     store: CheckpointStore,
-    rank: Rank,
-    claim: Claim | None = None,
+    rank: DistributedContext,
+    lease: Lease | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Checkpoint:
     """Write a snapshot and commit it. Collective.
@@ -158,38 +162,42 @@ def write(
         snapshot: this rank's share.
         store: where it goes.
         rank: this process.
-        claim: of the run folder, looked up before writing and before committing.
+        lease: of the run folder, looked up before writing and before committing.
         group: of the collectives, on the CPU; by default the one of training.
 
     Raises:
         CheckpointError: on every rank if one of them failed, e.g. because the disk is full; the store is as before.
-        Superseded: on every rank, if the run folder was claimed by a newer incarnation.
+        LeaseLost: on every rank, if the run folder was claimed by a newer attempt.
     """
 
     def owned(action: Callable[[], Result]) -> Callable[[], Result]:
         def checked() -> Result:
-            if claim is not None:
-                claim.check()
+            if lease is not None:
+                lease.check()
             return action()
 
         return checked
 
-    everyone = _Together(rank, group)
-    life = claim.number if claim else 0
+    everyone = _CollectiveIO(rank, group)
+    life = lease.number if lease else 0
     try:
         folder = everyone.first(owned(lambda: store.begin(snapshot.step, life)))
-        tensors = _put_together(snapshot, rank, group)
+        tensors = _gather_shards(snapshot, rank, group)
         shares = everyone.all(owned(lambda: _write_share(tensors, folder, rank)))
         files = [entry for share in shares for entry in share]
         return everyone.first(owned(lambda: store.commit(folder, snapshot.step, snapshot.state, files)))
     except CheckpointError:
-        if rank.is_first:
+        if rank.is_rank_zero:
             store.discard_unfinished(life)
         raise
 
 
 def find(
-    store: CheckpointStore, rank: Rank, events: EventLog, progress: ProgressLine, before: int | None = None
+    store: CheckpointStore,
+    rank: DistributedContext,
+    events: EventLog,
+    progress: ProgressLine,
+    before: int | None = None,
 ) -> Checkpoint | None:
     """The newest whole checkpoint, or None; the same on every rank. Collective.
 
@@ -208,10 +216,10 @@ def find(
         store.discard_unfinished()
         return store.newest_valid(announce, before)
 
-    return on_first_rank(rank, newest)
+    return run_on_rank_zero(rank, newest)
 
 
-def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
+def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) -> None:
     """Set weights, moments and step count of ``engine`` from a checkpoint of any world size and stage. Collective.
 
     Raises:
@@ -223,12 +231,12 @@ def restore(engine: Engine, rank: Rank, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"{checkpoint.folder} holds another model: {', '.join(missing[:3])} and {max(len(missing) - 3, 0)} more "
             "parameters are in only one of the two",
-            repeated=not rank.is_first,
+            already_reported=not rank.is_rank_zero,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
         owner = index % rank.world
         values = _read_parameter(checkpoint.folder, homes[name], name) if rank.rank == owner else {}
-        sharded_state.install(engine, parameter, _broadcast(values, sharded_state.shape(parameter), rank, owner))
+        sharded_state.set_full_state(engine, parameter, _broadcast(values, sharded_state.shape(parameter), rank, owner))
         if name in engine.averages:
             engine.averages[name].data.copy_(_read_average(checkpoint, homes[name], name))
     optimizer = checkpoint.state()["optimizer"]
@@ -260,7 +268,9 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _put_together(snapshot: Snapshot, rank: Rank, group: dist.ProcessGroup | None) -> dict[str, dict[str, Tensor]]:
+def _gather_shards(
+    snapshot: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
+) -> dict[str, dict[str, Tensor]]:
     """All tensors that this rank writes, with those that lay in fragments on all ranks. Collective."""
     tensors = dict(snapshot.tensors)
     for name, kind, value, shape, owner in snapshot.fragments:
@@ -271,7 +281,7 @@ def _put_together(snapshot: Snapshot, rank: Rank, group: dist.ProcessGroup | Non
     return tensors
 
 
-def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: Rank) -> list[FileEntry]:
+def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: DistributedContext) -> list[FileEntry]:
     names = tuple(tensors)
     suffix = f"{rank.rank:05d}-of-{rank.world:05d}.safetensors"
     contents = {
@@ -299,7 +309,7 @@ def _read_average(checkpoint: Checkpoint, home: str, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: Rank, owner: int) -> dict[str, Tensor]:
+def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: DistributedContext, owner: int) -> dict[str, Tensor]:
     """Rank ``owner``'s three tensors on every rank and its device."""
     spread = {}
     for kind in KINDS:
@@ -310,10 +320,10 @@ def _broadcast(values: dict[str, Tensor], shape: torch.Size, rank: Rank, owner: 
 
 
 @dataclass(frozen=True)
-class _Together:
+class _CollectiveIO:
     """Actions on disk of which all ranks learn how they went. Collective."""
 
-    rank: Rank
+    rank: DistributedContext
     group: dist.ProcessGroup | None
 
     def all(self, action: Callable[[], Result]) -> list[Result]:
@@ -322,16 +332,16 @@ class _Together:
         problem: Exception | None = None
         try:
             result = action()
-        except (OSError, Superseded) as error:
+        except (OSError, LeaseLost) as error:
             problem = error
         answers = gather_objects((result, problem), self.group)
         problems = [(number, problem) for number, (_, problem) in enumerate(answers) if problem]
         for number, problem in problems:
-            if isinstance(problem, Superseded):
+            if isinstance(problem, LeaseLost):
                 raise problem
             raise CheckpointError(f"rank {number}: {problem}")
         return [answer for answer, _ in answers]
 
     def first(self, action: Callable[[], Result]) -> Result:
         """Do ``action`` on rank 0; its result, or its failure, on every rank."""
-        return cast(Result, self.all(lambda: action() if self.rank.is_first else None)[0])
+        return cast(Result, self.all(lambda: action() if self.rank.is_rank_zero else None)[0])

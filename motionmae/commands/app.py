@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 
-def until_unread(main: Callable[[], int]) -> int:
+def exit_quietly_on_broken_pipe(main: Callable[[], int]) -> int:
     """The exit status of ``main``; once nobody reads what it prints it ends in silence, as `cat` does.
 
     The status is then what a shell gives for SIGPIPE, because what was left to do is not done.

@@ -54,12 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.runs.checkpoint_inspect import repair, survey
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
-    from motionmae.runs.lease import living_owner
+    from motionmae.runs.lease import current_holder
 
     folder = RunFolder(arguments.folder)
     if not folder.checkpoints.is_dir():
         raise UserError(f"{folder.path} is no run folder, it has no checkpoints/: give RUNS/NAME")
-    owner = living_owner(folder.path)
+    owner = current_holder(folder.path)
     if arguments.repair and owner and not arguments.force:
         raise UserError(f"{owner}, and what it writes must not be deleted: stop it, or add --force if it is dead")
     findings = survey(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)

@@ -59,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Propagate, score, print, and return the exit status."""
     from motionmae.evaluation.cache_key import read_identity
-    from motionmae.evaluation.davis.dataset import dataset, run
+    from motionmae.evaluation.davis import dataset, run
 
     sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]

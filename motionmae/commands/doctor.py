@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
     if not all(0 < value < math.inf for value in asked):
         raise UserError("--seconds and --gpu-clips must be positive numbers")
-    found = measure_loading(config.data, config.clip, config.engine.micro_batch, arguments.seconds)
+    found = measure_loading(config.data, config.clip, config.engine.micro_batch_size, arguments.seconds)
     rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
     show(found, rates)
     if arguments.json:

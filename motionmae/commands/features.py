@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Compute, write, and return the exit status."""
     from motionmae.config import EngineConfig
-    from motionmae.distributed.process_group import distributed, first_then_others, on_first_rank
+    from motionmae.distributed.process_group import distributed, rank_zero_first, run_on_rank_zero
     from motionmae.evaluation.feature_files import WRITERS
     from motionmae.evaluation.features import features_of_files, videos_below
     from motionmae.evaluation.load_run import choose_step, load_embedding
@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     with distributed(EngineConfig()) as rank:
         chosen = choose_step(arguments.folder, arguments.step, rank)
-        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, chosen))
+        model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
         folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")
-        videos, others = on_first_rank(rank, lambda: videos_below(folder))
+        videos, others = run_on_rank_zero(rank, lambda: videos_below(folder))
         results = features_of_files(model, config, folder, videos, parts, rank)
-        if rank.is_first:
+        if rank.is_rank_zero:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
                 print(f"not read: {reason}")

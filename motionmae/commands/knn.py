@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from motionmae.config import EngineConfig
     from motionmae.data.shards.reader import ShardReader
-    from motionmae.distributed.process_group import distributed, first_then_others
-    from motionmae.evaluation.features import Neighbours, classify_by_neighbours, features_of_shards
+    from motionmae.distributed.process_group import distributed, rank_zero_first
+    from motionmae.evaluation.features import KnnResult, classify_by_neighbours, features_of_shards
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
     from motionmae.files import write_atomically
@@ -50,13 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--k must be at least 1 and --temperature positive")
     with distributed(EngineConfig()) as rank:
         chosen = choose_step(arguments.folder, arguments.step, rank)
-        model, config, step = first_then_others(rank, lambda: load_embedding(arguments.folder, chosen))
+        model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
         readers = [ShardReader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
         names = readers[0].manifest.class_names
         logits = match_classes(names, readers[1].manifest.class_names, arguments.test)
         work = arguments.folder / "knn"
         train, test = (features_of_shards(model, config, reader, work, rank) for reader in readers)
-        if rank.is_first:
+        if rank.is_rank_zero:
             for part, shards in ((train, arguments.train), (test, arguments.test)):
                 for reason in part.unreadable.values():
                     print(f"not read: {reason}")
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             truth = labels_of(readers[1], test, logits)
             rows = [np.stack(list(part.values.values())) for part in (train, test)]
             found = classify_by_neighbours(rows[0], train_labels, rows[1], arguments.k, arguments.temperature)
-            report = Neighbours(
+            report = KnnResult(
                 top1=float(100 * (found == truth).mean()),
                 chance=float(100 * np.bincount(truth).max() / len(truth)),
                 videos=len(truth),

@@ -23,7 +23,7 @@ LOADER_SPEED = 170.0
 _GB = 1e9
 _EXAMPLES = """examples:
   python -m motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
-  python -m motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero=2 model.activation_checkpointing=full
+  python -m motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero_stage=2 model.activation_checkpointing=full
   python -m motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
 """
 
@@ -115,7 +115,7 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
         "plan": asdict(plan),
         "clips_per_second": plan.clips_per_second(assumed),
         "gpu_days": plan.gpu_days(assumed),
-        "loader_cores": plan.loader_cores(assumed, config.launch.ranks_per_node),
+        "loader_cores": plan.loader_cores(assumed, config.launch.ntasks_per_node),
         "choices": [asdict(choice) for choice in choices],
     }
 
@@ -140,10 +140,10 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
             f"{plan.classifier_parameters / 1e6:.1f} M with {plan.classes} classes, "
             f"{plan.gflops_per_view:.4g} GFLOPs a view (multiply-additions, as papers count)",
         ),
-        ("ranks", f"{plan.ranks} ({config.launch.nodes} nodes x {config.launch.ranks_per_node})"),
+        ("ranks", f"{plan.ranks} ({config.launch.nodes} nodes x {config.launch.ntasks_per_node})"),
         (
             "clips a step",
-            f"{plan.clips_per_step} ({config.engine.micro_batch} videos x {config.data.repeats} clips "
+            f"{plan.clips_per_step} ({config.engine.micro_batch_size} videos x {config.data.repeated_sampling} clips "
             f"x {plan.ranks} ranks x {plan.accumulation} accumulation)",
         ),
         (f"memory a {unit}", f"{plan.memory.peak / _GB:.1f} GB at its peak ({chosen})"),
@@ -164,8 +164,8 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
 def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:
     speed, days = plan.clips_per_second(assumed), plan.gpu_days(assumed)
     assuming = f"at {assumed.mfu:.0%} MFU of {assumed.gpu.tflops:.0f} TFLOP/s a GPU"
-    cores = plan.loader_cores(assumed, config.launch.ranks_per_node)
-    asked = config.launch.ranks_per_node * config.launch.cpus_per_rank
+    cores = plan.loader_cores(assumed, config.launch.ntasks_per_node)
+    asked = config.launch.ntasks_per_node * config.launch.cpus_per_task
     return [
         ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assuming}"),
         (
@@ -184,7 +184,7 @@ def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tup
 def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed: "Assumptions") -> Table:
     unit = "GPU" if config.launch.gpus_per_node else "rank"
     table = Table(
-        title=f"GB a {unit} at micro batch {config.engine.micro_batch}; what fits a card of "
+        title=f"GB a {unit} at micro batch {config.engine.micro_batch_size}; what fits a card of "
         f"{assumed.gpu.gigabytes:.0f} GB of which {USABLE:.0%} are filled",
         title_justify="left",
     )
@@ -198,7 +198,7 @@ def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed
             str(choice.zero),
             choice.checkpointing,
             *(f"{part / _GB:.2f}" for part in (*parts, memory.peak)),
-            "yes" if choice.largest_micro_batch >= config.engine.micro_batch else "no",
+            "yes" if choice.largest_micro_batch >= config.engine.micro_batch_size else "no",
             str(choice.largest_micro_batch),
             f"+{choice.recomputed_share:.0%}",
             style="bold" if _is_chosen(choice, config) else "",
@@ -210,15 +210,19 @@ def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed
 def _verdict(choices: "list[Choice]", config: Config, plan: "Plan", assumed: "Assumptions") -> str:
     """One sentence about the configured case."""
     chosen = next(choice for choice in choices if _is_chosen(choice, config))
-    videos, largest = config.engine.micro_batch, chosen.largest_micro_batch
-    what = f"engine.zero={chosen.zero} model.activation_checkpointing={chosen.checkpointing}"
+    videos, largest = config.engine.micro_batch_size, chosen.largest_micro_batch
+    what = f"engine.zero_stage={chosen.zero} model.activation_checkpointing={chosen.checkpointing}"
     peak = f"{chosen.memory.peak / _GB:.1f} GB a {'GPU' if config.launch.gpus_per_node else 'rank'}"
-    dividing = [m for m in range(1, largest + 1) if config.optim.batch % (m * plan.ranks) == 0]
-    best = f"the largest that fits and divides optim.batch={config.optim.batch} is {dividing[-1]}" if dividing else ""
+    dividing = [m for m in range(1, largest + 1) if config.optim.global_batch_size % (m * plan.ranks) == 0]
+    best = (
+        f"the largest that fits and divides optim.global_batch_size={config.optim.global_batch_size} is {dividing[-1]}"
+        if dividing
+        else ""
+    )
     if largest >= videos:
-        return f"{what} engine.micro_batch={videos}: {peak}, fits; {best}"
+        return f"{what} engine.micro_batch_size={videos}: {peak}, fits; {best}"
     remedy = best or "choose more checkpointing, a higher ZeRO stage or a larger GPU"
-    return f"{what} engine.micro_batch={videos}: {peak}, does NOT fit {assumed.gpu.gigabytes:.0f} GB; {remedy}"
+    return f"{what} engine.micro_batch_size={videos}: {peak}, does NOT fit {assumed.gpu.gigabytes:.0f} GB; {remedy}"
 
 
 def _is_chosen(choice: "Choice", config: Config) -> bool:
@@ -228,4 +232,4 @@ def _is_chosen(choice: "Choice", config: Config) -> bool:
 def _stage(config: Config) -> int:
     from motionmae.engine.deepspeed_engine import stage_of
 
-    return stage_of(config, config.launch.nodes * config.launch.ranks_per_node)
+    return stage_of(config, config.launch.nodes * config.launch.ntasks_per_node)

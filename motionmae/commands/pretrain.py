@@ -12,7 +12,7 @@ from its newest whole checkpoint, also on another number of processes or at anot
 _EPILOG = """\
 examples:
   python -m motionmae pretrain --config tiny_toy data.shards=data/toy/train
-  python -m motionmae pretrain --config tiny_toy data.shards=data/toy/train optim.epochs=20 name=toy_20 engine.zero=2
+  python -m motionmae pretrain --config tiny_toy data.shards=data/toy/train optim.epochs=20 name=toy_20 engine.zero_stage=2
   torchrun --nproc-per-node 2 -m motionmae pretrain --config tiny_toy data.shards=data/toy/train
   srun --ntasks-per-node 8 --gpus-per-node 8 python -m motionmae pretrain --config vitl_k400 data.shards=/data/k400
 
@@ -65,7 +65,7 @@ def train(arguments: argparse.Namespace, task: str) -> int:
             )
         refuse_idle(config, arguments.overrides)
     except UserError as error:  # every rank was given the same words
-        error.repeated = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+        error.already_reported = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
     from monitoring.exporter_process import monitored
 

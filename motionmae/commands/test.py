@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import load_config
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
-    from motionmae.distributed.process_group import distributed, first_then_others
+    from motionmae.distributed.process_group import distributed, rank_zero_first
     from motionmae.evaluation import multiview_test
     from motionmae.evaluation.load_run import Finetuned, choose_step, load_finetuned
     from motionmae.runs.directory import RunFolder
@@ -58,15 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(Path(arguments.run_or_config))
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
     if not folder.config.is_file():
-        folder = RunFolder.of(config.runs, config.name)
+        folder = RunFolder.of(config.output_dir, config.name)
 
     def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
         trained = load_finetuned(folder.path, step)
         flags = {key: getattr(arguments, key) for key in ("shards", "clips", "crops")}
-        views = replace(trained.config.views, **{key: value for key, value in flags.items() if value is not None})
+        views = replace(trained.config.test, **{key: value for key, value in flags.items() if value is not None})
         if not views.shards:
-            raise UserError("views.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
-        trained = replace(trained, config=replace(trained.config, views=views))
+            raise UserError("test.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
+        trained = replace(trained, config=replace(trained.config, test=views))
         reader = ShardReader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
@@ -74,17 +74,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
-        trained, reader, logits = first_then_others(rank, lambda: prepare(step))
+        trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
         identity = multiview_test.identity_of(trained, reader.manifest, rank)
         out = multiview_test.result_folder(folder.path, trained, reader.manifest, identity)
         results = multiview_test.predict(trained, reader, out, identity, rank)
-        if rank.is_first:
+        if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)
             multiview_test.write_predictions(out / "predictions.csv", trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
             multiview_test.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
-            of = {"step": trained.step, "shards": trained.config.views.shards}
+            of = {"step": trained.step, "shards": trained.config.test.shards}
             for path in (out / "report.json", arguments.json):
                 if path:
                     multiview_test.write_report(path, report, **of, unreadable=results.unreadable)

@@ -1,7 +1,7 @@
 """Typed configuration: the schema, and loading it from YAML with inheritance and ``key=value`` overrides."""
 
 from motionmae.config.data import DataConfig
-from motionmae.config.downstream import FinetuneConfig, ViewsConfig
+from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import flat, load_config, refuse_idle, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
@@ -21,9 +21,9 @@ __all__ = [
     "MaskConfig",
     "ModelConfig",
     "MonitoringConfig",
+    "MultiviewTestConfig",
     "OptimConfig",
     "TargetConfig",
-    "ViewsConfig",
     "WatchdogConfig",
     "flat",
     "load_config",

@@ -41,9 +41,9 @@ class DataConfig:
     """Mirror half of the clips left to right (not on SSv2: its classes name sides)."""
     rand_augment: str = ""
     """RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1, one policy for all frames of a clip; empty: none."""
-    erase: float = 0.0
+    random_erasing: float = 0.0
     """Chance that a rectangle of the clip, the same in all frames, is replaced by noise (random erasing)."""
-    repeats: int = 1
+    repeated_sampling: int = 1
     """Clips drawn from each video that is read (repeated sampling)."""
     workers: int = 0
     """Processes of a rank that decode; 0: ``threads`` of the training process, enough for a core or two. A .beton takes
@@ -52,22 +52,22 @@ class DataConfig:
     """Decoding threads of a rank without ``workers``."""
     prefetch: int = 4
     """Micro-batches held ready per rank."""
-    window_shards: int = 64
+    shuffle_window_shards: int = 64
     """Shards whose samples are mixed with each other."""
-    corrupt_budget: int = 100
+    max_corrupt_samples: int = 100
     """Samples of a run that may be unreadable (each replaced, counted and logged) before it stops."""
 
     def __post_init__(self) -> None:
         one_of("data.sampling", self.sampling, ("dense", "segments"))
-        check(0 <= self.erase <= 1, "data.erase", self.erase, "it must lie in [0, 1]")
+        check(0 <= self.random_erasing <= 1, "data.random_erasing", self.random_erasing, "it must lie in [0, 1]")
         one_of("data.crop", self.crop, ("random_resized", "multi_scale"))
         for key, low, high in (("crop_scale", *self.crop_scale), ("crop_ratio", *self.crop_ratio)):
             check(0 < low <= high, f"data.{key}", (low, high), "it takes two positive numbers, the smaller first")
         check(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "a crop keeps at most the whole, 1.0")
-        for key in ("repeats", "threads", "prefetch", "window_shards"):
+        for key in ("repeated_sampling", "threads", "prefetch", "shuffle_window_shards"):
             at_least(f"data.{key}", getattr(self, key), 1)
         at_least("data.workers", self.workers, 0)
-        at_least("data.corrupt_budget", self.corrupt_budget, 0)
+        at_least("data.max_corrupt_samples", self.max_corrupt_samples, 0)
         at_least("data.remote_retries", self.remote_retries, 0)
         for key in ("cache_gb", "remote_timeout"):
             check(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "it must be positive")

@@ -23,7 +23,7 @@ class FinetuneConfig:
     """Alpha of mixup; 0 switches it off."""
     cutmix: float = 1.0
     """Alpha of cutmix; 0 switches it off."""
-    mix_switch: float = 0.5
+    mixup_switch_prob: float = 0.5
     """Chance of cutmix in place of mixup where both are on."""
     label_smoothing: float = 0.1
     """Share of a label's weight that is spread over all classes."""
@@ -36,7 +36,12 @@ class FinetuneConfig:
             check(0 <= getattr(self, key) < 1, f"finetune.{key}", getattr(self, key), "it must lie in [0, 1)")
         for key in ("mixup", "cutmix"):
             at_least(f"finetune.{key}", getattr(self, key), 0)
-        check(0 <= self.mix_switch <= 1, "finetune.mix_switch", self.mix_switch, "it must lie in [0, 1]")
+        check(
+            0 <= self.mixup_switch_prob <= 1,
+            "finetune.mixup_switch_prob",
+            self.mixup_switch_prob,
+            "it must lie in [0, 1]",
+        )
         check(
             self.mode == "full" or self.init != "scratch",
             "finetune.mode",
@@ -56,7 +61,7 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class ViewsConfig:
+class MultiviewTestConfig:
     """Views of a video that a test averages (section 4); `data.sampling` says how frames are chosen."""
 
     shards: str = ""
@@ -65,9 +70,9 @@ class ViewsConfig:
     """Clips of a video (section 4: SSv2 2, K400 5, UCF101 10)."""
     crops: int = 3
     """Squares of a clip along its long side; 1 is the middle."""
-    batch: int = 16
+    batch_size: int = 16
     """Views of one forward pass."""
 
     def __post_init__(self) -> None:
-        for key in ("clips", "crops", "batch"):
-            at_least(f"views.{key}", getattr(self, key), 1)
+        for key in ("clips", "crops", "batch_size"):
+            at_least(f"test.{key}", getattr(self, key), 1)

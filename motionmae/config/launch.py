@@ -11,14 +11,14 @@ class LaunchConfig:
 
     nodes: int = 1
     """Nodes of the job."""
-    ranks_per_node: int = 8
+    ntasks_per_node: int = 8
     """Training processes a node, one a GPU."""
     gpus_per_node: int = 8
     """GPUs asked for a node; 0 on a machine without."""
-    cpus_per_rank: int = 12
+    cpus_per_task: int = 12
     """CPU cores a rank, for decoding (data.workers) and the training process."""
-    timeout_minutes: int = 1440
-    """Time limit of one incarnation of the job; a longer run requeues itself."""
+    time: int = 1440
+    """Time limit of one attempt of the job; a longer run requeues itself."""
     signal_seconds: int = 120
     """How long before the limit Slurm signals: a step, a save and a margin must fit."""
     max_timeouts: int = 1000
@@ -41,14 +41,14 @@ class LaunchConfig:
     """Free text that squeue shows."""
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_minutes", "max_timeouts", "preflight_seconds"):
+        for key in ("nodes", "ntasks_per_node", "cpus_per_task", "time", "max_timeouts", "preflight_seconds"):
             at_least(f"launch.{key}", getattr(self, key), 1)
         for key in ("gpus_per_node", "max_retries"):
             at_least(f"launch.{key}", getattr(self, key), 0)
         at_least("launch.signal_seconds", self.signal_seconds, 1)
         check(
-            self.signal_seconds < 60 * self.timeout_minutes,
+            self.signal_seconds < 60 * self.time,
             "launch.signal_seconds",
             self.signal_seconds,
-            f"it must be less than the time limit, launch.timeout_minutes={self.timeout_minutes}",
+            f"it must be less than the time limit, launch.time={self.time}",
         )

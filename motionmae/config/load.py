@@ -23,7 +23,7 @@ _WORDS = {
 }
 """Types of the schema's fields, as messages call them."""
 
-_IDLE = {"pretrain": ("finetune", "views"), "finetune": ("mask", "target")}
+_IDLE = {"pretrain": ("finetune", "test"), "finetune": ("mask", "target")}
 """Sections of the other task."""
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -137,7 +137,9 @@ def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[DictConfig, s
 def _parse_override(text: str) -> DictConfig:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"{text!r} is not an override: write section.key=value, for example optim.batch=256")
+        raise UserError(
+            f"{text!r} is not an override: write section.key=value, for example optim.global_batch_size=256"
+        )
     if not value.strip():
         text = f"{key}=''"  # YAML would make it null, which no field takes
     try:
@@ -184,7 +186,9 @@ def _unknown_key(key: str, origin: str) -> str:
     known = _keys(Config)
     section = key.rpartition(".")[0]
     siblings = [k for k in known if section and k.rpartition(".")[0] == section] or [f.name for f in fields(Config)]
-    close = difflib.get_close_matches(key, [*known, *siblings], n=1, cutoff=0.75)
+    words = {word: sibling for sibling in siblings for word in sibling.rpartition(".")[2].split("_")}
+    part = difflib.get_close_matches(key.rpartition(".")[2], words, n=1, cutoff=0.8)
+    close = [words[part[0]]] if part else difflib.get_close_matches(key, [*known, *siblings], n=1, cutoff=0.75)
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
     return f"unknown key {key} (from {origin}): {remedy}"
 

@@ -83,10 +83,10 @@ class ModelConfig:
     """Blocks of each decoder (Table 5e)."""
     decoder_heads: int = 0
     """Heads of each decoder (0: the size's)."""
-    position: str = "sinusoidal"
+    pos_embed: str = "sinusoidal"
     """sinusoidal: VideoMAE's fixed flat table; separate: fixed, with channels of their own for slot, row and column
     (V-JEPA's), which small models learn from many times sooner (docs/results.md); learnable: trained (section 3)."""
-    cube_init: str = "xavier"
+    patch_embed_init: str = "xavier"
     """Initial cube projection: xavier (on the flattened kernel) or pytorch (its own default, as VideoMAE)."""
     activation_checkpointing: str = "none"
     """none, full (every block recomputed in the backward pass) or every_n (each n-th block)."""
@@ -96,8 +96,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one_of("model.size", self.size, tuple(SIZES))
         one_of("model.decoder", self.decoder, ("divided", "shared"))
-        one_of("model.position", self.position, ("sinusoidal", "separate", "learnable"))
-        one_of("model.cube_init", self.cube_init, ("xavier", "pytorch"))
+        one_of("model.pos_embed", self.pos_embed, ("sinusoidal", "separate", "learnable"))
+        one_of("model.patch_embed_init", self.patch_embed_init, ("xavier", "pytorch"))
         one_of("model.activation_checkpointing", self.activation_checkpointing, ("none", "full", "every_n"))
         for key in ("width", "depth", "heads", "decoder_width", "decoder_heads"):
             at_least(f"model.{key}", getattr(self, key), 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from motionmae.config.checks import check, one_of
 from motionmae.config.data import DataConfig
-from motionmae.config.downstream import FinetuneConfig, ViewsConfig
+from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
@@ -23,8 +23,8 @@ class Config:
     """A whole run. Its YAML has the same shape; ``base: other`` takes over another file's values first."""
 
     name: str = ""
-    """Name of the run and of its folder below `runs`; by default the config's name."""
-    runs: str = "runs"
+    """Name of the run and of its folder below `output_dir`; by default the config's name."""
+    output_dir: str = "runs"
     """Folder that holds the run folders."""
     task: str = "pretrain"
     """pretrain, or finetune: a classifier on a pre-trained encoder."""
@@ -35,7 +35,7 @@ class Config:
     mask: MaskConfig = field(default_factory=MaskConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
+    test: MultiviewTestConfig = field(default_factory=MultiviewTestConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -79,22 +79,24 @@ class Config:
             "choose clip.size and clip.cube_size so that an even number of cubes fits a side, or set it to 0",
         )
         check(
-            self.optim.batch % self.engine.micro_batch == 0,
-            "engine.micro_batch",
-            self.engine.micro_batch,
-            f"it must divide optim.batch={self.optim.batch}",
+            self.optim.global_batch_size % self.engine.micro_batch_size == 0,
+            "engine.micro_batch_size",
+            self.engine.micro_batch_size,
+            f"it must divide optim.global_batch_size={self.optim.global_batch_size}",
         )
         check(
-            self.task == "pretrain" or not self.finetune.mixes or self.engine.micro_batch * self.data.repeats % 2 == 0,
-            "engine.micro_batch",
-            self.engine.micro_batch,
-            "mixup and cutmix mix clips in pairs, so engine.micro_batch x data.repeats must be even",
+            self.task == "pretrain"
+            or not self.finetune.mixes
+            or self.engine.micro_batch_size * self.data.repeated_sampling % 2 == 0,
+            "engine.micro_batch_size",
+            self.engine.micro_batch_size,
+            "mixup and cutmix mix clips in pairs, so engine.micro_batch_size x data.repeated_sampling must be even",
         )
         check(
-            not self.optim.ema_decay or self.engine.zero < 3,
+            not self.optim.ema_decay or self.engine.zero_stage < 3,
             "optim.ema_decay",
             self.optim.ema_decay,
-            "the average needs whole weights on every rank, so choose engine.zero=0, 1 or 2",
+            "the average needs whole weights on every rank, so choose engine.zero_stage=0, 1 or 2",
         )
 
 
@@ -112,13 +114,19 @@ def accumulation_steps(config: Config, world: int) -> int:
     """Forward passes of a rank in one step, so that ``batch`` stays the same for every number of ranks.
 
     Raises:
-        UserError: if ``batch`` is not a multiple of ``micro_batch * world``.
+        UserError: if ``batch`` is not a multiple of ``micro_batch_size * world``.
     """
-    batch, micro = config.optim.batch, config.engine.micro_batch
+    batch, micro = config.optim.global_batch_size, config.engine.micro_batch_size
     if batch % (micro * world):
         fitting = [m for m in range(1, micro + 1) if batch % (m * world) == 0]
-        remedy = f"set engine.micro_batch={fitting[-1]}" if fitting else f"set optim.batch to a multiple of {world}"
-        raise UserError(f"optim.batch={batch} is not divisible by engine.micro_batch={micro} x {world} ranks: {remedy}")
+        remedy = (
+            f"set engine.micro_batch_size={fitting[-1]}"
+            if fitting
+            else f"set optim.global_batch_size to a multiple of {world}"
+        )
+        raise UserError(
+            f"optim.global_batch_size={batch} is not divisible by engine.micro_batch_size={micro} x {world} ranks: {remedy}"
+        )
     return batch // (micro * world)
 
 
@@ -128,9 +136,9 @@ def steps_per_epoch(config: Config, videos: int) -> int:
     Raises:
         UserError: if there is none.
     """
-    if videos < config.optim.batch:
+    if videos < config.optim.global_batch_size:
         raise UserError(
             f"{config.data.shards or 'the data set'} holds {videos} samples, fewer than one step takes: "
-            f"set optim.batch={config.optim.batch} to at most {videos}"
+            f"set optim.global_batch_size={config.optim.global_batch_size} to at most {videos}"
         )
-    return videos // config.optim.batch
+    return videos // config.optim.global_batch_size

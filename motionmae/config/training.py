@@ -9,14 +9,14 @@ from motionmae.config.checks import at_least, check, one_of
 class OptimConfig:
     """AdamW and its schedule (Table 6a)."""
 
-    batch: int = 1024
+    global_batch_size: int = 1024
     """Videos of a step over all ranks and accumulation steps; repeated clips of a video do not count."""
     epochs: int = 1600
     """Passes over the training set; the schedule ends with the last."""
     warmup_epochs: float = 40
     """Epochs of linear warm-up from 0."""
     base_lr: float = 1.5e-4
-    """Learning rate for 256 videos a step; the peak is base_lr * batch / 256."""
+    """Learning rate for 256 videos a step; the peak is base_lr * global_batch_size / 256."""
     min_lr: float = 1e-6
     """Where the cosine ends."""
     weight_decay: float = 0.05
@@ -33,7 +33,7 @@ class OptimConfig:
     """Largest global gradient norm; 0 switches clipping off (VideoMAEv2 and mae_st: 0.02)."""
 
     def __post_init__(self) -> None:
-        for key in ("batch", "epochs"):
+        for key in ("global_batch_size", "epochs"):
             at_least(f"optim.{key}", getattr(self, key), 1)
         for key in ("warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
             at_least(f"optim.{key}", getattr(self, key), 0)
@@ -51,17 +51,17 @@ class OptimConfig:
     @property
     def peak_lr(self) -> float:
         """Learning rate after warm-up, by the linear scaling rule of Table 6's note."""
-        return self.base_lr * self.batch / 256
+        return self.base_lr * self.global_batch_size / 256
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """DeepSpeed and the device."""
 
-    zero: int = 1
+    zero_stage: int = 1
     """ZeRO stage: 0 nothing is partitioned, 1 optimiser state, 2 and gradients, 3 and parameters; of one rank: 0."""
-    micro_batch: int = 32
-    """Videos of one forward pass of one rank; batch = micro_batch x ranks x accumulation steps."""
+    micro_batch_size: int = 32
+    """Videos of one forward pass of one rank; batch = micro_batch_size x ranks x accumulation steps."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (autocast over fp32 parameters); auto: bf16 where the device has it, else fp32."""
     device: str = "auto"
@@ -72,8 +72,10 @@ class EngineConfig:
     """Ask torch for deterministic kernels (on a GPU: slower, bitwise repeatable)."""
 
     def __post_init__(self) -> None:
-        check(self.zero in (0, 1, 2, 3), "engine.zero", self.zero, "choose a ZeRO stage of 0, 1, 2, 3")
-        at_least("engine.micro_batch", self.micro_batch, 1)
+        check(
+            self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", self.zero_stage, "choose a ZeRO stage of 0, 1, 2, 3"
+        )
+        at_least("engine.micro_batch_size", self.micro_batch_size, 1)
         one_of("engine.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
 
@@ -107,13 +109,13 @@ class LogConfig:
     """Weights & Biases: off, offline (files below the run folder, for `wandb sync`), or online (sent at once)."""
     wandb_project: str = "motionmae"
     """Its project."""
-    picture_steps: int = 0
+    reconstruction_every_steps: int = 0
     """Steps between pictures of what the heads rebuild, drawn from checkpoints by a process beside training and shown
     in TensorBoard; 0 draws none. Pre-training only."""
 
     def __post_init__(self) -> None:
         at_least("log.every_steps", self.every_steps, 1)
-        at_least("log.picture_steps", self.picture_steps, 0)
+        at_least("log.reconstruction_every_steps", self.reconstruction_every_steps, 0)
         one_of("log.wandb", self.wandb, ("off", "offline", "online"))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
 
 
-class Wanted(NamedTuple):
+class ClipRequest(NamedTuple):
     """One clip to be cut."""
 
     row: int
@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
-class ClipSource(Protocol):
+class ClipDecoder(Protocol):
     """Cuts random clips out of stored samples."""
 
     threads: int
@@ -53,8 +53,8 @@ class ClipSource(Protocol):
     def reader(self) -> ShardReader | None:
         """What reads the shards; None for another kind of file."""
 
-    def fill(
-        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    def decode_into(
+        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
     ) -> list[SampleMeta | CorruptSample]:
         """Cut clips into a batch.
 
@@ -77,7 +77,7 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     Raises:
         UserError: see :class:`motionmae.data.rand_augment.ClipAugment`.
     """
-    if not data.rand_augment and not data.erase:
+    if not data.rand_augment and not data.random_erasing:
         return None
     from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training needs none of it
 
@@ -85,7 +85,7 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
 
 
 class ShardSource:
-    """Clips out of a folder of shards (:class:`ClipSource`).
+    """Clips out of a folder of shards (:class:`ClipDecoder`).
 
     Args:
         data: the folder, and how clips are cut.
@@ -100,12 +100,12 @@ class ShardSource:
         self.threads = data.threads
         self._data, self._clip = data, clip
         self._augment = clip_augment(data, clip)
-        self.reader = ShardReader(data.shards, manifest, min(2 * data.window_shards, _MOST_OPEN_SHARDS), data)
+        self.reader = ShardReader(data.shards, manifest, min(2 * data.shuffle_window_shards, _MOST_OPEN_SHARDS), data)
 
-    def fill(
-        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    def decode_into(
+        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`ClipSource.fill`."""
+        """See :meth:`ClipDecoder.fill`."""
         outcomes: list[SampleMeta | CorruptSample] = []
         for one in wanted:
             into = clips[one.row], None if flows is None else flows[one.row]

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ShardSource, Wanted
+from motionmae.data.clip_decoder import ClipRequest, ShardSource
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
 from motionmae.errors import UserError
 
 if TYPE_CHECKING:
-    from motionmae.data.shared_buffers import ClipMemory  # which imports torch
+    from motionmae.data.shared_buffers import SharedBufferPool  # which imports torch
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
@@ -47,7 +47,7 @@ class WorkerFailed(RuntimeError):  # noqa: N818 - it names what happened
 class _Task(NamedTuple):
     """One message to a worker."""
 
-    wanted: list[Wanted]
+    wanted: list[ClipRequest]
     blocks: list[int]
     """Names (file descriptors of the training process) of the clips' memory and, where wanted, the flows'."""
     shapes: list[tuple[int, ...]]
@@ -65,7 +65,7 @@ class _Pipe(NamedTuple):
 
 
 class WorkerSource:
-    """Clips out of a folder of shards, decoded by processes (:class:`motionmae.data.clip_decoder.ClipSource`).
+    """Clips out of a folder of shards, decoded by processes (:class:`motionmae.data.clip_decoder.ClipDecoder`).
 
     Args:
         data: the folder, how clips are cut, how many workers.
@@ -79,7 +79,12 @@ class WorkerSource:
     """
 
     def __init__(
-        self, data: DataConfig, clip: ClipConfig, manifest: Manifest, clips: "ClipMemory", flows: "ClipMemory | None"
+        self,
+        data: DataConfig,
+        clip: ClipConfig,
+        manifest: Manifest,
+        clips: "SharedBufferPool",
+        flows: "SharedBufferPool | None",
     ):
         self.threads = _PIPES * data.workers
         self._own = ShardSource(data, clip, manifest)  # finds what is missing at once
@@ -92,10 +97,10 @@ class WorkerSource:
             for process, connections in workers:
                 self._free.put(_Pipe(process, connections[number], set()))
 
-    def fill(
-        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    def decode_into(
+        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`motionmae.data.clip_decoder.ClipSource.fill`; the arrays are those of the memory.
+        """See :meth:`motionmae.data.clip_decoder.ClipDecoder.fill`; the arrays are those of the memory.
 
         Raises:
             WorkerFailed: the process was killed, most often for want of memory.
@@ -176,9 +181,9 @@ def _receive(connection: Connection, shape: tuple[int, ...], dtype: np.dtype) ->
         os.close(file)
 
 
-def _answer(source: ShardSource, wanted: list[Wanted], arrays: list[np.ndarray]) -> object:
+def _answer(source: ShardSource, wanted: list[ClipRequest], arrays: list[np.ndarray]) -> object:
     try:
-        return source.fill(wanted, arrays[0], arrays[1] if len(arrays) > 1 else None)
+        return source.decode_into(wanted, arrays[0], arrays[1] if len(arrays) > 1 else None)
     except UserError as error:
         return error
     except Exception:  # a bug: the loader's traceback would not show where

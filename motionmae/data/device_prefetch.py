@@ -18,7 +18,7 @@ class _Copy(NamedTuple):
     """An event of the side stream."""
 
 
-class Upload:
+class DevicePrefetcher:
     """Copies batches on a stream of their own, each while the one before is computed on.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import Wanted, clip_augment
+from motionmae.data.clip_decoder import ClipRequest, clip_augment
 from motionmae.data.clips import random_cut
 from motionmae.data.crops import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -146,7 +146,7 @@ class _Cut(NamedTuple):
 
 
 class BetonSource:
-    """Clips out of a .beton (:class:`motionmae.data.clip_decoder.ClipSource`), a whole micro-batch in one parallel loop.
+    """Clips out of a .beton (:class:`motionmae.data.clip_decoder.ClipDecoder`), a whole micro-batch in one parallel loop.
 
     Args:
         data: the file, and how clips are cut; at most as many of its threads are used as numba has.
@@ -167,10 +167,10 @@ class BetonSource:
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")
 
-    def fill(
-        self, wanted: Sequence[Wanted], clips: np.ndarray, flows: np.ndarray | None
+    def decode_into(
+        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`motionmae.data.clip_decoder.ClipSource.fill`; there is no flow in a .beton."""
+        """See :meth:`motionmae.data.clip_decoder.ClipDecoder.fill`; there is no flow in a .beton."""
         assert flows is None, "a .beton holds no optical flow"
         found = list(self._pool.map(self._find, wanted))
         sound = [(clip.row, cut) for clip, cut in zip(wanted, found, strict=True) if isinstance(cut, _Cut)]
@@ -183,7 +183,7 @@ class BetonSource:
             list(self._pool.map(self._augment, (clips[one.row] for one in whole), (o.augment_random for o in whole)))
         return outcomes
 
-    def _find(self, clip: Wanted) -> _Cut | CorruptSample:
+    def _find(self, clip: ClipRequest) -> _Cut | CorruptSample:
         """Choose the frames and the crop of a clip and check its bytes."""
         try:
             meta, checksums = self._reader.read_meta(clip.sample)

@@ -1,6 +1,6 @@
 """Clips for training: threads or processes decode the next micro-batches, in an order that is a pure function.
 
-Position p of epoch e holds the same sample, cut the same way, on every machine: EpochOrder names it and everything
+Position p of epoch e holds the same sample, cut the same way, on every machine: EpochSampler names it and everything
 random is keyed by (seed, epoch, sample, repeat). Step t, rank r and accumulation step a of R ranks and micro-batch b
 read the positions t * batch + a * R * b + r * b + [0, b); so the clips of a step are the same for every number of
 ranks and decoders, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
@@ -21,15 +21,15 @@ import torch
 
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
-from motionmae.data.clip_decoder import ClipSource, ShardSource, Wanted
+from motionmae.data.clip_decoder import ClipDecoder, ClipRequest, ShardSource
 from motionmae.data.decode_workers import WorkerSource
 from motionmae.data.ffcv_source import BetonSource
-from motionmae.data.remote.shard_prefetch import LookAhead
+from motionmae.data.remote.shard_prefetch import ShardPrefetcher
 from motionmae.data.rng import mask_seed
-from motionmae.data.sampler import ORDER_VERSION, EpochOrder
+from motionmae.data.sampler import ORDER_VERSION, EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import Manifest, check_whole, load_manifest
-from motionmae.data.shared_buffers import ClipMemory
+from motionmae.data.shared_buffers import SharedBufferPool
 from motionmae.data.temporal_sampling import check_windows
 from motionmae.errors import UserError
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A micro-batch of n = micro_batch * repeats clips on the CPU, the repeats of a sample in a row."""
+    """A micro-batch of n = micro_batch_size * repeats clips on the CPU, the repeats of a sample in a row."""
 
     clips: torch.Tensor
     """uint8 (n, T, H, W, 3), pinned where CUDA is there; its memory is used again when no tensor refers to it."""
@@ -67,7 +67,7 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
         "samples": manifest.samples,
         "seed": seed,
         "batch": batch,
-        "window_shards": data.window_shards,
+        "shuffle_window_shards": data.shuffle_window_shards,
     }
 
 
@@ -110,7 +110,7 @@ class ClipLoader:
         clip: frames, stride, size.
         seed: the run's.
         batch: samples of a step over all ranks.
-        micro_batch: samples of one item.
+        micro_batch_size: samples of one item.
         rank: of this process.
         world: number of ranks.
         flow: read stored optical flow too.
@@ -128,16 +128,20 @@ class ClipLoader:
         *,
         seed: int,
         batch: int,
-        micro_batch: int,
+        micro_batch_size: int,
         rank: int = 0,
         world: int = 1,
         flow: bool = False,
         labelled: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
-        step = Config(data=data, optim=OptimConfig(batch=batch), engine=EngineConfig(micro_batch=micro_batch))
+        step = Config(
+            data=data,
+            optim=OptimConfig(global_batch_size=batch),
+            engine=EngineConfig(micro_batch_size=micro_batch_size),
+        )
         self.accumulation = accumulation_steps(step, world)
-        self.data, self.clip, self.seed, self.batch, self.micro_batch = data, clip, seed, batch, micro_batch
+        self.data, self.clip, self.seed, self.batch, self.micro_batch_size = data, clip, seed, batch, micro_batch_size
         self.rank, self.world, self.labelled = rank, world, labelled
         self.manifest = load_manifest(data.shards, data)
         check_clips_fit(self.manifest, data, clip, flow)
@@ -149,9 +153,9 @@ class ClipLoader:
         self.ready = 0
         """Of the ``data.prefetch`` micro-batches held ahead, those that were complete when one was last asked for."""
         self._lock = threading.Lock()
-        shape = (micro_batch * data.repeats, clip.frames, clip.size, clip.size)
-        self._clips = ClipMemory((*shape, 3), torch.uint8)
-        self._flows = ClipMemory((*shape, 2), torch.float16) if flow else None
+        shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
+        self._clips = SharedBufferPool((*shape, 3), torch.uint8)
+        self._flows = SharedBufferPool((*shape, 2), torch.float16) if flow else None
         self._order = self._epoch_order(0)
         self._source = self._open_source()
         self._pool = ThreadPoolExecutor(self._source.threads, "clip-decoder")
@@ -173,21 +177,21 @@ class ClipLoader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._source.close()
 
-    def _open_source(self) -> ClipSource:
+    def _open_source(self) -> ClipDecoder:
         if self.data.beton:
             return BetonSource(self.data, self.clip, self.manifest)
         if self.data.workers:
             return WorkerSource(self.data, self.clip, self.manifest, self._clips, self._flows)
         return ShardSource(self.data, self.clip, self.manifest)
 
-    def _look_ahead(self) -> LookAhead | None:
+    def _look_ahead(self) -> ShardPrefetcher | None:
         """What fetches remote shards before their turn; None where all is on this machine."""
         reader = self._source.reader
         if reader is None or reader.cache is None:
             return None
         under_way = (self.data.prefetch // self.accumulation + 2) * self.batch  # between the last rank and the first
-        reader.cache.require_room(self.manifest.shards, self.data.window_shards, under_way)
-        return LookAhead(reader, self._epoch_order, self.rank)
+        reader.cache.require_room(self.manifest.shards, self.data.shuffle_window_shards, under_way)
+        return ShardPrefetcher(reader, self._epoch_order, self.rank)
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps to continue after ``step`` steps consumed by the trainer (not: prefetched)."""
@@ -204,7 +208,7 @@ class ClipLoader:
         ``data.prefetch`` of them are decoded ahead.
 
         Raises:
-            UserError: more samples than ``data.corrupt_budget`` are unreadable.
+            UserError: more samples than ``data.max_corrupt_samples`` are unreadable.
         """
         numbers = itertools.count(step * self.accumulation)
         ahead = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
@@ -222,9 +226,9 @@ class ClipLoader:
                 for clip in clips:
                     clip.cancel()
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
+    def _epoch_order(self, epoch: int) -> EpochSampler:
         counts = [shard.samples for shard in self.manifest.shards]
-        return EpochOrder(counts, self.seed, epoch, self.data.window_shards)
+        return EpochSampler(counts, self.seed, epoch, self.data.shuffle_window_shards)
 
     def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
         """Give the ``number``-th micro-batch of this rank, counted from step 0, to the threads."""
@@ -232,23 +236,23 @@ class ClipLoader:
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._order.epoch != epoch:
             self._order = self._epoch_order(epoch)
-        first = step * self.batch + (part * self.world + self.rank) * self.micro_batch
+        first = step * self.batch + (part * self.world + self.rank) * self.micro_batch_size
         if self._ahead:
-            self._ahead.reach(self._order, first)
-        positions = np.arange(first, first + self.micro_batch)
+            self._ahead.advance_to(self._order, first)
+        positions = np.arange(first, first + self.micro_batch_size)
         clips = self._clips.take()
         n = len(clips)
         labels, seeds, samples = (torch.empty(n, dtype=torch.int64) for _ in range(3))
         batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
         ids = self._order.samples(positions)
-        places = list(zip(range(self.micro_batch), positions.tolist(), ids.tolist(), strict=True))
-        share = max(1, self.micro_batch // self._source.threads)
+        places = list(zip(range(self.micro_batch_size), positions.tolist(), ids.tolist(), strict=True))
+        share = max(1, self.micro_batch_size // self._source.threads)
         return batch, [
             self._pool.submit(self._fill, batch, self._order, places[first : first + share])
-            for first in range(0, self.micro_batch, share)
+            for first in range(0, self.micro_batch_size, share)
         ]
 
-    def _fill(self, batch: Batch, order: EpochOrder, places: list[tuple[int, int, int]]) -> None:
+    def _fill(self, batch: Batch, order: EpochSampler, places: list[tuple[int, int, int]]) -> None:
         """Fill (place in the micro-batch, position, sample); in place of a corrupt one, the next of its window."""
         first = {place: position for place, position, _ in places}
         while places:
@@ -268,13 +272,15 @@ class ClipLoader:
 
     def _fill_samples(self, batch: Batch, epoch: int, samples: list[tuple[int, int]]) -> list[CorruptSample | None]:
         """Fill the repeats of each (place, sample); what is wrong with each sample, None for nothing."""
-        repeats = self.data.repeats
+        repeats = self.data.repeated_sampling
         wanted = [
-            Wanted(place * repeats + repeat, self.seed, epoch, sample, repeat)
+            ClipRequest(place * repeats + repeat, self.seed, epoch, sample, repeat)
             for place, sample in samples
             for repeat in range(repeats)
         ]
-        outcomes = self._source.fill(wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy())
+        outcomes = self._source.decode_into(
+            wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy()
+        )
         faults: list[CorruptSample | None] = [None] * len(samples)
         for number, (one, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
             if isinstance(outcome, CorruptSample):
@@ -303,8 +309,8 @@ class ClipLoader:
                 logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
             found = len(self.corrupt_samples)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
-        if found > self.data.corrupt_budget:
+        if found > self.data.max_corrupt_samples:
             raise UserError(
                 f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
-                f"data.corrupt_budget={self.data.corrupt_budget}: restore the shards or raise the budget"
+                f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or raise the budget"
             )

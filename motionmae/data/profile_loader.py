@@ -57,7 +57,7 @@ class Loading:
         return math.ceil(clips_per_second / self.clips_per_core)
 
 
-def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, seconds: float) -> Loading:
+def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> Loading:
     """Load clips for about ``seconds`` as a run would, then half of that on one core, step by step.
 
     Raises:
@@ -65,7 +65,7 @@ def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch: int, second
     """
     if data.beton:
         raise UserError(f"data.beton={data.beton}: doctor measures shards; benchmarks/loader.py measures a .beton too")
-    with ClipLoader(data, clip, seed=0, batch=micro_batch, micro_batch=micro_batch) as loader:
+    with ClipLoader(data, clip, seed=0, batch=micro_batch_size, micro_batch_size=micro_batch_size) as loader:
         batches = loader.batches(0)
         for _ in range(data.prefetch):  # what starting costs is not the question
             next(batches)

@@ -27,7 +27,7 @@ _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "Trans
 
 
 class ClipAugment:
-    """Changes clips in place by ``data.rand_augment`` and ``data.erase``.
+    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``.
 
     Args:
         data: names both.
@@ -38,7 +38,7 @@ class ClipAugment:
     """
 
     def __init__(self, data: DataConfig, size: int):
-        self._erase = data.erase
+        self._erase = data.random_erasing
         self._policy = parse_policy(data.rand_augment, size) if data.rand_augment else None
         self._mean, self._std = (255 * np.array(part) for part in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
 

@@ -17,7 +17,7 @@ def keyed_bits(purpose: str, *key: int) -> int:
 
 
 def mask_seed(seed: int, epoch: int, sample: int, repeat: int) -> int:
-    """Seed of the mask of one clip, in [0, 2^63): the same on every rank and in every incarnation."""
+    """Seed of the mask of one clip, in [0, 2^63): the same on every rank and in every attempt."""
     return keyed_bits("mask", seed, epoch, sample, repeat) >> 1
 
 

@@ -1,7 +1,7 @@
 """The order of an epoch as a pure function of (seed, epoch, position): resuming needs no state and no replay.
 
 Epoch e permutes the shards by H(seed, e) before anything is split, cuts the permuted row into windows of at most
-``window_shards``, and inside a window runs the samples through a keyed bijection. So each rank touches few shards at a
+``shuffle_window_shards``, and inside a window runs the samples through a keyed bijection. So each rank touches few shards at a
 time, while a sample's neighbours change every epoch. Setting up costs O(shards), a query O(log shards).
 
 The bijection is Black and Rogaway's generalised Feistel network: a number below a * b is a pair (left, right), and
@@ -45,17 +45,17 @@ def _feistel(number: Number, rows: Number, columns: Number, key: Number) -> Numb
     return left * columns + right
 
 
-class EpochOrder:
+class EpochSampler:
     """Which sample stands at which position of one epoch.
 
     Args:
         counts: samples of each shard, in the manifest's order; a sample's id counts through them.
         seed: the run's seed.
         epoch: from 0.
-        window_shards: most shards whose samples are mixed with each other.
+        shuffle_window_shards: most shards whose samples are mixed with each other.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, epoch: int, window_shards: int):
+    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, epoch: int, shuffle_window_shards: int):
         self.epoch = epoch
         shards = np.asarray(counts, dtype=np.int64)
         key = keyed_bits("shards", seed, epoch)
@@ -66,7 +66,7 @@ class EpochOrder:
         ends = np.cumsum(shards[permutation])
         self.positions = int(shards.sum())
         """Samples of the epoch."""
-        windows = max(1, math.ceil(len(shards) / window_shards))
+        windows = max(1, math.ceil(len(shards) / shuffle_window_shards))
         bounds = [len(shards) * window // windows for window in range(windows + 1)]  # equal within one shard
         starts = np.concatenate(([0], ends))
         self._shard_start = starts  # (shards + 1,) first position of each permuted shard

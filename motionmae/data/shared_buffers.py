@@ -15,7 +15,7 @@ from motionmae.data.decode_workers import map_block
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
 
-class ClipMemory:
+class SharedBufferPool:
     """Hands out tensors of one shape and type; a block returns when the last tensor or view on it is gone.
 
     With CUDA the blocks are pinned. Who copies one to a device keeps it until the copy is done.

@@ -41,7 +41,7 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, firs
                 frames.append(picture)
         return not most or len(frames) < most
 
-    detail = _visit(path, keep)
+    detail = _for_each_frame(path, keep)
     if not frames:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return np.stack(frames)
@@ -75,13 +75,13 @@ def _count_frames(path: Path) -> int:
         count = number + 1
         return True
 
-    detail = _visit(path, see)
+    detail = _for_each_frame(path, see)
     if not count:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return count
 
 
-def _visit(path: Path, visit: Callable[[int, Any], bool]) -> str:
+def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
     """Call ``visit(number, frame)`` for every frame that decodes, until it returns False.
 
     Packets that do not decode are left out, as the ffmpeg program does.

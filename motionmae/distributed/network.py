@@ -8,7 +8,7 @@ _SIOCGIFADDR = 0x8915
 """linux/sockios.h."""
 
 
-def address_of(interface: str) -> str:
+def ipv4_of_interface(interface: str) -> str:
     """The IPv4 address of an interface.
 
     Raises:

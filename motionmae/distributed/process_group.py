@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.network import address_of
+from motionmae.distributed.network import ipv4_of_interface
 from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.errors import UserError
 
@@ -27,7 +27,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Rank:
+class DistributedContext:
     """One training process among all of them."""
 
     rank: int
@@ -40,12 +40,12 @@ class Rank:
     """Where the model lives."""
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0, the one that writes the run's files."""
         return self.rank == 0
 
 
-def init_distributed(engine: EngineConfig) -> Rank:
+def init_distributed(engine: EngineConfig) -> DistributedContext:
     """Join the process group that the environment describes, and return this process's place in it.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them come first, then the variables
@@ -55,7 +55,7 @@ def init_distributed(engine: EngineConfig) -> Rank:
         UserError: for an environment that names a place only in part, for a Slurm allocation of several tasks in
             which srun was forgotten, and for a device that is not there.
     """
-    place = read_place(os.environ)
+    place = rank_environment(os.environ)
     rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = choose_device(engine.device, local_rank)
     os.environ.update(place)  # DeepSpeed asks there
@@ -70,14 +70,12 @@ def init_distributed(engine: EngineConfig) -> Rank:
         # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         use_interface_towards(place["MASTER_ADDR"])
-        store = dist.HashStore() if world == 1 else meeting_place(place, rank, world)
+        store = dist.HashStore() if world == 1 else create_store(place, rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-    return Rank(rank, world, local_rank, device)
+    return DistributedContext(rank, world, local_rank, device)
 
 
-def meeting_place(
-    place: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT
-) -> dist.TCPStore | None:
+def create_store(place: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT) -> dist.TCPStore | None:
     """Where the ranks find each other: rank 0 listens at MASTER_ADDR only, where torch's own would on all interfaces.
 
     None under torchrun, whose agent has one already.
@@ -131,13 +129,13 @@ def interface_towards(host: str) -> str:
         return ""
     for _, name in interfaces:
         with suppress(OSError):  # it has no IPv4 address
-            if address_of(name) == address:
+            if ipv4_of_interface(name) == address:
                 return name
     return ""
 
 
 @contextmanager
-def distributed(engine: EngineConfig) -> Iterator[Rank]:
+def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
     """:func:`init_distributed` for a while: a group made here is left again, unless an error ends it.
 
     After an error the peers may wait in a collective, and leaving in order would wait for them.
@@ -162,29 +160,29 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-def on_first_rank(rank: Rank, action: Callable[[], Result]) -> Result:
+def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
     """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
     answer: tuple[Any, UserError | None] = (None, None)
-    if rank.is_first:
+    if rank.is_rank_zero:
         try:
             answer = (action(), None)
         except UserError as error:
             answer = (None, error)
     result, refusal = broadcast_object(answer)
     if refusal is not None:
-        refusal.repeated = not rank.is_first
+        refusal.already_reported = not rank.is_rank_zero
         raise refusal
     return result
 
 
-def first_then_others(rank: Rank, make: Callable[[], Result]) -> Result:
+def rank_zero_first(rank: DistributedContext, make: Callable[[], Result]) -> Result:
     """Call ``make`` on every rank, on rank 0 first: the UserError of what is wrong for all is said once. Collective."""
     made: list[Result] = []
-    on_first_rank(rank, lambda: made.append(make()))
+    run_on_rank_zero(rank, lambda: made.append(make()))
     return made[0] if made else make()
 
 
-def read_place(environment: Mapping[str, str]) -> dict[str, str]:
+def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun's variables are in ``environment``, or would be.
 
     Raises:

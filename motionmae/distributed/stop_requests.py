@@ -27,7 +27,7 @@ from motionmae.runs.end_reason import Exit
 
 
 class Outcome(Enum):
-    """How an incarnation of a run ended; the value is the exit code of ``python -m motionmae pretrain``."""
+    """How an attempt of a run ended; the value is the exit code of ``python -m motionmae pretrain``."""
 
     FINISHED = Exit.FINISHED
     """All steps are done and saved."""
@@ -112,7 +112,7 @@ class Preemption:
         self.level = max(self.level, _LEVELS[signal.Signals(number)])
 
 
-class Requests:
+class StopRequests:
     """Asks every rank and the run folder what the run is to do.
 
     Args:
@@ -127,7 +127,7 @@ class Requests:
         self._next_look = 0.0
         self._found = (False, False)
 
-    def agree(self) -> Request:
+    def sync_across_ranks(self) -> Request:
         """What the run is to do now. Collective, by a message over the CPU that no device waits for."""
         stop, save = self._look()
         level = _STOP_LEVEL if stop else self._preemption.level
@@ -135,8 +135,8 @@ class Requests:
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
         return Request(_OUTCOMES[int(answer[0])], bool(answer[1]))
 
-    def met(self, request: Request) -> None:
-        """Remove the files of a request that has been met. The run folder must be this incarnation's."""
+    def clear(self, request: Request) -> None:
+        """Remove the files of a request that has been met. The run folder must be this attempt's."""
         if self._first and (request.save or request.end is Outcome.STOPPED):
             self._save.unlink(missing_ok=True)  # also where the stop was asked for: it has saved
             if request.end is Outcome.STOPPED:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.engine import sharded_state
 from motionmae.engine.precision import LossScale, resolve_precision
 
@@ -86,7 +86,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, groups: list[dict[str, Any]], config: Config, rank: Rank, stage: int | None = None
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        config: Config,
+        rank: DistributedContext,
+        stage: int | None = None,
     ) -> None:
         self.stage = stage_of(config, rank.world) if stage is None else stage
         self.accumulation = accumulation_steps(config, rank.world)
@@ -166,11 +171,11 @@ class Engine:
 
 
 def stage_of(config: Config, ranks: int) -> int:
-    """ZeRO stage of a run: ``engine.zero``, and 0 for a single rank, which has nobody to share with.
+    """ZeRO stage of a run: ``engine.zero_stage``, and 0 for a single rank, which has nobody to share with.
 
     Stages 1 to 3 would only cost it copies of parameters and gradients (docs/performance.md).
     """
-    return config.engine.zero if ranks > 1 else 0
+    return config.engine.zero_stage if ranks > 1 else 0
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: Config, stage: int) -> torch.optim.AdamW:
@@ -189,7 +194,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Config, stage: int) ->
 
 def deepspeed_config(config: Config, stage: int, precision: str, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration; whatever it would otherwise choose by itself and matters is written out."""
-    batch = config.engine.micro_batch * config.data.repeats
+    batch = config.engine.micro_batch_size * config.data.repeated_sampling
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": accumulation,

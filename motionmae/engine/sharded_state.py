@@ -52,7 +52,7 @@ def engine_states(engine: Engine) -> dict[Tensor, dict[str, Any]]:
     return optimizer.state
 
 
-def updates(engine: Engine) -> int:
+def optimizer_steps(engine: Engine) -> int:
     """Updates that AdamW has made: steps without those skipped. Sets its bias correction."""
     return int(next(iter(engine_states(engine).values()))["step"])
 
@@ -111,7 +111,7 @@ def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
     return torch.cat(fragments)[: shape.numel()].view(shape)
 
 
-def install(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+def set_full_state(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     """Set a parameter and its moments from whole tensors, one for each of KINDS, equal on all ranks. Collective."""
     if engine.stage == 3:
         _install_fragments(parameter, values)

@@ -17,7 +17,7 @@ IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
-class Identity:
+class CacheKey:
     """Three things that decide the values of an evaluation."""
 
     weights: str
@@ -32,7 +32,7 @@ class Identity:
         """Short name: another for other weights, inputs or settings."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
-    def claim(self, folder: Path) -> None:
+    def bind(self, folder: Path) -> None:
         """Make ``folder`` and note in it whose it is, or see that it was made for the same.
 
         Raises:
@@ -51,7 +51,7 @@ class Identity:
 
 
 def read_identity(folder: Path) -> dict[str, object] | None:
-    """What ``folder`` was made for, with the keys of :class:`Identity`; None where it does not say.
+    """What ``folder`` was made for, with the keys of :class:`CacheKey`; None where it does not say.
 
     Raises:
         UserError: its note is damaged.

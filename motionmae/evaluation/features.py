@@ -16,10 +16,10 @@ from motionmae.data.clips import read_clip
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.temporal_sampling import check_windows
 from motionmae.data.video import read_central_clip
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import Identity
+from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Embedding
 from motionmae.files import VIDEO_SUFFIXES
@@ -45,7 +45,7 @@ def videos_below(folder: Path) -> tuple[dict[str, str], int]:
 
 
 def features_of_files(
-    model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: Rank
+    model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
     """The feature of every one of ``videos`` (of :func:`videos_below`), resumable in ``work``. Collective.
 
@@ -60,7 +60,9 @@ def features_of_files(
     return infer(videos, read, embed, work, identity, rank, "features", config.data.threads)
 
 
-def features_of_shards(model: Embedding, config: Config, reader: ShardReader, work: Path, rank: Rank) -> Results:
+def features_of_shards(
+    model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
+) -> Results:
     """The feature of every sample of shards, by its number, resumable below ``work``. Collective.
 
     Raises:
@@ -76,18 +78,20 @@ def features_of_shards(model: Embedding, config: Config, reader: ShardReader, wo
     return infer(items_of(reader), read, embed, work / identity.digest, identity, rank, title, threads)
 
 
-def _identity(model: Embedding, config: Config, inputs: str, rank: Rank) -> Identity:
+def _identity(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
     precision = resolve_precision(config.engine.precision, rank.device)
-    return Identity(fingerprint(model), inputs, {"precision": precision, **asdict(config.clip)})
+    return CacheKey(fingerprint(model), inputs, {"precision": precision, **asdict(config.clip)})
 
 
-def _frozen(model: Embedding, config: Config, rank: Rank) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def _frozen(
+    model: Embedding, config: Config, rank: DistributedContext
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     frozen = FrozenModel(model, rank, resolve_precision(config.engine.precision, rank.device), batch=1)
     return lambda clip: frozen(clip[None]).numpy()[0]
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class KnnResult:
     """How good nearest neighbours are as a classifier."""
 
     top1: float

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import UnreadableVideo
-from motionmae.distributed.process_group import Rank, broadcast_object, gather_objects, on_first_rank
-from motionmae.evaluation.cache_key import Identity
+from motionmae.distributed.process_group import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
+from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 
 UNREADABLE = (CorruptSample, UnreadableVideo)
@@ -44,8 +44,8 @@ def infer(
     read: Callable[[str], np.ndarray],
     compute: Callable[[np.ndarray], np.ndarray],
     parts: Path,
-    identity: Identity,
-    rank: Rank,
+    identity: CacheKey,
+    rank: DistributedContext,
     title: str,
     threads: int = 2,
 ) -> Results:
@@ -64,13 +64,13 @@ def infer(
     Raises:
         UserError: ``parts`` is of another identity.
     """
-    on_first_rank(rank, lambda: identity.claim(parts))
-    done = broadcast_object(sorted(_rows(parts, items)) if rank.is_first else None)
+    run_on_rank_zero(rank, lambda: identity.bind(parts))
+    done = broadcast_object(sorted(_rows(parts, items)) if rank.is_rank_zero else None)
     left = sorted(set(items) - set(done))[rank.rank :: rank.world]
     unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not rank.is_first or not left) as progress:
+    with Progress(*columns, disable=not rank.is_rank_zero or not left) as progress:
         for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left)):
             if isinstance(inputs, Exception):
                 unreadable[name] = str(inputs)
@@ -132,7 +132,7 @@ class FrozenModel:
         batch: clips of one forward pass.
     """
 
-    def __init__(self, model: nn.Module, rank: Rank, precision: str, batch: int):
+    def __init__(self, model: nn.Module, rank: DistributedContext, precision: str, batch: int):
         self._model = model.eval().requires_grad_(False).to(rank.device)
         self._device, self._batch = rank.device, batch
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

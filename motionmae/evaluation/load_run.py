@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from motionmae.checkpointing.load_weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import Rank, on_first_rank
+from motionmae.distributed.process_group import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
 from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches
@@ -39,7 +39,7 @@ class Finetuned:
     """Hash of the model's weights."""
 
 
-def choose_step(run: Path, step: int | None, rank: Rank) -> int:
+def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
     """The step of the checkpoint that every rank is to load: ``step``, or the newest that rank 0 finds. Collective.
 
     Ranks that looked for the newest one by one would load different weights when the run saves meanwhile.
@@ -52,7 +52,7 @@ def choose_step(run: Path, step: int | None, rank: Rank) -> int:
         _config_of(run)
         return newest_checkpoint(RunFolder(run), step).step
 
-    return on_first_rank(rank, choose)
+    return run_on_rank_zero(rank, choose)
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:

@@ -27,7 +27,7 @@ class History:
     rows: list[Row]
     """One row a logged step, steps rising."""
     resumes: list[int]
-    """First logged step of every incarnation but the first."""
+    """First logged step of every attempt but the first."""
 
 
 def read_history(run: Path) -> History:
@@ -42,9 +42,7 @@ def read_history(run: Path) -> History:
         raise UserError(f"{path} holds no logged step: give the folder of a run that has begun, such as runs/demo")
     if "loss_space" not in rows[-1]:
         raise UserError(f"{run} is a run to finetune, whose one loss TensorBoard shows: give one to pretrain")
-    resumes = [
-        later["step"] for former, later in itertools.pairwise(rows) if former["incarnation"] != later["incarnation"]
-    ]
+    resumes = [later["step"] for former, later in itertools.pairwise(rows) if former["attempt"] != later["attempt"]]
     return History(run.name, rows, resumes)
 
 

@@ -60,7 +60,7 @@ def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, fl
 def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Clips uint8 (n, T, H, W, 3), seeds (n,) and, if the time head rebuilds it, flow (n, T, H, W, 2)."""
     flow = config.target.has_motion and config.target.motion_source == "flow"
-    with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch=1, flow=flow) as loader:
+    with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch_size=1, flow=flow) as loader:
         batches = list(islice(loader.batches(0), clips))
     flows = torch.cat([batch.flow for batch in batches if batch.flow is not None]) if flow else None
     return torch.cat([batch.clips for batch in batches]), torch.cat([batch.seeds for batch in batches]), flows

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import Identity
+from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
 from motionmae.evaluation.views import read_views
@@ -47,31 +47,33 @@ class Report:
     """Top-1 of each class; None where no video of it was read."""
 
 
-def identity_of(trained: Finetuned, manifest: Manifest, rank: Rank) -> Identity:
+def identity_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
     """What the predictions of a test depend on."""
     config = trained.config
     settings = {
-        "clips": config.views.clips,
-        "crops": config.views.crops,
+        "clips": config.test.clips,
+        "crops": config.test.crops,
         "sampling": config.data.sampling,
         "precision": resolve_precision(config.engine.precision, rank.device),
         **asdict(config.clip),
     }
-    return Identity(trained.fingerprint, manifest.fingerprint, settings)
+    return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
 
 
-def result_folder(run: Path, trained: Finetuned, manifest: Manifest, identity: Identity) -> Path:
+def result_folder(run: Path, trained: Finetuned, manifest: Manifest, identity: CacheKey) -> Path:
     """Where a test leaves its files: another folder for another checkpoint, other views or other videos."""
-    views = trained.config.views
+    views = trained.config.test
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
     return run / "test" / f"{name}_{identity.digest}"
 
 
-def predict(trained: Finetuned, reader: ShardReader, folder: Path, identity: Identity, rank: Rank) -> Results:
+def predict(
+    trained: Finetuned, reader: ShardReader, folder: Path, identity: CacheKey, rank: DistributedContext
+) -> Results:
     """Class probabilities of every video, float32 (classes,), the mean over its views' softmax. Collective."""
     config = trained.config
     precision = resolve_precision(config.engine.precision, rank.device)
-    model = FrozenModel(trained.model, rank, precision, config.views.batch)
+    model = FrozenModel(trained.model, rank, precision, config.test.batch_size)
 
     def compute(views: np.ndarray) -> np.ndarray:
         return model(views).softmax(1).mean(0).numpy()
@@ -135,7 +137,7 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
     }
     found = [value for value in per_class.values() if value is not None]
     gflops = forward_gflops(config, len(names))
-    views = config.views
+    views = config.test
     report = Report(
         top1=float(100 * hits[:, :1].any(1).mean()),
         top5=float(100 * hits[:, :5].any(1).mean()),

@@ -44,8 +44,8 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
     """Stored frames of each clip of a video of ``frames`` stored frames."""
     clip = config.clip
     if config.data.sampling == "segments":
-        return segment_views(frames, clip.frames, config.views.clips)
-    return dense_views(frames, clip.frames, stored_step(clip, stored_stride), config.views.clips)
+        return segment_views(frames, clip.frames, config.test.clips)
+    return dense_views(frames, clip.frames, stored_step(clip, stored_stride), config.test.clips)
 
 
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
@@ -61,7 +61,7 @@ def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarra
         [shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in reader.read_frames(sample_id, needed)]
     )
     return cut_views(
-        pictures, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.views.crops
+        pictures, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.test.crops
     )
 
 

@@ -15,7 +15,7 @@ class PositionTable(nn.Module):
     """
 
     def __init__(self, slots: int, side: int, width: int, kind: str):
-        """Make a table for ``slots`` x ``side`` x ``side`` cubes; ``kind`` is a value of ``model.position``."""
+        """Make a table for ``slots`` x ``side`` x ``side`` cubes; ``kind`` is a value of ``model.pos_embed``."""
         super().__init__()
         self.table: Tensor
         cubes = slots * side**2

@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.scale: Tensor
         self.shift: Tensor
         self.project = nn.Linear(clip.cube_pixels, size.width)
-        self.position = PositionTable(clip.slots, clip.side, size.width, model.position)
+        self.position = PositionTable(clip.slots, clip.side, size.width, model.pos_embed)
         self.blocks = BlockStack(size.width, size.depth, size.heads, model, drop_path)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS) if final_norm else nn.Identity()
         mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
         init_linear(self.blocks)
-        if model.cube_init == "xavier":
+        if model.patch_embed_init == "xavier":
             init_linear(self.project)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
-        self.position = PositionTable(clip.slots, clip.side, size.decoder_width, model.position)
+        self.position = PositionTable(clip.slots, clip.side, size.decoder_width, model.pos_embed)
         self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})

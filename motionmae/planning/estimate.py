@@ -90,14 +90,14 @@ class Plan:
             return None
         return self.steps * self.clips_per_step / self.clips_per_second(assumed) * self.ranks / 86_400
 
-    def loader_cores(self, assumed: Assumptions, ranks_per_node: int) -> int:
+    def loader_cores(self, assumed: Assumptions, ntasks_per_node: int) -> int:
         """Cores a node whose decoding keeps up with its GPUs."""
-        clips = self.clips_per_second(assumed) * ranks_per_node / self.ranks
+        clips = self.clips_per_second(assumed) * ntasks_per_node / self.ranks
         return ceil(clips * self.frames / 16 / assumed.loader_speed)
 
 
 def make_plan(config: Config, videos: int | None = None) -> Plan:
-    """Count what the run of ``config`` takes on `launch.nodes` x `launch.ranks_per_node` ranks.
+    """Count what the run of ``config`` takes on `launch.nodes` x `launch.ntasks_per_node` ranks.
 
     Args:
         config: of the run.
@@ -106,7 +106,7 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
     Raises:
         UserError: if the batch does not divide over the ranks, the shards are no shards, or fewer than a step takes.
     """
-    ranks = config.launch.nodes * config.launch.ranks_per_node
+    ranks = config.launch.nodes * config.launch.ntasks_per_node
     parameters, flops = trained_parameters(config), step_flops(config)
     manifest = _manifest(config)
     videos = manifest.samples if videos is None and manifest else videos
@@ -114,7 +114,7 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
     return Plan(
         ranks=ranks,
         accumulation=accumulation_steps(config, ranks),
-        clips_per_step=config.optim.batch * config.data.repeats,
+        clips_per_step=config.optim.global_batch_size * config.data.repeated_sampling,
         encoder_parameters=parameters.encoder,
         decoder_parameters=parameters.decoders,
         classes=classes,
@@ -136,13 +136,13 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
     Raises:
         UserError: if the batch does not divide over the ranks.
     """
-    ranks = config.launch.nodes * config.launch.ranks_per_node
+    ranks = config.launch.nodes * config.launch.ntasks_per_node
     choices = []
     for stage in STAGES if ranks > 1 else STAGES[:1]:
         for mode in CHECKPOINTING:
             case = replace(
                 config,
-                engine=replace(config.engine, zero=stage),
+                engine=replace(config.engine, zero_stage=stage),
                 model=replace(config.model, activation_checkpointing=mode),
                 optim=replace(config.optim, ema_decay=0.0 if stage == 3 else config.optim.ema_decay),
             )

@@ -70,7 +70,7 @@ def step_cubes(config: Config) -> Cubes:
 def count_parameters(config: Config) -> Parameters:
     """Return the parameters of the pre-training model that ``config`` describes."""
     size, clip = config.model.dimensions, config.clip
-    learnable = config.model.position == "learnable"
+    learnable = config.model.pos_embed == "learnable"
     encoder = (
         _linear(clip.cube_pixels, size.width)
         + size.depth * _block(size.width)

@@ -51,7 +51,7 @@ class Kept:
         return self.encoder + self.decoders + self.loss
 
 
-def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
+def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Memory:
     """Return what a rank of ``ranks`` holds with the ZeRO stage (of one rank: 0) and checkpointing of ``config``.
 
     DeepSpeed at stage 3 gathers a parameter before its first use and lets go of it only if its next use is more than
@@ -60,9 +60,9 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
     Args:
         config: of the run.
         ranks: of the run.
-        micro_batch: in place of ``engine.micro_batch``.
+        micro_batch_size: in place of ``engine.micro_batch_size``.
     """
-    stage, videos = stage_of(config, ranks), micro_batch or config.engine.micro_batch
+    stage, videos = stage_of(config, ranks), micro_batch_size or config.engine.micro_batch_size
     count = trained_parameters(config)
     whole = FP32 * count.total
     trained = 0 if config.task == "finetune" and config.finetune.frozen else whole
@@ -70,7 +70,7 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
     def share(size: int, from_stage: int) -> int:
         return -(-size // ranks) if stage >= from_stage else size
 
-    clips = videos * config.data.repeats
+    clips = videos * config.data.repeated_sampling
     kept, passing = kept_bytes(config), transient_bytes(config)
     encoder_casts, decoder_casts = _kept_casts(config, count, stage)
     activations = clips * kept.total + encoder_casts + decoder_casts
@@ -85,7 +85,7 @@ def predict_memory(config: Config, ranks: int, micro_batch: int = 0) -> Memory:
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
     lasting += gradients + message if stage == 3 else 0
     gathered = whole if stage == 3 and ranks > 1 else 0
-    accumulates = config.optim.batch > videos * ranks
+    accumulates = config.optim.global_batch_size > videos * ranks
     waiting = share(trained, 2) if stage < 3 and accumulates else 0  # gradients of the micro-batches before
 
     casts = 0 if stage == 3 else _casts(config, count.total)
@@ -231,7 +231,7 @@ def _unfinished(count: Parameters) -> float:
 
 def _tables(config: Config) -> int:
     """Position tables that are not trained (those that are count as parameters), one in each stack."""
-    if config.model.position == "learnable":
+    if config.model.pos_embed == "learnable":
         return 0
     size = config.model.dimensions
     decoders = 0 if config.task == "finetune" else _trunks(config) * size.decoder_width

@@ -8,7 +8,7 @@
             state.json                             step, place in the data stream, config
             model-00000-of-00002.safetensors       weights, shared out over the ranks that wrote them
             optimizer-00000-of-00002.safetensors   AdamW's two moments of the same parameters
-        .unfinished-2-step-00001000                being written by incarnation 2 or removed, or what was left of that
+        .unfinished-2-step-00001000                being written by attempt 2 or removed, or what was left of that
         damaged-step-00001500                      failed its verification; kept for a person to look at
 
 No torch here and no ranks: only rank 0 calls these, except for the files it writes into the folder it was given.
@@ -166,9 +166,9 @@ class CheckpointStore:
         """Damaged checkpoints that were renamed."""
         return sorted(self.folder.glob(f"{_DAMAGED}*"))
 
-    def begin(self, step: int, incarnation: int = 0) -> Path:
-        """Make the empty folder in which an incarnation writes the checkpoint of ``step``."""
-        temporary = self.folder / f"{_UNFINISHED}{incarnation}-{_COMPLETE}{step:08d}"
+    def begin(self, step: int, attempt: int = 0) -> Path:
+        """Make the empty folder in which an attempt writes the checkpoint of ``step``."""
+        temporary = self.folder / f"{_UNFINISHED}{attempt}-{_COMPLETE}{step:08d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
@@ -194,10 +194,10 @@ class CheckpointStore:
         """What saves and removals that never ended, or are under way, have in the folder."""
         return sorted(self.folder.glob(f"{_UNFINISHED}*"))
 
-    def discard_unfinished(self, incarnation: int | None = None) -> None:
-        """Remove what saves and removals that never ended have left behind: all of it, or one incarnation's."""
+    def discard_unfinished(self, attempt: int | None = None) -> None:
+        """Remove what saves and removals that never ended have left behind: all of it, or one attempt's."""
         for path in self.unfinished():
-            if incarnation is None or path.name.startswith(f"{_UNFINISHED}{incarnation}-"):
+            if attempt is None or path.name.startswith(f"{_UNFINISHED}{attempt}-"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def prune(self, keep_last: int, keep_every: int) -> None:

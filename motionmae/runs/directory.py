@@ -12,7 +12,7 @@ class RunFolder:
         self.path = path
         """The folder."""
         self.config = path / "config.yaml"
-        """The resolved config of the newest incarnation."""
+        """The resolved config of the newest attempt."""
         self.code = path / "code"
         """The code as submitted."""
         self.events = path / "events.jsonl"
@@ -46,5 +46,5 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be made ({error.strerror}): set runs=FOLDER to one you can write to"
+                f"the run folder {self.path} cannot be made ({error.strerror}): set output_dir=FOLDER to one you can write to"
             ) from error

@@ -8,8 +8,8 @@ from enum import IntEnum
 from motionmae.errors import UserError
 
 
-class Superseded(RuntimeError):  # noqa: N818 - not an error of this process: it is too late
-    """A newer incarnation of the run has claimed the run folder: this one must write nothing and end."""
+class LeaseLost(RuntimeError):  # noqa: N818 - not an error of this process: it is too late
+    """A newer attempt of the run has claimed the run folder: this one must write nothing and end."""
 
 
 class StorageError(RuntimeError):
@@ -35,8 +35,8 @@ class Exit(IntEnum):
     """This rank's node failed its pre-flight: started again elsewhere, the run can be expected to go on."""
     HUNG = 79
     """The watchdog ended a step that took far too long, after writing all stacks to the run's logs."""
-    SUPERSEDED = 80
-    """A newer incarnation has the run folder: nothing was written, and nothing is to be started again."""
+    LEASE_LOST = 80
+    """A newer attempt has the run folder: nothing was written, and nothing is to be started again."""
     STOPPED = 81
     """A person asked for the end by the stop file: saved, not to be started again by itself."""
     TERMINATED = 143
@@ -64,8 +64,8 @@ def exit_of(error: BaseException) -> Exit:
     """The class of an error that ends a rank, found in it or in what it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, Superseded):
-            return Exit.SUPERSEDED
+        if isinstance(seen, LeaseLost):
+            return Exit.LEASE_LOST
         if isinstance(seen, UserError):
             return Exit.USER_ERROR
         if isinstance(seen, StorageError):

@@ -1,6 +1,6 @@
 """What a run says about itself: events and metrics rows, told to sinks; JSON lines are the source of truth.
 
-Every row carries the incarnation that wrote it. A resumed run goes back to its checkpoint and repeats steps, so the
+Every row carries the attempt that wrote it. A resumed run goes back to its checkpoint and repeats steps, so the
 files hold some steps twice: :func:`current_rows` gives the rows that count. Only rank 0 writes.
 """
 
@@ -25,17 +25,17 @@ class Kind(str, Enum):
     """Kinds of events."""
 
     SUBMITTED = "submitted"
-    """The run was handed to a scheduler; belongs to no incarnation."""
+    """The run was handed to a scheduler; belongs to no attempt."""
     START = "start"
-    """An incarnation begins: world size, hosts in the order of their ranks, seconds since its process was started, the
+    """An attempt begins: world size, hosts in the order of their ranks, seconds since its process was started, the
     commit of its code."""
     RESUME = "resume"
     """It took up a checkpoint: its folder, seconds of verifying and loading."""
     READY = "ready"
     """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
-    each stage since (:class:`motionmae.training.startup_timer.StartUp`)."""
+    each stage since (:class:`motionmae.training.startup_timer.StartupTimer`)."""
     FIRST_STEP = "first_step"
-    """The first step of the incarnation is taken: its seconds, and those since the start of the process."""
+    """The first step of the attempt is taken: its seconds, and those since the start of the process."""
     CHECKPOINT = "checkpoint"
     """One was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` of them that held up training
     (``waited`` of these for the write before)."""
@@ -51,16 +51,16 @@ class Kind(str, Enum):
     """The watchdog ends this rank: what took too long, the file of its stacks."""
     NONFINITE = "nonfinite"
     """A step was skipped because of its loss or gradient: which, on which ranks, the samples."""
-    WENT_BACK = "went_back"
+    ROLLBACK = "rollback"
     """Too many steps were skipped: the run is at an earlier checkpoint, and goes on with the samples after them."""
     PICTURE = "picture"
     """What the heads rebuild was drawn from the checkpoint of this step: path in the run folder, or the error."""
     FINISH = "finish"
     """The last step was taken and saved."""
     STOP = "stop"
-    """The incarnation ends early: its exit class (:class:`motionmae.runs.end_reason.Exit`), the outcome or the error."""
+    """The attempt ends early: its exit class (:class:`motionmae.runs.end_reason.Exit`), the outcome or the error."""
     FAILURE = "failure"
-    """The batch script saw the incarnation fail: cause, node at fault, nodes excluded, whether it is tried again."""
+    """The batch script saw the attempt fail: cause, node at fault, nodes excluded, whether it is tried again."""
 
 
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT.value, Kind.CHECKPOINT_FAILED.value, Kind.PICTURE.value)
@@ -71,7 +71,7 @@ class Sink(Protocol):
     """Somewhere events and metrics go; monitoring, W&B and the like implement it. OSErrors are logged, not raised."""
 
     def event(self, row: Row) -> None:
-        """Take an event: ``incarnation``, ``kind``, ``step``, ``time`` and the kind's own fields."""
+        """Take an event: ``attempt``, ``kind``, ``step``, ``time`` and the kind's own fields."""
 
     def metrics(self, row: Row) -> None:
         """Take a metrics row (fields: see :func:`motionmae.training.trainer.metrics_row`)."""
@@ -101,19 +101,19 @@ class JsonLines:
 
 
 class EventLog:
-    """Stamps rows with incarnation and time and hands them to every sink; without sinks (ranks but 0) does nothing.
+    """Stamps rows with attempt and time and hands them to every sink; without sinks (ranks but 0) does nothing.
 
     A sink that fails (full disk, lost mount) is warned about once and kept: recording never stops training. Rows may
     come from several threads.
 
     Args:
-        incarnation: name of this life of the run.
+        attempt: name of this life of the run.
         sinks: who is told.
         check: called before each row; what it raises, but for an OSError, keeps the row from being written.
     """
 
-    def __init__(self, incarnation: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
-        self.incarnation = incarnation
+    def __init__(self, attempt: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
+        self.attempt = attempt
         self.last_step = 0
         """Steps done, as far as anybody has said."""
         self._sinks = list(sinks)
@@ -127,12 +127,12 @@ class EventLog:
 
     def event(self, kind: Kind, step: int, **fields: Any) -> None:
         """Record that something happened when ``step`` steps were done."""
-        row = {"incarnation": self.incarnation, "kind": kind.value, "step": step, "time": time.time(), **fields}
+        row = {"attempt": self.attempt, "kind": kind.value, "step": step, "time": time.time(), **fields}
         self._tell("event", row)
 
     def metrics(self, row: Row) -> None:
         """Record how training goes."""
-        self._tell("metrics", {"incarnation": self.incarnation, **row, "time": time.time()})
+        self._tell("metrics", {"attempt": self.attempt, **row, "time": time.time()})
 
     def close(self) -> None:
         """Close the sinks; what one cannot flush is warned about, and keeps no other from closing."""
@@ -220,7 +220,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def current_rows(path: Path) -> list[Row]:
-    """The metrics rows that count, one a step, steps rising: what a later incarnation repeated replaces the former."""
+    """The metrics rows that count, one a step, steps rising: what a later attempt repeated replaces the former."""
     rows: list[Row] = []
     for row in read_rows(path):
         while rows and rows[-1]["step"] >= row["step"]:

@@ -9,7 +9,7 @@ from motionmae import __version__
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def source_version(root: Path = _ROOT) -> str:
+def git_revision(root: Path = _ROOT) -> str:
     """The commit of this code, with ``, changed`` where files differ from it; without git, the package's version.
 
     Args:

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from motionmae.runs.run_state import ENDINGS, silence_after
-from monitoring.goodput import Goodput, Ledger, ledger_of
-from monitoring.flops_per_clip import Work, work_of
+from monitoring.goodput import Goodput, GoodputTracker, ledger_of
+from monitoring.flops_per_clip import FlopsPerClip, flops_per_clip_of
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.runs.events import Kind, Row, current_rows, read_rows
@@ -22,7 +22,7 @@ _LATELY = 900.0
 
 @dataclass
 class Life:
-    """One incarnation."""
+    """One attempt."""
 
     began: float
     """When its process was started, in seconds since the epoch."""
@@ -55,7 +55,7 @@ class Story:
     folder: Path
     events: list[Row]
     rows: list[Row]
-    """One metrics row a logged step, steps rising: what a later incarnation repeated replaces the former."""
+    """One metrics row a logged step, steps rising: what a later attempt repeated replaces the former."""
     lives: list[Life]
     goodput: Goodput
     config: Config | None
@@ -64,8 +64,8 @@ class Story:
 
     @property
     def resumes(self) -> list[int]:
-        """First logged step of every incarnation but the first."""
-        return [b["step"] for a, b in pairwise(self.rows) if a["incarnation"] != b["incarnation"]]
+        """First logged step of every attempt but the first."""
+        return [b["step"] for a, b in pairwise(self.rows) if a["attempt"] != b["attempt"]]
 
     @property
     def total_steps(self) -> int | None:
@@ -98,13 +98,13 @@ class Story:
         return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > 1.1)
 
     def host_of(self, rank: int) -> str:
-        """The host that a rank of the last incarnation ran on."""
+        """The host that a rank of the last attempt ran on."""
         life = self.lives[-1]
         return life.hosts[rank * len(life.hosts) // life.world] if life.hosts else "?"
 
-    def work(self) -> Work | None:
+    def work(self) -> FlopsPerClip | None:
         """What a clip takes; None where the config is not known."""
-        return work_of(self.config) if self.config else None
+        return flops_per_clip_of(self.config) if self.config else None
 
 
 def read_story(run: Path) -> Story:
@@ -118,7 +118,7 @@ def read_story(run: Path) -> Story:
     if not events:
         raise UserError(f"{folder.events} tells of nothing: give the folder of a run that has begun, such as runs/demo")
     all_rows = [row for row in read_rows(folder.metrics) if "time" in row and "step" in row]
-    ledger: Ledger = ledger_of([*events, *all_rows])
+    ledger: GoodputTracker = ledger_of([*events, *all_rows])
     try:
         config = load_config(str(folder.config)) if folder.config.is_file() else None
     except UserError:
@@ -136,10 +136,10 @@ def read_story(run: Path) -> Story:
 
 
 def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
-    """The incarnations, in order; starting a finished run again makes none."""
+    """The attempts, in order; starting a finished run again makes none."""
     lives: dict[str, Life] = {}
     for row in events:
-        name, kind = row.get("incarnation", ""), row["kind"]
+        name, kind = row.get("attempt", ""), row["kind"]
         if kind == Kind.START.value:
             if lives and list(lives.values())[-1].end == "finished":
                 break
@@ -163,7 +163,7 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
         elif kind == Kind.FINISH.value:
             life.end = "finished"
     for row in rows:
-        if life := lives.get(row["incarnation"]):  # type: ignore[assignment]
+        if life := lives.get(row["attempt"]):  # type: ignore[assignment]
             life.last_step = row["step"]
             life.ended = max(life.ended, row["time"])
     return list(lives.values())

@@ -1,11 +1,11 @@
 """Which life of a run owns its folder. The newest start does; an older one that still lives must write nothing more.
 
-A node that is cut off the network keeps its rank running beside the incarnation that Slurm starts elsewhere. So rank 0
-claims the run folder when it starts, by replacing ``RUN/incarnation.json``, and everything written there afterwards,
-by whatever rank, is preceded by a look at that file (:meth:`Claim.check`). Opening a file makes an NFS client
-ask its server, so the look sees a claim made on another node.
+A node that is cut off the network keeps its rank running beside the attempt that Slurm starts elsewhere. So rank 0
+leases the run folder when it starts, by replacing ``RUN/lease.json``, and everything written there afterwards,
+by whatever rank, is preceded by a look at that file (:meth:`Lease.check`). Opening a file makes an NFS client
+ask its server, so the look sees a lease made on another node.
 
-Between the look and the write a newer claim can still come in; this takes a claim within microseconds of a rename and
+Between the look and the write a newer lease can still come in; this takes a lease within microseconds of a rename and
 leaves at worst a row or a whole checkpoint of the older life, never a torn one.
 """
 
@@ -25,53 +25,53 @@ from typing import Any
 from motionmae.files import write_atomically
 from motionmae.errors import UserError
 from motionmae.runs.events import Kind, read_rows
-from motionmae.runs.end_reason import Superseded
+from motionmae.runs.end_reason import LeaseLost
 
-FILE = "incarnation.json"
+FILE = "lease.json"
 """Name of the file in the run folder that says whose it is."""
 
 LOCK_SECONDS = 120.0
-"""How long to wait for another claim: longer than NFS takes to drop the lock of a machine that died in the middle."""
+"""How long to wait for another lease: longer than NFS takes to drop the lock of a machine that died in the middle."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """The claim of one life of a run, an incarnation."""
+class Lease:
+    """The lease of one life of a run, an attempt."""
 
     file: Path
     """The run folder's FILE."""
     name: str
     """What its rows in events.jsonl and metrics.jsonl carry."""
     number: int
-    """1, 2, ...: claims of this folder so far."""
+    """1, 2, ...: leases of this folder so far."""
 
     def check(self) -> None:
-        """Make sure that the run folder is still this incarnation's.
+        """Make sure that the run folder is still this attempt's.
 
         Raises:
-            Superseded: if a newer one has claimed it.
+            LeaseLost: if a newer one has claimed it.
             OSError: if that cannot be found out, so that nothing is written on a guess.
         """
         owner = _read(self.file)
         if owner["name"] != self.name:
-            raise Superseded(
-                f"incarnation {owner['number']} of this run, started on {owner['host']} at "
+            raise LeaseLost(
+                f"attempt {owner['number']} of this run, started on {owner['host']} at "
                 f"{time.strftime('%H:%M:%S UTC', time.gmtime(owner['time']))}, has taken over {self.file.parent}; "
-                f"incarnation {self.number} on {socket.gethostname()} writes nothing more and ends"
+                f"attempt {self.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
 
-def claim_folder(folder: Path) -> Claim:
-    """Take over the run in ``folder``, on rank 0: from now on every older incarnation is refused.
+def acquire_lease(folder: Path) -> Lease:
+    """Take over the run in ``folder``, on rank 0: from now on every older attempt is refused.
 
     Raises:
-        UserError: if the claim file is damaged or cannot be written.
+        UserError: if the lease file is damaged or cannot be written.
     """
     file = folder / FILE
     try:
-        with _locked(folder / ".incarnation.lock"):
+        with _locked(folder / ".lease.lock"):
             number = _read(file)["number"] + 1 if file.exists() else 1
-            mine = Claim(file, new_name(), number)
+            mine = Lease(file, new_attempt_id(), number)
             owner = {"number": number, "name": mine.name, "host": socket.gethostname(), "pid": os.getpid()}
             owner |= {"slurm_job_id": os.environ.get("SLURM_JOB_ID"), "time": time.time()}
             write_atomically(file, json.dumps(owner, indent=1).encode())
@@ -82,26 +82,26 @@ def claim_folder(folder: Path) -> Claim:
     return mine
 
 
-def living_owner(folder: Path) -> str:
+def current_holder(folder: Path) -> str:
     """Who may be writing to the run in ``folder`` right now; empty if surely nobody does.
 
-    An incarnation is over if it said so in events.jsonl, or if it was on this machine and its process is gone.
+    An attempt is over if it said so in events.jsonl, or if it was on this machine and its process is gone.
     """
     file = folder / FILE
     if not file.exists():
         return ""
     owner = _read(file)
     for row in read_rows(folder / "events.jsonl"):
-        if row["incarnation"] == owner["name"] and row["kind"] in (Kind.STOP.value, Kind.FINISH.value):
+        if row["attempt"] == owner["name"] and row["kind"] in (Kind.STOP.value, Kind.FINISH.value):
             return ""
     here = owner["host"] == socket.gethostname()
     if here and not Path(f"/proc/{owner['pid']}").exists():
         return ""
     certainty = "runs" if here else "may run"
-    return f"incarnation {owner['number']} of this run {certainty} as process {owner['pid']} on {owner['host']}"
+    return f"attempt {owner['number']} of this run {certainty} as process {owner['pid']} on {owner['host']}"
 
 
-def new_name() -> str:
+def new_attempt_id() -> str:
     """A name for this life of the run; later ones sort later."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 

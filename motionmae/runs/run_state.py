@@ -1,4 +1,4 @@
-"""How an incarnation ended and what the time after it goes to: one word for the metrics, the books and the report."""
+"""How an attempt ended and what the time after it goes to: one word for the metrics, the books and the report."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ def silence_after(row: Row) -> str:
     """The cause of lost time, ``queue_wait`` or ``downtime``, that silence has after an event.
 
     Args:
-        row: with which an incarnation ends, or what others say of it afterwards: ``stop``, ``finish``, ``submitted``,
+        row: with which an attempt ends, or what others say of it afterwards: ``stop``, ``finish``, ``submitted``,
             ``failure``.
     """
     ending = ENDINGS.get(row.get("outcome", ""))

@@ -10,11 +10,11 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from motionmae.checkpointing.load_weights import fingerprint, load_encoder, settle
+from motionmae.checkpointing.load_weights import fingerprint, load_encoder, resolve_checkpoint
 from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
-from motionmae.distributed.process_group import Rank, on_first_rank
+from motionmae.distributed.process_group import DistributedContext, run_on_rank_zero
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
@@ -53,14 +53,14 @@ class Finetuning:
         self._mixup: ClipMixup | None = None
         self._soft = SoftTargetCrossEntropy()
 
-    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+    def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """See :meth:`Task.choose_weights`; a pre-training that goes on may save before the last rank has looked.
 
         A probe's ranks read the encoder that the first of them keeps.
         """
         finetune = self._config.finetune
         if saved is None and not finetune.frozen and finetune.init != "scratch":
-            self._init = str(on_first_rank(rank, lambda: settle(finetune.init)))
+            self._init = str(run_on_rank_zero(rank, lambda: resolve_checkpoint(finetune.init)))
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so the first to build it keeps it."""
@@ -72,14 +72,14 @@ class Finetuning:
             self._mixup = ClipMixup(
                 mixup_alpha=finetune.mixup,
                 cutmix_alpha=finetune.cutmix,
-                switch_prob=finetune.mix_switch,
+                switch_prob=finetune.mixup_switch_prob,
                 label_smoothing=finetune.label_smoothing,
                 num_classes=classes,
             )
         model = build_classifier(config, classes)
         self._state = {"class_names": list(manifest.class_names)}
         if finetune.frozen:
-            folder = RunFolder.of(config.runs, config.name)
+            folder = RunFolder.of(config.output_dir, config.name)
             self._state["frozen"] = load_frozen(model.encoder, folder, config, saved)
             if not folder.encoder.is_file():
                 keep_frozen(model.encoder, folder)
@@ -140,5 +140,5 @@ def keep_frozen(encoder: nn.Module, folder: RunFolder) -> None:
         write_atomically(folder.encoder, save(state, {"format": "pt"}))
     except OSError as error:
         raise UserError(
-            f"{folder.encoder} cannot be written ({error.strerror}): make room, or set runs=FOLDER"
+            f"{folder.encoder} cannot be written ({error.strerror}): make room, or set output_dir=FOLDER"
         ) from error

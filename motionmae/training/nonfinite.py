@@ -23,7 +23,7 @@ BUDGET = 10
 
 
 @dataclass(frozen=True)
-class BadStep:
+class SkippedStep:
     """Why a step was skipped."""
 
     cause: str
@@ -35,7 +35,7 @@ class BadStep:
     """Ids of the samples those ranks had in the step."""
 
 
-def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> BadStep:
+def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
     """Find out why the step just taken was skipped. Collective.
 
     Args:
@@ -47,12 +47,12 @@ def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> BadStep:
     answers = gather_objects(torch.cat(samples).tolist() if bad else None)
     ranks = [rank for rank, ids in enumerate(answers) if ids is not None]
     if ranks:
-        return BadStep("loss", ranks, [sample for ids in answers if ids for sample in ids])
+        return SkippedStep("loss", ranks, [sample for ids in answers if ids for sample in ids])
     scale = engine.loss_scale
-    return BadStep("gradient" if scale is None or scale.exhausted else "overflow", [], [])
+    return SkippedStep("gradient" if scale is None or scale.exhausted else "overflow", [], [])
 
 
-def count(state: TrainState, bad: BadStep) -> bool:
+def count(state: TrainState, bad: SkippedStep) -> bool:
     """Enter the skipped step, the last one of ``state``, into its books. True: more than BUDGET were in the WINDOW."""
     state.skipped += 1
     if bad.cause == "overflow":
@@ -62,15 +62,15 @@ def count(state: TrainState, bad: BadStep) -> bool:
     return len(state.recently_skipped) > BUDGET
 
 
-def may_go_back(state: TrainState) -> bool:
+def may_roll_back(state: TrainState) -> bool:
     """Whether going back can help: not if it was done lately, and the samples passed over since did not matter."""
-    return not any(state.data_step - then <= 2 * WINDOW for then in state.went_back)
+    return not any(state.data_step - then <= 2 * WINDOW for then in state.rollbacks)
 
 
-def give_up(state: TrainState, bad: BadStep) -> UserError:
+def give_up(state: TrainState, bad: SkippedStep) -> UserError:
     """The report with which the run stops."""
     where = f"on rank {bad.ranks[0]}, samples {bad.samples[:8]}" if bad.ranks else "on all ranks"
-    back = ", also after a return to an earlier checkpoint and other samples," if state.went_back else ""
+    back = ", also after a return to an earlier checkpoint and other samples," if state.rollbacks else ""
     return UserError(
         f"loss or gradient was not finite{back} in {len(state.recently_skipped)} of the last {WINDOW} steps, at last "
         f"the {bad.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start another run with a "

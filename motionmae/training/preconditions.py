@@ -8,11 +8,11 @@ from motionmae.data.loader import check_same_stream, stream_identity
 from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.lease import living_owner
+from motionmae.runs.lease import current_holder
 from motionmae.training.state import check_same_run, config_as_json
 
 
-def refuse_what_cannot_go_on(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
+def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
     """Refuse shards that no step can be made of, and settings or shards that are not those of the run in ``folder``.
 
     Looks only; what is damaged is passed over here, and dealt with by those who resume. A run without a checkpoint may
@@ -25,7 +25,7 @@ def refuse_what_cannot_go_on(folder: RunFolder, store: CheckpointStore, config: 
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
     saved = next(filter(None, map(_state_in, reversed(store.complete()))), None)
-    if saved is None and folder.config.is_file() and living_owner(folder.path):
+    if saved is None and folder.config.is_file() and current_holder(folder.path):
         living = load_config(str(folder.config))
         saved = {"config": config_as_json(living), "loader": _identity(living)}
     if saved:
@@ -35,7 +35,7 @@ def refuse_what_cannot_go_on(folder: RunFolder, store: CheckpointStore, config: 
 
 def _identity(config: Config, manifest: Manifest | None = None) -> dict[str, Any]:
     manifest = manifest or load_manifest(config.data.shards, config.data)
-    return stream_identity(manifest, config.data, config.seed, config.optim.batch)
+    return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
 
 
 def _state_in(found: Checkpoint) -> dict[str, Any] | None:

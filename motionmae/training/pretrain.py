@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.distributed.stop_requests import Outcome, Preemption
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import build_motionmae
@@ -29,7 +29,7 @@ class Pretraining:
         self._config = config
         self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
 
-    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+    def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """See :meth:`Task.choose_weights`: there are none to choose from."""
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
@@ -50,5 +50,5 @@ class Pretraining:
 
 
 def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
-    """Pre-train by ``config``: one incarnation of its run, see :func:`motionmae.training.setup.train_run`."""
+    """Pre-train by ``config``: one attempt of its run, see :func:`motionmae.training.setup.train_run`."""
     return train_run(config, Pretraining(config), preemption=preemption, sinks=sinks)

@@ -1,4 +1,4 @@
-"""One incarnation of a run, from finding its last checkpoint to the end of its work or a signal."""
+"""One attempt of a run, from finding its last checkpoint to the end of its work or a signal."""
 
 import logging
 import os
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 
 from motionmae.checkpointing import sharded
-from motionmae.checkpointing.async_checkpointer import Saver
+from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.process_group import (
-    Rank,
+    DistributedContext,
     broadcast_object,
     distributed,
-    first_then_others,
     gather_objects,
-    on_first_rank,
+    rank_zero_first,
+    run_on_rank_zero,
 )
-from motionmae.distributed.stop_requests import Outcome, Preemption, Requests
+from motionmae.distributed.stop_requests import Outcome, Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
@@ -29,18 +29,18 @@ from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import Exit, exit_of
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
-from motionmae.runs.git_revision import source_version
-from motionmae.runs.lease import Claim, claim_folder
-from motionmae.training.callbacks.gc import collected_in_lockstep
+from motionmae.runs.git_revision import git_revision
+from motionmae.runs.lease import Lease, acquire_lease
+from motionmae.training.callbacks.gc import synchronized_gc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.progress import ProgressLine
-from motionmae.training.callbacks.reconstructions import LAST_SECONDS, Drawing
+from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
-from motionmae.training.preconditions import refuse_what_cannot_go_on
-from motionmae.training.startup_timer import StartUp
+from motionmae.training.preconditions import validate_before_start
+from motionmae.training.startup_timer import StartupTimer
 from motionmae.training.state import TrainState, check_same_run
 from motionmae.training.task import Task
-from motionmae.training.trainer import Run, announce_drawn, train
+from motionmae.training.trainer import Run, log_reconstruction, train
 
 logger = logging.getLogger(__name__)
 
@@ -75,24 +75,24 @@ def train_run(
         run = build_run(start, found, state, preemption, stack)
         seconds = start.startup.seconds
         run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
-        run.progress.say(introduction(run, start.folder))
-        with collected_in_lockstep():
+        run.progress.say(startup_message(run, start.folder))
+        with synchronized_gc():
             outcome = train(run)
-        announce_end(run, outcome, start.folder)
+        log_end(run, outcome, start.folder)
         return outcome
 
 
 @dataclass(frozen=True)
 class Start:
-    """An incarnation before it has a model: the folder is its own, what happens is recorded, and data is at hand."""
+    """An attempt before it has a model: the folder is its own, what happens is recorded, and data is at hand."""
 
     config: Config
     task: Task
-    startup: StartUp
-    rank: Rank
+    startup: StartupTimer
+    rank: DistributedContext
     folder: RunFolder
     store: CheckpointStore
-    claim: Claim
+    lease: Lease
     events: EventLog
     watchdog: Watchdog
     loader: ClipLoader
@@ -106,22 +106,22 @@ def prepare(config: Config, task: Task, sinks: Iterable[Sink], stack: ExitStack)
     Raises:
         UserError: settings or data are not those of the run, or no run could be made of them.
     """
-    startup = StartUp()
+    startup = StartupTimer()
     rank = stack.enter_context(distributed(config.engine))
     startup.done("process_group")
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     store = CheckpointStore(folder.checkpoints)
-    on_first_rank(rank, lambda: refuse_what_cannot_go_on(folder, store, config))
-    on_first_rank(rank, folder.create)
-    claim = on_first_rank(rank, lambda: claim_folder(folder.path))
-    events = stack.enter_context(recording(folder, rank, claim, sinks))
+    run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
+    run_on_rank_zero(rank, folder.create)
+    lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
+    events = stack.enter_context(recording(folder, rank, lease, sinks))
     watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
     startup.done("run_folder")
     loader = stack.enter_context(closing(open_loader(config, task, rank)))
     total_steps = loader.steps_per_epoch * config.optim.epochs
-    progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_first)))
+    progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_rank_zero)))
     startup.done("data")
-    return Start(config, task, startup, rank, folder, store, claim, events, watchdog, loader, progress, total_steps)
+    return Start(config, task, startup, rank, folder, store, lease, events, watchdog, loader, progress, total_steps)
 
 
 def build_run(
@@ -129,12 +129,12 @@ def build_run(
 ) -> Run:
     """The engine with the weights of ``found``, and all that the loop needs; ``stack`` undoes it. Collective."""
     config, rank, events, startup = start.config, start.rank, start.events, start.startup
-    if rank.is_first:
-        start.claim.check()
+    if rank.is_rank_zero:
+        start.lease.check()
         save_config(config, start.folder.config)
         if found is None:
             start.folder.encoder.unlink(missing_ok=True)  # of a start that came to no checkpoint
-    on_first_rank(rank, lambda: add_boards(events, config, start.folder, state.step))
+    run_on_rank_zero(rank, lambda: add_loggers(events, config, start.folder, state.step))
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")
     engine = build_engine(config, start.task, rank, start.loader, found)
@@ -152,33 +152,35 @@ def build_run(
         engine=engine,
         loader=start.loader,
         schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
-        requests=Requests(preemption, start.folder.path, rank.is_first),
+        requests=StopRequests(preemption, start.folder.path, rank.is_rank_zero),
         store=start.store,
-        saver=stack.enter_context(closing(Saver(start.store, rank, start.claim, config, start.watchdog))),
+        saver=stack.enter_context(closing(AsyncCheckpointer(start.store, rank, start.lease, config, start.watchdog))),
         watchdog=start.watchdog,
         events=events,
         progress=start.progress,
-        drawing=stack.enter_context(closing(open_drawing(config, start.folder, rank))),
+        drawing=stack.enter_context(closing(open_reconstructions(config, start.folder, rank))),
         state=state,
         total_steps=start.total_steps,
     )
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]) -> Iterator[EventLog]:
+def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: Iterable[Sink]) -> Iterator[EventLog]:
     """The run's event log, with its start and, should an error end the run, that error in it.
 
     Raises:
-        Superseded: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
+        LeaseLost: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
     """
-    events = EventLog(claim.name, sinks, check=claim.check if rank.is_first else None)  # the others write no rows there
+    events = EventLog(
+        lease.name, sinks, check=lease.check if rank.is_rank_zero else None
+    )  # the others write no rows there
     hosts = gather_objects(socket.gethostname())
-    if rank.is_first:
+    if rank.is_rank_zero:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
-        number=claim.number,
+        number=lease.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -186,7 +188,7 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]
         age=process_age(),
         pid=os.getpid(),
         torch=torch.__version__,
-        code=source_version() if rank.is_first else "",  # the only one whose events are kept
+        code=git_revision() if rank.is_rank_zero else "",  # the only one whose events are kept
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
@@ -194,7 +196,7 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]
         yield events
     except BaseException as error:
         with suppress(OSError):
-            claim.check()
+            lease.check()
         ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
         events.event(Kind.STOP, events.last_step, **ending)
         raise
@@ -202,7 +204,7 @@ def recording(folder: RunFolder, rank: Rank, claim: Claim, sinks: Iterable[Sink]
         events.close()
 
 
-def add_boards(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
+def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
     """Have the run shown wherever the config says.
 
     Raises:
@@ -217,14 +219,16 @@ def add_boards(events: EventLog, config: Config, folder: RunFolder, resumed_step
         events.add(WeightsAndBiases(config, folder))
 
 
-def open_drawing(config: Config, folder: RunFolder, rank: Rank) -> Drawing:
+def open_reconstructions(config: Config, folder: RunFolder, rank: DistributedContext) -> ReconstructionCallback:
     """What draws pictures of this run, on rank 0 and where there are heads to draw."""
-    return Drawing(folder, config.log.picture_steps if rank.is_first and config.task == "pretrain" else 0)
+    return ReconstructionCallback(
+        folder, config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
+    )
 
 
-def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Watchdog:
+def watch(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
     """The watchdog of this rank, which begins with the start-up."""
-    stacks = folder.logs / f"stacks_{events.incarnation}_rank{rank.rank}.txt"
+    stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
     def announce(sentence: str) -> None:
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
@@ -235,19 +239,19 @@ def watch(config: Config, folder: RunFolder, rank: Rank, events: EventLog) -> Wa
     return watchdog
 
 
-def open_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
+def open_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
     """Open the sample stream at this rank's share of it. Collective."""
-    return first_then_others(rank, lambda: new_loader(config, task, rank))
+    return rank_zero_first(rank, lambda: new_loader(config, task, rank))
 
 
-def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
+def new_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
     """The loader of ``config`` for this rank."""
     return ClipLoader(
         config.data,
         config.clip,
         seed=config.seed,
-        batch=config.optim.batch,
-        micro_batch=config.engine.micro_batch,
+        batch=config.optim.global_batch_size,
+        micro_batch_size=config.engine.micro_batch_size,
         rank=rank.rank,
         world=rank.world,
         flow=task.needs_flow,
@@ -255,13 +259,13 @@ def new_loader(config: Config, task: Task, rank: Rank) -> ClipLoader:
     )
 
 
-def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: ClipLoader) -> TrainState:
+def resume_state(found: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader) -> TrainState:
     """The trainer's state in the checkpoint, after making sure that it is this run's. Collective.
 
     Raises:
         UserError: if config or data are not those of the checkpoint.
     """
-    saved = broadcast_object(found.state() if found and rank.is_first else None)
+    saved = broadcast_object(found.state() if found and rank.is_rank_zero else None)
     if saved is None:
         return TrainState()
 
@@ -269,40 +273,42 @@ def resume_state(found: Checkpoint | None, config: Config, rank: Rank, loader: C
         check_same_run(saved["config"], config)
         check_same_stream(saved["loader"], loader.identity)
 
-    on_first_rank(rank, check)  # before the others, so that what is wrong is said once
+    run_on_rank_zero(rank, check)  # before the others, so that what is wrong is said once
     check()
     return TrainState(**saved["trainer"])
 
 
-def build_engine(config: Config, task: Task, rank: Rank, loader: ClipLoader, found: Checkpoint | None) -> Engine:
+def build_engine(
+    config: Config, task: Task, rank: DistributedContext, loader: ClipLoader, found: Checkpoint | None
+) -> Engine:
     """The model on DeepSpeed, with its initial weights. Collective."""
     saved = found.state().get("task", {}) if found else None
     task.choose_weights(rank, saved)
-    model = first_then_others(rank, lambda: task.build_model(loader.manifest, saved))
+    model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
     return Engine(model, task.parameter_groups(model), config, rank)
 
 
-def introduction(run: Run, folder: RunFolder) -> str:
+def startup_message(run: Run, folder: RunFolder) -> str:
     """What is about to happen, for the log."""
     config, rank, engine = run.config, run.rank, run.engine
     begins = f"resumes at step {run.state.step}" if run.state.step else "starts"
     millions = sum(sharded_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
     return (
-        f"{folder.path} {begins}: {run.total_steps} steps of {config.optim.batch} videos, {millions:.1f} M parameters, "
-        f"{rank.world} x {rank.device.type}, {engine.accumulation} x {config.engine.micro_batch} videos a rank, "
+        f"{folder.path} {begins}: {run.total_steps} steps of {config.optim.global_batch_size} videos, {millions:.1f} M parameters, "
+        f"{rank.world} x {rank.device.type}, {engine.accumulation} x {config.engine.micro_batch_size} videos a rank, "
         f"ZeRO {engine.stage}, {engine.precision}"
     )
 
 
-def announce_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
-    """Record and say how the incarnation ended."""
+def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
+    """Record and say how the attempt ended."""
     if outcome is Outcome.FINISHED:
         with run.watchdog.during("waiting for the last picture", 0):  # which has a limit of its own
-            announce_drawn(run, LAST_SECONDS)
+            log_reconstruction(run, LAST_SECONDS)
             run.drawing.checkpoint(run.state.step, is_last=True)
-            announce_drawn(run, LAST_SECONDS)
+            log_reconstruction(run, LAST_SECONDS)
         run.events.event(Kind.FINISH, run.state.step)
-        newest = run.store.complete()[-1].folder if run.rank.is_first else None
+        newest = run.store.complete()[-1].folder if run.rank.is_rank_zero else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
         run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)

@@ -5,7 +5,7 @@ import time
 from motionmae.runs.events import process_age
 
 
-class StartUp:
+class StartupTimer:
     """Stops the time of one stage after the other."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from motionmae.errors import UserError
 
 MAY_CHANGE = (
     "name",
-    "runs",
+    "output_dir",
     "engine.",
     "checkpoint.",
     "log.",
@@ -29,8 +29,8 @@ MAY_CHANGE = (
     "data.threads",
     "data.workers",
     "data.prefetch",
-    "data.corrupt_budget",
-    "views.",  # of the test
+    "data.max_corrupt_samples",
+    "test.",  # of the test
     "finetune.init",  # the run has its weights since it began
 )
 """Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
@@ -48,10 +48,10 @@ class TrainState:
     """Steps skipped because loss or gradient was not finite."""
     recently_skipped: list[int] = field(default_factory=list)
     """The last of these steps, for the budget of :mod:`motionmae.training.nonfinite`."""
-    went_back: list[int] = field(default_factory=list)
+    rollbacks: list[int] = field(default_factory=list)
     """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)
-    """Samples that some rank could not read, in this incarnation or an earlier one: id -> reason."""
+    """Samples that some rank could not read, in this attempt or an earlier one: id -> reason."""
 
 
 def config_as_json(config: Config) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
     if differing := differing_settings(saved, config):
         changes = ", ".join(f"{key}={now} (was {then})" for key, (then, now) in differing.items())
         raise UserError(
-            f"{config.runs}/{config.name} was trained with other settings, so it cannot be resumed with {changes}: "
+            f"{config.output_dir}/{config.name} was trained with other settings, so it cannot be resumed with {changes}: "
             "put the old values back or start another run with name=..."
         )
 

@@ -67,7 +67,7 @@ class CudaTimer:
         return first.elapsed_time(last) / 1000
 
 
-class PhaseClock:
+class StepTimer:
     """Divides the time since the last metrics row among the phases.
 
     Attributes:
@@ -82,7 +82,7 @@ class PhaseClock:
         self.begin_step()
 
     @classmethod
-    def of(cls, device: "torch.device") -> "PhaseClock":
+    def of(cls, device: "torch.device") -> "StepTimer":
         """A clock for work on ``device``."""
         return cls(CudaTimer() if device.type == "cuda" else HostTimer())
 

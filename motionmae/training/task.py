@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
-from motionmae.distributed.process_group import Rank
+from motionmae.distributed.process_group import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import no_decay
 
@@ -26,7 +26,7 @@ class Task(Protocol):
     needs_labels: bool
     """Whether every sample must have a class."""
 
-    def choose_weights(self, rank: Rank, saved: Mapping[str, Any] | None) -> None:
+    def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """Settle for all ranks which weights :meth:`build_model` begins with, before it is called. Collective.
 
         Args:

@@ -20,5 +20,5 @@ def task_of(config: Config) -> Task:
 
 
 def train_task(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
-    """One incarnation of the run of ``config``, whatever its task: :func:`motionmae.training.setup.train_run`."""
+    """One attempt of the run of ``config``, whatever its task: :func:`motionmae.training.setup.train_run`."""
     return train_run(config, task_of(config), preemption=preemption, sinks=sinks)

@@ -13,12 +13,12 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from motionmae.checkpointing import sharded
-from motionmae.checkpointing.async_checkpointer import Saved, Saver
+from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import Config
-from motionmae.data.device_prefetch import Upload
+from motionmae.data.device_prefetch import DevicePrefetcher
 from motionmae.data.loader import Batch, ClipLoader
-from motionmae.distributed.process_group import Rank, gather_objects
-from motionmae.distributed.stop_requests import Outcome, Request, Requests
+from motionmae.distributed.process_group import DistributedContext, gather_objects
+from motionmae.distributed.stop_requests import Outcome, Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
@@ -26,10 +26,10 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.events import EventLog, Kind, Row, process_age
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.progress import ProgressLine
-from motionmae.training.callbacks.reconstructions import Drawing
-from motionmae.training.nonfinite import BadStep, may_go_back
+from motionmae.training.callbacks.reconstructions import ReconstructionCallback
+from motionmae.training.nonfinite import SkippedStep, may_roll_back
 from motionmae.training.state import TrainState, config_as_json, seed_step
-from motionmae.training.step_timer import Phase, PhaseClock
+from motionmae.training.step_timer import Phase, StepTimer
 from motionmae.training.task import Task
 
 SLOW_DISK_SECONDS = 10.0
@@ -42,27 +42,27 @@ class Run:
 
     config: Config
     task: Task
-    rank: Rank
+    rank: DistributedContext
     engine: Engine
     loader: ClipLoader
     schedule: CosineLRScheduler
-    requests: Requests
+    requests: StopRequests
     store: CheckpointStore
-    saver: Saver
+    saver: AsyncCheckpointer
     watchdog: Watchdog
     events: EventLog
     progress: ProgressLine
-    drawing: Drawing
+    drawing: ReconstructionCallback
     state: TrainState
     total_steps: int
-    clock: PhaseClock = field(init=False)
-    upload: Upload = field(init=False)
+    clock: StepTimer = field(init=False)
+    upload: DevicePrefetcher = field(init=False)
     failed_saves: int = 0
     """Saves since the last one that worked."""
 
     def __post_init__(self) -> None:
-        self.clock = PhaseClock.of(self.rank.device)
-        self.upload = Upload(self.rank.device)
+        self.clock = StepTimer.of(self.rank.device)
+        self.upload = DevicePrefetcher(self.rank.device)
 
     def batches(self) -> Iterator[Batch]:
         """The micro-batches from the present step on, on the device."""
@@ -102,17 +102,17 @@ def train(run: Run) -> Outcome:
     request, started = Request(None, save=False), False
     while not run.done and not request.end:
         step = advance(run, batches)
-        request = run.requests.agree()
+        request = run.requests.sync_across_ranks()
         run.clock.end_step()
 
-        announce_saved(run, run.saver.finished())
+        log_saved(run, run.saver.finished())
         if not started:
             seconds = {"seconds": run.clock.slowest_step, "since_process_start": process_age()}
             run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
             started = True
         if bad := None if step.applied else explain_skip(run, step):
             with run.watchdog.during("going back", run.config.watchdog.startup_seconds):
-                batches = go_back(run, bad, request)
+                batches = rollback(run, bad, request)
             continue
         if run.due(run.config.log.every_steps) or request.end:
             record(run, step)
@@ -156,7 +156,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> Step:
     return Step(losses, applied, samples)
 
 
-def explain_skip(run: Run, step: Step) -> BadStep | None:
+def explain_skip(run: Run, step: Step) -> SkippedStep | None:
     """Say why a step was skipped and count it. Returns it if it was one too many. Collective."""
     bad = nonfinite.examine(run.engine, step.losses, step.samples)
     run.events.event(Kind.NONFINITE, run.state.step, data_step=run.state.data_step, **asdict(bad))
@@ -165,7 +165,7 @@ def explain_skip(run: Run, step: Step) -> BadStep | None:
     return bad if nonfinite.count(run.state, bad) else None
 
 
-def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
+def rollback(run: Run, bad: SkippedStep, request: Request) -> Iterator[Batch]:
     """Return to the checkpoint before the bad steps (or the oldest), and go on with the samples after. Collective.
 
     The new state is saved at once, so that a run killed after this does not go through the bad steps again.
@@ -173,25 +173,25 @@ def go_back(run: Run, bad: BadStep, request: Request) -> Iterator[Batch]:
     Raises:
         UserError: if the run has no such checkpoint or has gone back lately.
     """
-    announce_saved(run, run.saver.wait())
+    log_saved(run, run.saver.wait())
     first, now = run.state.recently_skipped[0], run.state
     found = None
-    if may_go_back(now):
+    if may_roll_back(now):
         found = sharded.find(run.store, run.rank, run.events, run.progress, before=first)
     if found is None:
         error = nonfinite.give_up(now, bad)
-        error.repeated = not run.rank.is_first
+        error.already_reported = not run.rank.is_rank_zero
         raise error
     sharded.restore(run.engine, run.rank, found)
     run.state = TrainState(
         step=found.step,
         data_step=now.data_step,
         skipped=now.skipped,
-        went_back=[*now.went_back, now.data_step],
+        rollbacks=[*now.rollbacks, now.data_step],
         corrupt=now.corrupt,
     )
     run.clock.take()
-    run.events.event(Kind.WENT_BACK, found.step, from_step=now.step, data_step=now.data_step, path=found.folder.name)
+    run.events.event(Kind.ROLLBACK, found.step, from_step=now.step, data_step=now.data_step, path=found.folder.name)
     run.progress.say(
         f"back from step {now.step} to {found.folder.name} after {len(now.recently_skipped)} skipped steps; "
         "the samples in between are passed over"
@@ -213,7 +213,7 @@ def record(run: Run, step: Step) -> None:
     run.events.metrics(row)
     run.progress.show(row)
     gc.collect()  # on all ranks now: see motionmae.training.callbacks.gc
-    announce_drawn(run)
+    log_reconstruction(run)
 
 
 def metrics_row(run: Run, losses: list[float]) -> Row:
@@ -238,7 +238,7 @@ def times_of(run: Run) -> Row:
     seconds = sum(spent.values()) - spent[Phase.CHECKPOINT]
     return {
         "steps": steps,
-        "clips_per_second": run.config.optim.batch * run.config.data.repeats / seconds,
+        "clips_per_second": run.config.optim.global_batch_size * run.config.data.repeated_sampling / seconds,
         "step_seconds": seconds,
         "step_seconds_max": slowest,
         **{f"{phase.value}_seconds": share for phase, share in spent.items()},
@@ -261,7 +261,7 @@ def count_corrupt(run: Run) -> None:
     """Enter the samples that any rank could not read into the state, and announce new ones. Collective.
 
     Raises:
-        UserError: if there are more than ``data.corrupt_budget`` (a loader alone knows of its own only).
+        UserError: if there are more than ``data.max_corrupt_samples`` (a loader alone knows of its own only).
     """
     new: dict[str, str] = {}
     for found in gather_objects(dict(run.loader.corrupt_samples)):
@@ -269,15 +269,15 @@ def count_corrupt(run: Run) -> None:
     if not new:
         return
     run.state.corrupt.update(new)
-    total, budget = len(run.state.corrupt), run.config.data.corrupt_budget
+    total, budget = len(run.state.corrupt), run.config.data.max_corrupt_samples
     reasons = dict(Counter(run.state.corrupt.values()))
     run.events.event(Kind.CORRUPT_SAMPLE, run.state.step, samples=new, total=total, reasons=reasons)
     run.progress.say(f"{total} samples could not be read so far and were replaced by others ({reasons})")
     if total > budget:
         raise UserError(
             f"{total} samples of {run.config.data.shards} cannot be read ({reasons}), more than "
-            f"data.corrupt_budget={budget}: restore the shards or raise the budget",
-            repeated=not run.rank.is_first,
+            f"data.max_corrupt_samples={budget}: restore the shards or raise the budget",
+            already_reported=not run.rank.is_rank_zero,
         )
 
 
@@ -292,17 +292,17 @@ def save(run: Run, request: Request) -> None:
     if request.end:
         run.events.event(Kind.PREEMPTION, run.state.step, outcome=request.end.name)
     count_corrupt(run)
-    announce_saved(run, run.saver.wait())  # the one before, where the disk is slower than the steps
-    run.saver.start(run.engine, run.state.step, document(run), start, waited=time.perf_counter() - start)
+    log_saved(run, run.saver.wait())  # the one before, where the disk is slower than the steps
+    run.saver.start(run.engine, run.state.step, checkpoint_metadata(run), start, waited=time.perf_counter() - start)
     if request.end or run.done:
         saved = run.saver.wait()
         assert saved is not None
-        announce_saved(run, replace(saved, blocking=saved.seconds))
-    run.requests.met(request)
+        log_saved(run, replace(saved, blocking=saved.seconds))
+    run.requests.clear(request)
     run.clock.enter(Phase.OTHER)
 
 
-def announce_saved(run: Run, saved: Saved | None) -> None:
+def log_saved(run: Run, saved: SaveResult | None) -> None:
     """Record how a save went, if one is over. After one that failed, training goes on.
 
     Raises:
@@ -317,7 +317,7 @@ def announce_saved(run: Run, saved: Saved | None) -> None:
         if saved.step >= run.total_steps:
             raise UserError(
                 f"{sentence}: make room and run the same command again, it goes on from the last checkpoint",
-                repeated=not run.rank.is_first,
+                already_reported=not run.rank.is_rank_zero,
             )
         run.progress.say(f"{sentence}; training goes on, {run.failed_saves} saves in a row have failed")
         return
@@ -339,7 +339,7 @@ def announce_saved(run: Run, saved: Saved | None) -> None:
     run.drawing.checkpoint(saved.step)
 
 
-def announce_drawn(run: Run, patience: float = 0.0) -> None:
+def log_reconstruction(run: Run, patience: float = 0.0) -> None:
     """Record a picture that is ready, waiting for one under way for ``patience`` seconds."""
     if (drawn := run.drawing.finished(patience)) is None:
         return
@@ -348,7 +348,7 @@ def announce_drawn(run: Run, patience: float = 0.0) -> None:
         run.progress.say(f"no picture of step {drawn['step']}: {drawn['error']}")
 
 
-def document(run: Run) -> dict[str, Any]:
+def checkpoint_metadata(run: Run) -> dict[str, Any]:
     """The content of a checkpoint's state.json."""
     return {
         "trainer": asdict(run.state),
@@ -356,7 +356,7 @@ def document(run: Run) -> dict[str, Any]:
         "config": config_as_json(run.config),
         "task": run.task.state(),
         "writer": {
-            "incarnation": run.events.incarnation,
+            "attempt": run.events.attempt,
             "world": run.rank.world,
             "zero": run.engine.stage,
             "precision": run.engine.precision,

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.checkpointing.sharded import HostMemory, load_weights
+from motionmae.checkpointing.sharded import PinnedStagingBuffer, load_weights
 from motionmae.config import Config
 from motionmae.distributed.stop_requests import Outcome
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
@@ -38,7 +38,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path):
 
 
 def test_host_memory_is_used_again():
-    memory = HostMemory()
+    memory = PinnedStagingBuffer()
     first = memory.copy(("w", "parameter"), torch.ones(4))
     assert memory.copy(("w", "parameter"), torch.zeros(4)).data_ptr() == first.data_ptr()
     assert first.sum() == 0
@@ -71,7 +71,7 @@ def test_a_write_that_fails_is_cleared_up_and_later_ones_work(tmp_path: Path, wo
 
 def test_a_write_that_is_under_way_is_not_committed_after_another_claim(tmp_path: Path):
     for sentence, committed in run_ranks(2, be_taken_over, tmp_path):
-        assert "incarnation 2 of this run" in sentence
+        assert "attempt 2 of this run" in sentence
         assert committed == []
 
 
@@ -88,11 +88,11 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
 
 
 def store_of(config: Config) -> CheckpointStore:
-    return CheckpointStore(RunFolder.of(config.runs, config.name).checkpoints)
+    return CheckpointStore(RunFolder.of(config.output_dir, config.name).checkpoints)
 
 
 def rows_of(config: Config, kind: str) -> list[dict]:
-    return [row for row in read_rows(RunFolder.of(config.runs, config.name).events) if row["kind"] == kind]
+    return [row for row in read_rows(RunFolder.of(config.output_dir, config.name).events) if row["kind"] == kind]
 
 
 def assert_same_end(config: Config, other: Config) -> None:
@@ -102,7 +102,7 @@ def assert_same_end(config: Config, other: Config) -> None:
 
 def assert_books_add_up(config: Config) -> None:
     """Every second since the start has a cause, some steps were lost, and little is left unexplained."""
-    books = read_story(RunFolder.of(config.runs, config.name).path).goodput
+    books = read_story(RunFolder.of(config.output_dir, config.name).path).goodput
     assert books.productive + sum(books.badput.values()) == pytest.approx(books.elapsed)
     assert books.productive > 0
     assert books.badput["lost_work"] > 0
@@ -112,7 +112,7 @@ def assert_books_add_up(config: Config) -> None:
 def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path)
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     wait_until(lambda: [row for row in read_rows(folder.metrics) if row["step"] == 8], "step 8, two after the save")
     ranks.kill()
     assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
@@ -126,7 +126,7 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
 
 def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 1000}, optim={"epochs": 40})
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     ranks = Ranks(2, pretrain, config)
     wait_until(lambda: list(read_rows(folder.metrics)), "the first step")
     (folder.path / "save").touch()
@@ -151,11 +151,11 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
         tmp_path / "bad",
         optim={"epochs": 6},
         checkpoint={"every_steps": 2, "keep_every": 4},
-        engine={"zero": 2},
+        engine={"zero_stage": 2},
     )
     assert run_ranks(2, pretrain_on_bad_samples, config, 5, 15) == ["FINISHED"] * 2
     assert [row["data_step"] for row in rows_of(config, "nonfinite")] == list(range(6, 17))
-    (back,) = rows_of(config, "went_back")
+    (back,) = rows_of(config, "rollback")
     assert (back["step"], back["from_step"], back["data_step"]) == (4, 16, 16)
     last = store_of(config).complete()[-1]
     assert (last.step, last.state()["trainer"]["data_step"], last.state()["trainer"]["skipped"]) == (18, 30, 11)
@@ -174,7 +174,7 @@ def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path
     for sentence in run_ranks(2, pretrain_on_bad_samples, config, 5, 1000):
         assert "not finite, also after a return to an earlier checkpoint and other samples, in 11 of" in sentence
         assert "on rank 0, samples [" in sentence
-    assert len(rows_of(config, "went_back")) == 1
+    assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22
     assert rows_of(config, "stop")[0]["exit"] == "user_error"
 

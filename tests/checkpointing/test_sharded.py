@@ -13,17 +13,17 @@ from tests.training.engine_workers import fail_to_write, load_all, save_all
 from tests.training.launch import run_ranks
 
 STAGES = [0, 1, 2, 3]
-Saved = dict[int, tuple[list[float], dict[str, torch.Tensor]]]
+SaveResult = dict[int, tuple[list[float], dict[str, torch.Tensor]]]
 
 
 @pytest.fixture(scope="module")
-def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Saved]:
+def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SaveResult]:
     """Checkpoints after 3 steps, one a stage, and how each run went on for 3 more."""
     folder = tmp_path_factory.mktemp("two")
     return folder, run_ranks(2, save_all, folder, STAGES, 3, 3)[0]
 
 
-def assert_continues(answers: list[Any], expected: Saved, bitwise: Any) -> None:
+def assert_continues(answers: list[Any], expected: SaveResult, bitwise: Any) -> None:
     for (before, zero), (losses, weights, updates) in answers[0].items():
         later, final = expected[before]
         difference = max(float((weights[name] - final[name]).abs().max()) for name in final)
@@ -36,7 +36,7 @@ def assert_continues(answers: list[Any], expected: Saved, bitwise: Any) -> None:
         assert updates == 6
 
 
-def test_same_world_and_stage_continues_bitwise_any_other_stage_within_rounding(saved_by_two: tuple[Path, Saved]):
+def test_same_world_and_stage_continues_bitwise_any_other_stage_within_rounding(saved_by_two: tuple[Path, SaveResult]):
     folder, expected = saved_by_two
     answers = run_ranks(2, load_all, folder, STAGES, STAGES, 3, 3)
     assert len(answers[0]) == 16
@@ -46,7 +46,9 @@ def test_same_world_and_stage_continues_bitwise_any_other_stage_within_rounding(
 @pytest.mark.parametrize(
     ("world", "stages"), [(1, [1, 3]), (3, [1, 3]), pytest.param(3, STAGES, marks=pytest.mark.long)]
 )
-def test_another_world_size_continues_within_rounding(saved_by_two: tuple[Path, Saved], world: int, stages: list[int]):
+def test_another_world_size_continues_within_rounding(
+    saved_by_two: tuple[Path, SaveResult], world: int, stages: list[int]
+):
     folder, expected = saved_by_two
     answers = run_ranks(world, load_all, folder, stages, stages, 3, 3)
     assert len(answers[0]) == len(stages) ** 2
@@ -64,7 +66,7 @@ def test_three_ranks_hand_over_to_one_and_back(tmp_path: Path):
             assert updates == 4
 
 
-def test_weights_load_without_an_engine(saved_by_two: tuple[Path, Saved]):
+def test_weights_load_without_an_engine(saved_by_two: tuple[Path, SaveResult]):
     folder, _ = saved_by_two
     loaded = [load_weights(folder / str(zero) / "step-00000003") for zero in STAGES]
     assert sorted(loaded[0]) == ["norm.bias", "norm.weight", "rise.bias", "rise.weight", "space.bias", "space.weight",
@@ -73,7 +75,7 @@ def test_weights_load_without_an_engine(saved_by_two: tuple[Path, Saved]):
         assert all(torch.allclose(value, other[name], atol=1e-6) for name, value in loaded[0].items())
 
 
-def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tuple[Path, Saved], tmp_path: Path):
+def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tuple[Path, SaveResult], tmp_path: Path):
     with pytest.raises(UserError, match=r"manifest\.json: No such file"):
         load_weights(tmp_path)
     source = saved_by_two[0] / "1" / "step-00000003"

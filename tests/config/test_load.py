@@ -45,23 +45,23 @@ def test_overrides_are_checked_together() -> None:
         ("seed=99999999999999999999", ["less than 2^63"]),
         ("optim.base_lr=.inf", ["optim.base_lr=inf is not possible: it must be a finite number"]),
         ("data.crop_ratio=[0.5,.inf]", ["data.crop_ratio=(0.5, inf) is not possible: it must be a finite number"]),
-        ("optim.batch=", ["optim.batch= is not possible: it must be a whole number"]),
+        ("optim.global_batch_size=", ["optim.global_batch_size= is not possible: it must be a whole number"]),
         ("launch.signal_seconds=86400", ["launch.signal_seconds=86400", "less than the time limit"]),
-        ("base=k400", ["unknown key base", "there are name, runs, task, seed, clip, model"]),
-        ("optim.foo=3", ["unknown key optim.foo", "there are optim.batch, optim.epochs"]),
+        ("base=k400", ["unknown key base", "there are name, output_dir, task, seed, clip, model"]),
+        ("optim.foo=3", ["unknown key optim.foo", "there are optim.global_batch_size, optim.epochs"]),
         ("seed={a: 1}", ["seed={'a': 1} is not possible: it must be a whole number"]),
         ("name=${nowhere}", ["name: Interpolation key 'nowhere' not found"]),
         ("name={", ["'name={' is not an override: its value is not readable YAML"]),
-        ("optim=3", ["optim=3 is not possible: it is a section: write optim.batch=..."]),
+        ("optim=3", ["optim=3 is not possible: it is a section: write optim.global_batch_size=..."]),
         ("mask.decoder_ratio=0.6", ["mask.decoder_ratio=0.6", "choose 0, 0.25, 0.5 or 0.75"]),
         ("mask.kind=cube", ["mask.kind=cube", "random, tube, time, global"]),
         ("clip.frames=15", ["clip.frames=15", "multiple of clip.cube_frames=2"]),
         ("clip.size=230", ["clip.size=230", "multiple of clip.cube_size=16"]),
-        ("optim.batch=1000", ["engine.micro_batch=32", "divide optim.batch=1000"]),
-        ("optim.batch=10.5", ["optim.batch", "10.5"]),
+        ("optim.global_batch_size=1000", ["engine.micro_batch_size=32", "divide optim.global_batch_size=1000"]),
+        ("optim.global_batch_size=10.5", ["optim.global_batch_size", "10.5"]),
         ("optim.warmup_epochs=1600", ["optim.warmup_epochs=1600", "less than optim.epochs"]),
         ("target.motion_granularity=16", ["target.motion_granularity=16", "less than clip.frames=16"]),
-        ("engine.zero=4", ["engine.zero=4", "0, 1, 2, 3"]),
+        ("engine.zero_stage=4", ["engine.zero_stage=4", "0, 1, 2, 3"]),
         ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale", "the smaller first"]),
         ("data.shards='pipe://cat x'", ["data.shards=pipe://cat x", "URL of http, https, s3"]),
         ("data.cache_gb=0", ["data.cache_gb=0", "positive"]),
@@ -69,7 +69,7 @@ def test_overrides_are_checked_together() -> None:
         ("data.remote_retries=-1", ["data.remote_retries=-1", "at least 0"]),
         ("checkpoint.keep_last=1", ["checkpoint.keep_last=1", "at least 2"]),
         ("name=../elsewhere", ["name=../elsewhere", "letters, digits"]),
-        ("optim.batch", ["optim.batch", "section.key=value"]),
+        ("optim.global_batch_size", ["optim.global_batch_size", "section.key=value"]),
         ("mask=3", ["mask=3"]),
     ],
 )
@@ -86,7 +86,7 @@ def test_refusals_name_key_value_and_remedy(override: str, words: list[str]) -> 
     ("config", "override", "section"),
     [
         ("vitb_k400", "finetune.init=runs/x", "finetune"),
-        ("vitb_k400", "views.clips=2", "views"),
+        ("vitb_k400", "test.clips=2", "test"),
         ("finetune_vitb_k400", "mask.ratio=0.5", "mask"),
         ("finetune_vitb_k400", "target.kind=frame", "target"),
     ],
@@ -167,8 +167,9 @@ def test_batch_is_kept_by_accumulation() -> None:
     assert accumulation_steps(config, world=32) == 1
     assert accumulation_steps(config, world=8) == 4
     with pytest.raises(
-        UserError, match=r"divisible by engine.micro_batch=32 x 3 ranks: set optim.batch to a multiple of 3"
+        UserError,
+        match=r"divisible by engine.micro_batch_size=32 x 3 ranks: set optim.global_batch_size to a multiple of 3",
     ):
         accumulation_steps(config, world=3)
-    with pytest.raises(UserError, match=r"set engine.micro_batch=16"):
+    with pytest.raises(UserError, match=r"set engine.micro_batch_size=16"):
         accumulation_steps(config, world=64)

@@ -28,7 +28,7 @@ def test_pretraining_follows_table_6a(name: str) -> None:
     assert (config.mask.kind, config.mask.ratio) == (kind, ratio)
     assert (config.target.kind, config.target.normalize, config.target.loss) == ("both", norm, "mse")
     assert (config.data.flip, config.data.crop_scale) == (flip, (0.5, 1.0))
-    assert (config.optim.epochs, config.optim.batch) == (epochs, batch)
+    assert (config.optim.epochs, config.optim.global_batch_size) == (epochs, batch)
     assert {key: getattr(config.optim, key) for key in SHARED} == SHARED
     assert config.model.size == f"vit_{name[3]}"
     assert config.model.decoder_depth == 4
@@ -38,9 +38,9 @@ def test_pretraining_follows_table_6a(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in TABLE_6A if n != "vith_k400"])
 def test_global_batch_fits_the_papers_gpus(name: str) -> None:
     config = load_config(name)
-    gpus = config.launch.nodes * config.launch.ranks_per_node
+    gpus = config.launch.nodes * config.launch.ntasks_per_node
     assert gpus == (8 if "ucf101" in name else 32)  # appendix A
-    assert config.optim.batch % (gpus * config.engine.micro_batch) == 0
+    assert config.optim.global_batch_size % (gpus * config.engine.micro_batch_size) == 0
 
 
 # config: (base lr, batch, epochs, repeated sampling, flip, drop path, test clips), from Table 6b and section 4
@@ -60,18 +60,18 @@ def test_finetuning_follows_table_6b(name: str) -> None:
     config = load_config(name)
     base_lr, batch, epochs, repeats, flip, drop_path, clips = TABLE_6B[name]
     assert (config.task, config.model.size) == ("finetune", f"vit_{name[12]}")
-    assert (config.optim.base_lr, config.optim.batch, config.optim.epochs) == (base_lr, batch, epochs)
-    assert (config.data.repeats, config.data.flip, config.finetune.drop_path) == (repeats, flip, drop_path)
+    assert (config.optim.base_lr, config.optim.global_batch_size, config.optim.epochs) == (base_lr, batch, epochs)
+    assert (config.data.repeated_sampling, config.data.flip, config.finetune.drop_path) == (repeats, flip, drop_path)
     assert {key: getattr(config.optim, key) for key in FINETUNE_SHARED} == FINETUNE_SHARED
     found = config.finetune
     assert (found.mode, found.layer_decay, found.label_smoothing, found.mixup, found.cutmix) == (
         "full", 0.75, 0.1, 0.8, 1.0,
     )  # fmt: skip
     assert config.data.rand_augment == "rand-m9-mstd0.5-inc1"
-    assert (config.views.clips, config.views.crops) == (clips, 3)
+    assert (config.test.clips, config.test.crops) == (clips, 3)
     assert config.data.sampling == ("segments" if "ssv2" in name else "dense")
-    ranks = config.launch.nodes * config.launch.ranks_per_node
-    assert batch % (ranks * config.engine.micro_batch) == 0
+    ranks = config.launch.nodes * config.launch.ntasks_per_node
+    assert batch % (ranks * config.engine.micro_batch_size) == 0
     assert load_config(config.finetune.init.removeprefix("runs/")).model == config.model  # it starts from one of ours
 
 

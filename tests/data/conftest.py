@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.data.remote.cache import download
+from motionmae.data.remote import download
 from tests.data.loading import COUNTS, steps
 from tests.data.made_shards import make_shards
 from tests.data.shard_server import ShardServer, serving

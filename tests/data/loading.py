@@ -7,9 +7,9 @@ COUNTS = (13, 7, 20, 1, 9)  # 50 samples
 CLIP = ClipConfig(frames=2, size=16, stride=1)
 
 
-def loader(folder, batch=12, micro_batch=2, rank=0, world=1, seed=3, clip=CLIP, **data):
-    config = DataConfig(**({"shards": str(folder), "window_shards": 2, "threads": 2} | data))
-    return ClipLoader(config, clip, seed=seed, batch=batch, micro_batch=micro_batch, rank=rank, world=world)
+def loader(folder, batch=12, micro_batch_size=2, rank=0, world=1, seed=3, clip=CLIP, **data):
+    config = DataConfig(**({"shards": str(folder), "shuffle_window_shards": 2, "threads": 2} | data))
+    return ClipLoader(config, clip, seed=seed, batch=batch, micro_batch_size=micro_batch_size, rank=rank, world=world)
 
 
 def rows(batch):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from motionmae.data.device_prefetch import Upload
+from motionmae.data.device_prefetch import DevicePrefetcher
 from motionmae.data.loader import Batch
 
 
@@ -90,7 +90,7 @@ def batches_of(streams: Streams, alive: weakref.WeakSet, flow: bool = False) -> 
 @pytest.mark.parametrize("flow", [False, True])
 def test_a_batch_is_copied_on_the_side_while_the_one_before_is_computed_on(flow: bool):
     streams = Streams()
-    uploaded = Upload(torch.device("cuda"), streams)(batches_of(streams, weakref.WeakSet(), flow))
+    uploaded = DevicePrefetcher(torch.device("cuda"), streams)(batches_of(streams, weakref.WeakSet(), flow))
     kinds = {"clips", "labels", "seeds"} | ({"flow"} if flow else set())
     first = next(uploaded)
     copies = [entry for entry in streams.log if entry[0] == "copy"]
@@ -108,7 +108,7 @@ def test_a_batch_is_copied_on_the_side_while_the_one_before_is_computed_on(flow:
 
 def test_memory_of_a_batch_is_kept_until_its_copy_is_done():
     streams, alive = Streams(), weakref.WeakSet()
-    uploaded = Upload(torch.device("cuda"), streams)(batches_of(streams, alive))
+    uploaded = DevicePrefetcher(torch.device("cuda"), streams)(batches_of(streams, alive))
     next(uploaded)
     assert {values.name for values in alive} == {"clips 0", "clips 1"}
     before = len(streams.log)
@@ -122,4 +122,4 @@ def test_memory_of_a_batch_is_kept_until_its_copy_is_done():
 
 def test_on_the_cpu_nothing_is_copied():
     batches = iter([])
-    assert Upload(torch.device("cpu"))(batches) is batches
+    assert DevicePrefetcher(torch.device("cpu"))(batches) is batches

@@ -12,7 +12,7 @@ from data_tools.make_beton import write_beton
 from motionmae.config import ClipConfig, Config, DataConfig
 from motionmae.data.ffcv_source import BetonReader, BetonSource
 from motionmae.data.loader import ClipLoader, check_same_stream
-from motionmae.data.sampler import EpochOrder
+from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, load_manifest, write_manifest
@@ -42,9 +42,9 @@ def beton(shards):
     return path
 
 
-def loader(shards, beton="", batch=10, micro_batch=5, rank=0, world=1, **data):
-    config = DataConfig(**({"shards": str(shards), "beton": str(beton), "window_shards": 2} | data))
-    return ClipLoader(config, CLIP, seed=3, batch=batch, micro_batch=micro_batch, rank=rank, world=world)
+def loader(shards, beton="", batch=10, micro_batch_size=5, rank=0, world=1, **data):
+    config = DataConfig(**({"shards": str(shards), "beton": str(beton), "shuffle_window_shards": 2} | data))
+    return ClipLoader(config, CLIP, seed=3, batch=batch, micro_batch_size=micro_batch_size, rank=rank, world=world)
 
 
 def take(ours, number, step=0):
@@ -104,13 +104,13 @@ def test_windows_are_kept(tmp_path):
         found, _ = reader.read_meta(sample)
         assert found == replace(stored.read_meta(sample), shard="a.beton", key=str(sample))
         assert found.windows == (0, 8)
-    options = {"batch": 6, "micro_batch": 6}
+    options = {"batch": 6, "micro_batch_size": 6}
     clips = pixels(take(loader(tmp_path, tmp_path / "a.beton", **options), 4))
     assert all(frames[0] // 8 == frames[-1] // 8 for frames in map(frame_numbers, clips))
 
 
 def test_resuming_and_ranks_change_nothing(shards, beton):
-    alone = take(loader(shards, beton, micro_batch=10, threads=1), 5)
+    alone = take(loader(shards, beton, micro_batch_size=10, threads=1), 5)
     assert names(take(loader(shards, beton, threads=2), 6, step=2)) == names(alone[2:])
     ranks = [loader(shards, beton, rank=rank, world=2) for rank in range(2)]
     streams = [rank.batches(1) for rank in ranks]
@@ -178,13 +178,13 @@ class TestCorruption:
         assert replaced
         for place in replaced:
             epoch, position = divmod(place, 30)
-            order = EpochOrder(COUNTS, seed=3, epoch=epoch, window_shards=2)
+            order = EpochSampler(COUNTS, seed=3, epoch=epoch, shuffle_window_shards=2)
             assert whole[place][0] == 5
             assert found[place][0] == order.sample(order.following(position))
 
     def test_past_the_budget_the_run_stops(self, shards, damaged):
-        ours = loader(shards, damaged("row", 28), batch=30, corrupt_budget=0)
-        with pytest.raises(UserError, match=r"1 samples of .*damaged.beton:5: .*data.corrupt_budget=0"):
+        ours = loader(shards, damaged("row", 28), batch=30, max_corrupt_samples=0)
+        with pytest.raises(UserError, match=r"1 samples of .*damaged.beton:5: .*data.max_corrupt_samples=0"):
             take(ours, 6)
 
     def test_bytes_that_are_no_jpeg(self, tmp_path):
@@ -207,9 +207,9 @@ class TestCorruption:
 
 
 def take_wanted(row, sample):
-    from motionmae.data.clip_decoder import Wanted
+    from motionmae.data.clip_decoder import ClipRequest
 
-    return Wanted(row, 3, 0, sample, 0)
+    return ClipRequest(row, 3, 0, sample, 0)
 
 
 class TestRefusals:
@@ -248,7 +248,7 @@ class TestRefusals:
         write_manifest(folder, replace(manifest, encoder=replace(manifest.encoder, flow_distance=1)))
         data = DataConfig(shards=str(folder), beton=str(beton))
         with pytest.raises(UserError, match=r"holds no optical flow: leave data.beton empty"):
-            ClipLoader(data, CLIP, seed=0, batch=2, micro_batch=2, flow=True)
+            ClipLoader(data, CLIP, seed=0, batch=2, micro_batch_size=2, flow=True)
 
 
 @pytest.mark.long
@@ -259,7 +259,7 @@ os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 data = DataConfig(shards={str(shards)!r}, beton={str(beton)!r})
-with ClipLoader(data, ClipConfig(frames=4, size=32, stride=2), seed=0, batch=2, micro_batch=2) as ours:
+with ClipLoader(data, ClipConfig(frames=4, size=32, stride=2), seed=0, batch=2, micro_batch_size=2) as ours:
     next(ours.batches(0))
 print("read")
 """
@@ -275,10 +275,10 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.errors import UserError
 clip = ClipConfig(frames=4, size=32, stride=2)
-with ClipLoader(DataConfig(shards={str(shards)!r}), clip, seed=0, batch=2, micro_batch=2) as ours:
+with ClipLoader(DataConfig(shards={str(shards)!r}), clip, seed=0, batch=2, micro_batch_size=2) as ours:
     next(ours.batches(0))
 try:
-    ClipLoader(DataConfig(shards={str(shards)!r}, beton={str(beton)!r}), clip, seed=0, batch=2, micro_batch=2)
+    ClipLoader(DataConfig(shards={str(shards)!r}, beton={str(beton)!r}), clip, seed=0, batch=2, micro_batch_size=2)
 except UserError as error:
     print(error)
 """
@@ -322,7 +322,9 @@ def test_strong_shrinking_averages_areas(tmp_path, flip):
     write_manifest(tmp_path, Manifest("toy", "train", ("none",), settings, (shard.entry,)))
     write_beton(tmp_path, load_manifest(tmp_path), tmp_path / "a.beton")
     (batch,) = take(
-        loader(tmp_path, tmp_path / "a.beton", batch=4, micro_batch=4, crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip),
+        loader(
+            tmp_path, tmp_path / "a.beton", batch=4, micro_batch_size=4, crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip
+        ),
         1,
     )
     assert np.abs(batch.clips.numpy().astype(int) - 127).max() < 12

@@ -84,7 +84,7 @@ def shards(tmp_path):
 def test_the_loader_reads_the_flow_of_the_clips_frames(shards, flip):
     data = DataConfig(shards=str(shards), crop="multi_scale", flip=flip, repeats=3)
     clip = ClipConfig(frames=4, size=32, stride=2)
-    with ClipLoader(data, clip, seed=0, batch=6, micro_batch=6, flow=True) as loader:
+    with ClipLoader(data, clip, seed=0, batch=6, micro_batch_size=6, flow=True) as loader:
         batch = next(loader.batches(0))
     assert batch.flow.shape == (18, 4, 32, 32, 2)
     assert batch.flow.dtype == torch.float16
@@ -104,7 +104,7 @@ def test_the_loader_reads_the_flow_of_the_clips_frames(shards, flip):
 
 
 def test_without_asking_there_is_no_flow(shards):
-    with ClipLoader(DataConfig(shards=str(shards)), ClipConfig(size=32), seed=0, batch=2, micro_batch=2) as loader:
+    with ClipLoader(DataConfig(shards=str(shards)), ClipConfig(size=32), seed=0, batch=2, micro_batch_size=2) as loader:
         assert next(loader.batches(0)).flow is None
 
 

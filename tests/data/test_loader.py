@@ -11,7 +11,7 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.rng import mask_seed
-from motionmae.data.sampler import EpochOrder
+from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import index_path, load_index
 from motionmae.data.shards.manifest import write_manifest
@@ -21,9 +21,9 @@ from tests.data.loading import CLIP, COUNTS, loader, rows, steps
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 12), (1, 3), (2, 2), (3, 4), (3, 1), (6, 2)])
-def test_the_stream_is_the_same_for_every_number_of_ranks(shards, one_rank, world, micro_batch):
-    assert steps(shards, 0, 9, world=world, micro_batch=micro_batch) == one_rank
+@pytest.mark.parametrize(("world", "micro_batch_size"), [(1, 12), (1, 3), (2, 2), (3, 4), (3, 1), (6, 2)])
+def test_the_stream_is_the_same_for_every_number_of_ranks(shards, one_rank, world, micro_batch_size):
+    assert steps(shards, 0, 9, world=world, micro_batch_size=micro_batch_size) == one_rank
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
@@ -40,15 +40,15 @@ def test_the_stream_is_the_same_for_every_number_of_processes(shards, one_rank, 
 def test_eight_and_512_ranks_share_a_batch(tmp_path):
     make_shards(tmp_path / "s", (130,) * 4, frames=2)
     options = {"batch": 512, "prefetch": 1, "threads": 1}
-    alone = steps(tmp_path / "s", 1, 1, micro_batch=64, **options)
+    alone = steps(tmp_path / "s", 1, 1, micro_batch_size=64, **options)
     assert len({row[0] for row in alone[0]}) == 512
-    assert steps(tmp_path / "s", 1, 1, world=8, micro_batch=32, **options) == alone
-    assert steps(tmp_path / "s", 1, 1, world=512, micro_batch=1, **options) == alone
+    assert steps(tmp_path / "s", 1, 1, world=8, micro_batch_size=32, **options) == alone
+    assert steps(tmp_path / "s", 1, 1, world=512, micro_batch_size=1, **options) == alone
 
 
 def test_an_epoch_has_every_sample_once(shards):
     for epoch in range(3):
-        (five_tens,) = steps(shards, epoch, 1, batch=50, micro_batch=10)
+        (five_tens,) = steps(shards, epoch, 1, batch=50, micro_batch_size=10)
         assert sorted(row[0] for row in five_tens) == list(range(50))
         assert [row[1] for row in five_tens] == [row[0] for row in five_tens]
 
@@ -61,11 +61,11 @@ def test_epochs_leave_out_their_incomplete_batch_and_differ(one_rank):
 
 @pytest.mark.parametrize("step", range(9))
 def test_resuming_at_any_step_continues_the_same_stream(shards, one_rank, step):
-    assert steps(shards, step, 9 - step, world=2, micro_batch=3) == one_rank[step:]
+    assert steps(shards, step, 9 - step, world=2, micro_batch_size=3) == one_rank[step:]
 
 
 def test_seeds_are_keyed_by_sample_and_repeat(shards):
-    (step,) = steps(shards, 4, 1, repeats=2, micro_batch=4)  # the first step of epoch 1
+    (step,) = steps(shards, 4, 1, repeats=2, micro_batch_size=4)  # the first step of epoch 1
     assert [row[2] for row in step] == [mask_seed(3, 1, row[0], number % 2) for number, row in enumerate(step)]
     assert [row[0] for row in step[::2]] == [row[0] for row in step[1::2]]
     pixels = [row[3] for row in step]
@@ -83,7 +83,7 @@ class TestPixels:
     def test_frames_stand_at_the_asked_stride(self, tmp_path, stored, stride, step):
         make_shards(tmp_path / "s", (20,), frames=20, height=48, width=64, stride=stored)
         clip = ClipConfig(frames=4, size=32, stride=stride)
-        with loader(tmp_path / "s", batch=20, micro_batch=20, clip=clip) as ours:
+        with loader(tmp_path / "s", batch=20, micro_batch_size=20, clip=clip) as ours:
             found = np.array([frame_numbers(one.numpy()) for one in next(ours.batches(0)).clips])
         assert (np.diff(found, axis=1) == step).all()
         assert len(set(found[:, 0].tolist())) > 5
@@ -93,14 +93,14 @@ class TestPixels:
     def test_a_short_video_repeats_its_end(self, tmp_path):
         make_shards(tmp_path / "s", (4,), frames=4, height=48, width=64)
         clip = ClipConfig(frames=4, size=32, stride=2)
-        with loader(tmp_path / "s", batch=4, micro_batch=4, clip=clip) as ours:
+        with loader(tmp_path / "s", batch=4, micro_batch_size=4, clip=clip) as ours:
             assert [frame_numbers(one.numpy()) for one in next(ours.batches(0)).clips] == [[0, 2, 2, 2]] * 4
 
     @pytest.mark.parametrize("flip", [True, False])
     def test_crop_and_flip_are_one_for_the_whole_clip(self, tmp_path, flip):
         make_shards(tmp_path / "s", (40,), frames=4, height=96, width=128)
         clip = ClipConfig(frames=4, size=32, stride=1)
-        with loader(tmp_path / "s", batch=40, micro_batch=40, clip=clip, flip=flip) as ours:
+        with loader(tmp_path / "s", batch=40, micro_batch_size=40, clip=clip, flip=flip) as ours:
             clips = next(ours.batches(0)).clips.numpy().astype(float)
         right = np.median(clips[..., -2, 2] - clips[..., 1, 2], axis=2)  # (B, T) rise of blue from left to right
         down = np.median(clips[:, :, -2, :, 1] - clips[:, :, 1, :, 1], axis=2)
@@ -117,7 +117,7 @@ class TestPixels:
     @pytest.mark.parametrize("crop", ["random_resized", "multi_scale"])
     def test_the_kind_of_crop_matters(self, tmp_path, crop):
         make_shards(tmp_path / "s", (64,), frames=2, height=96, width=128)
-        with loader(tmp_path / "s", batch=64, micro_batch=64, crop=crop, flip=False) as ours:
+        with loader(tmp_path / "s", batch=64, micro_batch_size=64, crop=crop, flip=False) as ours:
             clips = next(ours.batches(0)).clips.numpy().astype(float)
         left = np.median(clips[:, 0, :, 0, 2], axis=1)
         # 13 places of 10 shapes at 0, 1/4 .. 4/4 of what is left over, against any place
@@ -158,17 +158,17 @@ class TestCorruption:
 
     @pytest.mark.parametrize(("world", "workers"), [(1, 0), (5, 0), (1, 2)])
     def test_the_next_of_the_window_stands_in(self, shards, damaged, world, workers, caplog):
-        (whole,) = steps(shards, 0, 1, batch=50, micro_batch=10)
-        (found,) = steps(damaged, 0, 1, batch=50, micro_batch=10, world=world, workers=workers)
+        (whole,) = steps(shards, 0, 1, batch=50, micro_batch_size=10)
+        (found,) = steps(damaged, 0, 1, batch=50, micro_batch_size=10, world=world, workers=workers)
         position = [row[0] for row in whole].index(5)
-        stand_in = EpochOrder(COUNTS, seed=3, epoch=0, window_shards=2).following(position)
+        stand_in = EpochSampler(COUNTS, seed=3, epoch=0, shuffle_window_shards=2).following(position)
         assert stand_in != position
         assert found == [*whole[:position], whole[stand_in], *whole[position + 1 :]]
         assert "sample 5 cannot be read" in caplog.text
         assert "toy-000000.tar:00000005: checksum" in caplog.text
 
     def test_it_is_counted_by_reason_once_a_run(self, damaged):
-        with loader(damaged, batch=50, micro_batch=10) as ours:
+        with loader(damaged, batch=50, micro_batch_size=10) as ours:
             stream = ours.batches(0)
             for _ in range(15):  # three epochs
                 next(stream)
@@ -176,8 +176,8 @@ class TestCorruption:
 
     def test_past_the_budget_the_run_stops(self, damaged):
         with (
-            loader(damaged, batch=50, micro_batch=10, corrupt_budget=0) as ours,
-            pytest.raises(UserError, match=r"1 samples of .* \(checksum 1; .*00000005.* data.corrupt_budget=0"),
+            loader(damaged, batch=50, micro_batch_size=10, max_corrupt_samples=0) as ours,
+            pytest.raises(UserError, match=r"1 samples of .* \(checksum 1; .*00000005.* data.max_corrupt_samples=0"),
         ):
             list(itertools.islice(ours.batches(0), 5))
 
@@ -196,14 +196,14 @@ class TestCorruption:
     def test_a_lost_shard_stops_the_run(self, tmp_path, damage, reason):
         make_shards(tmp_path / "s", COUNTS)
         # one thread, so that the sixth bad sample is also the last that is met
-        with loader(tmp_path / "s", batch=50, micro_batch=10, corrupt_budget=5, threads=1) as ours:
+        with loader(tmp_path / "s", batch=50, micro_batch_size=10, max_corrupt_samples=5, threads=1) as ours:
             damage(tmp_path / "s" / "toy-000002.tar")
             with pytest.raises(UserError, match=f"6 samples.*{reason} 6.*toy-000002.tar"):
                 list(itertools.islice(ours.batches(0), 5))
 
     def test_a_lost_shard_within_the_budget_is_replaced(self, tmp_path):
         make_shards(tmp_path / "s", COUNTS)
-        with loader(tmp_path / "s", batch=50, micro_batch=10) as ours:
+        with loader(tmp_path / "s", batch=50, micro_batch_size=10) as ours:
             (tmp_path / "s" / "toy-000004.tar").unlink()
             found = [row[0] for batch in itertools.islice(ours.batches(0), 5) for row in rows(batch)]
             assert ours.corrupt == {"missing_shard": 9}
@@ -211,7 +211,7 @@ class TestCorruption:
 
     def test_a_window_without_a_readable_sample_stops_the_run(self, tmp_path):
         make_shards(tmp_path / "s", (3, 3))
-        with loader(tmp_path / "s", batch=6, micro_batch=6, window_shards=1) as ours:
+        with loader(tmp_path / "s", batch=6, micro_batch_size=6, shuffle_window_shards=1) as ours:
             (tmp_path / "s" / "toy-000001.tar").unlink()
             with pytest.raises(UserError, match="every sample of a window"):
                 next(ours.batches(0))
@@ -225,9 +225,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            ({"batch": 60}, "holds 50 samples, fewer than one step takes: set optim.batch=60 to at most 50"),
-            ({"world": 5}, "optim.batch=12 is not divisible by engine.micro_batch=2 x 5 ranks"),
-            ({"micro_batch": 5}, "engine.micro_batch=5"),
+            (
+                {"batch": 60},
+                "holds 50 samples, fewer than one step takes: set optim.global_batch_size=60 to at most 50",
+            ),
+            ({"world": 5}, "optim.global_batch_size=12 is not divisible by engine.micro_batch_size=2 x 5 ranks"),
+            ({"micro_batch_size": 5}, "engine.micro_batch_size=5"),
         ],
     )
     def test_impossible_batches(self, shards, options, says):
@@ -250,7 +253,7 @@ class TestRefusals:
 
     def test_flow_that_is_not_stored(self, shards):
         with pytest.raises(UserError, match="hold no optical flow: make them with --flow"):
-            ClipLoader(DataConfig(shards=str(shards)), CLIP, seed=0, batch=2, micro_batch=2, flow=True)
+            ClipLoader(DataConfig(shards=str(shards)), CLIP, seed=0, batch=2, micro_batch_size=2, flow=True)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_flow_that_a_sample_lacks(self, tmp_path, workers):
@@ -258,7 +261,7 @@ class TestRefusals:
         write_manifest(tmp_path / "s", replace(made, encoder=replace(made.encoder, flow_distance=1)))
         data = DataConfig(shards=str(tmp_path / "s"), workers=workers)
         with (
-            ClipLoader(data, CLIP, seed=0, batch=2, micro_batch=2, flow=True) as ours,
+            ClipLoader(data, CLIP, seed=0, batch=2, micro_batch_size=2, flow=True) as ours,
             pytest.raises(UserError, match="holds no optical flow: make the shards with --flow"),
         ):
             next(ours.batches(0))
@@ -266,7 +269,7 @@ class TestRefusals:
 
 class TestState:
     def test_it_survives_json_and_continues(self, shards):
-        with loader(shards) as ours, loader(shards, world=3, micro_batch=4, rank=2, threads=4) as other:
+        with loader(shards) as ours, loader(shards, world=3, micro_batch_size=4, rank=2, threads=4) as other:
             state = json.loads(json.dumps(ours.state(6)))
             assert (state["step"], state["epoch"]) == (6, 1)
             check_same_stream(state, other.identity)
@@ -276,7 +279,7 @@ class TestState:
         [
             ({"seed": 9}, "seed was 3 and is 9"),
             ({"batch": 24}, "batch was 12 and is 24"),
-            ({"window_shards": 3}, "window_shards was 2 and is 3"),
+            ({"shuffle_window_shards": 3}, "shuffle_window_shards was 2 and is 3"),
             ({"seed": 9, "batch": 24}, "seed was 3 and is 9; batch was 12 and is 24"),
         ],
     )

@@ -43,7 +43,7 @@ class TestResources:
         assert len(list(Path("/proc/self/fd").iterdir())) <= files  # fewer where an earlier test's are closed meanwhile
 
     def test_prefetch_is_bounded(self, shards):
-        with loader(shards, prefetch=3, threads=1, micro_batch=6) as ours:
+        with loader(shards, prefetch=3, threads=1, micro_batch_size=6) as ours:
             stream = ours.batches(0)
             next(stream)
             assert ours._pool._work_queue.qsize() <= 3 * 6

@@ -6,7 +6,14 @@ from motionmae.__main__ import main
 from motionmae.data.profile_loader import Loading
 from tests.data.made_shards import flip_byte, make_shards
 
-SETTINGS = ["data.workers=2", "engine.micro_batch=2", "optim.batch=8", "clip.frames=2", "clip.size=32", "clip.stride=1"]
+SETTINGS = [
+    "data.workers=2",
+    "engine.micro_batch_size=2",
+    "optim.global_batch_size=8",
+    "clip.frames=2",
+    "clip.size=32",
+    "clip.stride=1",
+]
 
 
 def doctor(shards, *more):

@@ -8,26 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionmae.data.sampler import EpochOrder
+from motionmae.data.sampler import EpochSampler
 
 counts_lists = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
 
 
-def whole(counts, seed=0, epoch=0, window_shards=64):
-    return EpochOrder(counts, seed, epoch, window_shards).samples(np.arange(sum(counts)))
+def whole(counts, seed=0, epoch=0, shuffle_window_shards=64):
+    return EpochSampler(counts, seed, epoch, shuffle_window_shards).samples(np.arange(sum(counts)))
 
 
 @given(counts_lists, st.integers(0, 2**63), st.integers(0, 5000), st.integers(1, 15))
-def test_every_sample_once_and_one_query_equals_many(counts, seed, epoch, window_shards):
-    order = EpochOrder(counts, seed, epoch, window_shards)
+def test_every_sample_once_and_one_query_equals_many(counts, seed, epoch, shuffle_window_shards):
+    order = EpochSampler(counts, seed, epoch, shuffle_window_shards)
     samples = order.samples(np.arange(sum(counts)))
     assert sorted(samples.tolist()) == list(range(sum(counts)))
     assert [order.sample(position) for position in range(sum(counts))] == samples.tolist()
 
 
 @given(counts_lists, st.integers(0, 100), st.integers(1, 5))
-def test_windows_name_the_shards_of_their_samples(counts, epoch, window_shards):
-    order = EpochOrder(counts, 0, epoch, window_shards)
+def test_windows_name_the_shards_of_their_samples(counts, epoch, shuffle_window_shards):
+    order = EpochSampler(counts, 0, epoch, shuffle_window_shards)
     shard_of = np.repeat(np.arange(len(counts)), counts)
     assert order.positions == sum(counts)
     position = 0
@@ -40,8 +40,8 @@ def test_windows_name_the_shards_of_their_samples(counts, epoch, window_shards):
 
 
 @given(counts_lists, st.integers(0, 100), st.integers(1, 5))
-def test_a_window_touches_few_shards_and_stand_ins_stay_in_it(counts, epoch, window_shards):
-    order = EpochOrder(counts, 0, epoch, window_shards)
+def test_a_window_touches_few_shards_and_stand_ins_stay_in_it(counts, epoch, shuffle_window_shards):
+    order = EpochSampler(counts, 0, epoch, shuffle_window_shards)
     shard_of = np.repeat(np.arange(len(counts)), counts)
     seen, position = set(), 0
     while position < sum(counts):
@@ -50,7 +50,7 @@ def test_a_window_touches_few_shards_and_stand_ins_stay_in_it(counts, epoch, win
             window.append(following)
         assert window == list(range(position, position + len(window)))
         shards = {int(shard_of[order.sample(place)]) for place in window}
-        assert len(shards) <= window_shards
+        assert len(shards) <= shuffle_window_shards
         assert not shards & seen  # so the shards are dealt out to windows whole
         seen |= shards
         position += len(window)
@@ -62,7 +62,7 @@ def test_seed_and_epoch_change_the_order():
 
 
 def test_the_order_is_the_one_of_this_order_version():
-    assert whole([3, 2, 4], seed=5, epoch=7, window_shards=2).tolist() == [3, 4, 6, 2, 5, 8, 7, 0, 1]
+    assert whole([3, 2, 4], seed=5, epoch=7, shuffle_window_shards=2).tolist() == [3, 4, 6, 2, 5, 8, 7, 0, 1]
 
 
 def windows_of(size, shards, seed, number=1):
@@ -123,12 +123,12 @@ def test_pairs_are_torn_apart():
 def test_ten_million_samples_cost_nothing_to_plan():
     counts = [500] * 20_000
     tracemalloc.start()
-    order = EpochOrder(counts, 0, 3, 64)
+    order = EpochSampler(counts, 0, 3, 64)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 200e6  # 3 MB
     start = time.thread_time()
-    EpochOrder(counts, 0, 4, 64)
+    EpochSampler(counts, 0, 4, 64)
     assert time.thread_time() - start < 1  # 4 ms
     positions = np.random.default_rng(0).integers(0, 10**7, 1000)
     found, seconds = [], []

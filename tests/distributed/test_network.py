@@ -1,9 +1,9 @@
 import pytest
 
-from motionmae.distributed.network import address_of
+from motionmae.distributed.network import ipv4_of_interface
 
 
 def test_the_address_of_an_interface():
-    assert address_of("lo") == "127.0.0.1"
+    assert ipv4_of_interface("lo") == "127.0.0.1"
     with pytest.raises(OSError, match="No such device"):
-        address_of("nosuch0")
+        ipv4_of_interface("nosuch0")

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.process_group import init_distributed, meeting_place, read_place
+from motionmae.distributed.process_group import create_store, init_distributed, rank_environment
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
 from tests.training.launch import free_port, run_ranks
@@ -21,36 +21,38 @@ SLURM = {
 
 
 def test_alone_is_a_group_of_one():
-    place = read_place({"HOME": "/root"})
+    place = rank_environment({"HOME": "/root"})
     assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"]) == ("0", "1", "0")
 
 
 def test_torchrun_comes_before_slurm():
     given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
-    assert read_place({**given, **SLURM}) == given
+    assert rank_environment({**given, **SLURM}) == given
 
 
 def test_srun_gives_rank_world_and_first_host():
-    place = read_place(SLURM)
+    place = rank_environment(SLURM)
     port = place.pop("MASTER_PORT")
     assert place == {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07"}
     assert 20_000 <= int(port) < 32_000
 
 
 def test_a_requeued_job_takes_another_port():
-    ports = {read_place({**SLURM, "SLURM_RESTART_COUNT": str(count)})["MASTER_PORT"] for count in range(20)}
+    ports = {rank_environment({**SLURM, "SLURM_RESTART_COUNT": str(count)})["MASTER_PORT"] for count in range(20)}
     assert len(ports) == 20
-    assert read_place(SLURM)["MASTER_PORT"] == read_place({**SLURM, "SLURM_RESTART_COUNT": "0"})["MASTER_PORT"]
+    assert (
+        rank_environment(SLURM)["MASTER_PORT"] == rank_environment({**SLURM, "SLURM_RESTART_COUNT": "0"})["MASTER_PORT"]
+    )
 
 
 def test_a_place_named_in_part_is_refused():
     with pytest.raises(UserError, match="sets RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
-        read_place({"RANK": "0", "WORLD_SIZE": "2"})
+        rank_environment({"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_forgetting_srun_is_refused_instead_of_training_alone():
     with pytest.raises(UserError, match="put `srun` before it"):
-        read_place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+        rank_environment({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -75,9 +77,9 @@ def test_local_ranks_listen_on_the_loopback_interface_alone(world: int):
 def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monkeypatch: pytest.MonkeyPatch):
     port = free_port()
     with pytest.raises(UserError, match=r"cannot listen at MASTER_ADDR=192\.0\.2\.1 .* machine that rank 0 runs on"):
-        meeting_place({"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": str(port)}, 0, 2)
+        create_store({"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": str(port)}, 0, 2)
     with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
-        meeting_place({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
+        create_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     with pytest.raises(UserError, match=r"means 127\.0\.0\.1, where no other node can reach it"):
-        meeting_place({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)
+        create_store({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)

@@ -24,7 +24,7 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(tmp_path: Path):
     """Rank 1 sleeps; rank 0 waits for it in a collective, in C++."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", watchdog={"step_seconds": 6})
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     ranks = Ranks(2, pretrain_and_hang, config, 5)
     for process in ranks.processes:
         process.join(120)
@@ -33,7 +33,7 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(
     assert [row["kind"] for row in rows[-2:]] == ["hang", "stop"]
     assert rows[-1]["exit"] == "hung"
     assert rows[-1]["error"] == "step 5 takes longer than the watchdog allows"
-    first, last = (folder.logs / f"stacks_{rows[0]['incarnation']}_rank{rank}.txt" for rank in (0, 1))
+    first, last = (folder.logs / f"stacks_{rows[0]['attempt']}_rank{rank}.txt" for rank in (0, 1))
     assert Path(rows[-2]["stacks"]) == first
     assert "take_step" in first.read_text()
     assert "take_step_or_hang" in last.read_text()

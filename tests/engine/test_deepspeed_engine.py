@@ -41,7 +41,7 @@ def test_every_stage_agrees_with_plain_adamw_with_and_without_clipping(world: in
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, (1, 4, 12)), (2, (1, 3, 6))])
 def test_accumulation_keeps_the_batch_and_changes_only_rounding(world: int, micro_batches: tuple[int, ...]):
-    cases = [config(zero, micro_batch=micro) for zero in STAGES for micro in micro_batches]
+    cases = [config(zero, micro_batch_size=micro) for zero in STAGES for micro in micro_batches]
     for losses, weights, norm in run_ranks(world, train_all, cases, 3)[0]:
         expected_losses, expected_weights, expected_norm = plain_adamw(3, 0)
         assert losses == pytest.approx(expected_losses, rel=1e-6)

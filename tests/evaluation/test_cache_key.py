@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import IDENTITY, Identity
+from motionmae.evaluation.cache_key import IDENTITY, CacheKey
 
-OURS = Identity("0123456789abcdef", "/videos", {"frames": 16, "scale": (0.5, 1.0)})
+OURS = CacheKey("0123456789abcdef", "/videos", {"frames": 16, "scale": (0.5, 1.0)})
 
 
 def test_a_folder_is_used_again_for_the_same_only(tmp_path: Path):
     folder = tmp_path / "new" / "out"
-    OURS.claim(folder)
+    OURS.bind(folder)
     (folder / "result").touch()
-    OURS.claim(folder)
+    OURS.bind(folder)
     others = {
         "weights: 0123456789ab there, none here": replace(OURS, weights=""),
         "inputs: /videos there, /films here": replace(OURS, inputs="/films"),
@@ -25,7 +25,7 @@ def test_a_folder_is_used_again_for_the_same_only(tmp_path: Path):
     }
     for said, other in others.items():
         with pytest.raises(UserError, match="choose another --out") as caught:
-            other.claim(folder)
+            other.bind(folder)
         assert f"({said})" in str(caught.value)
         assert other.digest != OURS.digest
 
@@ -33,10 +33,10 @@ def test_a_folder_is_used_again_for_the_same_only(tmp_path: Path):
 def test_a_folder_that_does_not_say_is_not_used(tmp_path: Path):
     (tmp_path / "mask.png").touch()
     with pytest.raises(UserError, match=r"has no identity\.json"):
-        OURS.claim(tmp_path)
+        OURS.bind(tmp_path)
     for content in ("{", "[]", '{"weights": ""}'):
         (tmp_path / IDENTITY).write_text(content)
         with pytest.raises(UserError, match="is damaged"):
-            OURS.claim(tmp_path)
+            OURS.bind(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
-        OURS.claim(tmp_path / "mask.png")
+        OURS.bind(tmp_path / "mask.png")

@@ -19,7 +19,7 @@ from motionmae.evaluation.load_run import load_finetuned, load_pretrained
 from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.events import read_rows
-from motionmae.runs.git_revision import source_version
+from motionmae.runs.git_revision import git_revision
 from tests.models.tiny import noise_clips
 from tests.training.launch import run_ranks
 from tests.training.run_workers import run_all
@@ -108,7 +108,7 @@ def test_timm_makes_and_fills_the_models(tmp_path: Path):
 def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], tmp_path: Path):
     _, tuned, config = runs
     [code] = {row["code"] for row in read_rows(tuned / "events.jsonl") if row["kind"] == "start"}
-    assert code == source_version()  # the run was not submitted
+    assert code == git_revision()  # the run was not submitted
     folder = export(tuned, "safetensors", tmp_path / "out")
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "motionmae.json").read_text())
     for word in ("tuned", f"code: {code}", config.data.shards, "step 6", "classifier of 3 classes", "width: 32"):
@@ -138,7 +138,7 @@ def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
         ("target", {"kind": "motion"}, "target.kind=motion is no VideoMAE"),
         ("target", {"normalize": False, "frame_std": 0.2}, "target.frame_std=0.2 is no VideoMAE"),
         ("model", {"decoder": "shared"}, "target.kind=both is no VideoMAE"),
-        ("model", {"position": "learnable"}, "model.position=learnable is no VideoMAE"),
+        ("model", {"pos_embed": "learnable"}, "model.pos_embed=learnable is no VideoMAE"),
     ):
         other = replace(config, **{section: replace(getattr(config, section), **changes)})
         with pytest.raises(UserError, match=said):

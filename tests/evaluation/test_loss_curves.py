@@ -18,7 +18,7 @@ from motionmae.evaluation.loss_curves import plot_curves, read_history, smoothed
 def write_metrics(run: Path, rows: list[tuple[str, int, float | None]]) -> Path:
     run.mkdir()
     keys = ("loss_space", "loss_time", "lr", "clips_per_second")
-    lines = [{"incarnation": name, "step": step, **dict.fromkeys(keys, loss)} for name, step, loss in rows]
+    lines = [{"attempt": name, "step": step, **dict.fromkeys(keys, loss)} for name, step, loss in rows]
     (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"torn')
     return run
 

@@ -47,7 +47,7 @@ def test_what_a_run_explains_of_other_shards(trained_run: Path, shards: Path, mo
     found = explained_variance(trained_run, str(shards), clips=5)
     config = load_config(str(trained_run / "config.yaml"))
     config = replace(config, data=replace(config.data, shards=str(shards)))
-    with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch=1) as loader:
+    with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch_size=1) as loader:
         batches = list(islice(loader.batches(0), 5))
     model = load_pretrained(trained_run).model
     with torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from motionmae.__main__ import main
-from motionmae.config import Config, ViewsConfig
+from motionmae.config import Config, MultiviewTestConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.data.shards.manifest import load_manifest, write_manifest
 from motionmae.data.shards.reader import ShardReader
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
         config,
         task="finetune",
         finetune=replace(config.finetune, mixup=0.0, cutmix=0.0),
-        views=ViewsConfig(shards=str(make_shards(folder / "val", samples=8, classes=CLASSES)), clips=2),
+        test=MultiviewTestConfig(shards=str(make_shards(folder / "val", samples=8, classes=CLASSES)), clips=2),
     )
     assert run_ranks(1, run_all, [config])[0] == ["FINISHED"]
     return config
@@ -77,9 +77,9 @@ def test_any_number_of_ranks_gives_the_same_bits_and_a_second_run_only_adds_what
     assert 2 in again  # just the two that were lost
     assert values_of(run) == values
 
-    manifest, model = load_manifest(trained.views.shards), load_finetuned(run)
+    manifest, model = load_manifest(trained.test.shards), load_finetuned(run)
     for row, sample in zip(rows, range(16), strict=True):
-        expected = chances_by_hand(model.model, ShardReader(trained.views.shards, manifest), sample)
+        expected = chances_by_hand(model.model, ShardReader(trained.test.shards, manifest), sample)
         assert float(row["probability1"]) == pytest.approx(float(expected.max()), abs=2e-6)
         assert row["class1"] == f"bar{int(expected.argmax())}"
         assert row["label"] == f"bar{sample % CLASSES}"
@@ -127,8 +127,8 @@ def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):
         first = replace(tiny_run(train, folder, optim={"epochs": 2}), seed=seed)
         second = tiny_run(train, folder, optim={"epochs": 2}, data=data)
         tuning = replace(second.finetune, init=str(folder / "tiny"))
-        views = ViewsConfig(shards=str(val), clips=2)
-        second = replace(second, name="tuned", task="finetune", seed=seed, finetune=tuning, views=views)
+        views = MultiviewTestConfig(shards=str(val), clips=2)
+        second = replace(second, name="tuned", task="finetune", seed=seed, finetune=tuning, test=views)
         assert run_ranks(1, run_all, [first, second])[0] == ["FINISHED"] * 2
         assert main(["test", str(folder / "tuned")]) == 0
         return next((folder / "tuned").glob("test/*/predictions.csv")).read_bytes()
@@ -195,7 +195,7 @@ def test_shards_of_windows_are_refused_even_with_one_window_a_video(
     assert "hold windows of videos (--clips 1), and a test needs whole ones" in capsys.readouterr().err
     data = replace(trained.data, shards=str(shards), sampling="segments")
     with pytest.raises(UserError, match="=segments needs whole ones"):
-        ClipLoader(data, trained.clip, seed=0, batch=6, micro_batch=3)
+        ClipLoader(data, trained.clip, seed=0, batch=6, micro_batch_size=3)
 
 
 def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
@@ -210,11 +210,11 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
     assert "use `python -m motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")
     text = (bare / "config.yaml").read_text()
-    (bare / "config.yaml").write_text(text.replace(trained.views.shards, "''"))
+    (bare / "config.yaml").write_text(text.replace(trained.test.shards, "''"))
     assert main(["test", str(bare)]) == 2
-    assert "views.shards is empty" in capsys.readouterr().err
+    assert "test.shards is empty" in capsys.readouterr().err
     assert main(["test", str(run), "--clips", "0"]) == 2
-    assert "views.clips=0 is not possible" in capsys.readouterr().err
+    assert "test.clips=0 is not possible" in capsys.readouterr().err
 
 
 def test_accuracy_counts_what_was_read_only(trained: Config):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from motionmae.config import ClipConfig, Config, ViewsConfig
+from motionmae.config import ClipConfig, Config, MultiviewTestConfig
 from motionmae.evaluation.views import clip_views, crop_starts, cut_views, dense_views, segment_views
 
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 61, 64, *np.random.default_rng(0).integers(1, 3000, 1000).tolist()]
@@ -55,7 +55,7 @@ def test_three_clips_of_segments_share_all_frames_out():
 
 
 def test_stored_stride_is_taken_off_the_clips():
-    config = Config(clip=ClipConfig(stride=4), views=ViewsConfig(clips=2))
+    config = Config(clip=ClipConfig(stride=4), test=MultiviewTestConfig(clips=2))
     assert np.array_equal(clip_views(100, 2, config), published_dense(100, 2, 2))
     segments = replace(config, data=replace(config.data, sampling="segments"))
     assert np.array_equal(clip_views(100, 2, segments), published_segments(100, 2))

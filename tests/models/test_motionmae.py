@@ -24,7 +24,7 @@ def with_flow(config: Config) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["frame", "motion", "both"])
 @pytest.mark.parametrize("position", ["sinusoidal", "learnable"])
 def test_gradient_reaches_every_parameter(kind: str, decoder: str, position: str):
-    config = tiny(target={"kind": kind}, model={"decoder": decoder, "position": position})
+    config = tiny(target={"kind": kind}, model={"decoder": decoder, "pos_embed": position})
     model = build_motionmae(config)
     model(moving_clips(config), SEEDS).total.backward()
     for name, weight in model.named_parameters():
@@ -143,7 +143,7 @@ def test_the_two_decoders_are_independent():
 
 @pytest.mark.parametrize("position", ["sinusoidal", "learnable"])
 def test_no_decay_names_vectors_tables_and_mask_tokens(position: str):
-    model = build_motionmae(tiny(model={"position": position}))
+    model = build_motionmae(tiny(model={"pos_embed": position}))
     spared = no_decay(model)
     decayed = set(dict(model.named_parameters())) - spared
     assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
@@ -246,8 +246,8 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("model", "decoder_width"): 48,
     ("model", "decoder_depth"): 1,
     ("model", "decoder_heads"): 4,
-    ("model", "position"): "learnable",
-    ("model", "cube_init"): "pytorch",
+    ("model", "pos_embed"): "learnable",
+    ("model", "patch_embed_init"): "pytorch",
     ("model", "activation_checkpointing"): "full",
     ("model", "checkpoint_every"): 4,
     ("mask", "kind"): "tube",

@@ -61,7 +61,7 @@ def test_initial_weights_are_as_the_method_says():
 
 def test_cube_projection_can_keep_pytorchs_initial_weights():
     torch.manual_seed(0)
-    config = tiny(model={"cube_init": "pytorch"})
+    config = tiny(model={"patch_embed_init": "pytorch"})
     project = Encoder(config.clip, config.model).project
     bound = config.clip.cube_pixels**-0.5  # what torch gives a Conv3d of that kernel, weight and bias
     assert project.weight.abs().max().item() == pytest.approx(bound, rel=0.01)

@@ -13,7 +13,7 @@ TINY = Config(
     model=ModelConfig(size="vit_ti", width=48, depth=2, heads=3, decoder_width=24, decoder_heads=2, decoder_depth=2),
     mask=MaskConfig(kind="random", ratio=0.75),
     target=TargetConfig(),
-    optim=OptimConfig(batch=32),
+    optim=OptimConfig(global_batch_size=32),
 )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.exporter import Settings
-from monitoring.flops_per_clip import Work
-from monitoring.rank_metrics import RankSink
+from monitoring.flops_per_clip import FlopsPerClip
+from monitoring.rank_metrics import RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind
@@ -23,7 +23,7 @@ INFO = {"slurm_job_id": "7", "git_sha": "abc", "config_hash": "def"}
 
 def config_of(runs: Path, **monitoring: Any) -> Config:
     changes = {"peak_tflops": 1, **monitoring}
-    return load_config("demo", [f"runs={runs}", *(f"monitoring.{key}={value}" for key, value in changes.items())])
+    return load_config("demo", [f"output_dir={runs}", *(f"monitoring.{key}={value}" for key, value in changes.items())])
 
 
 def metrics_row(step: int, steps: int = 1, seconds: float = 0.5, **changes: Any) -> dict[str, Any]:
@@ -41,15 +41,15 @@ def metrics_row(step: int, steps: int = 1, seconds: float = 0.5, **changes: Any)
 class FedRun:
     """A run of some ranks on this node, whose event logs a test feeds as the training loop does."""
 
-    def __init__(self, config: Config, folder: Path, incarnation: str = "a", ranks: int = 1) -> None:
-        self.folder = RunFolder.of(config.runs, config.name)
+    def __init__(self, config: Config, folder: Path, attempt: str = "a", ranks: int = 1) -> None:
+        self.folder = RunFolder.of(config.output_dir, config.name)
         self.folder.create()
         self.logs = []
         for rank in range(ranks):
             files = [JsonLines(self.folder.events, self.folder.metrics)] if rank == 0 else []
             history = [json.loads(line) for line in self.folder.events.read_text().splitlines()] if rank == 0 else []
-            sink = RankSink(config, rank, folder, history, Work(flops=10**9, tokens=100), INFO)
-            self.logs.append(EventLog(incarnation, [*files, sink]))
+            sink = RankMetrics(config, rank, folder, history, FlopsPerClip(flops=10**9, tokens=100), INFO)
+            self.logs.append(EventLog(attempt, [*files, sink]))
         self.event(Kind.START, 0, world=ranks, age=0.0, hosts=["here"])
 
     def event(self, kind: Kind, step: int, **fields: Any) -> None:
@@ -64,7 +64,7 @@ class FedRun:
 def settings_of(config: Config, folder: Path, node: int = 0, nodes: int = 1) -> Settings:
     monitoring = config.monitoring
     return Settings(
-        config.name, str(Path(config.runs) / config.name), node, nodes, str(folder), str(Path(config.runs) / ".sd"),
+        config.name, str(Path(config.output_dir) / config.name), node, nodes, str(folder), str(Path(config.output_dir) / ".sd"),
         monitoring.address, monitoring.port, monitoring.ports, monitoring.linger_seconds,
         monitoring.tls_certificate, monitoring.tls_key,
     )  # fmt: skip

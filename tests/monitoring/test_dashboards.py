@@ -78,7 +78,7 @@ def test_every_expression_returns_data_from_a_prometheus_that_scrapes_a_run(tmp_
             if stop.wait(0.2):
                 return
 
-    configuration = write_configuration(tmp_path / "prometheus", Path(config.runs) / ".sd")
+    configuration = write_configuration(tmp_path / "prometheus", Path(config.output_dir) / ".sd")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter, Prometheus(configuration) as prometheus:
         exporter.address()
         trainer = threading.Thread(target=train)

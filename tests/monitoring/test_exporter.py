@@ -132,7 +132,7 @@ def test_it_stays_scrapable_while_ranks_are_silent_and_says_for_how_long(tmp_pat
 def test_the_discovery_file_goes_with_an_end_in_order_and_stays_after_a_crash(word: str, stays: bool, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     (tmp_path / "runs/.sd").mkdir(parents=True)
-    (tmp_path / "runs/.sd/demo-1.json").write_text("of an incarnation on two nodes")
+    (tmp_path / "runs/.sd/demo-1.json").write_text("of an attempt on two nodes")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         published = json.loads(Path(tmp_path / "runs/.sd/demo-0.json").read_text()) if exporter.address() else None
         assert published[0]["labels"] == {"run": "demo", "instance": "demo/0"}
@@ -174,11 +174,11 @@ def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
         path = tmp_path / "runs/.sd/demo-0.json"
-        path.write_text("of the new incarnation")
+        path.write_text("of the new attempt")
         exporter.stdin.write(f"{END}\n")
         exporter.stdin.flush()
         assert exporter.process.wait(30) == 0
-    assert path.read_text() == "of the new incarnation"
+    assert path.read_text() == "of the new attempt"
 
 
 def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Path):

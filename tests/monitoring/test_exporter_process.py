@@ -17,7 +17,7 @@ from monitoring.rank_snapshots import clear, node_folder, read_all
 from motionmae import __version__
 from motionmae.config import Config
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Superseded
+from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.events import Kind
 from tests.monitoring.runs import ROOT, FedRun, config_of
 from tests.training.launch import wait_until
@@ -33,7 +33,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
 
 
 def target_of(config: Config) -> Path:
-    return Path(config.runs) / ".sd/demo-0.json"
+    return Path(config.output_dir) / ".sd/demo-0.json"
 
 
 def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Path):
@@ -69,12 +69,12 @@ def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Con
 def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
     with exporter_process.monitored(alone) as sinks:
         for sink in sinks:
-            sink.event({"incarnation": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
-            sink.event({"incarnation": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
+            sink.event({"attempt": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
+            sink.event({"attempt": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
         wait_until(target_of(alone).exists, "the target", 60)
         (folder,) = (tmp_path / f"motionmae-{os.getuid()}").iterdir()
         (snapshot,) = read_all(folder)
-        assert (snapshot.rank, snapshot.pid, snapshot.incarnation) == (0, os.getpid(), "a")
+        assert (snapshot.rank, snapshot.pid, snapshot.attempt) == (0, os.getpid(), "a")
     assert not target_of(alone).exists()
 
 
@@ -82,7 +82,7 @@ def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
     ("error", "stays"),
     [
         (UserError("no shards"), False),
-        (Superseded("by a newer one"), False),
+        (LeaseLost("by a newer one"), False),
         (KeyboardInterrupt(), False),
         (RuntimeError("a bug"), True),
     ],
@@ -110,7 +110,7 @@ def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, mo
 
 
 def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path):
-    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"runs={alone.runs}"]
+    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"output_dir={alone.runs}"]
     ended = subprocess.run(
         [sys.executable, "-m", "motionmae", "pretrain", *words],
         cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,

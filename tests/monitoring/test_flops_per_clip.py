@@ -1,6 +1,6 @@
 import pytest
 
-from monitoring.flops_per_clip import work_of
+from monitoring.flops_per_clip import flops_per_clip_of
 from motionmae.config import load_config
 from motionmae.planning.flops import step_flops
 
@@ -8,12 +8,12 @@ from motionmae.planning.flops import step_flops
 @pytest.mark.parametrize("mode", ["full", "linear", "attentive"])
 def test_fine_tuning_takes_what_the_plan_says(mode: str):
     config = load_config("finetune_vitb_k400", [f"finetune.mode={mode}"])
-    work = work_of(config)
+    work = flops_per_clip_of(config)
     assert work.flops == step_flops(config).model
     assert work.tokens == config.clip.cubes
 
 
 def test_pre_training_looks_at_the_visible_cubes_alone():
     config = load_config("vitb_k400", ["mask.ratio=0.75"])
-    assert work_of(config).flops == step_flops(config).model
-    assert work_of(config).tokens == config.clip.cubes // 4
+    assert flops_per_clip_of(config).flops == step_flops(config).model
+    assert flops_per_clip_of(config).tokens == config.clip.cubes // 4

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from monitoring.goodput import CAUSES, Goodput, Ledger, ledger_of
+from monitoring.goodput import CAUSES, Goodput, GoodputTracker, ledger_of
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ class History:
         self.truth[cause] += seconds
 
     def event(self, kind: str, **fields: Any) -> None:
-        self.rows.append({"incarnation": str(self.lives), "kind": kind, "step": self.step, "time": self.now, **fields})
+        self.rows.append({"attempt": str(self.lives), "kind": kind, "step": self.step, "time": self.now, **fields})
 
     def start(self, init: float = 20.0, restore: float = 5.0) -> None:
         self.lives += 1
@@ -51,7 +51,7 @@ class History:
             self.pending.append(seconds)
         self.step += steps
         row = {"step_seconds": seconds + wait + other, "data_wait_seconds": wait, "other_seconds": other}
-        self.rows.append({"incarnation": str(self.lives), "step": self.step, "time": self.now, **row})
+        self.rows.append({"attempt": str(self.lives), "step": self.step, "time": self.now, **row})
 
     def save(self, seconds: float = 2.0) -> None:
         self.spend("checkpoint_blocking", seconds)
@@ -180,7 +180,7 @@ def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
 
 def test_reading_on_while_it_runs_gives_the_same_account():
     run = History()
-    ledger = Ledger()
+    ledger = GoodputTracker()
     run.start()
     for _ in range(5):
         run.train(3)
@@ -197,13 +197,13 @@ def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
     run.train(4, wait=0, other=0)
     run.save()
     run.train(3, wait=0, other=0)
-    run.rows.append({"kind": "went_back", "incarnation": "1", "step": 4, "time": run.now, "from_step": 7})
+    run.rows.append({"kind": "rollback", "attempt": "1", "step": 4, "time": run.now, "from_step": 7})
     run.step = 4
     run.train(2, wait=0, other=0)
     run.now += 30  # it hangs without a word; then Slurm requeues
     run.event("failure", cause="node", again=True)
     run.now += 50
-    run.rows.append({"kind": "start", "incarnation": "2", "step": 0, "time": run.now, "age": 0})
+    run.rows.append({"kind": "start", "attempt": "2", "step": 0, "time": run.now, "age": 0})
     found = ledger_of(run.rows).account()
     assert found.badput["lost_work"] == 3
     assert found.productive == 4 + 2

@@ -29,8 +29,8 @@ INSTANCES = {f"demo/{node}" for node in range(4)}
 
 def _submit(cluster: Lab, tmp_path: Path) -> JobRecord:
     shards = make_shards(tmp_path / "shards", samples=8)
-    flags = ["--nodes", "4", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
-    changes = [f"optim.epochs={STEPS * BATCH // 16}", "engine.micro_batch=2", "checkpoint.every_steps=5"]
+    flags = ["--nodes", "4", "--ntasks-per-node", "1", "--time", "60", "--partition", "low"]
+    changes = [f"optim.epochs={STEPS * BATCH // 16}", "engine.micro_batch_size=2", "checkpoint.every_steps=5"]
     changes += ["monitoring.address=eth0", "monitoring.peak_tflops=0.1"]
     command = [sys.executable, str(ROOT / "slurm/submit.py"), "--config", "demo", *flags]
     submitted = cluster.run(

@@ -1,4 +1,4 @@
-"""What rank 0 counts over all incarnations of a run, seen in its snapshot."""
+"""What rank 0 counts over all attempts of a run, seen in its snapshot."""
 
 from pathlib import Path
 

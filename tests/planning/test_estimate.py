@@ -24,7 +24,7 @@ def test_large_models_agree_with_the_paper() -> None:
 
 def test_time_follows_from_the_shards(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", samples=8)
-    plan = make_plan(load_config("demo", [*tiny.overrides(shards), "data.repeats=2"]))
+    plan = make_plan(load_config("demo", [*tiny.overrides(shards), "data.repeated_sampling=2"]))
     assert (plan.videos, plan.steps_per_epoch, plan.clips_per_step) == (16, 2, 16)
     assert plan.clips_per_second(ASSUMED) == pytest.approx(2 * 156e12 / plan.flops_per_clip)
     days = plan.gpu_days(ASSUMED)
@@ -74,8 +74,10 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 def test_a_data_set_smaller_than_a_step_is_refused(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", samples=8)
-    with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim.batch=32 to at most 16"):
-        make_plan(load_config("demo", [f"data.shards={shards}", "optim.batch=32"]))
+    with pytest.raises(
+        UserError, match=r"16 samples, fewer than one step takes: set optim.global_batch_size=32 to at most 16"
+    ):
+        make_plan(load_config("demo", [f"data.shards={shards}", "optim.global_batch_size=32"]))
     with pytest.raises(UserError, match="holds 7 samples"):
         make_plan(load_config("demo"), videos=7)
 
@@ -107,7 +109,7 @@ def test_the_command_prints_the_tables(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     figures = tmp_path / "plan.json"
-    words = "engine.zero=3 engine.micro_batch=8 --gpu h100-80 --mfu 0.35 --videos 240000 --loader-speed 85"
+    words = "engine.zero_stage=3 engine.micro_batch_size=8 --gpu h100-80 --mfu 0.35 --videos 240000 --loader-speed 85"
     assert _run_command(f"plan --config vitl_k400 --nodes 8 {words} --json {figures}") == 0
     shown = capsys.readouterr().out
     for text in (
@@ -118,11 +120,11 @@ def test_the_command_prints_the_tables(
         "memory a GPU",
     ):
         assert text in shown
-    assert "engine.zero=3 model.activation_checkpointing=none engine.micro_batch=8" in shown
-    assert "fits; the largest that fits and divides optim.batch=512 is 8" in shown
+    assert "engine.zero_stage=3 model.activation_checkpointing=none engine.micro_batch_size=8" in shown
+    assert "fits; the largest that fits and divides optim.global_batch_size=512 is 8" in shown
     written = json.loads(figures.read_text())
     assert len(written["choices"]) == 12
-    plan = make_plan(load_config("vitl_k400", ["launch.nodes=8", "engine.micro_batch=8"]), 240_000)
+    plan = make_plan(load_config("vitl_k400", ["launch.nodes=8", "engine.micro_batch_size=8"]), 240_000)
     assumed = Assumptions(find_gpu("h100-80"), 0.35, 85)
     assert written["gpu_days"] == plan.gpu_days(assumed)
     assert written["loader_cores"] == plan.loader_cores(assumed, 8)
@@ -132,9 +134,12 @@ def test_the_command_says_what_does_not_fit(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    words = "plan --config vitl_k400 --nodes 1 --gpu v100-16 engine.micro_batch=64"
+    words = "plan --config vitl_k400 --nodes 1 --gpu v100-16 engine.micro_batch_size=64"
     assert _run_command(words) == 0
-    assert "does NOT fit 16 GB; the largest that fits and divides optim.batch=512 is" in capsys.readouterr().out
+    assert (
+        "does NOT fit 16 GB; the largest that fits and divides optim.global_batch_size=512 is"
+        in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match=r"--mfu 0.0: it must be positive"):
         _run_command("plan --config vitl_k400 --mfu 0")
     with pytest.raises(UserError, match=r"--mfu 4.0: it is a share of the peak"):

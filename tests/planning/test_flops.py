@@ -16,7 +16,7 @@ VARIANTS = [
     tiny(target={"kind": "frame"}, mask={"kind": "tube"}),
     tiny(target={"kind": "motion", "motion_source": "flow"}),
     tiny(target={"motion_source": "flow"}, model={"decoder": "shared"}),
-    tiny(model={"decoder": "shared", "position": "learnable", "decoder_depth": 3}),
+    tiny(model={"decoder": "shared", "pos_embed": "learnable", "decoder_depth": 3}),
     tiny(mask={"kind": "global", "ratio": 0.6}, model={"activation_checkpointing": "full"}),
     tiny(mask={"decoder_ratio": 0.5}, model={"activation_checkpointing": "full"}),
     tiny(mask={"kind": "time"}, model={"activation_checkpointing": "every_n", "depth": 3}),
@@ -101,7 +101,7 @@ def test_the_papers_last_gflops_are_a_class_token_and_the_norms(name: str, gflop
 def test_a_positions_table_explains_the_papers_parameters():
     """87 and 305 M are VideoMAE's: encoder and table, no head. 632 M is MAE's."""
     for name, millions in (("vitb_k400", 87), ("vitl_k400", 305)):
-        config = load_config(name, ["model.position=learnable"])
+        config = load_config(name, ["model.pos_embed=learnable"])
         assert int(count_parameters(config).encoder / 1e6) == millions
 
 

@@ -16,7 +16,7 @@ from motionmae.planning import memory
 from motionmae.planning.memory import kept_bytes, largest_micro_batch, predict_memory
 from tests.training.launch import run_ranks
 
-SMALL = ["model.depth=3", "clip.size=36", "optim.batch=32"]
+SMALL = ["model.depth=3", "clip.size=36", "optim.global_batch_size=32"]
 
 
 def _clips(config: Config, number: int) -> torch.Tensor:
@@ -75,7 +75,7 @@ def _measure_with_small_messages(config: Config) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("ranks", "precision"), [(1, "bf16"), (2, "fp32")])
 def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
     """Every stage, by the code of benchmarks/memory.py."""
-    changes = ["model.depth=6", "model.width=192", "optim.batch=16", "engine.micro_batch=16"]
+    changes = ["model.depth=6", "model.width=192", "optim.global_batch_size=16", "engine.micro_batch_size=16"]
     config = load_config("demo", [*changes, f"engine.precision={precision}"])
     rows, *_ = run_ranks(ranks, _measure_with_small_messages, config)
     for row in rows:
@@ -95,8 +95,12 @@ def test_large_models_agree_with_fake_tensors(
 
     Both cases are at their peak when the loss is taken, where DeepSpeed holds nothing that torch does not.
     """
-    batch = [f"optim.batch={clips}", f"engine.micro_batch={clips}", f"model.activation_checkpointing={mode}"]
-    config = load_config(name, ["engine.zero=0", "engine.precision=bf16", *batch])
+    batch = [
+        f"optim.global_batch_size={clips}",
+        f"engine.micro_batch_size={clips}",
+        f"model.activation_checkpointing={mode}",
+    ]
+    config = load_config(name, ["engine.zero_stage=0", "engine.precision=bf16", *batch])
     monkeypatch.setattr(vit, "attend", scaled_dot_product_attention)  # as on a GPU
     with torch.device("meta"):
         model = MotionMAE(config)
@@ -117,7 +121,7 @@ def test_large_models_agree_with_fake_tensors(
 
 def test_zero_partitions_state_over_the_ranks() -> None:
     def states(ranks: int) -> list[tuple[int, int, int]]:
-        found = (predict_memory(load_config("demo", [f"engine.zero={stage}"]), ranks) for stage in range(4))
+        found = (predict_memory(load_config("demo", [f"engine.zero_stage={stage}"]), ranks) for stage in range(4))
         return [(held.parameters, held.gradients, held.optimizer) for held in found]
 
     two, eight = states(2), states(8)
@@ -138,5 +142,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
 
 
 def test_earlier_micro_batches_leave_gradients() -> None:
-    once, twice = (predict_memory(load_config("vitl_k400", [f"optim.batch={b}"]), 32).peak for b in (512, 1024))
+    once, twice = (
+        predict_memory(load_config("vitl_k400", [f"optim.global_batch_size={b}"]), 32).peak for b in (512, 1024)
+    )
     assert once < twice <= once + 4 * 332e6

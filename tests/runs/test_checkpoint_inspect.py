@@ -8,7 +8,7 @@ import pytest
 
 from motionmae.__main__ import main
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
-from motionmae.runs.lease import FILE, claim_folder
+from motionmae.runs.lease import FILE, acquire_lease
 from motionmae.runs.events import Kind, LineFile
 
 WEIGHTS = "model-00000-of-00001.safetensors"
@@ -38,13 +38,13 @@ def command(run: Path, *flags: str) -> tuple[int, list[dict]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder with checkpoints of steps 10, 20 and 30, whose incarnation has said that it ended."""
+    """A run folder with checkpoints of steps 10, 20 and 30, whose attempt has said that it ended."""
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
     for step in (10, 20, 30):
         save(CheckpointStore(folder / "checkpoints"), step)
     events = LineFile(folder / "events.jsonl")
-    events.append({"incarnation": claim_folder(folder).name, "kind": Kind.STOP.value, "step": 30})
+    events.append({"attempt": acquire_lease(folder).name, "kind": Kind.STOP.value, "step": 30})
     events.close()
     return folder
 
@@ -117,10 +117,10 @@ def test_the_last_checkpoints_are_never_deleted_however_damaged(run: Path, capsy
 
 def test_a_run_that_may_be_alive_is_not_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
     flip_byte(run / "checkpoints/step-00000030")
-    claim_folder(run)  # by this process, which lives
+    acquire_lease(run)  # by this process, which lives
     assert command(run, "--verify")[0] == 1
     assert command(run, "--repair")[0] == 2
-    assert f"incarnation 2 of this run runs as process {os.getpid()}" in capsys.readouterr().err
+    assert f"attempt 2 of this run runs as process {os.getpid()}" in capsys.readouterr().err
     owner = json.loads((run / FILE).read_text())
     (run / FILE).write_text(json.dumps(owner | {"host": "another-node"}))
     assert command(run, "--repair")[0] == 2
@@ -131,7 +131,7 @@ def test_a_run_that_may_be_alive_is_not_repaired(run: Path, capsys: pytest.Captu
 
 
 def test_a_process_that_was_killed_is_no_owner(run: Path):
-    text = "import sys, pathlib; from motionmae.runs.lease import *; claim_folder(pathlib.Path(sys.argv[1]))"
+    text = "import sys, pathlib; from motionmae.runs.lease import *; acquire_lease(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", text, str(run)], cwd=Path(__file__).parents[2], check=True)
     flip_byte(run / "checkpoints/step-00000030")
     assert command(run, "--repair")[0] == 0

@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, StorageError, Superseded, exit_of
+from motionmae.runs.end_reason import Exit, StorageError, LeaseLost, exit_of
 from tests.training.engine_workers import lose_peer
 from tests.training.launch import Ranks
 
@@ -16,7 +16,7 @@ def test_a_peer_that_dies_or_does_not_answer_or_never_came_is_a_lost_peer(how: s
 
 def test_errors_have_the_class_of_what_caused_them():
     assert exit_of(UserError("no shards")) is Exit.USER_ERROR
-    assert exit_of(Superseded("taken over")) is Exit.SUPERSEDED
+    assert exit_of(LeaseLost("taken over")) is Exit.LEASE_LOST
     assert exit_of(StorageError("stale file handle")) is Exit.NO_STORAGE
     assert exit_of(dist.DistBackendError("NCCL error")) is Exit.LOST_PEERS
     assert exit_of(KeyError("loss")) is Exit.CRASHED

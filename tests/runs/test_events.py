@@ -14,8 +14,8 @@ from motionmae.runs.events import (
 )
 
 
-def row(step: int, incarnation: str = "a", **fields: float) -> dict[str, object]:
-    return {"incarnation": incarnation, "step": step, **fields}
+def row(step: int, attempt: str = "a", **fields: float) -> dict[str, object]:
+    return {"attempt": attempt, "step": step, **fields}
 
 
 def write(path: Path, *rows: dict[str, object]) -> None:
@@ -39,7 +39,7 @@ def test_a_torn_last_line_is_passed_over_and_the_next_row_stands_alone(tmp_path:
 def test_rows_that_a_resumed_run_repeats_replace_the_former(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     write(path, *(row(step, "a", loss=1.0) for step in (1, 2, 3, 4, 5)), *(row(step, "b", loss=2.0) for step in (3, 4)))
-    assert [(r["step"], r["incarnation"]) for r in current_rows(path)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
+    assert [(r["step"], r["attempt"]) for r in current_rows(path)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
 
 
 def test_no_file_has_no_rows(tmp_path: Path):
@@ -54,8 +54,8 @@ def test_log_stamps_rows_and_writes_what_json_cannot_hold_as_null(tmp_path: Path
     log.close()
     (event,) = read_rows(tmp_path / "events.jsonl")
     (metrics,) = read_rows(tmp_path / "metrics.jsonl")
-    assert event.items() >= {"incarnation": "life", "kind": "checkpoint", "step": 7, "bytes": 12}.items()
-    assert metrics.items() >= {"incarnation": "life", "step": 8, "loss": None, "grad_norm": None, "lr": 0.5}.items()
+    assert event.items() >= {"attempt": "life", "kind": "checkpoint", "step": 7, "bytes": 12}.items()
+    assert metrics.items() >= {"attempt": "life", "step": 8, "loss": None, "grad_norm": None, "lr": 0.5}.items()
     assert event["time"] <= metrics["time"]
     assert log.last_step == 8
 
@@ -69,7 +69,7 @@ def test_the_last_step_is_the_runs_and_not_that_of_a_checkpoint_or_picture_annou
         assert log.last_step == 1480, kind
     log.event(Kind.NONFINITE, 1481)
     assert log.last_step == 1481
-    log.event(Kind.WENT_BACK, 1200)
+    log.event(Kind.ROLLBACK, 1200)
     assert log.last_step == 1200
 
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from motionmae import __version__
-from motionmae.runs.git_revision import source_version
+from motionmae.runs.git_revision import git_revision
 
 
 def git(folder: Path, *words: str) -> str:
@@ -19,12 +19,12 @@ def test_commit_of_a_checkout_of_a_snapshot_and_of_none(tmp_path: Path):
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-qm", "a")
     commit = git(tmp_path, "rev-parse", "HEAD").strip()
-    assert source_version(tmp_path) == commit
+    assert git_revision(tmp_path) == commit
     (tmp_path / "a").write_text("2")
-    assert source_version(tmp_path) == f"{commit}, changed"
+    assert git_revision(tmp_path) == f"{commit}, changed"
 
     inside = tmp_path / "runs" / "demo" / "code" / "abc"
     inside.mkdir(parents=True)
-    assert source_version(inside) == f"motionmae {__version__}"  # not the commit of the repository around it
+    assert git_revision(inside) == f"motionmae {__version__}"  # not the commit of the repository around it
     inside.with_suffix(".json").write_text(json.dumps({"commit": "1234", "changed": True}))
-    assert source_version(inside) == "1234, changed"
+    assert git_revision(inside) == "1234, changed"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from motionmae.errors import UserError
-from motionmae.runs.lease import FILE, claim_folder
+from motionmae.runs.lease import FILE, acquire_lease
 from motionmae.runs.events import read_rows
-from motionmae.runs.end_reason import Superseded
+from motionmae.runs.end_reason import LeaseLost
 from motionmae.distributed.stop_requests import Outcome
 from motionmae.training.pretrain import pretrain
 from motionmae.runs.directory import RunFolder
@@ -18,17 +18,17 @@ from tests.training.shards import make_shards, tiny_run
 
 
 def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
-    first = claim_folder(tmp_path)
+    first = acquire_lease(tmp_path)
     first.check()
-    second = claim_folder(tmp_path)
+    second = acquire_lease(tmp_path)
     second.check()
     assert (first.number, second.number) == (1, 2)
-    with pytest.raises(Superseded, match=r"incarnation 2 of this run.*incarnation 1 on .* writes nothing more"):
+    with pytest.raises(LeaseLost, match=r"attempt 2 of this run.*attempt 1 on .* writes nothing more"):
         first.check()
 
 
 def claim_often(folder: Path, times: int) -> list[int]:
-    return [claim_folder(folder).number for _ in range(times)]
+    return [acquire_lease(folder).number for _ in range(times)]
 
 
 def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path: Path):
@@ -38,16 +38,16 @@ def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path
 
 
 def test_a_folder_whose_owner_cannot_be_told_is_not_written_to(tmp_path: Path):
-    mine = claim_folder(tmp_path)
+    mine = acquire_lease(tmp_path)
     (tmp_path / FILE).unlink()
     with pytest.raises(FileNotFoundError):
         mine.check()
     (tmp_path / FILE).write_text("{")
-    for act in (mine.check, lambda: claim_folder(tmp_path)):
+    for act in (mine.check, lambda: acquire_lease(tmp_path)):
         with pytest.raises(UserError, match="is damaged"):
             act()
     with pytest.raises(UserError, match="cannot be written"):
-        claim_folder(tmp_path / "absent")
+        acquire_lease(tmp_path / "absent")
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_path: Path, world: int):
     """Its ranks stand still, as behind a pulled cable, while the same run starts elsewhere and finishes."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     old = Ranks(world, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
     for rank in range(world):
         old.send(rank, signal.SIGCONT)
     for status, sentence in old.results():
-        assert status == "SUPERSEDED"
+        assert status == "LEASE_LOST"
         assert f"has taken over {folder.path}" in sentence
     assert content_of(folder.path) == before
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1, 2]
@@ -78,7 +78,7 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
 def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path, every: int):
     """Neither after its first checkpoint nor before, while it is under way."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     run = Ranks(1, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
     run.send(0, signal.SIGSTOP)

@@ -25,8 +25,8 @@ def test_only_failures_since_the_last_new_checkpoint_count(tmp_path: Path) -> No
         attempts.failed(Attempt("7", restart), Cause.LOST_PEERS, step)
         attempts.failed(Attempt("7", restart), Cause.NODE_DOWN, step, "a")
     attempts.failed(Attempt("6", 0), Cause.LOST_PEERS, 500)
-    assert attempts.fruitless("7") == 3
-    assert attempts.fruitless("6") == 1
+    assert attempts.failures_without_progress("7") == 3
+    assert attempts.failures_without_progress("6") == 1
 
 
 def test_the_last_start_is_remembered(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ def test_the_script_asks_for_what_the_config_says() -> None:
     lines = _script(
         _config(
             nodes=4,
-            ranks_per_node=8,
+            ntasks_per_node=8,
             gpus_per_node=8,
-            cpus_per_rank=12,
-            timeout_minutes=90,
+            cpus_per_task=12,
+            time=90,
             signal_seconds=200,
             partition="big",
             account="vision",
@@ -74,7 +74,7 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
 
 
 def test_further_sbatch_options_win() -> None:
-    assert "#SBATCH --time=5\n" in _script(_config(timeout_minutes=90), time="5")
+    assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
     assert executors.sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
         "mem": "200G",
         "dependency": "afterok:1=2",
@@ -96,14 +96,14 @@ def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.Mo
 def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    on_cpu = executors.job_environment(_config(gpus_per_node=0, cpus_per_rank=6), CODE, "slurm")
+    on_cpu = executors.job_environment(_config(gpus_per_node=0, cpus_per_task=6), CODE, "slurm")
     assert (on_cpu["NCCL_DEBUG"], on_cpu["OMP_NUM_THREADS"]) == ("INFO", "6")
-    assert executors.job_environment(_config(gpus_per_node=8, cpus_per_rank=6), CODE, "slurm")["OMP_NUM_THREADS"] == "1"
+    assert executors.job_environment(_config(gpus_per_node=8, cpus_per_task=6), CODE, "slurm")["OMP_NUM_THREADS"] == "1"
 
 
 def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load_config("demo", ["data.shards=shards", "runs=runs", "monitoring.discovery=sd"])
+    config = load_config("demo", ["data.shards=shards", "output_dir=runs", "monitoring.discovery=sd"])
     absolute = executors.absolute_paths(config)
     assert (absolute.data.shards, absolute.runs) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
     assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")

@@ -78,7 +78,7 @@ def _runs(process: str) -> bool:
 
 
 def test_the_time_limit_requeues_until_the_time_outs_are_used_up(tmp_path: Path, start: Starter) -> None:
-    record = start(tmp_path, {0: ["wait"]}, timeout_minutes=1, signal_seconds=59, max_timeouts=1)
+    record = start(tmp_path, {0: ["wait"]}, time=1, signal_seconds=59, max_timeouts=1)
     assert _end(tmp_path, record) == 1
     assert _starts(tmp_path) == 2
     assert "timed-out too many times" in Path(record.log).read_text()

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from motionmae.config import load_config
-from motionmae.data.remote.cache import download
+from motionmae.data.remote import download
 from motionmae.errors import UserError
 from slurm import code_snapshot, submission, submit
 from slurm.attempt_log import Attempt, Attempts
@@ -96,9 +96,9 @@ def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(words: list[st
 def test_every_flag_reaches_its_key() -> None:
     given = {
         "--nodes": "3",
-        "--ranks-per-node": "2",
+        "--ntasks-per-node": "2",
         "--gpus-per-node": "0",
-        "--cpus-per-rank": "5",
+        "--cpus-per-task": "5",
         "--time": "1:00:00",
         "--signal-seconds": "33",
         "--max-timeouts": "9",
@@ -110,7 +110,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--exclude": "node[1-3],x",
         "--comment": "it's: 100 % {true}",
     }
-    words = ["--config", "demo", "optim.batch=96", *(word for pair in given.items() for word in pair)]
+    words = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
     launched = submit.load(submit._parser().parse_intermixed_args(words), Site()).launch
     expected = {**given, "--time": "60"}
     assert [str(getattr(launched, key)) for key, _ in submit._FLAGS.values()] == list(expected.values())
@@ -120,11 +120,11 @@ def test_every_flag_reaches_its_key() -> None:
     ("words", "sentence"),
     [
         (["--config", "vitl_k4000"], "no config 'vitl_k4000'"),
-        (["--config", "demo", "optim.btach=3"], "did you mean optim.batch"),
+        (["--config", "demo", "optim.btach=3"], "did you mean optim.global_batch_size"),
         (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
         (["--config", "demo", "--nodes", "7"], "is not divisible by"),
-        (["--config", "vitb_k400", "--gpus-per-node", "4", "--dry-run"], "add --ranks-per-node 4"),
+        (["--config", "vitb_k400", "--gpus-per-node", "4", "--dry-run"], "add --ntasks-per-node 4"),
         (["--config", "demo", "--time", "soon"], "--time soon"),
         (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is not possible"),
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
@@ -165,7 +165,7 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
         with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.batch=32"):
-            submission.check_shards(replace(config, optim=replace(config.optim, batch=32)))
+            submission.check_shards(replace(config, optim=replace(config.optim, global_batch_size=32)))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
     assert capsys.readouterr().out == ""
@@ -277,7 +277,7 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     assert watcher.returncode == 130
     assert f"job {record.job_id} goes on" in shown
 
-    for module in ("loop", "incarnation", "engine"):  # what follows a run needs none of these
+    for module in ("loop", "attempt", "engine"):  # what follows a run needs none of these
         edited = program.parents[1] / f"motionmae/training/{module}.py"
         edited.write_text("raise RuntimeError('edited after the submission')")
     os.kill(int(record.job_id), signal.SIGUSR2)
@@ -285,7 +285,7 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     assert attached.returncode == 0, attached.stdout
     assert f"following job {record.job_id}; nothing new is submitted" in attached.stdout
     assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
-    assert len({row["incarnation"] for row in tiny.rows(run)}) == 2
+    assert len({row["attempt"] for row in tiny.rows(run)}) == 2
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(
@@ -293,10 +293,10 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
 ) -> None:
     shards = make_shards(tmp_path / "shards")
     (tmp_path / "runs").write_text("a file")
-    status, _, error = _run(capsys, *LOCAL, f"runs={tmp_path}/runs", f"data.shards={shards}")
+    status, _, error = _run(capsys, *LOCAL, f"output_dir={tmp_path}/runs", f"data.shards={shards}")
     assert (status, error.count("\n")) == (2, 1)
     assert f"error: {tmp_path}/runs/demo cannot be written (" in error
-    assert "runs=FOLDER" in error
+    assert "output_dir=FOLDER" in error
 
 
 def test_what_a_run_would_not_look_at_is_refused(capsys: pytest.CaptureFixture[str]):

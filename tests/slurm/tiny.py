@@ -14,9 +14,9 @@ def overrides(shards: Path) -> list[str]:
     """
     return [
         f"data.shards={shards}",
-        f"optim.batch={_BATCH}",
+        f"optim.global_batch_size={_BATCH}",
         f"optim.epochs={STEPS * _BATCH // _VIDEOS}",
-        "engine.micro_batch=4",
+        "engine.micro_batch_size=4",
         "clip.frames=4",
         "clip.stride=1",
         "clip.size=24",
@@ -24,7 +24,7 @@ def overrides(shards: Path) -> list[str]:
         "model.decoder_depth=1",
         "log.every_steps=1",
         "log.tensorboard=false",
-        "log.picture_steps=0",
+        "log.reconstruction_every_steps=0",
         "checkpoint.every_steps=1000",
     ]
 

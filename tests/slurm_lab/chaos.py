@@ -90,7 +90,7 @@ def main() -> int:
             "losses_equal": run.losses() == expected.losses(),
             "weights_equal": tensors.keys() == others.keys()
             and all(np.array_equal(tensors[key], others[key]) for key in others),
-            "incarnations": len({row["incarnation"] for row in run.rows()}),
+            "attempts": len({row["attempt"] for row in run.rows()}),
             "damages": [asdict(damage) for damage in damages],
         }
     finally:

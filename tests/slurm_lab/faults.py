@@ -23,7 +23,7 @@ class Damage:
     seconds: float
     """From the fault to the end of the next new step."""
     slurm_seconds: float
-    """Of these, until the processes of the next incarnation began: Slurm's share."""
+    """Of these, until the processes of the next attempt began: Slurm's share."""
 
 
 def preempt(run: TrainingRun, node: str) -> None:
@@ -141,7 +141,7 @@ NAMES = {
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
     """Let ``fault`` happen on ``node``, wait until the run goes on, repair what was broken, and say what it cost."""
-    before = run.incarnations()
+    before = run.attempts()
     struck = time.time()
     fault(run, node)
     if fault in (kill_in_write, truncate):  # which had to wait for their moment
@@ -154,13 +154,13 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
 
 
 def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Damage:
-    """Wait until an incarnation that is not in ``before`` takes a step, and compare with where the run was."""
-    run.wait(lambda: any(row["incarnation"] not in before for row in run.rows()), f"a step after {name}")
+    """Wait until an attempt that is not in ``before`` takes a step, and compare with where the run was."""
+    run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), f"a step after {name}")
     rows = run.rows()
-    first = next(row for row in rows if row["incarnation"] not in before)
-    last = max((row["step"] for row in rows if row["incarnation"] in before), default=0)
+    first = next(row for row in rows if row["attempt"] not in before)
+    last = max((row["step"] for row in rows if row["attempt"] in before), default=0)
     events = run.rows("events.jsonl")
-    start = next(row for row in events if (row["incarnation"], row["kind"]) == (first["incarnation"], "start"))
+    start = next(row for row in events if (row["attempt"], row["kind"]) == (first["attempt"], "start"))
     return Damage(name, last, last - first["step"] + 1, first["time"] - since, start["time"] - start["age"] - since)
 
 

@@ -37,14 +37,14 @@ class TrainingRun:
         self.path = folder / "runs/demo"
         settings = [
             f"data.shards={shards}",
-            f"optim.batch={BATCH}",
+            f"optim.global_batch_size={BATCH}",
             f"optim.epochs={steps * BATCH // 24}",
-            "engine.micro_batch=3",
+            "engine.micro_batch_size=3",
             "engine.precision=fp32",
             "monitoring.enabled=false",
             f"checkpoint.every_steps={CHECKPOINT_STEPS}",
         ]
-        flags = ["--config", "demo", "--ranks-per-node", "1", "--time", "60", "--partition", "low"]
+        flags = ["--config", "demo", "--ntasks-per-node", "1", "--time", "60", "--partition", "low"]
         self.command = [sys.executable, str(SUBMIT), *flags, *tiny.overrides(shards), *settings, *words]
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,9 +69,9 @@ class TrainingRun:
         """Rows of metrics.jsonl or events.jsonl."""
         return tiny.rows(self.path, name)
 
-    def incarnations(self) -> set[str]:
-        """Every incarnation that has announced itself."""
-        return {row["incarnation"] for row in self.rows("events.jsonl")}
+    def attempts(self) -> set[str]:
+        """Every attempt that has announced itself."""
+        return {row["attempt"] for row in self.rows("events.jsonl")}
 
     def nodes(self) -> list[str]:
         """Nodes of the newest start, rank 0's first."""
@@ -79,8 +79,8 @@ class TrainingRun:
         return list(starts[-1]["nodes"])
 
     def wait_for_steps(self, more: int) -> None:
-        """Wait until the newest incarnation has taken ``more`` steps, or as many as are left."""
-        self.wait(lambda: self._steps_of_newest() >= more, f"{more} steps of a new incarnation")
+        """Wait until the newest attempt has taken ``more`` steps, or as many as are left."""
+        self.wait(lambda: self._steps_of_newest() >= more, f"{more} steps of a new attempt")
 
     def wait(self, holds: Any, what: str) -> None:
         """Wait until ``holds()``."""
@@ -110,7 +110,7 @@ class TrainingRun:
         return found
 
     def losses(self) -> list[float]:
-        """The loss of every step, of the incarnation that took it last."""
+        """The loss of every step, of the attempt that took it last."""
         return [loss for _, loss in sorted({row["step"]: row["loss"] for row in self.rows()}.items())]
 
     def log(self) -> str:
@@ -122,8 +122,8 @@ class TrainingRun:
 
     def _steps_of_newest(self) -> int:
         rows, starts = self.rows(), [row for row in self.rows("events.jsonl") if row["kind"] == "start"]
-        newest = starts[-1]["incarnation"] if starts else None
-        return sum(row["incarnation"] == newest for row in rows)
+        newest = starts[-1]["attempt"] if starts else None
+        return sum(row["attempt"] == newest for row in rows)
 
 
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:

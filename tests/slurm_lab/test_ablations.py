@@ -20,9 +20,20 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     train, val = (make_shards(tmp_path / name, samples=4, classes=2) for name in ("train", "val"))
     small = ["clip.frames=4", "clip.stride=1", "clip.size=32", "clip.cube_size=8", "model.width=32", "model.depth=1"]
     small += ["model.heads=2", "model.decoder_width=32", "model.decoder_heads=2", "model.decoder_depth=1"]
-    small += ["optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "engine.micro_batch=4", "data.workers=0"]
-    small += [f"data.shards={train}", f"views.shards={val}", "monitoring.enabled=false", "log.picture_steps=0"]
-    flags = ["--nodes", "1", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
+    small += [
+        "optim.global_batch_size=4",
+        "optim.epochs=1",
+        "optim.warmup_epochs=0",
+        "engine.micro_batch_size=4",
+        "data.workers=0",
+    ]
+    small += [
+        f"data.shards={train}",
+        f"test.shards={val}",
+        "monitoring.enabled=false",
+        "log.reconstruction_every_steps=0",
+    ]
+    flags = ["--nodes", "1", "--ntasks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10"]
     # table10_divided is the paper's default, which table5a_both trains
     command = [
         sys.executable,

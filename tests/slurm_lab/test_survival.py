@@ -83,7 +83,7 @@ def nodes_silent(folder: Path, shards: Path) -> Story:
 def split_brain(folder: Path, shards: Path) -> Story:
     """A node with the whole run on it is cut off, and both go on: the old ranks there, the new ones elsewhere."""
     with Lab(nodes=2, rate=SLOW_RATE) as lab:
-        run = TrainingRun(lab, folder, shards, "--nodes", "1", "--ranks-per-node", "2")
+        run = TrainingRun(lab, folder, shards, "--nodes", "1", "--ntasks-per-node", "2")
         run.submit()
         run.wait_for_steps(CHECKPOINT_STEPS + 2)
         return _end(run, [strike(run, faults.unplug, run.nodes()[0])], {})
@@ -104,9 +104,9 @@ def elastic(folder: Path, shards: Path) -> Story:
         run = TrainingRun(lab, folder, shards)
         said, damages = {}, []
         run.submit("--nodes", "4")
-        for number, words in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch=4"))):
+        for number, words in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch_size=4"))):
             run.wait_for_steps(4)
-            before = run.incarnations()
+            before = run.attempts()
             lab.run("scancel", run.record.job_id)
             lab.wait_for_job(run.record.job_id, ("CANCELLED",), 60)
             if number == 3:
@@ -172,7 +172,10 @@ def test_another_number_of_nodes_gives_the_same_weights_within_rounding(stories:
     for key in (key for key in reference.tensors if key.startswith("model")):
         np.testing.assert_allclose(story.tensors[key], reference.tensors[key], atol=1e-4, err_msg=key)
     assert all(damage.lost == 0 for damage in story.damages)
-    assert "optim.batch=12 is not divisible by engine.micro_batch=3 x 3 ranks: set engine" in story.said["indivisible"]
+    assert (
+        "optim.global_batch_size=12 is not divisible by engine.micro_batch_size=3 x 3 ranks: set engine"
+        in story.said["indivisible"]
+    )
 
 
 def test_what_signals_loses_nothing_and_a_kill_at_most_an_interval(stories: dict[str, Future[Story]]) -> None:

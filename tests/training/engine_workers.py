@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from motionmae.checkpointing import sharded
 from motionmae.config import Config
-from motionmae.distributed.process_group import Rank, init_distributed
-from motionmae.distributed.stop_requests import Preemption, Requests
+from motionmae.distributed.process_group import DistributedContext, init_distributed
+from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore
@@ -31,13 +31,15 @@ from tests.training.tiny import TinyModel, config, micro_batches
 Weights = dict[str, torch.Tensor]
 
 
-def new_engine(settings: Config) -> tuple[Engine, Rank]:
+def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
     rank = init_distributed(settings.engine)
     model = TinyModel()
     return Engine(model, decay_groups(model, settings), settings, rank), rank
 
 
-def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: float | None = None) -> float:
+def take_step(
+    engine: Engine, settings: Config, rank: DistributedContext, step: int, poison: float | None = None
+) -> float:
     """Train on a step's samples and return its loss over all ranks.
 
     ``poison`` is added to the loss of the last rank's last micro-batch, as a number without a gradient.
@@ -45,7 +47,7 @@ def take_step(engine: Engine, settings: Config, rank: Rank, step: int, poison: f
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.01 * (step + 1)
     total = torch.zeros(())
-    for number, inputs in enumerate(micro_batches(step, rank.rank, rank.world, settings.engine.micro_batch)):
+    for number, inputs in enumerate(micro_batches(step, rank.rank, rank.world, settings.engine.micro_batch_size)):
         loss = engine(*inputs).total
         if poison is not None and rank.rank == rank.world - 1 and number == engine.accumulation - 1:
             loss = loss + poison
@@ -81,14 +83,14 @@ def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
         loss = take_step(engine, settings, rank, 1, poison)
         local = torch.tensor([poison if rank.rank == rank.world - 1 else 1.0])
         bad = nonfinite.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
-        after, updates = weights(engine), sharded_state.updates(engine)
+        after, updates = weights(engine), sharded_state.optimizer_steps(engine)
         take_step(engine, settings, rank, 2)
         results.append(
             {
                 "loss": loss,
                 "bad": asdict(bad),
                 "unchanged": all(torch.equal(before[name], after[name]) for name in before),
-                "updates": (updates, sharded_state.updates(engine)),
+                "updates": (updates, sharded_state.optimizer_steps(engine)),
                 "finite": all(bool(value.isfinite().all()) for value in weights(engine).values()),
                 "weights": weights(engine),
                 "scale": engine.loss_scale.value if engine.loss_scale else None,
@@ -109,9 +111,9 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
         engine.set_loss_scale()
         scales, applied = [], []
         for step in range(24):
-            before = sharded_state.updates(engine)
+            before = sharded_state.optimizer_steps(engine)
             take_step(engine, settings, rank, step % 3)
-            applied.append(sharded_state.updates(engine) > before)
+            applied.append(sharded_state.optimizer_steps(engine) > before)
             scales.append(engine.loss_scale.value)
         results.append((scales, applied, engine.grad_norm))
         engine.close()
@@ -152,7 +154,7 @@ def load_all(
             assert found is not None
             sharded.restore(engine, rank, found)
             losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
-            results[before, zero] = (losses, weights(engine), sharded_state.updates(engine))
+            results[before, zero] = (losses, weights(engine), sharded_state.optimizer_steps(engine))
             engine.close()
     return results
 
@@ -184,11 +186,11 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
     former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with Preemption() as preemption:
         assert preemption.former[signal.SIGUSR2] is signal.SIG_IGN
-        requests = Requests(preemption, pids, rank.is_first)
-        first = requests.agree().end
+        requests = StopRequests(preemption, pids, rank.is_rank_zero)
+        first = requests.sync_across_ranks().end
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
-        while not (asked := requests.agree().end) and time.monotonic() < end:
+        while not (asked := requests.sync_across_ranks().end) and time.monotonic() < end:
             time.sleep(0.001)
     back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
     assert first is None

@@ -19,7 +19,7 @@ from motionmae.training.tasks import train_task
 
 
 def run_all(configs: list[Config]) -> list[str]:
-    """Run incarnations one after the other in the same processes; how each ended."""
+    """Run attempts one after the other in the same processes; how each ended."""
     init_distributed(configs[0].engine)
     endings = []
     for config in configs:
@@ -39,7 +39,7 @@ def pretrain_with_small_files(config: Config, limit: int) -> list[str]:
 
 
 def pretrain_to_exit(config: Config) -> tuple[str, str]:
-    """Run one incarnation, however it ends: the class of its exit and what was said about it."""
+    """Run one attempt, however it ends: the class of its exit and what was said about it."""
     try:
         return train_task(config).name, ""
     except Exception as error:

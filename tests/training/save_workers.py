@@ -10,15 +10,15 @@ from typing import Any
 import torch.distributed as dist
 
 from motionmae.checkpointing import sharded
-from motionmae.checkpointing.async_checkpointer import Saver
+from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.config import Config, WatchdogConfig
-from motionmae.distributed.process_group import Rank, broadcast_object
+from motionmae.distributed.process_group import DistributedContext, broadcast_object
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore, FileEntry
-from motionmae.runs.end_reason import Superseded
-from motionmae.runs.lease import claim_folder
+from motionmae.runs.end_reason import LeaseLost
+from motionmae.runs.lease import acquire_lease
 from motionmae.training import trainer
 from motionmae.training.pretrain import pretrain
 from tests.training.engine_workers import new_engine, take_step, weights
@@ -43,11 +43,16 @@ class Disk:
         return write_tensors(path, *arguments)
 
 
-def new_saver(folder: Path) -> tuple[Engine, Rank, Saver, Disk]:
+def new_saver(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpointer, Disk]:
     engine, rank = new_engine(config(1))
-    claim = broadcast_object(claim_folder(folder) if rank.is_first else None)
+    lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
     watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-    return engine, rank, Saver(CheckpointStore(folder / "checkpoints"), rank, claim, config(1), watchdog), Disk()
+    return (
+        engine,
+        rank,
+        AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config(1), watchdog),
+        Disk(),
+    )
 
 
 def save_beside_training(folder: Path) -> dict[str, Any]:
@@ -87,16 +92,16 @@ def fail_and_recover(folder: Path) -> list[Any]:
 
 
 def be_taken_over(folder: Path) -> tuple[str, list[str]]:
-    """Claim the folder anew while a write is under way; what became of the write."""
+    """Lease the folder anew while a write is under way; what became of the write."""
     engine, rank, saver, disk = new_saver(folder)
     disk.delay = 1.0
     saver.start(engine, 1, {}, time.perf_counter())
-    if rank.is_first:
-        claim_folder(folder)
+    if rank.is_rank_zero:
+        acquire_lease(folder)
     sentence = ""
     try:
         saver.wait()
-    except Superseded as error:
+    except LeaseLost as error:
         sentence = str(error)
     dist.barrier()
     return sentence, [path.name for path in (folder / "checkpoints").glob("step-*")]

@@ -42,17 +42,17 @@ def make_shards(folder: Path, shards: int = 2, samples: int = 9, classes: int = 
 
 
 def tiny_run(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
-    """A real MotionMAE of 32 dimensions, for 1 or 2 ranks; ``engine={"zero": 2}`` changes a section."""
+    """A real MotionMAE of 32 dimensions, for 1 or 2 ranks; ``engine={"zero_stage": 2}`` changes a section."""
     config = Config(
         name="tiny",
-        runs=str(runs),
+        output_dir=str(runs),
         clip=ClipConfig(frames=4, size=32, stride=1, cube_size=8),
         model=ModelConfig(
             size="vit_ti", width=32, depth=2, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=2
         ),
-        data=DataConfig(shards=str(shards), threads=1, prefetch=2, window_shards=2),
-        optim=OptimConfig(batch=6, epochs=3, warmup_epochs=1, base_lr=0.02),
-        engine=EngineConfig(zero=1, micro_batch=3, device="cpu", precision="fp32"),
+        data=DataConfig(shards=str(shards), threads=1, prefetch=2, shuffle_window_shards=2),
+        optim=OptimConfig(global_batch_size=6, epochs=3, warmup_epochs=1, base_lr=0.02),
+        engine=EngineConfig(zero_stage=1, micro_batch_size=3, device="cpu", precision="fp32"),
         checkpoint=CheckpointConfig(every_steps=2),
         log=LogConfig(every_steps=1, tensorboard=False),
     )

@@ -53,7 +53,7 @@ def save_encoder(path: Path, config: Config) -> Path:
 
 def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights (their average, where kept) of a finished run."""
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
     return [row["loss"] for row in current_rows(folder.metrics)], load_weights(newest)
 
@@ -61,7 +61,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 @pytest.mark.long
 @pytest.mark.parametrize(("world", "zero"), [(1, 0), (2, 2)])
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
-    whole, killed = (run_of(shards, tmp_path / name, engine={"zero": zero}) for name in ("whole", "killed"))
+    whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
     folder = RunFolder.of(killed.runs, killed.name)
     ranks = Ranks(world, train_task, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
@@ -142,7 +142,7 @@ def test_ranks_begin_with_the_same_checkpoint_of_a_run_that_saves_meanwhile(shar
 
 
 def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
-    config = run_of(shards, tmp_path, finetune={"layer_decay": 0.75}, model={"position": "learnable"})
+    config = run_of(shards, tmp_path, finetune={"layer_decay": 0.75}, model={"pos_embed": "learnable"})
     task = Finetuning(config)
     model = task.build_model(load_manifest(shards), None)
     found = {

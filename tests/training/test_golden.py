@@ -33,8 +33,8 @@ CONFIGS = {
 
 def of_a_run(config: Config) -> Config:
     """Add the optimiser and the engine: two micro-batches a step."""
-    optim = OptimConfig(batch=BATCH, epochs=10, warmup_epochs=2, base_lr=0.2)
-    return replace(config, optim=optim, engine=EngineConfig(zero=1, micro_batch=BATCH // 2, device="cpu"))
+    optim = OptimConfig(global_batch_size=BATCH, epochs=10, warmup_epochs=2, base_lr=0.2)
+    return replace(config, optim=optim, engine=EngineConfig(zero_stage=1, micro_batch_size=BATCH // 2, device="cpu"))
 
 
 def losses(configs: list[Config]) -> list[list[list[float]]]:

@@ -7,7 +7,7 @@ import torch
 from motionmae.config import OptimConfig
 from motionmae.training.lr_schedule import build_schedule
 
-OPTIM = OptimConfig(batch=1024, epochs=100, warmup_epochs=10, base_lr=1.5e-4, min_lr=1e-6)
+OPTIM = OptimConfig(global_batch_size=1024, epochs=100, warmup_epochs=10, base_lr=1.5e-4, min_lr=1e-6)
 STEPS_PER_EPOCH = 7
 PEAK = 1.5e-4 * 1024 / 256
 

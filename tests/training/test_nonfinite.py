@@ -1,7 +1,7 @@
-from motionmae.training.nonfinite import BUDGET, WINDOW, BadStep, count, give_up, may_go_back
+from motionmae.training.nonfinite import BUDGET, WINDOW, SkippedStep, count, give_up, may_roll_back
 from motionmae.training.state import TrainState
 
-LOSS = BadStep("loss", [3], [17, 42, 5, 6, 7])
+LOSS = SkippedStep("loss", [3], [17, 42, 5, 6, 7])
 
 
 def test_one_more_than_the_budget_within_the_window_is_too_many():
@@ -19,13 +19,13 @@ def test_one_more_than_the_budget_within_the_window_is_too_many():
 
 def test_a_run_goes_back_again_only_when_the_last_time_was_long_ago():
     state = TrainState(data_step=5000)
-    assert may_go_back(state)
-    state.went_back = [5000]
+    assert may_roll_back(state)
+    state.rollbacks = [5000]
     state.data_step += 2 * WINDOW
-    assert not may_go_back(state)
+    assert not may_roll_back(state)
     assert "also after a return to an earlier checkpoint" in str(give_up(state, LOSS))
     state.data_step += 1
-    assert may_go_back(state)
+    assert may_roll_back(state)
 
 
 def test_rare_bad_steps_never_add_up():
@@ -41,6 +41,6 @@ def test_fp16_overflows_are_counted_but_do_not_stop_the_run():
     state = TrainState()
     for step in range(50):
         state.step = step
-        count(state, BadStep("overflow", [], []))
+        count(state, SkippedStep("overflow", [], []))
     assert state.skipped == 50
     assert state.recently_skipped == []

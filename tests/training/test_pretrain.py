@@ -23,7 +23,7 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 
 STAGES = [0, 1, 2, 3]
 ROW = {
-    "incarnation", "step", "epoch", "loss", "loss_space", "loss_time", "lr", "grad_norm", "clips_per_second",
+    "attempt", "step", "epoch", "loss", "loss_space", "loss_time", "lr", "grad_norm", "clips_per_second",
     "step_seconds", "step_seconds_max", "data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds",
     "checkpoint_seconds", "other_seconds", "straggler_score", "slowest_rank", "time",
 }  # fmt: skip
@@ -39,14 +39,14 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Finished runs by (world, stage)."""
     runs: dict[tuple[int, int], Config] = {}
     for world in (1, 2):
-        configs = [tiny_run(shards, tmp_path_factory.mktemp("reference"), engine={"zero": zero}) for zero in STAGES]
+        configs = [tiny_run(shards, tmp_path_factory.mktemp("reference"), engine={"zero_stage": zero}) for zero in STAGES]
         assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * 4
-        runs |= {(world, config.engine.zero): config for config in configs}
+        runs |= {(world, config.engine.zero_stage): config for config in configs}
     return runs
 
 
 def folder_of(config: Config) -> RunFolder:
-    return RunFolder.of(config.runs, config.name)
+    return RunFolder.of(config.output_dir, config.name)
 
 
 def losses(config: Config) -> list[tuple[int, float, float, float]]:
@@ -110,7 +110,7 @@ def test_ranks_and_stages_train_alike(undisturbed: dict[tuple[int, int], Config]
 def test_activation_checkpointing_changes_no_bit_at_stage_3(
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
-    config = tiny_run(shards, tmp_path, engine={"zero": 3}, model={"activation_checkpointing": "full"})
+    config = tiny_run(shards, tmp_path, engine={"zero_stage": 3}, model={"activation_checkpointing": "full"})
     assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
     assert_same_run(config, undisturbed[2, 3])
 
@@ -120,13 +120,13 @@ def test_killed_and_started_again_equals_undisturbed(
     world: int, shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     """Stage by stage at another step: before the first checkpoint, right at one, between two."""
-    configs = [tiny_run(shards, tmp_path / str(zero), engine={"zero": zero}) for zero in STAGES]
+    configs = [tiny_run(shards, tmp_path / str(zero), engine={"zero_stage": zero}) for zero in STAGES]
     for config, row in zip(configs, (1, 4, 5, 7), strict=True):
         kill_after(config, world, row)
     assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * 4
     for config in configs:
-        assert_same_run(config, undisturbed[world, config.engine.zero])
-        assert len({row["incarnation"] for row in read_rows(folder_of(config).metrics)}) == 2
+        assert_same_run(config, undisturbed[world, config.engine.zero_stage])
+        assert len({row["attempt"] for row in read_rows(folder_of(config).metrics)}) == 2
 
 
 @pytest.mark.long
@@ -136,7 +136,7 @@ def test_killed_at_many_steps_equals_undisturbed(
     world: int, zero: int, shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     rows = (2, 3, 6, 8)
-    configs = [tiny_run(shards, tmp_path / str(row), engine={"zero": zero}) for row in rows]
+    configs = [tiny_run(shards, tmp_path / str(row), engine={"zero_stage": zero}) for row in rows]
     for config, row in zip(configs, rows, strict=True):
         kill_after(config, world, row)
     assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * len(configs)
@@ -149,11 +149,11 @@ def test_killed_again_and_again_equals_undisturbed(
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     """Two rows after a start the kill falls into a save, so the run is where it was; three rows after, it gets on."""
-    config = tiny_run(shards, tmp_path, engine={"zero": 2})
+    config = tiny_run(shards, tmp_path, engine={"zero_stage": 2})
     for rows in (2, 3, 2, 3, 3):
         kill_after(config, 2, rows_written(config) + rows)
     assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
-    assert len({row["incarnation"] for row in read_rows(folder_of(config).events)}) == 6
+    assert len({row["attempt"] for row in read_rows(folder_of(config).events)}) == 6
     assert_same_run(config, undisturbed[2, 2])
 
 
@@ -204,7 +204,7 @@ def test_a_run_moves_between_world_sizes_and_stages(
     kill_after(source, 2, 5)
     before = saved_steps(source)[-1]
     for world, zero in ((1, 3), (3, 2)):
-        engine = replace(source.engine, zero=zero, micro_batch=2 if world == 3 else 3)
+        engine = replace(source.engine, zero_stage=zero, micro_batch_size=2 if world == 3 else 3)
         config = replace(copy_of(source, tmp_path / f"{world}-{zero}"), engine=engine)
         assert run_ranks(world, pretrain, config)[0] is Outcome.FINISHED
         assert events(config, "resume")[0]["step"] == before
@@ -240,8 +240,8 @@ def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def copy_of(config: Config, runs: Path) -> Config:
-    shutil.copytree(config.runs, runs, dirs_exist_ok=True)
-    return replace(config, runs=str(runs))
+    shutil.copytree(config.output_dir, runs, dirs_exist_ok=True)
+    return replace(config, output_dir=str(runs))
 
 
 @pytest.mark.parametrize("harm", [flip_byte, truncate])
@@ -285,7 +285,7 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
         replace(
             config,
             data=replace(config.data, shards=str(moved_data), threads=2),
-            engine=replace(config.engine, micro_batch=1, zero=0),
+            engine=replace(config.engine, micro_batch_size=1, zero_stage=0),
             log=replace(config.log, every_steps=2),
         ),
     ]
@@ -362,7 +362,7 @@ def test_weights_out_of_numbers_stop_the_run_with_a_report(shards: Path, tmp_pat
     last = skipped[-1]
     assert last["ranks"] == [0, 1]
     assert sorted(last["samples"]) == sorted(set(last["samples"]))
-    assert len(last["samples"]) == config.optim.batch
+    assert len(last["samples"]) == config.optim.global_batch_size
     rows = list(read_rows(folder_of(config).metrics))
     assert rows[-1]["skipped_steps"] == 10
     assert rows[-1]["loss"] is None
@@ -383,8 +383,8 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
     assert list(read_rows(folder_of(config).metrics))[-1]["corrupt_samples"] == len(samples)
     state = CheckpointStore(folder_of(config).checkpoints).complete()[-1].state()
     assert set(state["trainer"]["corrupt"]) == set(samples)
-    strict = tiny_run(shards, tmp_path / "strict", data={"corrupt_budget": 0})
-    assert "data.corrupt_budget=0" in run_ranks(1, run_all, [strict])[0][0]
+    strict = tiny_run(shards, tmp_path / "strict", data={"max_corrupt_samples": 0})
+    assert "data.max_corrupt_samples=0" in run_ranks(1, run_all, [strict])[0][0]
 
 
 def test_a_run_that_cannot_begin_is_refused_and_leaves_no_folder(shards: Path, tmp_path: Path):
@@ -394,8 +394,8 @@ def test_a_run_that_cannot_begin_is_refused_and_leaves_no_folder(shards: Path, t
     no_folder = tiny_run(shards, tmp_path / "file")
     first, second, third = run_ranks(1, run_all, [nothing, too_large, no_folder])[0]
     assert "nothing does not exist" in first
-    assert "fewer than one step takes: set optim.batch=66 to at most" in second
-    assert "set runs=FOLDER" in third
+    assert "fewer than one step takes: set optim.global_batch_size=66 to at most" in second
+    assert "set output_dir=FOLDER" in third
     assert not (tmp_path / "runs").exists()
 
 

@@ -19,9 +19,9 @@ def changed(**sections: dict[str, object]) -> Config:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"engine": {"zero": 3, "micro_batch": 16, "precision": "fp32"}},
+        {"engine": {"zero_stage": 3, "micro_batch_size": 16, "precision": "fp32"}},
         {"launch": {"nodes": 8}, "log": {"every_steps": 1}, "checkpoint": {"keep_last": 5}},
-        {"data": {"shards": "/elsewhere", "threads": 8, "prefetch": 9, "corrupt_budget": 5}},
+        {"data": {"shards": "/elsewhere", "threads": 8, "prefetch": 9, "max_corrupt_samples": 5}},
         {"model": {"activation_checkpointing": "full", "checkpoint_every": 3}},
     ],
 )
@@ -34,7 +34,7 @@ def test_settings_that_change_no_sample_and_no_schedule_may_change(sections: dic
     [
         ({"seed": 1}, "seed=1 (was 0)"),
         ({"model": {"size": "vit_l"}}, "model.size=vit_l (was vit_b)"),
-        ({"optim": {"batch": 512}}, "optim.batch=512 (was 1024)"),
+        ({"optim": {"batch": 512}}, "optim.global_batch_size=512 (was 1024)"),
         ({"optim": {"epochs": 800}}, "optim.epochs=800 (was 1600)"),
         ({"data": {"flip": False}}, "data.flip=False (was True)"),
         ({"data": {"crop_scale": (0.2, 1.0)}}, "data.crop_scale=[0.2, 1.0] (was [0.5, 1.0])"),

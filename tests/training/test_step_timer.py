@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from motionmae.training.step_timer import Phase, PhaseClock
+from motionmae.training.step_timer import Phase, StepTimer
 from motionmae.training.trainer import straggling
 
 
@@ -25,7 +25,7 @@ class Ticks:
 
 def test_every_moment_belongs_to_one_phase_and_nothing_is_read_before_it_is_asked_for():
     ticks = Ticks()
-    clock = PhaseClock(ticks)
+    clock = StepTimer(ticks)
     for phase in (Phase.DATA_WAIT, Phase.FORWARD, Phase.DATA_WAIT, Phase.CHECKPOINT):
         clock.enter(phase)
     assert ticks.read == 0
@@ -38,7 +38,7 @@ def test_every_moment_belongs_to_one_phase_and_nothing_is_read_before_it_is_aske
 
 
 def test_the_host_clock_sees_where_a_step_waits():
-    clock = PhaseClock.of(torch.device("cpu"))
+    clock = StepTimer.of(torch.device("cpu"))
     begin = time.perf_counter()
     clock.enter(Phase.DATA_WAIT)
     time.sleep(0.05)
@@ -50,7 +50,7 @@ def test_the_host_clock_sees_where_a_step_waits():
 
 
 def test_the_time_between_steps_is_not_the_slowest_step():
-    clock = PhaseClock.of(torch.device("cpu"))
+    clock = StepTimer.of(torch.device("cpu"))
     clock.end_step()
     time.sleep(0.05)
     clock.begin_step()

@@ -12,7 +12,7 @@ ROWS = 3
 def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
     shards = make_shards(tmp_path / "shards")
     runs = [
-        tiny_run(shards, tmp_path / f"zero{zero}", engine={"zero": zero}, log={"every_steps": STEPS // ROWS})
+        tiny_run(shards, tmp_path / f"zero{zero}", engine={"zero_stage": zero}, log={"every_steps": STEPS // ROWS})
         for zero in (0, 1, 2)
     ]
     for found in run_ranks(2, pretrain_and_count_waits, runs)[0]:

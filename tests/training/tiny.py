@@ -29,13 +29,15 @@ class TinyModel(nn.Module):
         return Losses(space + time, space, time)
 
 
-def config(zero: int = 0, *, batch: int = 12, micro_batch: int = 2, precision: str = "fp32", clip: float = 0) -> Config:
+def config(
+    zero: int = 0, *, batch: int = 12, micro_batch_size: int = 2, precision: str = "fp32", clip: float = 0
+) -> Config:
     return Config(
         name="tiny",
         optim=OptimConfig(
-            batch=batch, epochs=2, warmup_epochs=1, base_lr=0.2, clip_grad=clip, weight_decay=0.1, min_lr=0
+            global_batch_size=batch, epochs=2, warmup_epochs=1, base_lr=0.2, clip_grad=clip, weight_decay=0.1, min_lr=0
         ),
-        engine=EngineConfig(zero=zero, micro_batch=micro_batch, precision=precision, device="cpu"),
+        engine=EngineConfig(zero_stage=zero, micro_batch_size=micro_batch_size, precision=precision, device="cpu"),
     )
 
 
@@ -45,8 +47,10 @@ def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, WIDTH, generator=generator), torch.arange(batch) % 3
 
 
-def micro_batches(step: int, rank: int, world: int, micro_batch: int, batch: int = 12) -> Iterator[tuple[Tensor, ...]]:
-    """Cut out this rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch``."""
+def micro_batches(
+    step: int, rank: int, world: int, micro_batch_size: int, batch: int = 12
+) -> Iterator[tuple[Tensor, ...]]:
+    """Cut out this rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch_size``."""
     clips, seeds = step_inputs(step, batch)
-    for start in range(rank * micro_batch, batch, world * micro_batch):
-        yield clips[start : start + micro_batch], seeds[start : start + micro_batch]
+    for start in range(rank * micro_batch_size, batch, world * micro_batch_size):
+        yield clips[start : start + micro_batch_size], seeds[start : start + micro_batch_size]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 if not __package__:  # started as a folder, whose own path stands first; the packages lie two levels up
     sys.path[0] = str(ROOT)
 

@@ -32,7 +32,7 @@ examples:
   python benchmarks/experiments/evidence --known docs/evidence.json --json docs/evidence.json   # only what nobody has run yet
   python benchmarks/experiments/evidence --collect --known docs/evidence.json --write docs/results.md    # the table into the page
   python benchmarks/experiments/evidence --arm scratch both --seed 0 --use finetune10 --train 140 --val 70 --work runs/try \\
-      -- optim.epochs=4 optim.warmup_epochs=1 optim.batch=4 engine.micro_batch=4   # minutes, to see it work"""
+      -- optim.epochs=4 optim.warmup_epochs=1 optim.global_batch_size=4 engine.micro_batch_size=4   # minutes, to see it work"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
-    if own := next((word for word in changes if word.startswith(("name=", "runs=", "seed="))), None):
+    if own := next((word for word in changes if word.startswith(("name=", "output_dir=", "seed="))), None):
         raise UserError(
             f"{own} after -- would send every run to the same place: leave it out, or use --seed and --work"
         )

@@ -84,7 +84,7 @@ class Job:
     @property
     def run(self) -> RunFolder:
         """The folder of its run."""
-        return RunFolder.of(self.config.runs, self.config.name)
+        return RunFolder.of(self.config.output_dir, self.config.name)
 
     @property
     def is_test(self) -> bool:
@@ -108,7 +108,9 @@ class Job:
 
     def steps(self) -> int:
         """Steps of its run."""
-        return self.config.optim.epochs * (load_manifest(self.config.data.shards).samples // self.config.optim.batch)
+        return self.config.optim.epochs * (
+            load_manifest(self.config.data.shards).samples // self.config.optim.global_batch_size
+        )
 
     def steps_done(self) -> int:
         """Those taken, as far as the log tells."""
@@ -144,7 +146,7 @@ class Experiment:
         if row.arm != SCRATCH or row.use == "probe":
             encoder = self._training("pretrain", f"{row.arm}_s{row.seed}", row.seed, "train", ARMS[row.arm].changes)
         init = f"finetune.init={encoder.run.path if encoder else SCRATCH}"
-        validation = f"views.shards={self.shards('val')}"
+        validation = f"test.shards={self.shards('val')}"
         title = SINGLE_FRAME if row.use == SINGLE_FRAME else f"{row.arm}_{row.use}"
         shards = USES[row.use].shards
         training = self._training(row.use, f"{title}_s{row.seed}", row.seed, shards, (init, validation), encoder)
@@ -156,7 +158,7 @@ class Experiment:
     ) -> Job:
         """The run of configs/evidence/NAME with some changes."""
         source = f"evidence/{name}"
-        runs = f"runs={self.work / 'runs'}"
+        runs = f"output_dir={self.work / 'runs'}"
         # what makes the arm counts last: the untrained encoder stays so, whatever is changed for all runs
         words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
         config = load_config(source, words)
@@ -173,7 +175,7 @@ def key_of(config: Config) -> str:
     named = replace(
         config,
         data=replace(config.data, shards=Path(config.data.shards).name),
-        views=replace(config.views, shards=Path(config.views.shards).name),
+        test=replace(config.test, shards=Path(config.test.shards).name),
         finetune=replace(config.finetune, init=Path(config.finetune.init).name),
     )
     values, defaults = (flat(config_as_json(each)) for each in (named, Config()))

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from benchmarks.experiments.evidence.jobs import Job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _GRACE = 120  # seconds in which a run that is told to stop saves
 
 

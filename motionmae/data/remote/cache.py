@@ -124,8 +124,8 @@ class ShardCache:
             UserError: the remote side fails for good, the disk is full, or shards in use fill the cache.
         """
         path = self._path(entry)
-        while (file := self._hold(path, entry)) is None:
-            self._bring(path, entry, wait=True)
+        while (file := self._open_shared(path, entry)) is None:
+            self._ensure_cached(path, entry, wait=True)
         return path, file
 
     def prefetch(self, entry: ShardEntry, spared: Sequence[ShardEntry] = ()) -> None:
@@ -139,33 +139,33 @@ class ShardCache:
             CorruptSample, UserError: as :meth:`open`; CacheFullError at once and not after some patience.
         """
         path = self._path(entry)
-        if (file := self._hold(path, entry)) is not None:
+        if (file := self._open_shared(path, entry)) is not None:
             file.close()
         else:
-            self._bring(path, entry, wait=False, spared={self._path(one).stem for one in spared})
+            self._ensure_cached(path, entry, wait=False, spared={self._path(one).stem for one in spared})
 
-    def require_room(self, shards: Sequence[ShardEntry], window_shards: int, ahead: int) -> None:
+    def require_room(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, ahead: int) -> None:
         """Refuse a limit that would have shards fetched again and again within an epoch.
 
         Args:
             shards: all of them.
-            window_shards: shards whose samples are mixed.
+            shuffle_window_shards: shards whose samples are mixed.
             ahead: positions of the order that may be under way at a time.
 
         Raises:
             UserError: the windows that are read at a time, two at least, do not fit.
         """
-        of_an_epoch = math.ceil(len(shards) / window_shards)
-        shortest = len(shards) // of_an_epoch  # shards of a window, see EpochOrder
+        of_an_epoch = math.ceil(len(shards) / shuffle_window_shards)
+        shortest = len(shards) // of_an_epoch  # shards of a window, see EpochSampler
         smallest_first = list(accumulate(sorted(shard.samples for shard in shards)))
         held = bisect_left(smallest_first, ahead) + 1  # at most so many shards hold what is under way
         windows = min(1 + math.ceil(held / shortest), of_an_epoch)
         sizes = sorted((shard.bytes for shard in shards), reverse=True)
-        needed = _SLACK * sum(sizes[: windows * window_shards])
+        needed = _SLACK * sum(sizes[: windows * shuffle_window_shards])
         if needed > self.limit:
             raise UserError(
                 f"data.cache_gb={self.limit / 1e9:g} is too small for {self.remote.url}: {windows} windows of "
-                f"data.window_shards={window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
+                f"data.shuffle_window_shards={shuffle_window_shards} take {needed / 1e9:.3g}; raise the one or lower the other"
             )
 
     def most_open(self, shards: Sequence[ShardEntry], wanted: int) -> int:
@@ -182,7 +182,7 @@ class ShardCache:
         digest = hashlib.sha256(identity.encode()).hexdigest()
         return self.folder / f"{digest[:32]}-{entry.name}"
 
-    def _hold(self, path: Path, entry: ShardEntry) -> BinaryIO | None:
+    def _open_shared(self, path: Path, entry: ShardEntry) -> BinaryIO | None:
         """The kept shard, opened and locked against removal; None if it is not there, or no longer."""
         try:
             file = path.open("rb", buffering=0)
@@ -198,12 +198,12 @@ class ShardCache:
         file.close()
         return None
 
-    def _bring(self, path: Path, entry: ShardEntry, wait: bool, spared: Set[str] = frozenset()) -> None:
+    def _ensure_cached(self, path: Path, entry: ShardEntry, wait: bool, spared: Set[str] = frozenset()) -> None:
         """Fetch a shard unless another process does (``wait``: until it has), or has done so meanwhile."""
         if known := self._faults.get(path.name):
             raise CorruptSample(known.reason, known.where, known.detail)
         part = path.with_name(f"{path.name}.{entry.bytes}.part")
-        with self._claim(part, wait) as file:
+        with self._lock_partial(part, wait) as file:
             if file is None:
                 return
             try:
@@ -218,7 +218,7 @@ class ShardCache:
                     part.unlink()
 
     @contextlib.contextmanager
-    def _claim(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
+    def _lock_partial(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
         """The ``.part`` of a shard, locked for this thread; None if another has it, or had it while this one waited."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             while not _locks(file):
@@ -274,7 +274,7 @@ class ShardCache:
                 if attempt == retries:
                     raise CacheFullError(
                         f"the cache {self.folder} has no room for {part.name} ({error}): raise data.cache_gb, lower "
-                        "data.window_shards, or set data.cache to a folder of this run's own"
+                        "data.shuffle_window_shards, or set data.cache to a folder of this run's own"
                     ) from error
             except OSError as error:
                 raise UserError(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 from motionmae.data.remote.cache import CacheFullError
-from motionmae.data.sampler import EpochOrder
+from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds between looks at a full cache
 
 
-class LookAhead:
+class ShardPrefetcher:
     """The thread that fetches, told by :meth:`reach` how far the reading is.
 
     Args:
@@ -30,7 +30,7 @@ class LookAhead:
         rank: of this process.
     """
 
-    def __init__(self, reader: ShardReader, order_of: Callable[[int], EpochOrder], rank: int):
+    def __init__(self, reader: ShardReader, order_of: Callable[[int], EpochSampler], rank: int):
         assert reader.cache is not None
         self._cache, self._reader, self._order_of, self._rank = reader.cache, reader, order_of, rank
         self._window: tuple[int, range] = (-1, range(0))  # epoch and positions of the window being read
@@ -40,7 +40,7 @@ class LookAhead:
         self._thread = threading.Thread(target=self._run, name="shard-lookahead", daemon=True)
         self._thread.start()
 
-    def reach(self, order: EpochOrder, position: int) -> None:
+    def advance_to(self, order: EpochSampler, position: int) -> None:
         """Say that ``position`` is read now. Shards that neither its window nor the next needs are closed."""
         epoch, positions = self._window
         if order.epoch == epoch and position in positions:

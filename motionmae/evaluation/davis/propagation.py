@@ -34,7 +34,7 @@ class Protocol:
     recent: int
     """Last frames that are looked at, besides the first."""
     top: int
-    """Neighbours a cell takes its label from."""
+    """KnnResult a cell takes its label from."""
     temperature: float
     radius: float
     """Cells around its own place in which a cell looks."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.distributed.process_group import choose_device
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import Identity
+from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, write_mask
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, SHORT_SIDE, decide, propagate, shrink_labels, working_size
@@ -47,7 +47,7 @@ def open_features(
     adapter: str,
     davis: Path,
     short_side: int = SHORT_SIDE,
-) -> tuple[FeatureSource, Identity]:
+) -> tuple[FeatureSource, CacheKey]:
     """The features of a kind, and what tells their masks apart from others.
 
     Args:
@@ -67,10 +67,10 @@ def open_features(
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
         raise UserError(f"--short-side is an encoder's, --features {kind} has none: leave one of them out")
     if kind == "repeat":
-        return FeatureSource(1, None), Identity("", inputs, {"features": kind})
+        return FeatureSource(1, None), CacheKey("", inputs, {"features": kind})
     if kind == "pixels":
         settings: dict[str, object] = {"features": kind, "protocol": protocol}
-        return FeatureSource(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL)), Identity(
+        return FeatureSource(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL)), CacheKey(
             "", inputs, settings
         )
     assert run is not None
@@ -90,10 +90,10 @@ def open_features(
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side
     source = FeatureSource(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
-    return source, Identity(fingerprint(encoder), inputs, settings)
+    return source, CacheKey(fingerprint(encoder), inputs, settings)
 
 
-def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path, identity: Identity) -> None:
+def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path, identity: CacheKey) -> None:
     """Write the masks of every sequence below ``results``; those that are complete are left as they are.
 
     ``RESULTS/SEQ.sha256`` is written after the masks of a sequence: the hash of the frames and the first mask that they
@@ -102,7 +102,7 @@ def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, res
     Raises:
         UserError: ``results`` is of another identity.
     """
-    identity.claim(results)
+    identity.bind(results)
     marks = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
     left = [s for s in sequences if not _is_made(s, results, marks[s.name])]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -34,9 +34,9 @@ def huggingface_config(config: Config) -> dict[str, Any]:
     Raises:
         UserError: if VideoMAE has no such model.
     """
-    if config.model.position != "sinusoidal":
+    if config.model.pos_embed != "sinusoidal":
         raise UserError(
-            f"model.position={config.model.position} is no VideoMAE, whose positions are one fixed table: "
+            f"model.pos_embed={config.model.pos_embed} is no VideoMAE, whose positions are one fixed table: "
             "export safetensors"
         )
     target = config.target

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collected_in_lockstep() -> Iterator[None]:
+def synchronized_gc() -> Iterator[None]:
     """Leave collection to calls of ``gc.collect``, at the same steps on every rank.
 
     What is there already is not looked through again until the end, so that a call takes no time worth naming.

@@ -25,7 +25,7 @@ class TensorBoard:
     def __init__(self, folder: RunFolder, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
-        # TensorBoard then hides what the last incarnation drew beyond the step that training goes back to.
+        # TensorBoard then hides what the last attempt drew beyond the step that training goes back to.
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
         self._run = folder.path
 
@@ -39,7 +39,7 @@ class TensorBoard:
         """Draw every number of the row over its step."""
         for key, value in _numbers(row).items():
             self._writer.add_scalar(key, value, row["step"])
-        self._writer.flush()  # not by a thread of its own, at a time when the folder may be another incarnation's
+        self._writer.flush()  # not by a thread of its own, at a time when the folder may be another attempt's
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -47,7 +47,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The sink for Weights & Biases (``pip install 'motionmae[viz]'``); all incarnations of a run are one run there.
+    """The sink for Weights & Biases (``pip install 'motionmae[viz]'``); all attempts of a run are one run there.
 
     Steps that a resumed run repeats are drawn again: W&B keeps both, over the axis ``step``.
 

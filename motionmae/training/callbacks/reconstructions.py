@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 LAST_SECONDS = 120.0
 """How long a finished run waits for its last picture."""
 
-_SOURCE = Path(__file__).resolve().parents[2]
+_SOURCE = Path(__file__).resolve().parents[3]
 
 
-class Drawing:
+class ReconstructionCallback:
     """Draws ``RUN/reconstructions/step-N.png`` every so many steps; one at a time, rank 0's affair.
 
     Args:

@@ -21,8 +21,8 @@ LOCAL = ("--", "--cluster", "local", "--nodes", "1")
 
 def finish(words: list[str], runs: Path, *overrides: str) -> RunFolder:
     """Leave what a finished run leaves: its config and its events."""
-    _, _, config = submit.read([*words, f"runs={runs}", *overrides])
-    run = RunFolder.of(config.runs, config.name)
+    _, _, config = submit.read([*words, f"output_dir={runs}", *overrides])
+    run = RunFolder.of(config.output_dir, config.name)
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
     run.events.write_text('{"kind": "start"}\n{"kind": "finish", "step": 9}\n')
@@ -31,8 +31,8 @@ def finish(words: list[str], runs: Path, *overrides: str) -> RunFolder:
 
 def leave_test(row: Row, **changes: object) -> None:
     """Leave what a test of that finished run leaves."""
-    views = load_config(str(row.finetuning.config)).views
-    report = {"top1": 68.25, "step": 9, "views": f"{views.clips} x {views.crops}", "shards": views.shards, **changes}
+    views = load_config(str(row.finetuning.config)).test
+    report = {"top1": 68.25, "step": 9, "views": f"{test.clips} x {test.crops}", "shards": test.shards, **changes}
     out = row.testing / "step9"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report))
@@ -63,7 +63,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def take(words: list[str]) -> int:
         found.append(list(words))
         _, _, config = submit.read(words)
-        run = Path(config.runs) / config.name
+        run = Path(config.output_dir) / config.name
         run.mkdir(parents=True, exist_ok=True)
         JobRecord("slurm", str(len(found)), "log", str(run / "code"), 0.0).write(run)
         return 0
@@ -102,7 +102,7 @@ def test_a_dry_run_says_which_jobs_it_would_start(
     assert main(["--tables", "10", "--runs", str(tmp_path), "--dry-run", "--", "--partition", "gpu"]) == 0
     shown = capsys.readouterr().out
     assert submitted == []
-    assert f"--config ablations/table5a_both runs={tmp_path} --partition gpu" in shown
+    assert f"--config ablations/table5a_both output_dir={tmp_path} --partition gpu" in shown
     assert "--config ablations/table10_shared " not in shown  # it is pre-trained
     assert f"motionmae test {tmp_path}/table10_shared_finetune" in shown
     assert "5 jobs would be started, for 2 distinct runs in 2 rows" in shown
@@ -175,15 +175,15 @@ def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, c
         row.finetune_words(),
         tmp_path,
         "optim.epochs=9",
-        "views.clips=1",
-        "views.crops=1",
+        "test.clips=1",
+        "test.crops=1",
         "data.shards=/other",
         "data.beton=/x",
     )
     leave_test(row)
     assert row.stage() is Stage.DONE
     assert main(words) == 0
-    others = "views.clips=1, views.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
+    others = "test.clips=1, test.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
     assert f"Not as configured: {others} in table5a_both_finetune." in capsys.readouterr().out
     others = f"finetune.init={shutil.copytree(row.pretraining.path, tmp_path / 'old' / row.name)}"
     finish(row.finetune_words(), tmp_path, others)

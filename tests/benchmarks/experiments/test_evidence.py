@@ -16,7 +16,13 @@ from tests.training.shards import make_shards
 
 SMALL = (
     *("clip.frames=4", "clip.stride=1", "clip.size=24", "model.depth=1", "model.decoder_depth=1"),
-    *("optim.batch=4", "engine.micro_batch=4", "optim.epochs=1", "optim.warmup_epochs=0.5", "views.crops=1"),
+    *(
+        "optim.global_batch_size=4",
+        "engine.micro_batch_size=4",
+        "optim.epochs=1",
+        "optim.warmup_epochs=0.5",
+        "test.crops=1",
+    ),
 )
 
 
@@ -27,7 +33,7 @@ def test_a_run_is_found_again_by_what_it_depends_on_and_by_nothing_else(tmp_path
     assert encoder.startswith("both_s1-")
     assert classifier.startswith("both_finetune10_s1-")
     assert test == classifier
-    elsewhere = Experiment(tmp_path / "elsewhere", ("engine.micro_batch=2", "log.every_steps=1"))
+    elsewhere = Experiment(tmp_path / "elsewhere", ("engine.micro_batch_size=2", "log.every_steps=1"))
     assert [job.config.name for job in elsewhere.jobs(row)] == names
     longer = [job.config.name for job in Experiment(tmp_path, ("optim.epochs=200",)).jobs(row)]
     assert not set(longer) & set(names)

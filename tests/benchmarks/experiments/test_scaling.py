@@ -13,7 +13,7 @@ from motionmae.config import load_config
 from motionmae.models.motionmae import build_motionmae
 from motionmae.planning.flops import count_parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LINK = Link(1e-5, 1e9)
 WORK = Work(1.0, 2.0, 0.4, 50_000_000, 50)
 
@@ -99,7 +99,7 @@ def test_processes_share_cores() -> None:
 
 def test_matrices_are_those_of_the_model() -> None:
     for changes in ([], ["model.decoder=shared"], ["target.kind=frame"]):
-        config = load_config("demo", ["model.position=sinusoidal", *changes])
+        config = load_config("demo", ["model.pos_embed=sinusoidal", *changes])
         assert matrices(config) == sum(p.ndim == 2 for p in build_motionmae(config).parameters())
 
 

@@ -26,7 +26,7 @@ from tests.data.shard_server import serving
 COUNTS = (3, 1, 4, 2, 5, 3, 2, 4)
 FRAMES = 8
 CLIP = ClipConfig(frames=2, size=16, stride=1)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("short_delays")
 
 
@@ -208,8 +208,8 @@ class TestLimit:
             assert taken(small) <= small.cache_gb * 1e9
 
     def test_a_limit_below_two_windows_is_refused(self, server, small):
-        with pytest.raises(UserError, match=r"data\.cache_gb=.* is too small .* data\.window_shards=64"):
-            ClipLoader(small, CLIP, seed=0, batch=4, micro_batch=2)
+        with pytest.raises(UserError, match=r"data\.cache_gb=.* is too small .* data\.shuffle_window_shards=64"):
+            ClipLoader(small, CLIP, seed=0, batch=4, micro_batch_size=2)
 
 
 def test_a_shard_cut_short_in_the_cache_is_fetched_again(server, data):
@@ -255,7 +255,7 @@ class TestLoader:
     @staticmethod
     def steps(data, number, first=0, rank=0, world=1):
         found = []
-        with ClipLoader(data, CLIP, seed=3, batch=8, micro_batch=2, rank=rank, world=world) as loader:
+        with ClipLoader(data, CLIP, seed=3, batch=8, micro_batch_size=2, rank=rank, world=world) as loader:
             stream = loader.batches(first)
             for _ in range(number * loader.accumulation):
                 batch = next(stream)
@@ -263,8 +263,8 @@ class TestLoader:
         return found
 
     def test_batches_are_those_of_the_folder(self, folder, server, data):
-        local = changed(data, shards=str(folder), window_shards=2)
-        remote = changed(data, window_shards=2)
+        local = changed(data, shards=str(folder), shuffle_window_shards=2)
+        remote = changed(data, shuffle_window_shards=2)
         assert self.steps(remote, 7) == self.steps(local, 7)
         for rank in range(2):
             assert self.steps(remote, 7, 2, rank, 2) == self.steps(local, 7, 2, rank, 2)
@@ -274,8 +274,8 @@ class TestLoader:
     def test_batches_are_the_same_when_the_cache_is_small(self, folder, server, data, workers):
         make_shards(folder, (24,) * 6)
         size = sum(path.stat().st_size for path in folder.glob("toy-000000*"))
-        small = changed(data, window_shards=1, cache_gb=2.1 * size / 1e9, workers=workers, remote_retries=12)
-        local = changed(data, shards=str(folder), window_shards=1)
+        small = changed(data, shuffle_window_shards=1, cache_gb=2.1 * size / 1e9, workers=workers, remote_retries=12)
+        local = changed(data, shards=str(folder), shuffle_window_shards=1)
         assert self.steps(small, 36) == self.steps(local, 36)
         assert taken(small) <= small.cache_gb * 1e9
 
@@ -290,9 +290,9 @@ class TestLoader:
             from motionmae.data.loader import ClipLoader
             transfer.FIRST_DELAY = 0.1
             url, cache, limit, rank = sys.argv[1:]
-            data = DataConfig(url, cache=cache, cache_gb=float(limit), window_shards=1, prefetch=2)
+            data = DataConfig(url, cache=cache, cache_gb=float(limit), shuffle_window_shards=1, prefetch=2)
             clip = ClipConfig(frames=2, size=16, stride=1)
-            with ClipLoader(data, clip, seed=3, batch=8, micro_batch=2, rank=int(rank), world=2) as loader:
+            with ClipLoader(data, clip, seed=3, batch=8, micro_batch_size=2, rank=int(rank), world=2) as loader:
                 stream = loader.batches(0)
                 for _ in sys.stdin:  # the ranks of a run keep step with each other
                     print(sum((next(stream).samples.tolist() for _ in range(loader.accumulation)), []), flush=True)
@@ -309,13 +309,13 @@ class TestLoader:
             assert taken(data) <= limit * 1e9
         for rank, process in enumerate(ranks):
             _, errors = process.communicate(timeout=60)
-            local = self.steps(changed(data, shards=str(folder), window_shards=1), 36, rank=rank, world=2)
+            local = self.steps(changed(data, shards=str(folder), shuffle_window_shards=1), 36, rank=rank, world=2)
             assert found[rank] == [sample for samples, _, _ in local for sample in samples], errors
         assert 12 <= len(tars(server)) <= 18  # six shards, two epochs and what is fetched ahead
 
     def test_the_window_and_the_next_are_fetched_ahead_and_no_more(self, server, data):
-        ahead = changed(data, window_shards=2, prefetch=1, threads=1)
-        with ClipLoader(ahead, CLIP, seed=3, batch=2, micro_batch=2) as loader:
+        ahead = changed(data, shuffle_window_shards=2, prefetch=1, threads=1)
+        with ClipLoader(ahead, CLIP, seed=3, batch=2, micro_batch_size=2) as loader:
             next(loader.batches(0))
             for _ in range(100):
                 if len(kept(ahead)) == 4:
@@ -330,7 +330,7 @@ class TestLoader:
     def test_closing_does_not_wait_for_a_stalled_server(self, server, data):
         for number in range(len(COUNTS)):
             server.faults[f"toy-{number:06d}.tar"] = [("stall", 100)] * 9
-        loader = ClipLoader(changed(data, remote_timeout=1), CLIP, seed=0, batch=8, micro_batch=8)
+        loader = ClipLoader(changed(data, remote_timeout=1), CLIP, seed=0, batch=8, micro_batch_size=8)
         stream = loader.batches(0)
         failures = []
 

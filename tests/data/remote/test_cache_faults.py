@@ -12,7 +12,7 @@ import pytest
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
-from motionmae.data.remote.cache import download
+from motionmae.data.remote import download
 from motionmae.data.remote.download import UnreachableError, check_url
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import load_manifest
@@ -24,7 +24,7 @@ COUNTS = (3, 2, 4)
 FRAMES = 8
 CLIP = ClipConfig(frames=2, size=16, stride=1)
 FIRST = "toy-000000.tar"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("short_delays")
 
 
@@ -221,7 +221,7 @@ class TestCounted:
 
     def test_the_loader_puts_others_in_their_place(self, folder, server, data):
         flip_byte(folder / FIRST, 5000)
-        with ClipLoader(data, CLIP, seed=0, batch=9, micro_batch=9) as loader:
+        with ClipLoader(data, CLIP, seed=0, batch=9, micro_batch_size=9) as loader:
             batch = next(loader.batches(0))
             assert loader.corrupt == {"replaced_shard": 3}
             assert set(batch.samples.tolist()) == set(range(3, 9))
@@ -248,7 +248,7 @@ def test_urls_that_are_refused(url, words):
 @pytest.mark.parametrize("shards", ["pipe:cat x", "pipe://cat x", "gopen://x"])
 def test_no_shell_is_run(shards, tmp_path):
     with pytest.raises(UserError, match=r"does not exist|give a folder"):
-        ClipLoader(DataConfig(shards=f"{shards}; touch {tmp_path}/ran"), CLIP, seed=0, batch=1, micro_batch=1)
+        ClipLoader(DataConfig(shards=f"{shards}; touch {tmp_path}/ran"), CLIP, seed=0, batch=1, micro_batch_size=1)
     assert not (tmp_path / "ran").exists()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.annotations import Listing, read_listing
+from data_tools.annotations import Split, read_split
 from motionmae.errors import UserError
 
 
@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def facts(listing: Listing) -> list[tuple[str, bool, int, str]]:
+def facts(listing: Split) -> list[tuple[str, bool, int, str]]:
     """(source, whether the file is there, label, class name) of each row."""
     return [(row.source, row.path is not None, row.label, row.class_name) for row in listing.rows]
 
@@ -32,5 +32,5 @@ def facts(listing: Listing) -> list[tuple[str, bool, int, str]]:
 def refusal(dataset: str, videos: Path, annotations: Path | None, split: str | None) -> str:
     """The sentence with which reading is refused."""
     with pytest.raises(UserError) as caught:
-        read_listing(dataset, videos, annotations, split)
+        read_split(dataset, videos, annotations, split)
     return str(caught.value)

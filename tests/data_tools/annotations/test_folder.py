@@ -1,4 +1,4 @@
-from data_tools.annotations import read_listing
+from data_tools.annotations import read_split
 from tests.data_tools.annotations.files import facts, refusal, touch, write
 from tests.shared_data import SHARED_DATA, needs_shared_data
 
@@ -10,7 +10,7 @@ def test_folder_lists_take_every_usual_form_of_a_line(tmp_path):
         "\ufeff# a comment\na.mp4 3\r\nwith blank 1.mp4 0\ncomma,inside.avi 1\nsub/b.webm\t2\n\n"
         f"{videos / 'x.mp4'},4\nno_ending 1\ngone.mp4 2\ny.mp4\n"
     )
-    listing = read_listing("folder", videos, write(tmp_path / "mine.txt", text), None)
+    listing = read_split("folder", videos, write(tmp_path / "mine.txt", text), None)
     assert [(row.source, row.label) for row in listing.rows] == [
         *zip([*names[:4], str(videos / "x.mp4"), "no_ending"], [3, 0, 1, 2, 4, 1], strict=True),
         ("gone.mp4", 2),
@@ -24,10 +24,10 @@ def test_folder_lists_take_every_usual_form_of_a_line(tmp_path):
 def test_folder_lists_with_named_classes_are_numbered_alphabetically(tmp_path):
     videos = touch(tmp_path / "videos", "a.mp4", "b.mp4")
     table = write(tmp_path / "t.csv", 'path,label\na.mp4,"running, fast"\nb.mp4,"a walk"\n')
-    listing = read_listing("folder", videos, table, "train")
+    listing = read_split("folder", videos, table, "train")
     assert facts(listing) == [("a.mp4", True, 1, "running, fast"), ("b.mp4", True, 0, "a walk")]
     lines = write(tmp_path / "l.txt", "a.mp4,walk 3\nb.mp4,run\n")
-    assert [row.label for row in read_listing("folder", videos, lines, None).rows] == [1, 0]
+    assert [row.label for row in read_split("folder", videos, lines, None).rows] == [1, 0]
     write(tmp_path / "classInd.txt", "1 run\n")
     assert "'walk 3' of a.mp4 is not in classInd.txt" in refusal("folder", videos, lines, None)
     assert "without a column 'label'" in refusal(
@@ -40,13 +40,13 @@ def test_folder_finds_the_lists_of_its_splits_and_class_names_by_itself(tmp_path
     write(tmp_path / "train.csv", "one/a.mp4 1\n")
     write(tmp_path / "val.csv", "one/b.mp4 0\n")
     write(tmp_path / "classInd.txt", "0 hug\n1 kick\n")
-    listing = read_listing("folder", videos, None, None)
+    listing = read_split("folder", videos, None, None)
     assert facts(listing) == [("one/a.mp4", True, 1, "kick"), ("one/b.mp4", True, 0, "hug")]
     assert (listing.split, listing.split_file) == ("all", "train.csv, val.csv")
-    assert facts(read_listing("folder", videos, None, "val")) == [("one/b.mp4", True, 0, "hug")]
+    assert facts(read_split("folder", videos, None, "val")) == [("one/b.mp4", True, 0, "hug")]
     assert "has no test.csv or .txt beside train.csv and val.csv" in refusal("folder", videos, None, "test")
     touch(videos, "test/c.mp4")
-    assert facts(read_listing("folder", videos, None, "test")) == [("test/c.mp4", True, -1, "")]
+    assert facts(read_split("folder", videos, None, "test")) == [("test/c.mp4", True, -1, "")]
 
 
 def test_folder_trees_take_the_first_folder_as_class(tmp_path):
@@ -61,7 +61,7 @@ def test_folder_trees_take_the_first_folder_as_class(tmp_path):
         "b/list.txt",
         ".x/h.mp4",
     )
-    listing = read_listing("folder", videos, None, None)
+    listing = read_split("folder", videos, None, None)
     assert facts(listing) == [
         ("top.mp4", True, -1, ""),
         ("a/1.avi", True, 0, "a"),
@@ -74,11 +74,11 @@ def test_folder_trees_take_the_first_folder_as_class(tmp_path):
 
 def test_folder_trees_with_splits_and_flat_ones(tmp_path):
     videos = touch(tmp_path / "v", "train/a/1.mp4", "train/b/2.mp4", "val/b/3.mp4")
-    assert facts(read_listing("folder", videos, None, "val")) == [("val/b/3.mp4", True, 0, "b")]
+    assert facts(read_split("folder", videos, None, "val")) == [("val/b/3.mp4", True, 0, "b")]
     for split in (None, "trian"):
         assert "holds the splits train, val: say one of them by --split" in refusal("folder", videos, None, split)
     flat = touch(tmp_path / "flat", "1.mp4", "2.mp4")
-    assert facts(read_listing("folder", flat, None, None)) == [("1.mp4", True, -1, ""), ("2.mp4", True, -1, "")]
+    assert facts(read_split("folder", flat, None, None)) == [("1.mp4", True, -1, ""), ("2.mp4", True, -1, "")]
 
 
 def test_folder_wrong_input_is_answered_in_a_sentence(tmp_path):
@@ -99,8 +99,8 @@ def test_folder_wrong_input_is_answered_in_a_sentence(tmp_path):
 @needs_shared_data
 def test_folder_reads_ut_interaction_whole_and_by_split():
     root = SHARED_DATA / "ut_interaction"
-    sizes = {split: len(read_listing("folder", root, None, split).rows) for split in (None, "train", "val")}
+    sizes = {split: len(read_split("folder", root, None, split).rows) for split in (None, "train", "val")}
     assert sizes == {None: 120, "train": 83, "val": 37}
-    whole = read_listing("folder", root, root, None)
+    whole = read_split("folder", root, root, None)
     assert whole.class_names == ("handshake", "hug", "kick", "point", "punch", "push")
     assert all(row.path is not None and whole.class_names[row.label] == row.class_name for row in whole.rows)

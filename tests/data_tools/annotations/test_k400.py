@@ -1,7 +1,7 @@
 import csv
 from pathlib import Path
 
-from data_tools.annotations import read_listing
+from data_tools.annotations import read_split
 from tests.data_tools.annotations.files import facts, refusal, touch, write
 from tests.shared_data import SHARED_DATA, needs_shared_data
 
@@ -29,7 +29,7 @@ def test_k400_clips_are_found_under_class_folders_and_flat(tmp_path):
         "-dash_start_000299_000309.mkv",
         "plain_name.mp4",
     )
-    listing = read_listing("k400", videos, kinetics(tmp_path / "csv"), "validate")
+    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "validate")
     assert facts(listing) == [
         ("val/using_segway/R6llTwEh07w_000000_000010.mp4", True, 2, "using segway"),
         ("-dash_start_000299_000309.mkv", True, 1, "massaging person's head"),
@@ -43,14 +43,14 @@ def test_k400_clips_are_found_under_class_folders_and_flat(tmp_path):
 
 def test_k400_test_split_has_no_labels(tmp_path):
     videos = touch(tmp_path / "videos", "R6llTwEh07w_000000_000010.mp4")
-    listing = read_listing("k400", videos, kinetics(tmp_path / "csv"), "test")
+    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "test")
     assert facts(listing) == [("R6llTwEh07w_000000_000010.mp4", True, -1, "")]
 
 
 def test_k400_same_clip_in_two_folders_is_taken_from_the_class_folder(tmp_path):
     name = "R6llTwEh07w_000000_000010.mp4"
     videos = touch(tmp_path / "videos", f"a/{name}", f"using segway/{name}", f"z/{name}")
-    listing = read_listing("k400", videos, kinetics(tmp_path / "csv"), "val")
+    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "val")
     assert listing.rows[0].source == f"using segway/{name}"
 
 
@@ -71,7 +71,7 @@ def test_k400_wrong_input_is_answered_in_a_sentence(tmp_path):
 
 @needs_shared_data
 def test_k400_official_files():
-    val = read_listing("k400", CLIPS / "kinetics400", FORMATS / "kinetics400", "val")
+    val = read_split("k400", CLIPS / "kinetics400", FORMATS / "kinetics400", "val")
     assert (len(val.rows), len(val.class_names), val.notes) == (19_906, 400, ())
     found = {row.source: row.class_name for row in val.rows if row.path}
     assert found == {f"{name}.mp4": "using segway" for name in ("R6llTwEh07w", "SOX5yA1l24A", "WUzgd7C1pWA")}

@@ -1,4 +1,4 @@
-from data_tools.annotations import Row
+from data_tools.annotations import VideoRecord
 from data_tools.annotations.split import VideoIndex, walk_files
 from tests.data_tools.annotations.files import touch
 
@@ -14,5 +14,5 @@ def test_walk_follows_links_once_and_leaves_the_excluded_folder_out(tmp_path):
 
 def test_index_rows_name_what_was_looked_for(tmp_path):
     index = VideoIndex(touch(tmp_path, "x/A.MP4", "x/notes.txt"))
-    assert index.row(["a"], [], "a.mp4", 1, "c") == Row("x/A.MP4", tmp_path / "x" / "A.MP4", 1, "c", "a.mp4")
-    assert index.row(["notes"], [], "notes.mp4", 1, "c") == Row("notes.mp4", None, 1, "c", "notes.mp4")
+    assert index.row(["a"], [], "a.mp4", 1, "c") == VideoRecord("x/A.MP4", tmp_path / "x" / "A.MP4", 1, "c", "a.mp4")
+    assert index.row(["notes"], [], "notes.mp4", 1, "c") == VideoRecord("notes.mp4", None, 1, "c", "notes.mp4")

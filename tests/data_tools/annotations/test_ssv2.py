@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.annotations import read_listing
+from data_tools.annotations import read_split
 from tests.data_tools.annotations.files import facts, refusal, touch, write
 from tests.shared_data import SHARED_DATA, needs_shared_data
 
@@ -24,15 +24,15 @@ def something(folder: Path) -> Path:
 def test_ssv2_templates_lose_their_brackets(tmp_path):
     videos = touch(tmp_path / "videos", "74225.webm", "9.webm")
     folder = something(tmp_path / "labels")
-    listing = read_listing("ssv2", videos, folder, "val")
+    listing = read_split("ssv2", videos, folder, "val")
     assert facts(listing) == [
         ("74225.webm", True, 1, "Closing something"),
         ("3.webm", False, 0, "Bending something so that it deforms"),
     ]
     assert listing.class_names == ("Bending something so that it deforms", "Closing something")
-    assert facts(read_listing("ssv2", videos, tmp_path, "test")) == [("9.webm", True, -1, "")]
+    assert facts(read_split("ssv2", videos, tmp_path, "test")) == [("9.webm", True, -1, "")]
     write(folder / "test-answers.csv", "9;Closing something\n")
-    assert facts(read_listing("ssv2", videos, folder, "test")) == [("9.webm", True, 1, "Closing something")]
+    assert facts(read_split("ssv2", videos, folder, "test")) == [("9.webm", True, 1, "Closing something")]
 
 
 def test_ssv2_wrong_input_is_answered_in_a_sentence(tmp_path):
@@ -52,7 +52,7 @@ def test_ssv2_wrong_input_is_answered_in_a_sentence(tmp_path):
 @pytest.mark.parametrize(("split", "rows"), [("validation", 24_777), ("test", 27_157)])
 def test_ssv2_official_files_label_every_video(tmp_path, split, rows):
     first = json.loads((FORMATS / "ssv2" / f"something-something-v2-{split}.json").read_bytes())[0]["id"]
-    listing = read_listing("ssv2", touch(tmp_path, f"{first}.webm"), FORMATS / "ssv2", split)
+    listing = read_split("ssv2", touch(tmp_path, f"{first}.webm"), FORMATS / "ssv2", split)
     assert (len(listing.rows), len(listing.class_names)) == (rows, 174)
     assert {row.label for row in listing.rows} == set(range(174))
     assert all(listing.class_names[row.label] == row.class_name for row in listing.rows)

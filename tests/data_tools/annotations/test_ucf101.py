@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.annotations import read_listing
+from data_tools.annotations import read_split
 from tests.data_tools.annotations.files import facts, refusal, touch, write
 from tests.shared_data import SHARED_DATA, needs_shared_data
 
@@ -25,13 +25,13 @@ def ucf(folder: Path) -> Path:
 def test_ucf101_lists_are_crlf_one_based_and_their_case_differs(tmp_path, layout):
     videos = touch(tmp_path / "videos", layout)
     folder = ucf(tmp_path / "ucfTrainTestlist")
-    listing = read_listing("ucf101", videos, folder, "train2")
+    listing = read_split("ucf101", videos, folder, "train2")
     assert facts(listing) == [
         ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", False, 0, "ApplyEyeMakeup"),
         (layout, True, 1, "HandstandPushups"),
     ]
     for split in ("test", "test01", "testlist01", "val1"):
-        listing = read_listing("ucf101", videos, tmp_path, split)  # finds ucfTrainTestlist below
+        listing = read_split("ucf101", videos, tmp_path, split)  # finds ucfTrainTestlist below
         assert (facts(listing), listing.split) == ([(layout, True, 1, "HandstandPushups")], "test1")
 
 
@@ -49,7 +49,7 @@ def test_ucf101_wrong_input_is_answered_in_a_sentence(tmp_path):
 @needs_shared_data
 @pytest.mark.parametrize(("split", "rows", "found"), [("train1", 9_537, 2), ("train2", 9_586, 2)])
 def test_ucf101_official_files(split, rows, found):
-    listing = read_listing("ucf101", CLIPS / "ucf101", FORMATS / "ucf101", split)
+    listing = read_split("ucf101", CLIPS / "ucf101", FORMATS / "ucf101", split)
     assert (len(listing.rows), len(listing.class_names)) == (rows, 101)
     here = [row for row in listing.rows if row.path]
     assert len(here) == found

@@ -44,7 +44,7 @@ def test_the_loader_cuts_the_same_clips(folders):
     found = []
     for folder in folders:
         data = DataConfig(shards=str(folder))
-        with ClipLoader(data, CLIP, seed=1, batch=3, micro_batch=3) as loader:
+        with ClipLoader(data, CLIP, seed=1, batch=3, micro_batch_size=3) as loader:
             found.append(next(loader.batches(0)))
     assert found[0].samples.tolist() == found[1].samples.tolist()
     assert psnr(found[0].clips.numpy(), found[1].clips.numpy()) > 30

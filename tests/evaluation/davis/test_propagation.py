@@ -12,7 +12,7 @@ from torch import Tensor
 
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
-from motionmae.evaluation.cache_key import Identity
+from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, read_mask, write_mask
 from motionmae.evaluation.davis.frame_features import encode, encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, Protocol, decide, propagate, shrink_labels, working_size
@@ -179,7 +179,7 @@ def test_adapters_look_back_as_far_as_they_say_and_never_ahead(adapter: str, bac
 
 def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: Path):
     sequence = tiny_sequence(tmp_path)
-    identity = Identity("", str(tmp_path), {"features": "pixels", "protocol": "dino"})
+    identity = CacheKey("", str(tmp_path), {"features": "pixels", "protocol": "dino"})
     segment([sequence], pixels(), "dino", tmp_path / "out", identity)
     assert all(np.array_equal(read_mask(tmp_path / "out" / "roll" / p.name), stripes()) for p in sequence.masks)
 
@@ -188,8 +188,8 @@ def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: 
 
     segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", identity)
     for other in (
-        Identity("ab12", str(tmp_path), identity.settings),
-        Identity("", str(tmp_path), {"protocol": "videowalk"}),
+        CacheKey("ab12", str(tmp_path), identity.settings),
+        CacheKey("", str(tmp_path), {"protocol": "videowalk"}),
     ):
         with pytest.raises(
             UserError, match=r"(weights: none there, ab12|protocol: dino there, videowalk).*another --out"

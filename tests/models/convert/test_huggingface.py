@@ -142,7 +142,7 @@ def test_a_missing_weight_is_named():
     "config",
     [
         tiny(),
-        tiny(target={"kind": "frame"}, model={"position": "learnable"}),
+        tiny(target={"kind": "frame"}, model={"pos_embed": "learnable"}),
     ],
 )
 def test_a_model_that_is_no_videomae_is_refused(config: Config):

@@ -99,7 +99,7 @@ class MaeStBlock(nn.Module):
 
 def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     """Its forward pass, written out without the class token, against ours with converted weights."""
-    config = tiny(model={"position": "learnable"})
+    config = tiny(model={"pos_embed": "learnable"})
     clip, width = config.clip, 48
     torch.manual_seed(0)
     theirs = nn.ModuleDict(
@@ -128,7 +128,7 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     load_encoder(encoder, str(tmp_path / "mae_st.pyth"))
     torch.testing.assert_close(encoder(cut_patches(clips, 8)), theirs["norm"](tokens), atol=2e-5, rtol=1e-4)
 
-    with pytest.raises(UserError, match=r"position\.table unknown here \(set model\.position=learnable"):
+    with pytest.raises(UserError, match=r"position\.table unknown here \(set model\.pos_embed=learnable"):
         load_encoder(Encoder(config.clip, tiny().model), str(tmp_path / "mae_st.pyth"))
 
 

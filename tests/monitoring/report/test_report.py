@@ -112,7 +112,7 @@ def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_pat
     history.event("stop", outcome="STOPPED")
     history.spend("downtime", 40)
     history.event("submitted")
-    history.rows[-1]["incarnation"] = ""
+    history.rows[-1]["attempt"] = ""
     history.spend("queue_wait", 20)
     live()
     history.spend("downtime", 7)
@@ -148,9 +148,9 @@ def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path):
     with pytest.raises(UserError, match="tells of nothing"):
         read_story(run.path)
     events = LineFile(run.events)
-    events.append({"incarnation": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": 1.0})
+    events.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": 1.0})
     assert "nothing logged" in render([read_story(run.path)])
-    events.append({"incarnation": "a", "kind": Kind.START.value, "step": 0, "time": 9.0, "world": 1, "hosts": ["h"]})
+    events.append({"attempt": "a", "kind": Kind.START.value, "step": 0, "time": 9.0, "world": 1, "hosts": ["h"]})
     events.close()
     assert "starting" in render([read_story(run.path)])
 

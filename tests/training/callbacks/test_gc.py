@@ -1,7 +1,7 @@
 import gc
 import weakref
 
-from motionmae.training.callbacks.gc import collected_in_lockstep
+from motionmae.training.callbacks.gc import synchronized_gc
 
 
 class Knot:
@@ -13,7 +13,7 @@ class Knot:
 
 def test_garbage_waits_for_the_step_at_which_all_collect():
     before = Knot()  # what is there already, is not looked at again
-    with collected_in_lockstep():
+    with synchronized_gc():
         assert not gc.isenabled()
         knot = weakref.ref(Knot())
         leave_many_objects()

@@ -45,16 +45,16 @@ def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
     folder = RunFolder(tmp_path)
     first = TensorBoard(folder, 0)
     for step in range(1, 6):
-        first.metrics({"incarnation": "a", "step": step, "loss": float(step)})
+        first.metrics({"attempt": "a", "step": step, "loss": float(step)})
     first.close()
     second = TensorBoard(folder, 3)
     for step in (4, 5):
-        second.metrics({"incarnation": "b", "step": step, "loss": 10.0 * step})
+        second.metrics({"attempt": "b", "step": step, "loss": 10.0 * step})
     second.event({"kind": "resume", "step": 3})
     second.close()
     reader = read(folder)
     assert [(s.step, s.value) for s in reader.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
-    assert "incarnation" not in reader.Tags()["scalars"]
+    assert "attempt" not in reader.Tags()["scalars"]
 
 
 def test_tensorboard_shows_the_picture(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_wandb_keeps_curves_and_pictures_of_both_lives_offline(tmp_path: Path):
     for losses in ({1: 0.5, 2: 0.25}, {2: 0.25, 3: 0.125}):
         board = WeightsAndBiases(CONFIG, folder)
         for step, loss in losses.items():
-            board.metrics({"incarnation": "a", "step": step, "time": 1.0, "loss": loss})
+            board.metrics({"attempt": "a", "step": step, "time": 1.0, "loss": loss})
         board.event(PICTURE)
         board.event({"kind": "finish", "step": 3})
         board.close()
@@ -137,7 +137,7 @@ def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", log={"tensorboard": True})
-    folder = RunFolder.of(config.runs, config.name)
+    folder = RunFolder.of(config.output_dir, config.name)
     folder.create()
     folder.tensorboard.write_text("no folder")
     assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2

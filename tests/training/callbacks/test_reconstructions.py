@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import current_rows, read_rows
-from motionmae.training.callbacks.reconstructions import Drawing
+from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.pretrain import Outcome, pretrain
 from tests.training.launch import run_ranks, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -18,12 +18,12 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 @pytest.mark.parametrize("zero", [1, 3])
 def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path, zero: int):
     shards = make_shards(tmp_path / "shards")
-    log = {"picture_steps": STEPS // 2, "tensorboard": True}
+    log = {"reconstruction_every_steps": STEPS // 2, "tensorboard": True}
     drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero": zero}, log=log, checkpoint={"keep_last": STEPS})
     plain = tiny_run(shards, tmp_path / "plain", engine={"zero": zero})
     for config in (drawn, plain):
         assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
-    folder, other = (RunFolder.of(config.runs, config.name) for config in (drawn, plain))
+    folder, other = (RunFolder.of(config.output_dir, config.name) for config in (drawn, plain))
     events = [row for row in read_rows(folder.events) if row["kind"] == "picture"]
     assert events[-1]["step"] == STEPS
     for row in events:
@@ -38,7 +38,7 @@ def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path
 class TestDrawing:
     def test_is_due_every_so_many_steps_and_at_the_end(self, tmp_path: Path):
         folder = self.folder(tmp_path)
-        drawing = Drawing(folder, 100)
+        drawing = ReconstructionCallback(folder, 100)
         drawing.checkpoint(90)
         assert drawing.finished() is None
         drawing.checkpoint(110)
@@ -52,14 +52,14 @@ class TestDrawing:
         folder = self.folder(tmp_path)
         folder.reconstructions.mkdir()
         (folder.reconstructions / "step-00000200.png").touch()
-        drawing = Drawing(folder, 100)
+        drawing = ReconstructionCallback(folder, 100)
         drawing.checkpoint(290)
         assert drawing.finished() is None
         drawing.checkpoint(300)
         assert self.outcome(drawing)["step"] == 300
 
     def test_says_what_went_wrong(self, tmp_path: Path):
-        drawing = Drawing(self.folder(tmp_path), 1)
+        drawing = ReconstructionCallback(self.folder(tmp_path), 1)
         drawing.checkpoint(7)
         told = self.outcome(drawing)
         assert "is no run folder, it has no config.yaml" in str(told["error"])
@@ -69,12 +69,12 @@ class TestDrawing:
         folder.reconstructions.mkdir()
         (folder.reconstructions / "step-00000500-val.png").touch()
         folder.logs.rmdir()
-        drawing = Drawing(folder, 1)
+        drawing = ReconstructionCallback(folder, 1)
         drawing.checkpoint(1)
         assert drawing.finished() is None
 
     def test_ends_with_the_run(self, tmp_path: Path):
-        drawing = Drawing(self.folder(tmp_path), 1)
+        drawing = ReconstructionCallback(self.folder(tmp_path), 1)
         drawing.checkpoint(1)
         process = drawing._process
         assert process is not None
@@ -88,7 +88,7 @@ class TestDrawing:
         return folder
 
     @staticmethod
-    def outcome(drawing: Drawing) -> dict[str, object]:
+    def outcome(drawing: ReconstructionCallback) -> dict[str, object]:
         told = drawing.finished(60)
         assert told is not None
         return told
