@@ -26,7 +26,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 from benchmarks.entry import run_script
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import WatchdogConfig, load_config
-from motionmae.distributed.process_group import broadcast_object, distributed, gather_objects
+from motionmae.distributed.context import broadcast_object, gather_objects
+from motionmae.distributed.process_group import distributed
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine

@@ -35,7 +35,8 @@ from torch.utils._pytree import tree_iter
 from benchmarks.entry import run_script
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import DistributedContext, distributed, gather_objects
+from motionmae.distributed.context import DistributedContext, gather_objects
+from motionmae.distributed.process_group import distributed
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file

@@ -35,7 +35,8 @@ from monitoring.rank_snapshots import Sample
 from motionmae.config import load_config
 from motionmae.files import output_file
 from motionmae.runs.events import Kind, Row
-from motionmae.training.step_timer import HostTimer, Phase, StepTimer
+from motionmae.runs.phases import Phase
+from motionmae.training.step_timer import HostTimer, StepTimer
 
 STEP_SECONDS = 0.2
 RANKS, NODES = 8, 128

@@ -53,7 +53,8 @@ from torch import Tensor
 from benchmarks.entry import run_script
 from monitoring.exporter_process import monitored
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import DistributedContext, choose_device, distributed, gather_objects
+from motionmae.distributed.context import DistributedContext, choose_device, gather_objects
+from motionmae.distributed.process_group import distributed
 from motionmae.files import output_file
 from motionmae.planning.flops import step_flops
 from motionmae.runs.events import Sink

@@ -21,7 +21,7 @@ from torch.nn import functional
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
-from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
@@ -34,6 +34,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
 from motionmae.runs.lease import acquire_lease
+from motionmae.runs.phases import Phase
 from motionmae.training import trainer
 from motionmae.training.callbacks.gc import synchronized_gc
 from motionmae.training.callbacks.loggers import TensorBoard
@@ -42,7 +43,7 @@ from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
-from motionmae.training.step_timer import Phase, StepTimer
+from motionmae.training.step_timer import StepTimer
 
 Phases = dict[str, float]
 """Seconds of a step by what was done in them."""

@@ -20,7 +20,7 @@ from monitoring.flops_per_clip import flops_per_clip_of
 from monitoring.rank_metrics import RankMetrics
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
-from motionmae.distributed.process_group import rank_environment
+from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import Exit, exit_of

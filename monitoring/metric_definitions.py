@@ -12,7 +12,7 @@ from itertools import product
 
 from monitoring.goodput import CAUSES
 from motionmae.data.shards.errors import Reason
-from motionmae.training.step_timer import Phase
+from motionmae.runs.phases import Phase
 
 PREFIX = "motionmae_"
 STATES = ("starting", "training", "preempted", "stopped", "failed", "finished")

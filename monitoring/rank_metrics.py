@@ -16,8 +16,8 @@ from monitoring.metric_definitions import METRICS, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
 from motionmae.runs.events import Kind, Row
+from motionmae.runs.phases import Phase
 from motionmae.runs.run_state import ENDINGS
-from motionmae.training.step_timer import Phase
 
 logger = logging.getLogger(__name__)
 

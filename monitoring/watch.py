@@ -12,9 +12,9 @@ from rich.text import Text
 
 from monitoring.report.sections import CAUSES
 from motionmae.runs.events import Kind, Row
+from motionmae.runs.formatting import duration
 from motionmae.runs.history import Story
-from motionmae.training.callbacks.progress import duration
-from motionmae.training.step_timer import Phase
+from motionmae.runs.phases import Phase
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {

@@ -103,7 +103,7 @@ class TrainJob(Checkpointable):
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Leave, so that the job is queued again, if a node does not work."""
-        from motionmae.distributed.process_group import choose_device
+        from motionmae.distributed.context import choose_device
         from slurm.attempt_log import Attempt, Attempts
         from slurm.failure_cause import Cause
         from slurm.preflight import BadNode, Unreachable, abort, preflight

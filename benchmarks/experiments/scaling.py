@@ -39,7 +39,8 @@ from benchmarks.entry import run_script
 from benchmarks.experiments.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import DistributedContext, distributed, gather_objects
+from motionmae.distributed.context import DistributedContext, gather_objects
+from motionmae.distributed.process_group import distributed
 from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
 from motionmae.errors import UserError
 from motionmae.files import output_file

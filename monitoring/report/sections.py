@@ -14,9 +14,9 @@ from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, flat
 from motionmae.runs.events import Kind, Row
+from motionmae.runs.formatting import duration
 from motionmae.runs.history import Story
-from motionmae.training.callbacks.progress import duration
-from motionmae.training.step_timer import Phase
+from motionmae.runs.phases import Phase
 
 RUN_COLOURS = [f"var(--c{number})" for number in (0, 1, 2, 3, 4, 6, 8)]
 PHASE_COLOURS = {

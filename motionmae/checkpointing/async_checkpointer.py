@@ -20,7 +20,7 @@ import torch.distributed as dist
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.sharded import CheckpointError, PinnedStagingBuffer, StagedState
 from motionmae.config import Config
-from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.distributed.process_group import DistributedContext, gather_objects, run_on_rank_zero
+from motionmae.distributed.context import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale

@@ -101,7 +101,7 @@ def _table(findings: "list[Finding]") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from motionmae.training.callbacks.progress import duration
+    from motionmae.runs.formatting import duration
 
     table = Table()
     for heading in ("checkpoint", "step", "size", "age", "written by", "condition"):

@@ -37,7 +37,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Compute, write, and return the exit status."""
     from motionmae.config import EngineConfig
-    from motionmae.distributed.process_group import distributed, rank_zero_first, run_on_rank_zero
+    from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
+    from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.feature_files import WRITERS
     from motionmae.evaluation.features import features_of_files, videos_below
     from motionmae.evaluation.load_run import choose_step, load_embedding

@@ -40,8 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from motionmae.config import EngineConfig
     from motionmae.data.shards.reader import ShardReader
-    from motionmae.distributed.process_group import distributed, rank_zero_first
-    from motionmae.evaluation.features import KnnResult, classify_by_neighbours, features_of_shards
+    from motionmae.distributed.context import rank_zero_first
+    from motionmae.distributed.process_group import distributed
+    from motionmae.evaluation.features import features_of_shards
+    from motionmae.evaluation.knn import KnnResult, classify_by_neighbours
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
     from motionmae.files import write_atomically

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import load_config
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
-    from motionmae.distributed.process_group import distributed, rank_zero_first
+    from motionmae.distributed.context import rank_zero_first
+    from motionmae.distributed.process_group import distributed
     from motionmae.evaluation import multiview_test
     from motionmae.evaluation.load_run import Finetuned, choose_step, load_finetuned
     from motionmae.runs.directory import RunFolder

@@ -4,45 +4,22 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
+from motionmae.distributed.context import DistributedContext, choose_device
 from motionmae.distributed.network import ipv4_of_interface
+from motionmae.distributed.rendezvous import rank_environment
 from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for its peers before the run fails."""
-
-Result = TypeVar("Result")
-
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class DistributedContext:
-    """One training process among all of them."""
-
-    rank: int
-    """Number of this process, 0 to ``world - 1``."""
-    world: int
-    """Processes of the run."""
-    local_rank: int
-    """Number of this process on its node; the index of its GPU."""
-    device: torch.device
-    """Where the model lives."""
-
-    @property
-    def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, the one that writes the run's files."""
-        return self.rank == 0
 
 
 def init_distributed(engine: EngineConfig) -> DistributedContext:
@@ -144,98 +121,3 @@ def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
     yield init_distributed(engine)
     if not joined:
         dist.destroy_process_group()
-
-
-def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value, group=group)
-    return gathered
-
-
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank. Collective."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
-    answer: tuple[Any, UserError | None] = (None, None)
-    if rank.is_rank_zero:
-        try:
-            answer = (action(), None)
-        except UserError as error:
-            answer = (None, error)
-    result, refusal = broadcast_object(answer)
-    if refusal is not None:
-        refusal.already_reported = not rank.is_rank_zero
-        raise refusal
-    return result
-
-
-def rank_zero_first(rank: DistributedContext, make: Callable[[], Result]) -> Result:
-    """Call ``make`` on every rank, on rank 0 first: the UserError of what is wrong for all is said once. Collective."""
-    made: list[Result] = []
-    run_on_rank_zero(rank, lambda: made.append(make()))
-    return made[0] if made else make()
-
-
-def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun's variables are in ``environment``, or would be.
-
-    Raises:
-        UserError: see :func:`init_distributed`.
-    """
-    given = {key: environment[key] for key in _TORCHRUN if key in environment}
-    if len(given) == len(_TORCHRUN):
-        return given
-    if "RANK" in given or "WORLD_SIZE" in given:
-        missing = ", ".join(key for key in _TORCHRUN if key not in given)
-        raise UserError(
-            f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
-        )
-    if "SLURM_STEP_NUM_TASKS" in environment:
-        return _slurm_place(environment)
-    tasks = int(environment.get("SLURM_NTASKS", "1"))
-    if tasks > 1:
-        raise UserError(
-            f"this Slurm allocation has {tasks} tasks but the process was not started by srun: put `srun` before it"
-        )
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-
-
-def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
-    from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
-
-    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
-    restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
-    return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "MASTER_ADDR": _parse_node_list(environment["SLURM_STEP_NODELIST"])[0],
-        # A requeued job keeps its id, and the port of its former life may still be held by a rank that hangs.
-        # 20000-31999 lies below the ports that Linux gives to outgoing connections.
-        "MASTER_PORT": str(20_000 + (job * 31 + restarts * 7 + step) % 12_000),
-    }
-
-
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device of a rank where ``engine.device`` is ``wanted``.
-
-    Raises:
-        UserError: if it is not there.
-    """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    gpus = torch.cuda.device_count()
-    if gpus == 0:
-        raise UserError("engine.device=cuda, but torch finds no GPU here: use engine.device=cpu or a machine with one")
-    if local_rank >= gpus:
-        raise UserError(
-            f"local rank {local_rank} has no GPU of its own, the node shows {gpus}: "
-            "start as many ranks a node as it has GPUs, and let every rank see all of them"
-        )
-    return torch.device("cuda", local_rank)

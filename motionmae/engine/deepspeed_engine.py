@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps
-from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
 from motionmae.engine.precision import LossScale, resolve_precision
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import UnreadableVideo
-from motionmae.distributed.process_group import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
+from motionmae.distributed.context import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 

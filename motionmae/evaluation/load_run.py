@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from motionmae.checkpointing.load_weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
 from motionmae.config import Config, load_config
-from motionmae.distributed.process_group import DistributedContext, run_on_rank_zero
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
 from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from motionmae.config import Config
 from motionmae.data.loader import ClipLoader
-from motionmae.distributed.process_group import choose_device
+from motionmae.distributed.context import choose_device
 from motionmae.evaluation.load_run import load_pretrained
 from motionmae.models.cubes import cut_patches
 from motionmae.models.masking import draw_masks

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.context import DistributedContext
 from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey

@@ -33,7 +33,7 @@ class Kind(str, Enum):
     """It took up a checkpoint: its folder, seconds of verifying and loading."""
     READY = "ready"
     """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
-    each stage since (:class:`motionmae.training.startup_timer.StartupTimer`)."""
+    each stage since (:class:`motionmae.training.step_timer.StartupTimer`)."""
     FIRST_STEP = "first_step"
     """The first step of the attempt is taken: its seconds, and those since the start of the process."""
     CHECKPOINT = "checkpoint"

@@ -14,7 +14,7 @@ from motionmae.checkpointing.load_weights import fingerprint, load_encoder, reso
 from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
-from motionmae.distributed.process_group import DistributedContext, run_on_rank_zero
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.files import write_atomically

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from motionmae.distributed.process_group import gather_objects
+from motionmae.distributed.context import gather_objects
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.training.state import TrainState

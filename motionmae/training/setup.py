@@ -13,14 +13,14 @@ from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader, check_same_stream
-from motionmae.distributed.process_group import (
+from motionmae.distributed.context import (
     DistributedContext,
     broadcast_object,
-    distributed,
     gather_objects,
     rank_zero_first,
     run_on_rank_zero,
 )
+from motionmae.distributed.process_group import distributed
 from motionmae.distributed.stop_requests import Outcome, Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
@@ -37,8 +37,8 @@ from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.preconditions import validate_before_start
-from motionmae.training.startup_timer import StartupTimer
 from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Run, log_reconstruction, train
 

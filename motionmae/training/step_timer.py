@@ -5,29 +5,14 @@ time line (waiting for the host included); they are read once a metrics row, and
 """
 
 import time
-from enum import Enum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
+from motionmae.runs.events import process_age
+from motionmae.runs.phases import Phase
+
 if TYPE_CHECKING:
     import torch
-
-
-class Phase(str, Enum):
-    """What a rank does."""
-
-    DATA_WAIT = "data_wait"
-    """It waits for a micro-batch."""
-    FORWARD = "forward"
-    """Copy to the device and forward pass."""
-    BACKWARD = "backward"
-    """Backward pass with the reduction of gradients: here ranks wait for each other."""
-    OPTIMIZER = "optimizer"
-    """The update."""
-    CHECKPOINT = "checkpoint"
-    """Training is held up by a save."""
-    OTHER = "other"
-    """Schedule, agreement on signals, metrics."""
 
 
 class Timer(Protocol):
@@ -108,3 +93,18 @@ class StepTimer:
         self._marks = self._marks[-1:]
         self.steps, self.slowest_step = 0, 0.0
         return spent
+
+
+class StartupTimer:
+    """Stops the time of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"imports": process_age()}
+        """Of each stage in its order; the first began with the process."""
+        self._began = time.perf_counter()
+
+    def done(self, stage: str) -> None:
+        """Say that what happened since the stage before was this one."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._began
+        self._began = now

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
-from motionmae.distributed.process_group import DistributedContext
+from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import no_decay
 

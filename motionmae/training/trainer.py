@@ -17,19 +17,20 @@ from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveRe
 from motionmae.config import Config
 from motionmae.data.device_prefetch import DevicePrefetcher
 from motionmae.data.loader import Batch, ClipLoader
-from motionmae.distributed.process_group import DistributedContext, gather_objects
+from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.stop_requests import Outcome, Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.events import EventLog, Kind, Row, process_age
+from motionmae.runs.phases import Phase
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.nonfinite import SkippedStep, may_roll_back
 from motionmae.training.state import TrainState, config_as_json, seed_step
-from motionmae.training.step_timer import Phase, StepTimer
+from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
 SLOW_DISK_SECONDS = 10.0

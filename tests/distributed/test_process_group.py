@@ -4,7 +4,8 @@ import pytest
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.process_group import create_store, init_distributed, rank_environment
+from motionmae.distributed.process_group import create_store, init_distributed
+from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
 from tests.training.launch import free_port, run_ranks

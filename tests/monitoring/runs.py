@@ -14,7 +14,7 @@ from monitoring.rank_metrics import RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.training.step_timer import Phase
+from motionmae.runs.phases import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from motionmae.checkpointing import sharded
 from motionmae.config import Config
-from motionmae.distributed.process_group import DistributedContext, init_distributed
+from motionmae.distributed.context import DistributedContext
+from motionmae.distributed.process_group import init_distributed
 from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine

@@ -13,7 +13,7 @@ from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.config import Config, WatchdogConfig
-from motionmae.distributed.process_group import DistributedContext, broadcast_object
+from motionmae.distributed.context import DistributedContext, broadcast_object
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore, FileEntry

@@ -39,7 +39,9 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Finished runs by (world, stage)."""
     runs: dict[tuple[int, int], Config] = {}
     for world in (1, 2):
-        configs = [tiny_run(shards, tmp_path_factory.mktemp("reference"), engine={"zero_stage": zero}) for zero in STAGES]
+        configs = [
+            tiny_run(shards, tmp_path_factory.mktemp("reference"), engine={"zero_stage": zero}) for zero in STAGES
+        ]
         assert run_ranks(world, run_all, configs)[0] == ["FINISHED"] * 4
         runs |= {(world, config.engine.zero_stage): config for config in configs}
     return runs

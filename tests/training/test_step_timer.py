@@ -3,7 +3,8 @@ import time
 import pytest
 import torch
 
-from motionmae.training.step_timer import Phase, StepTimer
+from motionmae.runs.phases import Phase
+from motionmae.training.step_timer import StepTimer
 from motionmae.training.trainer import straggling
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from motionmae.checkpointing.load_weights import fingerprint
-from motionmae.distributed.process_group import choose_device
+from motionmae.distributed.context import choose_device
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, write_mask

@@ -1,6 +1,7 @@
 import pytest
 
-from motionmae.training.callbacks.progress import ProgressLine, duration
+from motionmae.runs.formatting import duration
+from motionmae.training.callbacks.progress import ProgressLine
 
 ROW = {
     "step": 10,
