@@ -30,10 +30,7 @@ from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
 from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
-from slurm import (
-    code_snapshot,
-    executors,
-)
+from slurm import code_snapshot, executors  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job_state import JobRecord, state_of  # noqa: E402
 from slurm.local_executor import command_line  # noqa: E402
@@ -42,9 +39,9 @@ from slurm.submission import describe, executor_of, submit  # noqa: E402
 
 _FLAGS = {
     "nodes": ("nodes", "nodes of the job"),
-    "ranks-per-node": ("ntasks_per_node", "training processes a node, one a GPU"),
+    "ntasks-per-node": ("ntasks_per_node", "training processes a node, one a GPU"),
     "gpus-per-node": ("gpus_per_node", "GPUs asked for a node; 0 trains on the CPU"),
-    "cpus-per-rank": ("cpus_per_task", "CPU cores a rank"),
+    "cpus-per-task": ("cpus_per_task", "CPU cores a rank"),
     "time": ("time", "time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS"),
     "signal-seconds": ("signal_seconds", "how long before the limit the run is told to save"),
     "max-timeouts": ("max_timeouts", "time-outs after which the run stops requeueing itself"),

@@ -24,7 +24,7 @@ from motionmae.training.state import MAY_CHANGE, config_as_json
 from slurm.executors import absolute_paths
 from slurm.job_state import JobRecord, state_of
 
-_NOTED = ("data.shards", "data.beton", "views.", "finetune.init")
+_NOTED = ("data.shards", "data.beton", "test.", "finetune.init")
 """Of what a resumed run may have otherwise, what a figure goes by."""
 
 

@@ -114,7 +114,7 @@ def _table(findings: "list[Finding]") -> Any:
             str(finding.step),
             f"{finding.bytes / 1e6:.1f} MB",
             duration(time.time() - finding.modified),
-            f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero', '?')}" if writer else "",
+            f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
             escape(condition) + (" [bold]<- a resume takes this one[/]" if finding.resumes else ""),
         )
     return table

@@ -186,9 +186,11 @@ def _unknown_key(key: str, origin: str) -> str:
     known = _keys(Config)
     section = key.rpartition(".")[0]
     siblings = [k for k in known if section and k.rpartition(".")[0] == section] or [f.name for f in fields(Config)]
-    words = {word: sibling for sibling in siblings for word in sibling.rpartition(".")[2].split("_")}
-    part = difflib.get_close_matches(key.rpartition(".")[2], words, n=1, cutoff=0.8)
-    close = [words[part[0]]] if part else difflib.get_close_matches(key, [*known, *siblings], n=1, cutoff=0.75)
+    last = key.rpartition(".")[2]
+    names = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
+    words = {word: sibling for name, sibling in names.items() for word in name.split("_")}
+    close = [(words | names)[found] for found in difflib.get_close_matches(last, [*names, *words], n=1, cutoff=0.75)]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
     return f"unknown key {key} (from {origin}): {remedy}"
 

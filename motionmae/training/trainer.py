@@ -359,7 +359,7 @@ def checkpoint_metadata(run: Run) -> dict[str, Any]:
         "writer": {
             "attempt": run.events.attempt,
             "world": run.rank.world,
-            "zero": run.engine.stage,
+            "zero_stage": run.engine.stage,
             "precision": run.engine.precision,
             "torch": torch.__version__,
         },

@@ -66,7 +66,9 @@ def pixels(batches):
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"repeats": 2}, {"crop": "multi_scale"}, {"flip": False}], ids=["default", "repeats", "multi", "plain"]
+    "data",
+    [{}, {"repeated_sampling": 2}, {"crop": "multi_scale"}, {"flip": False}],
+    ids=["default", "repeats", "multi", "plain"],
 )
 def test_it_gives_the_clips_of_the_shards(shards, beton, data):
     from_shards, from_beton = take(loader(shards, **data), 7), take(loader(shards, beton, **data), 7)
@@ -82,7 +84,7 @@ def test_it_gives_the_clips_of_the_shards(shards, beton, data):
 
 
 def test_clips_are_augmented_as_those_of_the_shards(shards, beton):
-    changes = {"rand_augment": "rand-m9-n2-inc1", "erase": 0.5}
+    changes = {"rand_augment": "rand-m9-n2-inc1", "random_erasing": 0.5}
     from_shards, from_beton = (take(loader(shards, source, **changes), 4) for source in ("", beton))
     assert names(from_shards) == names(from_beton)
     apart = np.abs(pixels(from_shards) - pixels(from_beton)).mean((1, 2, 3, 4))

@@ -82,7 +82,7 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_loader_reads_the_flow_of_the_clips_frames(shards, flip):
-    data = DataConfig(shards=str(shards), crop="multi_scale", flip=flip, repeats=3)
+    data = DataConfig(shards=str(shards), crop="multi_scale", flip=flip, repeated_sampling=3)
     clip = ClipConfig(frames=4, size=32, stride=2)
     with ClipLoader(data, clip, seed=0, batch=6, micro_batch_size=6, flow=True) as loader:
         batch = next(loader.batches(0))

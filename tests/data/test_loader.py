@@ -65,7 +65,7 @@ def test_resuming_at_any_step_continues_the_same_stream(shards, one_rank, step):
 
 
 def test_seeds_are_keyed_by_sample_and_repeat(shards):
-    (step,) = steps(shards, 4, 1, repeats=2, micro_batch_size=4)  # the first step of epoch 1
+    (step,) = steps(shards, 4, 1, repeated_sampling=2, micro_batch_size=4)  # the first step of epoch 1
     assert [row[2] for row in step] == [mask_seed(3, 1, row[0], number % 2) for number, row in enumerate(step)]
     assert [row[0] for row in step[::2]] == [row[0] for row in step[1::2]]
     pixels = [row[3] for row in step]
@@ -298,8 +298,8 @@ class TestState:
 
 
 def test_augmented_clips_are_the_same_from_threads_and_processes(shards):
-    changes = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 2}
-    plain = steps(shards, 1, 2, repeats=2)
+    changes = {"rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "repeated_sampling": 2}
+    plain = steps(shards, 1, 2, repeated_sampling=2)
     by_threads, by_processes = (steps(shards, 1, 2, workers=workers, **changes) for workers in (0, 2))
     assert by_threads == by_processes
     pixels = [[clip[-1] for step in found for clip in step] for found in (plain, by_threads)]

@@ -85,7 +85,7 @@ def test_every_operation_of_timm_changes_pictures_through_us():
 def test_erasing_fills_one_box_with_noise_in_all_frames():
     clip, areas = np.zeros((4, SIZE, SIZE, 3), np.uint8), []
     for key in range(60):
-        changed = augmented(clip, key, erase=1.0)
+        changed = augmented(clip, key, random_erasing=1.0)
         touched = (changed != clip).any(axis=-1)
         rows, columns = (np.flatnonzero(touched.any(axis=(0, axis))) for axis in (2, 1))
         box = changed[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -93,7 +93,7 @@ def test_erasing_fills_one_box_with_noise_in_all_frames():
         assert not np.array_equal(box[0], box[1])
         areas.append(box[0, ..., 0].size / SIZE**2)
     assert 0.01 <= min(areas) < 0.1 < 0.25 < max(areas) <= 0.4  # timm: 0.02 to 1/3
-    hit = [not np.array_equal(augmented(clip, key, erase=0.25), clip) for key in range(200)]
+    hit = [not np.array_equal(augmented(clip, key, random_erasing=0.25), clip) for key in range(200)]
     assert 30 <= sum(hit) <= 70
 
 

@@ -32,7 +32,7 @@ def write_video(path: Path, frames: int = 20, height: int = 40, width: int = 56,
     for number in range(frames):
         picture = ramp + 10 * seed
         picture[:, (3 * number) % width : (3 * number) % width + 6] = 230
-        reconstructions.append(picture.astype(np.uint8))
+        pictures.append(picture.astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(path, pictures, fps=10)
     return path

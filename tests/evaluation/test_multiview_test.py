@@ -58,7 +58,7 @@ def predictions(run: Path) -> list[dict[str, str]]:
 def test_any_number_of_ranks_gives_the_same_bits_and_a_second_run_only_adds_what_is_missing(
     trained: Config, tmp_path: Path
 ):
-    run = Path(trained.runs) / trained.name
+    run = Path(trained.output_dir) / trained.name
     reports = {}
     for world in (1, 2, 3):
         shutil.rmtree(run / "test", ignore_errors=True)
@@ -111,7 +111,7 @@ def chances_by_hand(model: torch.nn.Module, reader: ShardReader, sample: int) ->
 
 
 def test_ranks_test_the_same_checkpoint_of_a_run_that_saves_meanwhile(trained: Config, tmp_path: Path):
-    run = shutil.copytree(Path(trained.runs) / trained.name, tmp_path / "run")
+    run = shutil.copytree(Path(trained.output_dir) / trained.name, tmp_path / "run")
     before, newest = hide_newest(run)
     found = run_ranks(2, read_while_it_saves, run, newest, run_command, str(run))
     assert found == [[before], [before]]
@@ -123,7 +123,7 @@ def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):
     train, val = (make_shards(tmp_path / name, shards=1, classes=CLASSES) for name in ("train", "val"))
 
     def predict(folder: Path, seed: int) -> bytes:
-        data = {"repeats": 2, "rand_augment": "rand-m9-n4-mstd0.5-inc1", "erase": 0.25}
+        data = {"repeated_sampling": 2, "rand_augment": "rand-m9-n4-mstd0.5-inc1", "random_erasing": 0.25}
         first = replace(tiny_run(train, folder, optim={"epochs": 2}), seed=seed)
         second = tiny_run(train, folder, optim={"epochs": 2}, data=data)
         tuning = replace(second.finetune, init=str(folder / "tiny"))
@@ -147,7 +147,7 @@ def test_a_video_that_cannot_be_read_is_counted_and_named_and_nothing_takes_its_
     start = content.find(b"\xff\xd8\xff", 5000)
     content[start + 300] ^= 255
     (shards / "train-000000.tar").write_bytes(content)
-    run = Path(trained.runs) / trained.name
+    run = Path(trained.output_dir) / trained.name
     figures = tmp_path / "figures.json"
     assert main(["test", str(run), "--shards", str(shards), "--clips", "1", "--json", str(figures)]) == 0
     report = json.loads(figures.read_text())
@@ -176,7 +176,7 @@ def test_classes_are_matched_by_name_and_unknown_ones_refused(
     shards = make_shards(tmp_path / "val", classes=2)
     manifest = load_manifest(shards)
     write_manifest(shards, replace(manifest, class_names=("bar1", "juggling")))
-    run = Path(trained.runs) / trained.name
+    run = Path(trained.output_dir) / trained.name
     assert main(["test", str(run), "--shards", str(shards)]) == 2
     assert "1 classes of" in (said := capsys.readouterr().err)
     assert "'juggling'" in said
@@ -191,7 +191,7 @@ def test_shards_of_windows_are_refused_even_with_one_window_a_video(
     shards = make_shards(tmp_path / "val", classes=CLASSES)
     manifest = load_manifest(shards)
     write_manifest(shards, replace(manifest, encoder=replace(manifest.encoder, clips=1)))
-    assert main(["test", str(Path(trained.runs) / trained.name), "--shards", str(shards)]) == 2
+    assert main(["test", str(Path(trained.output_dir) / trained.name), "--shards", str(shards)]) == 2
     assert "hold windows of videos (--clips 1), and a test needs whole ones" in capsys.readouterr().err
     data = replace(trained.data, shards=str(shards), sampling="segments")
     with pytest.raises(UserError, match="=segments needs whole ones"):
@@ -201,7 +201,7 @@ def test_shards_of_windows_are_refused_even_with_one_window_a_video(
 def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
     trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run = Path(trained.runs) / trained.name
+    run = Path(trained.output_dir) / trained.name
     assert main(["reconstruct", str(run)]) == 2
     assert "is a run to finetune: give the folder of one to pretrain" in capsys.readouterr().err
     assert main(["curves", str(run)]) == 2
@@ -218,7 +218,7 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
 
 
 def test_accuracy_counts_what_was_read_only(trained: Config):
-    model = load_finetuned(Path(trained.runs) / trained.name)
+    model = load_finetuned(Path(trained.output_dir) / trained.name)
     chances = {str(n): np.eye(CLASSES, dtype=np.float32)[n % 3] for n in range(6)}
     report, confusion = evaluate(model, Results(chances, {"9": "gone"}), np.array([0, 1, 1, 0, 5, 2]))
     assert (report.top1, report.missing, report.videos) == (pytest.approx(400 / 6), 1, 7)

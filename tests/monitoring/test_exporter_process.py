@@ -53,7 +53,7 @@ def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Pa
 def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Config, tmp_path: Path):
     script = (
         "import sys, time\nfrom monitoring.exporter_process import monitored\nfrom tests.monitoring.runs import config_of\n"
-        f"with monitored(config_of({alone.runs!r})):\n    print('up', flush=True)\n    time.sleep(99)"
+        f"with monitored(config_of({alone.output_dir!r})):\n    print('up', flush=True)\n    time.sleep(99)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
@@ -110,14 +110,14 @@ def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, mo
 
 
 def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path):
-    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"output_dir={alone.runs}"]
+    words = ["--config", "tiny_ut_interaction", "name=never", "data.shards=nope", f"output_dir={alone.output_dir}"]
     ended = subprocess.run(
         [sys.executable, "-m", "motionmae", "pretrain", *words],
         cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
     assert "no metrics" not in ended.stderr
-    assert not list(Path(alone.runs).glob(".sd/*"))
+    assert not list(Path(alone.output_dir).glob(".sd/*"))
 
 
 def test_without_a_place_for_snapshots_training_goes_on(

@@ -18,7 +18,7 @@ def save(store: CheckpointStore, step: int) -> Path:
     folder = store.begin(step)
     path = folder / WEIGHTS
     path.write_bytes(b"weights" * 1000)
-    state = {"trainer": {"data_step": step}, "writer": {"world": 4, "zero": 2}}
+    state = {"trainer": {"data_step": step}, "writer": {"world": 4, "zero_stage": 2}}
     return store.commit(folder, step, state, [describe(path)]).folder
 
 
@@ -60,7 +60,7 @@ def test_the_newest_is_what_a_resume_takes(run: Path, capsys: pytest.CaptureFixt
         (30, "complete", True), (20, "complete", False), (10, "complete", False),
     ]  # fmt: skip
     assert rows[0]["bytes"] > 7000
-    assert rows[0]["writer"] == {"world": 4, "zero": 2}
+    assert rows[0]["writer"] == {"world": 4, "zero_stage": 2}
     shown = capsys.readouterr().out
     assert "step-00000030" in shown
     assert "4 ranks, ZeRO 2" in shown.replace("\n", " ")

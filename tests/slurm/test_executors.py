@@ -105,7 +105,7 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     config = load_config("demo", ["data.shards=shards", "output_dir=runs", "monitoring.discovery=sd"])
     absolute = executors.absolute_paths(config)
-    assert (absolute.data.shards, absolute.runs) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
+    assert (absolute.data.shards, absolute.output_dir) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
     assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
     remote = executors.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
     assert remote.data.shards == "s3://bucket/k400"

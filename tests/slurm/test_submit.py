@@ -51,7 +51,7 @@ def test_dry_run_shows_script_config_and_estimate(
     shown = OmegaConf.create(rest[:table])
     expected = load_config(name, ["seed=7", "launch.nodes=4", "launch.partition=big"])
     assert (shown.seed, shown.launch.nodes, shown.model.size) == (7, 4, expected.model.size)
-    assert shown.runs == str(tmp_path / "runs")
+    assert shown.output_dir == str(tmp_path / "runs")
     for text in (parameters, "memory a GPU", "clips a step", "512 (", "GPU-days"):
         assert text in rest[table:]
     assert list(tmp_path.iterdir()) == []
@@ -82,11 +82,11 @@ def test_dry_run_of_a_local_job_shows_its_command(
     assert "memory a rank" in out
 
 
-@pytest.mark.parametrize("words", [["submit.py", "--config", "demo"], ["ablations.py"]])
+@pytest.mark.parametrize("words", [["slurm/submit.py", "--config", "demo"], ["benchmarks/experiments/ablations.py"]])
 def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, f"slurm/{words[0]}", *words[1:], "--dry-run"]
+    command = [sys.executable, *words, "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
@@ -164,7 +164,7 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     with serving(tmp_path / "shards") as server:
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
-        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.batch=32"):
+        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=32"):
             submission.check_shards(replace(config, optim=replace(config.optim, global_batch_size=32)))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))

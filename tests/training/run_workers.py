@@ -65,6 +65,9 @@ WAITING_OPERATORS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select,
 WAITING_METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}
 
 
+ROOMS = ("training", "engine", "distributed", "checkpointing")
+
+
 class Waits(TorchDispatchMode):
     """Counts what would make the host wait for a GPU, by the step's part and the function of training that did it."""
 
@@ -80,7 +83,7 @@ class Waits(TorchDispatchMode):
     def note(self) -> None:
         frame, names = sys._getframe(1), []
         while frame := frame.f_back:
-            if "/motionmae/training/" in frame.f_code.co_filename:
+            if any(f"/motionmae/{room}/" in frame.f_code.co_filename for room in ROOMS):
                 names.append(frame.f_code.co_name)
         if "train" in names:  # beyond the start-up: the part is what the loop called
             self.found[names[names.index("train") - 1], names[0]] += 1

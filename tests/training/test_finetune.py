@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
     """Everything that Table 6b switches on."""
     everything: dict[str, dict[str, Any]] = {
-        "data": {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 2},
+        "data": {"rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "repeated_sampling": 2},
         "optim": {"ema_decay": 0.9},
         "finetune": {"drop_path": 0.2},
     }
@@ -62,7 +62,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(("world", "zero"), [(1, 0), (2, 2)])
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
-    folder = RunFolder.of(killed.runs, killed.name)
+    folder = RunFolder.of(killed.output_dir, killed.name)
     ranks = Ranks(world, train_task, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
@@ -75,7 +75,10 @@ def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zer
 
 
 def test_an_average_of_the_weights_is_kept_and_a_run_without_one_differs(shards: Path, tmp_path: Path):
-    quiet = {"data": {"repeats": 1, "rand_augment": "", "erase": 0}, "finetune": {"mixup": 0.0, "cutmix": 0.0}}
+    quiet = {
+        "data": {"repeated_sampling": 1, "rand_augment": "", "random_erasing": 0},
+        "finetune": {"mixup": 0.0, "cutmix": 0.0},
+    }
     plain = run_of(shards, tmp_path / "plain", optim={"ema_decay": 0.0}, **quiet)
     averaged = run_of(shards, tmp_path / "averaged", **quiet)
     assert run_ranks(1, run_all, [plain, averaged])[0] == ["FINISHED"] * 2

@@ -391,7 +391,7 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
 
 def test_a_run_that_cannot_begin_is_refused_and_leaves_no_folder(shards: Path, tmp_path: Path):
     nothing = tiny_run(tmp_path / "nothing", tmp_path / "runs")
-    too_large = tiny_run(shards, tmp_path / "runs", optim={"batch": 66})
+    too_large = tiny_run(shards, tmp_path / "runs", optim={"global_batch_size": 66})
     (tmp_path / "file").write_text("")
     no_folder = tiny_run(shards, tmp_path / "file")
     first, second, third = run_ranks(1, run_all, [nothing, too_large, no_folder])[0]

@@ -34,7 +34,7 @@ def test_settings_that_change_no_sample_and_no_schedule_may_change(sections: dic
     [
         ({"seed": 1}, "seed=1 (was 0)"),
         ({"model": {"size": "vit_l"}}, "model.size=vit_l (was vit_b)"),
-        ({"optim": {"batch": 512}}, "optim.global_batch_size=512 (was 1024)"),
+        ({"optim": {"global_batch_size": 512}}, "optim.global_batch_size=512 (was 1024)"),
         ({"optim": {"epochs": 800}}, "optim.epochs=800 (was 1600)"),
         ({"data": {"flip": False}}, "data.flip=False (was True)"),
         ({"data": {"crop_scale": (0.2, 1.0)}}, "data.crop_scale=[0.2, 1.0] (was [0.5, 1.0])"),

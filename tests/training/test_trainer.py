@@ -23,4 +23,4 @@ def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
         assert in_step["step"] <= 3 * STEPS
         assert found["record", "record"] % ROWS == 0
         # the agreement on signals is of two numbers that lie on the host
-        assert {part for part, _ in found} <= {"advance", "agree", "record", "save"}, found
+        assert {part for part, _ in found} <= {"advance", "sync_across_ranks", "record", "save"}, found

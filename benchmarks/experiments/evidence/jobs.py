@@ -17,7 +17,7 @@ from motionmae.runs.events import Kind, current_rows, read_rows
 from motionmae.training.state import config_as_json
 
 SCRATCH = "scratch"
-_SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "views.", "data.", "optim.")
+_SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "test.", "data.", "optim.")
 _MATTERS = ("task", "seed", *_SECTIONS, "engine.precision")
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
 

@@ -175,15 +175,15 @@ def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, c
         row.finetune_words(),
         tmp_path,
         "optim.epochs=9",
-        "views.clips=1",
-        "views.crops=1",
+        "test.clips=1",
+        "test.crops=1",
         "data.shards=/other",
         "data.beton=/x",
     )
     leave_test(row)
     assert row.stage() is Stage.DONE
     assert main(words) == 0
-    others = "views.clips=1, views.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
+    others = "test.clips=1, test.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
     assert f"Not as configured: {others} in table5a_both_finetune." in capsys.readouterr().out
     others = f"finetune.init={shutil.copytree(row.pretraining.path, tmp_path / 'old' / row.name)}"
     finish(row.finetune_words(), tmp_path, others)

@@ -123,13 +123,13 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("scaling.py --gpu foo", "no GPU called foo is known"),
-        ("scaling.py --config nope", "no config 'nope'"),
-        ("scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
-        ("scaling.py --per-node 0", "--per-node 0: give a number above 0"),
-        ("scaling.py --outside-gbs 0", "--outside-gbs 0.0: give a number above 0"),
-        ("scaling.py --inside-us nan", "--inside-us nan: give a number of at least 0"),
-        ("scaling.py --overlap 3", "--overlap 3.0: it is a share, 1 at most"),
+        ("experiments/scaling.py --gpu foo", "no GPU called foo is known"),
+        ("experiments/scaling.py --config nope", "no config 'nope'"),
+        ("experiments/scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
+        ("experiments/scaling.py --per-node 0", "--per-node 0: give a number above 0"),
+        ("experiments/scaling.py --outside-gbs 0", "--outside-gbs 0.0: give a number above 0"),
+        ("experiments/scaling.py --inside-us nan", "--inside-us nan: give a number of at least 0"),
+        ("experiments/scaling.py --overlap 3", "--overlap 3.0: it is a share, 1 at most"),
         ("checkpoint.py --config nope", "no config 'nope'"),
         ("memory.py --config nope", "no config 'nope'"),
         ("davis_baselines.py --davis nope", "nope has no ImageSets"),
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_sentence_and_status_2(
 ) -> None:
     script, *given = words.split()
     monkeypatch.setattr(sys, "argv", [script, *given])
-    main = importlib.import_module(f"benchmarks.{script.removesuffix('.py')}").main
+    main = importlib.import_module(f"benchmarks.{script.removesuffix('.py').replace('/', '.')}").main
     assert run_script(main) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}")

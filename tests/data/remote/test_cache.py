@@ -286,9 +286,9 @@ class TestLoader:
         code = """
             import sys
             from motionmae.config import ClipConfig, DataConfig
-            from motionmae.data import transfer
+            from motionmae.data.remote import download
             from motionmae.data.loader import ClipLoader
-            transfer.FIRST_DELAY = 0.1
+            download.FIRST_DELAY = 0.1
             url, cache, limit, rank = sys.argv[1:]
             data = DataConfig(url, cache=cache, cache_gb=float(limit), shuffle_window_shards=1, prefetch=2)
             clip = ClipConfig(frames=2, size=16, stride=1)

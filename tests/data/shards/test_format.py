@@ -10,11 +10,11 @@ import pytest
 import webdataset
 
 from data_tools.verify import verify_shard
+from motionmae.data.shards import format as shard_format
 from motionmae.data.shards.errors import Reason
 from motionmae.data.shards.format import (
     META_KEYS,
     ShardWriter,
-    format,
     index_path,
     load_index,
     shard_is_complete,
@@ -108,7 +108,7 @@ def test_a_rewritten_shard_is_not_complete_before_its_new_index(tmp_path, monkey
     def die(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(format, "write_atomically", die)
+    monkeypatch.setattr(shard_format, "write_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a.tar")
     assert not shard_is_complete(tmp_path / "a.tar")

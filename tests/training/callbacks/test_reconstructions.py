@@ -19,8 +19,8 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path, zero: int):
     shards = make_shards(tmp_path / "shards")
     log = {"reconstruction_every_steps": STEPS // 2, "tensorboard": True}
-    drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero": zero}, log=log, checkpoint={"keep_last": STEPS})
-    plain = tiny_run(shards, tmp_path / "plain", engine={"zero": zero})
+    drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero_stage": zero}, log=log, checkpoint={"keep_last": STEPS})
+    plain = tiny_run(shards, tmp_path / "plain", engine={"zero_stage": zero})
     for config in (drawn, plain):
         assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
     folder, other = (RunFolder.of(config.output_dir, config.name) for config in (drawn, plain))
