@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from motionmae.files import sync_folder, write_atomically
 from motionmae.errors import UserError
+from motionmae.files import sync_folder, write_atomically
 from motionmae.runs.end_reason import StorageError
 
 FORMAT = 1

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from motionmae.runs.run_state import ENDINGS, silence_after
-from monitoring.goodput import Goodput, GoodputTracker, ledger_of
 from monitoring.flops_per_clip import FlopsPerClip, flops_per_clip_of
+from monitoring.goodput import Goodput, GoodputTracker, ledger_of
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
-from motionmae.runs.events import Kind, Row, current_rows, read_rows
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Kind, Row, current_rows, read_rows
+from motionmae.runs.run_state import ENDINGS, silence_after
 
 _SILENT = "silent"
 _PAUSING = (Kind.STOP.value, Kind.FAILURE.value, Kind.SUBMITTED.value)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motionmae.files import write_atomically
 from motionmae.errors import UserError
-from motionmae.runs.events import Kind, read_rows
+from motionmae.files import write_atomically
 from motionmae.runs.end_reason import LeaseLost
+from motionmae.runs.events import Kind, read_rows
 
 FILE = "lease.json"
 """Name of the file in the run folder that says whose it is."""

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from motionmae.runs.events import Row
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Row
 
 
 class JsonTail:

@@ -8,8 +8,8 @@ import pytest
 
 from motionmae.__main__ import main
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
-from motionmae.runs.lease import FILE, acquire_lease
 from motionmae.runs.events import Kind, LineFile
+from motionmae.runs.lease import FILE, acquire_lease
 
 WEIGHTS = "model-00000-of-00001.safetensors"
 

@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, StorageError, LeaseLost, exit_of
+from motionmae.runs.end_reason import Exit, LeaseLost, StorageError, exit_of
 from tests.training.engine_workers import lose_peer
 from tests.training.launch import Ranks
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.errors import UserError
-from motionmae.runs.lease import FILE, acquire_lease
-from motionmae.runs.events import read_rows
-from motionmae.runs.end_reason import LeaseLost
 from motionmae.distributed.stop_requests import Outcome
-from motionmae.training.pretrain import pretrain
+from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import LeaseLost
+from motionmae.runs.events import read_rows
+from motionmae.runs.lease import FILE, acquire_lease
+from motionmae.training.pretrain import pretrain
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
 from tests.training.shards import make_shards, tiny_run

@@ -1,6 +1,6 @@
 from monitoring.metric_definitions import STATES
-from motionmae.runs.run_state import ENDINGS
 from motionmae.distributed.stop_requests import Outcome
+from motionmae.runs.run_state import ENDINGS
 
 
 def test_every_end_in_order_is_known_and_has_a_state_of_the_catalogue():
