@@ -1,1 +1,1 @@
-"""Videos -> shards; ``python data_tools/make_shards --help`` says how."""
+"""Videos -> shards; `motionmae shards make --help` explains how."""
