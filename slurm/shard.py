@@ -1,60 +1,42 @@
-r"""Make shards of a large data set as a Slurm array: one job a part, then a job that writes the manifest.
-
-examples::
-
-  python slurm/shard.py --parts 16 --cpus 16 --time 12:00:00 -- \
-      k400 --videos /data/K400 --annotations /data/K400/annotations --split train --out /data/k400/train
-  python slurm/shard.py --parts 4 --dry-run -- folder --videos data/toy_videos --split train --out data/toy/train
-
-What follows ``--`` is a command line of data_tools/make_shards. The folders must lie on a disk that all nodes share. A
-part that is preempted or killed goes on at the shard where it was; the last job starts when all parts have ended,
-however they ended, makes what is missing and writes the manifest. The same command again continues or does nothing.
-"""
+"""`motionmae shards submit`: make shards as a Slurm array, and then their manifest in one more job."""
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_tools.make_shards.cli import parser as make_shards_parser
 from data_tools.make_shards.shard_plan import STATE
+from motionmae.commands import app
 from motionmae.errors import UserError
 from slurm.sbatch import batch_script, sbatch
 
-ROOT = Path(__file__).resolve().parents[1]
+_DESCRIPTION = """\
+Make shards of a large data set as a Slurm array. Each job of the array makes one part. A last job writes the manifest.
+
+The arguments after -- are those of `motionmae shards make`. All nodes must share the folders. A part that is preempted
+or killed continues at the shard where it stopped. The last job starts when all parts have ended, makes missing shards
+and writes the manifest. The same command continues an unfinished set."""
+_EPILOG = """\
+examples:
+  motionmae shards submit --parts 16 --cpus 16 --time 12:00:00 -- \\
+      k400 --videos /data/K400 --annotations /data/K400/annotations --split train --out /data/k400/train
+  motionmae shards submit --parts 4 --dry-run -- folder --videos data/toy_videos --split train --out data/toy/train"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="slurm/shard.py",
-        description=description,
-        epilog=examples.replace("::", ":").replace("``", ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--parts", type=int, required=True, help="jobs of the array")
-    parser.add_argument(
-        "--cpus", type=int, default=8, help="cores of each job, a decoding process a core (%(default)s)"
-    )
-    parser.add_argument("--time", default="24:00:00", help="time limit of each job (%(default)s)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("--parts", type=int, required=True, help="number of jobs of the array")
+    parser.add_argument("--cpus", type=int, default=8, help="cores per job, each decodes in a process (%(default)s)")
+    parser.add_argument("--time", default="24:00:00", help="time limit per job (%(default)s)")
     parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="e.g. partition=cpu")
     parser.add_argument("--dry-run", action="store_true", help="print the two scripts, submit nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- MAKE_SHARDS_ARGUMENTS")
-    options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SHARDS_MAKE_ARGUMENTS")
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Submit the jobs."""
     command = options.command[options.command[:1] == ["--"] :]
-    asked = make_shards_parser().parse_args(command)
+    _, asked = app.parse(["shards", "make", *command])
     if asked.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and --part is given by the array: leave it out")
     if asked.json:
@@ -85,10 +67,9 @@ def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **as
     }
     if "array" not in asked:  # the parts have tried again
         command = [word for word in command if word != "--retry"]
-    run = [sys.executable, str(ROOT / "data_tools" / "make_shards"), "--workers", str(options.cpus), *command]
+    run = [*app.PROGRAM, "shards", "make", "--workers", str(options.cpus), *command]
     part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{options.parts}"' if "array" in asked else ""
     return batch_script(settings, [f"exec {shlex.join(run)}{part}"])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = app.Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

@@ -20,6 +20,7 @@ from slurm.attempt_log import Attempts
 from slurm.executors import TrainingExecutor
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
+from slurm.launch_options import parse_sbatch_options
 from slurm.local_executor import rank_log
 from slurm.site import Site
 
@@ -31,7 +32,7 @@ def executor_of(
 ) -> TrainingExecutor:
     """The executor for Slurm, away from the nodes that have failed the run before."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **executors.sbatch_options(arguments.sbatch)}
+    extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
     excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = replace(config, launch=replace(config.launch, exclude=exclude))
@@ -142,8 +143,9 @@ def check_weights(config: Config) -> None:
 
 def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
     """Job id, run folder, and the commands that follow, stop and resume it."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == "submit.py" else str(ROOT / "slurm/submit.py")
-    command = shlex.join(["python", script, *_again(arguments)])
+    installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
+    program = ["motionmae", "submit"] if installed else ["python", str(ROOT / "slurm/submit.py")]
+    command = shlex.join([*program, *_again(arguments)])
     if record.cluster == "slurm":
         stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
     else:

@@ -39,7 +39,7 @@ examples:
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
     motionmae shards make ucf101 --videos UCF-101 --annotations ucfTrainTestlist --split train1 --out data/ucf
     motionmae shards make hmdb51 --videos HMDB51 --annotations splits --split test1 --out data/hmdb
-  many hours of video on 16 machines that share a disk, parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
+  a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
   any folder: by its train.csv / val.csv ("path label" lines), its class folders, or flat:

@@ -5,18 +5,16 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_tools.corruption import corruption_as_user_error
 from motionmae.commands.app import Command
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import atomic_path, sync_folder, write_atomically
 
 _EXAMPLES = """\
 examples:
@@ -31,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, nargs="+", help="folders of shards, in the order of their samples")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument(
-        "--without-labels", action="store_true", help="drop the labels, for folders whose classes differ"
-    )
+    parser.add_argument("--without-labels", action="store_true", help="drop the labels, if the classes differ")
 
 
 @corruption_as_user_error()
@@ -129,11 +125,8 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     try:
         os.link(source, to)
     except OSError:  # another disk, or one without hard links
-        temporary = to.with_name(to.name + ".tmp")
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(to)
+        with atomic_path(to, unique=False) as temporary:
+            shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}

@@ -2,8 +2,6 @@
 
 import argparse
 import hashlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,7 +10,6 @@ import numpy as np
 from data_tools.corruption import corruption_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError

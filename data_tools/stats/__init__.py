@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from data_tools.corruption import corruption_as_user_error
 from motionmae.commands.app import Command
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.errors import UserError

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index, sha256_of
 from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.errors import UserError
 
 _EXAMPLES = """\
 examples:
@@ -34,12 +32,8 @@ exit status: 0 all is well, 1 something is damaged (each fault is named), 2 ther
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument(
-        "--decode", type=int, default=2, help="samples per shard whose frames are decoded (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: one a core)"
-    )
+    parser.add_argument("--decode", type=int, default=2, help="samples per shard to decode (%(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,9 @@ from motionmae.runs.end_reason import Exit, LeaseLost, exit_of
 _NEIGHBOURS = ("data_tools", "monitoring", "slurm")
 """Packages that are installed beside motionmae. Their names are common, so other packages may hide them."""
 
+PROGRAM = (sys.executable, str(Path(motionmae.__file__).resolve().parent))
+"""Command line that starts this application in a process, also where it is not installed."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -167,12 +170,11 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and the git revision")
-    groups = {(): parser.add_subparsers(metavar="COMMAND", required=True)}
+    groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
     for name, entry in COMMANDS.items():
-        *path, last = name.split()
-        group = tuple(path)
+        group, _, last = name.rpartition(" ")
         if group not in groups:
-            made = groups[()].add_parser(group[0], help=entry.group)
+            made = groups[""].add_parser(group, help=entry.group)
             groups[group] = made.add_subparsers(metavar="COMMAND", required=True)
         leaf = groups[group].add_parser(last, help=entry.summary)
         if set(name.split()) <= set(words):
