@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
@@ -45,7 +45,7 @@ def absolute_paths(config: Config) -> Config:
 
 def log_folder(run: Path) -> Path:
     """Folder for the pickle and the logs of a new submission."""
-    return run / "logs" / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return run / "logs" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str, str] | None = None) -> dict[str, str]:

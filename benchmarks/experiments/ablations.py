@@ -7,36 +7,31 @@ slurm/submit.py.
 
 Examples::
 
-    python benchmarks/experiments/ablations.py --tables 5a 5b --dry-run
-    python benchmarks/experiments/ablations.py -- --partition gpu --qos low
-    python benchmarks/experiments/ablations.py --collect --markdown ablations.md
+    python -m benchmarks.experiments.ablations --tables 5a 5b --dry-run
+    python -m benchmarks.experiments.ablations -- --partition gpu --qos low
+    python -m benchmarks.experiments.ablations --collect --markdown ablations.md
 """
 
+import argparse
+import shlex
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+from benchmarks.experiments.ablation_table import Row, finish_of, markdown, select, under_way
+from motionmae.commands import app
+from motionmae.errors import UserError
+from motionmae.files import output_file, write_atomically
+from motionmae.runs.directory import RunFolder
+from slurm import submit_cli as submit
+from slurm.executors import job_environment
+from slurm.job_state import JobRecord
+from slurm.launch_options import parse_sbatch_options, sbatch_options
+from slurm.sbatch import batch_script, sbatch
+from slurm.submission import ROOT
 
-import argparse  # noqa: E402
-import shlex  # noqa: E402
-import subprocess  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-
-from benchmarks.experiments.ablation_table import Row, finish_of, markdown, select, under_way  # noqa: E402
-from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
-from motionmae.errors import UserError  # noqa: E402
-from motionmae.files import output_file, write_atomically  # noqa: E402
-from motionmae.runs.directory import RunFolder  # noqa: E402
-from slurm import submit  # noqa: E402
-from slurm.executors import job_environment  # noqa: E402
-from slurm.job_state import JobRecord  # noqa: E402
-from slurm.launch_options import parse_sbatch_options, sbatch_options  # noqa: E402
-from slurm.sbatch import batch_script, sbatch  # noqa: E402
-
-INTERRUPTED = 130
 _OWN = ("--config", "--seeds", "--dependency", "name=", "output_dir=", "finetune.init=")
 _BEFORE = ("--dry-run", "--follow")
 
@@ -104,8 +99,6 @@ def run_here(row: Row, words: Sequence[str]) -> None:
     """
     for run, command in missing(row, words):
         status = submit.run_command([*command, "--follow"])
-        if status == INTERRUPTED:
-            raise KeyboardInterrupt
         if status:
             raise UserError(f"{run.path} ended with status {status}: see {run.logs}, then give the same command again")
     if row.top1() is None and (status := subprocess.run(_test_command(row), cwd=ROOT).returncode):
@@ -187,11 +180,15 @@ def each_run(rows: Sequence[Row], words: Sequence[str], dry: bool) -> int:
     return status
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return app.run(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(given: list[str]) -> int:
     description, _, examples = (__doc__ or "").partition("Examples::")
     parser = argparse.ArgumentParser(
-        prog="benchmarks/experiments/ablations.py",
+        prog="python -m benchmarks.experiments.ablations",
         description=description.replace("``", ""),
         epilog=f"examples:{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -201,19 +198,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect", action="store_true", help="only print the table")
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs that would be started")
     parser.add_argument("--markdown", type=output_file, help="write the table there")
-    given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
     arguments, further = parser.parse_args(given[:split]), given[split + 1 :]
     try:
         rows = select(arguments.tables, arguments.runs.resolve())
         status = 0 if arguments.collect else each_run(rows, further, arguments.dry_run)
         text = markdown(rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nno further row is begun; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error}\nno further run is started; the same command continues from here") from None
     print(text)
     if arguments.markdown:
         write_atomically(arguments.markdown, f"{text}\n".encode())
@@ -221,4 +213,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_quietly_on_broken_pipe(main))
+    sys.exit(main())

@@ -76,7 +76,7 @@ def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
 
 def test_submitting_needs_no_torch() -> None:
     """It takes seconds to import, and a login node may lack it."""
-    text = "import sys; sys.path.insert(0, '.'); import slurm.submit, slurm.requeue_policy; sys.exit('torch' in sys.modules)"
+    text = "import sys; sys.path.insert(0, '.'); import slurm.submit_cli, slurm.requeue_policy; sys.exit('torch' in sys.modules)"
     import subprocess
     import sys
 

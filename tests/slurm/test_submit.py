@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from motionmae.commands import app
 from motionmae.config import load_config
 from motionmae.data.remote import download
 from motionmae.errors import UserError
-from slurm import code_snapshot, submission, submit
+from slurm import code_snapshot, submission, submit_cli
 from slurm.attempt_log import Attempt, Attempts
 from slurm.failure_cause import Cause
 from slurm.job_state import JobRecord
 from slurm.launch_options import LAUNCH_OPTIONS
 from slurm.site import Site
+from tests.commands import submit
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
@@ -29,7 +31,7 @@ LOCAL = ["--cluster", "local", "--config", "demo"]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    status = submit.main(words)
+    status = submit(words)
     shown = capsys.readouterr()
     return status, shown.out, shown.err
 
@@ -83,7 +85,7 @@ def test_dry_run_of_a_local_job_shows_its_command(
     assert "memory a rank" in out
 
 
-@pytest.mark.parametrize("words", [["slurm/submit.py", "--config", "demo"], ["benchmarks/experiments/ablations.py"]])
+@pytest.mark.parametrize("words", [["slurm/submit.py", "--config", "demo"], ["-m", "benchmarks.experiments.ablations"]])
 def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -112,7 +114,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--comment": "it's: 100 % {true}",
     }
     words = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
-    launched = submit.load(submit._parser().parse_intermixed_args(words), Site()).launch
+    launched = submit_cli.load(app.parse(["submit", *words])[1], Site()).launch
     expected = {**given, "--time": "60"}
     assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
 
@@ -131,8 +133,8 @@ def test_every_flag_reaches_its_key() -> None:
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
         ([*LOCAL, "--dependency", "afterok:1"], "--dependency is for Slurm"),
         (["--config", "demo", "--site", "nowhere.yaml"], "--site nowhere.yaml: there is no such file"),
-        (["--config", "demo", "--seeds", "0-x"], "--seeds 0-x: write for example"),
-        (["--config", "demo", "--seeds", "1,0-2"], "names no seed, or one of them twice"),
+        (["--config", "demo", "--seeds", "0-x"], "--seeds 0-x is not a list of seeds: write for example"),
+        (["--config", "demo", "--seeds", "1,0-2"], "contains no seed, or one seed twice"),
         (["--config", "demo", "--seeds", "0-1", "--follow"], "leave out --follow"),
         ([*LOCAL, "data.shards=''"], "data.shards is empty"),
         ([*LOCAL, "data.shards=nowhere"], "does not exist"),
@@ -200,7 +202,7 @@ def test_a_machine_without_slurm_is_told_the_ways_out(
     monkeypatch.setenv("PATH", "")
     status, _, err = _run(capsys, "--config", "demo")
     assert status == 2
-    assert "no sbatch on this machine" in err
+    assert "this machine has no sbatch" in err
 
 
 def test_what_sbatch_says_against_a_job_is_passed_on(
@@ -297,9 +299,9 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
     status, _, error = _run(capsys, *LOCAL, f"output_dir={tmp_path}/runs", f"data.shards={shards}")
     assert (status, error.count("\n")) == (2, 1)
     assert f"error: {tmp_path}/runs/demo cannot be written (" in error
-    assert "output_dir=FOLDER" in error
+    assert "set output_dir to another folder" in error
 
 
 def test_what_a_run_would_not_look_at_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert submit.main(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
+    assert submit(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
     assert "finetune.init=runs/x would change nothing" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from benchmarks.experiments.evidence.data import describe, make_data
 from benchmarks.experiments.evidence.jobs import ARMS, USES, Experiment, rows_of
 from benchmarks.experiments.evidence.pool import Pool
 from benchmarks.experiments.evidence.table import as_markdown, figures, read_known, write_between_marks
+from motionmae.commands.app import run
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -27,11 +28,11 @@ uses: {", ".join(USES)}"""
 
 _EXAMPLES = """\
 examples:
-  python benchmarks/experiments/evidence                                                # everything, the most telling rows first
-  python benchmarks/experiments/evidence --arm both --seed 1 --use finetune10           # one figure
-  python benchmarks/experiments/evidence --known docs/evidence.json --json docs/evidence.json   # only what nobody has run yet
-  python benchmarks/experiments/evidence --collect --known docs/evidence.json --write docs/results.md    # the table into the page
-  python benchmarks/experiments/evidence --arm scratch both --seed 0 --use finetune10 --train 140 --val 70 --work runs/try \\
+  python -m benchmarks.experiments.evidence                                                # everything, the most telling rows first
+  python -m benchmarks.experiments.evidence --arm both --seed 1 --use finetune10           # one figure
+  python -m benchmarks.experiments.evidence --known docs/evidence.json --json docs/evidence.json   # only what nobody has run yet
+  python -m benchmarks.experiments.evidence --collect --known docs/evidence.json --write docs/results.md    # the table into the page
+  python -m benchmarks.experiments.evidence --arm scratch both --seed 0 --use finetune10 --train 140 --val 70 --work runs/try \\
       -- optim.epochs=4 optim.warmup_epochs=1 optim.global_batch_size=4 engine.micro_batch_size=4   # minutes, to see it work"""
 
 
@@ -39,21 +40,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
-    options = parser().parse_args(given[:split])
-    try:
-        return _run(options, tuple(given[split + 1 :]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from there", file=sys.stderr)
-        return 130
+    return run(lambda: _run(parser().parse_args(given[:split]), tuple(given[split + 1 :])))
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
-        prog="benchmarks/experiments/evidence",
+        prog="python -m benchmarks.experiments.evidence",
         usage="%(prog)s [options] [-- key=value ...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
