@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from motionmae.distributed.process_group import create_store, use_interface_towards
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 
 PORT_OFFSET = 6_000
 """The pre-flight meets at so much above MASTER_PORT, which the training itself then finds free."""
@@ -154,7 +154,7 @@ def _missing(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     return []
 
 
-def abort(status: Exit, sentence: str) -> None:
+def abort(reason: EndReason, sentence: str) -> None:
     """Say why and end this process, whatever its threads hang in."""
     print(f"error: pre-flight: {sentence}", file=sys.stderr, flush=True)
-    os._exit(status)
+    os._exit(reason.exit_code)

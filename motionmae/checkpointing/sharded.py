@@ -179,7 +179,7 @@ def write(
         return checked
 
     everyone = _CollectiveIO(rank, group)
-    life = lease.number if lease else 0
+    life = lease.attempt.number if lease else 0
     try:
         folder = everyone.first(owned(lambda: store.begin(snapshot.step, life)))
         tensors = _gather_shards(snapshot, rank, group)

@@ -3,7 +3,7 @@
 A collective whose peer is gone, a read from a disk that does not answer, a lock that is never given up: a hang says
 nothing by itself and holds all GPUs until the time limit. The watchdog is a thread on each rank. What the main thread
 (or the checkpoint writer) does next is announced to it with a limit; when that has passed, it writes the stacks of all
-threads to ``RUN/logs``, notes the hang in events.jsonl and ends the process with :attr:`Exit.HUNG`, from which the job
+threads to ``RUN/logs``, notes the hang in events.jsonl and ends the process with exit code 79 (hung), from which the job
 can be started again. All this works while other threads sit in C++, as these give up the interpreter's lock there.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from motionmae.config import WatchdogConfig
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 
 POLL_SECONDS = 0.5
 LAST_WORDS_SECONDS = 20.0
@@ -110,7 +110,7 @@ class Watchdog:
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
         time.sleep(GRACE_SECONDS)
-        os._exit(Exit.HUNG)
+        os._exit(EndReason.HUNG.exit_code)
 
     def _speak(self, sentence: str) -> None:
         print(f"error: {sentence}; stacks are in {self._stacks}; this rank ends", file=sys.stderr, flush=True)
