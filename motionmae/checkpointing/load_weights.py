@@ -114,8 +114,8 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         f"{_list(unexpected)} unknown here" if unexpected else "",
     ]
     if any(problems):
-        positions = not shapes and "position.table" in " ".join(unexpected)
-        remedy = "set model.pos_embed=learnable" if positions else "set model.* and clip.* alike"
+        learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
+        remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
         raise UserError(
             f"{origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
             "or choose other weights)"
