@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from motionmae.config import EngineConfig
 from motionmae.distributed.process_group import create_store, init_distributed
-from motionmae.distributed.rendezvous import rank_environment
+from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
 from tests.training.launch import free_port, run_ranks
@@ -44,6 +44,12 @@ def test_a_requeued_job_takes_another_port():
     assert (
         rank_environment(SLURM)["MASTER_PORT"] == rank_environment({**SLURM, "SLURM_RESTART_COUNT": "0"})["MASTER_PORT"]
     )
+
+
+def test_the_pre_flight_check_and_training_never_share_a_port():
+    ports = {training_port(job, restarts, step) for job in range(500) for restarts in range(9) for step in range(3)}
+    assert ports.isdisjoint(preflight_port(port) for port in ports)
+    assert max(map(preflight_port, ports)) < 32_768
 
 
 def test_variables_set_in_part_are_refused():
