@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
-from motionmae.files import VIDEO_SUFFIXES
 
 UNLABELLED = -1
 """Label of a video whose class is not told (the test splits of K400 and SSv2, a folder without classes)."""

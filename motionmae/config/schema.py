@@ -77,8 +77,7 @@ class Config(Section):
             0 < masked < positions,
             "mask.ratio",
             mask.ratio,
-            f"it masks {masked} of the {positions} positions of mask.kind={mask.kind}; "
-            "at least one must be masked and one visible",
+            f"with mask.kind={mask.kind} it masks {masked} of {positions}; at least one must be masked and one visible",
         )
         check(
             not mask.decoder_ratio or clip.grid_size % 2 == 0,
