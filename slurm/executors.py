@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,34 +13,6 @@ from submitit.slurm.slurm import SlurmExecutor
 from motionmae.config import Config, LaunchConfig
 from motionmae.errors import UserError
 from slurm.local_executor import DetachedLocalExecutor
-
-
-def absolute_paths(config: Config) -> Config:
-    """The configuration with its folders written out: the job's working directory is its code snapshot."""
-
-    def absolute(path: str, *, unless: bool) -> str:
-        return path if not path or unless else str(Path(path).expanduser().resolve())
-
-    data, test, init, monitoring = config.data, config.test, config.finetune.init, config.monitoring
-    data = replace(
-        data,
-        shards=absolute(data.shards, unless="://" in data.shards),
-        cache=absolute(data.cache, unless=data.cache.startswith("$")),  # $TMPDIR is the node's
-        beton=absolute(data.beton, unless=data.beton.startswith("$")),
-    )
-    return replace(
-        config,
-        output_dir=absolute(config.output_dir, unless=False),
-        data=data,
-        test=replace(test, shards=absolute(test.shards, unless="://" in test.shards)),
-        finetune=replace(config.finetune, init=absolute(init, unless=init == "scratch")),
-        monitoring=replace(
-            monitoring,
-            tls_certificate=absolute(monitoring.tls_certificate, unless=False),
-            tls_key=absolute(monitoring.tls_key, unless=False),
-            discovery=absolute(monitoring.discovery, unless=False),
-        ),
-    )
 
 
 def log_folder(run: Path) -> Path:

@@ -22,19 +22,16 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from omegaconf import OmegaConf  # noqa: E402
 
 from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
-from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
+from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.config.site import DEFAULT, Site, load_site  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import code_snapshot, executors  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job_state import JobRecord, state_of  # noqa: E402
 from slurm.local_executor import command_line  # noqa: E402
-from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 from slurm.submission import describe, executor_of, submit  # noqa: E402
 
 _FLAGS = {
@@ -95,11 +92,10 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     values = {key: json.dumps(value) if key in executors.TEXTS else value for key, value in flags.items()}
     slurm = arguments.cluster == "slurm"
     overrides = [
-        *(site.overrides() if slurm else ()),
         *arguments.overrides,
         *(f"launch.{key}={value}" for key, value in values.items()),
     ]
-    config = executors.absolute_paths(load_config(arguments.config, overrides))
+    config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     if not slurm and config.launch.nodes != 1:
         raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
     for flag in ("sbatch", "dependency", "site"):
@@ -127,13 +123,13 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     else:
         print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
     print("# resolved configuration")
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(config_yaml(config))
     print_plan(config, default_assumptions(config))
 
 
 def of_seed(config: Config, seed: int) -> Config:
     """The run of one seed of several."""
-    return replace(config, name=f"{config.name}_seed{seed}", seed=seed)
+    return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
 def seeds(text: str) -> list[int]:
@@ -203,6 +199,8 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
     """
     arguments = _parser().parse_intermixed_args(words)
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
+    for option in site.sbatch:
+        executors.refuse_own(option, f"{site.file}: sbatch")
     return arguments, site, load(arguments, site)
 
 
@@ -239,7 +237,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     try:
         arguments, site, config = read(words)
-        refuse_idle(config, arguments.overrides)  # the jobs of a table's row share their words, and are not asked
+        refuse_unused(config, arguments.overrides)  # the jobs of a table's row share their words, and are not asked
         return carry_out(arguments, site, config, words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

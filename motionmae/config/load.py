@@ -140,7 +140,9 @@ def _base_of(path: Path, base: str) -> Path:
     places = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        raise UserError(f"{path}: base: {base} is not there (looked for {' and '.join(dict.fromkeys(map(str, places)))})")
+        raise UserError(
+            f"{path}: base: {base} is not there (looked for {' and '.join(dict.fromkeys(map(str, places)))})"
+        )
     return found
 
 

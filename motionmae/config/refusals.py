@@ -87,7 +87,7 @@ def _limits(field: FieldInfo) -> str:
             case Ge():
                 words.append(f"at least {limit.ge}")
             case Lt():
-                words.append(f"less than {limit.lt}")
+                words.append(f"less than {'2^63' if limit.lt == 2**63 else limit.lt}")
             case Le():
                 words.append(f"at most {limit.le}")
     return " and ".join(words)
@@ -106,20 +106,29 @@ def all_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _suggest(path: list[str], schema: type[BaseModel]) -> str:
-    """The known keys that an unknown one may mean, or else its neighbours."""
+    """Ask whether a similar key was meant, or list the keys beside the unknown one."""
     keys, last = all_keys(schema), path[-1]
     section = ".".join(path[:-1])
     siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
-    names = {_name(key): key for key in siblings}
-    words = {word: key for name, key in reversed(names.items()) for word in name.split("_")}
-    near = difflib.get_close_matches(last, [*names, *words], n=1, cutoff=0.75)
-    found = (
-        [key for name, key in names.items() if f"_{last}_" in f"_{name}_"][:1]
-        or sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{last}")), key=lambda key: _name(key) != last)[:2]
-        or [(words | names)[name] for name in near]
-        or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
-    )
+    found = _containing(last, siblings)[:1] or _ending_in(last, keys)[:2] or _similar(last, siblings)
+    found = found or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
     return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(siblings)}"
+
+
+def _containing(word: str, keys: list[str]) -> list[str]:
+    """``optim.base_lr`` for ``lr``."""
+    return [key for key in keys if f"_{word}_" in f"_{_name(key)}_"]
+
+
+def _ending_in(word: str, keys: list[str]) -> list[str]:
+    """``optim.epochs`` and ``optim.warmup_epochs`` for ``epochs``, the shortest first."""
+    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: len(_name(key)))
+
+
+def _similar(word: str, keys: list[str]) -> list[str]:
+    """``optim.global_batch_size`` for ``global_batch_sice`` and for ``bach``."""
+    names = {part: key for key in reversed(keys) for part in _name(key).split("_")} | {_name(key): key for key in keys}
+    return [names[name] for name in difflib.get_close_matches(word, names, n=1, cutoff=0.75)]
 
 
 def _name(key: str) -> str:

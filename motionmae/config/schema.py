@@ -89,9 +89,7 @@ class Config(Section):
 
     def _check_batch(self) -> None:
         batch, micro = self.optim.global_batch_size, self.engine.micro_batch_size
-        check(
-            batch % micro == 0, "engine.micro_batch_size", micro, f"it must divide optim.global_batch_size={batch}"
-        )
+        check(batch % micro == 0, "engine.micro_batch_size", micro, f"it must divide optim.global_batch_size={batch}")
         mixes = self.task == "finetune" and self.finetune.mixes
         check(
             not mixes or micro * self.data.repeated_sampling % 2 == 0,

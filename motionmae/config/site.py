@@ -16,10 +16,11 @@
 Precedence: config file < site file < command line (``key=value`` and flags).
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import Section
@@ -29,14 +30,24 @@ from motionmae.errors import UserError
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 
 
+def _matches(name: str, pattern: str, kind: str) -> str:
+    if not re.fullmatch(pattern, name):
+        raise ValueError(f"it is no {kind}")
+    return name
+
+
+Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*", "long option of sbatch"))]
+Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "name of a variable"))]
+
+
 class Site(Section):
     """Contents of a site file."""
 
-    launch: dict[str, Any] = {}
+    launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
-    sbatch: dict[Annotated[str, Field(pattern="^[a-z][a-z-]*$")], str] = {}
+    sbatch: dict[Option, str] = Field(default_factory=dict)
     """Long options of sbatch."""
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str] = {}
+    environment: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables of every rank."""
     file: Annotated[Path | None, Field(exclude=True)] = None
     """The file, for messages."""
