@@ -20,6 +20,7 @@ from slurm.attempt_log import Attempts
 from slurm.executors import TrainingExecutor
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
+from slurm.launch_options import parse_sbatch_options
 from slurm.local_executor import rank_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def executor_of(
 ) -> TrainingExecutor:
     """The executor for Slurm, away from the nodes that have failed the run before."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **executors.sbatch_options(arguments.sbatch)}
+    extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
     excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = config.updated({"launch.exclude": exclude})

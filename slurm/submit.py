@@ -19,7 +19,6 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
 
 import argparse  # noqa: E402
-import json  # noqa: E402
 import shutil  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
@@ -31,25 +30,9 @@ from motionmae.errors import UserError  # noqa: E402
 from slurm import code_snapshot, executors  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job_state import JobRecord, state_of  # noqa: E402
+from slurm.launch_options import add_launch_flags, launch_overrides, refuse_reserved_option  # noqa: E402
 from slurm.local_executor import command_line  # noqa: E402
 from slurm.submission import describe, executor_of, submit  # noqa: E402
-
-_FLAGS = {
-    "nodes": ("nodes", "nodes of the job"),
-    "ntasks-per-node": ("ntasks_per_node", "training processes a node, one a GPU"),
-    "gpus-per-node": ("gpus_per_node", "GPUs asked for a node; 0 trains on the CPU"),
-    "cpus-per-task": ("cpus_per_task", "CPU cores a rank"),
-    "time": ("time", "time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS"),
-    "signal-seconds": ("signal_seconds", "how long before the limit the run is told to save"),
-    "max-timeouts": ("max_timeouts", "time-outs after which the run stops requeueing itself"),
-    "max-retries": ("max_retries", "failures in a row without a new checkpoint that are tried again"),
-    "partition": ("partition", "Slurm partition"),
-    "account": ("account", "account to charge"),
-    "qos": ("qos", "quality of service"),
-    "constraint": ("constraint", "node features, e.g. a100"),
-    "exclude": ("exclude", "nodes never to be used, e.g. node[3-4]"),
-    "comment": ("comment", "free text that squeue shows"),
-}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
     parser.add_argument("--dry-run", action="store_true", help="show what would be submitted, and an estimate")
     parser.add_argument("--follow", action="store_true", help="show the log of rank 0 until the run ends")
-    for flag, (key, text) in _FLAGS.items():
-        parser.add_argument(f"--{flag}", dest=key, metavar=flag.split("-")[0].upper(), help=f"{text} (launch.{key})")
+    add_launch_flags(parser)
     parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
     parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any further sbatch option")
     parser.add_argument(
@@ -86,14 +68,10 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
     Raises:
         UserError: for what no run could be made of.
     """
-    flags = {key: getattr(arguments, key) for key, _ in _FLAGS.values() if getattr(arguments, key) is not None}
-    if "time" in flags:
-        flags["time"] = str(executors.minutes(flags["time"]))
-    values = {key: json.dumps(value) if key in executors.TEXTS else value for key, value in flags.items()}
     slurm = arguments.cluster == "slurm"
     overrides = [
         *arguments.overrides,
-        *(f"launch.{key}={value}" for key, value in values.items()),
+        *launch_overrides(arguments),
     ]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     if not slurm and config.launch.nodes != 1:
@@ -200,7 +178,7 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
     arguments = _parser().parse_intermixed_args(words)
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
     for option in site.sbatch:
-        executors.refuse_own(option, f"{site.file}: sbatch")
+        refuse_reserved_option(option, f"{site.file}: sbatch")
     return arguments, site, load(arguments, site)
 
 

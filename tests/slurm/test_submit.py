@@ -17,6 +17,7 @@ from slurm import code_snapshot, submission, submit
 from slurm.attempt_log import Attempt, Attempts
 from slurm.failure_cause import Cause
 from slurm.job_state import JobRecord
+from slurm.launch_options import LAUNCH_OPTIONS
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
@@ -112,7 +113,7 @@ def test_every_flag_reaches_its_key() -> None:
     words = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
     launched = submit.load(submit._parser().parse_intermixed_args(words), Site()).launch
     expected = {**given, "--time": "60"}
-    assert [str(getattr(launched, key)) for key, _ in submit._FLAGS.values()] == list(expected.values())
+    assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
 
 
 @pytest.mark.parametrize(
