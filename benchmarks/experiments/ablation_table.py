@@ -8,23 +8,18 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from motionmae.config import Config, flat, load_config
+from motionmae.config import Config, absolute_paths, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.resume import RESULT_KEYS
+from motionmae.config.yaml_text import read_yaml
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, read_rows
-from motionmae.training.state import MAY_CHANGE, config_as_json
-from slurm.executors import absolute_paths
 from slurm.job_state import JobRecord, state_of
-
-_NOTED = ("data.shards", "data.beton", "test.", "finetune.init")
-"""Settings that a resumed run may change but that change the result."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class AblationRow:
         found = {}
         for run, job in ((self.pretraining, pretraining), (self.finetuning, finetuning)):
             differences = _differences(run, load_config(job.argv[1], job.argv[2:]))
-            if noted := [key for key in differences if key.startswith(_NOTED) or not key.startswith(MAY_CHANGE)]:
+            if noted := [key for key in differences if key in RESULT_KEYS]:
                 found[run.path.name] = ", ".join(f"{key}={differences[key][0]}" for key in noted)
         return found
 
@@ -162,9 +157,9 @@ def shared_configs() -> dict[str, str]:
     first: dict[str, str] = {}
     shared = {}
     for name in sorted(names, key=lambda name: (int(re.sub(r"\D", "", _table(name))), name)):
-        config = replace(load_config(name), name="")
+        config = load_config(name).updated({"name": ""})
         sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
-        settings = flat(config_as_json(config)) | sizes  # a preset's sizes may also be written out
+        settings = flat(config.model_dump(mode="json")) | sizes  # a preset's sizes may also be written out
         shared[name] = first.setdefault(json.dumps(settings), name)
     return shared
 
@@ -178,14 +173,13 @@ def _differences(run: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
     """Settings in which an existing run differs from ``config``: by key, the run's value and that of ``config``."""
     if not run.config.is_file():
         return {}
-    found, expected = (flat(config_as_json(absolute_paths(c))) for c in (load_config(str(run.config)), config))
+    found, expected = (flat(absolute_paths(c).model_dump(mode="json")) for c in (load_config(str(run.config)), config))
     return {key: (found[key], value) for key, value in expected.items() if found[key] != value}
 
 
 def _own_keys(config: str) -> list[str]:
     """Keys that a config file sets in addition to its base."""
-    layer: Any = OmegaConf.to_container(OmegaConf.load(_config_file(config)))
-    return list(flat({key: value for key, value in layer.items() if key != "base"}))
+    return [key for key in flat(read_yaml(_config_file(config))) if key != "base"]
 
 
 def _config_file(config: str) -> Path:
