@@ -55,7 +55,8 @@ from motionmae.data.loader import ClipLoader
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.files import VIDEO_SUFFIXES, output_file, write_atomically
+from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.files import output_file, write_atomically
 
 CLIP = ClipConfig()
 NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")

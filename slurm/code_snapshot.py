@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from motionmae.files import atomic_path
+
 LARGEST_UNTRACKED = 5_000_000
 """Bytes; a bigger file that git does not know is data or a mistake, and is left out and reported."""
 _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "pyproject.toml")
@@ -59,18 +61,13 @@ class Snapshot:
         target = self.folder(run)
         if target.is_dir():
             return target
-        temporary = target.with_name(f".{self.name}.{os.getpid()}.tmp")
-        try:
+        with atomic_path(target, durable=False) as temporary:
             for path in self.files:
                 copy = temporary / path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / path, copy)
             target.with_suffix(".diff").write_bytes(self.diff)
             target.with_suffix(".json").write_text(json.dumps(self._record(), indent=1))
-            temporary.rename(target)
-        except OSError:  # a full disk, mostly
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         return target
 
     def _record(self) -> dict[str, object]:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, read_lines, walk_files
+from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
-from motionmae.files import VIDEO_SUFFIXES, hash_files
+from motionmae.files import hash_files
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 NOT_VIDEOS = frozenset(

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
-from motionmae.files import VIDEO_SUFFIXES
 
 UNLABELLED = -1
 """Label of a video without a known class (test splits of K400 and SSv2, folders without classes)."""

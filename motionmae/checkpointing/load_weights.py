@@ -124,7 +124,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], weights: Weights) -> Non
         f"{_list(surplus)} unknown here" if surplus else "",
     ]
     if any(problems):
-        positions = not others and "position.table" in " ".join(surplus)
+        positions = not others and "pos_embed.table" in " ".join(surplus)
         remedy = "set model.pos_embed=learnable" if positions else "set model.* and clip.* alike"
         raise UserError(
             f"{weights.origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "

@@ -38,28 +38,28 @@ class ClipConfig:
         )
 
     @property
-    def slots(self) -> int:
-        """Cubes along time (8 for the paper's 16 frames)."""
+    def temporal_patches(self) -> int:
+        """Number of cubes along time: 8 for the paper's 16 frames."""
         return self.frames // self.cube_frames
 
     @property
-    def side(self) -> int:
-        """Cubes along height, and along width (14 at 224 pixels)."""
+    def grid_size(self) -> int:
+        """Number of cubes along height, and along width: 14 at 224 pixels."""
         return self.size // self.cube_size
 
     @property
-    def cubes_per_slot(self) -> int:
-        """Cubes of one time slot (196 at 224 pixels)."""
-        return self.side**2
+    def spatial_patches(self) -> int:
+        """Number of cubes that cover one frame: 196 at 224 pixels."""
+        return self.grid_size**2
 
     @property
     def cubes(self) -> int:
-        """Cubes, that is tokens, of a clip (1568 for the paper's clip)."""
-        return self.slots * self.cubes_per_slot
+        """Number of cubes in a clip, that is of tokens: 1568 for the paper's clip."""
+        return self.temporal_patches * self.spatial_patches
 
     @property
     def cube_pixels(self) -> int:
-        """Values of a flattened RGB cube (2 * 16 * 16 * 3 = 1536)."""
+        """Number of values in a flattened RGB cube: 2 * 16 * 16 * 3 = 1536."""
         return self.cube_frames * self.cube_size**2 * 3
 
 

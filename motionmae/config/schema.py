@@ -62,20 +62,21 @@ class Config:
             self.target.motion_granularity,
             f"it must be less than clip.frames={self.clip.frames}",
         )
-        places = {"time": self.clip.slots, "global": self.clip.cubes}.get(self.mask.kind, self.clip.cubes_per_slot)
-        masked = int(self.mask.ratio * places)
+        counts = {"time": self.clip.temporal_patches, "global": self.clip.cubes}
+        drawn_from = counts.get(self.mask.kind, self.clip.spatial_patches)
+        masked = int(self.mask.ratio * drawn_from)
         check(
-            0 < masked < places,
+            0 < masked < drawn_from,
             "mask.ratio",
             self.mask.ratio,
-            f"it hides {masked} of the {places} places of mask.kind={self.mask.kind}; "
-            "at least one must be hidden and one seen",
+            f"with mask.kind={self.mask.kind} it masks {masked} of {drawn_from}; "
+            "at least one must be masked and one visible",
         )
         check(
-            not self.mask.decoder_ratio or self.clip.side % 2 == 0,
+            not self.mask.decoder_ratio or self.clip.grid_size % 2 == 0,
             "mask.decoder_ratio",
             self.mask.decoder_ratio,
-            f"cells of 2 x 2 places do not fill {self.clip.side} x {self.clip.side}; "
+            f"cells of 2 x 2 cubes do not fill {self.clip.grid_size} x {self.clip.grid_size}; "
             "choose clip.size and clip.cube_size so that an even number of cubes fits a side, or set it to 0",
         )
         check(

@@ -15,14 +15,13 @@ from motionmae.config import Config
 from motionmae.data.clips import read_clip
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.temporal_sampling import check_windows
-from motionmae.data.video import read_central_clip
+from motionmae.data.video import VIDEO_SUFFIXES, read_central_clip
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Embedding
-from motionmae.files import VIDEO_SUFFIXES
 
 
 def videos_below(folder: Path) -> tuple[dict[str, str], int]:

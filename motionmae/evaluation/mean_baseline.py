@@ -68,7 +68,9 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
     clip, mask = config.clip, config.mask
-    masks = draw_masks(seeds, kind=mask.kind, ratio=mask.ratio, slots=clip.slots, places=clip.cubes_per_slot)
+    masks = draw_masks(
+        seeds, kind=mask.kind, ratio=mask.ratio, slots=clip.temporal_patches, places=clip.spatial_patches
+    )
     patches = cut_patches(clips, clip.cube_size)
     losses = {}
     for head, target in make_targets(config, patches, masks.masked, flow).items():

@@ -26,7 +26,7 @@ def test_saved_config_is_the_same_config(tmp_path: Path) -> None:
 
 def test_overrides_are_checked_together() -> None:
     config = load_config("vitb_k400", ["clip.frames=18", "clip.cube_frames=3"])
-    assert config.clip.slots == 6
+    assert config.clip.temporal_patches == 6
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_overrides_are_checked_together() -> None:
         ("mask.ratoi=0.5", ["unknown key mask.ratoi", "did you mean mask.ratio"]),
         ("nonsense.key=1", ["unknown key nonsense", "there are name"]),
         ("mask.ratio=1.0", ["mask.ratio=1.0", "strictly between 0 and 1"]),
-        ("mask.ratio=0.001", ["mask.ratio=0.001", "hides 0 of the 196"]),
+        ("mask.ratio=0.001", ["mask.ratio=0.001", "masks 0 of 196"]),
         ("mask.ratio=high", ["mask.ratio=high is not possible: it must be a number"]),
         ("data.flip=perhaps", ["data.flip=perhaps is not possible: it must be true or false"]),
         ("data.crop_scale=[0.5]", ["data.crop_scale=[0.5] is not possible: it must be a list of two numbers"]),

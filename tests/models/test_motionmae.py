@@ -97,7 +97,7 @@ def test_hidden_pixels_never_reach_the_encoder():
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
     seen = model.predict(patches, *mask)["space"]
-    slots, places = config.clip.slots, config.clip.cubes_per_slot
+    slots, places = config.clip.temporal_patches, config.clip.spatial_patches
     hidden = torch.zeros(4, slots * places, dtype=torch.bool).scatter(1, mask.masked, True).view(4, slots, 1, places)
     spoiled = patches.view(4, slots, 2, places, -1).clone()
     spoiled[hidden.expand(-1, -1, 2, -1)] = 0
@@ -148,7 +148,7 @@ def test_no_decay_names_vectors_tables_and_mask_tokens(position: str):
     decayed = set(dict(model.named_parameters())) - spared
     assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
     assert {"decoders.space.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.q_bias"} <= spared
-    tables = {"encoder.position.table", "decoders.space.position.table", "decoders.time.position.table"}
+    tables = {"encoder.pos_embed.table", "decoders.space.pos_embed.table", "decoders.time.pos_embed.table"}
     assert tables <= spared if position == "learnable" else not tables & spared
 
 

@@ -156,11 +156,11 @@ def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
     depth = config.model.depth
     for name, parameter in model.named_parameters():
         layer = depth + 1
-        if name.startswith(("encoder.project", "encoder.position")):
+        if name.startswith(("encoder.project", "encoder.pos_embed")):
             layer = 0
         elif name.startswith("encoder.blocks."):
             layer = int(name.split(".")[2]) + 1
-        decays = parameter.ndim > 1 and name != "encoder.position.table"
+        decays = parameter.ndim > 1 and name != "encoder.pos_embed.table"
         assert found[id(parameter)] == (pytest.approx(0.75 ** (depth + 1 - layer)), 0.05 if decays else 0.0), name
 
 

@@ -111,8 +111,8 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     )
     content = {name: value * 1.5 for name, value in theirs.state_dict().items()}
     theirs.load_state_dict(content)
-    content["pos_embed_spatial"] = torch.randn(1, clip.cubes_per_slot, width) * 0.1
-    content["pos_embed_temporal"] = torch.randn(1, clip.slots, width) * 0.1
+    content["pos_embed_spatial"] = torch.randn(1, clip.spatial_patches, width) * 0.1
+    content["pos_embed_temporal"] = torch.randn(1, clip.temporal_patches, width) * 0.1
     content["cls_token"] = torch.randn(1, 1, width)
     content["decoder_embed.weight"] = torch.randn(8, width)
     torch.save({"model_state": content}, tmp_path / "mae_st.pyth")
@@ -120,15 +120,15 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     clips = noise_clips(config, 2)
     pixels = ((clips / 255 - MAE_ST_MEAN) / MAE_ST_STD).permute(0, 4, 1, 2, 3)
     tokens = theirs["patch_embed"]["proj"](pixels).flatten(2).transpose(1, 2)  # (B, slots * places, width)
-    places = content["pos_embed_spatial"].repeat(1, clip.slots, 1)
-    tokens = tokens + places + content["pos_embed_temporal"].repeat_interleave(clip.cubes_per_slot, 1)
+    places = content["pos_embed_spatial"].repeat(1, clip.temporal_patches, 1)
+    tokens = tokens + places + content["pos_embed_temporal"].repeat_interleave(clip.spatial_patches, 1)
     for block in theirs["blocks"]:
         tokens = block(tokens)
     encoder = Encoder(config.clip, config.model)
     load_encoder(encoder, str(tmp_path / "mae_st.pyth"))
     torch.testing.assert_close(encoder(cut_patches(clips, 8)), theirs["norm"](tokens), atol=2e-5, rtol=1e-4)
 
-    with pytest.raises(UserError, match=r"position\.table unknown here \(set model\.pos_embed=learnable"):
+    with pytest.raises(UserError, match=r"pos_embed\.table unknown here \(set model\.pos_embed=learnable"):
         load_encoder(Encoder(config.clip, tiny().model), str(tmp_path / "mae_st.pyth"))
 
 
