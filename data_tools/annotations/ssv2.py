@@ -1,7 +1,8 @@
 """Something-Something V2: ``something-something-v2-{train,validation,test,labels}.json``, videos ``ID.webm``.
 
 The template of an entry, without its brackets, is the class name. The labels file maps class names to numbers,
-written as strings. The test file holds ids only; ``test-answers.csv`` ("id;label"), published later, is used if it is beside it.
+written as strings. The test file holds ids only; ``test-answers.csv`` ("id;label"), published later, is used if it is
+in the same folder.
 """
 
 import json
