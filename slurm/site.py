@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from motionmae.config import LaunchConfig
 from motionmae.errors import UserError
-from slurm.executors import refuse_own
+from slurm.launch_options import refuse_reserved_option
 
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 _SECTIONS = ("launch", "sbatch", "environment")
@@ -75,7 +75,7 @@ def load_site(path: Path | None) -> Site:
             raise UserError(f"{file}: {section} must hold `key: value` pairs")
     options = _texts(file, "sbatch", content.get("sbatch", {}), r"[a-z][a-z-]*")
     for option in options:
-        refuse_own(option, f"{file}: sbatch")
+        refuse_reserved_option(option, f"{file}: sbatch")
     return Site(
         _launch(file, content.get("launch", {})),
         options,

@@ -31,8 +31,9 @@ from motionmae.errors import UserError  # noqa: E402
 from motionmae.files import output_file, write_atomically  # noqa: E402
 from motionmae.runs.directory import RunFolder  # noqa: E402
 from slurm import submit  # noqa: E402
-from slurm.executors import options_of, rank_environment, sbatch_options  # noqa: E402
+from slurm.executors import job_environment  # noqa: E402
 from slurm.job_state import JobRecord  # noqa: E402
+from slurm.launch_options import parse_sbatch_options, sbatch_options  # noqa: E402
 from slurm.sbatch import batch_script, sbatch  # noqa: E402
 
 INTERRUPTED = 130
@@ -123,14 +124,14 @@ def test(row: Row, words: Sequence[str], before: str) -> None:
     row.testing.mkdir(parents=True, exist_ok=True)
     finetuning = JobRecord.read(row.finetuning.path)
     log, code = row.testing / "job.log", finetuning.code if finetuning else str(ROOT)
-    exports = rank_environment(config, Path(code), site.environment)
+    exports = job_environment(config, Path(code), "slurm", site.environment)
     options = {
         "job-name": f"{row.name}_test",
         "output": str(log),
         "chdir": code,
-        **options_of(config.launch),
+        **sbatch_options(config.launch),
         **site.sbatch,
-        **sbatch_options(arguments.sbatch),
+        **parse_sbatch_options(arguments.sbatch),
         **({"dependency": f"afterok:{before}", "kill-on-invalid-dep": "yes"} if before else {}),
     }
     srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_task}", *_test_command(row)]

@@ -40,7 +40,7 @@ from motionmae.training.preconditions import validate_before_start
 from motionmae.training.state import TrainState, check_same_run
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trainer import Run, log_reconstruction, train
+from motionmae.training.trainer import Run, log_damaged, log_reconstruction, train
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def train_run(
     with ExitStack() as stack:
         preemption = preemption or stack.enter_context(Preemption())
         start = prepare(config, task, sinks, stack)
-        found = sharded.find(start.store, start.rank, start.events, start.progress)
+        found = sharded.find_newest(start.store, start.rank, log_damaged(start.events, start.progress))
         state = resume_state(found, config, start.rank, start.loader)
         start.startup.done("find_checkpoint")
         if state.step >= start.total_steps:
@@ -145,6 +145,7 @@ def build_run(
         startup.done("restore")
         seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
         events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
+    saver = AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog)
     return Run(
         config=config,
         task=start.task,
@@ -154,7 +155,9 @@ def build_run(
         schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
         requests=StopRequests(preemption, start.folder.path, rank.is_rank_zero),
         store=start.store,
-        saver=stack.enter_context(closing(AsyncCheckpointer(start.store, rank, start.lease, config, start.watchdog))),
+        saver=stack.enter_context(
+            closing(AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog))
+        ),
         watchdog=start.watchdog,
         events=events,
         progress=start.progress,

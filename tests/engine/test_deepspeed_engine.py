@@ -105,8 +105,8 @@ def test_compiled_training_agrees_with_plain_adamw():
     assert largest_difference(weights, expected_weights) < 1e-5
 
 
-def test_loss_scale_grows_after_patience_and_stops_at_one():
-    scale = LossScale(value=4.0, patience=3)
+def test_loss_scale_grows_after_its_interval_and_stops_at_one():
+    scale = LossScale(value=4.0, growth_interval=3)
     for applied in (True, True, False, True, True, True):
         scale.update(applied)
     assert (scale.value, scale.good_steps) == (4.0, 0)

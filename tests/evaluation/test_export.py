@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import motionmae.models.timm_models  # noqa: F401 - registers
 from motionmae.__main__ import main
-from motionmae.checkpointing.load_weights import read_weights
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.export import Exported, as_videomae, recorded_commit, transformers_config
@@ -84,8 +84,8 @@ def test_transformers_rebuilds_frames_as_the_space_head_does(runs: tuple[Path, P
 @pytest.mark.parametrize("kind", ["safetensors", "hf"])
 def test_export_and_import_are_the_same_bit_for_bit(kind: str, runs: tuple[Path, Path, Config], tmp_path: Path):
     for run in runs[:2]:
-        state = read_weights(run).state
-        back = read_weights(export(run, kind, tmp_path / f"{run.name}_{kind}")).state
+        state = load_state(run).state
+        back = load_state(export(run, kind, tmp_path / f"{run.name}_{kind}")).state
         kept = {name for name in state if kind == "safetensors" or not name.startswith("decoders.time.")}
         assert back.keys() == kept
         assert all(torch.equal(value, state[name]) for name, value in back.items())

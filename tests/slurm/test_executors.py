@@ -6,7 +6,7 @@ import pytest
 
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
-from slurm import executors
+from slurm import executors, launch_options
 
 CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
@@ -75,15 +75,15 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
 
 def test_further_sbatch_options_win() -> None:
     assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
-    assert executors.sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
+    assert launch_options.parse_sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
         "mem": "200G",
         "dependency": "afterok:1=2",
     }
     for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
         with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
-            executors.sbatch_options([own])
+            launch_options.parse_sbatch_options([own])
     with pytest.raises(UserError, match="--sbatch mem"):
-        executors.sbatch_options(["mem"])
+        launch_options.parse_sbatch_options(["mem"])
 
 
 def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +127,10 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_reads_slurm_s_forms_of_a_time_limit(text: str, expected: int) -> None:
-    assert executors.minutes(text) == expected
+    assert launch_options.parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1-", "-5", "1:2:3:4", "1.5", "x-1", "1:"])
 def test_refuses_other_forms(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
-        executors.minutes(text)
+        launch_options.parse_minutes(text)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.data.mixup import Mixup
 
-from motionmae.checkpointing.sharded import load_weights
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
@@ -55,7 +55,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights (their average, where kept) of a finished run."""
     folder = RunFolder.of(config.output_dir, config.name)
     newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
-    return [row["loss"] for row in current_rows(folder.metrics)], load_weights(newest)
+    return [row["loss"] for row in current_rows(folder.metrics)], load_state(newest).state
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from motionmae.checkpointing.sharded import load_weights
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, load_config
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
@@ -68,7 +68,7 @@ def saved_steps(config: Config) -> list[int]:
 
 
 def final_weights(config: Config) -> dict[str, torch.Tensor]:
-    return load_weights(CheckpointStore(folder_of(config).checkpoints).complete()[-1].folder)
+    return load_state(CheckpointStore(folder_of(config).checkpoints).complete()[-1].folder).state
 
 
 def assert_same_run(config: Config, reference: Config) -> None:
