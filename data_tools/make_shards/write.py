@@ -82,7 +82,7 @@ class ShardRecord:
     def write(self, path: Path) -> None:
         """Write the record atomically."""
         content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
-        write_atomically(path, json.dumps(content, sort_keys=True).encode())
+        write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
 
 
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
@@ -300,7 +300,7 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         raise UserError(f"finished shards of {out} have changed during this run: run the same command again")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
-    write_atomically(out / QUARANTINE, "".join(lines).encode())
+    write_atomically(out / QUARANTINE, "".join(lines).encode(), unique=False)
     frames, split = plan.frames, plan.split
     manifest = Manifest(
         dataset=plan.dataset,

@@ -45,7 +45,7 @@ def test_ssv2_wrong_input_is_answered_in_a_sentence(tmp_path):
     write(folder / "something-something-v2-train.json", json.dumps([{"id": "1", "template": "Opening [something]"}]))
     assert "has no class 'Opening something'" in refusal("ssv2", videos, folder, "train")
     write(folder / "something-something-v2-train.json", "[{")
-    assert "is no JSON file" in refusal("ssv2", videos, folder, "train")
+    assert "is not a JSON file" in refusal("ssv2", videos, folder, "train")
 
 
 @needs_shared_data
