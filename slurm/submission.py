@@ -5,13 +5,13 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
+from motionmae.config.site import Site
 from motionmae.data.remote.download import UnreachableError
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
@@ -24,7 +24,6 @@ from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
 from slurm.launch_options import parse_sbatch_options
 from slurm.local_executor import rank_log
-from slurm.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +36,7 @@ def slurm_executor(
     extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
     excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = replace(config, launch=replace(config.launch, exclude=exclude))
+    config = config.updated({"launch.exclude": exclude})
     return TrainingExecutor(config, folder, code, extra, site.environment)
 
 
@@ -101,7 +100,7 @@ def check_shards(config: Config) -> None:
         UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """
     data = config.data
-    quick = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
+    quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
         steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:

@@ -8,24 +8,19 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from motionmae.config import Config, flat, load_config
+from motionmae.config import Config, absolute_paths, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.resume import RESULT_KEYS
+from motionmae.config.yaml_text import read_yaml
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, read_rows
-from motionmae.training.state import MAY_CHANGE, config_as_json
-from slurm.executors import absolute_paths
 from slurm.job_state import JobRecord, state_of
-
-_NOTED = ("data.shards", "data.beton", "test.", "finetune.init")
-"""Of what a resumed run may have otherwise, what a figure goes by."""
 
 
 class Stage(Enum):
@@ -168,7 +163,7 @@ def shared_configs() -> dict[str, str]:
     first: dict[str, str] = {}
     shared = {}
     for name in _in_order([name for name in known_configs() if name.startswith("ablations/")]):
-        settings = json.dumps(_settings(replace(load_config(name), name="")))
+        settings = json.dumps(_settings(load_config(name).updated({"name": ""})))
         shared[name] = first.setdefault(settings, name)
     return shared
 
@@ -179,21 +174,20 @@ def _file(config: str) -> Path:
 
 def _own_settings(config: str) -> dict[str, Any]:
     """What a row's file sets beyond its base: what makes it that row."""
-    layer: Any = OmegaConf.to_container(OmegaConf.load(_file(config)))
-    return flat({key: value for key, value in layer.items() if key != "base"})
+    values = _settings(load_config(config))
+    return {key: values[key] for key in flat(read_yaml(_file(config))) if key != "base"}
 
 
 def _changes(run: RunFolder, own: Config) -> str:
     """Settings that a run has otherwise than ``own`` and that its figure goes by."""
-    found, wanted = (flat(config_as_json(absolute_paths(c))) for c in (load_config(str(run.config)), own))
-    counted = [key for key in wanted if key.startswith(_NOTED) or not key.startswith(MAY_CHANGE)]
-    return ", ".join(f"{key}={found[key]}" for key in counted if found[key] != wanted[key])
+    found, wanted = (flat(absolute_paths(c).model_dump(mode="json")) for c in (load_config(str(run.config)), own))
+    return ", ".join(f"{key}={found[key]}" for key in wanted if key in RESULT_KEYS and found[key] != wanted[key])
 
 
 def _settings(config: Config) -> dict[str, Any]:
     """All settings by ``section.key``, the sizes that go by the model's name written out."""
     sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
-    return flat(config_as_json(config)) | sizes
+    return flat(config.model_dump(mode="json")) | sizes
 
 
 def select(tables: Sequence[str], runs: Path) -> list[Row]:

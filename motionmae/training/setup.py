@@ -12,6 +12,7 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
+from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,
@@ -37,7 +38,7 @@ from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.preconditions import validate_before_start
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Run, log_damaged, log_reconstruction, train
@@ -54,7 +55,7 @@ def train_run(
     The same call again resumes; after the last step it says so and does nothing.
 
     Args:
-        config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
+        config: of the run; fields marked MAY_CHANGE may differ from those of a run that is resumed.
         task: what is trained.
         preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
         sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.

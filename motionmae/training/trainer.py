@@ -30,7 +30,7 @@ from motionmae.training import nonfinite
 from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.nonfinite import SkippedStep, may_roll_back
-from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.state import TrainState, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
@@ -365,7 +365,7 @@ def checkpoint_metadata(run: Run) -> dict[str, Any]:
     return {
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
-        "config": config_as_json(run.config),
+        "config": run.config.model_dump(mode="json"),
         "task": run.task.state(),
         "writer": {
             "attempt": run.events.attempt,
