@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -55,7 +54,8 @@ from motionmae.data.loader import ClipLoader
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.files import VIDEO_SUFFIXES, output_file, write_atomically
+from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.files import output_file, write_atomically
 
 CLIP = ClipConfig()
 NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
@@ -110,7 +110,7 @@ class Bench:
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
         """Our loader, as training uses it."""
-        data = replace(self.data, **({"workers": self.workers} | changes))
+        data = self.data.model_copy(update={"workers": self.workers} | changes)
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 

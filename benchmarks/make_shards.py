@@ -30,7 +30,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 
 from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
-from motionmae.files import VIDEO_SUFFIXES, output_file, write_atomically
+from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.files import output_file, write_atomically
 
 SHORT_SIDE, QUALITY = 256, 90
 FFMPEG_QUALITY = 2

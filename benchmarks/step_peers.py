@@ -132,7 +132,7 @@ class InLoop:
             schedule=build_schedule(engine.optimizer, config.optim, OneBatch.steps_per_epoch),
             requests=StopRequests(stack.enter_context(Preemption()), folder.path, rank.is_rank_zero),
             store=store,
-            saver=stack.enter_context(closing(AsyncCheckpointer(store, rank, claim, config, watchdog))),
+            saver=stack.enter_context(closing(AsyncCheckpointer(store, rank, claim, config.checkpoint, watchdog))),
             watchdog=watchdog,
             events=events,
             progress=stack.enter_context(closing(ProgressLine(0, enabled=False))),

@@ -6,9 +6,10 @@ target: a requeue that moves rank 0 would turn its counters into other series, a
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from motionmae.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,7 @@ class Target:
             OSError: if it cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(folder)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(self.content())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(self.path(folder), self.content())
 
     def withdraw(self, folder: Path) -> None:
         """Remove the file, unless a later attempt has published its own meanwhile."""

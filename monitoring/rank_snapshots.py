@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from motionmae.files import atomic_path
+
 _FORGOTTEN = 7 * 86400.0
 """Seconds without a new snapshot after which nobody needs a job's folder."""
 Sample = tuple[str, dict[str, str], float]
@@ -42,9 +44,8 @@ class Snapshot:
         Raises:
             OSError: if it cannot be written.
         """
-        temporary = folder / f".{self.rank}.tmp"
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(folder / f"{self.rank}.json")
+        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
+            temporary.write_text(json.dumps(asdict(self)))
 
 
 def node_folder(key: str) -> Path:
@@ -65,7 +66,7 @@ def node_folder(key: str) -> Path:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier attempt left here, and what is left of jobs that ended on this node long ago."""
-    for path in [*folder.glob("*.json"), *folder.glob(".*.tmp")]:
+    for path in [*folder.glob("*.json"), *folder.glob("*.tmp")]:
         path.unlink(missing_ok=True)
     for other in folder.parent.iterdir():
         if other.stat().st_mtime < time.time() - _FORGOTTEN:

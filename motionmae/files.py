@@ -1,101 +1,121 @@
-"""Files: which are videos, and durable ones.
-
-Of a durable file a reader sees the old content or the new, never a part, whenever the writer dies.
-"""
+"""Helpers for files: atomic and durable writing, hashing, and checks of output paths."""
 
 import argparse
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2"),
-        *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
-        *(".avi", ".divx", ".asf", ".wmv"),
-        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
-        ".gif",
-    }
-)
-"""Endings, in lower case, of the files that are taken for videos."""
+_DESCRIPTOR_FOLDERS = (Path("/dev"), Path("/dev/fd"))
+"""Folders that name the open files of this process. A redirected stdout must be written to and not replaced."""
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """The sha256 of a file, or of several end to end."""
+    """Return the sha256 of the concatenated files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-_DESCRIPTORS = (Path("/dev"), Path("/dev/fd"))
-"""Where this process's open files have names; what stdout was redirected to is to be written on, not replaced."""
-
-
 def sync_folder(folder: Path) -> None:
-    """Make the renames done in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush a folder to the disk. A rename inside it then survives a power cut."""
+    _sync(folder)
+
+
+def write_atomically(path: Path, content: bytes, *, unique: bool = True) -> None:
+    """Replace ``path`` by a file with ``content``, see :func:`atomic_path`."""
+    with atomic_path(path, unique=unique) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = True, unique: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` and rename it to ``path`` at the end of the block.
+
+    A reader of ``path`` sees the old content or the new content, never a part. An exception removes the temporary file
+    (or folder) and leaves ``path`` unchanged. A symbolic link is kept and its target is replaced. A pipe or a device
+    such as ``/dev/stdout`` cannot be replaced, and is yielded itself.
+
+    Args:
+        durable: flush the file and its folder to the disk, so that it survives a power cut.
+        unique: give the temporary file a random name, so that several processes can write ``path`` at a time. Without
+            it the next writer overwrites the temporary file of a killed one: use this for files with one writer.
+    """
+    if _is_special(path):
+        yield path
+        return
+    path = path.resolve()
+    random = f".{secrets.token_hex(4)}" if unique else ""
+    temporary = path.with_name(f"{path.name}{random}.tmp")
+    try:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def output_file(text: str) -> Path:
+    """Type of an argparse argument that names an output file. Creates the folder of the file.
+
+    A command writes the file at the end of its work. This check fails before the work starts.
+
+    Raises:
+        ArgumentTypeError: the file cannot be written.
+    """
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{path} is a folder: give the name of a file")
+        if _is_special(path):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.resolve().parent, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another path") from error
+    if not writable:
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written: you have no write permission for the folder {path.parent}"
+        )
+    return path
+
+
+def output_ending(*endings: str) -> Callable[[str], Path]:
+    """Return :func:`output_file` restricted to file names with one of ``endings``, such as ``".png"``."""
+
+    def checked(text: str) -> Path:
+        if Path(text).suffix not in endings:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(endings)}")
+        return output_file(text)
+
+    return checked
+
+
+def _is_special(path: Path) -> bool:
+    """Whether ``path`` is a pipe, a device or an open file: a rename must not replace it."""
+    is_file = path.is_file() and path.absolute().parent not in _DESCRIPTOR_FOLDERS
+    return path.exists() and not path.is_dir() and not is_file
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def output_file(text: str) -> Path:
-    """A file that a command writes at the end of its work: ``type=output_file`` finds out before that it can.
-
-    The folder is made if need be.
-
-    Raises:
-        ArgumentTypeError: nothing can be written there.
-    """
-    path = Path(text)
-    try:
-        if path.is_dir():
-            raise argparse.ArgumentTypeError(f"{path} is a folder: give the name of a file")
-        if _is_no_file(path):
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.resolve().parent, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another place") from error
-    if not writable:
-        raise argparse.ArgumentTypeError(f"{path} cannot be written: the folder {path.parent} takes no files from you")
-    return path
-
-
-def output_ending(*endings: str) -> Callable[[str], Path]:
-    """:func:`output_file` for kinds of files that their names tell: ``type=output_ending(".png", ".pdf")``."""
-
-    def checked(text: str) -> Path:
-        if Path(text).suffix not in endings:
-            raise argparse.ArgumentTypeError(
-                f"{text} is none of {', '.join(endings)}: give the name one of these endings"
-            )
-        return output_file(text)
-
-    return checked
-
-
-def _is_no_file(path: Path) -> bool:
-    """Whether ``path`` is there as something that must not be replaced, by a rename least of all."""
-    return path.exists() and (not path.is_file() or path.absolute().parent in _DESCRIPTORS)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary name beside ``path``, flush it to the disk, rename it into place.
-
-    A link stays, and what it names is replaced; what is no file (a pipe, ``/dev/stdout``) is written to.
-    """
-    if _is_no_file(path):
-        path.write_bytes(content)
-        return
-    path = path.resolve()
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # the error that led here is the one to report
+            path.unlink()

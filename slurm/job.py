@@ -1,15 +1,15 @@
-"""The job that submitit runs on every rank, and runs again after a preemption, a time-out or a failure.
+"""The job that submitit runs on every rank, once per attempt.
 
-A rank exits with the code of an :class:`motionmae.runs.end_reason.EndReason`. What follows from it on Slurm is decided by
-:mod:`slurm.requeue_policy`, except after SIGUSR2: then rank 0 requeues the job through submitit (statuses 255, and 144 on this
-machine), which counts time-outs.
+A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
+decides what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
+machine), which counts time limits.
 
-SIGTERM alone is also what a preemption sends where Slurm is not configured with preempt_send_user_signal, and a job
-that ends in its grace period counts as failed (seen with Slurm 22.05). So rank 0 asks Slurm before it leaves, and
-requeues a job that is being preempted as if SIGUSR2 had come.
+A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
+its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
+after SIGUSR2.
 
-The pickle that submitit keeps holds the configuration and nothing else. It names no step and no attempt, because
-after a node failure Slurm runs an old one: the run finds its newest checkpoint by itself.
+submitit's pickle holds only the configuration, no step and no attempt. After a node failure Slurm starts the old pickle
+again, and the run finds its newest checkpoint by itself.
 """
 
 import os
@@ -24,6 +24,7 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from motionmae.config import Config
+from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason, classify_error
 from slurm import scontrol
@@ -32,48 +33,38 @@ from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controlle
 if TYPE_CHECKING:
     from motionmae.distributed.stop_requests import Preemption
 
-_PORTS = (20_000, 6_000)
-"""First port and number of ports; below those that Linux gives to outgoing connections, and as many left above."""
-
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
-    """What torch.distributed needs to know, from what submitit knows.
-
-    The port changes with every restart, as a rank of the former life may still hold the old one.
-    """
+    """torch.distributed's environment variables for a rank that submitit started."""
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS_VARIABLE) or 0)
-    number = int(environment.job_id.replace("_", ""))
+    step = int(os.environ.get("SLURM_STEP_ID") or 0)
     return {
         "RANK": str(environment.global_rank),
         "LOCAL_RANK": str(environment.local_rank),
         "WORLD_SIZE": str(environment.num_tasks),
         "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
         "MASTER_ADDR": "127.0.0.1" if environment.cluster == "local" else environment.hostnames[0],
-        "MASTER_PORT": str(_PORTS[0] + (number * 31 + restarts * 7) % _PORTS[1]),
+        "MASTER_PORT": str(training_port(int(environment.job_id.replace("_", "")), restarts, step)),
     }
 
 
 class TrainJob(Checkpointable):
-    """A run as a submitit job, pre-training or fine-tuning; ``checkpoint`` is inherited and resubmits this very object.
-
-    Args:
-        config: the run.
-    """
+    """A pre-training or fine-tuning run as a submitit job. The inherited ``checkpoint`` resubmits this object."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank; returns the value of its end reason.
+        """Run one attempt on this rank and return its end reason.
 
         Raises:
-            SystemExit: with the status that says how, unless the run finished.
+            SystemExit: unless the run finished; the status is the exit code of the end reason.
         """
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
         if environment.cluster == "local":
             stop_with_controller()
-        # torch and DeepSpeed: slow to import, and not needed where a job is submitted
+        # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitored
         from motionmae.distributed.stop_requests import Preemption
         from motionmae.training.tasks import train_task
@@ -92,7 +83,7 @@ class TrainJob(Checkpointable):
                 traceback.print_exc()
                 sys.exit(classify_error(error).exit_code)
             if reason is not EndReason.FINISHED and environment.global_rank != 0:
-                sys.exit(0)  # quietly: rank 0 speaks for the job, and a status of ours could end it before it has
+                sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before it does
             if reason is EndReason.STOPPED:
                 sys.exit(reason.exit_code)
             if reason is EndReason.TERMINATED and not is_being_preempted(environment):
@@ -102,7 +93,7 @@ class TrainJob(Checkpointable):
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
-        """Leave, so that the job is queued again, if a node does not work."""
+        """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
         from motionmae.distributed.context import choose_device
         from motionmae.runs.attempt import Attempt
         from slurm.attempt_log import Attempts
@@ -115,7 +106,7 @@ class TrainJob(Checkpointable):
             device = choose_device(self.config.engine.device, environment.local_rank)
             preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
         except BadNode as error:
-            abort(EndReason.BAD_NODE, f"{nodes[environment.global_rank]} is no good: {error}")
+            abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
             attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
@@ -124,17 +115,17 @@ class TrainJob(Checkpointable):
 
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
-    """Whether Slurm has told this running job to make room for another one; False if it does not answer."""
+    """True if Slurm is preempting this running job; False also if Slurm does not answer."""
     job = scontrol.show(environment.job_id) if environment.cluster == "slurm" else None
     return job is not None and job.state == "RUNNING" and job.preempted
 
 
 def requeue(preemption: "Preemption") -> None:
-    """Let submitit count time-outs, write the pickle anew, and have the job queued again. Does not return."""
-    ask = preemption.former[signal.SIGUSR2]
-    assert callable(ask), "submitit installs its handler before it calls a job"
+    """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
+    handler = preemption.former[signal.SIGUSR2]
+    assert callable(handler), "submitit installs its handler before it calls a job"
     try:
-        ask(signal.SIGUSR2, None)
+        handler(signal.SIGUSR2, None)
     except UncompletedJobError as error:
         print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
         sys.exit(EndReason.USER_ERROR.exit_code)

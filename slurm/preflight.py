@@ -1,7 +1,7 @@
-"""The pre-flight of a run: does each node's device compute, its storage keep, and do all hear each other.
+"""Pre-flight check of a run: every node must compute, write to shared storage, and reach all other nodes.
 
-A node that fails is named in one sentence, and the run is not started on it again (:mod:`slurm.attempt_log`). Every check
-has a time limit, because what is broken mostly does not fail but hang.
+A failing node is named in one sentence and not used again for this run (:mod:`slurm.attempt_log`). Every check has a
+time limit, because broken hardware usually hangs rather than fails.
 """
 
 import errno
@@ -17,86 +17,87 @@ import torch
 import torch.distributed as dist
 
 from motionmae.distributed.process_group import create_store, use_interface_towards
+from motionmae.distributed.rendezvous import preflight_port
 from motionmae.runs.end_reason import EndReason
 
-PORT_OFFSET = 6_000
-"""The pre-flight meets at so much above MASTER_PORT, which the training itself then finds free."""
 _STORAGE_BYTES = 1 << 20
 _MATRIX = 256
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk is full for all nodes: training says so when it saves."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk is no fault of this node. Training reports it when it saves."""
 
 
-class BadNode(Exception):  # noqa: N818 - the node is what is wrong
-    """The rank's own node does not work; the message is the sentence for people, without the node's name."""
+class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
+    """The node of this rank does not work. The message does not name the node."""
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The ranks do not hear each other.
+    """The ranks cannot reach each other.
 
     Args:
-        sentence: for people.
-        nodes: those that did not answer, as far as one can tell.
+        message: sentence for the log.
+        nodes: nodes that did not answer; empty if unknown.
     """
 
-    def __init__(self, sentence: str, nodes: Sequence[str] = ()) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
         self.nodes = tuple(nodes)
 
 
-def preflight(run: Path, place: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float) -> None:
-    """Check this rank's node, then the way to the others.
+def preflight(
+    run: Path, rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
+) -> None:
+    """Check this rank's node, then the network to the others.
 
     Args:
-        run: run folder, on the storage that all share.
-        place: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+        run: run folder on the shared storage.
+        rank_environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this rank.
         nodes: node of each rank.
-        device: what the rank will compute on.
-        seconds: time limit of every single check.
+        device: device that this rank will train on.
+        seconds: time limit of each check.
 
     Raises:
         BadNode: if this node fails.
-        Unreachable: if others do not answer, or all together do not get through.
+        Unreachable: if other ranks do not answer, or an all-reduce over all ranks fails.
     """
-    within(seconds, lambda: check_device(device), f"a matrix product on {device}")
-    if place["LOCAL_RANK"] == "0":
-        within(seconds, lambda: check_storage(run / "logs"), f"writing {_STORAGE_BYTES >> 20} MiB to {run}")
-    if int(place["WORLD_SIZE"]) > 1:
-        check_network(place, nodes, device, seconds)
+    check_within(seconds, lambda: check_device(device), f"a matrix product on {device}")
+    if rank_environment["LOCAL_RANK"] == "0":
+        check_within(seconds, lambda: check_storage(run / "logs"), f"writing {_STORAGE_BYTES >> 20} MiB to {run}")
+    if int(rank_environment["WORLD_SIZE"]) > 1:
+        check_network(rank_environment, nodes, device, seconds)
 
 
-def within(seconds: float, check: Callable[[], None], what: str) -> None:
-    """Do ``check`` in a thread, which is left behind if it hangs.
+def check_within(seconds: float, check: Callable[[], None], name: str) -> None:
+    """Run ``check`` in a thread, and abandon the thread if it hangs.
 
     Raises:
-        BadNode: if it fails or does not end.
+        BadNode: if the check fails or takes longer than ``seconds``.
     """
     failures: list[BaseException] = []
 
-    def attempt() -> None:
+    def run_check() -> None:
         try:
             check()
         except Exception as error:
             failures.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
+    thread = threading.Thread(target=run_check, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise BadNode(f"{what} takes longer than {seconds:.0f} s")
+        raise BadNode(f"{name} takes longer than {seconds:.0f} s")
     if failures:
-        raise BadNode(f"{what} fails ({failures[0]})") from failures[0]
+        raise BadNode(f"{name} fails ({failures[0]})") from failures[0]
 
 
 def check_device(device: torch.device) -> None:
-    """Multiply two matrices whose product is known: integers that float32 holds exactly."""
+    """Multiply two matrices whose product is known; float32 holds these integers exactly."""
     ones = torch.ones(_MATRIX, _MATRIX, device=device)
     if not bool((ones @ ones == _MATRIX).all()):
         raise ArithmeticError("the product is wrong")
 
 
 def check_storage(folder: Path) -> None:
-    """Write, flush and read a file."""
+    """Write a file, flush it to the disk, and read it back."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".preflight-{socket.gethostname()}-{os.getpid()}"
     content = os.urandom(_STORAGE_BYTES)
@@ -106,29 +107,32 @@ def check_storage(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         if path.read_bytes() != content:
-            raise OSError("what is read is not what was written")
+            raise OSError("the file reads back with different content")
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL:
             raise
     finally:
         path.unlink(missing_ok=True)
 
 
-def check_network(place: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float) -> None:
-    """Meet at rank 0, which knows then who is missing, and add up a number over all ranks.
+def check_network(
+    rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
+) -> None:
+    """Rendezvous at rank 0, which sees the missing ranks, then all-reduce a one over all ranks.
 
     Raises:
-        Unreachable: if somebody is missing, or the sum does not come out.
+        Unreachable: if a rank is missing, or the all-reduce fails or gives another sum.
     """
-    rank, world, limit = int(place["RANK"]), int(place["WORLD_SIZE"]), timedelta(seconds=seconds)
-    use_interface_towards(place["MASTER_ADDR"])
+    rank, world, limit = int(rank_environment["RANK"]), int(rank_environment["WORLD_SIZE"]), timedelta(seconds=seconds)
+    use_interface_towards(rank_environment["MASTER_ADDR"])
+    port = preflight_port(int(rank_environment["MASTER_PORT"]))
     try:
-        store = create_store({**place, "MASTER_PORT": str(int(place["MASTER_PORT"]) + PORT_OFFSET)}, rank, world, limit)
+        store = create_store({**rank_environment, "MASTER_PORT": str(port)}, rank, world, limit)
         assert store is not None, "Slurm's ranks were not started by torchrun"
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank 0 on {nodes[0]} does not answer within {seconds:.0f} s ({error})") from error
     store.set(f"here/{rank}", "")
-    if rank == 0 and (missing := _missing(store, world, limit)):
+    if rank == 0 and (missing := _missing_ranks(store, world, limit)):
         absent = list(dict.fromkeys(nodes[other] for other in missing))
         raise Unreachable(
             f"{', '.join(absent)} did not answer within {seconds:.0f} s (ranks {', '.join(map(str, missing))})", absent
@@ -145,7 +149,7 @@ def check_network(place: Mapping[str, str], nodes: Sequence[str], device: torch.
         raise Unreachable(f"an all-reduce over {world} ranks gave {number.item():g}, not {world}")
 
 
-def _missing(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
+def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     keys = [f"here/{rank}" for rank in range(world)]
     try:
         store.wait(keys, limit)
@@ -154,7 +158,7 @@ def _missing(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     return []
 
 
-def abort(reason: EndReason, sentence: str) -> None:
-    """Say why and end this process, whatever its threads hang in."""
-    print(f"error: pre-flight: {sentence}", file=sys.stderr, flush=True)
-    os._exit(reason.exit_code)
+def abort(end: EndReason, reason: str) -> None:
+    """Print the reason and end this process at once, even if its threads hang."""
+    print(f"error: pre-flight check: {reason}", file=sys.stderr, flush=True)
+    os._exit(end.exit_code)

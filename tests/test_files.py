@@ -6,7 +6,7 @@ import pytest
 
 from data_tools.make_shards.cli import main as make_shards
 from motionmae.__main__ import main
-from motionmae.files import output_file, write_atomically
+from motionmae.files import atomic_path, output_file, write_atomically
 
 
 def test_the_folder_of_an_output_is_made(tmp_path):
@@ -59,3 +59,48 @@ def test_commands_refuse_it_before_their_work(tmp_path, capsys, command, words):
     assert "argument --json: " in error
     assert "cannot be written" in error
     assert not (tmp_path / "out").exists()
+
+
+class TestAtomicPath:
+    def test_an_error_keeps_the_old_file_and_leaves_no_other(self, tmp_path):
+        path = tmp_path / "figures.json"
+        path.write_bytes(b"before")
+
+        def fail():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(b"half")
+                raise RuntimeError("full")
+
+        with pytest.raises(RuntimeError, match="full"):
+            fail()
+        assert path.read_bytes() == b"before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_folder_is_renamed_or_removed_whole(self, tmp_path):
+        def write(name, error=None):
+            with atomic_path(tmp_path / name, durable=False) as temporary:
+                (temporary / "deep").mkdir(parents=True)
+                (temporary / "deep" / "file").write_text("content")
+                if error:
+                    raise error
+
+        write("whole")
+        with pytest.raises(KeyboardInterrupt):
+            write("half", KeyboardInterrupt())
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+        assert (tmp_path / "whole" / "deep" / "file").read_text() == "content"
+
+    def test_two_writers_do_not_share_a_temporary_file(self, tmp_path):
+        path = tmp_path / "figures.json"
+        with atomic_path(path) as first, atomic_path(path) as second:
+            assert first != second
+            first.write_bytes(b"first")
+            second.write_bytes(b"second")
+        assert path.read_bytes() == b"first"
+
+    def test_large_files_reuse_the_name_of_a_killed_writer(self, tmp_path):
+        path = tmp_path / "clips.beton"
+        (tmp_path / "clips.beton.tmp").write_bytes(b"left by a killed process")
+        with atomic_path(path, unique=False) as temporary:
+            temporary.write_bytes(b"whole")
+        assert [found.name for found in tmp_path.iterdir()] == ["clips.beton"]

@@ -7,7 +7,6 @@ data.beton sees the same clips as from the shards. The file appears under its na
 import argparse
 import contextlib
 import multiprocessing
-import os
 import queue
 import sys
 import time
@@ -27,7 +26,7 @@ from motionmae.data.shards.format import load_index, pack_frames
 from motionmae.data.shards.manifest import Manifest, load_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
-from motionmae.files import output_file, sync_folder
+from motionmae.files import atomic_path, output_file
 
 if TYPE_CHECKING:
     from motionmae.data.ffcv_format import StoredClip
@@ -194,15 +193,14 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
         raise UserError(f"{shards} holds raw pixels, and a .beton of ours JPEGs: make shards without --raw for it")
     page = page_size(shards, manifest)
     form = load_format()
-    temporary = out.with_name(out.name + ".tmp")
-    writer = DatasetWriter(str(temporary), {form.FIELD: form.ClipField(manifest.fingerprint)}, page, num_workers=1)
-    writer.num_samples = manifest.samples
     clips = _Clips(shards, manifest, advance)
     tasks: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
     tasks.put([(sample, sample) for sample in range(manifest.samples)])
     tasks.put(None)
     allocations: queue.SimpleQueue[list[tuple[int, int, int]]] = queue.SimpleQueue()
-    try:
+    with atomic_path(out, unique=False) as temporary:
+        writer = DatasetWriter(str(temporary), {form.FIELD: form.ClipField(manifest.fingerprint)}, page, num_workers=1)
+        writer.num_samples = manifest.samples
         writer.prepare()
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()  # nothing is shared with other processes: rows are gathered in plain memory
@@ -213,18 +211,4 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
             tasks, rows, writer.metadata_type, writer.fields, allocator, done, allocations, clips
         )
         writer.finalize(allocations.get())
-        _publish(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return page
-
-
-def _publish(temporary: Path, out: Path) -> None:
-    """Flush a complete file to the disk and give it its name."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(out)
-    sync_folder(out.parent)

@@ -14,7 +14,7 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import atomic_path, sync_folder, write_atomically
 
 _EXAMPLES = """\
 examples:
@@ -128,11 +128,8 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     try:
         os.link(source, to)
     except OSError:  # another disk, or one without hard links
-        temporary = to.with_name(to.name + ".tmp")
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(to)
+        with atomic_path(to, unique=False) as temporary:
+            shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}

@@ -1,30 +1,40 @@
-"""Frames of a video file, for looking at single videos; training reads shards (data_tools/make_shards)."""
+"""Decode frames of single video files. Training reads shards instead (data_tools/make_shards)."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
 import numpy as np
-import torch
 
 from motionmae.config import ClipConfig
 
+if TYPE_CHECKING:
+    import torch
 
-class UnreadableVideo(Exception):  # noqa: N818 - it names a thing found, not a failure of ours
-    """A file of which no frame can be decoded; the text says which and why."""
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2"),
+        *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
+        *(".avi", ".divx", ".asf", ".wmv"),
+        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
+        ".gif",
+    }
+)
+"""Suffixes of video files, in lower case."""
+
+
+class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
+    """No frame of the file can be decoded. The message names the file and the reason."""
 
 
 def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, first: int = 0) -> np.ndarray:
-    """Every ``stride``-th frame, upright, its short side resized: uint8 (n, H, W, 3).
+    """Read every ``stride``-th frame, upright, with its short side resized: uint8 (n, H, W, 3).
 
     Args:
-        path: the file.
-        short_side: pixels.
-        stride: distance of the frames that are kept.
-        most: frames after which reading stops; 0 reads all.
-        first: how many of the frames that would be kept are left out at the beginning.
+        most: maximum number of frames to return; 0 returns all.
+        first: number of frames to skip at the beginning, counted after the stride.
 
     Raises:
         UnreadableVideo: there is no such frame.
@@ -41,21 +51,23 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, firs
                 frames.append(picture)
         return not most or len(frames) < most
 
-    detail = _for_each_frame(path, keep)
+    detail = for_each_frame(path, keep)
     if not frames:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return np.stack(frames)
 
 
-def read_central_clip(path: Path, clip: ClipConfig) -> torch.Tensor:
-    """The clip in the middle of a video, cut to its central square: uint8 (T, size, size, 3).
+def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
+    """Read the clip in the middle of a video and crop its central square: uint8 (T, size, size, 3).
 
-    A video shorter than a clip repeats its last frame. The file is decoded twice, first to count its frames, as headers
-    may be wrong about them, so that never more than a clip is held: frames of an hour take gigabytes.
+    A video shorter than the clip repeats its last frame. The file is decoded twice. The first pass counts the frames,
+    because headers may be wrong. The memory holds at most one clip: the frames of an hour take gigabytes.
 
     Raises:
-        UnreadableVideo: as :func:`read_video`, or the file changes meanwhile.
+        UnreadableVideo: see :func:`read_video`, or the file changes between the passes.
     """
+    import torch  # slow to import; data_tools needs only the suffixes
+
     count = -(-_count_frames(path) // clip.stride)
     start = max(0, count - clip.frames) // 2
     frames = read_video(path, clip.size, clip.stride, clip.frames, start)
@@ -67,34 +79,34 @@ def read_central_clip(path: Path, clip: ClipConfig) -> torch.Tensor:
 
 
 def _count_frames(path: Path) -> int:
-    """Frames that decode."""
+    """Number of frames that can be decoded."""
     count = 0
 
-    def see(number: int, frame: Any) -> bool:
+    def increment(number: int, frame: Any) -> bool:
         nonlocal count
-        count = number + 1
+        count += 1
         return True
 
-    detail = _for_each_frame(path, see)
+    detail = for_each_frame(path, increment)
     if not count:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return count
 
 
-def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
-    """Call ``visit(number, frame)`` for every frame that decodes, until it returns False.
+def for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
+    """Call ``visit(number, frame)`` for each decoded frame, until it returns False.
 
-    Packets that do not decode are left out, as the ffmpeg program does.
+    Packets that cannot be decoded are skipped, as the ffmpeg program does.
 
     Returns:
-        What was wrong last, should there have been no frame.
+        The last error, to be reported if there was no frame.
 
     Raises:
         UnreadableVideo: there is no video stream.
     """
     number, detail = 0, "it holds no frame"
     try:
-        # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: some titles are no UTF-8
+        # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: some titles are not UTF-8
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
@@ -117,7 +129,10 @@ def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:
-    """A frame turned as its display matrix says, in the size of the first (streams may change theirs)."""
+    """Rotate a frame by its display matrix and resize it, to the size of the first frame if ``shape`` is given.
+
+    A stream may change its frame size.
+    """
     picture: Any = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
     scale = short_side / min(picture.shape[:2])
     height, width = shape[:2] if shape else (max(short_side, int(side * scale)) for side in picture.shape[:2])

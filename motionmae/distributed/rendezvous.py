@@ -1,28 +1,51 @@
-"""Where the ranks of a run find each other: rank, world size and master address from torchrun or Slurm."""
+"""Rendezvous of the ranks: rank, world size, and master address, from torchrun or Slurm variables.
+
+Ports lie below those that Linux gives to outgoing connections (32768 and above): 20000 to 25999 for training, 26000 to
+31999 for the pre-flight check that runs before it.
+"""
 
 from collections.abc import Mapping
 
 from motionmae.errors import UserError
 
+PREFLIGHT_OFFSET = 6_000
+"""Distance from the port of training to the port of the pre-flight check; also the number of ports of each."""
+_FIRST_PORT = 20_000
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+def training_port(job_id: int, restarts: int, step: int = 0) -> int:
+    """Port of the TCP store of a job step.
+
+    A requeued job keeps its ID, and a hanging rank of the previous attempt may still hold the old port. The port
+    therefore changes with every restart.
+    """
+    return _FIRST_PORT + (job_id * 31 + restarts * 7 + step) % PREFLIGHT_OFFSET
+
+
+def preflight_port(port: int) -> int:
+    """Port of the pre-flight check of a job that trains on ``port``."""
+    return port + PREFLIGHT_OFFSET
+
+
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun's variables are in ``environment``, or would be.
+    """Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) for this process.
+
+    They come from torchrun itself, from Slurm's variables, or describe a single process.
 
     Raises:
-        UserError: see :func:`init_distributed`.
+        UserError: see :func:`motionmae.distributed.process_group.init_distributed`.
     """
     given = {key: environment[key] for key in _TORCHRUN if key in environment}
     if len(given) == len(_TORCHRUN):
         return given
     if "RANK" in given or "WORLD_SIZE" in given:
-        missing = ", ".join(key for key in _TORCHRUN if key not in given)
+        unset = ", ".join(key for key in _TORCHRUN if key not in given)
         raise UserError(
-            f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
+            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset them"
         )
     if "SLURM_STEP_NUM_TASKS" in environment:
-        return _slurm_place(environment)
+        return _slurm_rank_environment(environment)
     tasks = int(environment.get("SLURM_NTASKS", "1"))
     if tasks > 1:
         raise UserError(
@@ -31,17 +54,15 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
-def _slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
-    from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
+def _slurm_rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
-    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
     restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+    port = training_port(int(environment["SLURM_JOB_ID"]), restarts, int(environment["SLURM_STEP_ID"]))
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "MASTER_ADDR": _parse_node_list(environment["SLURM_STEP_NODELIST"])[0],
-        # A requeued job keeps its id, and the port of its former life may still be held by a rank that hangs.
-        # 20000-31999 lies below the ports that Linux gives to outgoing connections.
-        "MASTER_PORT": str(20_000 + (job * 31 + restarts * 7 + step) % 12_000),
+        "MASTER_PORT": str(port),
     }

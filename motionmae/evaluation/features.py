@@ -4,7 +4,6 @@ A feature is the mean of the encoder's tokens over the clip in the middle of the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,13 @@ from motionmae.config import Config
 from motionmae.data.clips import read_clip
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.temporal_sampling import check_windows
-from motionmae.data.video import read_central_clip
+from motionmae.data.video import VIDEO_SUFFIXES, read_central_clip
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Embedding
-from motionmae.files import VIDEO_SUFFIXES
 
 
 def videos_below(folder: Path) -> tuple[dict[str, str], int]:
@@ -80,7 +78,7 @@ def features_of_shards(
 
 def _identity(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
     precision = resolve_precision(config.engine.precision, rank.device)
-    return CacheKey(fingerprint(model), inputs, {"precision": precision, **asdict(config.clip)})
+    return CacheKey(fingerprint(model), inputs, {"precision": precision, **config.clip.model_dump()})
 
 
 def _frozen(

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from motionmae.errors import UserError
+from motionmae.files import atomic_path
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Row, current_rows
 
@@ -89,6 +90,5 @@ def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float
     figure.axes[0].legend(
         fontsize=9, frameon=False, title="dashed: resumed; dotted: predicting the mean", title_fontsize=8
     )
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=130)
-    temporary.replace(out)
+    with atomic_path(out, durable=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

@@ -20,7 +20,7 @@ from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
 from motionmae.evaluation.views import read_views
-from motionmae.files import write_atomically
+from motionmae.files import atomic_path, write_atomically
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 
 
@@ -55,7 +55,7 @@ def identity_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext
         "crops": config.test.crops,
         "sampling": config.data.sampling,
         "precision": resolve_precision(config.engine.precision, rank.device),
-        **asdict(config.clip),
+        **config.clip.model_dump(),
     }
     return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
 
@@ -211,6 +211,5 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(heading, fontsize=10)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=130)
-    temporary.replace(path)
+    with atomic_path(path, durable=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

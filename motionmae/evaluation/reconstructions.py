@@ -18,6 +18,7 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.video_writer import write_gif, write_mp4
+from motionmae.files import atomic_path
 from motionmae.models.motionmae import Reconstruction
 
 Strip = NDArray[np.float32]
@@ -166,6 +167,5 @@ def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
     note = f"\n{BORROWED}" if any(block.true_statistics for block in blocks) else ""
     figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=130)
-    temporary.replace(out)
+    with atomic_path(out, durable=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

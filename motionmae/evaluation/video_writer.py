@@ -7,11 +7,12 @@ import av
 import numpy as np
 from PIL import Image
 
+from motionmae.files import atomic_path
+
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 (H, W, 3) frames as H.264 that every player shows, atomically; odd sides lose a line."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_path(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = None
         for frame in frames:
             height, width = (side // 2 * 2 for side in frame.shape[:2])
@@ -22,12 +23,10 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
             container.mux(stream.encode(picture))
         if stream is not None:
             container.mux(stream.encode())
-    temporary.replace(path)
 
 
 def write_gif(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 (H, W, 3) frames as a GIF that repeats, atomically."""
     first, *others = [Image.fromarray(frame) for frame in frames]
-    temporary = path.with_name(f".{path.name}.tmp")
-    first.save(temporary, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)
-    temporary.replace(path)
+    with atomic_path(path, durable=False) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for timm's layer-wise decay: projection and positions 0, then the blocks, then norm and head."""
         return {
-            "stem": r"^encoder\.(?:project|position)",
+            "stem": r"^encoder\.(?:project|pos_embed)",
             "blocks": r"^encoder\.blocks\.(\d+)",
             "head": r"^(?:pool|norm|head)\.",
         }

@@ -84,14 +84,14 @@ class MotionMAE(nn.Module):
         """Return the masks of ``seeds``, with ``mask.ratio`` unless another is given."""
         clip, mask = self.config.clip, self.config.mask
         chosen = mask.ratio if ratio is None else ratio
-        return draw_masks(seeds, kind=mask.kind, ratio=chosen, slots=clip.slots, places=clip.cubes_per_slot)
+        return draw_masks(seeds, kind=mask.kind, ratio=chosen, slots=clip.temporal_patches, places=clip.spatial_patches)
 
     def draw_rebuilt(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """Return which cubes heads rebuild in training, int64 (B, R), and which of these count, bool; None: all."""
         clip, ratio = self.config.clip, self.config.mask.decoder_ratio
         if not ratio:
             return mask.masked, None
-        rebuilt = running_cells(seeds, ratio=ratio, slots=clip.slots, side=clip.side)
+        rebuilt = running_cells(seeds, ratio=ratio, slots=clip.temporal_patches, side=clip.grid_size)
         hidden = torch.ones(len(seeds), clip.cubes, dtype=torch.bool, device=seeds.device)
         return rebuilt, hidden.scatter(1, mask.visible, False).gather(1, rebuilt)
 
@@ -152,15 +152,17 @@ class MotionMAE(nn.Module):
         hidden = torch.zeros_like(every_cube, dtype=torch.bool).scatter(1, mask.masked, True)
 
         def picture(cubes: dict[str, Tensor], head: str) -> Tensor | None:
-            return paste_cubes(cubes[head], clip.cube_frames, clip.cube_size, clip.side) if head in cubes else None
+            return paste_cubes(cubes[head], clip.cube_frames, clip.cube_size, clip.grid_size) if head in cubes else None
 
         return Reconstruction(
             clip=clips / GREY_LEVELS,
-            masked=paste_cubes(seen.masked_fill(hidden[..., None], 0.5), clip.cube_frames, clip.cube_size, clip.side),
+            masked=paste_cubes(
+                seen.masked_fill(hidden[..., None], 0.5), clip.cube_frames, clip.cube_size, clip.grid_size
+            ),
             space=picture(drawn, "space"),
             motion=picture(truth, "time"),
             time=picture(drawn, "time"),
-            mask=hidden.view(-1, clip.slots, clip.side, clip.side),
+            mask=hidden.view(-1, clip.temporal_patches, clip.grid_size, clip.grid_size),
             true_statistics=self.config.target.normalize,
         )
 
@@ -183,4 +185,4 @@ def no_decay(model: nn.Module) -> set[str]:
     One-dimensional are biases, norms and mask tokens.
     Ask before ZeRO-3 takes the model over: it flattens every parameter to one dimension.
     """
-    return {name for name, weight in model.named_parameters() if weight.ndim < 2 or name.endswith("position.table")}
+    return {name for name, weight in model.named_parameters() if weight.ndim < 2 or name.endswith("pos_embed.table")}

@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.scale: Tensor
         self.shift: Tensor
         self.project = nn.Linear(clip.cube_pixels, size.width)
-        self.position = PositionTable(clip.slots, clip.side, size.width, model.pos_embed)
+        self.pos_embed = PositionTable(clip.temporal_patches, clip.grid_size, size.width, model.pos_embed)
         self.blocks = BlockStack(size.width, size.depth, size.heads, model, drop_path)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS) if final_norm else nn.Identity()
         mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
             pixels = gather_cubes(patches, cubes, self.clip.cube_frames)
         # pixels: uint8 (B, V, p0 * p1 * p2 * 3); only these cubes are ever normalised or projected
         tokens = self.project(torch.addcmul(self.shift, pixels.float(), self.scale))
-        return self.norm(self.blocks(tokens + self.position(cubes)))
+        return self.norm(self.blocks(tokens + self.pos_embed(cubes)))
 
 
 class Decoder(nn.Module):
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size.decoder_width), std=0.02))
-        self.position = PositionTable(clip.slots, clip.side, size.decoder_width, model.pos_embed)
+        self.pos_embed = PositionTable(clip.temporal_patches, clip.grid_size, size.decoder_width, model.pos_embed)
         self.blocks = BlockStack(size.decoder_width, model.decoder_depth, size.decoder_heads, model)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
@@ -147,8 +147,8 @@ class Decoder(nn.Module):
         Returns:
             For each head (B, M, values), in the order of ``rebuilt``.
         """
-        seen = self.embed(encoded) + self.position(visible)
-        asked = self.mask_token + self.position(rebuilt)
+        seen = self.embed(encoded) + self.pos_embed(visible)
+        asked = self.mask_token + self.pos_embed(rebuilt)
         tail = self.norm(self.blocks(torch.cat([seen, asked], dim=1), asked.shape[1]))  # (B, M, decoder width)
         return {name: head(tail) for name, head in self.heads.items()}
 

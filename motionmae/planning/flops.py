@@ -62,7 +62,7 @@ class Cubes:
 def step_cubes(config: Config) -> Cubes:
     """Return the counts that ``config.mask`` leads to."""
     clip, mask = config.clip, config.mask
-    masked = masked_cubes(mask.kind, mask.ratio, clip.slots, clip.cubes_per_slot)
+    masked = masked_cubes(mask.kind, mask.ratio, clip.temporal_patches, clip.spatial_patches)
     rebuilt = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
     return Cubes(clip.cubes - masked, rebuilt)
 

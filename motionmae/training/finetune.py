@@ -92,7 +92,7 @@ class Finetuning:
         return param_groups_layer_decay(
             model,
             self._config.optim.weight_decay,
-            no_weight_decay_list={"encoder.position.table"},
+            no_weight_decay_list={"encoder.pos_embed.table"},
             layer_decay=self._config.finetune.layer_decay,
         )
 

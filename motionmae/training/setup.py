@@ -12,6 +12,7 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
+from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,
@@ -37,10 +38,10 @@ from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.preconditions import validate_before_start
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trainer import Run, log_reconstruction, train
+from motionmae.training.trainer import Run, log_damaged, log_reconstruction, train
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def train_run(
     The same call again resumes; after the last step it says so and does nothing.
 
     Args:
-        config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
+        config: of the run; fields marked MAY_CHANGE may differ from those of a run that is resumed.
         task: what is trained.
         preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
         sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.
@@ -65,7 +66,7 @@ def train_run(
     with ExitStack() as stack:
         preemption = preemption or stack.enter_context(Preemption())
         start = prepare(config, task, sinks, stack)
-        found = sharded.find(start.store, start.rank, start.events, start.progress)
+        found = sharded.find_newest(start.store, start.rank, log_damaged(start.events, start.progress))
         state = resume_state(found, config, start.rank, start.loader)
         start.startup.done("find_checkpoint")
         if state.step >= start.total_steps:
@@ -145,6 +146,7 @@ def build_run(
         startup.done("restore")
         seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
         events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
+    saver = AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog)
     return Run(
         config=config,
         task=start.task,
@@ -154,7 +156,9 @@ def build_run(
         schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
         requests=StopRequests(preemption, start.folder.path, rank.is_rank_zero),
         store=start.store,
-        saver=stack.enter_context(closing(AsyncCheckpointer(start.store, rank, start.lease, config, start.watchdog))),
+        saver=stack.enter_context(
+            closing(AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog))
+        ),
         watchdog=start.watchdog,
         events=events,
         progress=start.progress,

@@ -3,8 +3,9 @@
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from motionmae.training import nonfinite
 from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.nonfinite import SkippedStep, may_roll_back
-from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.state import TrainState, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
@@ -107,7 +108,7 @@ def train(run: Run) -> EndReason:
         request = run.requests.sync_across_ranks()
         run.clock.end_step()
 
-        log_saved(run, run.saver.finished())
+        log_saved(run, run.saver.poll())
         if not started:
             seconds = {"seconds": run.clock.slowest_step, "since_process_start": process_age()}
             run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
@@ -179,7 +180,7 @@ def rollback(run: Run, bad: SkippedStep, request: Request) -> Iterator[Batch]:
     first, now = run.state.recently_skipped[0], run.state
     found = None
     if may_roll_back(now):
-        found = sharded.find(run.store, run.rank, run.events, run.progress, before=first)
+        found = sharded.find_newest(run.store, run.rank, log_damaged(run.events, run.progress), before=first)
     if found is None:
         error = nonfinite.give_up(now, bad)
         error.already_reported = not run.rank.is_rank_zero
@@ -200,6 +201,16 @@ def rollback(run: Run, bad: SkippedStep, request: Request) -> Iterator[Batch]:
     )
     save(run, request)
     return run.batches()
+
+
+def log_damaged(events: EventLog, progress: ProgressLine) -> Callable[[Path, str], None]:
+    """Return what records a damaged checkpoint as an event and in the log."""
+
+    def log(folder: Path, reason: str) -> None:
+        events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=reason)
+        progress.say(f"checkpoint {folder.name} is damaged ({reason}): trying the one before")
+
+    return log
 
 
 def record(run: Run, step: Step) -> None:
@@ -355,7 +366,7 @@ def checkpoint_metadata(run: Run) -> dict[str, Any]:
     return {
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
-        "config": config_as_json(run.config),
+        "config": run.config.model_dump(mode="json"),
         "task": run.task.state(),
         "writer": {
             "attempt": run.events.attempt,

@@ -1,15 +1,15 @@
 """Checkpoints written beside training, on real ranks; the disk is slowed, filled and stopped at one boundary."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.checkpointing.sharded import PinnedStagingBuffer, load_weights
+from motionmae.checkpointing.sharded import PinnedStagingBuffer
 from motionmae.config import Config
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
@@ -54,7 +54,7 @@ def test_training_goes_on_beside_a_slow_disk_and_what_is_saved_is_of_its_step(tm
         assert answer["early"] is None
         assert answer["nothing"] is None
         for step, expected in ((1, at_save), (4, at_end)):
-            loaded = load_weights(tmp_path / f"checkpoints/step-0000000{step}")
+            loaded = load_state(tmp_path / f"checkpoints/step-0000000{step}").state
             assert all(torch.equal(loaded[name], expected[name]) for name in expected)
         assert not all(torch.equal(at_save[name], at_end[name]) for name in at_end)
 
@@ -96,7 +96,7 @@ def rows_of(config: Config, kind: str) -> list[dict]:
 
 
 def assert_same_end(config: Config, other: Config) -> None:
-    expected, found = (load_weights(store_of(c).complete()[-1].folder) for c in (other, config))
+    expected, found = (load_state(store_of(c).complete()[-1].folder).state for c in (other, config))
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
@@ -163,7 +163,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert [(c.step, c.position) for c in store_of(config).complete()] == kept
     assert_books_add_up(config)
 
-    again = replace(config, output_dir=str(tmp_path / "again"))
+    again = config.updated({"output_dir": str(tmp_path / "again")})
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
     assert run_ranks(2, pretrain, again) == [EndReason.FINISHED] * 2
     assert_same_end(config, again)

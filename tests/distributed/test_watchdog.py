@@ -71,11 +71,11 @@ def test_slow_steps_raise_the_limit_of_the_next_to_their_multiple(tmp_path: Path
 def hang_in_a_thread(stacks: Path) -> None:
     watchdog = Watchdog(WatchdogConfig(), stacks, print)
     watchdog.step(1)
-    with watchdog.during("writing", 0.2, who="checkpoint-writer"):
+    with watchdog.during("writing", 0.2, thread="checkpoint-writer"):
         time.sleep(60)
 
 
-def hang_in_the_last_words(stacks: Path) -> None:
+def hang_in_the_report(stacks: Path) -> None:
     Watchdog(WatchdogConfig(step_seconds=0.1), stacks, lambda _: time.sleep(60)).step(1)
     time.sleep(60)
 
@@ -83,8 +83,8 @@ def hang_in_the_last_words(stacks: Path) -> None:
 def test_a_thread_that_hangs_ends_the_process_even_if_nobody_can_be_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("motionmae.distributed.watchdog.LAST_WORDS_SECONDS", 1.0)
-    for act in (hang_in_a_thread, hang_in_the_last_words):
+    monkeypatch.setattr("motionmae.distributed.watchdog.REPORT_SECONDS", 1.0)
+    for act in (hang_in_a_thread, hang_in_the_report):
         assert in_child(act, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
 
 

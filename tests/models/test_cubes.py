@@ -8,7 +8,7 @@ CONFIG = tiny(clip={"frames": 4, "size": 24, "cube_size": 4, "cube_frames": 2})
 
 def cube_by_hand(clip: torch.Tensor, number: int) -> torch.Tensor:
     """Cut one cube out of (T, H, W, C), laid out (p0 p1 p2 c)."""
-    side, size = CONFIG.clip.side, CONFIG.clip.cube_size
+    side, size = CONFIG.clip.grid_size, CONFIG.clip.cube_size
     slot, row, column = number // side**2, number // side % side, number % side
     return clip[2 * slot : 2 * slot + 2, row * size : (row + 1) * size, column * size : (column + 1) * size].reshape(-1)
 
@@ -30,7 +30,7 @@ def test_all_cubes_is_gathering_each_in_turn():
 
 def test_pasting_undoes_cutting():
     clips = noise_clips(CONFIG)
-    assert torch.equal(paste_cubes(all_cubes(cut_patches(clips, 4), 2), 2, 4, CONFIG.clip.side), clips)
+    assert torch.equal(paste_cubes(all_cubes(cut_patches(clips, 4), 2), 2, 4, CONFIG.clip.grid_size), clips)
 
 
 def test_patches_of_a_view_are_those_of_its_copy():

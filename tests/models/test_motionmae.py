@@ -1,6 +1,5 @@
 """The whole model: what it is made of, what its loss depends on, and that each knob turns something."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ def test_hidden_pixels_never_reach_the_encoder():
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
     seen = model.predict(patches, *mask)["space"]
-    slots, places = config.clip.slots, config.clip.cubes_per_slot
+    slots, places = config.clip.temporal_patches, config.clip.spatial_patches
     hidden = torch.zeros(4, slots * places, dtype=torch.bool).scatter(1, mask.masked, True).view(4, slots, 1, places)
     spoiled = patches.view(4, slots, 2, places, -1).clone()
     spoiled[hidden.expand(-1, -1, 2, -1)] = 0
@@ -125,7 +124,7 @@ def test_initial_weights_follow_from_the_seed_alone_and_leave_the_generator_alon
     assert torch.rand(()) == after
     second = build_motionmae(config).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = build_motionmae(dataclasses.replace(config, seed=1)).state_dict()
+    other = build_motionmae(config.updated({"seed": 1})).state_dict()
     assert not torch.equal(first["encoder.project.weight"], other["encoder.project.weight"])
 
 
@@ -148,7 +147,7 @@ def test_no_decay_names_vectors_tables_and_mask_tokens(position: str):
     decayed = set(dict(model.named_parameters())) - spared
     assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
     assert {"decoders.space.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.q_bias"} <= spared
-    tables = {"encoder.position.table", "decoders.space.position.table", "decoders.time.position.table"}
+    tables = {"encoder.pos_embed.table", "decoders.space.pos_embed.table", "decoders.time.pos_embed.table"}
     assert tables <= spared if position == "learnable" else not tables & spared
 
 
@@ -280,7 +279,7 @@ def test_every_knob_changes_something(section: str, field: str):
 
 def test_the_knobs_are_all_there_are():
     sections = {"clip": ClipConfig, "model": ModelConfig, "mask": MaskConfig, "target": TargetConfig}
-    fields = {(name, field.name) for name, section in sections.items() for field in dataclasses.fields(section)}
+    fields = {(name, field) for name, section in sections.items() for field in section.model_fields}
     assert fields - set(KNOBS) == {("clip", "stride")}  # which is the loader's
 
 

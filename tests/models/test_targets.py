@@ -31,7 +31,11 @@ def plain_motion(frames: Tensor, granularity: int, sign: str) -> Tensor:
 def plain_cube(frames: Tensor, config: Config, number: int) -> Tensor:
     """(T, H, W, C) -> (pixels of the cube, C)."""
     clip = config.clip
-    slot, row, column = number // clip.cubes_per_slot, number // clip.side % clip.side, number % clip.side
+    slot, row, column = (
+        number // clip.spatial_patches,
+        number // clip.grid_size % clip.grid_size,
+        number % clip.grid_size,
+    )
     t, y, x = slot * clip.cube_frames, row * clip.cube_size, column * clip.cube_size
     return frames[t : t + clip.cube_frames, y : y + clip.cube_size, x : x + clip.cube_size].reshape(-1, frames.shape[3])
 
@@ -77,7 +81,11 @@ def test_motion_repeats_the_first_difference_at_the_front():
     config = tiny(target={"normalize": False, "motion_granularity": 3})
     patches = cut_patches(noise_clips(config, 1), config.clip.cube_size)
     motion = make_targets(config, patches, every_cube(config, 1))["time"].values
-    frames = motion.view(1, config.clip.slots, config.clip.cubes_per_slot, 2, -1).transpose(2, 3).flatten(1, 2)[0]
+    frames = (
+        motion.view(1, config.clip.temporal_patches, config.clip.spatial_patches, 2, -1)
+        .transpose(2, 3)
+        .flatten(1, 2)[0]
+    )
     assert torch.equal(frames[0], frames[3])
     assert torch.equal(frames[2], frames[3])
     assert not torch.equal(frames[4], frames[3])

@@ -32,7 +32,7 @@ def test_projection_equals_a_convolution_over_normalised_pixels():
     pixels = (clips.double() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     kernel = encoder.project.weight.double().view(48, 2, 8, 8, 3).permute(0, 4, 1, 2, 3)
     every = nn.functional.conv3d(pixels.permute(0, 4, 1, 2, 3), kernel, encoder.project.bias.double(), stride=(2, 8, 8))
-    every = every.flatten(2).transpose(1, 2) + encoder.position.table  # (B, N, width)
+    every = every.flatten(2).transpose(1, 2) + encoder.pos_embed.table  # (B, N, width)
     found = encoder(cut_patches(clips, 8), numbers)
     expected = torch.stack([every[i, numbers[i]] for i in range(2)])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """A whole run under the command line, and all that may go wrong around it without touching it."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring import exporter_process
+from monitoring import exporter_process, rank_snapshots
 from monitoring.exporter import END
 from monitoring.rank_snapshots import clear, node_folder, read_all
 from motionmae import __version__
@@ -135,16 +136,21 @@ def test_it_can_be_switched_off(alone: Config, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_full_disk_is_one_warning_and_the_next_row_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_full_disk_is_one_warning_and_the_next_row_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def full_disk(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     run = FedRun(config_of(tmp_path / "runs"), tmp_path)
     run.event(Kind.READY, 0, total_steps=9)
     before = (tmp_path / "0.json").read_text()
-    (tmp_path / ".0.tmp").mkdir()  # the file cannot be written
-    run.metrics(1)
-    run.metrics(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_snapshots, "atomic_path", full_disk)
+        run.metrics(1)
+        run.metrics(2)
     assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
     assert (tmp_path / "0.json").read_text() == before
-    (tmp_path / ".0.tmp").rmdir()
     run.metrics(3)
     assert ["step", {}, 3] in json.loads((tmp_path / "0.json").read_text())["samples"]
 

@@ -1,19 +1,18 @@
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config, load_config
+from motionmae.config import Config, absolute_paths, load_config
 from motionmae.errors import UserError
-from slurm import executors
+from slurm import executors, launch_options
 
 CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
 
 def _config(**values: object) -> Config:
-    config = executors.absolute_paths(load_config("demo"))
-    return replace(config, launch=replace(config.launch, **values))  # type: ignore[arg-type]
+    config = absolute_paths(load_config("demo"))
+    return config.updated({"launch": values})
 
 
 def _script(config: Config, **extra: str) -> str:
@@ -75,15 +74,15 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
 
 def test_further_sbatch_options_win() -> None:
     assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
-    assert executors.sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
+    assert launch_options.parse_sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
         "mem": "200G",
         "dependency": "afterok:1=2",
     }
     for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
         with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
-            executors.sbatch_options([own])
+            launch_options.parse_sbatch_options([own])
     with pytest.raises(UserError, match="--sbatch mem"):
-        executors.sbatch_options(["mem"])
+        launch_options.parse_sbatch_options(["mem"])
 
 
 def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +103,13 @@ def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None
 def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config("demo", ["data.shards=shards", "output_dir=runs", "monitoring.discovery=sd"])
-    absolute = executors.absolute_paths(config)
+    absolute = absolute_paths(config)
     assert (absolute.data.shards, absolute.output_dir) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
     assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
-    remote = executors.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
+    remote = absolute_paths(config.updated({"data.shards": "s3://bucket/k400"}))
     assert remote.data.shards == "s3://bucket/k400"
     for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
-        data = executors.absolute_paths(replace(config, data=replace(config.data, cache=given, beton=given))).data
+        data = absolute_paths(config.updated({"data.cache": given, "data.beton": given})).data
         assert (data.cache, data.beton) == (written, written)
 
 
@@ -127,10 +126,10 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_reads_slurm_s_forms_of_a_time_limit(text: str, expected: int) -> None:
-    assert executors.minutes(text) == expected
+    assert launch_options.parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1-", "-5", "1:2:3:4", "1.5", "x-1", "1:"])
 def test_refuses_other_forms(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
-        executors.minutes(text)
+        launch_options.parse_minutes(text)

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,9 @@ def _rendezvous(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, 
 
 
 def test_slurm_ranks_meet_on_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = _rendezvous(monkeypatch, **_SLURM)
-    assert 20_000 <= int(place.pop("MASTER_PORT")) < 32_000
-    assert place == {
+    found = _rendezvous(monkeypatch, **_SLURM)
+    assert 20_000 <= int(found.pop("MASTER_PORT")) < 26_000
+    assert found == {
         "RANK": "5",
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
@@ -50,7 +52,7 @@ def test_the_port_changes_with_job_and_restart(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_local_ranks_meet_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = _rendezvous(
+    found = _rendezvous(
         monkeypatch,
         SUBMITIT_EXECUTOR="local",
         SUBMITIT_LOCAL_JOB_ID="99",
@@ -60,9 +62,9 @@ def test_local_ranks_meet_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
         SUBMITIT_LOCAL_LOCALID="1",
         MOTIONMAE_LOCAL_RESTARTS="3",
     )
-    assert (place["MASTER_ADDR"], place["RANK"], place["LOCAL_RANK"]) == ("127.0.0.1", "1", "1")
+    assert (found["MASTER_ADDR"], found["RANK"], found["LOCAL_RANK"]) == ("127.0.0.1", "1", "1")
     monkeypatch.setenv("MOTIONMAE_LOCAL_RESTARTS", "4")
-    assert rendezvous(submitit.JobEnvironment())["MASTER_PORT"] != place["MASTER_PORT"]
+    assert rendezvous(submitit.JobEnvironment())["MASTER_PORT"] != found["MASTER_PORT"]
 
 
 def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
@@ -76,9 +78,7 @@ def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
 
 def test_submitting_needs_no_torch() -> None:
     """It takes seconds to import, and a login node may lack it."""
-    text = "import sys; sys.path.insert(0, '.'); import slurm.submit, slurm.requeue_policy; sys.exit('torch' in sys.modules)"
-    import subprocess
-    import sys
-
+    modules = "slurm.submit, slurm.requeue_policy"
+    text = f"import sys; sys.path.insert(0, '.'); import {modules}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", text], cwd=root).returncode == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from motionmae.distributed.rendezvous import PREFLIGHT_OFFSET
 from slurm import preflight
 from slurm.preflight import BadNode, Unreachable
 from tests.training.launch import run_ranks
@@ -14,12 +15,12 @@ NODES = ("node1", "node2", "node3")
 
 
 def _fly(folder: str, seconds: float, absent: int = -1) -> str:
-    place = {key: os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    place |= {"LOCAL_RANK": "0", "MASTER_PORT": str(int(place["MASTER_PORT"]) - preflight.PORT_OFFSET)}
-    if int(place["RANK"]) == absent:
+    rank_env = {key: os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    rank_env |= {"LOCAL_RANK": "0", "MASTER_PORT": str(int(rank_env["MASTER_PORT"]) - PREFLIGHT_OFFSET)}
+    if int(rank_env["RANK"]) == absent:
         return "absent"
     try:
-        preflight.preflight(Path(folder), place, NODES, torch.device("cpu"), seconds)
+        preflight.preflight(Path(folder), rank_env, NODES, torch.device("cpu"), seconds)
     except Unreachable as error:
         return f"{error} {error.nodes}"
     return "fine"
@@ -38,16 +39,16 @@ def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
 
 def test_storage_that_cannot_be_written_is_the_node_s_fault(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    rank_env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     with pytest.raises(BadNode, match=r"writing 1 MiB to .* fails \("):
-        preflight.preflight(tmp_path, place, NODES, torch.device("cpu"), 60)
+        preflight.preflight(tmp_path, rank_env, NODES, torch.device("cpu"), 60)
 
 
 def test_what_hangs_is_left_behind() -> None:
     over = threading.Event()
     start = time.monotonic()
     with pytest.raises(BadNode, match="the disk takes longer than 0 s"):
-        preflight.within(0.2, lambda: bool(over.wait(30)), "the disk")
+        preflight.check_within(0.2, lambda: bool(over.wait(30)), "the disk")
     assert time.monotonic() - start < 10
     over.set()
 

@@ -25,7 +25,7 @@ def encoder_features(
     """Features (width, rows, columns) of each of ``frames``, uint8 (H, W, 3), whose sides are whole cubes."""
     clip = encoder.clip
     before: list[Tensor] = []
-    length = {"duplicate": 1, "pairs": 2, "sliding": (clip.slots - 1) * clip.cube_frames + 1}[adapter]
+    length = {"duplicate": 1, "pairs": 2, "sliding": (clip.temporal_patches - 1) * clip.cube_frames + 1}[adapter]
     for frame in frames:
         before = [*before, frame][-length:]
         window = [before[0]] * (length - len(before)) + before  # a video begins with its first frame standing still
@@ -51,7 +51,7 @@ def encode(window: Tensor, encoder: Encoder) -> Tensor:
 def positions(encoder: Encoder, slots: int, rows: int, columns: int) -> Tensor:
     """The first ``slots`` time slots of the position table, each interpolated to ``rows`` x ``columns``."""
     clip = encoder.clip
-    table = encoder.position.table.unflatten(0, (clip.slots, clip.side, clip.side))[:slots]
+    table = encoder.pos_embed.table.unflatten(0, (clip.temporal_patches, clip.grid_size, clip.grid_size))[:slots]
     table = functional.interpolate(table.permute(0, 3, 1, 2), (rows, columns), mode="bicubic", align_corners=False)
     return table.permute(0, 2, 3, 1).flatten(0, 2)  # (slots * rows * columns, width)
 

@@ -85,7 +85,7 @@ def _from_mae_st(state: State) -> dict[str, Tensor]:
     if kernel.ndim == 4:  # a picture's kernel, for cubes of one frame
         kernel = kernel[:, :, None]
     ours = {
-        "encoder.position.table": table,
+        "encoder.pos_embed.table": table,
         "encoder.project.weight": flat_kernel(kernel * scale.view(1, 3, 1, 1, 1)),
         "encoder.project.bias": bias + (kernel.sum((2, 3, 4)) * shift).sum(1),
     }

@@ -158,7 +158,7 @@ def test_a_whole_clip_at_its_own_size_encodes_as_the_encoder_does():
     config = tiny()
     encoder = Encoder(config.clip, config.model).eval()
     clip = noise_clips(config, 1)[0]
-    side = config.clip.side
+    side = config.clip.grid_size
     with torch.no_grad():
         tokens = encoder(cut_patches(clip[None], config.clip.cube_size))[0, -side * side :]
     torch.testing.assert_close(encode(clip, encoder).flatten(1).t(), tokens, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from motionmae.checkpointing.load_weights import fit, load_encoder, read_weights
+from motionmae.checkpointing.load_weights import load_encoder, load_state, load_state_dict_strict
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
@@ -62,8 +62,8 @@ def test_pretraining_files_of_videomae(wrapper: str | None, tmp_path: Path):
     arguments = argparse.Namespace(lr=1.5e-4, opt_betas=[0.9, 0.95], window_size=(8, 14, 14), resume="")
     saved = {wrapper: content, "epoch": 3, "scaler": {"scale": 65536.0}, "args": arguments}  # as its utils.save_model
     torch.save(saved if wrapper else content, tmp_path / "file.pth")
-    weights = read_weights(tmp_path / "file.pth")
-    fit(model, weights.state, weights)
+    weights = load_state(tmp_path / "file.pth")
+    load_state_dict_strict(model, weights.state, weights.origin)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -74,8 +74,8 @@ def test_fine_tuned_files_of_videomae(tmp_path: Path):
     content = as_videomae(config, state, finetuned=True)
     assert {"patch_embed.proj.weight", "fc_norm.weight", "head.weight"} < content.keys()
     torch.save({"module": content}, tmp_path / "file.pth")  # as DeepSpeed saved them
-    weights = read_weights(tmp_path / "file.pth")
-    fit(model, weights.state, weights)
+    weights = load_state(tmp_path / "file.pth")
+    load_state_dict_strict(model, weights.state, weights.origin)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -111,8 +111,8 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     )
     content = {name: value * 1.5 for name, value in theirs.state_dict().items()}
     theirs.load_state_dict(content)
-    content["pos_embed_spatial"] = torch.randn(1, clip.cubes_per_slot, width) * 0.1
-    content["pos_embed_temporal"] = torch.randn(1, clip.slots, width) * 0.1
+    content["pos_embed_spatial"] = torch.randn(1, clip.spatial_patches, width) * 0.1
+    content["pos_embed_temporal"] = torch.randn(1, clip.temporal_patches, width) * 0.1
     content["cls_token"] = torch.randn(1, 1, width)
     content["decoder_embed.weight"] = torch.randn(8, width)
     torch.save({"model_state": content}, tmp_path / "mae_st.pyth")
@@ -120,15 +120,15 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     clips = noise_clips(config, 2)
     pixels = ((clips / 255 - MAE_ST_MEAN) / MAE_ST_STD).permute(0, 4, 1, 2, 3)
     tokens = theirs["patch_embed"]["proj"](pixels).flatten(2).transpose(1, 2)  # (B, slots * places, width)
-    places = content["pos_embed_spatial"].repeat(1, clip.slots, 1)
-    tokens = tokens + places + content["pos_embed_temporal"].repeat_interleave(clip.cubes_per_slot, 1)
+    places = content["pos_embed_spatial"].repeat(1, clip.temporal_patches, 1)
+    tokens = tokens + places + content["pos_embed_temporal"].repeat_interleave(clip.spatial_patches, 1)
     for block in theirs["blocks"]:
         tokens = block(tokens)
     encoder = Encoder(config.clip, config.model)
     load_encoder(encoder, str(tmp_path / "mae_st.pyth"))
     torch.testing.assert_close(encoder(cut_patches(clips, 8)), theirs["norm"](tokens), atol=2e-5, rtol=1e-4)
 
-    with pytest.raises(UserError, match=r"position\.table unknown here \(set model\.pos_embed=learnable"):
+    with pytest.raises(UserError, match=r"pos_embed\.table unknown here \(set model\.pos_embed=learnable"):
         load_encoder(Encoder(config.clip, tiny().model), str(tmp_path / "mae_st.pyth"))
 
 
@@ -153,4 +153,4 @@ def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
         ("gone.pth", "there are no weights at"),
     ):
         with pytest.raises(UserError, match=said):
-            read_weights(tmp_path / name)
+            load_state(tmp_path / name)
