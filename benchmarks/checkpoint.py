@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             engine = Engine(model, decay_groups(model, config), config, rank)
             claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config, watchdog)
+            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config.checkpoint, watchdog)
             for number, state in enumerate(sharded_state.engine_states(engine).values()):  # something to tell apart
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             saved: SaveResult | None = None
             for step in range(1, arguments.saves + 2):
                 saver.start(engine, step, {}, time.perf_counter())
-                beside.append(step_seconds(matrix, lambda: not saver.under_way))
+                beside.append(step_seconds(matrix, lambda: not saver.is_writing))
                 saved = saver.wait()
                 assert saved is not None
                 assert saved.checkpoint is not None, saved.error

@@ -23,7 +23,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -230,14 +230,12 @@ def measure_here(config: Config) -> dict[str, Any]:
         clip, number = config.clip, config.engine.micro_batch_size
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
         seeds = torch.arange(number) + rank.rank * number
-        config = replace(config, optim=replace(config.optim, global_batch_size=number * rank.world))
+        config = config.updated({"optim.global_batch_size": number * rank.world})
         import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
         link = measure_link(rank.world) if rank.world > 1 else {}
         compute = measure_compute(config, clips, seeds)
         steps = {
-            str(stage): measure_steps(
-                replace(config, engine=replace(config.engine, zero_stage=stage)), rank, clips, seeds
-            )
+            str(stage): measure_steps(config.updated({"engine.zero_stage": stage}), rank, clips, seeds)
             for stage in STAGES
         }
         return {"world": rank.world, "link": link, "compute": compute, "steps": steps}
@@ -313,7 +311,7 @@ def main() -> None:
     """Model or check, print the table, write figures and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="vitl_k400", help="whose model and batch (default: vitl_k400)")
-    parser.add_argument("--gpu", default=DEFAULT, help=f"as of `python -m motionmae plan` (default: {DEFAULT})")
+    parser.add_argument("--gpu", default=DEFAULT, help=f"a GPU of `motionmae plan` (default: {DEFAULT})")
     parser.add_argument("--mfu", type=float, default=0.4, help="where no step was measured (default: 0.4)")
     parser.add_argument("--seconds-per-clip", type=float, help="of a measured step on one GPU")
     parser.add_argument("--inside-us", type=float, default=5.0, help="latency in a node (default: 5)")

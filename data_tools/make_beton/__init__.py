@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_tools.corruption import corruption_as_user_error
+from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.ffcv_source import load_format
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
-@corruption_as_user_error()
+@damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     """Write the file."""
     try:

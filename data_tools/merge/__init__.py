@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.corruption import corruption_as_user_error
+from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest, write_manifest
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--without-labels", action="store_true", help="drop the labels, if the classes differ")
 
 
-@corruption_as_user_error()
+@damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     """Merge the folders."""
     out, folders = arguments.out, arguments.shards

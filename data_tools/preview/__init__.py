@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_tools.corruption import corruption_as_user_error
+from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.shards.manifest import load_manifest
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of videos (%(default)s)")
 
 
-@corruption_as_user_error()
+@damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     """Draw the contact sheet."""
     if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from data_tools.corruption import corruption_as_user_error
+from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest, load_manifest
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
 
 
-@corruption_as_user_error()
+@damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write and draw them if asked to."""
     figures = collect(arguments.shards, load_manifest(arguments.shards))

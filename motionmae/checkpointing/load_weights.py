@@ -1,7 +1,7 @@
-"""Weights from wherever they lie: a run, a checkpoint, an exported folder, Hugging Face's files, the authors' files.
+"""The one reader of weights: from a run, a checkpoint, an exported folder, Hugging Face's or the authors' files.
 
-Nothing is unpickled but tensors and plain values (``torch.load(weights_only=True)``), a Namespace of such values among
-them, and what does not fit a model is refused by name and shape.
+Files are unpickled with ``torch.load(weights_only=True)``: tensors, plain values, and a Namespace of plain values.
+Weights that do not fit a model are refused with the names and shapes.
 """
 
 import argparse
@@ -13,38 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from motionmae.checkpointing.sharded import load_weights
 from motionmae.errors import UserError
 from motionmae.models.convert import huggingface, released
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, damage_of, read_manifest
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
-_LISTED = 3
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict under our names: of ``MotionMAE`` (some of its heads, or none) or of ``Classifier``."""
+    """State dict of a ``MotionMAE`` (with some of its heads, or none) or of a ``Classifier``, under our names."""
 
     state: dict[str, Tensor]
     origin: str
-    """Which file or folder they came from."""
+    """File or folder that was read."""
 
 
-def read_weights(source: str | Path) -> Weights:
-    """Read weights of any of the kinds that docs/weights.md lists.
+def load_state(source: str | Path) -> Weights:
+    """Load weights on the CPU from any source that docs/weights.md lists.
 
     Raises:
-        UserError: there are none, they are damaged, or they are of a model that is not known.
+        UserError: there are no weights, they are damaged, or the model is unknown.
     """
     path = resolve_checkpoint(source)
     if (path / "manifest.json").is_file():
-        return Weights(load_weights(path), str(path))
+        return Weights(_read_checkpoint(path), str(path))
     if path.is_dir():
         names = ("model.safetensors", "pytorch_model.bin")
         files = [path / name for name in names if (path / name).is_file()]
@@ -57,10 +56,10 @@ def read_weights(source: str | Path) -> Weights:
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """What ``source`` means now: of a run the folder of its newest checkpoint, of all else the path itself.
+    """Return the newest checkpoint's folder if ``source`` is a run, else ``source`` itself.
 
     Raises:
-        UserError: it is a run that has no checkpoint yet.
+        UserError: the run has no checkpoint yet.
     """
     path = Path(source).expanduser()
     if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
@@ -69,7 +68,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """A run's checkpoint of ``step``, or its newest; the run folder is only read.
+    """Return a run's checkpoint of ``step``, or its newest one, without changing the run folder.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -77,75 +76,92 @@ def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     complete = CheckpointStore(folder.checkpoints).complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
-        there = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
+        steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {there}")
+        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {steps}")
     return chosen[-1]
 
 
 def load_encoder(encoder: nn.Module, source: str) -> None:
-    """Fill an encoder from the weights at ``source``; their final norm is left out where it has none.
+    """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: they are not there or of another size; it names tensors and shapes.
+        UserError: there are no weights, or they have another size; it names tensors and shapes.
     """
-    weights = read_weights(source)
-    inner = {
-        name.removeprefix("encoder."): value for name, value in weights.state.items() if name.startswith("encoder.")
-    }
-    wanted = encoder.state_dict().keys()
-    fit(encoder, {name: v for name, v in inner.items() if name in wanted or not name.startswith("norm.")}, weights)
+    weights = load_state(source)
+    state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
+    expected = encoder.state_dict().keys()
+    state = {name: value for name, value in state.items() if name in expected or not name.startswith("norm.")}
+    load_state_dict_strict(encoder, state, weights.origin)
+
+
+def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load ``state``, which must hold exactly the tensors of ``module``; ``origin`` is named in the error.
+
+    Raises:
+        UserError: it names missing tensors, unexpected tensors, and differing shapes.
+    """
+    ours = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(ours[name].shape)} here"
+        for name in ours
+        if name in state and state[name].shape != ours[name].shape
+    ]
+    missing, unexpected = [n for n in ours if n not in state], [n for n in state if n not in ours]
+    problems = [
+        _list(shapes),
+        f"{_list(missing)} missing there" if missing else "",
+        f"{_list(unexpected)} unknown here" if unexpected else "",
+    ]
+    if any(problems):
+        learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
+        remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
+        raise UserError(
+            f"{origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
+            "or choose other weights)"
+        )
+    module.load_state_dict(dict(state))
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights: equal for equal bits."""
+    """Hash of a module's weights: equal for equal bits."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor], weights: Weights) -> None:
-    """Load ``state``, which must have just the tensors of ``module``.
-
-    Raises:
-        UserError: naming what is missing, what is too many, and whose shape differs.
-    """
-    ours = module.state_dict()
-    others = [
-        f"{name} is {tuple(state[name].shape)} there and {tuple(ours[name].shape)} here"
-        for name in ours
-        if name in state and state[name].shape != ours[name].shape
-    ]
-    missing, surplus = [n for n in ours if n not in state], [n for n in state if n not in ours]
-    problems = [
-        _list(others),
-        f"{_list(missing)} missing there" if missing else "",
-        f"{_list(surplus)} unknown here" if surplus else "",
-    ]
-    if any(problems):
-        positions = not others and "pos_embed.table" in " ".join(surplus)
-        remedy = "set model.pos_embed=learnable" if positions else "set model.* and clip.* alike"
-        raise UserError(
-            f"{weights.origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
-            "or choose other weights)"
-        )
-    module.load_state_dict(dict(state))
-
-
 def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint, or their moving average if it has one."""
+    try:
+        checkpoint = read_manifest(folder)
+        reason = damage_of(checkpoint)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror or error}): see to its storage") from error
+    if reason or isinstance(checkpoint, str):
+        raise UserError(f"{folder} is not a whole checkpoint ({reason}): choose another below {folder.parent}")
+    weights: dict[str, Tensor] = {}
+    kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
+    for entry in checkpoint.files:
+        if entry.name.startswith(kind):
+            with safe_open(folder / entry.name, framework="pt") as file:
+                weights.update({name: file.get_tensor(name) for name in entry.tensors})
+    return weights
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # VideoMAE's trainer saves its `args` beside the model: a Namespace runs nothing, and its values are checked
+        # VideoMAE's trainer saves its `args`, a Namespace, with the model. A Namespace runs no code when unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise whatever their bytes lead to
+    except Exception as error:  # a damaged pickle can raise any error
         raise UserError(
             f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
@@ -158,7 +174,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is not read, in a clause. Not as torch words a refusal: it advises to unpickle all the same."""
+    """Why a file cannot be read. Torch's own message is not shown: it advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
@@ -167,7 +183,7 @@ def _reason(error: Exception) -> str:
 
 
 def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Our names, whosever they are."""
+    """Rename the tensors of a known model to our names."""
     try:
         if "encoder.project.weight" in state:
             return state

@@ -1,9 +1,9 @@
-"""Writing safetensors files beside a training that goes on.
+"""Write safetensors files in the background of a training.
 
-The library's own ``save_file`` copies all tensors and holds the interpreter's lock while it writes, which would stop
-the training it is meant to run beside. The format is a length, a JSON header and the bytes
-(https://huggingface.co/docs/safetensors), so here they go to the file straight from where they lie, are hashed on the
-way, and every long call gives up the lock. The library reads the result.
+``save_file`` of the safetensors library copies all tensors and holds the interpreter's lock while it writes, which
+stops training. A file is a length, a JSON header, and the bytes (https://huggingface.co/docs/safetensors). Here the
+bytes are hashed and written from where they are in memory, and every long call releases the lock. The library reads the
+result.
 """
 
 import hashlib
@@ -21,15 +21,10 @@ _CHUNK = 8 << 20
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:
-    """Write and flush contiguous fp32 CPU tensors.
-
-    Args:
-        path: of the new file.
-        tensors: by their names in the file.
-        parameters: names to note in the entry.
+    """Write and flush contiguous fp32 CPU tensors; the returned entry lists ``parameters``.
 
     Raises:
-        OSError: if it could not be written in full.
+        OSError: the file could not be written in full.
     """
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -54,7 +49,7 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Little-endian length of the JSON, and the JSON, filled up with spaces so that the data begins at 8 bytes."""
+    """Little-endian length and JSON header, padded with spaces to a multiple of 8 bytes."""
     entries, end = {}, 0
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32, (name, tensor.dtype)

@@ -22,7 +22,7 @@ from pathlib import Path
 import motionmae
 from motionmae.commands.table import COMMANDS, GUIDE
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, LeaseLost, exit_of
+from motionmae.runs.end_reason import LeaseLost, classify_error
 
 _NEIGHBOURS = ("data_tools", "monitoring", "slurm")
 """Packages that are installed beside motionmae. Their names are common, so other packages may hide them."""
@@ -82,13 +82,10 @@ def run(program: Callable[[], int | None]) -> int:
         status = program() or 0
         sys.stdout.flush()
         return status
-    except UserError as error:
-        if not error.already_reported:
+    except (UserError, LeaseLost) as error:
+        if not (isinstance(error, UserError) and error.already_reported):
             print(f"error: {error}", file=sys.stderr)
-        return Exit.USER_ERROR
-    except LeaseLost as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.LEASE_LOST
+        return classify_error(error).exit_code
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -97,7 +94,7 @@ def run(program: Callable[[], int | None]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             return 128 + signal.SIGPIPE
         traceback.print_exc()
-        return exit_of(error)
+        return classify_error(error).exit_code
 
 
 def _stdout_is_closed() -> bool:

@@ -31,13 +31,13 @@ exit status:
 
 def train(arguments: argparse.Namespace, task: str) -> int:
     """Run the task of a config, which must be ``task``."""
-    from motionmae.config import load_config, refuse_idle
+    from motionmae.config import load_config, refuse_unused
 
     try:
         config = load_config(arguments.config, arguments.overrides)
         if config.task != task:
             raise UserError(f"the config {arguments.config} is for {config.task}: use `motionmae {config.task}`")
-        refuse_idle(config, arguments.overrides)
+        refuse_unused(config, arguments.overrides)
     except UserError as error:  # all ranks have the same arguments
         error.already_reported = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
@@ -46,7 +46,7 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     with monitored(config) as sinks:
         from motionmae.training.tasks import train_task
 
-        return train_task(config, sinks=sinks).value
+        return train_task(config, sinks=sinks).exit_code
 
 
 COMMAND = Command(

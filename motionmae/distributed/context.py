@@ -1,4 +1,4 @@
-"""One training process among all of them, and collectives on Python objects."""
+"""Rank, world size, and device of this process, and collectives on Python objects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,39 +14,37 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """One training process among all of them."""
+    """Rank, world size, and device of this process."""
 
     rank: int
-    """Number of this process, 0 to ``world - 1``."""
     world: int
-    """Processes of the run."""
+    """Number of ranks."""
     local_rank: int
-    """Number of this process on its node; the index of its GPU."""
+    """Rank within the node; the index of the GPU."""
     device: torch.device
-    """Where the model lives."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, the one that writes the run's files."""
+        """Rank 0 writes the files of the run directory."""
         return self.rank == 0
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """The ``value`` of every rank, in rank order, on every rank. Collective, hence also a barrier."""
+    """Return the ``value`` of every rank, in rank order, on every rank. Collective, and therefore a barrier."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank. Collective."""
+    """Return rank 0's ``value`` on every rank. Collective."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Do ``action`` on rank 0 and return its result on every rank; so with a UserError it raises. Collective."""
+    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank. Collective."""
     answer: tuple[Any, UserError | None] = (None, None)
     if rank.is_rank_zero:
         try:
@@ -60,20 +58,23 @@ def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> 
     return result
 
 
-def rank_zero_first(rank: DistributedContext, make: Callable[[], Result]) -> Result:
-    """Call ``make`` on every rank, on rank 0 first: the UserError of what is wrong for all is said once. Collective."""
-    made: list[Result] = []
-    run_on_rank_zero(rank, lambda: made.append(make()))
-    return made[0] if made else make()
+def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> Result:
+    """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank. Collective.
+
+    An error that all ranks would meet is then printed once.
+    """
+    results: list[Result] = []
+    run_on_rank_zero(rank, lambda: results.append(action()))
+    return results[0] if results else action()
 
 
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device of a rank where ``engine.device`` is ``wanted``.
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """Return the device of a rank for the value ``device`` of ``engine.device``.
 
     Raises:
-        UserError: if it is not there.
+        UserError: this node has no such device.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
     if gpus == 0:

@@ -1,18 +1,18 @@
-"""Addresses of this machine's network interfaces. No torch here: the exporter asks as well."""
+"""IPv4 addresses of this machine's network interfaces, without torch (the metrics exporter imports this)."""
 
 import fcntl
 import socket
 import struct
 
 _SIOCGIFADDR = 0x8915
-"""linux/sockios.h."""
+"""From linux/sockios.h."""
 
 
 def ipv4_of_interface(interface: str) -> str:
     """The IPv4 address of an interface.
 
     Raises:
-        OSError: if there is no such interface, or it has none.
+        OSError: there is no such interface, or it has no IPv4 address.
     """
     request = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,7 @@
-"""Who am I: rank, world and device, from torchrun, from srun, or alone; never silently alone."""
+"""Process-group setup from torchrun or Slurm variables, or as a single process.
+
+A process in a multi-task allocation is refused if its rank is unknown: it must not train alone without notice.
+"""
 
 import errno
 import ipaddress
@@ -15,55 +18,54 @@ from motionmae.config import EngineConfig
 from motionmae.distributed.context import DistributedContext, choose_device
 from motionmae.distributed.network import ipv4_of_interface
 from motionmae.distributed.rendezvous import rank_environment
-from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for its peers before the run fails."""
+"""Timeout of a collective."""
 
 
 def init_distributed(engine: EngineConfig) -> DistributedContext:
-    """Join the process group that the environment describes, and return this process's place in it.
+    """Join the process group that the environment describes, and return the context of this rank.
 
-    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them come first, then the variables
-    of a Slurm step; with neither, this process is a group of one. A group that exists already is used as it is.
+    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then those of a Slurm
+    step. Without either, this process is a group of one. A group that exists already is used.
 
     Raises:
-        UserError: for an environment that names a place only in part, for a Slurm allocation of several tasks in
-            which srun was forgotten, and for a device that is not there.
+        UserError: some of torchrun's variables are not set, srun was forgotten in a Slurm allocation of several
+            tasks, or the device does not exist.
     """
-    place = rank_environment(os.environ)
-    rank, world, local_rank = (int(place[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    environment = rank_environment(os.environ)
+    rank, world, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = choose_device(engine.device, local_rank)
-    os.environ.update(place)  # DeepSpeed asks there
+    os.environ.update(environment)  # DeepSpeed reads them
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:  # else each rank would take all cores of the node
-            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+    elif "OMP_NUM_THREADS" not in os.environ:  # by default every rank would use all cores of the node
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     if not dist.is_initialized():
-        # CPU tensors and Python objects travel over gloo in every run, so that bookkeeping needs no GPU memory.
+        # gloo carries CPU tensors and Python objects in every run: bookkeeping takes no GPU memory.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        use_interface_towards(place["MASTER_ADDR"])
-        store = dist.HashStore() if world == 1 else create_store(place, rank, world)
+        use_interface_towards(environment["MASTER_ADDR"])
+        store = dist.HashStore() if world == 1 else create_store(environment, rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     return DistributedContext(rank, world, local_rank, device)
 
 
-def create_store(place: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT) -> dist.TCPStore | None:
-    """Where the ranks find each other: rank 0 listens at MASTER_ADDR only, where torch's own would on all interfaces.
+def create_store(
+    environment: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT
+) -> dist.TCPStore | None:
+    """Create the rendezvous store, or return None under torchrun, whose agent has one.
 
-    None under torchrun, whose agent has one already.
+    Rank 0 listens at MASTER_ADDR only; torch's own store listens on all interfaces.
 
     Raises:
-        UserError: if MASTER_ADDR is not an address of rank 0's machine that the others can reach.
-        DistNetworkError: if the port is taken, or rank 0 cannot be reached.
+        UserError: MASTER_ADDR is no address of rank 0's machine that the other ranks can reach.
+        DistNetworkError: the port is taken, or rank 0 cannot be reached.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    host, port = place["MASTER_ADDR"], int(place["MASTER_PORT"])
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     if rank != 0:
         return dist.TCPStore(host, port, world, is_master=False, timeout=timeout)
     try:
@@ -87,25 +89,25 @@ def create_store(place: Mapping[str, str], rank: int, world: int, timeout: timed
 
 
 def use_interface_towards(host: str) -> None:
-    """Have gloo listen where ``host`` can reach it, unless GLOO_SOCKET_IFNAME says where.
+    """Set GLOO_SOCKET_IFNAME to the interface that reaches ``host``, unless it is set.
 
-    Left to itself gloo takes the address that the machine's own name has, which often is 127.0.1.1.
+    By default gloo listens at the address of the machine's own name, which often is 127.0.1.1.
     """
     if interface := interface_towards(host):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def interface_towards(host: str) -> str:
-    """The network interface through which ``host`` is reached; empty if it cannot be told."""
+    """Return the network interface that reaches ``host``, or "" if it is unknown."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing: asks for the route
+            probe.connect((host, 9))  # looks up the route and sends nothing
             address = probe.getsockname()[0]
         interfaces = socket.if_nameindex()
     except OSError:
         return ""
     for _, name in interfaces:
-        with suppress(OSError):  # it has no IPv4 address
+        with suppress(OSError):  # the interface has no IPv4 address
             if ipv4_of_interface(name) == address:
                 return name
     return ""
@@ -113,9 +115,9 @@ def interface_towards(host: str) -> str:
 
 @contextmanager
 def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
-    """:func:`init_distributed` for a while: a group made here is left again, unless an error ends it.
+    """Call :func:`init_distributed`, and destroy a group made here at the end.
 
-    After an error the peers may wait in a collective, and leaving in order would wait for them.
+    After an error the group is not destroyed: other ranks may wait in a collective, and destruction waits for them.
     """
     joined = dist.is_initialized()
     yield init_distributed(engine)

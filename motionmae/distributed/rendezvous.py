@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet: rank, world size and master address, from torchrun or from Slurm.
+"""Rendezvous of the ranks: rank, world size, and master address, from torchrun or Slurm variables.
 
 Ports lie below those that Linux gives to outgoing connections (32768 and above): 20000 to 25999 for training, 26000 to
 31999 for the pre-flight check that runs before it.
@@ -34,15 +34,15 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     They come from torchrun itself, from Slurm's variables, or describe a single process.
 
     Raises:
-        UserError: see :func:`init_distributed`.
+        UserError: see :func:`motionmae.distributed.process_group.init_distributed`.
     """
     given = {key: environment[key] for key in _TORCHRUN if key in environment}
     if len(given) == len(_TORCHRUN):
         return given
     if "RANK" in given or "WORLD_SIZE" in given:
-        missing = ", ".join(key for key in _TORCHRUN if key not in given)
+        unset = ", ".join(key for key in _TORCHRUN if key not in given)
         raise UserError(
-            f"the environment sets {', '.join(given)} but not {missing}: start with torchrun or srun, or unset them"
+            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset them"
         )
     if "SLURM_STEP_NUM_TASKS" in environment:
         return _slurm_rank_environment(environment)

@@ -1,19 +1,19 @@
-"""The C library's memory for training on a CPU."""
+"""Settings of glibc's memory allocator for training on a CPU."""
 
 import ctypes
 import os
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # constants of glibc's malloc.h
 _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, so that the next step takes the same pages; whether it does now.
+    """Make glibc keep freed memory in the process; returns False where it could not be set.
 
-    By default it maps blocks beyond 32 MiB afresh each time and gives the end of the heap back at once. Activations
-    and gradients come and go in every step, and the kernel zeroes their pages each time: without that, DeepSpeed's
-    share of a step halves and a model's own is some per cent shorter (docs/performance.md). The process then keeps
-    its peak until it ends. Whoever sets glibc's own variables (MALLOC_*, GLIBC_TUNABLES) is left alone.
+    By default glibc maps blocks beyond 32 MiB anew for each allocation and returns the end of the heap to the kernel.
+    Activations and gradients are allocated in every step, and the kernel zeroes their pages each time. Keeping them
+    halves DeepSpeed's share of a step and shortens the model's own by some per cent (docs/performance.md). The process
+    keeps its peak memory until it ends. Nothing is changed if MALLOC_* or GLIBC_TUNABLES is set in the environment.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

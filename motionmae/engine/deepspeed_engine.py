@@ -1,8 +1,8 @@
-"""The model on DeepSpeed: ZeRO 0-3, precision, accumulation, clipping, and a step that refuses non-finite gradients.
+"""The model on DeepSpeed: ZeRO 0-3, precision, gradient accumulation, clipping, and skipping of non-finite steps.
 
-DeepSpeed's ZeRO optimisers measure the gradient norm over all ranks before they step, clip by it, and skip the step
-on every rank when it is not finite. Stage 0 has none of this, so :class:`GuardedAdamW` adds it there; the rest of the
-program sees one behaviour for all stages.
+DeepSpeed's ZeRO optimisers compute the gradient norm over all ranks before a step, clip by it, and skip the step on
+every rank when the norm is not finite. Stage 0 does none of this; :class:`GuardedAdamW` adds it there, and the rest of
+the program sees the same behaviour at all stages.
 """
 
 import importlib
@@ -19,21 +19,21 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from motionmae.config import Config
+from motionmae.config import Config, OptimConfig
 from motionmae.config.schema import accumulation_steps
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
+from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.engine.precision import LossScale, resolve_precision
 
 BUCKET = 50_000_000
-"""Values that travel in one message; DeepSpeed's default of 500 million takes 2 GB of every GPU."""
+"""Elements in one message; DeepSpeed's default of 500 million takes 2 GB of every GPU."""
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips, and skips a step whose gradient norm is not finite; ``overflow`` tells DeepSpeed so.
+    """AdamW with clipping that skips a step with a non-finite gradient norm; ``overflow`` reports it to DeepSpeed.
 
-    Gradients are the same on every rank when ``step`` is called (stage 0 has all-reduced them), so every rank decides
-    the same.
+    Stage 0 has all-reduced the gradients before ``step`` is called. Every rank therefore takes the same decision.
     """
 
     def __init__(self, groups: list[dict[str, Any]], clip_grad: float, **options: Any) -> None:
@@ -41,10 +41,10 @@ class GuardedAdamW(torch.optim.AdamW):
         self.clip_grad = clip_grad
         self.loss_scale = 1.0
         self.overflow = False
-        self._global_grad_norm: Tensor | None = None  # DeepSpeed reads it under this name
+        self._global_grad_norm: Tensor | None = None  # DeepSpeed reads this name
 
     def override_loss_scale(self, scale: float) -> None:
-        """Divide gradients by ``scale`` from now on (named as in DeepSpeed's optimisers)."""
+        """Divide gradients by ``scale`` in later steps (the name is DeepSpeed's)."""
         self.loss_scale = scale
 
     @torch.no_grad()
@@ -65,24 +65,19 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 class Engine:
-    """A model that takes optimiser steps; with :mod:`zero_state`, the only code that talks to DeepSpeed.
+    """A model, its optimiser and DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
 
     Args:
-        model: to be trained.
-        groups: its parameters, with the weight decay of each group.
-        config: of the run.
-        rank: of this process.
-        stage: of ZeRO, for measurements of what a run would not take; None: :func:`stage_of`.
+        groups: parameter groups with their weight decay.
+        stage: ZeRO stage for measurements; None takes :func:`stage_of`.
 
     Attributes:
-        deepspeed: DeepSpeed's engine.
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
-        stage: ZeRO stage, see :func:`stage_of`.
         accumulation: micro-batches of one step.
-        precision: fp32, bf16 or fp16, as resolved for the device.
-        loss_scale: state of fp16's loss scale, else None.
+        precision: fp32, bf16 or fp16, never auto.
+        loss_scale: fp16's loss scale; None at other precisions.
         parameters: trained parameters by name, in the model's order, the same on every rank.
-        averages: their running averages by name, where ``optim.ema_decay`` asks for them.
+        averages: exponential moving averages of the parameters by name; empty if ``optim.ema_decay`` is 0.
     """
 
     def __init__(
@@ -97,17 +92,19 @@ class Engine:
         self.accumulation = accumulation_steps(config, rank.world)
         self.precision = resolve_precision(config.engine.precision, rank.device)
         self.loss_scale = LossScale() if self.precision == "fp16" else None
+        if rank.device.type == "cpu":
+            keep_freed_memory()
         if config.engine.deterministic:
             make_deterministic()
         decay = config.optim.ema_decay
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
             model=model,
-            optimizer=build_optimizer(groups, config, self.stage),
+            optimizer=build_optimizer(groups, config.optim, self.stage),
             config=deepspeed_config(config, self.stage, self.precision, self.accumulation),
             dist_init_required=False,
         )
-        if rank.world == 1 and stage is None:  # nobody to reduce with: DeepSpeed would copy all gradients twice
+        if rank.world == 1 and stage is None:  # DeepSpeed would copy all gradients twice for a reduction of one rank
             self.deepspeed.enable_backward_allreduce = False
         self.parameters = {name: p for name, p in self.deepspeed.module.named_parameters() if p.requires_grad}
         averages = dict(self._average.module.named_parameters()) if self._average else {}
@@ -118,14 +115,14 @@ class Engine:
             self.deepspeed.compile()
 
     def __call__(self, *inputs: Any) -> Any:
-        """The model's forward pass, under the configured autocast."""
+        """Run the model's forward pass under the configured autocast."""
         return self.deepspeed(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss / accumulation``; a loss that is not finite makes every gradient NaN.
+        """Add the gradient of ``loss / accumulation``; a non-finite loss makes every gradient NaN.
 
-        An infinite loss can have finite gradients, which would be applied. A NaN factor instead travels through the
-        reduction to every rank, so that all skip the step, without a message or a wait of its own.
+        An infinite loss can have finite gradients, which would be applied. A NaN factor travels to every rank through
+        the gradient reduction. All ranks then skip the step without another message or wait.
         """
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
         if self.loss_scale and self.stage == 0:
@@ -133,7 +130,7 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> bool:
-        """End a micro-batch; with the last of a step, update the weights. False: that step was skipped, everywhere."""
+        """End a micro-batch; the last one of a step updates the weights. False: all ranks skipped that update."""
         last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
         if not last:
@@ -148,17 +145,17 @@ class Engine:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping; infinite or NaN where it was skipped."""
+        """Norm of the last step's gradient over all ranks, before clipping; infinite or NaN for a skipped step."""
         norm = self.deepspeed.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate that the next step takes; where layers differ, the highest."""
+        """Learning rate of the next step; with layer-wise decay, the highest."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def set_loss_scale(self) -> None:
-        """Make ``loss_scale`` the one in force, in place of DeepSpeed's own scalers (see :class:`LossScale`)."""
+        """Pass ``loss_scale`` to the optimiser and remove DeepSpeed's own scalers (see :class:`LossScale`)."""
         if self.loss_scale is None:
             return
         self.deepspeed.torch_autocast_z0_gradscaler = None
@@ -166,21 +163,20 @@ class Engine:
         self.optimizer.override_loss_scale(self.loss_scale.value)
 
     def close(self) -> None:
-        """Give up DeepSpeed's hooks and buffers."""
+        """Release DeepSpeed's hooks and buffers."""
         self.deepspeed.destroy()
 
 
 def stage_of(config: Config, ranks: int) -> int:
-    """ZeRO stage of a run: ``engine.zero_stage``, and 0 for a single rank, which has nobody to share with.
+    """ZeRO stage of a run: ``engine.zero_stage``, but 0 for a single rank.
 
-    Stages 1 to 3 would only cost it copies of parameters and gradients (docs/performance.md).
+    On one rank, stages 1 to 3 only cost copies of parameters and gradients (docs/performance.md).
     """
     return config.engine.zero_stage if ranks > 1 else 0
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: Config, stage: int) -> torch.optim.AdamW:
-    """AdamW over parameter groups that bring their own weight decay."""
-    optim = config.optim
+def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, stage: int) -> torch.optim.AdamW:
+    """Build AdamW over parameter groups with their own weight decay."""
     options: dict[str, Any] = {
         "lr": optim.peak_lr,
         "betas": (optim.beta1, optim.beta2),
@@ -193,12 +189,11 @@ def build_optimizer(groups: list[dict[str, Any]], config: Config, stage: int) ->
 
 
 def deepspeed_config(config: Config, stage: int, precision: str, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; whatever it would otherwise choose by itself and matters is written out."""
-    batch = config.engine.micro_batch_size * config.data.repeated_sampling
+    """DeepSpeed's configuration, with a value for every default that matters."""
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": batch,
+        "train_micro_batch_size_per_gpu": config.engine.micro_batch_size * config.data.repeated_sampling,
         "gradient_accumulation_steps": accumulation,
-        # DeepSpeed clips at 1.0 unless told otherwise; at stage 0 GuardedAdamW clips.
+        # DeepSpeed's default clips at 1.0; at stage 0 GuardedAdamW clips.
         "gradient_clipping": config.optim.clip_grad if stage else 0.0,
         "zero_optimization": {
             "stage": stage,
@@ -216,32 +211,32 @@ def deepspeed_config(config: Config, stage: int, precision: str, accumulation: i
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """Import DeepSpeed (seconds, hence not at the top) set up for ``device``, silent but for warnings."""
+    """Import DeepSpeed set up for ``device`` and quiet except for warnings. The import takes seconds."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Its own calls of collectives that torch has since renamed, repeated in every step.
+    # DeepSpeed calls collectives by names that torch has deprecated, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
     _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its shared-memory collectives are compiled for 30 s at every fresh installation; gloo serves as well.
+    # Its shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def _import_muon() -> None:
-    """Import the Muon optimiser, as DeepSpeed will, without its compiling.
+    """Import the Muon optimiser without compiling it.
 
-    No run of ours uses it, but DeepSpeed imports it to look at an optimiser's class, and its ``@torch.compile`` loads
-    the whole of torch's compiler: a second of every start.
+    DeepSpeed imports it to check an optimiser's class. Its ``@torch.compile`` would load all of torch's compiler,
+    which adds a second to every start. No run uses Muon.
     """
     with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def make_deterministic() -> None:
-    """Ask torch for kernels that give the same bits every time."""
+    """Make torch choose kernels that give the same bits every time."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

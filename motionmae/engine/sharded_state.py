@@ -1,14 +1,13 @@
-"""Whole tensors out of a ZeRO engine and back into it, one parameter at a time, at every stage.
+"""Read and set whole tensors of a ZeRO engine, one parameter at a time, at every stage.
 
-A checkpoint that knows neither world size nor ZeRO stage needs each parameter and its two AdamW moments in full.
-DeepSpeed's own loads are not used: they refuse another world size, and at stage 3 they mix up parameter groups.
-What is read and set here are, by stage:
+A checkpoint that is free of world size and ZeRO stage needs each parameter and its two AdamW moments in full.
+DeepSpeed's own loaders refuse another world size, and at stage 3 they mix up parameter groups. By stage, a rank holds:
 
-- 0: the parameter, and the optimiser's state of it;
-- 1, 2: the parameter, kept whole on every rank, and each rank's fragment of the moments;
-- 3: fragments of everything, of which the last one is padded.
+- 0: the parameter and its optimiser state;
+- 1, 2: the whole parameter, and this rank's fragment of the moments;
+- 3: fragments of everything; the last fragment is padded.
 
-Parameters are fp32 at every precision (autocast lowers copies), so parameter and master copy are the same values.
+Parameters are fp32 at every precision (autocast casts copies). Parameter and master copy therefore have equal values.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # the engine itself calls create_states
+if TYPE_CHECKING:  # the engine imports this module
     from motionmae.engine.deepspeed_engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's running means of the gradient and of its square."""
+"""AdamW's moving averages of the gradient and of its square."""
 
 KINDS = ("parameter", *MOMENTS)
-"""The tensors that a parameter has in a checkpoint, all of the parameter's shape."""
+"""Tensors of one parameter in a checkpoint; all have its shape."""
 
 
 def create_states(engine: Engine) -> None:
-    """Give AdamW its state now, as its first step would: zeros.
+    """Create AdamW's state of zeros before the first step.
 
-    The engine calls it once, before the first step. DeepSpeed links moments to parameters when they first appear, but
-    0.19 stops after the first parameter group; with all states in place the link is complete.
+    DeepSpeed links moments to parameters when they first appear. Version 0.19 stops after the first parameter group,
+    unless all states exist.
     """
     for flat, fused in _flat_parameters(engine):
         engine_states(engine)[flat] = {
@@ -47,29 +46,29 @@ def create_states(engine: Engine) -> None:
 
 
 def engine_states(engine: Engine) -> dict[Tensor, dict[str, Any]]:
-    """AdamW's state on this rank, by the (flattened) parameter it updates."""
+    """AdamW's state on this rank by (flattened) parameter."""
     optimizer = engine.optimizer.optimizer if engine.stage else engine.optimizer
     return optimizer.state
 
 
 def optimizer_steps(engine: Engine) -> int:
-    """Updates that AdamW has made: steps without those skipped. Sets its bias correction."""
+    """Updates made by AdamW, without skipped steps; the exponent of its bias correction."""
     return int(next(iter(engine_states(engine).values()))["step"])
 
 
-def set_updates(engine: Engine, count: int) -> None:
-    """Make AdamW continue after ``count`` updates."""
+def set_optimizer_steps(engine: Engine, count: int) -> None:
+    """Set the number of updates that AdamW has made."""
     for state in engine_states(engine).values():
         state["step"].fill_(count)
 
 
 def shape(parameter: nn.Parameter) -> torch.Size:
-    """The full shape of a parameter, also where ZeRO-3 has left this rank a fragment."""
+    """The full shape of a parameter, of which this rank may hold a fragment (ZeRO-3)."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def read(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
-    """The whole tensor of one of KINDS, on the engine's device. Collective; may alias the live value."""
+    """Gather the whole tensor of one of KINDS on the engine's device. Collective; may alias the live value."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if kind == "parameter":
@@ -80,9 +79,9 @@ def read(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def is_whole_here(engine: Engine, parameter: nn.Parameter) -> bool:
-    """Whether this rank holds a parameter and its moments in full, so that :func:`read_here` works.
+    """Whether this rank holds a parameter and its moments in full, as :func:`read_here` needs.
 
-    Stages 1 and 2 cut one flat tensor of all parameters among the ranks, so few parameters are cut themselves.
+    Stages 1 and 2 split one flat tensor of all parameters among the ranks. Only parameters at the borders are split.
     """
     if engine.stage in (1, 2):
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -91,14 +90,14 @@ def is_whole_here(engine: Engine, parameter: nn.Parameter) -> bool:
 
 
 def read_here(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
-    """The live tensor of one of KINDS, without asking other ranks."""
+    """The live tensor of one of KINDS, without communication."""
     if kind == "parameter" or engine.stage == 0:
         return read(engine, parameter, kind)
     return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
 
 
 def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
-    """Stage 3: this rank's fragment of one of KINDS, flat, without asking other ranks."""
+    """Stage 3: this rank's flat fragment of one of KINDS, without communication."""
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
     if kind == "parameter":
@@ -107,14 +106,14 @@ def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
-    """The whole tensor of all ranks' fragments, of which the last ones are padded."""
+    """Join all ranks' flat fragments and remove the padding at the end."""
     return torch.cat(fragments)[: shape.numel()].view(shape)
 
 
 def set_full_state(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Set a parameter and its moments from whole tensors, one for each of KINDS, equal on all ranks. Collective."""
+    """Set a parameter and its moments from whole tensors of all KINDS, equal on all ranks. Collective."""
     if engine.stage == 3:
-        _install_fragments(parameter, values)
+        _set_fragments(parameter, values)
         return
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -128,13 +127,13 @@ def set_full_state(engine: Engine, parameter: nn.Parameter, values: dict[str, Te
             engine_states(engine)[parameter][kind].copy_(values[kind])
 
 
-def _install_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Stage 3. DeepSpeed's setters of whole tensors cannot fill the padded last fragment: set this rank's own."""
+def _set_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+    """Stage 3: set this rank's fragments. DeepSpeed's setters of whole tensors cannot fill the padded last fragment."""
     import deepspeed
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(values["parameter"])  # weights that stay gathered between steps are renewed by this
+        parameter.data.copy_(values["parameter"])  # updates weights that stay gathered between steps
     rank, world = dist.get_rank(), dist.get_world_size()
     size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
 
@@ -147,7 +146,7 @@ def _install_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> No
 
 
 def _flat_parameters(engine: Engine) -> Iterator[tuple[Tensor, bool]]:
-    """What AdamW updates on this rank, and whether by its fused kernel (which keeps its step count on the device)."""
+    """Tensors that AdamW updates on this rank; True with its fused kernel, which keeps the step count on the device."""
     fused = bool(engine.optimizer.param_groups[0].get("fused"))
     if engine.stage == 0:
         flats = [p for group in engine.optimizer.param_groups for p in group["params"]]

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from motionmae.checkpointing.load_weights import Weights, fingerprint, fit, newest_checkpoint, read_weights
+from motionmae.checkpointing.load_weights import (
+    Weights,
+    fingerprint,
+    load_state,
+    load_state_dict_strict,
+    newest_checkpoint,
+)
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
@@ -63,7 +69,7 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
     """
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
-    fit(model, weights.state, weights)
+    load_state_dict_strict(model, weights.state, weights.origin)
     return Pretrained(model.eval(), config, saved["trainer"]["step"])
 
 
@@ -80,7 +86,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
     if config.finetune.frozen:
         load_frozen(model.encoder, RunFolder(run), config, saved["task"])
         state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
-    fit(model, state, weights)
+    load_state_dict_strict(model, state, weights.origin)
     return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))
 
 
@@ -103,7 +109,7 @@ def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict
     if config.task != task:
         raise UserError(f"{run} is a run to {config.task}: give the folder of one to {task}")
     checkpoint = newest_checkpoint(RunFolder(run), step)
-    return config, read_weights(checkpoint.folder), checkpoint.state()
+    return config, load_state(checkpoint.folder), checkpoint.state()
 
 
 class Embedding(nn.Module):

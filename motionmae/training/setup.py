@@ -12,6 +12,7 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
+from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,
@@ -21,13 +22,13 @@ from motionmae.distributed.context import (
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import Outcome, Preemption, StopRequests
+from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease
@@ -37,24 +38,24 @@ from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.preconditions import validate_before_start
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trainer import Run, log_reconstruction, train
+from motionmae.training.trainer import Run, log_damaged, log_reconstruction, train
 
 logger = logging.getLogger(__name__)
 
 
 def train_run(
     config: Config, task: Task, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()
-) -> Outcome:
+) -> EndReason:
     """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
 
     The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
     The same call again resumes; after the last step it says so and does nothing.
 
     Args:
-        config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
+        config: of the run; fields marked MAY_CHANGE may differ from those of a run that is resumed.
         task: what is trained.
         preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
         sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.
@@ -65,21 +66,21 @@ def train_run(
     with ExitStack() as stack:
         preemption = preemption or stack.enter_context(Preemption())
         start = prepare(config, task, sinks, stack)
-        found = sharded.find(start.store, start.rank, start.events, start.progress)
+        found = sharded.find_newest(start.store, start.rank, log_damaged(start.events, start.progress))
         state = resume_state(found, config, start.rank, start.loader)
         start.startup.done("find_checkpoint")
         if state.step >= start.total_steps:
             start.events.event(Kind.FINISH, state.step)
             start.progress.say(f"{start.folder.path} is complete: all of its {start.total_steps} steps are done")
-            return Outcome.FINISHED
+            return EndReason.FINISHED
         run = build_run(start, found, state, preemption, stack)
         seconds = start.startup.seconds
         run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
         run.progress.say(startup_message(run, start.folder))
         with synchronized_gc():
-            outcome = train(run)
-        log_end(run, outcome, start.folder)
-        return outcome
+            reason = train(run)
+        log_end(run, reason, start.folder)
+        return reason
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def build_run(
         startup.done("restore")
         seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
         events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
+    saver = AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog)
     return Run(
         config=config,
         task=start.task,
@@ -154,7 +156,9 @@ def build_run(
         schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
         requests=StopRequests(preemption, start.folder.path, rank.is_rank_zero),
         store=start.store,
-        saver=stack.enter_context(closing(AsyncCheckpointer(start.store, rank, start.lease, config, start.watchdog))),
+        saver=stack.enter_context(
+            closing(AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog))
+        ),
         watchdog=start.watchdog,
         events=events,
         progress=start.progress,
@@ -171,16 +175,16 @@ def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: 
     Raises:
         LeaseLost: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
     """
-    events = EventLog(
-        lease.name, sinks, check=lease.check if rank.is_rank_zero else None
-    )  # the others write no rows there
+    attempt = lease.attempt
+    check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there
+    events = EventLog(attempt.id, sinks, check)
     hosts = gather_objects(socket.gethostname())
     if rank.is_rank_zero:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
-        number=lease.number,
+        number=attempt.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -189,16 +193,16 @@ def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: 
         pid=os.getpid(),
         torch=torch.__version__,
         code=git_revision() if rank.is_rank_zero else "",  # the only one whose events are kept
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        job=attempt.job,
+        restart=attempt.restart,
     )
     try:
         yield events
     except BaseException as error:
         with suppress(OSError):
             lease.check()
-        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
-        events.event(Kind.STOP, events.last_step, **ending)
+        text = f"{type(error).__name__}: {error}"
+        events.event(Kind.STOP, events.last_step, reason=classify_error(error), error=text)
         raise
     finally:
         events.close()
@@ -232,7 +236,7 @@ def watch(config: Config, folder: RunFolder, rank: DistributedContext, events: E
 
     def announce(sentence: str) -> None:
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
-        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+        events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
     watchdog = Watchdog(config.watchdog, stacks, announce)
     watchdog.expect("starting up", config.watchdog.startup_seconds)
@@ -300,9 +304,9 @@ def startup_message(run: Run, folder: RunFolder) -> str:
     )
 
 
-def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
+def log_end(run: Run, reason: EndReason, folder: RunFolder) -> None:
     """Record and say how the attempt ended."""
-    if outcome is Outcome.FINISHED:
+    if reason is EndReason.FINISHED:
         with run.watchdog.during("waiting for the last picture", 0):  # which has a limit of its own
             log_reconstruction(run, LAST_SECONDS)
             run.drawing.checkpoint(run.state.step, is_last=True)
@@ -311,7 +315,7 @@ def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
         newest = run.store.complete()[-1].folder if run.rank.is_rank_zero else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
-        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
+        run.events.event(Kind.STOP, run.state.step, reason=reason)
         saved = "which could not be saved" if run.failed_saves else "all saved"
-        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
+        by = f"the file {folder.path / 'stop'}" if reason is EndReason.STOPPED else "a signal"
         run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")

@@ -3,8 +3,9 @@
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,18 +19,19 @@ from motionmae.config import Config
 from motionmae.data.device_prefetch import DevicePrefetcher
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext, gather_objects
-from motionmae.distributed.stop_requests import Outcome, Request, StopRequests
+from motionmae.distributed.stop_requests import Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, Kind, Row, process_age
 from motionmae.runs.phases import Phase
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.nonfinite import SkippedStep, may_roll_back
-from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.state import TrainState, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
@@ -91,7 +93,7 @@ class Step:
     """(b,) sample ids of each micro-batch."""
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run) -> EndReason:
     """Take the steps that are left, saving every so often, when asked to stop, and at the end.
 
     Checkpoints are written while the next steps are taken; the last one, before the run ends or stops, is waited for.
@@ -106,7 +108,7 @@ def train(run: Run) -> Outcome:
         request = run.requests.sync_across_ranks()
         run.clock.end_step()
 
-        log_saved(run, run.saver.finished())
+        log_saved(run, run.saver.poll())
         if not started:
             seconds = {"seconds": run.clock.slowest_step, "since_process_start": process_age()}
             run.events.event(Kind.FIRST_STEP, run.state.step, **seconds)
@@ -120,7 +122,7 @@ def train(run: Run) -> Outcome:
         if run.due(run.config.checkpoint.every_steps) or request.end or request.save:
             with run.watchdog.during(f"saving step {run.state.step}", run.config.watchdog.save_seconds):
                 save(run, request)
-    return Outcome.FINISHED if run.done or not request.end else request.end
+    return EndReason.FINISHED if run.done or not request.end else request.end
 
 
 def advance(run: Run, batches: Iterator[Batch]) -> Step:
@@ -178,7 +180,7 @@ def rollback(run: Run, bad: SkippedStep, request: Request) -> Iterator[Batch]:
     first, now = run.state.recently_skipped[0], run.state
     found = None
     if may_roll_back(now):
-        found = sharded.find(run.store, run.rank, run.events, run.progress, before=first)
+        found = sharded.find_newest(run.store, run.rank, log_damaged(run.events, run.progress), before=first)
     if found is None:
         error = nonfinite.give_up(now, bad)
         error.already_reported = not run.rank.is_rank_zero
@@ -199,6 +201,16 @@ def rollback(run: Run, bad: SkippedStep, request: Request) -> Iterator[Batch]:
     )
     save(run, request)
     return run.batches()
+
+
+def log_damaged(events: EventLog, progress: ProgressLine) -> Callable[[Path, str], None]:
+    """Return what records a damaged checkpoint as an event and in the log."""
+
+    def log(folder: Path, reason: str) -> None:
+        events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=reason)
+        progress.say(f"checkpoint {folder.name} is damaged ({reason}): trying the one before")
+
+    return log
 
 
 def record(run: Run, step: Step) -> None:
@@ -291,7 +303,7 @@ def save(run: Run, request: Request) -> None:
     start = time.perf_counter()
     run.clock.enter(Phase.CHECKPOINT)
     if request.end:
-        run.events.event(Kind.PREEMPTION, run.state.step, outcome=request.end.name)
+        run.events.event(Kind.PREEMPTION, run.state.step, reason=request.end)
     count_corrupt(run)
     log_saved(run, run.saver.wait())  # the one before, where the disk is slower than the steps
     run.saver.start(run.engine, run.state.step, checkpoint_metadata(run), start, waited=time.perf_counter() - start)
@@ -354,7 +366,7 @@ def checkpoint_metadata(run: Run) -> dict[str, Any]:
     return {
         "trainer": asdict(run.state),
         "loader": run.loader.state(run.state.data_step),
-        "config": config_as_json(run.config),
+        "config": run.config.model_dump(mode="json"),
         "task": run.task.state(),
         "writer": {
             "attempt": run.events.attempt,

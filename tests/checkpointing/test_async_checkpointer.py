@@ -1,19 +1,19 @@
 """Checkpoints written beside training, on real ranks; the disk is slowed, filled and stopped at one boundary."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.checkpointing.sharded import PinnedStagingBuffer, load_weights
+from motionmae.checkpointing.sharded import PinnedStagingBuffer
 from motionmae.config import Config
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from motionmae.runs.history import read_story
 from motionmae.training.pretrain import pretrain
@@ -54,7 +54,7 @@ def test_training_goes_on_beside_a_slow_disk_and_what_is_saved_is_of_its_step(tm
         assert answer["early"] is None
         assert answer["nothing"] is None
         for step, expected in ((1, at_save), (4, at_end)):
-            loaded = load_weights(tmp_path / f"checkpoints/step-0000000{step}")
+            loaded = load_state(tmp_path / f"checkpoints/step-0000000{step}").state
             assert all(torch.equal(loaded[name], expected[name]) for name in expected)
         assert not all(torch.equal(at_save[name], at_end[name]) for name in at_end)
 
@@ -83,7 +83,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = tiny_run(shards, tmp_path_factory.mktemp("reference"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     return config
 
 
@@ -96,7 +96,7 @@ def rows_of(config: Config, kind: str) -> list[dict]:
 
 
 def assert_same_end(config: Config, other: Config) -> None:
-    expected, found = (load_weights(store_of(c).complete()[-1].folder) for c in (other, config))
+    expected, found = (load_state(store_of(c).complete()[-1].folder).state for c in (other, config))
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
@@ -117,7 +117,7 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
     ranks.kill()
     assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
     assert [c.step for c in store_of(config).complete()] == [2, 4]
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     assert rows_of(config, "resume")[0]["step"] == 4
     assert store_of(config).unfinished() == []
     assert_same_end(config, undisturbed)
@@ -133,14 +133,14 @@ def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp
     wait_until(lambda: rows_of(config, "checkpoint"), "a checkpoint")
     assert not (folder.path / "save").exists()
     (folder.path / "stop").touch()
-    assert ranks.results() == [Outcome.STOPPED] * 2
+    assert ranks.results() == [EndReason.STOPPED] * 2
     saves = [row["step"] for row in rows_of(config, "checkpoint")]
     assert len(saves) == 2
-    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"exit": "stopped", "step": saves[1]}
+    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
     assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
     assert not (folder.path / "stop").exists()
     (folder.path / "stop").touch()  # before the run is there
-    assert run_ranks(1, pretrain, config) == [Outcome.STOPPED]
+    assert run_ranks(1, pretrain, config) == [EndReason.STOPPED]
     assert store_of(config).complete()[-1].step == saves[1] + 1
 
 
@@ -163,9 +163,9 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert [(c.step, c.position) for c in store_of(config).complete()] == kept
     assert_books_add_up(config)
 
-    again = replace(config, output_dir=str(tmp_path / "again"))
+    again = config.updated({"output_dir": str(tmp_path / "again")})
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
-    assert run_ranks(2, pretrain, again) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, again) == [EndReason.FINISHED] * 2
     assert_same_end(config, again)
 
 
@@ -176,7 +176,7 @@ def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path
         assert "on rank 0, samples [" in sentence
     assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22
-    assert rows_of(config, "stop")[0]["exit"] == "user_error"
+    assert rows_of(config, "stop")[0]["reason"] == "user_error"
 
 
 def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
@@ -188,5 +188,5 @@ def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
         assert process.exitcode == 79, ranks.output()
     hang = rows_of(config, "hang")[0]
     assert hang["error"].startswith(("writing the checkpoint of step 6", "saving step 8"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     assert store_of(config).complete()[-1].step == STEPS

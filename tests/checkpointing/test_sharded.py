@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from motionmae.checkpointing.sharded import load_weights
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
 from tests.training.engine_workers import fail_to_write, load_all, save_all
@@ -68,7 +68,7 @@ def test_three_ranks_hand_over_to_one_and_back(tmp_path: Path):
 
 def test_weights_load_without_an_engine(saved_by_two: tuple[Path, SaveResult]):
     folder, _ = saved_by_two
-    loaded = [load_weights(folder / str(zero) / "step-00000003") for zero in STAGES]
+    loaded = [load_state(folder / str(zero) / "step-00000003").state for zero in STAGES]
     assert sorted(loaded[0]) == ["norm.bias", "norm.weight", "rise.bias", "rise.weight", "space.bias", "space.weight",
                                  "time.weight"]  # fmt: skip
     for other in loaded[1:]:
@@ -76,17 +76,21 @@ def test_weights_load_without_an_engine(saved_by_two: tuple[Path, SaveResult]):
 
 
 def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tuple[Path, SaveResult], tmp_path: Path):
-    with pytest.raises(UserError, match=r"manifest\.json: No such file"):
-        load_weights(tmp_path)
+    with pytest.raises(UserError, match="holds no weights: give a run folder, a checkpoint"):
+        load_state(tmp_path)
     source = saved_by_two[0] / "1" / "step-00000003"
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "state.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is not a whole checkpoint \(state\.json: No such file"):
+        load_state(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "state.json")
     victim = tmp_path / "model-00001-of-00002.safetensors"
     content = bytearray(victim.read_bytes())
     content[-1] ^= 128
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors does not have the sha256"):
-        load_weights(tmp_path)
+        load_state(tmp_path)
 
 
 @pytest.mark.parametrize("world", [1, 2])

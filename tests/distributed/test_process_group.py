@@ -22,8 +22,8 @@ SLURM = {
 
 
 def test_alone_is_a_group_of_one():
-    place = rank_environment({"HOME": "/root"})
-    assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"]) == ("0", "1", "0")
+    found = rank_environment({"HOME": "/root"})
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("0", "1", "0")
 
 
 def test_torchrun_comes_before_slurm():
@@ -32,9 +32,9 @@ def test_torchrun_comes_before_slurm():
 
 
 def test_srun_gives_rank_world_and_first_host():
-    place = rank_environment(SLURM)
-    port = place.pop("MASTER_PORT")
-    assert place == {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07"}
+    found = rank_environment(SLURM)
+    port = found.pop("MASTER_PORT")
+    assert found == {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07"}
     assert 20_000 <= int(port) < 26_000
 
 
@@ -52,7 +52,7 @@ def test_the_pre_flight_check_and_training_never_share_a_port():
     assert max(map(preflight_port, ports)) < 32_768
 
 
-def test_a_place_named_in_part_is_refused():
+def test_variables_set_in_part_are_refused():
     with pytest.raises(UserError, match="sets RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank_environment({"RANK": "0", "WORLD_SIZE": "2"})
 

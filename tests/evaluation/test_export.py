@@ -1,7 +1,6 @@
 """Exported weights read by others (transformers, timm) and by ourselves."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import motionmae.models.timm_models  # noqa: F401 - registers
 from motionmae.__main__ import main
-from motionmae.checkpointing.load_weights import read_weights
+from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.export import Exported, as_videomae, recorded_commit, transformers_config
@@ -35,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Config]:
     shards = make_shards(folder / "train", classes=3)
     first = tiny_run(shards, folder, optim={"epochs": 2})
     tuning = FinetuneConfig(init=str(folder / "tiny"), mixup=0, cutmix=0)
-    second = replace(first, name="tuned", task="finetune", finetune=tuning)
+    second = first.updated({"name": "tuned", "task": "finetune", "finetune": tuning})
     assert run_ranks(1, run_all, [first, second])[0] == ["FINISHED"] * 2
     return folder / "tiny", folder / "tuned", second
 
@@ -84,8 +83,8 @@ def test_transformers_rebuilds_frames_as_the_space_head_does(runs: tuple[Path, P
 @pytest.mark.parametrize("kind", ["safetensors", "hf"])
 def test_export_and_import_are_the_same_bit_for_bit(kind: str, runs: tuple[Path, Path, Config], tmp_path: Path):
     for run in runs[:2]:
-        state = read_weights(run).state
-        back = read_weights(export(run, kind, tmp_path / f"{run.name}_{kind}")).state
+        state = load_state(run).state
+        back = load_state(export(run, kind, tmp_path / f"{run.name}_{kind}")).state
         kept = {name for name in state if kind == "safetensors" or not name.startswith("decoders.time.")}
         assert back.keys() == kept
         assert all(torch.equal(value, state[name]) for name, value in back.items())
@@ -140,7 +139,7 @@ def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
         ("model", {"decoder": "shared"}, "target.kind=both is no VideoMAE"),
         ("model", {"pos_embed": "learnable"}, "model.pos_embed=learnable is no VideoMAE"),
     ):
-        other = replace(config, **{section: replace(getattr(config, section), **changes)})
+        other = config.updated({section: changes})
         with pytest.raises(UserError, match=said):
             as_videomae(Exported(state, other, 1, (), ""))
 

@@ -81,7 +81,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert found["unreadable"].tolist() == ["broken.mp4"]
     shown = capsys.readouterr().out
     assert "broken.mp4 cannot be read" in shown
-    assert "passed over: 1 files" in shown
+    assert "skipped: 1 files" in shown
     model, config, _ = load_embedding(trained_run)
     with torch.no_grad():
         expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
@@ -191,7 +191,10 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--out", str(tmp_path / "picture.bmp")])
     assert "none of .png, .gif, .mp4" in capsys.readouterr().err
-    for words_of, said in ((["--ratio", "-0.1"], "--ratio -0.1 is no share"), (["--frames", "0"], "--frames 0 leaves")):
+    for words_of, said in (
+        (["--ratio", "-0.1"], "--ratio -0.1 is not possible"),
+        (["--frames", "0"], "--frames 0 is not possible"),
+    ):
         assert main(["reconstruct", str(trained_run), *words_of]) == 2
         assert said in capsys.readouterr().err
     (tmp_path / "broken.mp4").write_bytes(b"no video")

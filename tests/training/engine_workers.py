@@ -22,10 +22,8 @@ from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore
-from motionmae.runs.end_reason import Exit, exit_of
-from motionmae.runs.events import EventLog
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
-from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
 
@@ -134,7 +132,7 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
         engine, rank = new_engine(settings)
         for step in range(steps):
             take_step(engine, settings, rank, step)
-        taken = sharded.snapshot(engine, rank, steps, {"trainer": {"data_step": steps}})
+        taken = sharded.stage(engine, rank, steps, {"trainer": {"data_step": steps}})
         later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
         sharded.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
         results[zero] = (later, weights(engine))
@@ -151,7 +149,7 @@ def load_all(
         for zero in zeros:
             settings = config(zero)
             engine, rank = new_engine(settings)
-            found = sharded.find(CheckpointStore(folder / str(before)), rank, EventLog("test"), ProgressLine(0, False))
+            found = sharded.find_newest(CheckpointStore(folder / str(before)), rank, print)
             assert found is not None
             sharded.restore(engine, rank, found)
             losses = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
@@ -165,8 +163,8 @@ def fail_to_write(folder: Path) -> tuple[str, list[str]]:
     settings = config(1)
     engine, rank = new_engine(settings)
     store = CheckpointStore(folder)
-    sharded.write(sharded.snapshot(engine, rank, 1, {}), store, rank)
-    taken = sharded.snapshot(engine, rank, 2, {})
+    sharded.write(sharded.stage(engine, rank, 1, {}), store, rank)
+    taken = sharded.stage(engine, rank, 2, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank.rank == rank.world - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
@@ -224,7 +222,7 @@ def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
     return losses, {name: p.detach() for name, p in parameters.items()}, norm
 
 
-def lose_peer(how: str) -> int:
+def lose_peer(how: str) -> EndReason:
     """Lose rank 1 in one of three ways; on rank 0 the class of the error."""
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=3)
     if rank == 1 and how == "is not there":
@@ -238,8 +236,8 @@ def lose_peer(how: str) -> int:
             time.sleep(30)
         dist.all_reduce(torch.ones(2))
     except RuntimeError as error:
-        return exit_of(error)
-    return Exit.FINISHED
+        return classify_error(error)
+    return EndReason.FINISHED
 
 
 def listening() -> set[str]:

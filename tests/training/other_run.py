@@ -20,7 +20,7 @@ def hide_newest(run: Path) -> tuple[str, str]:
 
 def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arguments: Any) -> list[str]:
     """Do ``action`` on a rank; the checkpoints that this rank has read weights of."""
-    look, load, read = load_weights.newest_checkpoint, load_weights.load_weights, []
+    look, load, read = load_weights.newest_checkpoint, load_weights._read_checkpoint, []
 
     def look_and_save(folder: RunFolder, step: int | None = None) -> Checkpoint:
         found = look(folder, step)
@@ -33,6 +33,6 @@ def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arg
         return load(folder)
 
     load_weights.newest_checkpoint = load_run.newest_checkpoint = look_and_save
-    load_weights.load_weights = load_and_note
+    load_weights._read_checkpoint = load_and_note
     action(*arguments)
     return read

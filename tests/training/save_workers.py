@@ -50,7 +50,7 @@ def new_saver(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpoint
     return (
         engine,
         rank,
-        AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config(1), watchdog),
+        AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config(1).checkpoint, watchdog),
         Disk(),
     )
 
@@ -65,7 +65,7 @@ def save_beside_training(folder: Path) -> dict[str, Any]:
     saver.start(engine, 1, {"trainer": {"data_step": 1}}, start)
     started = time.perf_counter() - start
     losses = [take_step(engine, config(1), rank, step) for step in range(1, 4)]
-    early = saver.finished()
+    early = saver.poll()
     waited = saver.wait()
     disk.delay = 0.0
     saver.start(engine, 4, {"trainer": {"data_step": 4}}, time.perf_counter())

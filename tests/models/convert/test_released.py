@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from motionmae.checkpointing.load_weights import fit, load_encoder, read_weights
+from motionmae.checkpointing.load_weights import load_encoder, load_state, load_state_dict_strict
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
@@ -62,8 +62,8 @@ def test_pretraining_files_of_videomae(wrapper: str | None, tmp_path: Path):
     arguments = argparse.Namespace(lr=1.5e-4, opt_betas=[0.9, 0.95], window_size=(8, 14, 14), resume="")
     saved = {wrapper: content, "epoch": 3, "scaler": {"scale": 65536.0}, "args": arguments}  # as its utils.save_model
     torch.save(saved if wrapper else content, tmp_path / "file.pth")
-    weights = read_weights(tmp_path / "file.pth")
-    fit(model, weights.state, weights)
+    weights = load_state(tmp_path / "file.pth")
+    load_state_dict_strict(model, weights.state, weights.origin)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -74,8 +74,8 @@ def test_fine_tuned_files_of_videomae(tmp_path: Path):
     content = as_videomae(config, state, finetuned=True)
     assert {"patch_embed.proj.weight", "fc_norm.weight", "head.weight"} < content.keys()
     torch.save({"module": content}, tmp_path / "file.pth")  # as DeepSpeed saved them
-    weights = read_weights(tmp_path / "file.pth")
-    fit(model, weights.state, weights)
+    weights = load_state(tmp_path / "file.pth")
+    load_state_dict_strict(model, weights.state, weights.origin)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -153,4 +153,4 @@ def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
         ("gone.pth", "there are no weights at"),
     ):
         with pytest.raises(UserError, match=said):
-            read_weights(tmp_path / name)
+            load_state(tmp_path / name)
