@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
             model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
-            engine = Engine(model, decay_groups(model, config), config, rank)
+            engine = Engine(model, decay_groups(model, config.optim), config, rank)
             claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
             saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config.checkpoint, watchdog)

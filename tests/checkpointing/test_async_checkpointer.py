@@ -173,7 +173,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
 def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": 2})
     for sentence in run_ranks(2, pretrain_on_bad_samples, config, 5, 1000):
-        assert "not finite, also after a return to an earlier checkpoint and other samples, in 11 of" in sentence
+        assert "not finite, also after a rollback to an earlier checkpoint and other samples, in 11 of" in sentence
         assert "on rank 0, samples [" in sentence
     assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22

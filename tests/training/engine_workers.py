@@ -33,7 +33,7 @@ Weights = dict[str, torch.Tensor]
 def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
     rank = init_distributed(settings.engine)
     model = TinyModel()
-    return Engine(model, decay_groups(model, settings), settings, rank), rank
+    return Engine(model, decay_groups(model, settings.optim), settings, rank), rank
 
 
 def take_step(
@@ -81,7 +81,7 @@ def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
         before = weights(engine)
         loss = take_step(engine, settings, rank, 1, poison)
         local = torch.tensor([poison if rank.rank == rank.world - 1 else 1.0])
-        bad = nonfinite.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
+        bad = nonfinite.find_cause(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
         after, updates = weights(engine), sharded_state.optimizer_steps(engine)
         take_step(engine, settings, rank, 2)
         results.append(
