@@ -21,7 +21,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import current_rows
 from motionmae.training.finetune import ClipMixup, Finetuning
-from motionmae.training.tasks import train_task
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
@@ -63,7 +63,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
     folder = RunFolder.of(killed.output_dir, killed.name)
-    ranks = Ranks(world, train_task, killed)
+    ranks = Ranks(world, run_training, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
     assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2
