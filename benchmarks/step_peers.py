@@ -115,7 +115,7 @@ class InLoop:
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
-        events = stack.enter_context(closing(EventLog(claim.name, [*own, *sinks], check=claim.check)))
+        events = stack.enter_context(closing(EventLog(claim.attempt.id, [*own, *sinks], check=claim.check)))
         events.event(Kind.START, 0, world=rank.world)
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))

@@ -22,8 +22,10 @@ from slurm.scontrol import field
 
 LOCK_SECONDS = 5.0
 """How long to wait for somebody else's submission or look at the lock."""
-_STOPPED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
-_ENDED = ("COMPLETED", *_STOPPED)
+_ENDED = (
+    "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
+)  # fmt: skip
+"""Slurm's names of the states of a job that ended."""
 
 
 @dataclass(frozen=True)

@@ -72,4 +72,4 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     with monitored(config) as sinks:
         from motionmae.training.setup import run_training
 
-        return run_training(config, sinks=sinks).value
+        return run_training(config, sinks=sinks).exit_code

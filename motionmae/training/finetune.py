@@ -67,7 +67,9 @@ class Finetuning:
         config, finetune = self._config, self._config.finetune
         classes = len(manifest.class_names)
         if classes < 2:
-            raise UserError(f"{config.data.shards} names {classes} classes, too few for a classifier: use labelled shards")
+            raise UserError(
+                f"{config.data.shards} names {classes} classes, too few for a classifier: use labelled shards"
+            )
         if finetune.mixes:
             self._mixup = ClipMixup(
                 mixup_alpha=finetune.mixup,

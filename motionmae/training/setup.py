@@ -10,7 +10,7 @@ import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
-from motionmae.config import Config, LogConfig, save_config
+from motionmae.config import Config, save_config
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,

@@ -19,7 +19,7 @@ from motionmae.distributed.stop_requests import Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, Kind, process_age
@@ -68,9 +68,7 @@ class Trainer:
         self.timer = StepTimer.of(self.rank.device)
         self.prefetcher = DevicePrefetcher(self.rank.device)
         clips_per_step = optim.global_batch_size * data.repeated_sampling
-        self.metrics = StepMetrics(
-            self.task.losses, clips_per_step, self.rank, self.engine, self.loader, self.timer
-        )
+        self.metrics = StepMetrics(self.task.losses, clips_per_step, self.rank, self.engine, self.loader, self.timer)
 
     def fit(self) -> EndReason:
         """Take the remaining steps and save: every ``checkpoint.every_steps``, on request, and at the end.

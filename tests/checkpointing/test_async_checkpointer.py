@@ -12,9 +12,9 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.checkpointing.sharded import PinnedStagingBuffer
 from motionmae.config import Config
-from motionmae.runs.end_reason import EndReason
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from motionmae.runs.history import read_story
 from motionmae.training.setup import run_training
@@ -137,7 +137,7 @@ def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp
     assert ranks.results() == [EndReason.STOPPED] * 2
     saves = [row["step"] for row in rows_of(config, "checkpoint")]
     assert len(saves) == 2
-    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"exit": "stopped", "step": saves[1]}
+    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
     assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
     assert not (folder.path / "stop").exists()
     (folder.path / "stop").touch()  # before the run is there
@@ -177,7 +177,7 @@ def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path
         assert "on rank 0, samples [" in sentence
     assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22
-    assert rows_of(config, "stop")[0]["exit"] == "user_error"
+    assert rows_of(config, "stop")[0]["reason"] == "user_error"
 
 
 def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):

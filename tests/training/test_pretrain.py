@@ -15,8 +15,8 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, load_config
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import current_rows, read_rows
 from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import current_rows, read_rows
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_with_small_files, run_all
@@ -176,12 +176,12 @@ def test_a_lost_peer_ends_the_run_and_the_same_command_resumes_it(
 
 
 @pytest.mark.parametrize(
-    ("number", "rank", "outcome"), [(signal.SIGUSR2, 1, EndReason.PREEMPTED), (signal.SIGTERM, 0, EndReason.TERMINATED)]
+    ("number", "rank", "reason"), [(signal.SIGUSR2, 1, EndReason.PREEMPTED), (signal.SIGTERM, 0, EndReason.TERMINATED)]
 )
 def test_a_signal_to_one_rank_saves_on_both_and_loses_no_step(
     number: signal.Signals,
     rank: int,
-    outcome: Outcome,
+    reason: EndReason,
     shards: Path,
     undisturbed: dict[tuple[int, int], Config],
     tmp_path: Path,
@@ -190,11 +190,11 @@ def test_a_signal_to_one_rank_saves_on_both_and_loses_no_step(
     ranks = Ranks(2, run_training, config)
     wait_until(lambda: rows_written(config) >= 2, "step 2")
     ranks.send(rank, number)
-    assert ranks.results() == [outcome, outcome]
+    assert ranks.results() == [reason, reason]
     (stopped,) = saved_steps(config)
     assert 2 <= stopped < STEPS
     assert events(config, "preemption")[0]["step"] == stopped
-    assert events(config, "stop")[0]["outcome"] == outcome.name
+    assert events(config, "stop")[0]["reason"] == reason
     assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert [row["step"] for row in read_rows(folder_of(config).metrics)] == list(range(1, STEPS + 1))
     assert_same_run(config, undisturbed[2, 1])

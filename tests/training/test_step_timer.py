@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from motionmae.runs.phases import Phase
-from motionmae.training.step_timer import StepTimer
 from motionmae.training.callbacks.metrics import straggler_scores
+from motionmae.training.step_timer import StepTimer
 
 
 class Ticks:

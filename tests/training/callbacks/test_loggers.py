@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from motionmae.config import Config, LogConfig
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.runs.end_reason import EndReason
+from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run

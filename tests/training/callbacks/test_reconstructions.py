@@ -7,9 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, current_rows, read_rows
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
-from motionmae.runs.end_reason import EndReason
 from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
