@@ -75,9 +75,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
             engine = Engine(model, decay_groups(model, config.optim), config, rank)
-            claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
+            lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config.checkpoint, watchdog)
+            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config.checkpoint, watchdog)
             for number, state in enumerate(sharded_state.engine_states(engine).values()):  # something to tell apart
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))

@@ -111,11 +111,11 @@ class InLoop:
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
-        task, store, claim = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
+        task, store, lease = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
-        events = stack.enter_context(closing(EventLog(claim.attempt.id, [*own, *sinks], check=claim.check)))
+        events = stack.enter_context(closing(EventLog(lease.attempt.id, [*own, *sinks], check=lease.check)))
         events.event(Kind.START, 0, world=rank.world)
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))
@@ -130,7 +130,7 @@ class InLoop:
             engine=engine,
             loader=cast(ClipLoader, loader),
             checkpointer=stack.enter_context(
-                closing(AsyncCheckpointer(store, rank, claim, config.checkpoint, watchdog))
+                closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog))
             ),
             stop_requests=StopRequests(stack.enter_context(StopSignals()), folder.path, rank.is_rank_zero),
             watchdog=watchdog,
