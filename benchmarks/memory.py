@@ -19,7 +19,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,15 @@ def resident(kind: str = "VmRSS") -> int:
 
 def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
     """``config`` as a step of one micro-batch on ``ranks`` processes of this machine."""
-    return replace(
-        config,
-        engine=replace(config.engine, zero_stage=stage),
-        optim=replace(config.optim, global_batch_size=config.engine.micro_batch_size * ranks),
-        model=replace(config.model, activation_checkpointing=mode),
-        launch=replace(config.launch, nodes=1, ntasks_per_node=ranks, gpus_per_node=0),
+    return config.updated(
+        {
+            "engine.zero_stage": stage,
+            "optim.global_batch_size": config.engine.micro_batch_size * ranks,
+            "model.activation_checkpointing": mode,
+            "launch.nodes": 1,
+            "launch.ntasks_per_node": ranks,
+            "launch.gpus_per_node": 0,
+        }
     )
 
 

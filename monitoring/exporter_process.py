@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
@@ -169,7 +168,9 @@ def job_key(config: Config, port: int, node: int) -> str:
 
 def run_labels(config: Config) -> dict[str, str]:
     """Labels of run_info."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("runs", "launch", "monitoring")}
+    settings = {
+        key: value for key, value in config.model_dump().items() if key not in ("output_dir", "launch", "monitoring")
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return {
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),

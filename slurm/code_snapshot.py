@@ -1,13 +1,12 @@
-"""A copy of the code in the run folder, so that a job requeued next week runs what was submitted today.
+"""Copy of the code in the run folder. A job that is requeued next week still runs the code that was submitted.
 
 ::
 
-    RUN/code/3f9a1c0d22b7/        the files; the job's working directory, and so the first place it imports from
-    RUN/code/3f9a1c0d22b7.json    git commit, whether files differed from it, what was left out
-    RUN/code/3f9a1c0d22b7.diff    the difference to that commit
+    RUN/code/3f9a1c0d22b7/        the files; working directory of the job, and therefore its first import path
+    RUN/code/3f9a1c0d22b7.json    git commit, whether files differ from it, files that were left out
+    RUN/code/3f9a1c0d22b7.diff    difference to that commit
 
-A snapshot is named by its content: submitting unchanged code again uses the one that is there, and a job that waits in
-the queue keeps its own.
+The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """
 
 import hashlib
@@ -22,18 +21,18 @@ from pathlib import Path
 from motionmae.files import atomic_path
 
 LARGEST_UNTRACKED = 5_000_000
-"""Bytes; a bigger file that git does not know is data or a mistake, and is left out and reported."""
+"""Bytes. A larger untracked file is probably data: it is left out and reported."""
 _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "pyproject.toml")
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What is to be copied, before it is.
+class CodeSnapshot:
+    """Files to copy and their git state.
 
     Args:
         root: repository root.
         files: paths to copy, relative to ``root``.
-        commit: git commit that is checked out, empty without git.
+        commit: checked-out git commit; empty without git.
         diff: difference of the tracked files to ``commit``.
         left_out: untracked files over :data:`LARGEST_UNTRACKED`.
     """
@@ -49,14 +48,14 @@ class Snapshot:
         object.__setattr__(self, "name", _content_name(self.root, self.files))
 
     def folder(self, run: Path) -> Path:
-        """Where the copy of this snapshot lies, or will lie, below the run folder ``run``."""
+        """Folder of this snapshot in the run folder ``run``."""
         return run / "code" / self.name
 
     def write(self, run: Path) -> Path:
-        """Copy the files below ``run`` unless they are there already, and return their folder.
+        """Copy the files into the run folder, unless the snapshot exists, and return the snapshot's folder.
 
         Raises:
-            OSError: if they cannot be copied; what had been copied is removed again.
+            OSError: if a file cannot be copied; the partial copy is removed.
         """
         target = self.folder(run)
         if target.is_dir():
@@ -79,18 +78,18 @@ class Snapshot:
         }
 
 
-def survey(root: Path, outside: Sequence[Path] = ()) -> Snapshot:
-    """Find what belongs to the code below ``root``.
+def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
+    """List the code below ``root``.
 
-    With git: tracked files, and untracked ones that are not ignored. Without: the packages and the configs.
+    With git: tracked files and untracked files that are not ignored. Without git: the packages and the configs.
 
     Args:
         root: repository root.
-        outside: folders that are no code wherever they lie, such as the run folders.
+        outside: folders to skip, such as the output folder.
     """
     listed = _git(root, "ls-files", "-z", "--cached")
     if listed is None:
-        return Snapshot(root, tuple(_package_files(root)))
+        return CodeSnapshot(root, tuple(_package_files(root)))
     tracked = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
     others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
     untracked = {Path(os.fsdecode(name)) for name in others.split(b"\0") if name} - tracked
@@ -104,11 +103,11 @@ def survey(root: Path, outside: Sequence[Path] = ()) -> Snapshot:
     files = {path for path in tracked if belongs(path)} | (untracked - large)
     commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip()
     diff = (_git(root, "diff", "HEAD", "--binary") or b"") if commit else b""
-    return Snapshot(root, tuple(sorted(files)), commit, diff, tuple(sorted(large)))
+    return CodeSnapshot(root, tuple(sorted(files)), commit, diff, tuple(sorted(large)))
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """What git says, or None where there is no git, no repository, or no such object."""
+    """Output of a git command; None if git fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """The job that submitit runs on every rank, once per attempt.
 
-A rank exits with the code of an :class:`motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy` decides
-what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
-machine), which counts time limits.
+A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
+decides what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on
+a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
 its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
@@ -55,7 +55,7 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank and return the value of its end reason.
+        """Run one attempt on this rank and return its end reason.
 
         Raises:
             SystemExit: unless the run finished; the status is the exit code of the end reason.

@@ -1,8 +1,8 @@
-"""Which job a run folder belongs to, and what has become of it.
+"""The job of a run folder and its state.
 
-``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked while a submission is under way and,
-on this machine (``--cluster local``), for as long as the job's controller lives; the system drops the lock with the
-process that held it, so nobody has to clean up after a crash.
+``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
+``--cluster local``, for as long as the job's controller lives. The system releases the lock when its holder dies, so
+nothing has to be cleaned up after a crash.
 """
 
 import fcntl
@@ -20,42 +20,40 @@ from motionmae.files import write_atomically
 from slurm import scontrol
 from slurm.scontrol import field
 
-LOCK_SECONDS = 5.0
-"""How long to wait for somebody else's submission or look at the lock."""
-_ENDED = (
-    "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
-)  # fmt: skip
-"""Slurm's names of the states of a job that ended."""
+LOCK_TIMEOUT = 5.0
+"""Seconds to wait for another submission to release the lock."""
+_FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+_ENDED = ("COMPLETED", *_FAILED)
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """The job that a run folder was submitted as."""
+    """The job that was submitted last for a run."""
 
     cluster: str
     """slurm or local."""
     job_id: str
     """Slurm's job id, or the process id of the local controller."""
     log: str
-    """What rank 0 prints, over all attempts of the job."""
+    """Log file of rank 0, over all attempts of the job."""
     code: str
-    """Folder of the code snapshot that the job runs."""
+    """Folder of the code snapshot."""
     submitted: float
-    """When, in seconds since the epoch."""
+    """Seconds since the epoch."""
     exit_code: int | None = None
-    """How a local job ended; Slurm remembers its own."""
+    """Exit status of a local job that has ended. Slurm stores those of its own jobs."""
 
     def write(self, run: Path) -> None:
-        """Make this the job of the run folder ``run``."""
+        """Store this record in the run folder."""
         write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
 
     def ended(self, exit_code: int) -> "JobRecord":
-        """Return this record with the exit status of the job."""
+        """Copy of the record with an exit status."""
         return replace(self, exit_code=exit_code)
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":
-        """The job that ``run`` was submitted as last; None if it never was.
+        """The last job of a run, or None if the run was never submitted.
 
         Raises:
             UserError: if job.json is damaged.
@@ -66,31 +64,31 @@ class JobRecord:
             return None
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{run / 'job.json'} is damaged ({error}): see that no job trains in {run}, then delete the file"
+                f"{run / 'job.json'} is damaged ({error}): make sure that no job trains in {run}, then delete the file"
             ) from error
 
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands: one of Slurm's names for it, and what more is known."""
+    """State of a job in Slurm's terms."""
 
     name: str
-    """PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if nobody remembers the job."""
+    """PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job."""
     detail: str = ""
-    """Nodes, or the reason for waiting."""
+    """Nodes of a running job, or the reason why it waits."""
     restarts: int = 0
-    """How often the job was requeued."""
+    """Number of requeues."""
     exit_code: int | None = None
-    """Exit status, once it has ended and as far as it is known; 128 + the signal's number for a killed job."""
+    """Exit status of a job that has ended; None if unknown. 128 + signal number for a killed job."""
 
     @property
     def active(self) -> bool:
-        """Whether the job runs, or may run (again) by itself."""
+        """Whether the job runs or waits in the queue."""
         return self.name not in _ENDED and self.name != "GONE"
 
 
 def state_of(record: JobRecord, run: Path) -> JobState:
-    """Ask what has become of the job.
+    """State of a job from Slurm, or from the lock of a local job.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -100,16 +98,18 @@ def state_of(record: JobRecord, run: Path) -> JobState:
 
 @contextmanager
 def submission_lock(run: Path) -> Iterator[int]:
-    """Hold the run folder's lock; yields its file descriptor, which a child process may inherit to keep the lock.
+    """Hold the run folder's lock. Yields its file descriptor: a child process that inherits it keeps the lock.
 
     Raises:
-        UserError: if another process keeps the lock.
+        UserError: if another process still holds the lock after LOCK_TIMEOUT.
     """
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _lock(descriptor, LOCK_SECONDS):
-            raise UserError(f"{run} is being submitted, or trains, on this machine: see {run / 'job.json'}")
+        if not _lock(descriptor, LOCK_TIMEOUT):
+            raise UserError(
+                f"{run} is in use by a submission or a training run on this machine: see {run / 'job.json'}"
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -133,7 +133,7 @@ def _local_state(run: Path) -> JobState:
             return JobState("RUNNING", "on this machine")
     finally:
         os.close(descriptor)
-    record = JobRecord.read(run)  # after the lock was seen free: the controller writes its end before it lets go
+    record = JobRecord.read(run)  # after the lock is free: the controller writes its status before it releases the lock
     exit_code = None if record is None else record.exit_code
     if exit_code is None:
         return JobState("GONE", "its controller was killed")
@@ -141,21 +141,21 @@ def _local_state(run: Path) -> JobState:
 
 
 def _slurm_state(job_id: str) -> JobState:
-    """Ask the controller, which soon forgets a job that has ended, then the accounting, which a site may lack."""
-    shown = scontrol.ask("scontrol", "show", "job", "-o", job_id)
+    """Ask the controller, which soon forgets an ended job, then the accounting database, which a site may lack."""
+    shown = scontrol.run_command("scontrol", "show", "job", "-o", job_id)
     if shown.returncode == 0:
         return parse_scontrol(shown.stdout)
     if "Invalid job id" not in shown.stderr:
         raise UserError(
             f"Slurm does not answer (`scontrol show job {job_id}`: {shown.stderr.strip()}): try again later"
         )
-    accounted = scontrol.ask("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
+    accounted = scontrol.run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
     state, _, exit_code = accounted.stdout.strip().partition("|")
     return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
 
 
 def parse_scontrol(line: str) -> JobState:
-    """Read one line of ``scontrol show job -o``."""
+    """Parse a line of ``scontrol show job -o``."""
     name = field(line, "JobState")
     ended = name in _ENDED
     detail = field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
@@ -164,7 +164,7 @@ def parse_scontrol(line: str) -> JobState:
 
 
 def _exit_code(text: str) -> int | None:
-    """Slurm writes STATUS:SIGNAL."""
+    """Parse Slurm's STATUS:SIGNAL."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if found is None:
         return None

@@ -1,14 +1,14 @@
-"""``--cluster local``: the same job on this machine, through submitit's LocalExecutor.
+"""``--cluster local``: run the job on this machine through submitit's LocalExecutor.
 
-What submitit's own lacks for a training run, and this adds:
+Added to submitit's executor:
 
-- the controller leaves the terminal's session and logs to a file, so a job outlives the shell that started it;
-- USR2 reaches the ranks, at any moment of their life, as Slurm's preemption does (submitit's controller would die of
-  it): ``kill -USR2 CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it;
-- ranks whose controller was killed are told to stop, so that they do not train on in a folder that looks free;
-- a rank that fails ends the others, as ``srun --kill-on-bad-exit`` does, in place of leaving them in a collective;
-- a job may be requeued any number of times (submitit: 6), and its restarts are counted for the ranks;
-- the run folder's lock is held for as long as the job lives, and the job's end is written into ``job.json``.
+- The controller runs in a session of its own and logs to a file. The job outlives the shell that started it.
+- SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
+  CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
+- If the controller is killed, the ranks stop. They never train on in a run folder that looks free.
+- If a rank fails, the others are ended, as with ``srun --kill-on-bad-exit``. They never hang in a collective.
+- A job may be requeued any number of times (submitit: 6), and ranks know the number of restarts.
+- The job holds the run folder's lock, and writes its exit status to ``job.json``.
 """
 
 import ctypes
@@ -27,25 +27,25 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExe
 from slurm.job_state import JobRecord
 
 RESTARTS_VARIABLE = "MOTIONMAE_LOCAL_RESTARTS"
-"""How often the local job was requeued: what SLURM_RESTART_COUNT is on Slurm."""
+"""Number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
 SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})
-"""What the ranks answer themselves; blocked from their birth until they can."""
+"""Signals that the ranks handle; blocked until their handlers are installed."""
 STRAGGLER_SECONDS = 20.0
-"""How long the other ranks may take to end once one has failed."""
+"""Time for the other ranks to end after one rank has failed."""
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class DetachedLocalExecutor(LocalExecutor):
-    """Starts a job on this machine that outlives the process that submits it.
+    """Starts a job on this machine that outlives the submitting process.
 
     Args:
-        folder: where submitit keeps pickles and logs.
-        run: run folder, whose lock and job.json are the job's.
-        code: folder of the code snapshot: working directory and first import path.
-        environment: variables for the ranks, on top of those of this process.
-        lock: descriptor of the run folder's lock, inherited by the controller.
-        max_num_timeout: time-outs after which the job is not requeued.
+        folder: folder for submitit's pickles and logs.
+        run: run folder.
+        code: code snapshot; the working directory and the first import path of the job.
+        environment: variables of the ranks, added to those of this process.
+        lock: file descriptor of the run folder's lock; the controller inherits it.
+        max_num_timeout: number of time limits after which the job is not requeued.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DetachedLocalExecutor(LocalExecutor):
 
     @classmethod
     def name(cls) -> str:
-        """Name of the plugin; a job's ranks find their environment by it."""
+        """Name of the submitit plugin; the ranks look up their environment by it."""
         return "local"
 
     def _submit_command(self, command: str) -> LocalJob:
@@ -72,7 +72,7 @@ class DetachedLocalExecutor(LocalExecutor):
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
         }
-        if gpus == 0:  # else all are visible, and the engine picks by LOCAL_RANK
+        if gpus == 0:  # by default every GPU is visible, and the engine picks one by LOCAL_RANK
             variables["CUDA_VISIBLE_DEVICES"] = ""
         with (self.folder / "controller.log").open("ab") as log:
             controller = subprocess.Popen(
@@ -89,20 +89,20 @@ class DetachedLocalExecutor(LocalExecutor):
 
 
 class LocalController(Controller):
-    """Starts the ranks, hands signals on to them, requeues, and says how the job ended."""
+    """Starts the ranks, forwards signals to them, requeues the job, and returns its exit status."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._stopping = False
         for number in SIGNALS:
-            signal.signal(number, self._hand_on)
+            signal.signal(number, self._forward)
 
-    def _hand_on(self, number: int, _: object) -> None:
-        self._stopping = self._stopping or number == signal.SIGTERM  # even between two attempts
+    def _forward(self, number: int, _: object) -> None:
+        self._stopping = self._stopping or number == signal.SIGTERM  # also between two attempts
         self._forward_signal(signal.Signals(number))
 
     def start_tasks(self) -> None:
-        """Start the ranks with the signals blocked: one that comes before a rank can answer it waits until it can."""
+        """Start the ranks with blocked signals: an early signal waits until a rank has installed its handlers."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             super().start_tasks()
@@ -110,9 +110,9 @@ class LocalController(Controller):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def wait(self, freq: int = 0) -> Sequence[int | None]:
-        """Wait until all ranks have ended, or one has failed and the others had their time to follow.
+        """Wait until all ranks have ended, or STRAGGLER_SECONDS after the first failure.
 
-        Returns the exit code of each rank; None for one that still runs. ``freq`` is submitit's polling rate, unused.
+        Returns the exit code of each rank, None for a running rank. ``freq``, submitit's polling rate, is unused.
         """
         started = time.monotonic()
         time_up = started + self.timeout_s
@@ -132,9 +132,9 @@ class LocalController(Controller):
             time.sleep(_POLL_SECONDS)
 
     def run_to_end(self) -> int:
-        """Run the job through all its attempts and return its exit status.
+        """Run all attempts of the job and return its exit status.
 
-        0: every rank finished; otherwise that of the first rank that failed (128 + the number of a signal).
+        The status is 0 if every rank finished, else that of the first failed rank (128 + signal number if killed).
         """
         restarts = 0
         while True:
@@ -151,14 +151,14 @@ class LocalController(Controller):
 
 
 def stop_with_controller() -> None:
-    """Ask the kernel to send this rank SIGTERM when the controller dies (Linux only; elsewhere nothing)."""
+    """Let the kernel send SIGTERM to this rank when the controller dies (Linux only)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _job_status(codes: Sequence[int | None]) -> int:
-    """The job's exit status: a rank's own before that of one that a signal ended, which mostly follows from it."""
+    """The job's exit status. A rank's own status counts before a signal, which usually is a consequence of it."""
     own = [code for code in codes if code is not None and code > 0]
     killed = [128 - code for code in codes if code is not None and code < 0]
     hung = [124 for code in codes if code is None]
@@ -166,13 +166,13 @@ def _job_status(codes: Sequence[int | None]) -> int:
 
 
 def command_line(folder: Path, code: Path, ranks: int) -> str:
-    """What a local submission runs, for people to read."""
+    """The command of a local submission, for --dry-run."""
     command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     return f"cd {shlex.quote(str(code))} && {command}   # x {ranks} ranks"
 
 
 def main(folder: Path, run: Path) -> int:
-    """Be the controller of the job whose files lie in ``folder``, and note its end in the run folder."""
+    """Run the controller of the job in ``folder`` and write its exit status to the run folder."""
     started = time.time()
     status = LocalController(folder).run_to_end()
     record = JobRecord("local", str(os.getpid()), str(rank_log(folder, str(os.getpid()))), str(Path.cwd()), started)
@@ -182,7 +182,7 @@ def main(folder: Path, run: Path) -> int:
 
 
 def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """What a rank prints, over all attempts of the job; the same on Slurm."""
+    """Log file of a rank, over all attempts of the job, also on Slurm."""
     return Path(JobPaths(folder, job_id, rank).stdout)
 
 

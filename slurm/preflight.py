@@ -158,7 +158,7 @@ def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[i
     return []
 
 
-def abort(reason: EndReason, message: str) -> None:
-    """Print the message and end this process at once, even if its threads hang."""
-    print(f"error: pre-flight check: {message}", file=sys.stderr, flush=True)
-    os._exit(reason.exit_code)
+def abort(end: EndReason, reason: str) -> None:
+    """Print the reason and end this process at once, even if its threads hang."""
+    print(f"error: pre-flight check: {reason}", file=sys.stderr, flush=True)
+    os._exit(end.exit_code)

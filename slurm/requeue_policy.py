@@ -84,7 +84,7 @@ def burn_step_ids(restart: int) -> None:
     the new life, which had the same number, on Slurm 22.05.
     """
     for _ in range(restart % STEP_NUMBERS):
-        scontrol.ask("srun", "--nodes=1", "--ntasks=1", "--output=/dev/null", "true")
+        scontrol.run_command("srun", "--nodes=1", "--ntasks=1", "--output=/dev/null", "true")
 
 
 def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
@@ -157,7 +157,7 @@ def note_lost_nodes(batch: Batch) -> None:
 def nodes_to_avoid(batch: Batch) -> dict[str, str]:
     """Nodes that the run's memory excludes, unless too few others would be left in the partition."""
     excluded = batch.attempts.excluded()
-    others = set(scontrol.partition_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
+    others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
     needed = int(os.environ["SLURM_JOB_NUM_NODES"])
     if excluded and len(others) < needed:
         say(f"{', '.join(excluded)} failed this run before, but only {len(others)} other nodes are up: used again")

@@ -1,4 +1,4 @@
-"""Plain batch scripts, for jobs that are no training runs: sharding and testing, which know themselves how to go on."""
+"""Plain batch scripts for jobs that resume by themselves: sharding and testing."""
 
 import shlex
 import subprocess
@@ -8,21 +8,21 @@ from motionmae.errors import UserError
 
 
 def batch_script(options: Mapping[str, str], lines: Sequence[str]) -> str:
-    """A script with long sbatch options that is queued again after a preemption or a lost node."""
-    asked = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
-    return "\n".join(["#!/bin/sh", *asked, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
+    """A script with long sbatch options. Slurm requeues the job after a preemption or a node failure."""
+    directives = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
+    return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 
 
 def sbatch(script: str) -> str:
-    """Hand a script to sbatch; returns the job's number.
+    """Submit a script and return its job ID.
 
     Raises:
-        UserError: if there is no Slurm here, or it refuses.
+        UserError: if sbatch is not installed or refuses the job.
     """
     try:
         done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise UserError("there is no sbatch here: submit from a node of the cluster") from None
+        raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused: {error.stderr.strip()}") from error
+        raise UserError(f"sbatch refused the job: {error.stderr.strip()}") from error
     return done.stdout.strip().partition(";")[0]

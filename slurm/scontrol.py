@@ -1,4 +1,4 @@
-"""What is asked of Slurm's controller, from a login node or from inside a job."""
+"""Queries and requests to Slurm's controller, from a login node or from inside a job."""
 
 import re
 import subprocess
@@ -8,50 +8,49 @@ from dataclasses import dataclass
 
 from submitit.slurm.slurm import _parse_node_list
 
-PATIENCE = 600.0
-"""Seconds in which a controller that restarts should answer again."""
+CONTROLLER_TIMEOUT = 600.0
+"""Seconds to keep asking a controller that does not answer, for example because it restarts."""
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """What ``scontrol show job`` says of a job that has not been forgotten."""
+    """A job as ``scontrol show job`` prints it."""
 
     state: str
     """PENDING, RUNNING, COMPLETING, ..."""
     reason: str
-    """Why it waits or ended."""
+    """Why the job waits or ended."""
     restarts: int
-    """How often it was queued again."""
+    """Number of requeues."""
     preempted: bool
-    """Whether it was told to make room for another job."""
     excluded: tuple[str, ...]
-    """Nodes it may not run on."""
+    """Nodes of ExcNodeList."""
 
     @property
     def out_of_time(self) -> bool:
-        """Whether it ended, or ends, because of its time limit."""
+        """Whether the job ended, or is ending, because of its time limit."""
         return self.state == "TIMEOUT" or self.reason == "TimeLimit"
 
 
-def ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; status 127 where there is none, 124 where it does not answer."""
+def run_command(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command. Status 127: the command is not installed; 124: no answer within 60 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"there is no {command[0]} on this machine")
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed on this machine")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", "no answer within 60 s")
 
 
 def field(line: str, key: str) -> str:
-    """The value of ``key=`` in one line of ``scontrol show``; empty if it is not there."""
+    """Value of ``key=`` in a line of ``scontrol show``; empty if the key is missing."""
     found = re.search(rf"\b{key}=(\S*)", line)
     return found.group(1) if found else ""
 
 
 def show(job_id: str) -> QueuedJob | None:
-    """The job as the controller knows it; None if it does not answer or has forgotten it."""
-    line = ask("scontrol", "show", "job", "-o", job_id).stdout
+    """The job, or None if the controller does not answer or has forgotten the job."""
+    line = run_command("scontrol", "show", "job", "-o", job_id).stdout
     if not field(line, "JobState"):
         return None
     excluded = field(line, "ExcNodeList")
@@ -65,19 +64,27 @@ def show(job_id: str) -> QueuedJob | None:
 
 
 def requeue(job_id: str) -> bool:
-    """Queue a running job again; keeps asking while the controller does not answer."""
-    return _patiently("scontrol", "requeue", job_id)
+    """Requeue a running job. Retries for CONTROLLER_TIMEOUT while the controller does not answer."""
+    command = ("scontrol", "requeue", job_id)
+    end = time.monotonic() + CONTROLLER_TIMEOUT
+    while (answer := run_command(*command)).returncode != 0:
+        if "nable to contact" not in answer.stderr or time.monotonic() > end:
+            print(f"{' '.join(command)}: {answer.stderr.strip()}", flush=True)
+            return False
+        time.sleep(5)
+    return True
 
 
 def update(job_id: str, changes: Mapping[str, str]) -> bool:
-    """Change a waiting job."""
-    return ask("scontrol", "update", f"JobId={job_id}", *(f"{k}={v}" for k, v in changes.items())).returncode == 0
+    """Change a waiting job; False if Slurm refuses."""
+    settings = [f"{key}={value}" for key, value in changes.items()]
+    return run_command("scontrol", "update", f"JobId={job_id}", *settings).returncode == 0
 
 
 def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
-    """Those of ``nodes`` that Slurm has found dead or that an administrator has set down, with Slurm's reason."""
+    """Nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
     found = {}
-    for line in ask("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
+    for line in run_command("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
         states = field(line, "State").replace("*", "+NOT_RESPONDING").split("+")
         if {"DOWN", "FAIL", "NOT_RESPONDING"} & set(states):
             reason = re.search(r"\bReason=(.*?)(?: \[|$)", line)
@@ -85,17 +92,7 @@ def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def partition_nodes(partition: str) -> list[str]:
-    """Nodes of a partition that run jobs or could."""
-    shown = ask("sinfo", "-h", "-N", "-p", partition, "-r", "-t", "idle,mixed,alloc,comp,resv", "-o", "%N").stdout
-    return shown.split()
-
-
-def _patiently(*command: str) -> bool:
-    end = time.monotonic() + PATIENCE
-    while (answer := ask(*command)).returncode != 0:
-        if "nable to contact" not in answer.stderr or time.monotonic() > end:
-            print(f"{' '.join(command)}: {answer.stderr.strip()}", flush=True)
-            return False
-        time.sleep(5)
-    return True
+def usable_nodes(partition: str) -> list[str]:
+    """Nodes of a partition that are up."""
+    states = "idle,mixed,alloc,comp,resv"
+    return run_command("sinfo", "-h", "-N", "-p", partition, "-r", "-t", states, "-o", "%N").stdout.split()

@@ -1,20 +1,22 @@
-"""From a checked config to a job: looked over once more, the code's snapshot taken, queued, noted in the run folder."""
+"""From a valid config to a job: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
 
 import argparse
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
+from motionmae.config.site import Site
 from motionmae.data.remote.download import UnreachableError
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Kind, LineFile
 from slurm import code_snapshot, executors
 from slurm.attempt_log import Attempts
 from slurm.executors import TrainingExecutor
@@ -22,35 +24,38 @@ from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
 from slurm.launch_options import parse_sbatch_options
 from slurm.local_executor import rank_log
-from slurm.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def executor_of(
+def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+    """Options of sbatch beyond the launch section. Precedence: site file < --dependency < --sbatch."""
+    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
+
+
+def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
-    """The executor for Slurm, away from the nodes that have failed the run before."""
-    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
+    """The executor for Slurm. It excludes the nodes on which the run failed before."""
     excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = replace(config, launch=replace(config.launch, exclude=exclude))
-    return TrainingExecutor(config, folder, code, extra, site.environment)
+    config = config.updated({"launch.exclude": exclude})
+    return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
-    """Take the snapshot, submit the job, and note it in the run folder.
+    """Copy the code, submit the job, and write its record to the run folder.
 
     Args:
         arguments: the command line.
         site: the site file.
-        config: the run.
-        run: its folder.
-        before: the run folder's record when it was found to have no active job.
+        config: config of the run.
+        run: run folder.
+        before: record of the run folder at the moment when it had no active job.
 
     Raises:
-        UserError: if the run is under way meanwhile, no rank could read what it names, or Slurm refuses the job.
+        UserError: if another submission was faster, an input is missing, or Slurm refuses the job.
     """
     check_shards(config)
     check_beton(config, here=arguments.cluster == "local")
@@ -58,15 +63,15 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
         parse_policy(config.data.rand_augment, config.clip.size)
-    if not arguments.dependency:  # else another job may be about to write them
+    if not arguments.dependency:  # with a dependency, another job may still have to write the weights
         check_weights(config)
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
-            raise UserError(f"{run} was submitted by somebody else a moment ago: see {run / 'job.json'}")
-        taken = code_snapshot.survey(ROOT, outside=[Path(config.output_dir)])
-        code = taken.write(run)
-        for path in taken.left_out:
-            print(f"note: {path} is no part of the code snapshot: git does not know it, and it is large")
+            raise UserError(f"{run} was submitted by another command a moment ago: see {run / 'job.json'}")
+        snapshot = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)])
+        code = snapshot.write(run)
+        for path in snapshot.left_out:
+            print(f"note: {path} is not part of the code snapshot, because it is large and not in git")
         folder = executors.log_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.cluster == "local":
@@ -74,8 +79,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
                 config, folder, run, code, lock
             )
         else:
-            executor = executor_of(arguments, site, config, folder, code)
-        announce(run)
+            executor = slurm_executor(arguments, site, config, folder, code)
+        log_submission(run)
         try:
             job_id = executor.submit(TrainJob(config)).job_id
         except FailedJobError as error:
@@ -85,42 +90,39 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     return record
 
 
-def announce(run: Path) -> None:
-    """Note in the run's event log that it waits from now on: how long it queued is then seen in its goodput."""
-    from motionmae.runs.directory import RunFolder
-    from motionmae.runs.events import Kind, LineFile  # following a job needs nothing of training
-
+def log_submission(run: Path) -> None:
+    """Write a `submitted` event, from which goodput computes the time in the queue."""
     log = LineFile(RunFolder(run).events)
     log.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
     log.close()
 
 
 def check_shards(config: Config) -> None:
-    """Refuse now what every rank would refuse after waiting in the queue.
+    """Check the shards now, because each rank would otherwise refuse them only after waiting in the queue.
 
     Raises:
-        UserError: if ``data.shards`` is no folder of shards of this format version, or fewer than a step takes.
+        UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """
     data = config.data
-    patience = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
+    quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
-        steps_per_epoch(config, load_manifest(data.shards, patience).samples)
+        steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:
-        print(f"note: the nodes may reach what this machine cannot: {error}")
+        print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
 
 def check_beton(config: Config, here: bool) -> None:
-    """Refuse a ``data.beton`` that is not there; on Slurm only say so, as it may lie on the nodes' own disks.
+    """Check that ``data.beton`` exists. On Slurm only print a note, because the file may lie on the nodes' own disks.
 
     Args:
-        config: the run.
-        here: whether it will run on this machine.
+        config: config of the run.
+        here: whether the run will train on this machine.
 
     Raises:
-        UserError: it will, and the file does not exist.
+        UserError: if the run will train here and the file does not exist.
     """
     path = config.data.beton
-    if not path or path.startswith("$") or Path(path).is_file():  # $TMPDIR: only the job knows
+    if not path or path.startswith("$") or Path(path).is_file():  # only the job knows $TMPDIR
         return
     if here:
         raise UserError(
@@ -131,20 +133,20 @@ def check_beton(config: Config, here: bool) -> None:
 
 
 def check_weights(config: Config) -> None:
-    """Refuse a fine-tuning whose weights to begin with are not there.
+    """Check that the initial weights of a fine-tuning exist.
 
     Raises:
-        UserError: naming where they were looked for.
+        UserError: if ``finetune.init`` does not exist.
     """
     init = config.finetune.init
     if config.task == "finetune" and init != "scratch" and not Path(init).exists():
-        raise UserError(f"there are no weights at {init}: set finetune.init=RUN, to a file, or to scratch")
+        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
 
 
-def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
-    """Job id, run folder, and the commands that follow, stop and resume it."""
+def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
+    """Job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
     script = sys.argv[0] if Path(sys.argv[0]).name == "submit.py" else str(ROOT / "slurm/submit.py")
-    command = shlex.join(["python", script, *_again(arguments)])
+    command = shlex.join(["python", script, *_resume_argv(argv)])
     if record.cluster == "slurm":
         stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
     else:
@@ -154,21 +156,21 @@ def describe(record: JobRecord, run: Path, arguments: Sequence[str]) -> str:
         "run folder": str(run),
         "log": record.log,
         "follow": f"{command} --follow",
-        "stop": f"{stop}   # saves first, and stays stopped",
-        "preempt": f"{preempt}   # saves, requeues itself, goes on",
+        "stop": f"{stop}   # saves a checkpoint and ends",
+        "preempt": f"{preempt}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
     if record.cluster == "slurm" and (excluded := Attempts(run).excluded()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
-        lines["excluded"] = f"{nodes}   # rm {Attempts(run).path} forgives them"
+        lines["excluded"] = f"{nodes}   # to use them again: rm {Attempts(run).path}"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
 
 
-def _again(arguments: Sequence[str]) -> Iterator[str]:
-    """The words of a command that is to be given again: once a job has been queued, what it waited for is over."""
-    words = iter(arguments)
-    for word in words:
-        if word == "--dependency":
-            next(words, None)
-        elif word != "--follow" and not word.startswith("--dependency="):
-            yield word
+def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
+    """The command line without --follow and --dependency; a dependency is over once the job has started."""
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument == "--dependency":
+            next(remaining, None)
+        elif argument != "--follow" and not argument.startswith("--dependency="):
+            yield argument

@@ -1,4 +1,4 @@
-"""Submit a run, pre-training or fine-tuning, to Slurm, or start it on this machine.
+"""Submit a pre-training or fine-tuning run to Slurm, or start it on this machine.
 
 Examples::
 
@@ -7,8 +7,8 @@ Examples::
     python slurm/submit.py --nodes 1 --config vitb_k400 --seeds 0-4
     python slurm/submit.py --cluster local --config demo data.shards=/data/toy --follow
 
-The same command again resumes a run that has ended, and with ``--follow`` attaches to one that is under way.
-What is the same for all runs of a site may be kept in ~/.config/motionmae/site.yaml (docs/survival.md).
+The same command resumes a run that has ended, and with ``--follow`` attaches to a run that is active.
+~/.config/motionmae/site.yaml holds the settings that all your runs share (docs/survival.md).
 """
 
 import sys
@@ -21,21 +21,18 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import shutil  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from omegaconf import OmegaConf  # noqa: E402
 
 from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
-from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
+from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.config.site import DEFAULT, Site, load_site  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import code_snapshot, executors  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job_state import JobRecord, state_of  # noqa: E402
-from slurm.launch_options import add_launch_flags, launch_overrides  # noqa: E402
+from slurm.launch_options import add_launch_flags, launch_overrides, refuse_reserved_option  # noqa: E402
 from slurm.local_executor import command_line  # noqa: E402
-from slurm.site import DEFAULT, Site, load_site  # noqa: E402
-from slurm.submission import describe, executor_of, submit  # noqa: E402
+from slurm.submission import describe, slurm_executor, submit  # noqa: E402
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,16 +45,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted, and an estimate")
-    parser.add_argument("--follow", action="store_true", help="show the log of rank 0 until the run ends")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the sbatch script, the resolved config and an estimate; submit nothing",
+    )
+    parser.add_argument("--follow", action="store_true", help="print the log of rank 0 until the run ends")
     add_launch_flags(parser)
     parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any further sbatch option")
     parser.add_argument(
-        "--seeds", metavar="0-4", help="a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option; may be repeated"
     )
     parser.add_argument(
-        "--site", type=Path, metavar="FILE", help=f"what your cluster is always asked (default: {DEFAULT})"
+        "--seeds", metavar="0-4", help="submit a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+    )
+    parser.add_argument(
+        "--site", type=Path, metavar="FILE", help=f"settings shared by all your runs (default: {DEFAULT})"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, e.g. optim.global_batch_size=256"
@@ -66,84 +69,80 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def load(arguments: argparse.Namespace, site: Site) -> Config:
-    """The configuration, changed by the site file, then overrides, then flags; its folders made absolute.
+    """Load the config with absolute paths. Precedence: config file < site file < key=value < flags.
 
     Raises:
-        UserError: for what no run could be made of.
+        UserError: if the config or the combination of flags is not possible.
     """
     slurm = arguments.cluster == "slurm"
-    overrides = [
-        *(site.overrides() if slurm else ()),
-        *arguments.overrides,
-        *launch_overrides(arguments),
-    ]
-    config = executors.absolute_paths(load_config(arguments.config, overrides))
-    if not slurm and config.launch.nodes != 1:
-        raise UserError(f"--cluster local is this machine alone, not {config.launch.nodes} nodes: add --nodes 1")
+    overrides = [*arguments.overrides, *launch_overrides(arguments)]
+    config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
+    launch = config.launch
+    if not slurm and launch.nodes != 1:
+        raise UserError(f"--cluster local uses only this machine, not {launch.nodes} nodes: add --nodes 1")
     for flag in ("sbatch", "dependency", "site"):
         if not slurm and getattr(arguments, flag):
             raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
-    if 0 < config.launch.gpus_per_node < config.launch.ntasks_per_node:
+    if 0 < launch.gpus_per_node < launch.ntasks_per_node:
         raise UserError(
-            f"launch.gpus_per_node={config.launch.gpus_per_node} is less than launch.ntasks_per_node="
-            f"{config.launch.ntasks_per_node}, and every rank needs a GPU of its own: "
-            f"add --ntasks-per-node {config.launch.gpus_per_node}, or ask for more GPUs"
+            f"launch.gpus_per_node={launch.gpus_per_node} is less than launch.ntasks_per_node={launch.ntasks_per_node}"
+            f", but every rank needs its own GPU: add --ntasks-per-node {launch.gpus_per_node}, or request more GPUs"
         )
-    accumulation_steps(config, config.launch.nodes * config.launch.ntasks_per_node)
+    accumulation_steps(config, launch.nodes * launch.ntasks_per_node)
     return config
 
 
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
-    """Print the script as it would be submitted, the resolved configuration and the estimate; write nothing."""
+    """Print the sbatch script, the resolved config and the estimate. Write nothing."""
     from motionmae.commands.plan import default_assumptions, print_plan
 
     run = Path(config.output_dir) / config.name
-    code = code_snapshot.survey(ROOT, outside=[Path(config.output_dir)]).folder(run)
+    code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(run)
     folder = executors.log_folder(run)
     if arguments.cluster == "slurm":
-        print(executor_of(arguments, site, config, folder, code).script())
+        print(slurm_executor(arguments, site, config, folder, code).script())
     else:
         print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
     print("# resolved configuration")
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(config_yaml(config))
     print_plan(config, default_assumptions(config))
 
 
-def of_seed(config: Config, seed: int) -> Config:
-    """The run of one seed of several."""
-    return replace(config, name=f"{config.name}_seed{seed}", seed=seed)
+def with_seed(config: Config, seed: int) -> Config:
+    """The config of one of several runs that differ in their seed."""
+    return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
-def seeds(text: str) -> list[int]:
-    """Read ``0-4`` or ``1,3,7`` or both mixed.
+def parse_seeds(text: str) -> list[int]:
+    """Parse ``0-4``, ``1,3,7``, or a mixture of both.
 
     Raises:
-        UserError: for anything else.
+        UserError: for any other text.
     """
     ranges = [part.split("-") for part in text.split(",")]
     if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
-        raise UserError(f"--seeds {text}: write for example 0-4 or 1,3,7")
-    found = [seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)]
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"--seeds {text}: names no seed, or one of them twice")
-    return found
+        raise UserError(f"--seeds {text} is not a list of seeds: write for example 0-4 or 1,3,7")
+    seeds = [seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text} is empty or names a seed twice: write for example 0-4 or 1,3,7")
+    return seeds
 
 
-def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> JobRecord:
-    """Submit the run, or find it under way, and say which.
+def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
+    """Submit the run and print its job. With --follow, an active job of the run is returned instead.
 
     Raises:
-        UserError: if it is under way and is not to be followed, or cannot be submitted.
+        UserError: if the run has an active job and --follow is missing, or the run cannot be submitted.
     """
     run = Path(config.output_dir) / config.name
     record = JobRecord.read(run)
     if record is not None and (state := state_of(record, run)).active:
         if not arguments.follow:
             raise UserError(
-                f"{run} is under way as {record.cluster} job {record.job_id} ({state.name}): add --follow to watch it, "
-                "or give this one another name=..."
+                f"{run} is already submitted as {record.cluster} job {record.job_id} ({state.name}): add --follow to "
+                "watch it, or choose another name=..."
             )
-        print(f"{run} is under way: following job {record.job_id}; nothing new is submitted")
+        print(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
         return record
     if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
@@ -151,19 +150,19 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
         record = submit(arguments, site, config, run, record)
     except OSError as error:
         raise UserError(
-            f"{run} cannot be written ({error.strerror}): make room there, or set output_dir=FOLDER to one you can write to"
+            f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
         ) from error
-    print(describe(record, run, words), flush=True)
+    print(describe(record, run, argv), flush=True)
     return record
 
 
-def submit_each(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> int:
-    """Submit a run for each seed; one that cannot be submitted does not keep the others from it."""
+def submit_each_seed(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> int:
+    """Submit a run for each seed and return the exit status. A failed submission does not stop the others."""
     status = 0
-    at = next(index for index, word in enumerate(words) if word.startswith("--seeds"))
-    others = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
-    for seed in seeds(arguments.seeds):
-        run = of_seed(config, seed)
+    at = next(index for index, argument in enumerate(argv) if argument.startswith("--seeds"))
+    others = [*argv[:at], *argv[at + (1 if "=" in argv[at] else 2) :]]
+    for seed in parse_seeds(arguments.seeds):
+        run = with_seed(config, seed)
         try:
             submit_or_attach(arguments, site, run, [*others, f"name={run.name}", f"seed={seed}"])
         except UserError as error:
@@ -173,52 +172,54 @@ def submit_each(arguments: argparse.Namespace, site: Site, config: Config, words
     return status
 
 
-def read(words: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
-    """A command line, the site file that goes with it, and the run that it asks for.
+def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
+    """Parse a command line, and load its site file and its config.
 
     Raises:
-        UserError: for what no run could be made of.
+        UserError: if one of them is not possible.
     """
-    arguments = _parser().parse_intermixed_args(words)
+    arguments = _parser().parse_intermixed_args(argv)
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
+    for option in site.sbatch:
+        refuse_reserved_option(option, f"{site.file}: sbatch")
     return arguments, site, load(arguments, site)
 
 
-def run_command(words: Sequence[str]) -> int:
-    """Do what the command line asks for and return the exit status.
+def run_command(argv: Sequence[str]) -> int:
+    """Execute a command line and return the exit status.
 
     Raises:
-        UserError: if it cannot be done.
+        UserError: if the run cannot be submitted.
     """
-    return carry_out(*read(words), words)
+    return execute(*read(argv), argv)
 
 
-def carry_out(arguments: argparse.Namespace, site: Site, config: Config, words: Sequence[str]) -> int:
-    """Do what :func:`read` made of ``words``; as :func:`run_command`."""
+def execute(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> int:
+    """Execute a command line that :func:`read` has parsed, and return the exit status."""
     if arguments.dry_run:
-        dry_run(arguments, site, of_seed(config, seeds(arguments.seeds)[0]) if arguments.seeds else config)
+        dry_run(arguments, site, with_seed(config, parse_seeds(arguments.seeds)[0]) if arguments.seeds else config)
         return 0
     if arguments.seeds:
         if arguments.follow or arguments.cluster == "local":
-            raise UserError("--seeds starts several runs on Slurm: leave out --follow and --cluster local")
-        return submit_each(arguments, site, config, words)
-    record = submit_or_attach(arguments, site, config, words)
+            raise UserError("--seeds submits several runs to Slurm: leave out --follow and --cluster local")
+        return submit_each_seed(arguments, site, config, argv)
+    record = submit_or_attach(arguments, site, config, argv)
     if not arguments.follow:
         return 0
     try:
         return follow(record, Path(config.output_dir) / config.name)
     except KeyboardInterrupt:
-        print(f"\nno longer following; job {record.job_id} goes on")
+        print(f"\nstopped following; job {record.job_id} continues")
         return 130
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 2 for a user's mistake, with --follow that of the job."""
-    words = sys.argv[1:] if words is None else words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 2 for a user error, with --follow that of the job."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments, site, config = read(words)
-        refuse_idle(config, arguments.overrides)  # the jobs of a table's row share their words, and are not asked
-        return carry_out(arguments, site, config, words)
+        arguments, site, config = read(argv)
+        refuse_unused(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
+        return execute(arguments, site, config, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

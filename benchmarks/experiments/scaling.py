@@ -23,7 +23,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,14 +231,12 @@ def measure_here(config: Config) -> dict[str, Any]:
         clip, number = config.clip, config.engine.micro_batch_size
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
         seeds = torch.arange(number) + rank.rank * number
-        config = replace(config, optim=replace(config.optim, global_batch_size=number * rank.world))
+        config = config.updated({"optim.global_batch_size": number * rank.world})
         import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
         link = measure_link(rank.world) if rank.world > 1 else {}
         compute = measure_compute(config, clips, seeds)
         steps = {
-            str(stage): measure_steps(
-                replace(config, engine=replace(config.engine, zero_stage=stage)), rank, clips, seeds
-            )
+            str(stage): measure_steps(config.updated({"engine.zero_stage": stage}), rank, clips, seeds)
             for stage in STAGES
         }
         return {"world": rank.world, "link": link, "compute": compute, "steps": steps}

@@ -2,17 +2,14 @@
 
 import time
 from collections.abc import Container, Sequence
-from dataclasses import asdict
 from html import escape
 from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
-from motionmae.config import Config, flat
+from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import Story
@@ -248,11 +245,11 @@ def reconstructions(pictures: Sequence[Picture]) -> str:
 
 def config_difference(stories: Sequence[Story]) -> str:
     """Where runs differ from each other; of one run, where it differs from the defaults."""
-    configs = {story.name: flat(asdict(story.config)) for story in stories if story.config}
+    configs = {story.name: flat(story.config.model_dump()) for story in stories if story.config}
     if not configs:
         return ""
     if len(stories) == 1:
-        configs = {"default": flat(asdict(Config())), **configs}
+        configs = {"default": flat(Config().model_dump()), **configs}
     columns = list(configs.values())
     keys = [
         key for key in columns[0]
@@ -268,7 +265,7 @@ def whole_config(story: Story) -> str:
     """The config as YAML, folded away."""
     if story.config is None:
         return ""
-    text = OmegaConf.to_yaml(OmegaConf.structured(story.config))
+    text = config_yaml(story.config)
     return f"<p><details><summary>config of {escape(story.name)}</summary><pre>{escape(text)}</pre></details></p>"
 
 

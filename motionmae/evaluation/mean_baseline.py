@@ -1,6 +1,5 @@
 """What a head would lose that had learned nothing but the mean of its target: the mark a loss must fall below."""
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, fl
         UserError: as :func:`motionmae.evaluation.load_run.load_pretrained`, or the shards are not there.
     """
     loaded = load_pretrained(run)
-    config = replace(loaded.config, data=replace(loaded.config.data, shards=shards))
+    config = loaded.config.updated({"data.shards": shards})
     frames, seeds, flow = _first_clips(config, clips)
     lost = dict.fromkeys(means := _mean_losses(config, frames, seeds, flow), 0.0)
     device = choose_device(config.engine.device)

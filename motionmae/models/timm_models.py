@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from motionmae.config import Config, FinetuneConfig, ModelConfig
+from motionmae.config import Config
 from motionmae.models.classifier import Classifier, build_classifier
 
 
@@ -17,7 +17,7 @@ def _build(size: str, num_classes: int, drop_path_rate: float, **unused: Any) ->
     """Make a classifier; without classes its head passes the pooled features on."""
     if unused.get("pretrained"):
         raise ValueError("MotionMAE publishes no weights: give checkpoint_path, an exported model.safetensors")
-    config = Config(model=ModelConfig(size=size), finetune=FinetuneConfig(drop_path=drop_path_rate))
+    config = Config().updated({"model.size": size, "finetune.drop_path": drop_path_rate})
     model = build_classifier(config, max(num_classes, 1))
     if num_classes == 0:
         model.head = nn.Identity()  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """Estimates by formula before a run is submitted: memory, operations, time, and loader cores."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -138,11 +138,12 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
     choices = []
     for stage in STAGES if ranks > 1 else STAGES[:1]:
         for mode in CHECKPOINTING:
-            case = replace(
-                config,
-                engine=replace(config.engine, zero_stage=stage),
-                model=replace(config.model, activation_checkpointing=mode),
-                optim=replace(config.optim, ema_decay=0.0 if stage == 3 else config.optim.ema_decay),
+            case = config.updated(
+                {
+                    "engine.zero_stage": stage,
+                    "model.activation_checkpointing": mode,
+                    "optim.ema_decay": 0.0 if stage == 3 else config.optim.ema_decay,
+                }
             )
             flops = step_flops(case)
             largest = largest_micro_batch(case, ranks, USABLE * gpu.gigabytes * 1e9)
@@ -157,7 +158,7 @@ def _manifest(config: Config) -> Manifest | None:
     data = config.data
     if is_remote(data.shards):
         try:
-            return load_manifest(data.shards, replace(data, remote_retries=0, remote_timeout=5))
+            return load_manifest(data.shards, data.model_copy(update={"remote_retries": 0, "remote_timeout": 5}))
         except UnreachableError:
             return None
     if not data.shards or not (Path(data.shards) / MANIFEST).is_file():

@@ -11,6 +11,7 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
+from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,
@@ -36,7 +37,7 @@ from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.preconditions import validate_before_start
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
@@ -51,7 +52,7 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
     complete run stays unchanged.
 
     Args:
-        config: a resumed run may change only some settings (:data:`motionmae.training.state.MAY_CHANGE`).
+        config: a resumed run may change only fields marked MAY_CHANGE (:mod:`motionmae.config.resume`).
         signals: installed signal handlers; by default, handlers are installed during this call.
         sinks: receive this rank's events and metrics besides the run folder's files; closed at the end.
 

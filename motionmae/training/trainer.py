@@ -29,7 +29,7 @@ from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
 from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.nonfinite import SkippedStep
-from motionmae.training.state import TrainState, config_as_json, seed_step
+from motionmae.training.state import TrainState, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
@@ -252,7 +252,7 @@ class Trainer:
         return {
             "trainer": asdict(self.state),
             "loader": self.loader.state(self.state.data_step),
-            "config": config_as_json(self.config),
+            "config": self.config.model_dump(mode="json"),
             "task": self.task.state(),
             "writer": {
                 "attempt": self.events.attempt,

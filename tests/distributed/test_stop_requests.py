@@ -9,7 +9,6 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, lis
 def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFolder]]:
     """A long run that a person has started and that has taken some steps; the terminal's other end."""
     settings: Config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 10_000})
-    settings = replace(settings, checkpoint=replace(settings.checkpoint, every_steps=10_000))
+    settings = settings.updated({"checkpoint.every_steps": 10_000})
     save_config(settings, tmp_path / "run.yaml")
     ours, theirs = pty.openpty()
     argv = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, ip_address
 from monitoring.metric_definitions import METRICS, PREFIX
-from motionmae.config import MonitoringConfig
+from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind
@@ -220,7 +220,7 @@ def test_it_listens_on_the_interface_it_was_given_and_on_no_other(tmp_path: Path
         ip_address("nosuch0")
     for everywhere in ("0.0.0.0", "::", ""):
         with pytest.raises(UserError, match="not all of them"):
-            MonitoringConfig(address=everywhere)
+            Config().updated({"monitoring.address": everywhere})
 
 
 def test_tls(tmp_path: Path):
@@ -237,4 +237,4 @@ def test_tls(tmp_path: Path):
         published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
         assert published[0]["labels"]["__scheme__"] == "https"
     with pytest.raises(UserError, match="together or not at all"):
-        MonitoringConfig(tls_key="key.pem")
+        Config().updated({"monitoring.tls_key": "key.pem"})

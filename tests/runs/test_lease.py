@@ -1,6 +1,5 @@
 import multiprocessing
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,8 +82,8 @@ def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path
     run.send(0, signal.SIGSTOP)
     other = make_shards(tmp_path / "other", samples=10)
     mistyped = {
-        "cannot be resumed with seed=1 (was 0)": replace(config, seed=1),
-        "shards was": replace(config, data=replace(config.data, shards=str(other))),
+        "cannot be resumed with seed=1 (was 0)": config.updated({"seed": 1}),
+        "shards was": config.updated({"data.shards": str(other)}),
     }
     answers = {words: Ranks(1, pretrain_to_exit, wrong).results() for words, wrong in mistyped.items()}
     run.send(0, signal.SIGCONT)

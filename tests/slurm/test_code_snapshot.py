@@ -31,7 +31,7 @@ def test_copies_what_git_knows_and_what_it_does_not_ignore(repository: Path, tmp
     (repository / "package/module.py").write_text("value = 2\n")
     (repository / "new file.py").write_text("new\n")
     (repository / "ignored.txt").write_text("ignored\n")
-    folder = code_snapshot.survey(repository).write(tmp_path / "run")
+    folder = code_snapshot.collect(repository).write(tmp_path / "run")
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
         ".gitignore",
         "new file.py",
@@ -42,7 +42,7 @@ def test_copies_what_git_knows_and_what_it_does_not_ignore(repository: Path, tmp
 
 def test_records_commit_and_difference(repository: Path, tmp_path: Path) -> None:
     (repository / "package/module.py").write_text("value = 2\n")
-    folder = code_snapshot.survey(repository).write(tmp_path / "run")
+    folder = code_snapshot.collect(repository).write(tmp_path / "run")
     record = json.loads(folder.with_suffix(".json").read_text())
     assert record["commit"] == _git(repository, "rev-parse", "HEAD").strip()
     assert record["changed"] is True
@@ -51,10 +51,10 @@ def test_records_commit_and_difference(repository: Path, tmp_path: Path) -> None
 
 def test_unchanged_code_is_one_snapshot_and_changed_code_another(repository: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = code_snapshot.survey(repository).write(run)
-    assert code_snapshot.survey(repository).write(run) == first
+    first = code_snapshot.collect(repository).write(run)
+    assert code_snapshot.collect(repository).write(run) == first
     (repository / "package/module.py").write_text("value = 3\n")
-    second = code_snapshot.survey(repository).write(run)
+    second = code_snapshot.collect(repository).write(run)
     assert second != first
     assert (first / "package/module.py").read_text() == "value = 1\n"
 
@@ -64,14 +64,14 @@ def test_leaves_out_run_folders_and_large_strangers(repository: Path, tmp_path: 
     (repository / "results/run/log").write_text("log")
     with (repository / "video.bin").open("wb") as file:
         file.truncate(code_snapshot.LARGEST_UNTRACKED + 1)
-    found = code_snapshot.survey(repository, outside=[repository / "results"])
+    found = code_snapshot.collect(repository, outside=[repository / "results"])
     assert found.left_out == (Path("video.bin"),)
     assert found.files == (Path(".gitignore"), Path("package/module.py"))
 
 
 def test_a_tracked_file_that_was_deleted_is_no_obstacle(repository: Path, tmp_path: Path) -> None:
     (repository / "package/module.py").unlink()
-    folder = code_snapshot.survey(repository).write(tmp_path / "run")
+    folder = code_snapshot.collect(repository).write(tmp_path / "run")
     assert not (folder / "package/module.py").exists()
     assert "deleted file" in folder.with_suffix(".diff").read_text()
 
@@ -82,16 +82,16 @@ def test_without_git_the_packages_are_copied(tmp_path: Path, monkeypatch: pytest
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    found = code_snapshot.survey(root)
+    found = code_snapshot.collect(root)
     assert [str(path) for path in found.files] == ["configs/b.yaml", "motionmae/a.py", "pyproject.toml"]
     assert found.commit == ""
     monkeypatch.setenv("PATH", "")  # no git program at all
-    assert code_snapshot.survey(root).files == found.files
+    assert code_snapshot.collect(root).files == found.files
 
 
 def test_nothing_is_left_where_files_cannot_be_written(repository: Path, tmp_path: Path) -> None:
     (repository / "package/large.py").write_text("x" * 10_000)
-    taken = code_snapshot.survey(repository)
+    taken = code_snapshot.collect(repository)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:

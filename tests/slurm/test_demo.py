@@ -30,7 +30,7 @@ def _cell(output: str, name: str) -> str:
 
 @pytest.mark.long
 def test_the_demo_trains_is_preempted_loses_nothing_and_starts_from_what_is_there(tmp_path: Path) -> None:
-    code = code_snapshot.survey(ROOT).write(tmp_path)
+    code = code_snapshot.collect(ROOT).write(tmp_path)
     config = code / "configs" / "demo.yaml"
     config.write_text(config.read_text().replace("{epochs: 420, warmup_epochs: 25}", "{epochs: 16, warmup_epochs: 2}"))
     first = _demo(code)

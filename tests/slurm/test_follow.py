@@ -22,8 +22,8 @@ def test_a_log_is_handed_on_line_by_line(tmp_path: Path) -> None:
     ("act", "status", "last"),
     [
         ("done", 0, "COMPLETED"),
-        ("exit 3", 3, "did not finish; every rank's log is in"),
-        ("exit 143", 143, "asked to stop; the same command resumes it"),
+        ("exit 3", 3, "the run failed; the logs of all ranks are in"),
+        ("exit 143", 143, "was stopped; the same command resumes it"),
     ],
 )
 def test_following_ends_with_the_job_s_own_status(

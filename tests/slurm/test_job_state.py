@@ -32,8 +32,12 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 
 def test_the_lock_keeps_others_out_until_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_state, "LOCK_SECONDS", 0.2)
-    with submission_lock(tmp_path), pytest.raises(UserError, match="is being submitted"), submission_lock(tmp_path):
+    monkeypatch.setattr(job_state, "LOCK_TIMEOUT", 0.2)
+    with (
+        submission_lock(tmp_path),
+        pytest.raises(UserError, match="is in use by a submission"),
+        submission_lock(tmp_path),
+    ):
         pass
     with submission_lock(tmp_path):
         pass

