@@ -68,7 +68,7 @@ class Finetuning:
         classes = len(manifest.class_names)
         if classes < 2:
             raise UserError(
-                f"{config.data.shards} names {classes} classes, too few for a classifier: use labelled shards"
+                f"{config.data.shards} names {classes} classes, a classifier needs two: use labelled shards"
             )
         if finetune.mixes:
             self._mixup = ClipMixup(
