@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempt_log import Attempts
+from slurm.attempt_log import AttemptLog
 from tests.slurm.tiny import rows
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import PATIENCE
@@ -25,9 +25,9 @@ def test_a_job_is_tried_again_when_that_can_help_and_never_on_a_bad_node(
         failures = [row for row in rows(run, "events.jsonl") if row["kind"] == "failure"]
         assert tuple(row["reason"] for row in failures) == case.reasons
         if case.state == "FAILED" and case.reasons:
-            assert "not tried again; mend the cause" in printed
+            assert "the job is not requeued; fix the cause" in printed
         if name == "bad_node":
-            (node,) = Attempts(run).excluded()
+            (node,) = AttemptLog(run).excluded_nodes()
             assert failures[0]["node"] == job["ExcNodeList"] == node
             assert job["NodeList"] != node
-            assert f"a node failed its pre-flight on {node}: queued again" in printed
+            assert f"(node {node}): the job is requeued" in printed

@@ -200,12 +200,12 @@ def test_a_node_that_failed_twice_is_left_out(stories: dict[str, Future[Story]])
 def test_a_lost_node_is_named(stories: dict[str, Future[Story]]) -> None:
     for name in ("nodes_dead", "nodes_silent"):
         log = stories[name].result().said["log"]
-        assert log.count("where this run was before, is down (") == 2
+        assert log.count(" of the previous attempt is down (") == 2
 
 
 def test_a_run_under_way_is_followed_and_not_submitted_twice(stories: dict[str, Future[Story]]) -> None:
     said = stories["asked_and_killed"].result().said
     assert "job        1 (slurm)" in said["submit"]
-    assert "is under way as slurm job 1" in said["twice"]
-    for text in ("following job 1; nothing new is submitted", "a rank was killed on", "-- job 1: COMPLETED"):
+    assert "is already submitted as slurm job 1" in said["twice"]
+    for text in ("following job 1; nothing new is submitted", "a rank was killed (node ", "-- job 1: COMPLETED"):
         assert text in said["follow"]
