@@ -1,4 +1,4 @@
-"""Proof against another implementation: Hugging Face's VideoMAE, same weights, same masks, same loss, same gradient."""
+"""MotionMAE against Hugging Face's VideoMAE: same weights and masks give the same loss and gradient."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def videomae(**target: object) -> Config:
 
 
 def random_huggingface(config: Config, kind: str = "VideoMAEForPreTraining", **overrides: object) -> torch.nn.Module:
-    """Make theirs with every weight random, biases, norms and mask token too."""
+    """Make their model with random weights, including biases, norms and the mask token."""
     settings = huggingface_config(config) | overrides
     model = getattr(transformers, kind)(transformers.VideoMAEConfig(**settings, attn_implementation="eager"))
     generator = torch.Generator().manual_seed(0)
@@ -37,12 +37,12 @@ def random_huggingface(config: Config, kind: str = "VideoMAEForPreTraining", **o
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
     if kind == "VideoMAEForPreTraining":
-        model.decoder.norm.eps = 1e-6  # VideoMAE's own, which this implementation leaves at torch's 1e-5
+        model.decoder.norm.eps = 1e-6  # VideoMAE's value; this implementation has torch's 1e-5
     return model
 
 
 def theirs_of(clips: Tensor) -> Tensor:
-    """Return uint8 (B, T, H, W, 3) as the pixel values (B, T, 3, H, W) they take."""
+    """Map uint8 (B, T, H, W, 3) to the pixel values (B, T, 3, H, W) that their model takes."""
     return ((clips / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)).permute(0, 1, 4, 2, 3)
 
 
@@ -56,8 +56,8 @@ def test_loss_and_gradient_equal_hugging_faces(normalize: bool, mask: str):
 
     loss = ours(clips, SEEDS).total
     loss.backward()
-    hidden = torch.zeros(4, config.clip.cubes, dtype=torch.bool).scatter(1, ours.draw_masks(SEEDS).masked, True)
-    expected = theirs(theirs_of(clips), bool_masked_pos=hidden).loss
+    masked = torch.zeros(4, config.clip.cubes, dtype=torch.bool).scatter(1, ours.draw_masks(SEEDS).masked, True)
+    expected = theirs(theirs_of(clips), bool_masked_pos=masked).loss
     expected.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -87,8 +87,8 @@ def test_our_weights_run_in_hugging_face():
     ours, theirs = build_motionmae(config), random_huggingface(config)
     theirs.load_state_dict(pretraining_to_huggingface(ours.state_dict(), config.clip))
     clips = noise_clips(config)
-    hidden = torch.zeros(4, config.clip.cubes, dtype=torch.bool).scatter(1, ours.draw_masks(SEEDS).masked, True)
-    expected = theirs(theirs_of(clips), bool_masked_pos=hidden).loss
+    masked = torch.zeros(4, config.clip.cubes, dtype=torch.bool).scatter(1, ours.draw_masks(SEEDS).masked, True)
+    expected = theirs(theirs_of(clips), bool_masked_pos=masked).loss
     assert ours(clips, SEEDS).total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
