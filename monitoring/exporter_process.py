@@ -22,7 +22,7 @@ from motionmae.config import Config
 from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, Requeue, classify_error
 from motionmae.runs.events import Kind, Row, Sink, read_rows
 from motionmae.runs.git_revision import git_revision
 
@@ -75,12 +75,12 @@ class _Ending:
         """Note an end in order."""
         if row["kind"] == Kind.FINISH.value:
             self.word = END_AFTER_SCRAPE
-        elif row["kind"] == Kind.STOP.value and "outcome" in row:
+        elif row["kind"] == Kind.STOP.value and EndReason(row["reason"]).saved:
             self.word = END
 
     def error(self, error: BaseException) -> None:
         """Note an end that somebody knows of; after any other error the exporter goes as if the trainer had died."""
-        if isinstance(error, KeyboardInterrupt) or exit_of(error) in (Exit.USER_ERROR, Exit.LEASE_LOST):
+        if isinstance(error, KeyboardInterrupt) or classify_error(error).requeue is Requeue.NEVER:
             self.word = self.word or END
 
     def metrics(self, row: Row) -> None:

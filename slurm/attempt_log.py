@@ -6,22 +6,14 @@ away from and whether a failed job is worth another try; deleting the file forgi
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+from motionmae.runs.attempt import Attempt
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import LineFile, Row, read_rows
-from slurm.failure_cause import Cause
 
 FAILURES = 2
 """A node on which a run failed so often is not used for it again; a failed pre-flight suffices by itself."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One life of a job: Slurm keeps the id and counts the restarts."""
-
-    job: str
-    restart: int
 
 
 class Attempts:
@@ -32,16 +24,17 @@ class Attempts:
 
     def started(self, attempt: Attempt, nodes: Sequence[str]) -> None:
         """Note where ``attempt`` begins."""
-        self._append({"what": "start", **asdict(attempt), "nodes": list(nodes)})
+        self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
-    def failed(self, attempt: Attempt, cause: Cause, step: int, node: str = "") -> None:
+    def failed(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Note that ``attempt`` failed, by the fault of ``node``, when the newest checkpoint was that of ``step``."""
-        self._append({"what": "failure", **asdict(attempt), "cause": cause.value, "step": step, "node": node})
+        row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
+        self._append({**row, "reason": reason, "step": step, "node": node})
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
         """The attempt that started last, and its nodes."""
         starts = [row for row in read_rows(self.path) if row["what"] == "start"]
-        return (Attempt(starts[-1]["job"], starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
+        return (Attempt(job=starts[-1]["job"], restart=starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
 
     def excluded(self) -> dict[str, str]:
         """Nodes not to be used again, each with the reason."""
@@ -50,15 +43,16 @@ class Attempts:
             if row["node"]:
                 faults.setdefault(row["node"], []).append(row)
         return {
-            node: " and ".join(str(row["cause"]) for row in rows[-FAILURES:])
+            node: " and ".join(EndReason(row["reason"]).description for row in rows[-FAILURES:])
             for node, rows in sorted(faults.items())
             if len({(row["job"], row["restart"]) for row in rows}) >= FAILURES
-            or any(row["cause"] == Cause.BAD_NODE.value for row in rows)
+            or any(row["reason"] == EndReason.BAD_NODE for row in rows)
         }
 
     def knows(self, attempt: Attempt, node: str) -> bool:
         """Whether it is noted that ``attempt`` failed by the fault of ``node``."""
-        return any((row["job"], row["restart"], row["node"]) == (*astuple(attempt), node) for row in self._failures())
+        key = attempt.job, attempt.restart, node
+        return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
 
     def failures_without_progress(self, job: str) -> int:
         """How many attempts of ``job`` have failed since one last brought a new checkpoint."""

@@ -1,7 +1,7 @@
 """The job that submitit runs on every rank, once per attempt.
 
-A rank exits with a status of :class:`motionmae.runs.end_reason.Exit`, and :mod:`slurm.requeue_policy` decides what
-follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
+A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
+decides what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
 machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
@@ -26,7 +26,7 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
@@ -55,10 +55,10 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank and return the name of its outcome.
+        """Run one attempt on this rank and return its end reason.
 
         Raises:
-            SystemExit: unless the run finished; the status is one of Exit.
+            SystemExit: unless the run finished; the status is the exit code of the end reason.
         """
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
@@ -66,7 +66,7 @@ class TrainJob(Checkpointable):
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitored
-        from motionmae.distributed.stop_requests import Outcome, Preemption
+        from motionmae.distributed.stop_requests import Preemption
         from motionmae.training.tasks import train_task
 
         with Preemption() as preemption:
@@ -75,28 +75,28 @@ class TrainJob(Checkpointable):
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitored(self.config) as sinks:
-                    outcome = train_task(self.config, preemption=preemption, sinks=sinks)
+                    reason = train_task(self.config, preemption=preemption, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                sys.exit(Exit.USER_ERROR)
+                sys.exit(classify_error(error).exit_code)
             except Exception as error:
                 traceback.print_exc()
-                sys.exit(exit_of(error))
-            if outcome is not Outcome.FINISHED and environment.global_rank != 0:
+                sys.exit(classify_error(error).exit_code)
+            if reason is not EndReason.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before it does
-            if outcome is Outcome.STOPPED:
-                sys.exit(Exit.STOPPED)
-            if outcome is Outcome.TERMINATED and not is_being_preempted(environment):
-                sys.exit(Exit.TERMINATED)
-            if outcome is not Outcome.FINISHED:
+            if reason is EndReason.STOPPED:
+                sys.exit(reason.exit_code)
+            if reason is EndReason.TERMINATED and not is_being_preempted(environment):
+                sys.exit(reason.exit_code)
+            if reason is not EndReason.FINISHED:
                 requeue(preemption)
-        return outcome.name
+        return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
         from motionmae.distributed.context import choose_device
-        from slurm.attempt_log import Attempt, Attempts
-        from slurm.failure_cause import Cause
+        from motionmae.runs.attempt import Attempt
+        from slurm.attempt_log import Attempts
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
         run = Path(self.config.output_dir) / self.config.name
@@ -106,12 +106,12 @@ class TrainJob(Checkpointable):
             device = choose_device(self.config.engine.device, environment.local_rank)
             preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
         except BadNode as error:
-            abort(Exit.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
+            abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
-            attempt = Attempt(environment.job_id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+            attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                Attempts(run).failed(attempt, Cause.BAD_NODE, 0, node)
-            abort(Exit.LOST_PEERS, str(error))
+                Attempts(run).failed(attempt, EndReason.BAD_NODE, 0, node)
+            abort(EndReason.LOST_PEERS, str(error))
 
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
@@ -128,4 +128,4 @@ def requeue(preemption: "Preemption") -> None:
         handler(signal.SIGUSR2, None)
     except UncompletedJobError as error:
         print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
-        sys.exit(Exit.USER_ERROR)
+        sys.exit(EndReason.USER_ERROR.exit_code)

@@ -21,19 +21,19 @@ from pathlib import Path
 
 from submitit.slurm.slurm import _parse_node_list
 
+from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import EventLog, JsonLines, Kind, read_rows
 from slurm import scontrol
-from slurm.attempt_log import Attempt, Attempts
-from slurm.failure_cause import Cause, Failure, find_failure
+from slurm.attempt_log import Attempts
+from slurm.failure_cause import Failure, find_failure
 
 STEP_NUMBERS = 3
 """The lives of a job take turns in so many numbers of their job step."""
 FIRST_PAUSE = 60
 """Seconds before the second try of a failed attempt."""
-_NEVER = (Cause.USER_ERROR, Cause.LEASE_LOST, Cause.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def main(words: Sequence[str]) -> int:
     run, max_retries, *command = words
     Path(run).mkdir(parents=True, exist_ok=True)
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    batch = Batch(RunFolder(Path(run)), Attempt(os.environ["SLURM_JOB_ID"], restart), int(max_retries))
+    batch = Batch(RunFolder(Path(run)), Attempt(job=os.environ["SLURM_JOB_ID"], restart=restart), int(max_retries))
     note_lost_nodes(batch)
     nodes = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
     if unwanted := sorted(set(nodes) & set(nodes_to_avoid(batch))):
         say(f"{', '.join(unwanted)} failed this run before: queued again without")
-        return 0 if requeue(batch, 0) else Exit.LOST_PEERS
+        return 0 if requeue(batch, 0) else EndReason.LOST_PEERS.exit_code
     batch.attempts.started(batch.attempt, nodes)
     burn_step_ids(restart)
     status, lines = run_step(batch, command)
@@ -108,7 +108,7 @@ def decide_requeue_overtime(batch: Batch) -> None:
     """Have the job tried again if it is out of time and nobody has asked for that yet."""
     job = scontrol.show(batch.attempt.job)
     if job is not None and job.out_of_time and job.restarts == batch.attempt.restart:
-        retry(batch, Failure(Cause.TIME_LIMIT))
+        retry(batch, Failure(EndReason.TIME_LIMIT))
 
 
 def decide_requeue(batch: Batch, failure: Failure) -> None:
@@ -116,25 +116,25 @@ def decide_requeue(batch: Batch, failure: Failure) -> None:
     job = scontrol.show(batch.attempt.job)
     if job is not None and (job.state != "RUNNING" or job.restarts != batch.attempt.restart):
         return  # cancelled; or queued again already: by rank 0, by Slurm, by an administrator
-    if failure.cause not in _NEVER:
+    if failure.reason.requeue is not Requeue.NEVER:
         retry(batch, failure)
 
 
 def retry(batch: Batch, failure: Failure) -> None:
     """Note a failure, and have the job queued again unless there were too many."""
     attempts, step = batch.attempts, batch.newest_step()
-    attempts.failed(batch.attempt, failure.cause, step, failure.node)
+    attempts.failed(batch.attempt, failure.reason, step, failure.node)
     count = attempts.failures_without_progress(batch.attempt.job)
-    again = count <= (min(batch.max_retries, 1) if failure.cause is Cause.CRASHED else batch.max_retries)
+    again = count <= (min(batch.max_retries, 1) if failure.reason.requeue is Requeue.ONCE else batch.max_retries)
     pause = FIRST_PAUSE * 4 ** (count - 2) if again and count > 1 else 0
     record(batch, step, failure, again, pause)
     where = f" on {failure.node}" if failure.node else ""
     if again:
-        say(f"{failure.cause.value}{where}: queued again" + (f" in {pause} s" if pause else ""))
+        say(f"{failure.reason.description}{where}: queued again" + (f" in {pause} s" if pause else ""))
         requeue(batch, pause)
     else:
         say(
-            f"{failure.cause.value}{where}, failure {count} without a new checkpoint (launch.max_retries="
+            f"{failure.reason.description}{where}, failure {count} without a new checkpoint (launch.max_retries="
             f"{batch.max_retries}): not tried again; mend the cause (see the log above) and submit again"
         )
 
@@ -150,8 +150,8 @@ def note_lost_nodes(batch: Batch) -> None:
             continue
         step = batch.newest_step()
         say(f"{node}, where this run was before, is down ({reason})")
-        batch.attempts.failed(attempt, Cause.NODE_DOWN, step, node)
-        record(batch, step, Failure(Cause.NODE_DOWN, node), again=True, pause=0)
+        batch.attempts.failed(attempt, EndReason.NODE_DOWN, step, node)
+        record(batch, step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
 
 def nodes_to_avoid(batch: Batch) -> dict[str, str]:
@@ -190,13 +190,13 @@ def record(batch: Batch, step: int, failure: Failure, again: bool, pause: int) -
     log.event(
         Kind.FAILURE,
         step,
-        cause=failure.cause.value,
+        reason=failure.reason,
         node=failure.node,
         again=again,
         pause=pause,
         excluded=batch.attempts.excluded(),
-        slurm_job_id=batch.attempt.job,
-        slurm_restarts=batch.attempt.restart,
+        job=batch.attempt.job,
+        restart=batch.attempt.restart,
     )
     log.close()
 

@@ -28,16 +28,20 @@ from slurm.local_executor import rank_log
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+    """Options of sbatch beyond the launch section. Precedence: site file < --dependency < --sbatch."""
+    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
+
+
 def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
     """The executor for Slurm. It excludes the nodes on which the run failed before."""
-    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
     excluded = Attempts(Path(config.output_dir) / config.name).excluded()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = config.updated({"launch.exclude": exclude})
-    return TrainingExecutor(config, folder, code, extra, site.environment)
+    return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:

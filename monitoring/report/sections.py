@@ -158,11 +158,11 @@ def _timeline(story: Story) -> str:
     for life, after in pairwise(lives):
         for since, until, cause in life.silence(after.began):
             name, colour = CAUSES[cause]
-            blocks.append((since - start, until - start, colour, f"{life.end}; {name}"))
+            blocks.append((since - start, until - start, colour, f"{life.ended_by}; {name}"))
     rows = [
         [str(number), _clock(life.began), ", ".join(life.hosts[:4]) + (" ..." if len(life.hosts) > 4 else ""),
          f"{life.first_step:,}", f"{life.last_step:,}", duration(max(life.ended - life.began, 0)),
-         life.end if life is not lives[-1] else story.state]
+         life.ended_by if life is not lives[-1] else story.state]
         for number, life in enumerate(lives, 1)
     ]  # fmt: skip
     table = _table(["life", "began", "nodes", "from step", "to step", "lasted", "ended"], rows, numbers={3, 4, 5})

@@ -72,4 +72,4 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     with monitored(config) as sinks:
         from motionmae.training.tasks import train_task
 
-        return train_task(config, sinks=sinks).value
+        return train_task(config, sinks=sinks).exit_code

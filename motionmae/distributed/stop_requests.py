@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,21 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from motionmae.runs.end_reason import Exit
-
-
-class Outcome(Enum):
-    """How an attempt of a run ended; the value is the exit code of ``python -m motionmae pretrain``."""
-
-    FINISHED = Exit.FINISHED
-    """All steps are done and saved."""
-    REQUEUE = Exit.REQUEUE
-    """SIGUSR2 was seen: saved, the caller should requeue."""
-    TERMINATED = Exit.TERMINATED
-    """SIGTERM, Ctrl-C or the end of the terminal was seen: saved, do not requeue."""
-    STOPPED = Exit.STOPPED
-    """The stop file was seen: saved, do not requeue, whatever signal came with it."""
-
+from motionmae.runs.end_reason import EndReason
 
 LOOK_SECONDS = 1.0
 """Shortest time between two looks at the files; they may lie on a shared disk."""
@@ -47,15 +32,15 @@ _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2
 _BY_PEOPLE = (signal.SIGINT, signal.SIGHUP)
 _SAVING = b"\nsaving after this step, then the end; Ctrl-C once more leaves at once\n"
 _STOP_LEVEL = 3
-_OUTCOMES = (None, Outcome.TERMINATED, Outcome.REQUEUE, Outcome.STOPPED)
+_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)
 
 
 @dataclass(frozen=True)
 class Request:
     """What all ranks have agreed to do after a step."""
 
-    end: Outcome | None
-    """Save and end in this way; None: go on."""
+    end: EndReason | None
+    """Save and end for this reason. None: go on."""
     save: bool
     """Save."""
 
@@ -133,13 +118,13 @@ class StopRequests:
         level = _STOP_LEVEL if stop else self._preemption.level
         answer = torch.tensor([level, int(save)])
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return Request(_OUTCOMES[int(answer[0])], bool(answer[1]))
+        return Request(_REASONS[int(answer[0])], bool(answer[1]))
 
     def clear(self, request: Request) -> None:
         """Remove the files of a request that has been met. The run folder must be this attempt's."""
-        if self._first and (request.save or request.end is Outcome.STOPPED):
+        if self._first and (request.save or request.end is EndReason.STOPPED):
             self._save.unlink(missing_ok=True)  # also where the stop was asked for: it has saved
-            if request.end is Outcome.STOPPED:
+            if request.end is EndReason.STOPPED:
                 self._stop.unlink(missing_ok=True)
             self._found = (False, False)
 

@@ -9,14 +9,13 @@ from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
 from motionmae.distributed.context import DistributedContext
-from motionmae.distributed.stop_requests import Outcome, Preemption
+from motionmae.distributed.stop_requests import Preemption
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import build_motionmae
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Sink
 from motionmae.training.setup import train_run
 from motionmae.training.task import Groups, decay_groups
-
-__all__ = ["Outcome", "pretrain"]
 
 
 class Pretraining:
@@ -49,6 +48,6 @@ class Pretraining:
         return {}
 
 
-def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
+def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
     """Pre-train by ``config``: one attempt of its run, see :func:`motionmae.training.setup.train_run`."""
     return train_run(config, Pretraining(config), preemption=preemption, sinks=sinks)

@@ -22,13 +22,13 @@ from motionmae.distributed.context import (
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import Outcome, Preemption, StopRequests
+from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 def train_run(
     config: Config, task: Task, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()
-) -> Outcome:
+) -> EndReason:
     """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
 
     The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
@@ -72,15 +72,15 @@ def train_run(
         if state.step >= start.total_steps:
             start.events.event(Kind.FINISH, state.step)
             start.progress.say(f"{start.folder.path} is complete: all of its {start.total_steps} steps are done")
-            return Outcome.FINISHED
+            return EndReason.FINISHED
         run = build_run(start, found, state, preemption, stack)
         seconds = start.startup.seconds
         run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
         run.progress.say(startup_message(run, start.folder))
         with synchronized_gc():
-            outcome = train(run)
-        log_end(run, outcome, start.folder)
-        return outcome
+            reason = train(run)
+        log_end(run, reason, start.folder)
+        return reason
 
 
 @dataclass(frozen=True)
@@ -175,16 +175,16 @@ def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: 
     Raises:
         LeaseLost: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
     """
-    events = EventLog(
-        lease.name, sinks, check=lease.check if rank.is_rank_zero else None
-    )  # the others write no rows there
+    attempt = lease.attempt
+    check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there
+    events = EventLog(attempt.id, sinks, check)
     hosts = gather_objects(socket.gethostname())
     if rank.is_rank_zero:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
-        number=lease.number,
+        number=attempt.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -193,16 +193,16 @@ def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: 
         pid=os.getpid(),
         torch=torch.__version__,
         code=git_revision() if rank.is_rank_zero else "",  # the only one whose events are kept
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        job=attempt.job,
+        restart=attempt.restart,
     )
     try:
         yield events
     except BaseException as error:
         with suppress(OSError):
             lease.check()
-        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
-        events.event(Kind.STOP, events.last_step, **ending)
+        text = f"{type(error).__name__}: {error}"
+        events.event(Kind.STOP, events.last_step, reason=classify_error(error), error=text)
         raise
     finally:
         events.close()
@@ -236,7 +236,7 @@ def watch(config: Config, folder: RunFolder, rank: DistributedContext, events: E
 
     def announce(sentence: str) -> None:
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
-        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+        events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
     watchdog = Watchdog(config.watchdog, stacks, announce)
     watchdog.expect("starting up", config.watchdog.startup_seconds)
@@ -304,9 +304,9 @@ def startup_message(run: Run, folder: RunFolder) -> str:
     )
 
 
-def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
+def log_end(run: Run, reason: EndReason, folder: RunFolder) -> None:
     """Record and say how the attempt ended."""
-    if outcome is Outcome.FINISHED:
+    if reason is EndReason.FINISHED:
         with run.watchdog.during("waiting for the last picture", 0):  # which has a limit of its own
             log_reconstruction(run, LAST_SECONDS)
             run.drawing.checkpoint(run.state.step, is_last=True)
@@ -315,7 +315,7 @@ def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
         newest = run.store.complete()[-1].folder if run.rank.is_rank_zero else None
         run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
     else:
-        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
+        run.events.event(Kind.STOP, run.state.step, reason=reason)
         saved = "which could not be saved" if run.failed_saves else "all saved"
-        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
+        by = f"the file {folder.path / 'stop'}" if reason is EndReason.STOPPED else "a signal"
         run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from motionmae.config import Config
-from motionmae.distributed.stop_requests import Outcome, Preemption
+from motionmae.distributed.stop_requests import Preemption
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Sink
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.setup import train_run
@@ -19,6 +20,6 @@ def task_of(config: Config) -> Task:
     return Pretraining(config)
 
 
-def train_task(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
+def train_task(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
     """One attempt of the run of ``config``, whatever its task: :func:`motionmae.training.setup.train_run`."""
     return train_run(config, task_of(config), preemption=preemption, sinks=sinks)

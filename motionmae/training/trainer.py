@@ -19,11 +19,12 @@ from motionmae.config import Config
 from motionmae.data.device_prefetch import DevicePrefetcher
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext, gather_objects
-from motionmae.distributed.stop_requests import Outcome, Request, StopRequests
+from motionmae.distributed.stop_requests import Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import EventLog, Kind, Row, process_age
 from motionmae.runs.phases import Phase
 from motionmae.training import nonfinite
@@ -92,7 +93,7 @@ class Step:
     """(b,) sample ids of each micro-batch."""
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run) -> EndReason:
     """Take the steps that are left, saving every so often, when asked to stop, and at the end.
 
     Checkpoints are written while the next steps are taken; the last one, before the run ends or stops, is waited for.
@@ -121,7 +122,7 @@ def train(run: Run) -> Outcome:
         if run.due(run.config.checkpoint.every_steps) or request.end or request.save:
             with run.watchdog.during(f"saving step {run.state.step}", run.config.watchdog.save_seconds):
                 save(run, request)
-    return Outcome.FINISHED if run.done or not request.end else request.end
+    return EndReason.FINISHED if run.done or not request.end else request.end
 
 
 def advance(run: Run, batches: Iterator[Batch]) -> Step:
@@ -302,7 +303,7 @@ def save(run: Run, request: Request) -> None:
     start = time.perf_counter()
     run.clock.enter(Phase.CHECKPOINT)
     if request.end:
-        run.events.event(Kind.PREEMPTION, run.state.step, outcome=request.end.name)
+        run.events.event(Kind.PREEMPTION, run.state.step, reason=request.end)
     count_corrupt(run)
     log_saved(run, run.saver.wait())  # the one before, where the disk is slower than the steps
     run.saver.start(run.engine, run.state.step, checkpoint_metadata(run), start, waited=time.perf_counter() - start)

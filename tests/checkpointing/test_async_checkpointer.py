@@ -11,9 +11,9 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.checkpointing.sharded import PinnedStagingBuffer
 from motionmae.config import Config
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from motionmae.runs.history import read_story
 from motionmae.training.pretrain import pretrain
@@ -83,7 +83,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = tiny_run(shards, tmp_path_factory.mktemp("reference"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     return config
 
 
@@ -117,7 +117,7 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
     ranks.kill()
     assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
     assert [c.step for c in store_of(config).complete()] == [2, 4]
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     assert rows_of(config, "resume")[0]["step"] == 4
     assert store_of(config).unfinished() == []
     assert_same_end(config, undisturbed)
@@ -133,14 +133,14 @@ def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp
     wait_until(lambda: rows_of(config, "checkpoint"), "a checkpoint")
     assert not (folder.path / "save").exists()
     (folder.path / "stop").touch()
-    assert ranks.results() == [Outcome.STOPPED] * 2
+    assert ranks.results() == [EndReason.STOPPED] * 2
     saves = [row["step"] for row in rows_of(config, "checkpoint")]
     assert len(saves) == 2
-    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"exit": "stopped", "step": saves[1]}
+    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
     assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
     assert not (folder.path / "stop").exists()
     (folder.path / "stop").touch()  # before the run is there
-    assert run_ranks(1, pretrain, config) == [Outcome.STOPPED]
+    assert run_ranks(1, pretrain, config) == [EndReason.STOPPED]
     assert store_of(config).complete()[-1].step == saves[1] + 1
 
 
@@ -165,7 +165,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
 
     again = config.updated({"output_dir": str(tmp_path / "again")})
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
-    assert run_ranks(2, pretrain, again) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, again) == [EndReason.FINISHED] * 2
     assert_same_end(config, again)
 
 
@@ -176,7 +176,7 @@ def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path
         assert "on rank 0, samples [" in sentence
     assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22
-    assert rows_of(config, "stop")[0]["exit"] == "user_error"
+    assert rows_of(config, "stop")[0]["reason"] == "user_error"
 
 
 def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
@@ -188,5 +188,5 @@ def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
         assert process.exitcode == 79, ranks.output()
     hang = rows_of(config, "hang")[0]
     assert hang["error"].startswith(("writing the checkpoint of step 6", "saving step 8"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     assert store_of(config).complete()[-1].step == STEPS

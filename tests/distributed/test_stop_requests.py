@@ -17,7 +17,7 @@ from motionmae.config import Config, save_config
 from motionmae.distributed.stop_requests import Preemption
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from tests.training.engine_workers import await_signal
 from tests.training.launch import Ranks, wait_until
@@ -27,10 +27,10 @@ from tests.training.shards import make_shards, tiny_run
 @pytest.mark.parametrize(
     ("signals", "outcome"),
     [
-        ({1: [signal.SIGUSR2]}, "REQUEUE"),
+        ({1: [signal.SIGUSR2]}, "PREEMPTED"),
         ({0: [signal.SIGTERM]}, "TERMINATED"),
-        ({0: [signal.SIGTERM], 1: [signal.SIGUSR2]}, "REQUEUE"),
-        ({0: [signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM]}, "REQUEUE"),
+        ({0: [signal.SIGTERM], 1: [signal.SIGUSR2]}, "PREEMPTED"),
+        ({0: [signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM]}, "PREEMPTED"),
         ({1: [signal.SIGHUP]}, "TERMINATED"),
     ],
 )
@@ -73,10 +73,10 @@ def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFo
 
 
 def assert_saved_at_the_end(process: subprocess.Popen, folder: RunFolder) -> None:
-    assert process.wait(timeout=60) == Exit.TERMINATED
+    assert process.wait(timeout=60) == EndReason.TERMINATED.exit_code
     (saved,) = CheckpointStore(folder.checkpoints).complete()
     assert saved.step == list(read_rows(folder.metrics))[-1]["step"]
-    assert list(read_rows(folder.events))[-1]["outcome"] == "TERMINATED"
+    assert list(read_rows(folder.events))[-1]["reason"] == "terminated"
 
 
 def test_ctrl_c_saves(tmp_path: Path):

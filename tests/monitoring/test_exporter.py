@@ -19,6 +19,7 @@ from monitoring.exporter import END, END_AFTER_SCRAPE, ip_address
 from monitoring.metric_definitions import METRICS, PREFIX
 from motionmae.config import Config
 from motionmae.errors import UserError
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind
 from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
 from tests.training.launch import wait_until
@@ -99,7 +100,7 @@ def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_pa
     first = FedRun(config, tmp_path)
     feed(first)
     second = FedRun(config, tmp_path, "b")
-    second.event(Kind.STOP, 4, outcome="REQUEUE")
+    second.event(Kind.STOP, 4, reason=EndReason.PREEMPTED)
     FedRun(config, tmp_path, "c").event(Kind.READY, 4, total_steps=10)
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         found = values(scrape(exporter.address()))

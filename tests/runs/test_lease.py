@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import LeaseLost
+from motionmae.runs.end_reason import EndReason, LeaseLost
 from motionmae.runs.events import read_rows
 from motionmae.runs.lease import FILE, acquire_lease
 from motionmae.training.pretrain import pretrain
@@ -21,13 +20,13 @@ def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
     first.check()
     second = acquire_lease(tmp_path)
     second.check()
-    assert (first.number, second.number) == (1, 2)
+    assert (first.attempt.number, second.attempt.number) == (1, 2)
     with pytest.raises(LeaseLost, match=r"attempt 2 of this run.*attempt 1 on .* writes nothing more"):
         first.check()
 
 
 def claim_often(folder: Path, times: int) -> list[int]:
-    return [acquire_lease(folder).number for _ in range(times)]
+    return [acquire_lease(folder).attempt.number for _ in range(times)]
 
 
 def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path: Path):
@@ -62,7 +61,7 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
         old.send(rank, signal.SIGSTOP)
-    assert run_ranks(1, pretrain, config) == [Outcome.FINISHED]
+    assert run_ranks(1, pretrain, config) == [EndReason.FINISHED]
     before = content_of(folder.path)
     for rank in range(world):
         old.send(rank, signal.SIGCONT)

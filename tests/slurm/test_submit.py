@@ -13,9 +13,10 @@ from motionmae.config import load_config
 from motionmae.config.site import Site
 from motionmae.data.remote import download
 from motionmae.errors import UserError
+from motionmae.runs.attempt import Attempt
+from motionmae.runs.end_reason import EndReason
 from slurm import code_snapshot, submission, submit
-from slurm.attempt_log import Attempt, Attempts
-from slurm.failure_cause import Cause
+from slurm.attempt_log import Attempts
 from slurm.job_state import JobRecord
 from slurm.launch_options import LAUNCH_OPTIONS
 from tests.data.shard_server import serving
@@ -233,7 +234,7 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
     )
     for restart in (0, 1):
         (tmp_path / "runs/demo_seed3").mkdir(parents=True, exist_ok=True)
-        Attempts(tmp_path / "runs/demo_seed3").failed(Attempt("7", restart), Cause.KILLED, 0, "node9")
+        Attempts(tmp_path / "runs/demo_seed3").failed(Attempt(job="7", restart=restart), EndReason.KILLED, 0, "node9")
 
     argv = ("--config", "demo", f"data.shards={shards}", "--site", "site.yaml", "--seeds", "2-3", "--account", "mine")
     status, out, _ = _run(capsys, *argv, "--dependency", "afterok:4", "--sbatch", "mem=9G", "launch.exclude=node1")

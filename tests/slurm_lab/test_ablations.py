@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments.ablation_table import Row
+from benchmarks.experiments.ablation_table import AblationRow
 from slurm.job_state import JobRecord
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import PATIENCE
@@ -48,8 +48,8 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     again = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "job" not in again.stdout  # nothing is missing
-    for row in (Row(name, tmp_path / "runs") for name in ROWS):
-        job = JobRecord.read(row.testing)
+    for row in (AblationRow(name, tmp_path / "runs") for name in ROWS):
+        job = JobRecord.read(row.jobs()[-1].folder)
         assert job is not None
         state = lab.wait_for_job(job.job_id, ("COMPLETED", "FAILED", "CANCELLED"), PATIENCE)
         assert state == "COMPLETED", Path(job.log).read_text() if Path(job.log).exists() else "no log"

@@ -22,7 +22,7 @@ from motionmae.distributed.stop_requests import Preemption, StopRequests
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
 from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
@@ -222,7 +222,7 @@ def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
     return losses, {name: p.detach() for name, p in parameters.items()}, norm
 
 
-def lose_peer(how: str) -> int:
+def lose_peer(how: str) -> EndReason:
     """Lose rank 1 in one of three ways; on rank 0 the class of the error."""
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=3)
     if rank == 1 and how == "is not there":
@@ -236,8 +236,8 @@ def lose_peer(how: str) -> int:
             time.sleep(30)
         dist.all_reduce(torch.ones(2))
     except RuntimeError as error:
-        return exit_of(error)
-    return Exit.FINISHED
+        return classify_error(error)
+    return EndReason.FINISHED
 
 
 def listening() -> set[str]:

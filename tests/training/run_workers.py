@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from motionmae.config import Config
 from motionmae.distributed.process_group import init_distributed
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import exit_of
+from motionmae.runs.end_reason import classify_error
 from motionmae.training import trainer
 from motionmae.training.tasks import train_task
 
@@ -43,7 +43,7 @@ def pretrain_to_exit(config: Config) -> tuple[str, str]:
     try:
         return train_task(config).name, ""
     except Exception as error:
-        return exit_of(error).name, str(error)
+        return classify_error(error).name, str(error)
 
 
 def pretrain_and_hang(config: Config, step: int) -> None:

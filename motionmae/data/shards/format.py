@@ -241,7 +241,7 @@ class ShardWriter:
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write a shard's index, atomically; returns the shard's row of a manifest."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    write_atomically(index_path(shard), raw)
+    write_atomically(index_path(shard), raw, unique=False)
     return _entry(content, raw)
 
 

@@ -81,7 +81,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``folder/manifest.json``, atomically."""
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
-    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
 
 
 def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:

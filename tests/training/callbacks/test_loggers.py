@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from motionmae.config import Config, LogConfig
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
-from motionmae.training.pretrain import Outcome, pretrain
+from motionmae.training.pretrain import pretrain
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
 
@@ -139,4 +140,4 @@ def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
     folder = RunFolder.of(config.output_dir, config.name)
     folder.create()
     folder.tensorboard.write_text("no folder")
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2

@@ -7,9 +7,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import current_rows, read_rows
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
-from motionmae.training.pretrain import Outcome, pretrain
+from motionmae.training.pretrain import pretrain
 from tests.training.launch import run_ranks, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
 
@@ -22,7 +23,7 @@ def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path
     drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero_stage": zero}, log=log, checkpoint={"keep_last": STEPS})
     plain = tiny_run(shards, tmp_path / "plain", engine={"zero_stage": zero})
     for config in (drawn, plain):
-        assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+        assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
     folder, other = (RunFolder.of(config.output_dir, config.name) for config in (drawn, plain))
     events = [row for row in read_rows(folder.events) if row["kind"] == "picture"]
     assert events[-1]["step"] == STEPS
