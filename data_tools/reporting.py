@@ -1,4 +1,4 @@
-"""Shared by the tools: progress bars, JSON files of figures, and the error for damaged shards."""
+"""Progress bars and JSON files of the tools."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def damage_as_user_error() -> Iterator[None]:
-    """Raise a damaged sample as a :class:`UserError` that names the tool which lists all damage."""
+    """Raise a damaged sample as a :class:`UserError` that names the command which lists all damage."""
     try:
         yield
     except CorruptSample as error:

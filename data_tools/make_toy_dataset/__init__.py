@@ -1,1 +1,1 @@
-"""Rendered videos whose classes differ in motion only; `motionmae shards toy --help` explains how."""
+"""Render videos whose classes differ in motion only; see `motionmae shards toy --help`."""

@@ -1,7 +1,6 @@
 """Loading a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
 
 import difflib
-import importlib.resources
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,11 @@ from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 _ENDINGS = (".yaml", ".yml")
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CHECKOUT = _PACKAGE.parent / "configs"
+
+CONFIG_FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else _PACKAGE / "presets"
+"""The configs that come with the code: in a checkout, or in the installed package."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,6 @@ class Layer:
     tree: dict[str, Any]
     origin: str
     """The source, as messages name it: a file or an override."""
-
-
-def preset_folder() -> Path:
-    """The folder of the configs that come with the code: ``configs/`` of a checkout, or the installed presets."""
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    try:
-        installed = Path(str(importlib.resources.files("motionmae.presets")))
-    except ModuleNotFoundError:
-        return checkout
-    return checkout if checkout.is_dir() else installed
-
-
-CONFIG_FOLDER = preset_folder()
 
 
 def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = None) -> Config:
@@ -69,9 +60,8 @@ def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = No
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        sentence = describe_refusal(error, Config, tree, origins)
-        command = "" if "(from " in sentence else f" (config {' '.join([name, *overrides])})"
-        raise UserError(f"{sentence}{command}") from error
+        source = f"config {' '.join([name, *overrides])}"
+        raise UserError(describe_refusal(error, Config, tree, origins, source)) from error
 
 
 def refuse_unused(config: Config, overrides: Sequence[str]) -> None:

@@ -23,23 +23,28 @@ _TYPES: dict[Any, str] = {
 
 
 def describe_refusal(
-    error: ValidationError, schema: type[BaseModel], tree: Mapping[str, Any], origins: Mapping[str, str]
+    error: ValidationError,
+    schema: type[BaseModel],
+    tree: Mapping[str, Any],
+    origins: Mapping[str, str] | None = None,
+    source: str = "",
 ) -> str:
     """The sentence for the first error. Unknown keys come before impossible values.
 
     Args:
         error: from the validation of ``tree`` against ``schema``.
-        origins: the file or override that set a key, by key.
+        origins: by key, the file or override that set it.
+        source: all that was loaded, named where several keys do not fit together.
     """
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
     key = ".".join(path)
-    origin = f" (from {origins[key]})" if key in origins else ""
+    origin = f" (from {origins[key]})" if origins and key in origins else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{origin}: {_suggest(path, schema)}"
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # from `check`: a whole sentence
-        return str(cause)
+        return f"{cause} ({source})" if source else str(cause)
     value: Any = tree
     for part in path:
         value = value[part]
@@ -121,8 +126,8 @@ def _containing(word: str, keys: list[str]) -> list[str]:
 
 
 def _ending_in(word: str, keys: list[str]) -> list[str]:
-    """``optim.epochs`` and ``optim.warmup_epochs`` for ``epochs``, the shortest first."""
-    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: len(_name(key)))
+    """``optim.epochs`` and ``optim.warmup_epochs`` for ``epochs``, an equal name first."""
+    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: _name(key) != word)
 
 
 def _similar(word: str, keys: list[str]) -> list[str]:

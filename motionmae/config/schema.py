@@ -110,7 +110,7 @@ class Config(Section):
         try:
             return Config.model_validate(tree)
         except ValidationError as error:
-            raise UserError(describe_refusal(error, Config, tree, {})) from error
+            raise UserError(describe_refusal(error, Config, tree)) from error
 
 
 def accumulation_steps(config: Config, world: int) -> int:

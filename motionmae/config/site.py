@@ -40,8 +40,8 @@ Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*
 Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "name of a variable"))]
 
 
-class Site(Section):
-    """Contents of a site file."""
+class _Contents(Section):
+    """What a person may write in a site file."""
 
     launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
@@ -49,8 +49,13 @@ class Site(Section):
     """Long options of sbatch."""
     environment: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables of every rank."""
-    file: Annotated[Path | None, Field(exclude=True)] = None
-    """The file, for messages."""
+
+
+class Site(_Contents):
+    """A site file."""
+
+    file: Path | None = None
+    """Its path, for messages."""
 
 
 def load_site(path: Path | None) -> Site:
@@ -66,6 +71,6 @@ def load_site(path: Path | None) -> Site:
         raise UserError(f"--site {file}: there is no such file")
     tree = read_yaml(file)
     try:
-        return Site.model_validate({**tree, "file": file})
+        return Site(**dict(_Contents.model_validate(tree)), file=file)
     except ValidationError as error:
-        raise UserError(f"{file}: {describe_refusal(error, Site, tree, {})}") from error
+        raise UserError(f"{file}: {describe_refusal(error, _Contents, tree)}") from error

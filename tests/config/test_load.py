@@ -1,10 +1,16 @@
 """Loading a configuration: inheritance, overrides, and one clear sentence for everything that is wrong."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config, load_config, refuse_unused, save_config
+from motionmae.config import Config, MaskConfig, load, load_config, refuse_unused, save_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.schema import accumulation_steps
 from motionmae.errors import UserError
@@ -22,6 +28,78 @@ def test_saved_config_is_the_same_config(tmp_path: Path) -> None:
     config = load_config("vitl_k400", ["name=again", "data.crop_scale=[0.3, 0.9]"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+def test_a_config_survives_json() -> None:
+    """As in the file state.json of a checkpoint."""
+    config = load_config("finetune_vitb_ssv2", ["data.crop_scale=[0.3, 0.9]", "optim.base_lr=1e-4"])
+    assert Config.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optim.base_lr=1e-4", 1e-4),  # YAML 1.1 reads a text
+        ("name=007", "007"),  # YAML reads a number
+        ("log.wandb=off", "off"),  # YAML reads false
+        ("launch.comment='a: b # c'", "a: b # c"),
+        ("data.crop_scale=[0.5,1]", (0.5, 1.0)),
+        ("data.flip=no", False),
+        ("optim.warmup_epochs=3", 3.0),
+    ],
+)
+def test_the_schema_decides_the_type_of_a_value(override: str, value: object, tmp_path: Path) -> None:
+    section, _, key = override.partition("=")[0].rpartition(".")
+    config = load_config("vitb_k400", [override])
+    found = getattr(getattr(config, section) if section else config, key)
+    assert (found, type(found)) == (value, type(value))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+def test_an_updated_config_is_checked() -> None:
+    config = load_config("vitb_k400")
+    assert config.updated({"mask.ratio": 0.5, "data": {"threads": 3}}).data.threads == 3
+    assert config.updated({"mask": MaskConfig(ratio=0.5)}).mask == MaskConfig(ratio=0.5)
+    with pytest.raises(UserError, match=r"mask\.ratio=0\.001 is not possible: with mask\.kind=tube"):
+        config.updated({"mask.ratio": 0.001})
+    with pytest.raises(UserError, match=r"unknown key mask\.ratoi: did you mean mask\.ratio"):
+        config.updated({"mask.ratoi": 0.5})
+
+
+def test_a_refusal_names_the_file_that_set_the_value(tmp_path: Path) -> None:
+    (tmp_path / "ground.yaml").write_text("mask: {ratio: 2}\n")
+    (tmp_path / "top.yaml").write_text("base: ground\nseed: 3\n")
+    with pytest.raises(UserError, match=rf"mask\.ratio=2 is not possible: .* \(from {tmp_path}/ground\.yaml\)"):
+        load_config(str(tmp_path / "top.yaml"))
+    assert load_config(str(tmp_path / "top.yaml"), ["mask.ratio=0.5"]).mask.ratio == 0.5
+
+
+@pytest.mark.parametrize("base", ["ground", "ground.yaml", "../{}/ground", "{}/ground.yaml", "{}/ground"])
+def test_a_base_is_relative_or_absolute_with_or_without_its_ending(base: str, tmp_path: Path) -> None:
+    folder = tmp_path.name if base.startswith("..") else tmp_path
+    (tmp_path / "ground.yaml").write_text("seed: 7\n")
+    (tmp_path / "top.yaml").write_text(f"base: {base.format(folder)}\n")
+    assert load_config(str(tmp_path / "top.yaml")).seed == 7
+
+
+def test_an_installation_without_a_checkout_has_presets(tmp_path: Path) -> None:
+    package = tmp_path / "motionmae"
+    shutil.copytree(Path(load.__file__).parents[1], package)
+    shutil.copytree(CONFIG_FOLDER, package / "presets")
+    code = "from motionmae.config import load_config; print(load_config('vitl_k400').model.size)"
+    python = partial(subprocess.run, [sys.executable, "-P", "-c", code], cwd=tmp_path, text=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    assert python(env=environment).stdout == "vit_l\n"
+    shutil.rmtree(package / "presets")
+    assert "holds no configs; give the path of a YAML file" in python(env=environment).stderr
+
+
+def test_loading_needs_no_torch() -> None:
+    code = (
+        "import sys; from motionmae.config import load_config; load_config('vitl_k400'); print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
 def test_overrides_are_checked_together() -> None:

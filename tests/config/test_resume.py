@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.config import Config
-from motionmae.config.resume import check_same_run
+from motionmae.config.resume import RESULT_KEYS, check_same_run
 from motionmae.errors import UserError
 
 
@@ -40,6 +40,14 @@ def test_others_are_refused_by_name(sections: dict[str, object], named: str):
     with pytest.raises(UserError) as refusal:
         check_same_run(changed().model_dump(mode="json"), changed(**sections))
     assert named in str(refusal.value)
+
+
+def test_results_depend_on_what_a_resume_keeps_and_on_some_things_it_may_change():
+    may_change = {"data.shards", "data.beton", "finetune.init", "engine.precision", "test.clips"}
+    assert may_change | {"seed", "task", "optim.epochs", "data.flip", "model.size"} <= RESULT_KEYS
+    assert not RESULT_KEYS & {"name", "output_dir", "engine.zero_stage", "launch.nodes", "data.cache", "data.threads"}
+    changes = {"data.shards": "/other", "engine.precision": "bf16", "test.clips": 1}
+    check_same_run(changed().model_dump(mode="json"), changed().updated(changes))
 
 
 def test_a_key_the_checkpoint_does_not_know_had_its_default():

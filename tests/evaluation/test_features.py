@@ -190,7 +190,7 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
         assert seen[2 * text : 3 * text, 4 * (panel + 4) :].min() < 100  # "time head"
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--out", str(tmp_path / "picture.bmp")])
-    assert "none of .png, .gif, .mp4" in capsys.readouterr().err
+    assert "must end in .png or .gif or .mp4" in capsys.readouterr().err
     for words_of, said in (
         (["--ratio", "-0.1"], "--ratio -0.1 is not possible"),
         (["--frames", "0"], "--frames 0 is not possible"),

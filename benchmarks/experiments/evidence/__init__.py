@@ -1,1 +1,1 @@
-"""A small experiment that shows what pre-training is worth; ``python -m benchmarks.experiments.evidence --help`` says how."""
+"""A small experiment that measures the value of pre-training; see `python -m benchmarks.experiments.evidence --help`."""
