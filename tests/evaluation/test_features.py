@@ -121,7 +121,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
 
     with pytest.raises(SystemExit, match="2"):
         main([*words[:-1], str(tmp_path / "out.csv")])
-    assert "is none of .npz, .parquet" in capsys.readouterr().err
+    assert "must end in .npz or .parquet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
     assert "holds no video file" in capsys.readouterr().err
