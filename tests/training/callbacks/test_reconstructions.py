@@ -63,7 +63,7 @@ class TestDrawing:
         drawing = ReconstructionCallback(self.folder(tmp_path), 1)
         drawing.checkpoint(7)
         told = self.outcome(drawing)
-        assert "is no run folder, it has no config.yaml" in str(told["error"])
+        assert "is not a run folder, it has no config.yaml" in str(told["error"])
 
     def test_a_folder_that_cannot_be_written_and_a_strange_name_stop_nobody(self, tmp_path: Path):
         folder = self.folder(tmp_path)
