@@ -1,8 +1,8 @@
 """The job that submitit runs on every rank, once per attempt.
 
 A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
-decides what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
-machine), which counts time limits.
+decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (status 255,
+or 144 on a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
 its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
@@ -31,7 +31,7 @@ from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 if TYPE_CHECKING:
-    from motionmae.distributed.stop_requests import Preemption
+    from motionmae.distributed.stop_requests import StopSignals
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -66,16 +66,16 @@ class TrainJob(Checkpointable):
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitored
-        from motionmae.distributed.stop_requests import Preemption
-        from motionmae.training.tasks import train_task
+        from motionmae.distributed.stop_requests import StopSignals
+        from motionmae.training.setup import run_training
 
-        with Preemption() as preemption:
+        with StopSignals() as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitored(self.config) as sinks:
-                    reason = train_task(self.config, preemption=preemption, sinks=sinks)
+                    reason = run_training(self.config, signals=signals, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(classify_error(error).exit_code)
@@ -89,14 +89,14 @@ class TrainJob(Checkpointable):
             if reason is EndReason.TERMINATED and not is_being_preempted(environment):
                 sys.exit(reason.exit_code)
             if reason is not EndReason.FINISHED:
-                requeue(preemption)
+                requeue(signals)
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
         from motionmae.distributed.context import choose_device
         from motionmae.runs.attempt import Attempt
-        from slurm.attempt_log import Attempts
+        from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
         run = Path(self.config.output_dir) / self.config.name
@@ -110,7 +110,7 @@ class TrainJob(Checkpointable):
         except Unreachable as error:
             attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                Attempts(run).failed(attempt, EndReason.BAD_NODE, 0, node)
+                AttemptLog(run).log_failure(attempt, EndReason.BAD_NODE, 0, node)
             abort(EndReason.LOST_PEERS, str(error))
 
 
@@ -120,9 +120,9 @@ def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
     return job is not None and job.state == "RUNNING" and job.preempted
 
 
-def requeue(preemption: "Preemption") -> None:
+def requeue(signals: "StopSignals") -> None:
     """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
-    handler = preemption.former[signal.SIGUSR2]
+    handler = signals.former[signal.SIGUSR2]
     assert callable(handler), "submitit installs its handler before it calls a job"
     try:
         handler(signal.SIGUSR2, None)

@@ -74,7 +74,7 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def cut_views(images: np.ndarray, clips: list[list[int]], clip: ClipConfig, crops: int) -> np.ndarray:
-    """Cut all views from images uint8 (n, H, W, 3), whose short side S is ``clip.size``: (clips * crops, T, S, S, 3)."""
+    """Cut all views from images uint8 (n, H, W, 3) whose short side S is ``clip.size``: (clips * crops, T, S, S, 3)."""
     size = clip.size
     height, width = images.shape[1:3]
     views = []
