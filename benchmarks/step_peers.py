@@ -200,7 +200,7 @@ def ours(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plai
 def only_targets(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
     """The part of our forward pass that makes what the heads are held against."""
     model = _unmade(config)
-    rebuilt = model.draw_rebuilt(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
+    rebuilt = model.draw_queries(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
     clips = batch.clips.to(device)
     return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), rebuilt)
 

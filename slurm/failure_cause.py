@@ -1,7 +1,7 @@
-"""How the tasks of a job step ended, as srun reports it, and what was the cause.
+"""Cause of a failed job step, from srun's messages.
 
-srun exits with the highest status of all tasks, and those that it ends after the first failure have one too (143 beats
-every class of ours). What it prints on standard error is ordered and names nodes::
+srun exits with the highest status of all tasks. That includes tasks which srun itself ends after the first failure
+(143, higher than all other exit codes). Its messages on standard error are in order and name the nodes::
 
     srun: error: node2: task 1: Killed
     srun: launch/slurm: _step_signal: Terminating StepId=7.0
@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from submitit.slurm.slurm import _parse_node_list  # knows every form of Slurm's host lists
+from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
 from motionmae.runs.end_reason import EndReason
 
@@ -24,30 +24,30 @@ _DECISIVE = (
     EndReason.BAD_NODE,
     EndReason.NO_STORAGE,
 )
-"""Reasons that a rank knows from itself. They win over ranks that merely noticed the loss of another rank."""
+"""Reasons that a rank finds in itself. They take precedence over ranks that only lost another rank."""
 _OF_EXIT_CODE = {
     reason.exit_code: reason
     for reason in (*_DECISIVE, EndReason.TERMINATED, EndReason.LOST_PEERS, EndReason.HUNG, EndReason.CRASHED)
 }
 _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
-"""Ends that hardware brings about. Not among them: Terminated (by srun) and Aborted (NCCL, because of another rank)."""
+"""Signals for which the node is blamed. Terminated comes from srun, and Aborted from NCCL because of another rank."""
 _TASK = re.compile(r"srun: error: (?P<nodes>\S+): tasks? [\d,\-]+: (?P<end>.+)")
 _LAUNCH = re.compile(r"srun: error: Task launch for \S+ failed on node (?P<nodes>[^:\s]+)")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The cause of an early end."""
+    """Cause of a failed job step."""
 
     reason: EndReason
     node: str = ""
     """The node at fault, if known."""
     status: int = 1
-    """Exit status of the rank that ended so; 137 for one that was killed."""
+    """Exit status of the failed rank; 137 for a killed rank."""
 
 
 def find_failure(lines: Iterable[str]) -> Failure:
-    """The cause that srun's messages on standard error point to."""
+    """Cause of a failure according to srun's messages on standard error."""
     found = [failure for line in lines if (failure := _failure_in(line)) is not None]
     decisive = [failure for reason in _DECISIVE for failure in found if failure.reason is reason]
     return next(iter([*decisive, *found]), Failure(EndReason.NOT_STARTED))

@@ -1,8 +1,8 @@
 """The job that submitit runs on every rank, once per attempt.
 
 A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
-decides what follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
-machine), which counts time limits.
+decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (status 255,
+or 144 on a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
 its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
@@ -96,7 +96,7 @@ class TrainJob(Checkpointable):
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
         from motionmae.distributed.context import choose_device
         from motionmae.runs.attempt import Attempt
-        from slurm.attempt_log import Attempts
+        from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
         run = Path(self.config.output_dir) / self.config.name
@@ -110,7 +110,7 @@ class TrainJob(Checkpointable):
         except Unreachable as error:
             attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                Attempts(run).failed(attempt, EndReason.BAD_NODE, 0, node)
+                AttemptLog(run).log_failure(attempt, EndReason.BAD_NODE, 0, node)
             abort(EndReason.LOST_PEERS, str(error))
 
 

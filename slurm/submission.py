@@ -18,7 +18,7 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, LineFile
 from slurm import code_snapshot, executors
-from slurm.attempt_log import Attempts
+from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
@@ -38,7 +38,7 @@ def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
     """The executor for Slurm. It excludes the nodes on which the run failed before."""
-    excluded = Attempts(Path(config.output_dir) / config.name).excluded()
+    excluded = AttemptLog(Path(config.output_dir) / config.name).excluded_nodes()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = config.updated({"launch.exclude": exclude})
     return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
@@ -160,9 +160,9 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
         "preempt": f"{preempt}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
-    if record.cluster == "slurm" and (excluded := Attempts(run).excluded()):
+    if record.cluster == "slurm" and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
-        lines["excluded"] = f"{nodes}   # to use them again: rm {Attempts(run).path}"
+        lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
 
 

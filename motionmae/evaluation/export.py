@@ -20,11 +20,7 @@ from motionmae.config import Config, config_yaml
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_run
 from motionmae.files import write_atomically
-from motionmae.models.convert.huggingface import (
-    classifier_to_huggingface,
-    huggingface_config,
-    pretraining_to_huggingface,
-)
+from motionmae.models.convert.huggingface import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, read_rows
@@ -95,15 +91,15 @@ def as_videomae(exported: Exported) -> Exported:
             config = config.updated({"target.kind": "frame"})
             note = "The time head has no place in VideoMAE and is left out; encoder and space head are as trained."
         huggingface_config(config)  # refuses what is none, before names are looked at
-        return replace(exported, state=pretraining_to_huggingface(state, config.clip), config=config, note=note)
+        return replace(exported, state=to_huggingface(state, PRETRAINING, config.clip), config=config, note=note)
     huggingface_config(config)
-    return replace(exported, state=classifier_to_huggingface(state, config.clip))
+    return replace(exported, state=to_huggingface(state, CLASSIFIER, config.clip))
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
     """The ``config.json`` of a transformers folder."""
     classes = {str(number): name for number, name in enumerate(exported.class_names)}
-    kind = "VideoMAEForVideoClassification" if classes else "VideoMAEForPreTraining"
+    kind = CLASSIFIER if classes else PRETRAINING
     labels = {"id2label": classes, "label2id": {name: int(number) for number, name in classes.items()}}
     return {
         "model_type": "videomae",

@@ -68,7 +68,11 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
     clip, mask = config.clip, config.mask
     masks = draw_masks(
-        seeds, kind=mask.kind, ratio=mask.ratio, slots=clip.temporal_patches, places=clip.spatial_patches
+        seeds,
+        kind=mask.kind,
+        ratio=mask.ratio,
+        temporal_patches=clip.temporal_patches,
+        spatial_patches=clip.spatial_patches,
     )
     patches = cut_patches(clips, clip.cube_size)
     losses = {}

@@ -16,7 +16,7 @@ from motionmae.errors import UserError
 from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
 from slurm import code_snapshot, submission, submit
-from slurm.attempt_log import Attempts
+from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
 from slurm.launch_options import LAUNCH_OPTIONS
 from tests.data.shard_server import serving
@@ -234,7 +234,9 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
     )
     for restart in (0, 1):
         (tmp_path / "runs/demo_seed3").mkdir(parents=True, exist_ok=True)
-        Attempts(tmp_path / "runs/demo_seed3").failed(Attempt(job="7", restart=restart), EndReason.KILLED, 0, "node9")
+        AttemptLog(tmp_path / "runs/demo_seed3").log_failure(
+            Attempt(job="7", restart=restart), EndReason.KILLED, 0, "node9"
+        )
 
     argv = ("--config", "demo", f"data.shards={shards}", "--site", "site.yaml", "--seeds", "2-3", "--account", "mine")
     status, out, _ = _run(capsys, *argv, "--dependency", "afterok:4", "--sbatch", "mem=9G", "launch.exclude=node1")

@@ -1,4 +1,4 @@
-"""Jobs whose steps take no time and end in every way there is, for what the batch script makes of it."""
+"""Jobs with short steps that end in every possible way, to test the requeue policy."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _ONCE = '[ "$SLURM_RESTART_COUNT" ] && exit 0; '
 
 @dataclass(frozen=True)
 class Case:
-    """A step and what becomes of its job."""
+    """A step and the expected end of its job."""
 
     step: str
     state: str
@@ -40,7 +40,7 @@ CASES = {
 
 
 def submit_case(lab: Lab, run: Path, case: Case) -> str:
-    """Submit it; returns its job id."""
+    """Submit the job and return its ID."""
     run.mkdir()
     (run / "step").write_text(case.step)
     batch = (
