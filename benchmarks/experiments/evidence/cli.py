@@ -1,7 +1,6 @@
 """The command line of benchmarks/experiments/evidence."""
 
 import argparse
-import fcntl
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from benchmarks.experiments.evidence.data import describe, make_data
 from benchmarks.experiments.evidence.jobs import ARMS, USES, Experiment, trials_of
 from benchmarks.experiments.evidence.pool import Pool
 from benchmarks.experiments.evidence.table import as_markdown, read_known, results, write_between_marks
+from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -113,10 +113,8 @@ def _work_lock(work: Path) -> Iterator[None]:
     """Allow only one command per folder, because two would start the same runs."""
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.acquire(file):
             raise UserError(
                 f"another benchmarks/experiments/evidence is running in {work}: wait for it, or choose another --work"
-            ) from None
+            )
         yield
