@@ -8,7 +8,6 @@ run continues with the other shards. ``manifest.json`` is written last.
 
 import contextlib
 import errno
-import fcntl
 import json
 import signal
 import threading
@@ -29,6 +28,7 @@ from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, sh
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.locks import acquire
 
 QUARANTINE = "quarantine.jsonl"
 """Rows with path, reason and error of all videos that are in no shard."""
@@ -137,12 +137,9 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
         file = locks.enter_context(path.open("a+"))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it") from None
-    except OSError:  # a network disk without locks
-        pass
+    with contextlib.suppress(OSError):  # a network disk without locks
+        if not acquire(file, shared=shared):
+            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")
 
 
 def write_shards(
