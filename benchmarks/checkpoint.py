@@ -74,10 +74,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
             model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
-            engine = Engine(model, decay_groups(model, config), config, rank)
-            claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
+            engine = Engine(model, decay_groups(model, config.optim), config, rank)
+            lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config.checkpoint, watchdog)
+            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config.checkpoint, watchdog)
             for number, state in enumerate(sharded_state.engine_states(engine).values()):  # distinct values
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))

@@ -118,7 +118,7 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
     clip, number = config.clip, config.engine.micro_batch_size * config.data.repeated_sampling
     with LiveTensors() as live:
         model = build_motionmae(config)
-        engine = Engine(model, decay_groups(model, config), config, rank)
+        engine = Engine(model, decay_groups(model, config.optim), config, rank)
         assert engine.accumulation == 1, "a step of one micro-batch is what is measured"
         clips = torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         seeds, losses = torch.arange(number), []

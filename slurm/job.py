@@ -31,7 +31,7 @@ from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 if TYPE_CHECKING:
-    from motionmae.distributed.stop_requests import Preemption
+    from motionmae.distributed.stop_requests import StopSignals
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -66,16 +66,16 @@ class TrainJob(Checkpointable):
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitored
-        from motionmae.distributed.stop_requests import Preemption
-        from motionmae.training.tasks import train_task
+        from motionmae.distributed.stop_requests import StopSignals
+        from motionmae.training.setup import run_training
 
-        with Preemption() as preemption:
+        with StopSignals() as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitored(self.config) as sinks:
-                    reason = train_task(self.config, preemption=preemption, sinks=sinks)
+                    reason = run_training(self.config, signals=signals, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(classify_error(error).exit_code)
@@ -89,7 +89,7 @@ class TrainJob(Checkpointable):
             if reason is EndReason.TERMINATED and not is_being_preempted(environment):
                 sys.exit(reason.exit_code)
             if reason is not EndReason.FINISHED:
-                requeue(preemption)
+                requeue(signals)
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
@@ -120,9 +120,9 @@ def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
     return job is not None and job.state == "RUNNING" and job.preempted
 
 
-def requeue(preemption: "Preemption") -> None:
+def requeue(signals: "StopSignals") -> None:
     """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
-    handler = preemption.former[signal.SIGUSR2]
+    handler = signals.former[signal.SIGUSR2]
     assert callable(handler), "submitit installs its handler before it calls a job"
     try:
         handler(signal.SIGUSR2, None)

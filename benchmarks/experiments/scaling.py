@@ -206,7 +206,7 @@ def measure_steps(
 ) -> dict[str, float]:
     """Seconds of each phase of a step and of the whole step."""
     model = build_motionmae(config)
-    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero_stage)
+    engine = Engine(model, decay_groups(model, config.optim), config, rank, stage=config.engine.zero_stage)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()

@@ -70,6 +70,6 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     from monitoring.exporter_process import monitored
 
     with monitored(config) as sinks:
-        from motionmae.training.tasks import train_task
+        from motionmae.training.setup import run_training
 
-        return train_task(config, sinks=sinks).exit_code
+        return run_training(config, sinks=sinks).exit_code

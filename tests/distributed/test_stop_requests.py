@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import Config, save_config
-from motionmae.distributed.stop_requests import Preemption
+from motionmae.distributed.stop_requests import StopSignals
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
@@ -54,9 +54,9 @@ def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFo
     settings = settings.updated({"checkpoint.every_steps": 10_000})
     save_config(settings, tmp_path / "run.yaml")
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]
+    argv = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]
     with subprocess.Popen(
-        words,
+        argv,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -86,21 +86,21 @@ def test_ctrl_c_saves(tmp_path: Path):
         assert b"saving after this step" in os.read(ours, 100_000)
 
 
-def test_a_second_ctrl_c_leaves_at_once(capfd: pytest.CaptureFixture[str]):
-    with Preemption() as preemption:
+def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[str]):
+    with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
-        assert preemption.level == 1
+        assert signals.level == 1
         assert "once more leaves at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_what_was_ignored_from_the_start_stays_ignored():
+def test_signals_ignored_from_the_start_stay_ignored():
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with Preemption() as preemption:
+        with StopSignals() as signals:
             signal.raise_signal(signal.SIGHUP)
-            assert preemption.level == 0
+            assert signals.level == 0
     finally:
         signal.signal(signal.SIGHUP, former)
 

@@ -14,7 +14,7 @@ from motionmae.distributed.watchdog import POLL_SECONDS, Watchdog
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks
 from tests.training.run_workers import pretrain_and_hang
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -34,10 +34,10 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(
     assert rows[-1]["error"] == "step 5 takes longer than the watchdog allows"
     first, last = (folder.logs / f"stacks_{rows[0]['attempt']}_rank{rank}.txt" for rank in (0, 1))
     assert Path(rows[-2]["stacks"]) == first
-    assert "take_step" in first.read_text()
-    assert "take_step_or_hang" in last.read_text()
+    assert "forward_backward" in first.read_text()
+    assert "forward_backward_or_hang" in last.read_text()
     assert 'File "' in last.read_text()
-    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert [row["step"] for row in read_rows(folder.metrics)][-1] == STEPS
 
 

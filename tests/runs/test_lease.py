@@ -9,7 +9,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, LeaseLost
 from motionmae.runs.events import read_rows
 from motionmae.runs.lease import FILE, acquire_lease
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
 from tests.training.shards import make_shards, tiny_run
@@ -61,7 +61,7 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
         old.send(rank, signal.SIGSTOP)
-    assert run_ranks(1, pretrain, config) == [EndReason.FINISHED]
+    assert run_ranks(1, run_training, config) == [EndReason.FINISHED]
     before = content_of(folder.path)
     for rank in range(world):
         old.send(rank, signal.SIGCONT)

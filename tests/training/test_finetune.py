@@ -20,7 +20,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import current_rows
 from motionmae.training.finetune import ClipMixup, Finetuning
-from motionmae.training.tasks import train_task
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
@@ -62,7 +62,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
     folder = RunFolder.of(killed.output_dir, killed.name)
-    ranks = Ranks(world, train_task, killed)
+    ranks = Ranks(world, run_training, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
     assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2
@@ -166,7 +166,7 @@ def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
 def test_unlabelled_or_single_class_shards_are_refused(tmp_path: Path):
     single = run_of(make_shards(tmp_path / "single"), tmp_path / "runs")
     [[sentence]] = run_ranks(1, run_all, [single])
-    assert "names 1 classes, too few" in sentence
+    assert "names 1 classes, a classifier needs two" in sentence
 
 
 def test_mixing_clips_equals_timm_on_frames_as_channels():

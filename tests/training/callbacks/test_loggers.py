@@ -17,7 +17,7 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
 
@@ -140,4 +140,4 @@ def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
     folder = RunFolder.of(config.output_dir, config.name)
     folder.create()
     folder.tensorboard.write_text("no folder")
-    assert run_ranks(2, pretrain, config) == [EndReason.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
