@@ -49,7 +49,7 @@ def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, lis
 
 @contextmanager
 def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFolder]]:
-    """Start a long run on a terminal and wait for some steps; yield its process, our end of the terminal, its folder."""
+    """Start a long run on a terminal; yield its process, our end of the terminal, and its folder."""
     settings: Config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 10_000})
     settings = settings.updated({"checkpoint.every_steps": 10_000})
     save_config(settings, tmp_path / "run.yaml")

@@ -50,7 +50,7 @@ def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
 def micro_batches(
     step: int, rank: int, world: int, micro_batch_size: int, batch: int = 12
 ) -> Iterator[tuple[Tensor, ...]]:
-    """This rank's share of a step: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch_size``."""
+    """Share of a rank in a step: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch_size``."""
     clips, seeds = step_inputs(step, batch)
     for start in range(rank * micro_batch_size, batch, world * micro_batch_size):
         yield clips[start : start + micro_batch_size], seeds[start : start + micro_batch_size]
