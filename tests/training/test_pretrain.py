@@ -405,7 +405,7 @@ def test_a_run_that_cannot_begin_is_refused_and_leaves_no_folder(shards: Path, t
 
 
 def test_tensorboard_shows_a_resumed_run_once(shards: Path, tmp_path: Path):
-    from tensorlogger.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = tiny_run(shards, tmp_path, log={"tensorboard": True})
     kill_after(config, 1, 5)

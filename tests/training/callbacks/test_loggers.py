@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tensorlogger.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from motionmae.config import Config, LogConfig
 from motionmae.errors import UserError
@@ -139,5 +139,5 @@ def test_a_run_whose_logger_cannot_be_opened_still_trains(tmp_path: Path):
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", log={"tensorboard": True})
     folder = RunFolder.of(config.output_dir, config.name)
     folder.create()
-    folder.tensorlogger.write_text("no folder")
+    folder.tensorboard.write_text("no folder")
     assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
