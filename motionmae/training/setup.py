@@ -10,7 +10,7 @@ import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
-from motionmae.config import Config, save_config
+from motionmae.config import Config, WatchdogConfig, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
@@ -93,7 +93,7 @@ def build_trainer(
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
     events = stack.enter_context(record_events(folder, rank, lease, sinks))
-    watchdog = stack.enter_context(closing(start_watchdog(config, folder, rank, events)))
+    watchdog = stack.enter_context(closing(start_watchdog(config.watchdog, folder, rank, events)))
     startup.done("run_folder")
     loader = stack.enter_context(closing(rank_zero_first(rank, lambda: build_loader(config, task, rank))))
     total_steps = loader.steps_per_epoch * config.optim.epochs
@@ -181,7 +181,7 @@ def record_events(
         events.close()
 
 
-def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
+def start_watchdog(limits: WatchdogConfig, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
     """Start the watchdog of this rank with the limit for start-up."""
     stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
@@ -189,8 +189,8 @@ def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, 
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
         events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
-    watchdog = Watchdog(config.watchdog, stacks, report)
-    watchdog.expect("starting up", config.watchdog.startup_seconds)
+    watchdog = Watchdog(limits, stacks, report)
+    watchdog.expect("starting up", limits.startup_seconds)
     return watchdog
 
 

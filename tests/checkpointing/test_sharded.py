@@ -82,7 +82,7 @@ def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tu
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "state.json").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"is not a whole checkpoint \(state\.json: No such file"):
+    with pytest.raises(UserError, match=r"is not a valid checkpoint \(state\.json: No such file"):
         load_state(tmp_path)
     (tmp_path / "elsewhere").rename(tmp_path / "state.json")
     victim = tmp_path / "model-00001-of-00002.safetensors"

@@ -90,7 +90,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[s
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.level == 1
-        assert "once more leaves at once" in capfd.readouterr().err
+        assert "press Ctrl-C again to exit without saving" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -110,7 +110,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
     for model in (load_finetuned(first.path).model, load_finetuned(second.path).model, resumed):
         assert all(torch.equal(value, began_with[name]) for name, value in model.encoder.state_dict().items())
     save_file(others, second.encoder)
-    with pytest.raises(UserError, match="holds another encoder than the head in"):
+    with pytest.raises(UserError, match="holds another encoder than the one that the head in"):
         load_finetuned(second.path)
 
 
@@ -124,7 +124,7 @@ def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(sha
         assert torch.equal(weight, source.get_parameter(f"encoder.{name}")), name
 
     wider = config.updated({"model.width": 48})
-    with pytest.raises(UserError, match=r"project\.weight is \(32, 384\) there and \(48, 384\) here"):
+    with pytest.raises(UserError, match=r"project\.weight has shape \(32, 384\), the model expects \(48, 384\)"):
         Finetuning(wider).build_model(load_manifest(shards), None)
     with pytest.raises(UserError, match="no weights at"):
         Finetuning(config.updated({"finetune": FinetuneConfig(init="nowhere.pth")})).build_model(
