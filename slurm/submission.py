@@ -12,8 +12,8 @@ from submitit.core.utils import FailedJobError
 
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.remote.download import UnreachableError
-from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, LineFile

@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from motionmae.data.ffcv_source import load_format
+from motionmae.data.ffcv.decoder import load_format
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import load_index, pack_frames
-from motionmae.data.shards.manifest import Manifest, load_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, output_file
 
 if TYPE_CHECKING:
-    from motionmae.data.ffcv_format import StoredClip
+    from motionmae.data.ffcv.format import StoredClip
 
 _EXAMPLES = """\
 examples:
@@ -90,7 +90,7 @@ def _run(shards: Path, out: Path, force: bool) -> int:
 
 
 def _made_from(out: Path, manifest: Manifest) -> bool:
-    from motionmae.data.ffcv_source import BetonReader
+    from motionmae.data.ffcv.decoder import BetonReader
 
     with contextlib.suppress(UserError):
         BetonReader(out, manifest)
@@ -113,7 +113,7 @@ class _Clips:
     """The samples of a folder of shards in the order of their ids, checked to the last frame, as FFCV reads a set."""
 
     def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
-        self._reader = ShardReader(shards, manifest)
+        self._reader = open_reader(shards, manifest)
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":

@@ -17,7 +17,8 @@ from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import Plan, make_plan, refuse_other_libraries, write_or_check_plan
 from data_tools.make_shards.write import QUARANTINE, Counts, entries_of, finish, only_run, write_shards
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from motionmae.config import Config, flat, load_config
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import load_manifest
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, current_rows, read_rows
 from motionmae.training.state import config_as_json
