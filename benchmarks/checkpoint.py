@@ -1,9 +1,9 @@
-"""How long a checkpoint holds up training: `python benchmarks/checkpoint.py --config vitb_k400 --folder /scratch`.
+"""Duration of a checkpoint: `python benchmarks/checkpoint.py --config vitb_k400 --folder /scratch`.
 
-Builds the model and its AdamW state, saves it a few times into a temporary folder and prints medians: the stall (copy
-to host memory; what training waits for), the whole save (and writing, flushing, hashing, committing; what it would
-wait for without a background), and how much slower a step of plain matrix products runs beside the write than alone.
-Under torchrun or srun it measures the slowest of all ranks.
+The script builds a model with AdamW state, saves it several times to a temporary folder, and prints medians: the stall
+(the copy to host memory, during which training waits), the whole save (also writing, flushing, hashing and committing
+in the background), and the slowdown of matrix products during the write. Under torchrun or srun it measures the slowest
+rank.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from motionmae.training.task import decay_groups
 
 
 def slowest(seconds: float) -> float:
-    """The longest of all ranks' times."""
+    """Maximum over all ranks."""
     return max(gather_objects(seconds))
 
 
 def step_seconds(matrix: torch.Tensor, until: Any) -> float:
-    """Median time of a step of matrix products, over as many as fit until ``until()`` holds."""
+    """Median time of a step of matrix products, repeated until ``until()`` is true."""
     times = []
     while not times or not until():
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def step_seconds(matrix: torch.Tensor, until: Any) -> float:
 
 
 def check_written(engine: Engine, written: Checkpoint) -> None:
-    """Make sure that the files hold the engine's very weights and moments, put together from all ranks. Collective."""
+    """Check that the files hold exactly the weights and moments of the engine. Collective."""
     files = {name: entry.name for entry in written.files for name in entry.tensors if entry.name.startswith("model-")}
     for name, parameter in engine.parameters.items():
         for kind in sharded_state.KINDS:
@@ -68,17 +68,17 @@ def check_written(engine: Engine, written: Checkpoint) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Build, save, and return the figures."""
+    """Build a model, save it, and return the results."""
     config = load_config(arguments.config, ["launch.gpus_per_node=0", *arguments.overrides])
     with distributed(config.engine) as rank:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
             model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
-            engine = Engine(model, decay_groups(model, config), config, rank)
-            claim = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
+            engine = Engine(model, decay_groups(model, config.optim), config, rank)
+            lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, claim, config.checkpoint, watchdog)
-            for number, state in enumerate(sharded_state.engine_states(engine).values()):  # something to tell apart
+            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config.checkpoint, watchdog)
+            for number, state in enumerate(sharded_state.engine_states(engine).values()):  # distinct values
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
             matrix = torch.randn(1024, 1024, device=rank.device)
@@ -111,18 +111,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 "first": rank.is_rank_zero,
             }
         finally:
-            gather_objects(None)  # nobody writes any more
+            gather_objects(None)  # all ranks have finished writing
             if rank.is_rank_zero:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
-    """Measure, print the table, write the figures."""
+    """Measure, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="vitb_k400", help="whose model and ZeRO stage (default: vitb_k400)")
-    parser.add_argument("--saves", type=int, default=5, help="saves after a first one (default: 5)")
-    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", type=output_file, help="write the figures there")
+    parser.add_argument("--config", default="vitb_k400", help="config of model and ZeRO stage (default: vitb_k400)")
+    parser.add_argument("--saves", type=int, default=5, help="number of saves after the first (default: 5)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the checkpoints (default: the system's temporary folder)"
+    )
+    parser.add_argument("--json", type=output_file, help="file for the results")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_args()
     figures = measure(arguments)
@@ -134,7 +136,7 @@ def main() -> None:
     table.add_row("whole save", f"{figures['whole']:.3f} s")
     table.add_row("stall / whole", f"{figures['stall_share']:.1%}")
     table.add_row(
-        "a step beside the write", f"{figures['step_beside_write'] / figures['step_alone']:.2f} x as long as alone"
+        "step during the write", f"{figures['step_beside_write'] / figures['step_alone']:.2f} x its normal duration"
     )
     Console().print(table)
     if arguments.json:

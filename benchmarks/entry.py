@@ -1,4 +1,4 @@
-"""How a benchmark script begins and ends."""
+"""Common main of the benchmark scripts."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from motionmae.errors import UserError
 
 
 def run_script(main: Callable[[], int | None]) -> int:
-    """The exit status of ``main``; a user's mistake is one sentence and status 2, as of the commands."""
+    """Exit status of ``main``. A UserError is printed as one sentence and gives status 2, as in the commands."""
     try:
         return main() or 0
     except UserError as error:

@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -110,7 +109,7 @@ class Bench:
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
         """Our loader, as training uses it."""
-        data = replace(self.data, **({"workers": self.workers} | changes))
+        data = self.data.model_copy(update={"workers": self.workers} | changes)
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 

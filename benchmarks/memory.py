@@ -1,14 +1,14 @@
-"""What a training step holds in memory, measured, beside what `python -m motionmae plan` predicts of it.
+"""Memory of a training step: measurement and prediction of `python -m motionmae plan`.
 
 Examples::
 
   python benchmarks/memory.py                                     # ViT-S, 12 cases on 1 and on 2 processes
   python benchmarks/memory.py --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch_size=2 --json memory.json
 
-Every case is a real step of DeepSpeed on CPU with fake pixels, for each ZeRO stage and activation checkpointing mode.
-Live tensors are followed as torch makes and frees them (every operation passes a dispatch mode); a figure is that of
-rank 0. RSS is the peak of the process in another step, without the dispatch mode, above what it was before the model
-was made: kernels' workspaces and the allocator's slack are in it. Prediction and peak are of live tensors.
+Each case is a real DeepSpeed step on the CPU with random pixels, for one ZeRO stage and activation checkpointing mode.
+A dispatch mode follows every tensor that torch allocates and frees; the table shows the maximum over all ranks. RSS is
+the peak of the process in another step without the dispatch mode, minus its size before the model was built. It
+includes workspaces of kernels and the slack of the allocator. Prediction and peak count live tensors only.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ from motionmae.training.task import decay_groups
 
 MODES = ("none", "every_n", "full")
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=8", "engine.precision=fp32"]
-"""The default case: trains in a second on one core, and yet activations and states both matter."""
+"""Default config: trains in a second on one core, with activations and states of similar size."""
 _MB = 1e6
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows the bytes of all storages that operations under it made, from birth to death."""
+    """Counts the bytes of all live storages that operations under this mode have allocated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LiveTensors(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Do the operation, and note storages that are new."""
+        """Run the operation and record new storages."""
         result = function(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor) and value.device.type != "meta":
@@ -80,7 +80,7 @@ class LiveTensors(TorchDispatchMode):
         self.now -= self._known.pop(key)[0]
 
     def during(self, action: Callable[[], Any]) -> int:
-        """Do ``action`` and return the most that lived meanwhile."""
+        """Run ``action`` and return the peak of live bytes during it."""
         self.peak = self.now
         action()
         return self.peak
@@ -94,20 +94,20 @@ class Measured:
     optimizer: int
     """AdamW's moments and DeepSpeed's copy of the parameters."""
     state: int
-    """All that stays from step to step: the above, tables, message buffers that are kept."""
+    """Everything that stays between steps: parameters, optimizer, tables, and communication buffers."""
     activations: int
-    """What the forward pass leaves for the backward pass, 16-bit copies of weights among it."""
+    """Saved by the forward pass for the backward pass, including 16-bit copies of weights."""
     gradients: int
-    """What the backward pass leaves for the optimiser."""
+    """Left by the backward pass for the optimizer."""
     forward_peak: int
     backward_peak: int
     step_peak: int
     rss_peak: int
-    """Of the process, above its size before the model was made."""
+    """Peak RSS of the process minus its size before the model was built."""
 
     @property
     def peak(self) -> int:
-        """The most that lived at once."""
+        """Peak of the whole step."""
         return max(self.forward_peak, self.backward_peak, self.step_peak)
 
 
@@ -118,7 +118,7 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
     clip, number = config.clip, config.engine.micro_batch_size * config.data.repeated_sampling
     with LiveTensors() as live:
         model = build_motionmae(config)
-        engine = Engine(model, decay_groups(model, config), config, rank)
+        engine = Engine(model, decay_groups(model, config.optim), config, rank)
         assert engine.accumulation == 1, "a step of one micro-batch is what is measured"
         clips = torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         seeds, losses = torch.arange(number), []
@@ -129,7 +129,7 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
         def backward() -> None:
             engine.backward(losses.pop())
 
-        for _ in range(2):  # buckets and traces are complete after the first
+        for _ in range(2):  # DeepSpeed completes buckets and traces in the first step
             gc.collect()
             before = live.now
             forward_peak = live.during(forward)
@@ -140,7 +140,7 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
     parameters = storages(getattr(p, "ds_tensor", p) for p in engine.parameters.values())
     states = sharded_state.engine_states(engine)
     optimizer = storages([*states, *(value for state in states.values() for value in state.values())])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     forward()
     backward()
     engine.step()
@@ -160,32 +160,35 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address and bytes of the memory behind ``tensors``, each once."""
+    """Address and bytes of each distinct storage of ``tensors``."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def resident(kind: str = "VmRSS") -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    """Resident bytes of this process: current (VmRSS) or peak (VmHWM)."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
-    """``config`` as a step of one micro-batch on ``ranks`` processes of this machine."""
-    return replace(
-        config,
-        engine=replace(config.engine, zero_stage=stage),
-        optim=replace(config.optim, global_batch_size=config.engine.micro_batch_size * ranks),
-        model=replace(config.model, activation_checkpointing=mode),
-        launch=replace(config.launch, nodes=1, ntasks_per_node=ranks, gpus_per_node=0),
+    """The config for a step of one micro-batch on ``ranks`` processes of this machine."""
+    return config.updated(
+        {
+            "engine.zero_stage": stage,
+            "optim.global_batch_size": config.engine.micro_batch_size * ranks,
+            "model.activation_checkpointing": mode,
+            "launch.nodes": 1,
+            "launch.ntasks_per_node": ranks,
+            "launch.gpus_per_node": 0,
+        }
     )
 
 
 def measure_cases(config: Config, stages: Iterable[int], modes: Iterable[str]) -> list[dict[str, Any]]:
-    """Measure every case on the ranks that this process is one of; each figure is the highest of all ranks. Collective.
+    """Measure every case; each value is the maximum over all ranks. Collective.
 
-    Stage 3 goes last: DeepSpeed replaces torch's linear layer for it, for the rest of the process.
+    Stage 3 comes last, because DeepSpeed then replaces torch's linear layer for the rest of the process.
     """
     rows = []
     with distributed(config.engine) as rank:
@@ -228,17 +231,17 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    """Measure in processes of their own, print the table, write the figures."""
+    """Measure in new processes, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="vitb_k400", help="whose model and clip (default: vitb_k400 made small)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes (default: 1 2)")
+    parser.add_argument("--config", default="vitb_k400", help="config of model and clip (default: a small vitb_k400)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3], help="ZeRO stages (default: all)")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="checkpointing (default: all)")
-    parser.add_argument("--json", type=output_file, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="file for the results")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to the config ({' '.join(SMALL)})")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides or SMALL)
-    if "RANK" in os.environ:  # one of the processes started below
+    if "RANK" in os.environ:  # a process started below
         rows = measure_cases(config, arguments.stages, arguments.modes)
         if os.environ["RANK"] == "0":
             arguments.json.write_text(json.dumps(rows))

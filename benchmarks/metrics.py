@@ -1,9 +1,9 @@
-"""What being seen costs: `python benchmarks/metrics.py`.
+"""Cost of monitoring: `python benchmarks/metrics.py`.
 
-Measures, against the limits of issue E: the time that a rank spends on metrics in a step of 0.2 s that logs every step
-(the phase clock's marks and the sink with its snapshot; the row itself is written in any case), a scrape of a node with
-8 ranks and 8 GPUs through HTTP, the series of that node, and 128 such nodes, that is 1,024 ranks, behind one Prometheus
-(where the program is installed): the share of scrapes that succeed and how long they take at most.
+Measured values and their limits: the time per step that a rank spends on metrics when it logs every step of 0.2 s (step
+timer, sink and snapshot), the duration of an HTTP scrape of a node with 8 ranks and 8 GPUs, the number of time series
+of that node, and 128 such nodes (1,024 ranks) behind one Prometheus, if it is installed: the number of successful
+scrapes and the slowest scrape.
 """
 
 import argparse
@@ -40,15 +40,14 @@ from motionmae.training.step_timer import HostTimer, StepTimer
 
 STEP_SECONDS = 0.2
 RANKS, NODES = 8, 128
-_CONFIG = load_config("vitl_k400", ["monitoring.peak_tflops=312"])
 _INFO = {"slurm_job_id": "1", "git_sha": "0", "config_hash": "0"}
 
 
 class EightGpus:
-    """As many samples as NVML gives for eight GPUs."""
+    """Gives the same samples as NVML would for eight GPUs."""
 
     def samples(self) -> list[Sample]:
-        """One for each metric, GPU and further label."""
+        """A sample for each metric, GPU and label."""
         plain = ["utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts", "temperature_celsius"]
         found: list[Sample] = []
         for gpu in range(8):
@@ -60,11 +59,11 @@ class EightGpus:
         return found
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 def row_of(step: int) -> Row:
-    """A metrics row as the training loop makes it."""
+    """A metrics row of the training loop."""
     phases = {f"{phase.value}_seconds": 0.03 for phase in Phase}
     return {
         "step": step, "epoch": 1.0, "loss": 1.0, "loss_space": 0.5, "loss_time": 0.5, "lr": 1e-3, "grad_norm": 1.0,
@@ -74,7 +73,7 @@ def row_of(step: int) -> Row:
 
 
 def make_rank(rank: int, folder: Path) -> RankMetrics:
-    """A rank's sink after its first step."""
+    """The metrics sink of a rank after its first step."""
     sink = RankMetrics(
         load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], FlopsPerClip(10**12, 160), _INFO
     )
@@ -96,7 +95,7 @@ def typical(action: Callable[[], object], times: int) -> float:
 
 
 def step_cost(folder: Path) -> float:
-    """Seconds of a step that rank 0 spends on metrics, when it logs every step."""
+    """Seconds per step that rank 0 spends on metrics when it logs every step."""
     sink, clock, row = make_rank(0, folder), StepTimer(HostTimer()), row_of(2)
 
     def one_step() -> None:
@@ -111,7 +110,7 @@ def step_cost(folder: Path) -> float:
 
 
 def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], None], str]:
-    """An exporter with eight ranks and GPUs in this process: collector, what stops it, address."""
+    """Start an exporter with eight ranks and GPUs in this process; returns collector, stop function and address."""
     snapshots = folder / f"node-{number}"
     snapshots.mkdir()
     for rank in range(RANKS):
@@ -125,13 +124,13 @@ def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], No
 
 
 def scrape(address: str) -> bytes:
-    """What Prometheus reads."""
+    """Read the metrics page as Prometheus does."""
     with urllib.request.urlopen(f"http://{address}/metrics") as answer:
         return answer.read()
 
 
 def thousand_ranks(folder: Path) -> dict[str, float]:
-    """NODES exporters of RANKS ranks behind a real Prometheus that scrapes every 15 s."""
+    """Scrape NODES exporters of RANKS ranks with a real Prometheus every 15 s."""
     nodes = [make_node(number, folder) for number in range(1, NODES)]
     path = folder / "prometheus.yml"
     path.write_text(
@@ -157,14 +156,14 @@ def thousand_ranks(folder: Path) -> dict[str, float]:
 
 
 def query(expression: str) -> float:
-    """The value that Prometheus gives."""
+    """Value of a Prometheus expression."""
     url = "http://127.0.0.1:19481/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     with urllib.request.urlopen(url) as answer:
         return float(json.load(answer)["data"]["result"][0]["value"][1])
 
 
 def measure() -> dict[str, Any]:
-    """All figures."""
+    """Measure all values."""
     with tempfile.TemporaryDirectory(prefix="motionmae-bench-") as name:
         folder = Path(name)
         seconds = step_cost(folder)
@@ -185,13 +184,13 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="file for the results")
     arguments = parser.parse_args()
     figures = measure()
     limits = {"share_of_a_step": 0.005, "scrape_milliseconds": 50, "series_a_node": 1500, "nodes_up": NODES}
-    table = Table("what", "measured", "limit")
+    table = Table("quantity", "measured", "limit")
     for key, value in figures.items():
         table.add_row(key.replace("_", " "), f"{value:.4g}", str(limits.get(key, "")))
     Console().print(table)

@@ -1,4 +1,4 @@
-"""Runs a benchmark script again as the ranks of a process group on this machine."""
+"""Run a benchmark script as the ranks of a process group on this machine."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def run_ranks(ranks: int, arguments: list[str]) -> Any:
-    """Start the running script with ``arguments`` on ``ranks`` processes of one thread and return what rank 0 wrote.
+    """Start the current script on ``ranks`` processes with one thread each, and return the results of rank 0.
 
-    The script finds RANK in its environment, and writes its figures to the last ``--json`` it is given. Memory that is
-    freed goes back to the system at once, or the size of a process would not tell what it holds.
+    The script finds RANK in its environment and writes its results to the last ``--json``. Freed memory returns to the
+    system at once, because otherwise the size of a process would not show how much it holds.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
@@ -22,5 +22,5 @@ def run_ranks(ranks: int, arguments: list[str]) -> Any:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **eager}
         command = [*launcher, sys.argv[0], *arguments, f"--json={out}"]
         if subprocess.run(command, env=environment, check=False).returncode:
-            sys.exit(f"the benchmark's {ranks} processes failed: see above")
+            sys.exit(f"the {ranks} processes of the benchmark failed: see the messages above")
         return json.loads(out.read_text())

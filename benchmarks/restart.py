@@ -1,9 +1,9 @@
-"""What a restart costs: `python benchmarks/restart.py --config tiny_toy data.shards=data/toy/train`.
+"""Cost of a restart: `python benchmarks/restart.py --config tiny_toy data.shards=data/toy/train`.
 
-Starts the run in a temporary folder, kills it (-9) after its first checkpoint, starts it again, kills it after its
-first step, and prints where the seconds from the start of the process to the end of that step went, for the new and for
-the resumed process (medians over --rounds). The stages are those of the event `ready` in events.jsonl, so every run has
-them. Slurm's own delay is not in it.
+The script starts a run in a temporary folder, kills it (-9) after its first checkpoint, starts it again, and kills it
+after its first step. It prints the seconds from the start of the process to the end of that step by stage, for the new
+and the resumed process (medians over --rounds). Every run writes these stages to the event `ready` of events.jsonl.
+Slurm's own delay is not included.
 """
 
 import argparse
@@ -25,26 +25,28 @@ from motionmae.runs.events import Row, read_rows
 
 
 def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:
-    """Run the command until its attempt writes an event of ``kind``, kill it, and return its seconds by stage."""
+    """Run the command until it writes an event of ``kind``, kill it, and return its seconds by stage."""
     known = len(list(read_rows(events)))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         rows: list[Row] = []
         while not any(row["kind"] == kind for row in rows):
             if process.poll() is not None:
-                sys.exit(f"the run ended with status {process.returncode} before its event {kind}")
+                sys.exit(
+                    f"the run ended with status {process.returncode} before the event {kind}: see its messages above"
+                )
             time.sleep(0.02)
             rows = list(read_rows(events))[known:]
         process.kill()
     ready, first = (next(row for row in rows if row["kind"] == name) for name in ("ready", "first_step"))
-    return {**ready["startup"], "first step": first["seconds"], "in all": first["since_process_start"]}
+    return {**ready["startup"], "first step": first["seconds"], "total": first["since_process_start"]}
 
 
 def main() -> None:
-    """Measure, print the table, write the figures."""
+    """Measure, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=output_file, help="write the figures there")
+    parser.add_argument("--json", type=output_file, help="file for the results")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_args()
     new, resumed = [], []

@@ -33,7 +33,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,7 +86,7 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
         return {"plain": config} | {
             f"zero{stage}": config_of(options, f"engine.zero_stage={stage}") for stage in range(4)
         }
-    theirs = replace(videomae, mask=replace(videomae.mask, decoder_ratio=0.0))  # they rebuild all that is hidden
+    theirs = videomae.updated({"mask.decoder_ratio": 0.0})  # they rebuild all that is hidden
     found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": theirs}
     if options.official:
         found["official"] = theirs

@@ -22,7 +22,7 @@ from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
-from motionmae.distributed.stop_requests import Preemption, StopRequests
+from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.convert.huggingface import huggingface_config
@@ -35,15 +35,12 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
 from motionmae.runs.lease import acquire_lease
 from motionmae.runs.phases import Phase
-from motionmae.training import trainer
-from motionmae.training.callbacks.gc import synchronized_gc
+from motionmae.training.callbacks.gc import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard
-from motionmae.training.callbacks.progress import ProgressLine
-from motionmae.training.callbacks.reconstructions import ReconstructionCallback
-from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StepTimer
+from motionmae.training.trainer import Trainer
 
 Phases = dict[str, float]
 """Seconds of a step by what was done in them."""
@@ -114,45 +111,48 @@ class InLoop:
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
-        task, store, claim = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
+        task, store, lease = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
-        events = stack.enter_context(closing(EventLog(claim.name, [*own, *sinks], check=claim.check)))
+        events = stack.enter_context(closing(EventLog(lease.attempt.id, [*own, *sinks], check=lease.check)))
         events.event(Kind.START, 0, world=rank.world)
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))
         loader = OneBatch(batch)
-        self._run = trainer.Run(
+        collector = stack.enter_context(closing(SynchronizedGc()))
+        self._trainer = Trainer(
             config=config,
             task=task,
             rank=rank,
+            folder=folder,
+            store=store,
             engine=engine,
             loader=cast(ClipLoader, loader),
-            schedule=build_schedule(engine.optimizer, config.optim, OneBatch.steps_per_epoch),
-            requests=StopRequests(stack.enter_context(Preemption()), folder.path, rank.is_rank_zero),
-            store=store,
-            saver=stack.enter_context(closing(AsyncCheckpointer(store, rank, claim, config.checkpoint, watchdog))),
+            checkpointer=stack.enter_context(
+                closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog))
+            ),
+            stop_requests=StopRequests(stack.enter_context(StopSignals()), folder.path, rank.is_rank_zero),
             watchdog=watchdog,
             events=events,
-            progress=stack.enter_context(closing(ProgressLine(0, enabled=False))),
-            drawing=stack.enter_context(closing(ReconstructionCallback(folder, 0))),
+            callbacks=[collector],
+            log=print,
             state=TrainState(),
             total_steps=OneBatch.steps_per_epoch,
         )
-        self._batches = self._run.batches()
+        self._batches = self._trainer.batches()
         stack.callback(engine.close)
-        stack.enter_context(synchronized_gc())
+        collector.on_train_start()
 
     def step(self) -> Phases:
-        """Take a step and record it, as :func:`motionmae.training.trainer.train` does."""
-        run = self._run
-        run.clock.take()  # what others did meanwhile
-        step = trainer.advance(run, self._batches)
-        assert step.applied
-        run.requests.sync_across_ranks()
-        run.clock.end_step()
-        trainer.record(run, step)
+        """Take a step and log it, as :meth:`motionmae.training.trainer.Trainer.fit` does."""
+        trainer = self._trainer
+        trainer.timer.take()  # the time of other contestants
+        result = trainer.train_step(self._batches)
+        assert result.applied
+        trainer.stop_requests.sync_across_ranks()
+        trainer.timer.end_step()
+        trainer.log_step(result)
         return self._spent
 
     def metrics(self, row: Row) -> None:
@@ -200,7 +200,7 @@ def ours(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plai
 def only_targets(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
     """The part of our forward pass that makes what the heads are held against."""
     model = _unmade(config)
-    rebuilt = model.draw_rebuilt(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
+    rebuilt = model.draw_queries(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
     clips = batch.clips.to(device)
     return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), rebuilt)
 

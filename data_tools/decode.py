@@ -1,8 +1,8 @@
-"""One video file -> JPEG frames, upright, ready for a shard.
+"""Decode one video file into upright JPEG frames.
 
-What is decoded is what the ffmpeg program decodes of the same file: its choice of video stream, every frame that comes
-out, damaged packets left out, edit lists and rotation applied. Sample aspect ratios are not (decord, torchcodec and the
-published preparations of Kinetics do not either).
+The frames match those of the ffmpeg program: it chooses the same video stream, outputs every frame, skips damaged
+packets, and applies edit lists and rotation. Sample aspect ratios are ignored, as in decord, torchcodec and the
+published preparations of Kinetics.
 """
 
 import contextlib
@@ -26,45 +26,29 @@ from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
 
 MAX_STORED_BYTES = 2**30
-"""A video whose frames exceed this is refused: they are held in memory until the video is done."""
+"""Limit for the stored frames of one video, because they are held in memory until the video is decoded."""
 
 
-class Reason(str, Enum):
-    """Why a video is in the quarantine."""
+class QuarantineReason(str, Enum):
+    """Why a video is quarantined."""
 
-    MISSING = "missing"
-    """The annotations name it and it is not there."""
-    EMPTY = "empty"
-    """The file has no bytes."""
-    UNREADABLE = "unreadable"
-    """The file system refused or failed."""
-    NOT_A_VIDEO = "not_a_video"
-    """No container format that could be opened: another kind of file, or one whose head is lost."""
-    NO_VIDEO_STREAM = "no_video_stream"
-    """Sound only, or nothing at all, or a cover picture."""
-    NO_FRAMES = "no_frames"
-    """There is a video stream but nothing of it decodes (damaged, encrypted, cut off before the first frame)."""
-    UNKNOWN_CODEC = "unknown_codec"
-    """No decoder for the video stream."""
-    NO_FLOW = "no_flow"
-    """Optical flow was asked for, and pictures of a few pixels have none."""
-    TOO_LONG = "too_long"
-    """Its frames would need more memory than a sample may have."""
-    TIMEOUT = "timeout"
-    """No frame came for longer than the time limit; the decoding process was killed."""
-    CRASHED = "crashed"
-    """The decoding process died, or failed in a way that is not the video's ordinary damage."""
+    MISSING = "missing"  # the annotations name it, but the file does not exist
+    EMPTY = "empty"  # the file has no bytes
+    UNREADABLE = "unreadable"  # the file system reports an error
+    NOT_A_VIDEO = "not_a_video"  # the container format is unknown, or its header is lost
+    NO_VIDEO_STREAM = "no_video_stream"  # only sound, only a cover picture, or no stream
+    NO_FRAMES = "no_frames"  # nothing of the video stream decodes (damaged, encrypted, cut off before a frame)
+    UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
+    NO_FLOW = "no_flow"  # the frames are too small for optical flow
+    TOO_LONG = "too_long"  # its stored frames exceed MAX_STORED_BYTES
+    TIMEOUT = "timeout"  # the stall timeout passed without a frame, and the decoding process was killed
+    CRASHED = "crashed"  # the decoding process died or raised an unexpected error
 
 
-class Undecodable(Exception):  # noqa: N818 - it names a thing found, not a failure of ours
-    """A video goes to the quarantine.
+class UndecodableVideo(Exception):  # noqa: N818 - a property of the file, and no failure of this program
+    """The video must be quarantined."""
 
-    Attributes:
-        reason: one of :class:`Reason`.
-        detail: what happened, for a person.
-    """
-
-    def __init__(self, reason: Reason, detail: str):
+    def __init__(self, reason: QuarantineReason, detail: str):
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -72,23 +56,22 @@ class Undecodable(Exception):  # noqa: N818 - it names a thing found, not a fail
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Which frames of a video are stored, and how. All of it shapes the bytes of a shard."""
+    """Which frames of a video are stored, and how. Every field changes the bytes of a shard."""
 
     short_side: int = 256
-    """Pixels of the shorter side; smaller videos keep their size (the loader resizes its crops anyway)."""
+    """Pixels of the shorter side. Smaller videos keep their size, because the loader resizes its crops anyway."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
     stride: int = 1
-    """Every how many frames one is stored."""
+    """One of ``stride`` source frames is stored."""
     clips: int = 0
-    """How many windows of a video are stored, evenly spread; 0: the whole video."""
+    """Number of stored windows of a video, evenly spread. 0 stores the whole video."""
     window: int = 64
-    """Source frames of a window (16 frames at stride 4)."""
+    """Source frames of a window (64 are 16 frames at stride 4)."""
     flow: int = 0
-    """Source frames from one picture of a stored optical-flow field to the other; 0: no flow."""
-
+    """Distance of optical flow in source frames. 0 stores no flow."""
     raw: bool = False
-    """Store pixels in place of JPEGs: about 13 times the bytes."""
+    """Stores RGB pixels, about 13 times the bytes of JPEGs."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -103,63 +86,59 @@ class FrameSettings:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} {getattr(self, name)} is not possible: choose {low} to {high}")
         if self.window < self.stride:
-            raise UserError(f"--window {self.window} is shorter than --stride {self.stride}: it would hold no frame")
+            raise UserError(f"--window {self.window} is shorter than --stride {self.stride}: choose a longer window")
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedVideo:
     """The stored frames of a video."""
 
     jpegs: list[bytes]
-    """Baseline JPEGs, 4:2:0, all of one even height and width; with ``raw`` their RGB pixels."""
+    """Baseline JPEGs, 4:2:0, all of one even height and width. With ``raw``: RGB pixels."""
     times: list[float]
-    """Seconds of each stored frame since the first frame of the video; rising."""
+    """Seconds from the first frame of the video to each stored frame, strictly rising."""
     fps: float
-    """Frames a second of the source, on average."""
+    """Average frame rate of the source."""
     height: int
-    """Stored pixels."""
     width: int
-    """Stored pixels."""
     windows: list[int]
-    """First stored frame of each stored window."""
+    """Index of the first stored frame of each stored window."""
     source_frames: int
-    """Frames that decode, stored or not."""
+    """Number of frames that decode, stored or not."""
     damaged_packets: int
-    """Packets of the file that did not decode."""
+    """Number of packets that do not decode."""
     flows: list[bytes]
-    """Optical flow of each stored frame (motionmae.data.flow), or none."""
+    """Optical flow of each stored frame (motionmae.data.flow); empty without flow."""
 
     def pack(self) -> list[bytes]:
-        """JSON head, then the JPEGs, then the flow fields: how a decoding process hands it over."""
-        head = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
-        return [json.dumps(head | {"parts": len(self.jpegs) + len(self.flows)}).encode(), *self.jpegs, *self.flows]
+        """Messages of the decoding process: a JSON header, the JPEGs, the flow fields."""
+        header = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
+        return [json.dumps(header | {"parts": len(self.jpegs) + len(self.flows)}).encode(), *self.jpegs, *self.flows]
 
     @classmethod
-    def unpack(cls, receive: Callable[[], bytes]) -> "Decoded":
-        """The inverse of :meth:`pack`, whose parts ``receive`` returns one by one."""
-        head = json.loads(receive())
-        parts = [receive() for _ in range(head.pop("parts"))]
-        count = len(head["times"])
-        return cls(jpegs=parts[:count], flows=parts[count:], **head)
+    def unpack(cls, receive: Callable[[], bytes]) -> "DecodedVideo":
+        """Inverse of :meth:`pack`; each call of ``receive`` returns the next message."""
+        header = json.loads(receive())
+        parts = [receive() for _ in range(header.pop("parts"))]
+        count = len(header["times"])
+        return cls(jpegs=parts[:count], flows=parts[count:], **header)
 
 
-def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> Decoded:
-    """Decode a video and encode the frames to store, and no others.
+def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
+    """Decode a video, and encode only the frames that are stored.
 
-    Where windows lie depends on how many frames decode. Packets are counted first, which is cheap; a damaged file gives
-    other frames than it has packets, and is decoded once more.
+    The positions of windows depend on the number of frames that decode. Packets are counted first, which is cheap. A
+    damaged file has more packets than frames, and is decoded a second time.
 
     Args:
-        path: the file.
-        settings: which frames, which size, which quality.
-        on_frame: called after each decoded frame, a sign of life.
+        on_frame: called after each decoded frame and while packets are counted, to show that the decoder is alive.
 
     Raises:
-        Undecodable: for a file without a single decodable frame.
+        UndecodableVideo: no frame can be stored.
     """
     try:
         if path.stat().st_size == 0 and path.is_file():
-            raise Undecodable(Reason.EMPTY, "the file has no bytes")
+            raise UndecodableVideo(QuarantineReason.EMPTY, "the file has no bytes")
         if not settings.clips:
             return _decode(path, settings, on_frame)
         expected = _count_packets(path, on_frame)
@@ -168,22 +147,22 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
             decoded = _decode(path, settings, on_frame, decoded.source_frames)
         return decoded
     except cv2.error as error:
-        raise Undecodable(Reason.NO_FLOW, f"optical flow cannot be computed: {error.err}") from error
-    except OSError as error:  # some of ffmpeg's errors are OSErrors too, e.g. a refused permission
-        raise Undecodable(Reason.UNREADABLE, str(error)) from error
+        raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
+    except OSError as error:  # some of ffmpeg's errors are OSErrors, e.g. a denied permission
+        raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
-        raise Undecodable(Reason.NOT_A_VIDEO, f"it does not open: {error.strerror}") from error
+        raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
 
 
 def _open(path: Path) -> Any:
-    # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: HMDB51 has titles that are no UTF-8
+    # absolute: ffmpeg reads "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
     return av.open(str(path.absolute()), metadata_errors="replace")
 
 
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
-    """Frames that an undamaged file gives; ``on_progress`` is called as long as the reading gets on in the file."""
+    """Number of frames of an undamaged file. ``on_progress`` is called when the read position moves forward."""
     count = farthest = 0
-    with _open(path) as container, contextlib.suppress(av.FFmpegError):  # damage is noted when it is decoded
+    with _open(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(_video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
@@ -192,10 +171,10 @@ def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
     return count
 
 
-def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0) -> Decoded:
-    """One pass over a video; ``expected`` frames, where only windows of them are stored."""
-    kept, windows = _windows(expected, settings)
-    wanted = frozenset(kept) if settings.clips else None
+def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0) -> DecodedVideo:
+    """One pass over a video. ``expected``: number of its frames, needed only to place windows."""
+    selected, windows = _select_frames(expected, settings)
+    stored_set = frozenset(selected) if settings.clips else None
     encoder = FrameEncoder(settings.short_side, settings.quality)
     damage = _Damage()
     jpegs: list[bytes] = []
@@ -205,26 +184,29 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     flow = FlowRecorder(settings.flow) if settings.flow else None
     with _open(path) as container:
         stream = _video_stream(container)
-        stream.codec_context.thread_count = 1  # a process a core; and damage must not depend on threads
+        stream.codec_context.thread_count = 1  # one process per core; damage must not depend on threads
         for frame in _frames(container, stream, damage):
-            is_stored = len(times) % settings.stride == 0 if wanted is None else len(times) in wanted
-            if (is_stored and not settings.raw) or flow or not times:  # the first decides the size
+            is_stored = len(times) % settings.stride == 0 if stored_set is None else len(times) in stored_set
+            if (is_stored and not settings.raw) or flow or not times:  # the first frame sets the size
                 planes = encoder.scale(frame)
             if is_stored:
                 jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))
                 stored.append(len(times))
                 size += len(jpegs[-1])
             if flow:
-                flow.add(planes[0].copy(), is_stored)  # the plane's memory is used again
+                flow.add(planes[0].copy(), is_stored)  # scale() reuses the plane's memory
             times.append(frame.time)
             on_frame()
             if size > MAX_STORED_BYTES:
                 limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
-                raise Undecodable(Reason.TOO_LONG, f"{len(times)} frames and more exceed {limit}: cut the video")
+                raise UndecodableVideo(
+                    QuarantineReason.TOO_LONG,
+                    f"{len(times)} frames exceed {limit}: cut the video",
+                )
         if not times:
-            raise Undecodable(Reason.NO_FRAMES, damage.described or "the file holds no frame")
-        seconds, fps = _clock(times, stream.average_rate or stream.guessed_rate)
-    return Decoded(
+            raise UndecodableVideo(QuarantineReason.NO_FRAMES, damage.description or "the file holds no frame")
+        seconds, fps = _frame_times(times, stream.average_rate or stream.guessed_rate)
+    return DecodedVideo(
         jpegs=jpegs,
         times=[seconds[number] for number in stored],
         fps=fps,
@@ -238,51 +220,51 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
 
 
 def _video_stream(container: Any) -> VideoStream:
-    """The stream ffmpeg itself would choose; the cover picture of a song is none."""
+    """The stream that ffmpeg chooses. A cover picture does not count as video."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
         kinds = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
-        raise Undecodable(Reason.NO_VIDEO_STREAM, f"the streams of the file are: {kinds}")
+        raise UndecodableVideo(QuarantineReason.NO_VIDEO_STREAM, f"streams of the file: {kinds}")
     if stream.codec_context is None:
-        raise Undecodable(Reason.UNKNOWN_CODEC, "there is no decoder for the video stream")
+        raise UndecodableVideo(QuarantineReason.UNKNOWN_CODEC, "there is no decoder for the video stream")
     return stream
 
 
 class _Damage:
-    """Packets that did not decode, and what was said of the last."""
+    """Counts packets that do not decode."""
 
     packets = 0
-    described = ""
+    description = ""
 
-    def note(self, error: av.FFmpegError) -> None:
+    def add(self, error: av.FFmpegError) -> None:
         self.packets += 1
-        self.described = f"{self.packets} packets do not decode: {error.strerror}"
+        self.description = f"{self.packets} packets do not decode: {error.strerror}"
 
 
 def _frames(container: Any, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
-    """All frames that decode. A packet that does not is left out, as the ffmpeg program does."""
+    """All frames that decode. Damaged packets are skipped, as the ffmpeg program does."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError as error:  # the container breaks off here
-            damage.note(error)
+        except av.FFmpegError as error:  # the container ends here
+            damage.add(error)
             packet = None
         try:
-            yield from stream.codec_context.decode(packet)  # None: what the decoder still holds
-        except av.EOFError:  # it was flushed before
+            yield from stream.codec_context.decode(packet)  # None flushes the decoder
+        except av.EOFError:  # flushed before
             return
         except av.FFmpegError as error:
-            damage.note(error)
+            damage.add(error)
         if packet is None:
             return
 
 
-def _clock(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
-    """Seconds of each frame since the first, and frames a second on average.
+def _frame_times(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
+    """Seconds from the first frame to each frame, and the average frame rate.
 
-    The container's times hold if they rise; packed B-frames in AVI step back, and raw streams have none: such frames
-    are ``1 / rate`` apart. Without a rate either it is 25, as ffmpeg assumes.
+    The container's times are used if they rise strictly. Times of packed B-frames in AVI step back, and raw streams
+    have no times: their frames are placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
     """
     known = [time for time in times if time is not None]
     if len(known) == len(times) > 1 and all(low < high for low, high in pairwise(known)):
@@ -292,20 +274,20 @@ def _clock(times: list[float | None], rate: Fraction | None) -> tuple[list[float
     return [round(index / fps, 6) for index in range(len(times))], round(fps, 6)
 
 
-def _windows(total: int, settings: FrameSettings) -> tuple[list[int], list[int]]:
-    """Which of ``total`` source frames are stored, and the place of each window's first among them.
+def _select_frames(total: int, settings: FrameSettings) -> tuple[list[int], list[int]]:
+    """Source frames that are stored, and the index of each window's first frame among them.
 
-    A video that the windows of ``clips`` would cover anyway stays whole.
+    A video that is not longer than its windows together is stored whole.
     """
     clips, window, stride = settings.clips, settings.window, settings.stride
     if clips == 0 or total <= clips * window:
         return list(range(0, total, stride)), [0]
     slack = total - window
     firsts = [slack // 2] if clips == 1 else [index * slack // (clips - 1) for index in range(clips)]
-    kept: list[int] = []
+    selected: list[int] = []
     windows = []
     for first in firsts:
-        windows.append(len(kept))
+        windows.append(len(selected))
         start = -(-first // stride)
-        kept.extend(range(start * stride, (start + window // stride) * stride, stride))
-    return kept, windows
+        selected.extend(range(start * stride, (start + window // stride) * stride, stride))
+    return selected, windows

@@ -1,4 +1,4 @@
-"""Optical flow of a video's frames, for the paper's Table 7: dense inverse search (Kroeger et al. 2016, OpenCV)."""
+"""Optical flow for the paper's Table 7, by dense inverse search (Kroeger et al. 2016, OpenCV)."""
 
 from collections import deque
 
@@ -11,11 +11,7 @@ Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
 
 class FlowRecorder:
-    """Flow from each stored frame to the frame ``distance`` source frames later; where the video ends, to its last.
-
-    Args:
-        distance: in source frames, at least 1.
-    """
+    """Computes flow from each stored frame to the frame ``distance`` >= 1 source frames later, or to the last frame."""
 
     def __init__(self, distance: int):
         self._distance = distance
@@ -24,22 +20,22 @@ class FlowRecorder:
         self._fields: list[bytes] = []
 
     def add(self, luma: Luma, stored: bool) -> None:
-        """Take the next source frame, (height, width) uint8, as it is stored; all frames have one size.
+        """Add the next source frame, (height, width) uint8 at the stored size.
 
         Raises:
-            cv2.error: it is too small (under about 16 pixels).
+            cv2.error: the frame is too small (under about 16 pixels).
         """
         self._waiting.append((luma, stored))
         if len(self._waiting) > self._distance:
-            self._measure(luma)
+            self._compute_flow(luma)
 
     def finish(self) -> list[bytes]:
-        """The encoded field of each stored frame."""
+        """Encoded flow field of each stored frame."""
         while self._waiting:
-            self._measure(self._waiting[-1][0])
+            self._compute_flow(self._waiting[-1][0])
         return self._fields
 
-    def _measure(self, later: Luma) -> None:
+    def _compute_flow(self, later: Luma) -> None:
         earlier, stored = self._waiting.popleft()
         if stored:
             flow = np.zeros((*earlier.shape, 2), np.float32)

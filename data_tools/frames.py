@@ -1,8 +1,8 @@
-"""Decoded frames -> upright JPEGs (or pixels) of one size.
+"""Encode decoded frames as upright JPEGs (or RGB pixels) of one size.
 
-A frame goes through swscale once, from the decoder's format to full-range BT.601 planes of the stored size, and these
-planes go straight into the JPEG encoder: 1.2 times as fast as by way of RGB. Where the size stays and only the range
-changes (the copies of Kinetics that go round are 340x256), a table does what swscale would, in a third of the time.
+swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
+encoder takes these planes directly, 1.2 times as fast as through RGB. If the size stays and only the range changes
+(common copies of Kinetics are 340x256), a lookup table gives the same result in a third of swscale's time.
 """
 
 import functools
@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
-_UNSPECIFIED, _BT470BG, _SMPTE170M = 2, 5, 6  # ffmpeg's AVColorSpace; the first counts as BT.601, as the others are
+_UNSPECIFIED, _BT470BG, _SMPTE170M = 2, 5, 6  # ffmpeg's AVColorSpace; all three are treated as BT.601
 _TV_BT601 = {
     (colour_range, matrix)
     for colour_range in (ColorRange.UNSPECIFIED, ColorRange.MPEG)
@@ -28,46 +28,46 @@ _TV_BT601 = {
 
 
 class FrameEncoder:
-    """Frames of one video -> JPEGs of one size; the first frame decides size and rotation."""
+    """Encodes the frames of one video; the first frame sets size and rotation."""
 
     def __init__(self, short_side: int, quality: int):
         self.height = self.width = 0
         self._short_side, self._quality = short_side, quality
         self._reformatter = VideoReformatter()
         self._rotate = _Orientation()
-        self._stretched: list[Plane] = []
+        self._widened: list[Plane] = []
 
     def scale(self, frame: VideoFrame) -> list[Plane]:
-        """Luma and the two colour planes of a decoded frame, upright, in the stored size; valid until the next call."""
+        """Luma and chroma planes of a decoded frame, upright, at the stored size; valid until the next call."""
         if not self.width:
             self._size = _stored_size(frame.width, frame.height, self._short_side)
             self._rotate = _Orientation.of(frame)
             self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
-        if _needs_only_range(frame, self._size):
-            planes = self._stretch([_as_array(plane) for plane in frame.planes])
+        if _only_range_changes(frame, self._size):
+            planes = self._widen_range([_as_array(plane) for plane in frame.planes])
         else:
             planes = [_as_array(plane) for plane in self._reformat(frame, "yuvj420p").planes]
         return [self._rotate(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
-        """RGB bytes (height, width, 3), upright, of a frame that :meth:`scale` was called with."""
+        """Upright RGB bytes (height, width, 3); :meth:`scale` must have been called once before."""
         (plane,) = self._reformat(frame, "rgb24").planes
         rows = _as_array(plane, 3)
         return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
-        """The JPEG of :meth:`scale`'s planes."""
+        """Encode the planes of :meth:`scale` as JPEG."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
 
     def _reformat(self, frame: VideoFrame, layout: str) -> VideoFrame:
         return _reformat(self._reformatter, frame, self._size, layout)
 
-    def _stretch(self, planes: Sequence[Plane]) -> list[Plane]:
-        if not self._stretched:
-            self._stretched = [np.empty(plane.shape, np.uint8) for plane in planes]  # fresh pages cost as much again
-        for plane, table, out in zip(planes, _range_tables(), self._stretched, strict=True):
+    def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
+        if not self._widened:
+            self._widened = [np.empty(plane.shape, np.uint8) for plane in planes]  # new pages would double the cost
+        for plane, table, out in zip(planes, _range_tables(), self._widened, strict=True):
             cv2.LUT(plane, table, dst=out)
-        return self._stretched
+        return self._widened
 
 
 def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int], layout: str) -> VideoFrame:
@@ -76,14 +76,14 @@ def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int,
         *size,
         format=layout,
         dst_colorspace=Colorspace.ITU601,
-        dst_color_range=ColorRange.JPEG,  # what JFIF pictures are in, whatever the video is in
-        interpolation=Interpolation.BICUBIC,  # the ffmpeg program's default
+        dst_color_range=ColorRange.JPEG,  # the range of JFIF
+        interpolation=Interpolation.BICUBIC,  # default of the ffmpeg program
         threads=1,
     )
 
 
-def _needs_only_range(frame: VideoFrame, size: tuple[int, int]) -> bool:
-    """Whether a decoded point becomes a stored one, and swscale would do nothing but widen its range."""
+def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
+    """Whether swscale would only widen the range: size, layout and matrix stay."""
     return (
         (frame.width, frame.height) == size
         and frame.format.name == "yuv420p"
@@ -93,7 +93,7 @@ def _needs_only_range(frame: VideoFrame, size: tuple[int, int]) -> bool:
 
 @functools.cache
 def _range_tables() -> tuple[Plane, Plane, Plane]:
-    """What swscale makes of each value of luma and of the two colours, asked of swscale itself."""
+    """Swscale's output for each value of luma and of the two chroma planes."""
     ramp = VideoFrame(512, 2, "yuv420p")
     for plane in ramp.planes:
         _as_array(plane)[:] = np.resize(np.arange(256), plane.width)
@@ -102,7 +102,7 @@ def _range_tables() -> tuple[Plane, Plane, Plane]:
 
 
 def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Stored (width, height): the short side at most ``short_side``, both even, since colour is stored at half size."""
+    """Stored (width, height), both even because chroma has half the size. The short side is at most ``short_side``."""
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 
@@ -113,7 +113,7 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
 
 @dataclass(frozen=True)
 class _Orientation:
-    """How a decoded frame is turned to stand upright: transposed first, then mirrored."""
+    """Turns a decoded frame upright: transposes, then mirrors."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -121,7 +121,7 @@ class _Orientation:
 
     @classmethod
     def of(cls, frame: VideoFrame) -> "_Orientation":
-        """From the display matrix, with x' = a x + c y and y' = b x + d y; skew angles are left as they are."""
+        """Read the display matrix: x' = a x + c y and y' = b x + d y. Angles between the axes are ignored."""
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()

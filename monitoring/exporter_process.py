@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
@@ -23,7 +22,7 @@ from motionmae.config import Config
 from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, Requeue, classify_error
 from motionmae.runs.events import Kind, Row, Sink, read_rows
 from motionmae.runs.git_revision import git_revision
 
@@ -76,12 +75,12 @@ class _Ending:
         """Note an end in order."""
         if row["kind"] == Kind.FINISH.value:
             self.word = END_AFTER_SCRAPE
-        elif row["kind"] == Kind.STOP.value and "outcome" in row:
+        elif row["kind"] == Kind.STOP.value and EndReason(row["reason"]).saved:
             self.word = END
 
     def error(self, error: BaseException) -> None:
         """Note an end that somebody knows of; after any other error the exporter goes as if the trainer had died."""
-        if isinstance(error, KeyboardInterrupt) or exit_of(error) in (Exit.USER_ERROR, Exit.LEASE_LOST):
+        if isinstance(error, KeyboardInterrupt) or classify_error(error).requeue is Requeue.NEVER:
             self.word = self.word or END
 
     def metrics(self, row: Row) -> None:
@@ -169,7 +168,9 @@ def job_key(config: Config, port: int, node: int) -> str:
 
 def run_labels(config: Config) -> dict[str, str]:
     """Labels of run_info."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("runs", "launch", "monitoring")}
+    settings = {
+        key: value for key, value in config.model_dump().items() if key not in ("output_dir", "launch", "monitoring")
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return {
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),

@@ -17,8 +17,7 @@ other                what is left of an attempt: metrics, agreement, the work af
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from motionmae.runs.events import Kind, Row
-from motionmae.runs.run_state import silence_after
+from motionmae.runs.events import Kind, Row, idle_category
 
 CAUSES = (
     "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
@@ -98,7 +97,7 @@ class GoodputTracker:
         if kind in (Kind.SUBMITTED.value, Kind.FAILURE.value):  # said by others, after the attempt's own last sign
             self._end_building(self.last_sign)
             self._badput[self._gap] += max(time - self.last_sign, 0.0)
-            self._gap = silence_after(row)
+            self._gap = idle_category(row)
         elif kind == Kind.START.value:
             self._begin(max(time - row.get("age", 0.0), self.last_sign))
         elif kind == Kind.RESUME.value:
@@ -111,7 +110,7 @@ class GoodputTracker:
             self._skipped += 1
         elif kind in (Kind.STOP.value, Kind.FINISH.value):
             self._end_building(time)
-            self._gap = silence_after(row)
+            self._gap = idle_category(row)
             self.finished = kind == Kind.FINISH.value
         elif kind is None:
             self._metrics(row)

@@ -12,14 +12,15 @@ from itertools import product
 
 from monitoring.goodput import CAUSES
 from motionmae.data.shards.errors import Reason
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.phases import Phase
 
 PREFIX = "motionmae_"
-STATES = ("starting", "training", "preempted", "stopped", "failed", "finished")
-"""States of a run; exactly one holds at a time."""
-RESTART_REASONS = ("preempted", "stopped", "hung", "failed", "lost")
-"""How the attempt before ended; hung: by its watchdog; lost: without a word, by -9 or with
-its node."""
+STATES = tuple(dict.fromkeys(["starting", "training", *(reason.run_state for reason in EndReason)]))
+"""States of a run. Exactly one is 1 at a time."""
+_RESTART_REASONS = tuple(
+    dict.fromkeys(reason.restart_reason for reason in EndReason if reason is not EndReason.FINISHED)
+)
 THROTTLE_REASONS = ("power_cap", "hardware", "thermal_hardware", "thermal_software", "power_brake")
 STEP_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds; the client library's own end at 10."""
@@ -94,7 +95,7 @@ RUN = (
     _gauge("checkpoint_last_step", "Step of the last checkpoint."),
     _gauge("checkpoint_size_bytes", "Size of the last checkpoint.", "bytes"),
     _counter("checkpoint_failures_total", "Checkpoints that could not be written."),
-    _counter("restarts_total", "Times the run was started again, by how it had ended.", reason=RESTART_REASONS),
+    _counter("restarts_total", "Times the run was started again, by how it had ended.", reason=_RESTART_REASONS),
     _counter("corrupt_samples_total", "Samples that could not be read and were replaced.",
              reason=tuple(reason.value for reason in Reason)),
     _gauge("productive_seconds", "Time spent on steps that counted, over all attempts.", "seconds"),

@@ -15,9 +15,9 @@ from monitoring.flops_per_clip import FlopsPerClip, peak_flops
 from monitoring.metric_definitions import METRICS, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.phases import Phase
-from motionmae.runs.run_state import ENDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +128,9 @@ class RankMetrics:
         elif kind == Kind.NONFINITE.value:
             self._add("nonfinite_steps_total", 1, row["cause"])
         elif kind == Kind.STOP.value:
-            ending = ENDINGS.get(row.get("outcome", ""))
-            state = ending.state if ending else "failed"
-            self._before = "hung" if row.get("exit") == "hung" else state
-            self._be(state)
+            reason = EndReason(row["reason"])
+            self._before = reason.restart_reason
+            self._be(reason.run_state)
         elif kind == Kind.FINISH.value:
             self._finished = True  # whoever starts it again finds nothing left to do, which is no restart
             self._be("finished")

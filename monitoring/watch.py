@@ -128,7 +128,7 @@ def _happened(story: Story, now: float) -> Panel:
     for row in story.events[-8:]:
         bad = row["kind"] in {kind.value for kind in _BAD} or "error" in row
         what = Text(row["kind"].replace("_", " "), "red" if bad else "")
-        more = row.get("error") or row.get("outcome") or row.get("cause") or row.get("path") or ""
+        more = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
         table.add_row(f"{duration(max(now - row['time'], 0))} ago", what, f"step {row['step']:,}", str(more)[:60])
     return Panel(table, title="what happened", title_align="left", border_style="bright_black")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from motionmae import commands
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, LeaseLost, exit_of
+from motionmae.runs.end_reason import LeaseLost, classify_error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if not error.already_reported:
             print(f"error: {error}", file=sys.stderr)
-        return Exit.USER_ERROR
+        return classify_error(error).exit_code
     except LeaseLost as error:
         print(f"error: {error}", file=sys.stderr)
-        return Exit.LEASE_LOST
+        return classify_error(error).exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         traceback.print_exc()
-        return exit_of(error)
+        return classify_error(error).exit_code
 
 
 if __name__ == "__main__":

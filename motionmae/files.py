@@ -26,9 +26,9 @@ def sync_folder(folder: Path) -> None:
     _sync(folder)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, unique: bool = True) -> None:
     """Replace ``path`` by a file with ``content``, see :func:`atomic_path`."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, unique=unique) as temporary:
         temporary.write_bytes(content)
 
 
@@ -43,7 +43,7 @@ def atomic_path(path: Path, *, durable: bool = True, unique: bool = True) -> Ite
     Args:
         durable: flush the file and its folder to the disk, so that it survives a power cut.
         unique: give the temporary file a random name, so that several processes can write ``path`` at a time. Without
-            it the next writer overwrites the temporary file of a killed one: use this for large files.
+            it the next writer overwrites the temporary file of a killed one: use this for files with one writer.
     """
     if _is_special(path):
         yield path

@@ -1,67 +1,68 @@
-"""The memory of a run on Slurm: on which nodes its attempts started, and how they failed.
+"""Log of a run's attempts on Slurm: their nodes and their failures.
 
-``RUN/attempts.jsonl`` is only ever appended to, a line a start or a failure. From it follow which nodes the run keeps
-away from and whether a failed job is worth another try; deleting the file forgives all nodes.
+``RUN/attempts.jsonl`` gets a line for each start and each failure. It determines which nodes the run avoids and whether
+a failed job is retried. Delete the file to use all nodes again.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+from motionmae.runs.attempt import Attempt
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import LineFile, Row, read_rows
-from slurm.failure_cause import Cause
 
-FAILURES = 2
-"""A node on which a run failed so often is not used for it again; a failed pre-flight suffices by itself."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One life of a job: Slurm keeps the id and counts the restarts."""
-
-    job: str
-    restart: int
+FAILURES_TO_EXCLUDE = 2
+"""Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""
 
 
-class Attempts:
-    """Reads and adds to the memory of the run in ``run``."""
+class AttemptLog:
+    """Reads and appends to the attempts.jsonl of a run."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "attempts.jsonl"
 
-    def started(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        """Note where ``attempt`` begins."""
-        self._append({"what": "start", **asdict(attempt), "nodes": list(nodes)})
+    def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
+        """Append the start of an attempt."""
+        self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
-    def failed(self, attempt: Attempt, cause: Cause, step: int, node: str = "") -> None:
-        """Note that ``attempt`` failed, by the fault of ``node``, when the newest checkpoint was that of ``step``."""
-        self._append({"what": "failure", **asdict(attempt), "cause": cause.value, "step": step, "node": node})
+    def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
+        """Append the failure of an attempt.
+
+        Args:
+            attempt: failed attempt.
+            reason: reason of the failure.
+            step: step of the newest checkpoint.
+            node: node at fault, if known.
+        """
+        row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
+        self._append({**row, "reason": reason, "step": step, "node": node})
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
-        """The attempt that started last, and its nodes."""
+        """The newest attempt and its nodes."""
         starts = [row for row in read_rows(self.path) if row["what"] == "start"]
-        return (Attempt(starts[-1]["job"], starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
+        return (Attempt(job=starts[-1]["job"], restart=starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
 
-    def excluded(self) -> dict[str, str]:
-        """Nodes not to be used again, each with the reason."""
-        faults: dict[str, list[Row]] = {}
+    def excluded_nodes(self) -> dict[str, str]:
+        """Nodes that the run avoids, each with the reason."""
+        failures_of: dict[str, list[Row]] = {}
         for row in self._failures():
             if row["node"]:
-                faults.setdefault(row["node"], []).append(row)
+                failures_of.setdefault(row["node"], []).append(row)
         return {
-            node: " and ".join(str(row["cause"]) for row in rows[-FAILURES:])
-            for node, rows in sorted(faults.items())
-            if len({(row["job"], row["restart"]) for row in rows}) >= FAILURES
-            or any(row["cause"] == Cause.BAD_NODE.value for row in rows)
+            node: " and ".join(EndReason(row["reason"]).description for row in rows[-FAILURES_TO_EXCLUDE:])
+            for node, rows in sorted(failures_of.items())
+            if len({(row["job"], row["restart"]) for row in rows}) >= FAILURES_TO_EXCLUDE
+            or any(row["reason"] == EndReason.BAD_NODE for row in rows)
         }
 
-    def knows(self, attempt: Attempt, node: str) -> bool:
-        """Whether it is noted that ``attempt`` failed by the fault of ``node``."""
-        return any((row["job"], row["restart"], row["node"]) == (*astuple(attempt), node) for row in self._failures())
+    def has_failure(self, attempt: Attempt, node: str) -> bool:
+        """Whether a failure of ``attempt`` because of ``node`` is logged."""
+        key = attempt.job, attempt.restart, node
+        return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
 
     def failures_without_progress(self, job: str) -> int:
-        """How many attempts of ``job`` have failed since one last brought a new checkpoint."""
+        """Number of failed attempts of ``job`` since its newest checkpoint."""
         failures = [row for row in self._failures() if row["job"] == job]
         return len({row["restart"] for row in failures if row["step"] == failures[-1]["step"]})
 

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,34 +12,6 @@ from submitit.slurm.slurm import SlurmExecutor
 from motionmae.config import Config
 from slurm.launch_options import requested_resources
 from slurm.local_executor import DetachedLocalExecutor
-
-
-def absolute_paths(config: Config) -> Config:
-    """Make all paths of the config absolute, because a job's working directory is its code snapshot."""
-
-    def absolute(path: str, *, unless: bool) -> str:
-        return path if not path or unless else str(Path(path).expanduser().resolve())
-
-    data, test, init, monitoring = config.data, config.test, config.finetune.init, config.monitoring
-    data = replace(
-        data,
-        shards=absolute(data.shards, unless="://" in data.shards),
-        cache=absolute(data.cache, unless=data.cache.startswith("$")),  # the node expands $TMPDIR
-        beton=absolute(data.beton, unless=data.beton.startswith("$")),
-    )
-    return replace(
-        config,
-        output_dir=absolute(config.output_dir, unless=False),
-        data=data,
-        test=replace(test, shards=absolute(test.shards, unless="://" in test.shards)),
-        finetune=replace(config.finetune, init=absolute(init, unless=init == "scratch")),
-        monitoring=replace(
-            monitoring,
-            tls_certificate=absolute(monitoring.tls_certificate, unless=False),
-            tls_key=absolute(monitoring.tls_key, unless=False),
-            discovery=absolute(monitoring.discovery, unless=False),
-        ),
-    )
 
 
 def log_folder(run: Path) -> Path:

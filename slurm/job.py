@@ -1,8 +1,8 @@
 """The job that submitit runs on every rank, once per attempt.
 
-A rank exits with a status of :class:`motionmae.runs.end_reason.Exit`, and :mod:`slurm.requeue_policy` decides what
-follows. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (statuses 255, and 144 on a local
-machine), which counts time limits.
+A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
+decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (status 255,
+or 144 on a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
 its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
@@ -26,12 +26,12 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 if TYPE_CHECKING:
-    from motionmae.distributed.stop_requests import Preemption
+    from motionmae.distributed.stop_requests import StopSignals
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -55,10 +55,10 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank and return the name of its outcome.
+        """Run one attempt on this rank and return its end reason.
 
         Raises:
-            SystemExit: unless the run finished; the status is one of Exit.
+            SystemExit: unless the run finished; the status is the exit code of the end reason.
         """
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
@@ -66,37 +66,37 @@ class TrainJob(Checkpointable):
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
         from monitoring.exporter_process import monitored
-        from motionmae.distributed.stop_requests import Outcome, Preemption
-        from motionmae.training.tasks import train_task
+        from motionmae.distributed.stop_requests import StopSignals
+        from motionmae.training.setup import run_training
 
-        with Preemption() as preemption:
+        with StopSignals() as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             try:
                 if environment.cluster == "slurm":
                     self.preflight(environment)
                 with monitored(self.config) as sinks:
-                    outcome = train_task(self.config, preemption=preemption, sinks=sinks)
+                    reason = run_training(self.config, signals=signals, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                sys.exit(Exit.USER_ERROR)
+                sys.exit(classify_error(error).exit_code)
             except Exception as error:
                 traceback.print_exc()
-                sys.exit(exit_of(error))
-            if outcome is not Outcome.FINISHED and environment.global_rank != 0:
+                sys.exit(classify_error(error).exit_code)
+            if reason is not EndReason.FINISHED and environment.global_rank != 0:
                 sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before it does
-            if outcome is Outcome.STOPPED:
-                sys.exit(Exit.STOPPED)
-            if outcome is Outcome.TERMINATED and not is_being_preempted(environment):
-                sys.exit(Exit.TERMINATED)
-            if outcome is not Outcome.FINISHED:
-                requeue(preemption)
-        return outcome.name
+            if reason is EndReason.STOPPED:
+                sys.exit(reason.exit_code)
+            if reason is EndReason.TERMINATED and not is_being_preempted(environment):
+                sys.exit(reason.exit_code)
+            if reason is not EndReason.FINISHED:
+                requeue(signals)
+        return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
         from motionmae.distributed.context import choose_device
-        from slurm.attempt_log import Attempt, Attempts
-        from slurm.failure_cause import Cause
+        from motionmae.runs.attempt import Attempt
+        from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
         run = Path(self.config.output_dir) / self.config.name
@@ -106,12 +106,12 @@ class TrainJob(Checkpointable):
             device = choose_device(self.config.engine.device, environment.local_rank)
             preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
         except BadNode as error:
-            abort(Exit.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
+            abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
-            attempt = Attempt(environment.job_id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+            attempt = Attempt(job=environment.job_id, restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
             for node in error.nodes:
-                Attempts(run).failed(attempt, Cause.BAD_NODE, 0, node)
-            abort(Exit.LOST_PEERS, str(error))
+                AttemptLog(run).log_failure(attempt, EndReason.BAD_NODE, 0, node)
+            abort(EndReason.LOST_PEERS, str(error))
 
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
@@ -120,12 +120,12 @@ def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
     return job is not None and job.state == "RUNNING" and job.preempted
 
 
-def requeue(preemption: "Preemption") -> None:
+def requeue(signals: "StopSignals") -> None:
     """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
-    handler = preemption.former[signal.SIGUSR2]
+    handler = signals.former[signal.SIGUSR2]
     assert callable(handler), "submitit installs its handler before it calls a job"
     try:
         handler(signal.SIGUSR2, None)
     except UncompletedJobError as error:
         print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
-        sys.exit(Exit.USER_ERROR)
+        sys.exit(EndReason.USER_ERROR.exit_code)

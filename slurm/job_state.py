@@ -5,16 +5,15 @@
 nothing has to be cleaned up after a crash.
 """
 
-import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from slurm import scontrol
@@ -106,7 +105,7 @@ def submission_lock(run: Path) -> Iterator[int]:
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _lock(descriptor, LOCK_TIMEOUT):
+        if not locks.acquire(descriptor, timeout=LOCK_TIMEOUT):
             raise UserError(
                 f"{run} is in use by a submission or a training run on this machine: see {run / 'job.json'}"
             )
@@ -115,21 +114,10 @@ def submission_lock(run: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-
-
 def _local_state(run: Path) -> JobState:
     descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _lock(descriptor, 0):
+        if not locks.acquire(descriptor):
             return JobState("RUNNING", "on this machine")
     finally:
         os.close(descriptor)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from motionmae.distributed.process_group import create_store, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 
 _STORAGE_BYTES = 1 << 20
 _MATRIX = 256
@@ -158,7 +158,7 @@ def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[i
     return []
 
 
-def abort(status: Exit, reason: str) -> None:
+def abort(end: EndReason, reason: str) -> None:
     """Print the reason and end this process at once, even if its threads hang."""
     print(f"error: pre-flight check: {reason}", file=sys.stderr, flush=True)
-    os._exit(status)
+    os._exit(end.exit_code)

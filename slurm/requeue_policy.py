@@ -1,13 +1,16 @@
-"""What the batch script runs on the job's first node: srun, and then the question whether the job is tried again.
+"""Requeue policy: the batch script runs this module, which runs srun and then decides whether to retry the job.
 
-Slurm queues a job again by itself after a preemption or the loss of a node, and rank 0 asks for it after SIGUSR2. But
-a rank that dies, or loses the others, fails the job for good. So this asks Slurm to queue it again, nobody watching:
+Slurm itself requeues a job after a preemption or a node failure, and rank 0 requeues it after SIGUSR2. After any other
+failure, for example a killed rank, Slurm would end the job for good. This module then asks Slurm to requeue it:
 
-- a person's mistake, a stop that was asked for (``scancel``, the stop file), or a newer attempt: never;
-- SIGTERM to a job that is neither cancelled nor preempted: always (see :func:`burn_step_ids`);
-- anything else: at once the first time, then after :data:`FIRST_PAUSE` and each time four times as long, until there
-  were more than `launch.max_retries` failures without a new checkpoint between them; an error in the program once;
-- never again on a node that failed its pre-flight, or on which the run failed twice, while enough others are left.
+- never after a user error, a requested stop (``scancel``, the stop file), or when a newer attempt holds the lease;
+- at once after a SIGTERM that neither ``scancel`` nor a preemption explains, because such an attempt has saved
+  (see :func:`burn_step_ids`);
+- after any other failure at once, then after FIRST_PAUSE, then after pauses that grow by a factor of four, until more
+  than `launch.max_retries` attempts have failed without a new checkpoint. A program error is retried once.
+
+A requeued job avoids nodes that failed the pre-flight check and nodes on which the run failed twice, as long as enough
+other nodes are up.
 """
 
 import os
@@ -16,38 +19,126 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from submitit.slurm.slurm import _parse_node_list
 
+from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import EventLog, JsonLines, Kind, read_rows
 from slurm import scontrol
-from slurm.attempt_log import Attempt, Attempts
-from slurm.failure_cause import Cause, Failure, find_failure
+from slurm.attempt_log import AttemptLog
+from slurm.failure_cause import Failure, find_failure
 
-STEP_NUMBERS = 3
-"""The lives of a job take turns in so many numbers of their job step."""
+STEP_IDS = 3
+"""The attempts of a job cycle through this number of job step IDs."""
 FIRST_PAUSE = 60
-"""Seconds before the second try of a failed attempt."""
-_NEVER = (Cause.USER_ERROR, Cause.LEASE_LOST, Cause.STOPPED)
+"""Seconds before the second retry."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One life of the job."""
+class RequeuePolicy:
+    """Decides for one attempt of a job whether and where the job is retried.
 
-    run: RunFolder
-    attempt: Attempt
-    max_retries: int
+    Args:
+        run: run folder.
+        attempt: attempt of this job.
+        max_retries: launch.max_retries.
+    """
 
-    @property
-    def attempts(self) -> Attempts:
-        """The run's memory."""
-        return Attempts(self.run.path)
+    def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
+        self.run, self.attempt, self.max_retries = run, attempt, max_retries
+        self.attempts = AttemptLog(run.path)
+
+    def decide(self, failure: Failure) -> None:
+        """Retry a failed job, unless it was cancelled or somebody else has requeued it already."""
+        job = scontrol.show(self.attempt.job)
+        if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
+            return
+        if failure.reason.requeue is not Requeue.NEVER:
+            self.retry(failure)
+
+    def decide_at_time_limit(self) -> None:
+        """Retry a job that has reached its time limit, unless somebody else has requeued it already."""
+        job = scontrol.show(self.attempt.job)
+        if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
+            self.retry(Failure(EndReason.TIME_LIMIT))
+
+    def retry(self, failure: Failure) -> None:
+        """Log a failure and requeue the job, unless it has failed too often."""
+        step = self.newest_step()
+        self.attempts.log_failure(self.attempt, failure.reason, step, failure.node)
+        count = self.attempts.failures_without_progress(self.attempt.job)
+        once = failure.reason.requeue is Requeue.ONCE
+        again = count <= (min(self.max_retries, 1) if once else self.max_retries)
+        pause = FIRST_PAUSE * 4 ** (count - 2) if again and count > 1 else 0
+        self.log_failure_event(step, failure, again, pause)
+        cause = failure.reason.description + (f" (node {failure.node})" if failure.node else "")
+        if again:
+            log(f"{cause}: the job is requeued" + (f" in {pause} s" if pause else ""))
+            self.requeue(pause)
+        else:
+            log(
+                f"{cause}, failure {count} without a new checkpoint (launch.max_retries={self.max_retries}): "
+                "the job is not requeued; fix the cause (see the log above) and submit the run again"
+            )
+
+    def requeue(self, pause: int = 0) -> bool:
+        """Requeue the job after ``pause`` seconds and exclude bad nodes; False if Slurm refuses."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends SIGTERM at a requeue, before the update below
+        job = scontrol.show(self.attempt.job)
+        before = set(job.excluded if job else ())
+        avoid = before - set(self.attempts.excluded_nodes()) | set(self.nodes_to_avoid())
+        if not scontrol.requeue(self.attempt.job):
+            log("Slurm refused to requeue the job: submit the run again")
+            return False
+        changes = {"StartTime": f"now+{pause}"} if pause else {}
+        if avoid != before:
+            changes["ExcNodeList"] = ",".join(sorted(avoid))
+        if changes and not scontrol.update(self.attempt.job, changes):
+            log("Slurm refused to change the queued job; the next attempt checks its nodes again")
+        return True
+
+    def nodes_to_avoid(self) -> dict[str, str]:
+        """Nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
+        excluded = self.attempts.excluded_nodes()
+        others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
+        if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
+            log(f"this run failed before on {', '.join(excluded)}, but only {len(others)} others are up: used again")
+            return {}
+        return excluded
+
+    def log_lost_nodes(self) -> None:
+        """Log the nodes of the previous attempt that are down. Slurm requeues such a job without naming the node."""
+        last = self.attempts.last_start()
+        if last is None or last[0].job != self.attempt.job:
+            return
+        attempt, nodes = last
+        for node, reason in scontrol.down_nodes(nodes).items():
+            if self.attempts.has_failure(attempt, node):
+                continue
+            step = self.newest_step()
+            log(f"node {node} of the previous attempt is down ({reason})")
+            self.attempts.log_failure(attempt, EndReason.NODE_DOWN, step, node)
+            self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
+
+    def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
+        """Write an event `failure` to events.jsonl."""
+        starts = [row for row in read_rows(self.run.events) if row["kind"] == Kind.START.value]
+        events = EventLog(starts[-1]["attempt"] if starts else "", [JsonLines(self.run.events, self.run.metrics)])
+        events.event(
+            Kind.FAILURE,
+            step,
+            reason=failure.reason,
+            node=failure.node,
+            again=again,
+            pause=pause,
+            excluded=self.attempts.excluded_nodes(),
+            job=self.attempt.job,
+            restart=self.attempt.restart,
+        )
+        events.close()
 
     def newest_step(self) -> int:
         """Step of the newest committed checkpoint, 0 before the first."""
@@ -55,46 +146,46 @@ class Batch:
         return complete[-1].step if complete else 0
 
 
-def main(words: Sequence[str]) -> int:
-    """``RUN MAX_RETRIES srun ...``: run the step and return the job's exit status."""
-    run, max_retries, *command = words
+def main(argv: Sequence[str]) -> int:
+    """Run the job step of ``RUN MAX_RETRIES srun ...`` and return the job's exit status."""
+    run, max_retries, *command = argv
     Path(run).mkdir(parents=True, exist_ok=True)
-    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    batch = Batch(RunFolder(Path(run)), Attempt(os.environ["SLURM_JOB_ID"], restart), int(max_retries))
-    note_lost_nodes(batch)
+    attempt = Attempt(job=os.environ["SLURM_JOB_ID"], restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    policy = RequeuePolicy(RunFolder(Path(run)), attempt, int(max_retries))
+    policy.log_lost_nodes()
     nodes = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
-    if unwanted := sorted(set(nodes) & set(nodes_to_avoid(batch))):
-        say(f"{', '.join(unwanted)} failed this run before: queued again without")
-        return 0 if requeue(batch, 0) else Exit.LOST_PEERS
-    batch.attempts.started(batch.attempt, nodes)
-    burn_step_ids(restart)
-    status, lines = run_step(batch, command)
+    if bad := sorted(set(nodes) & set(policy.nodes_to_avoid())):
+        log(f"this run failed before on {', '.join(bad)}: the job is requeued without these nodes")
+        return 0 if policy.requeue() else EndReason.LOST_PEERS.exit_code
+    policy.attempts.log_start(attempt, nodes)
+    burn_step_ids(attempt.restart)
+    status, lines = run_step(command, policy)
     if status == 0:
         return 0
     failure = find_failure(lines)
-    decide_requeue(batch, failure)
+    policy.decide(failure)
     return failure.status
 
 
 def burn_step_ids(restart: int) -> None:
-    """Let steps pass that do nothing, so that the real one has another number than in the life before.
+    """Start 0 to 2 empty job steps, so that the training step has another ID than in the previous attempt.
 
-    What is meant for the step of an older life may come late: its srun on a node whose cable is put back ends "its"
-    step, and a controller under load sends a signal that was not answered again after a minute. Both ended the step of
-    the new life, which had the same number, on Slurm 22.05.
+    Slurm 22.05 may deliver a late signal to a step with the ID of an old step. Two cases were seen: the srun of an old
+    attempt on a node whose cable is plugged in again, and a busy controller that repeats an unanswered signal after a
+    minute.
     """
-    for _ in range(restart % STEP_NUMBERS):
+    for _ in range(restart % STEP_IDS):
         scontrol.run_command("srun", "--nodes=1", "--ntasks=1", "--output=/dev/null", "true")
 
 
-def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
-    """Run srun to its end and return its status and messages.
+def run_step(command: Sequence[str], policy: RequeuePolicy) -> tuple[int, list[str]]:
+    """Run srun and return its status and its messages on standard error.
 
-    Slurm sends the step its signals by itself. SIGTERM is the last chance to act when time is up: ranks that hang are
-    killed together with this process.
+    Slurm itself signals the ranks of the step. SIGTERM is the last chance to retry a job at its time limit: hanging
+    ranks are killed together with this process.
     """
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as step:
-        signal.signal(signal.SIGTERM, lambda *_: decide_requeue_overtime(batch))
+        signal.signal(signal.SIGTERM, lambda *_: policy.decide_at_time_limit())
         assert step.stderr is not None
         lines = []
         for line in step.stderr:
@@ -104,106 +195,9 @@ def run_step(batch: Batch, command: Sequence[str]) -> tuple[int, list[str]]:
     return 128 - status if status < 0 else status, lines
 
 
-def decide_requeue_overtime(batch: Batch) -> None:
-    """Have the job tried again if it is out of time and nobody has asked for that yet."""
-    job = scontrol.show(batch.attempt.job)
-    if job is not None and job.out_of_time and job.restarts == batch.attempt.restart:
-        retry(batch, Failure(Cause.TIME_LIMIT))
-
-
-def decide_requeue(batch: Batch, failure: Failure) -> None:
-    """Decide what becomes of a job whose step failed."""
-    job = scontrol.show(batch.attempt.job)
-    if job is not None and (job.state != "RUNNING" or job.restarts != batch.attempt.restart):
-        return  # cancelled; or queued again already: by rank 0, by Slurm, by an administrator
-    if failure.cause not in _NEVER:
-        retry(batch, failure)
-
-
-def retry(batch: Batch, failure: Failure) -> None:
-    """Note a failure, and have the job queued again unless there were too many."""
-    attempts, step = batch.attempts, batch.newest_step()
-    attempts.failed(batch.attempt, failure.cause, step, failure.node)
-    count = attempts.failures_without_progress(batch.attempt.job)
-    again = count <= (min(batch.max_retries, 1) if failure.cause is Cause.CRASHED else batch.max_retries)
-    pause = FIRST_PAUSE * 4 ** (count - 2) if again and count > 1 else 0
-    record(batch, step, failure, again, pause)
-    where = f" on {failure.node}" if failure.node else ""
-    if again:
-        say(f"{failure.cause.value}{where}: queued again" + (f" in {pause} s" if pause else ""))
-        requeue(batch, pause)
-    else:
-        say(
-            f"{failure.cause.value}{where}, failure {count} without a new checkpoint (launch.max_retries="
-            f"{batch.max_retries}): not tried again; mend the cause (see the log above) and submit again"
-        )
-
-
-def note_lost_nodes(batch: Batch) -> None:
-    """After the loss of a node Slurm queues the job again by itself: find out which node it was, and note it."""
-    last = batch.attempts.last_start()
-    if last is None or last[0].job != batch.attempt.job:
-        return
-    attempt, nodes = last
-    for node, reason in scontrol.down_nodes(nodes).items():
-        if batch.attempts.knows(attempt, node):
-            continue
-        step = batch.newest_step()
-        say(f"{node}, where this run was before, is down ({reason})")
-        batch.attempts.failed(attempt, Cause.NODE_DOWN, step, node)
-        record(batch, step, Failure(Cause.NODE_DOWN, node), again=True, pause=0)
-
-
-def nodes_to_avoid(batch: Batch) -> dict[str, str]:
-    """Nodes that the run's memory excludes, unless too few others would be left in the partition."""
-    excluded = batch.attempts.excluded()
-    others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
-    needed = int(os.environ["SLURM_JOB_NUM_NODES"])
-    if excluded and len(others) < needed:
-        say(f"{', '.join(excluded)} failed this run before, but only {len(others)} other nodes are up: used again")
-        return {}
-    return excluded
-
-
-def requeue(batch: Batch, pause: int) -> bool:
-    """Have Slurm queue it again, in ``pause`` seconds at the earliest and away from bad nodes; False if it refuses."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it; the update below comes first
-    job = scontrol.show(batch.attempt.job)
-    before = set(job.excluded if job else ())
-    avoid = before - set(batch.attempts.excluded()) | set(nodes_to_avoid(batch))
-    if not scontrol.requeue(batch.attempt.job):
-        say("Slurm did not take the request: submit the run again")
-        return False
-    changes = {"StartTime": f"now+{pause}"} if pause else {}
-    if avoid != before:
-        changes["ExcNodeList"] = ",".join(sorted(avoid))
-    if changes and not scontrol.update(batch.attempt.job, changes):
-        say("Slurm did not take the changes of the queued job; the next start looks at its nodes again")
-    return True
-
-
-def record(batch: Batch, step: int, failure: Failure, again: bool, pause: int) -> None:
-    """Tell events.jsonl."""
-    sink = JsonLines(batch.run.events, batch.run.metrics)
-    starts = [row for row in read_rows(batch.run.events) if row["kind"] == Kind.START.value]
-    log = EventLog(starts[-1]["attempt"] if starts else "", [sink])
-    log.event(
-        Kind.FAILURE,
-        step,
-        cause=failure.cause.value,
-        node=failure.node,
-        again=again,
-        pause=pause,
-        excluded=batch.attempts.excluded(),
-        slurm_job_id=batch.attempt.job,
-        slurm_restarts=batch.attempt.restart,
-    )
-    log.close()
-
-
-def say(sentence: str) -> None:
-    """Print into the log of rank 0, which is the batch script's as well."""
-    print(f"{time.strftime('%H:%M:%S')} slurm: {sentence}", flush=True)
+def log(message: str) -> None:
+    """Print to the log of rank 0, which is also the log of the batch script."""
+    print(f"{time.strftime('%H:%M:%S')} slurm: {message}", flush=True)
 
 
 if __name__ == "__main__":

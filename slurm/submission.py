@@ -5,40 +5,43 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
-from motionmae.data.open_shards import load_manifest
+from motionmae.config.site import Site
+from motionmae.data.open_shards import check_node_file, load_manifest
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, LineFile
 from slurm import code_snapshot, executors
-from slurm.attempt_log import Attempts
+from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, submission_lock
 from slurm.launch_options import parse_sbatch_options
 from slurm.local_executor import rank_log
-from slurm.site import Site
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
+    """Options of sbatch beyond the launch section. Precedence: site file < --dependency < --sbatch."""
+    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
     """The executor for Slurm. It excludes the nodes on which the run failed before."""
-    dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    extra = {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
-    excluded = Attempts(Path(config.output_dir) / config.name).excluded()
+    excluded = AttemptLog(Path(config.output_dir) / config.name).excluded_nodes()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = replace(config, launch=replace(config.launch, exclude=exclude))
-    return TrainingExecutor(config, folder, code, extra, site.environment)
+    config = config.updated({"launch.exclude": exclude})
+    return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
@@ -55,7 +58,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if another submission was faster, an input is missing, or Slurm refuses the job.
     """
     check_shards(config)
-    check_beton(config, here=arguments.cluster == "local")
+    if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
+        print(f"note: {note}")
     if config.data.rand_augment:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
@@ -101,32 +105,11 @@ def check_shards(config: Config) -> None:
         UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """
     data = config.data
-    quick = replace(data, remote_retries=1, remote_timeout=min(data.remote_timeout, 10))
+    quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
         steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:
         print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
-
-
-def check_beton(config: Config, here: bool) -> None:
-    """Check that ``data.beton`` exists. On Slurm only print a note, because the file may lie on the nodes' own disks.
-
-    Args:
-        config: config of the run.
-        here: whether the run will train on this machine.
-
-    Raises:
-        UserError: if the run will train here and the file does not exist.
-    """
-    path = config.data.beton
-    if not path or path.startswith("$") or Path(path).is_file():  # only the job knows $TMPDIR
-        return
-    if here:
-        raise UserError(
-            f"data.beton={path} does not exist: write it with `python data_tools/make_beton {config.data.shards} "
-            f"--out {path}`, or leave data.beton empty"
-        )
-    print(f"note: data.beton={path} does not exist on this machine: it must be on the disk of every node")
 
 
 def check_weights(config: Config) -> None:
@@ -157,9 +140,9 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
         "preempt": f"{preempt}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
-    if record.cluster == "slurm" and (excluded := Attempts(run).excluded()):
+    if record.cluster == "slurm" and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
-        lines["excluded"] = f"{nodes}   # to use them again: rm {Attempts(run).path}"
+        lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
 
 

@@ -21,20 +21,17 @@ if __name__ == "__main__":
 import argparse  # noqa: E402
 import shutil  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from omegaconf import OmegaConf  # noqa: E402
 
 from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
-from motionmae.config import Config, load_config, refuse_idle  # noqa: E402
+from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused  # noqa: E402
 from motionmae.config.schema import accumulation_steps  # noqa: E402
+from motionmae.config.site import DEFAULT, Site, load_site  # noqa: E402
 from motionmae.errors import UserError  # noqa: E402
 from slurm import code_snapshot, executors  # noqa: E402
 from slurm.follow import follow  # noqa: E402
 from slurm.job_state import JobRecord, state_of  # noqa: E402
-from slurm.launch_options import add_launch_flags, launch_overrides  # noqa: E402
+from slurm.launch_options import add_launch_flags, launch_overrides, refuse_reserved_option  # noqa: E402
 from slurm.local_executor import command_line  # noqa: E402
-from slurm.site import DEFAULT, Site, load_site  # noqa: E402
 from slurm.submission import describe, slurm_executor, submit  # noqa: E402
 
 
@@ -78,8 +75,8 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
         UserError: if the config or the combination of flags is not possible.
     """
     slurm = arguments.cluster == "slurm"
-    overrides = [*(site.overrides() if slurm else ()), *arguments.overrides, *launch_overrides(arguments)]
-    config = executors.absolute_paths(load_config(arguments.config, overrides))
+    overrides = [*arguments.overrides, *launch_overrides(arguments)]
+    config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     launch = config.launch
     if not slurm and launch.nodes != 1:
         raise UserError(f"--cluster local uses only this machine, not {launch.nodes} nodes: add --nodes 1")
@@ -107,13 +104,13 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     else:
         print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
     print("# resolved configuration")
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(config_yaml(config))
     print_plan(config, default_assumptions(config))
 
 
 def with_seed(config: Config, seed: int) -> Config:
     """The config of one of several runs that differ in their seed."""
-    return replace(config, name=f"{config.name}_seed{seed}", seed=seed)
+    return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -183,6 +180,8 @@ def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
     """
     arguments = _parser().parse_intermixed_args(argv)
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
+    for option in site.sbatch:
+        refuse_reserved_option(option, f"{site.file}: sbatch")
     return arguments, site, load(arguments, site)
 
 
@@ -219,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments, site, config = read(argv)
-        refuse_idle(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
+        refuse_unused(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
         return execute(arguments, site, config, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,238 +1,191 @@
-"""The rows of the paper's ablation tables: what each trains, how far it is, what has come of it.
+"""Rows of the paper's ablation tables: their jobs, how far they are, and the table of results.
 
-Every file of configs/ablations/ is a row. Rows with the same settings (the paper's default stands in several tables)
-share the runs of the first of them.
+Every file of configs/ablations/ is a row. The first line of the file is the title, with the paper's top-1 in brackets.
+Rows with the same settings share the runs of the first of them, because the paper's default is in several tables.
 """
 
 import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from motionmae.config import Config, flat, load_config
+from motionmae.config import Config, absolute_paths, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.resume import RESULT_KEYS
+from motionmae.config.yaml_text import read_yaml
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, read_rows
-from motionmae.training.state import MAY_CHANGE, config_as_json
-from slurm.executors import absolute_paths
 from slurm.job_state import JobRecord, state_of
-
-_NOTED = ("data.shards", "data.beton", "test.", "finetune.init")
-"""Of what a resumed run may have otherwise, what a figure goes by."""
-
-
-class Stage(Enum):
-    """What a row waits for."""
-
-    PRETRAIN = "to be pre-trained"
-    PRETRAINING = "pre-training"
-    FINETUNE = "to be fine-tuned"
-    FINETUNING = "fine-tuning"
-    TEST = "to be tested"
-    TESTING = "testing"
-    DONE = "done"
-    FOREIGN = "not this row's"
-    """Its folders hold a run with other settings."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table."""
+class RowJob:
+    """One of the three jobs of a row."""
 
-    config: str
-    """Name of its config, e.g. ablations/table5a_motion."""
-    runs: Path
-    """Folder of the run folders."""
+    kind: str
+    """pre-training, fine-tuning or test."""
+    folder: Path
+    """Folder of job.json."""
+    argv: tuple[str, ...]
+    """Arguments of slurm/submit.py; of `python` for a test."""
 
-    @property
-    def trained(self) -> str:
-        """Name of the config that is trained for it: its own, or an earlier row's with the same settings."""
-        return shared_configs()[self.config]
+    def active_record(self) -> JobRecord | None:
+        """The job in the queue or running; None if there is none."""
+        record = JobRecord.read(self.folder)
+        return record if record is not None and state_of(record, self.folder).active else None
 
-    @property
-    def name(self) -> str:
-        """Name of its pre-training run."""
-        return Path(self.trained).name
 
-    @property
-    def title(self) -> str:
-        """What the first line of its config says, without the paper's figure."""
-        return self._first_line.partition(" (")[0]
+class AblationRow:
+    """One row of a table: a pre-training, a fine-tuning by the recipe of its data set, and a test.
 
-    @property
-    def paper(self) -> float | None:
-        """Top-1 in the paper, where our copy of it has the figure."""
-        found = re.search(r"\((\d+\.\d)\)", self._first_line)
-        return float(found[1]) if found else None
+    Args:
+        config: name of the config, e.g. ablations/table5a_motion.
+        output_dir: folder of the run folders.
+    """
 
-    @property
-    def _first_line(self) -> str:
-        return _file(self.config).read_text().splitlines()[0].lstrip("# ").rstrip(".")
+    def __init__(self, config: str, output_dir: Path) -> None:
+        header = _config_file(config).read_text().splitlines()[0].lstrip("# ").rstrip(".")
+        paper = re.search(r"\((\d+\.\d)\)", header)
+        self.config = config
+        self.output_dir = output_dir
+        self.title = header.partition(" (")[0]
+        self.paper = float(paper[1]) if paper else None
+        """Top-1 in the paper; None where our copy of the paper lacks it."""
+        self.trained_config = shared_configs()[config]
+        """This config, or an earlier row's config with the same settings."""
+        self.name = Path(self.trained_config).name
+        self.pretraining = RunFolder.of(output_dir, self.name)
+        self.finetuning = RunFolder.of(output_dir, f"{self.name}_finetune")
 
-    @property
-    def pretraining(self) -> RunFolder:
-        """Its pre-training run."""
-        return RunFolder.of(self.runs, self.name)
-
-    @property
-    def finetuning(self) -> RunFolder:
-        """Its fine-tuning run."""
-        return RunFolder.of(self.runs, f"{self.name}_finetune")
-
-    @property
-    def testing(self) -> Path:
-        """Folder of its tests."""
-        return self.finetuning.path / "test"
-
-    def pretrain_words(self) -> list[str]:
-        """The command line that pre-trains it."""
-        return ["--config", self.trained]
-
-    def finetune_words(self) -> list[str]:
-        """The command line that fine-tunes it: the recipe of its data set, on its weights."""
+    def jobs(self) -> tuple[RowJob, RowJob, RowJob]:
+        """The three jobs in their order."""
         config = load_config(self.config)
-        data_set = Path(config.data.shards).parent.name
-        recipe = f"finetune_{config.model.size.replace('_', '')}_{data_set}"
-        return ["--config", recipe, f"name={self.finetuning.path.name}", f"finetune.init={self.pretraining.path}"]
+        recipe = f"finetune_{config.model.size.replace('_', '')}_{Path(config.data.shards).parent.name}"
+        name, init = f"name={self.finetuning.path.name}", f"finetune.init={self.pretraining.path}"
+        return (
+            RowJob("pre-training", self.pretraining.path, ("--config", self.trained_config)),
+            RowJob("fine-tuning", self.finetuning.path, ("--config", recipe, name, init)),
+            RowJob("test", self.finetuning.path / "test", ("-m", "motionmae", "test", str(self.finetuning.path))),
+        )
 
-    def foreign(self) -> str:
-        """How the runs in its folders are not this row's; empty where they are, or are not there yet."""
-        if self.pretraining.config.is_file():
-            found = _settings(load_config(str(self.pretraining.config)))
-            own = _own_settings(self.trained) | _own_settings(self.config)
-            others = [f"{key}={found[key]} (the row has {value})" for key, value in own.items() if found[key] != value]
-            if others:
-                return f"{self.pretraining.path} was trained with {', '.join(others)}"
+    def remaining_jobs(self) -> list[RowJob]:
+        """Jobs that have no result yet."""
+        results = (final_step(self.pretraining), final_step(self.finetuning), self.top1())
+        return [job for job, result in zip(self.jobs(), results, strict=True) if result is None]
+
+    def top1(self) -> float | None:
+        """Top-1 of the finished fine-tuning, tested with its own views and shards; None without such a test."""
+        step = final_step(self.finetuning)
+        if step is None or not self.pretraining.config.is_file() or self.belongs_to_other_run():
+            return None
+        views = load_config(str(self.finetuning.config)).test
+        expected = {"step": step, "views": f"{views.clips} x {views.crops}", "shards": views.shards}
+        paths = sorted(self.finetuning.path.glob("test/*/report.json"), key=lambda path: path.stat().st_mtime)
+        reports = [json.loads(path.read_text()) for path in paths]
+        matching = [report["top1"] for report in reports if expected.items() <= report.items()]
+        return matching[-1] if matching else None
+
+    def state(self) -> str:
+        """How far the row is, for the table."""
+        if self.belongs_to_other_run():
+            return "run with other settings"
+        remaining = self.remaining_jobs()
+        if not remaining:
+            return "done"
+        return f"{remaining[0].kind} {'submitted' if remaining[0].active_record() else 'missing'}"
+
+    def belongs_to_other_run(self) -> str:
+        """How the runs in the row's folders differ from the row; empty if they are its own or do not exist."""
+        keys = {*_own_keys(self.config), *_own_keys(self.trained_config)}
+        differences = _differences(self.pretraining, load_config(self.trained_config))
+        if others := [f"{key}={run} (the row has {row})" for key, (run, row) in differences.items() if key in keys]:
+            return f"{self.pretraining.path} was trained with {', '.join(others)}"
         if self.finetuning.config.is_file():
             init = load_config(str(self.finetuning.config)).finetune.init
             if Path(init).name != self.name:
-                return f"{self.finetuning.path} began with the weights of {init}"
+                return f"{self.finetuning.path} was initialised from {init}"
         return ""
 
-    def changes(self) -> dict[str, str]:
-        """By name of a run, the settings that it has otherwise than its config or recipe: it was given overrides."""
-        _, recipe, *words = self.finetune_words()
-        runs = ((self.pretraining, load_config(self.trained)), (self.finetuning, load_config(recipe, words)))
-        changed = {run.path.name: _changes(run, own) for run, own in runs if run.config.is_file()}
-        return {name: changes for name, changes in changed.items() if changes}
-
-    def top1(self) -> float | None:
-        """Of the finished fine-tuning, by its own views and shards; None where that was not tested, or is another's."""
-        end = finish_of(self.finetuning)
-        if end is None or not self.pretraining.config.is_file() or self.foreign():
-            return None
-        views = load_config(str(self.finetuning.config)).test
-        wanted = {"step": end, "views": f"{views.clips} x {views.crops}", "shards": views.shards}
-        paths = sorted(self.testing.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
-        reports = [json.loads(path.read_text()) for path in paths]
-        fitting = [report["top1"] for report in reports if wanted.items() <= report.items()]
-        return fitting[-1] if fitting else None
-
-    def stage(self) -> Stage:
-        """How far it is."""
-        if self.foreign():
-            return Stage.FOREIGN
-        steps = (
-            (self.pretraining, Stage.PRETRAIN, Stage.PRETRAINING),
-            (self.finetuning, Stage.FINETUNE, Stage.FINETUNING),
-        )
-        for run, waiting, going in steps:
-            if finish_of(run) is None:
-                return going if under_way(run.path) else waiting
-        if self.top1() is not None:
-            return Stage.DONE
-        return Stage.TESTING if under_way(self.testing) else Stage.TEST
+    def overridden(self) -> dict[str, str]:
+        """Settings that change the result and differ from config or recipe, by name of the run."""
+        pretraining, finetuning, _ = self.jobs()
+        found = {}
+        for run, job in ((self.pretraining, pretraining), (self.finetuning, finetuning)):
+            differences = _differences(run, load_config(job.argv[1], job.argv[2:]))
+            if noted := [key for key in differences if key in RESULT_KEYS]:
+                found[run.path.name] = ", ".join(f"{key}={differences[key][0]}" for key in noted)
+        return found
 
 
-def finish_of(run: RunFolder) -> int | None:
-    """The step at which a run was complete; None if it is not."""
-    return next((row["step"] for row in read_rows(run.events) if row["kind"] == Kind.FINISH.value), None)
-
-
-def under_way(folder: Path) -> JobRecord | None:
-    """The job that works in a folder or waits to."""
-    record = JobRecord.read(folder)
-    return record if record is not None and state_of(record, folder).active else None
-
-
-@functools.cache
-def shared_configs() -> dict[str, str]:
-    """Every row's config, in the paper's order, to the first one with the same settings."""
-    first: dict[str, str] = {}
-    shared = {}
-    for name in _in_order([name for name in known_configs() if name.startswith("ablations/")]):
-        settings = json.dumps(_settings(replace(load_config(name), name="")))
-        shared[name] = first.setdefault(settings, name)
-    return shared
-
-
-def _file(config: str) -> Path:
-    return CONFIG_FOLDER / f"{config}.yaml"
-
-
-def _own_settings(config: str) -> dict[str, Any]:
-    """What a row's file sets beyond its base: what makes it that row."""
-    layer: Any = OmegaConf.to_container(OmegaConf.load(_file(config)))
-    return flat({key: value for key, value in layer.items() if key != "base"})
-
-
-def _changes(run: RunFolder, own: Config) -> str:
-    """Settings that a run has otherwise than ``own`` and that its figure goes by."""
-    found, wanted = (flat(config_as_json(absolute_paths(c))) for c in (load_config(str(run.config)), own))
-    counted = [key for key in wanted if key.startswith(_NOTED) or not key.startswith(MAY_CHANGE)]
-    return ", ".join(f"{key}={found[key]}" for key in counted if found[key] != wanted[key])
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """All settings by ``section.key``, the sizes that go by the model's name written out."""
-    sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
-    return flat(config_as_json(config)) | sizes
-
-
-def select(tables: Sequence[str], runs: Path) -> list[Row]:
-    """The rows of some tables, or of all, in the paper's order.
+def select(tables: Sequence[str], output_dir: Path) -> list[AblationRow]:
+    """The rows of some tables, or of all tables, in the paper's order.
 
     Raises:
-        UserError: there is no such table.
+        UserError: if a table does not exist.
     """
     names = list(shared_configs())
     known = list(dict.fromkeys(_table(name) for name in names))
     unknown = [table for table in tables if table not in known]
     if unknown:
-        raise UserError(f"--tables {unknown[0]} is none of the paper's ablations: choose of {', '.join(known)}")
-    return [Row(name, runs) for name in names if not tables or _table(name) in tables]
+        raise UserError(f"--tables {unknown[0]} is not an ablation of the paper: choose from {', '.join(known)}")
+    return [AblationRow(name, output_dir) for name in names if not tables or _table(name) in tables]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """All rows as a table, the paper's figure beside ours; below it what the runs have otherwise than their configs."""
+def markdown(rows: Sequence[AblationRow]) -> str:
+    """The table of all rows with the paper's results, and notes on runs that differ from their configs."""
     lines = ["| row | top-1 | paper | state | run |", "|---|---|---|---|---|"]
     for row in rows:
         ours, paper = (f"{value:.1f}" if value is not None else "" for value in (row.top1(), row.paper))
-        lines.append(f"| {row.title} | {ours} | {paper} | {row.stage().value} | {row.name} |")
-    changed: dict[str, list[str]] = {}
-    for name, changes in {name: changes for row in rows for name, changes in row.changes().items()}.items():
-        changed.setdefault(changes, []).append(name)
-    notes = [f"Not as configured: {changes} in {', '.join(names)}." for changes, names in changed.items()]
-    notes += sorted({f"Not counted: {reason}." for row in rows if (reason := row.foreign())})
+        lines.append(f"| {row.title} | {ours} | {paper} | {row.state()} | {row.name} |")
+    runs_of: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, settings in row.overridden().items():
+            runs_of.setdefault(settings, {})[name] = None
+    notes = [f"Not as configured: {settings} in {', '.join(names)}." for settings, names in runs_of.items()]
+    notes += sorted({f"Not counted: {reason}." for row in rows if (reason := row.belongs_to_other_run())})
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 
+@functools.cache
+def shared_configs() -> dict[str, str]:
+    """Config of every row, in the paper's order, mapped to the first config with the same settings."""
+    names = [name for name in known_configs() if name.startswith("ablations/")]
+    first: dict[str, str] = {}
+    shared = {}
+    for name in sorted(names, key=lambda name: (int(re.sub(r"\D", "", _table(name))), name)):
+        config = load_config(name).updated({"name": ""})
+        sizes = {f"model.{key}": value for key, value in asdict(config.model.dimensions).items()}
+        settings = flat(config.model_dump(mode="json")) | sizes  # a preset's sizes may also be written out
+        shared[name] = first.setdefault(json.dumps(settings), name)
+    return shared
+
+
+def final_step(run: RunFolder) -> int | None:
+    """Last step of a finished run; None if the run has not finished."""
+    return next((row["step"] for row in read_rows(run.events) if row["kind"] == Kind.FINISH.value), None)
+
+
+def _differences(run: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings in which an existing run differs from ``config``: by key, the run's value and that of ``config``."""
+    if not run.config.is_file():
+        return {}
+    found, expected = (flat(absolute_paths(c).model_dump(mode="json")) for c in (load_config(str(run.config)), config))
+    return {key: (found[key], value) for key, value in expected.items() if found[key] != value}
+
+
+def _own_keys(config: str) -> list[str]:
+    """Keys that a config file sets in addition to its base."""
+    return [key for key in flat(read_yaml(_config_file(config))) if key != "base"]
+
+
+def _config_file(config: str) -> Path:
+    return CONFIG_FOLDER / f"{config}.yaml"
+
+
 def _table(name: str) -> str:
+    """Number of the table of a config, e.g. 5a."""
     return Path(name).name.partition("_")[0].removeprefix("table")
-
-
-def _in_order(names: Sequence[str]) -> list[str]:
-    """Sorted by the number of the table, then by name."""
-
-    def key(name: str) -> tuple[int, str]:
-        digits = re.match(r"\d+", _table(name))
-        return int(digits[0]) if digits else 0, name
-
-    return sorted(names, key=key)

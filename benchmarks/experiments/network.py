@@ -1,9 +1,9 @@
-"""How long a training step takes on many GPUs, by the alpha-beta model: a message of S bytes takes alpha + S / beta.
+"""Model of the duration of a training step on many GPUs (alpha-beta model: S bytes take alpha + S / beta seconds).
 
-A ring of n ranks all-reduces S bytes in 2 (n - 1) rounds of S / n bytes; a reduce-scatter or an all-gather takes half
-of that (Patarasuk and Yuan, 2009). Over several nodes it is done in three parts, as NCCL does: reduce-scatter in each
-node, all-reduce between nodes of what each local rank holds, all-gather in each node. Between nodes NCCL takes a ring
-or a double binary tree (2 log2 m rounds, full bandwidth), whichever is faster.
+A ring of n ranks all-reduces S bytes in 2 (n - 1) rounds of S / n bytes. A reduce-scatter or an all-gather takes half
+as long (Patarasuk and Yuan, 2009). Over several nodes an all-reduce has three parts, as in NCCL: a reduce-scatter in
+each node, an all-reduce of the shards between nodes, and an all-gather in each node. Between nodes NCCL uses a ring or
+a double binary tree (2 log2 m rounds, full bandwidth), whichever is faster.
 """
 
 from dataclasses import dataclass
@@ -14,47 +14,47 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class Link:
-    """One rank's way to another."""
+    """Connection between two ranks."""
 
     alpha: float
-    """Seconds before a message's first byte arrives."""
+    """Latency in seconds."""
     beta: float
-    """Bytes a second in one direction."""
+    """Bandwidth in bytes per second and direction."""
 
     def seconds(self, size: float) -> float:
-        """Time of one message."""
+        """Time of one message of ``size`` bytes."""
         return self.alpha + size / self.beta
 
     def shared(self, factor: float) -> "Link":
-        """The link where everything takes ``factor`` times as long, since what drives it is shared."""
+        """The link with everything ``factor`` times slower, because processes share its processor."""
         return Link(self.alpha * factor, self.beta / factor)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Nodes of ``per_node`` ranks."""
+    """A cluster with ``per_node`` ranks per node."""
 
     inside: Link
     outside: Link
-    """Of one rank between nodes: each has a network card of its own, or its share of one."""
+    """Link of one rank between nodes: its network card, or its share of one."""
     per_node: int
     reducing: Link | None = None
-    """``inside`` for sums, where adding up is slower than copying (gloo)."""
+    """Link for reductions inside a node, if adding is slower than copying (gloo); None: ``inside``."""
 
     def all_gather(self, size: float, ranks: int) -> float:
-        """Seconds until every rank has all ``size`` bytes, of which each brought its share."""
+        """Seconds of an all-gather whose result has ``size`` bytes."""
         local, nodes = self._shape(ranks)
         return _ring_half(self.inside, size, local) + _between_half(self.outside, size / local, nodes)
 
     def all_reduce(self, size: float, ranks: int) -> float:
-        """Seconds until every rank has the sum of all ranks' ``size`` bytes."""
+        """Seconds of an all-reduce of ``size`` bytes."""
         local, nodes = self._shape(ranks)
         tree = 2 * ceil(log2(nodes)) * self.outside.alpha + 2 * size / local / self.outside.beta if nodes > 1 else 0.0
         between = min(2 * _ring_half(self.outside, size / local, nodes), tree)
         return 2 * _ring_half(self.reducing or self.inside, size, local) + between
 
     def reduce_scatter(self, size: float, ranks: int) -> float:
-        """Seconds until every rank has its share of that sum."""
+        """Seconds of a reduce-scatter of ``size`` bytes."""
         return self.all_reduce(size, ranks) / 2
 
     def _shape(self, ranks: int) -> tuple[int, int]:
@@ -67,24 +67,24 @@ def _ring_half(link: Link, size: float, ranks: int) -> float:
 
 
 def _between_half(link: Link, size: float, nodes: int) -> float:
-    """A ring, or recursive doubling where latency is what counts; both move (m - 1) / m of the bytes."""
-    moved = size * (nodes - 1) / nodes / link.beta
+    """Half of an all-reduce between nodes: a ring, or recursive doubling for small messages."""
+    moved = size * (nodes - 1) / nodes / link.beta  # by both algorithms
     return min(nodes - 1, ceil(log2(nodes)) if nodes > 1 else 0) * link.alpha + moved
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one rank does by itself in a micro-batch, in seconds, and what it then has to send."""
+    """Computation of one rank per micro-batch in seconds, and the size of its messages."""
 
     forward: float
     backward: float
     optimizer: float
-    """Of a step, alone; ZeRO shares it from stage 1 on."""
+    """Seconds per step without ZeRO. ZeRO divides it by the ranks from stage 1 on."""
     parameters: int
     matrices: int
-    """Parameters so large that ZeRO-3 partitions them; each is a message."""
+    """Number of parameters that ZeRO-3 partitions; each is a message."""
     autocast: bool = False
-    """Whether linear layers compute in 16 bits; from stage 1 on DeepSpeed then sends their gradients so."""
+    """Whether linear layers compute in 16 bits. DeepSpeed then sends gradients in 16 bits from stage 1 on."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Parts:
 
     compute: float
     hidden: float
-    """Communication behind the backward pass."""
+    """Communication that overlaps with the backward pass."""
     exposed: float
-    """Communication that is waited for."""
+    """Communication that the step waits for."""
 
     @property
     def step(self) -> float:
-        """All of it but what is hidden."""
+        """Duration of the step."""
         return self.compute + self.exposed
 
 
@@ -108,23 +108,23 @@ def step_parts(
 ) -> Parts:
     """Seconds of a step on ``ranks`` ranks.
 
-    What DeepSpeed 0.19 sends:
+    Communication of DeepSpeed 0.19:
 
-    - stage 0: all gradients in one all-reduce, in float32;
-    - stages 1, 2: gradients all-reduced in buckets (it copies out each rank's share afterwards), after the last
-      micro-batch (1) or every one (2), and an all-gather of the updated parameters after the step, in float32;
-    - stage 3: an all-gather of every matrix before its use, and a reduce-scatter of gradients in buckets.
+    - stage 0: one all-reduce of all gradients in float32;
+    - stages 1, 2: an all-reduce of the gradients in buckets after the last micro-batch (1) or every micro-batch (2),
+      and an all-gather of the updated parameters after the step, in float32;
+    - stage 3: an all-gather of every matrix before its use, and a reduce-scatter of the gradients in buckets.
 
-    Under autocast gradients of stages 1 to 3, and the matrices of stage 3, take 16 bits of each value.
+    Under autocast the gradients of stages 1 to 3 and the matrices of stage 3 have 16 bits per value.
 
     Args:
-        work: of a rank.
-        network: between ranks.
-        ranks: how many.
-        stage: of ZeRO.
-        bucket: values of a message.
-        overlap: share of the backward pass behind which gradients may travel (0: DeepSpeed's ``overlap_comm`` off).
-        micro_batches: of a step; a part of one stands for a smaller one.
+        work: computation of one rank.
+        network: network between the ranks.
+        ranks: number of ranks.
+        stage: ZeRO stage.
+        bucket: number of values in a message.
+        overlap: fraction of the backward pass that overlaps with gradients (0: DeepSpeed's ``overlap_comm`` is off).
+        micro_batches: micro-batches per step; a fraction stands for a smaller micro-batch.
     """
     size = float(FP32 * work.parameters)
     sent = size / 2 if work.autocast else size

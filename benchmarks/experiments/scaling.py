@@ -1,18 +1,18 @@
-"""Where a run stops scaling: a step on 1 to 1,024 GPUs by the alpha-beta model (benchmarks/experiments/network.py).
+"""Scaling limits of a run: a training step on 1 to 1,024 GPUs by the model of benchmarks/experiments/network.py.
 
-Examples::
+Examples (SCALING stands for `python benchmarks/experiments/scaling.py`)::
 
-  python benchmarks/experiments/scaling.py --config vitl_k400 --gpu a100-80 --mfu 0.4 --picture docs/pictures/scaling.png
-  python benchmarks/experiments/scaling.py --config vitb_k400 --gpu h100-80 --seconds-per-clip 0.006 --outside-gbs 50 --overlap 0.8
-  python benchmarks/experiments/scaling.py --check --json check.json     # holds the model against 1, 2 and 4 processes here
+  SCALING --config vitl_k400 --gpu a100-80 --mfu 0.4 --picture docs/pictures/scaling.png
+  SCALING --config vitb_k400 --gpu h100-80 --seconds-per-clip 0.006 --outside-gbs 50 --overlap 0.8
+  SCALING --check --json check.json     # compare the model with 1, 2 and 4 processes on this machine
 
-Two questions. Does it scale if every GPU keeps its micro batch and the batch grows ("clips a GPU fixed")? And if the
-batch of the run stays, so that each GPU gets ever less ("batch fixed")? Efficiency is the speed a GPU compared to one
-GPU alone. The step of one GPU comes from --seconds-per-clip where it was measured, else from counted work and --mfu.
+Weak scaling: every GPU keeps its micro-batch and the global batch grows. Strong scaling: the global batch stays and
+each GPU gets fewer clips. Efficiency is the speed per GPU relative to a single GPU. The duration of a step on one GPU
+comes from --seconds-per-clip if it was measured, else from the counted FLOPs and --mfu.
 
---check trains with DeepSpeed on gloo. What it measures and puts into the model: a step in one process; how much slower
-computing gets beside a second process; bandwidth and latency of gloo's collectives between two. From these it predicts
-the steps on 1, 2 and 4 processes. More processes than cores share them: everything takes processes / cores as long.
+--check trains with DeepSpeed on gloo. It measures a step of one process, the slowdown of computation beside a second
+process, and the latency and bandwidth of gloo's collectives between two processes. From these it predicts the steps of
+1, 2 and 4 processes. If processes share cores, everything takes processes / cores times longer.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,31 +52,31 @@ from motionmae.planning.memory import FP32, compute_bytes
 from motionmae.training.task import decay_groups
 
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=4", "engine.precision=fp32"]
-"""What --check trains unless told otherwise: a quarter of a second's computing for 105 MB of gradients."""
+"""Default config of --check: a quarter of a second of computation for 105 MB of gradients."""
 WORLDS = (1, 2, 4)
 STAGES = (0, 1, 2, 3)
 GPUS = tuple(2**power for power in range(11))
 LIMITS = (0.9, 0.5)
 MESSAGES = (4_096, 16_000_000)
-"""Bytes of the two messages that a link's latency and bandwidth are fitted to."""
+"""Message sizes in bytes to which latency and bandwidth of a link are fitted."""
 
 
 def gpu_work(config: Config, seconds_per_clip: float) -> Work:
-    """A micro-batch of a GPU: a third forward, two thirds backward; AdamW's share of it is in there."""
+    """A micro-batch of a GPU: one third forward, two thirds backward, including AdamW."""
     seconds = seconds_per_clip * config.engine.micro_batch_size * config.data.repeated_sampling
     parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
     return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
 
 
 def matrices(config: Config) -> int:
-    """Weights that ZeRO-3 gathers one by one: four a block, projection, embeddings and heads."""
+    """Number of weights that ZeRO-3 gathers: four per block, projection, embeddings and heads."""
     size, heads = config.model.dimensions, len(output_sizes(config))
     trunks = 1 if config.model.decoder == "shared" else heads
     return 4 * (size.depth + trunks * config.model.decoder_depth) + 1 + trunks + heads
 
 
 def model_scaling(config: Config, work: Work, network: Network, overlap: float) -> list[dict[str, Any]]:
-    """A row for each stage and number of GPUs: efficiency with the clips a GPU or the run's batch fixed."""
+    """Weak and strong scaling efficiency for each stage and number of GPUs."""
     rows = []
     for stage in STAGES:
         options: dict[str, Any] = {"bucket": BUCKET, "overlap": overlap}
@@ -98,7 +98,7 @@ def model_scaling(config: Config, work: Work, network: Network, overlap: float) 
 
 
 def last_above(rows: list[dict[str, Any]], stage: int, kind: str, limit: float) -> int:
-    """The most GPUs up to which efficiency never falls below ``limit``."""
+    """Largest number of GPUs up to which the efficiency stays at ``limit`` or above."""
     last = 0
     for row in rows:
         if row["stage"] == stage:
@@ -109,8 +109,8 @@ def last_above(rows: list[dict[str, Any]], stage: int, kind: str, limit: float) 
 
 
 def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> None:
-    """Print efficiencies, and where they fall below the limits."""
-    table = Table(title=f"{config.name}: efficiency, clips a GPU fixed | batch of the run fixed", title_justify="left")
+    """Print the efficiencies and the numbers of GPUs where they fall below the limits."""
+    table = Table(title=f"{config.name}: efficiency, weak | strong scaling", title_justify="left")
     table.add_column("GPUs")
     for stage in STAGES:
         table.add_column(f"ZeRO {stage}")
@@ -125,8 +125,8 @@ def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> No
         ends = [
             f"{name}: at least {limit} up to {last_above(rows, stage, kind, limit)} GPUs"
             for kind, name in (
-                ("weak", "clips a GPU fixed"),
-                ("strong", f"batch {config.optim.global_batch_size} fixed"),
+                ("weak", "weak scaling"),
+                ("strong", f"strong scaling, batch {config.optim.global_batch_size}"),
             )
             for limit in LIMITS
         ]
@@ -134,7 +134,7 @@ def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> No
 
 
 def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -> None:
-    """Draw both efficiencies over the number of GPUs."""
+    """Plot both efficiencies over the number of GPUs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,8 +142,8 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     titles = {
-        "weak": f"{config.engine.micro_batch_size} clips a GPU",
-        "strong": f"{config.optim.global_batch_size} clips a step",
+        "weak": f"weak: {config.engine.micro_batch_size} clips per GPU",
+        "strong": f"strong: {config.optim.global_batch_size} clips per step",
     }
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         for stage, style in zip(STAGES, ("-", "--", "-.", ":"), strict=True):
@@ -154,7 +154,7 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
         panel.set_xscale("log", base=2)
         panel.set(title=title, xlabel="GPUs", ylim=(0, 1.03))
         panel.xaxis.set_major_formatter("{x:.0f}")
-    panels[0].set_ylabel("speed a GPU, of one alone")
+    panels[0].set_ylabel("efficiency")
     panels[0].legend(loc="lower left")
     figure.suptitle(textwrap.fill(f"{config.name}, modelled: {assumed}", 110), fontsize=8)
     figure.savefig(path, dpi=80)
@@ -162,7 +162,7 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Seconds of ``action``, begun by all ranks at once."""
+    """Seconds of ``action``, after a barrier."""
     dist.barrier()
     start = time.perf_counter()
     action()
@@ -170,12 +170,12 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def slowest(times: list[float]) -> float:
-    """What the slowest rank took, the best time of all: the rest is other programs' doing. Collective."""
+    """The best repetition by the time of its slowest rank, to exclude other programs. Collective."""
     return min(max(row) for row in zip(*gather_objects(times), strict=True))
 
 
 def measure_link(world: int) -> dict[str, list[float]]:
-    """Seconds of gloo's collectives on MESSAGES bytes."""
+    """Seconds of gloo's collectives for each size of MESSAGES."""
     found: dict[str, list[float]] = {"all_reduce": [], "all_gather": []}
     for size in MESSAGES:
         whole, part = torch.zeros(size // 4), torch.zeros(size // 4 // world)
@@ -190,7 +190,7 @@ def measure_link(world: int) -> dict[str, list[float]]:
 
 
 def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) -> float:
-    """Seconds of forward and backward without DeepSpeed and without a message, on all ranks at once."""
+    """Seconds of forward and backward pass without DeepSpeed and communication, on all ranks at once."""
     model = build_motionmae(config)
 
     def step() -> None:
@@ -204,9 +204,9 @@ def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) ->
 def measure_steps(
     config: Config, rank: DistributedContext, clips: torch.Tensor, seeds: torch.Tensor
 ) -> dict[str, float]:
-    """Seconds of a step's phases, and of all of it."""
+    """Seconds of each phase of a step and of the whole step."""
     model = build_motionmae(config)
-    engine = Engine(model, decay_groups(model, config), config, rank, stage=config.engine.zero_stage)
+    engine = Engine(model, decay_groups(model, config.optim), config, rank, stage=config.engine.zero_stage)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()
@@ -217,7 +217,7 @@ def measure_steps(
         marks.append(time.perf_counter())
         engine.step()
         marks.append(time.perf_counter())
-        if number > 1:  # the first two make buckets and traces
+        if number > 1:  # DeepSpeed builds buckets and traces in the first two
             spans = [*(end - begin for begin, end in pairwise(marks)), marks[-1] - marks[0]]
             for name, span in zip(phases, spans, strict=True):
                 phases[name].append(span)
@@ -226,33 +226,31 @@ def measure_steps(
 
 
 def measure_here(config: Config) -> dict[str, Any]:
-    """What this process group can tell: its collectives, its computing, its steps at every stage. Collective."""
+    """Measure collectives, computation, and steps of every stage in this process group. Collective."""
     with distributed(config.engine) as rank:
         clip, number = config.clip, config.engine.micro_batch_size
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
         seeds = torch.arange(number) + rank.rank * number
-        config = replace(config, optim=replace(config.optim, global_batch_size=number * rank.world))
-        import_deepspeed(rank.device)  # silences torch about names that collectives will have one day
+        config = config.updated({"optim.global_batch_size": number * rank.world})
+        import_deepspeed(rank.device)  # before the first collective: silences deprecation warnings of torch
         link = measure_link(rank.world) if rank.world > 1 else {}
         compute = measure_compute(config, clips, seeds)
         steps = {
-            str(stage): measure_steps(
-                replace(config, engine=replace(config.engine, zero_stage=stage)), rank, clips, seeds
-            )
+            str(stage): measure_steps(config.updated({"engine.zero_stage": stage}), rank, clips, seeds)
             for stage in STAGES
         }
         return {"world": rank.world, "link": link, "compute": compute, "steps": steps}
 
 
 def fit_link(seconds: list[float], rounds: int) -> Link:
-    """The link of two ranks between which MESSAGES, in ``rounds`` rounds of half of them, took ``seconds``."""
+    """Fit a link to the ``seconds`` of MESSAGES, which took ``rounds`` rounds of half the bytes each."""
     small, large = seconds
     beta = rounds / 2 * (MESSAGES[1] - MESSAGES[0]) / max(large - small, 1e-9)
     return Link(max(small / rounds - MESSAGES[0] / 2 / beta, 0.0), beta)
 
 
 def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: int) -> list[dict[str, Any]]:
-    """The steps on each number of processes, from one process's step and two processes' messages and computing."""
+    """Predict the steps on every number of processes from the measurements on one and two."""
     alone, pair = measured[1], measured[2]
     reduce, gather = (fit_link(pair["link"][name], rounds) for name, rounds in (("all_reduce", 2), ("all_gather", 1)))
     beside_another = pair["compute"] / alone["compute"]
@@ -277,10 +275,10 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
 
 
 def check(config: Config, arguments: list[str]) -> dict[str, Any]:
-    """Measure on 1, 2 and 4 processes, print predictions beside it."""
+    """Measure on 1, 2 and 4 processes and print the predictions beside the measurements."""
     measured = {world: run_ranks(world, arguments) for world in WORLDS}
     rows = predict_steps(measured, config, len(os.sched_getaffinity(0)))
-    table = Table(title="seconds of a step on processes of this machine", title_justify="left")
+    table = Table(title="seconds per step on this machine", title_justify="left")
     for column in ("processes", "ZeRO", "predicted", "measured", "error"):
         table.add_column(column)
     for row in rows:
@@ -292,10 +290,10 @@ def check(config: Config, arguments: list[str]) -> dict[str, Any]:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse figures that no network and no GPU has.
+    """Check the ranges of the options.
 
     Raises:
-        UserError: naming the option.
+        UserError: if a value is out of range.
     """
     positive = ("per_node", "mfu", "seconds_per_clip", "inside_gbs", "outside_gbs")
     for name in (*positive, "inside_us", "outside_us", "overlap"):
@@ -303,33 +301,43 @@ def check_options(options: argparse.Namespace) -> None:
         if value is None:
             continue
         if not 0 <= value < math.inf or (value == 0 and name in positive):  # not nan either
-            raise UserError(f"{flag} {value}: give a number {'above' if name in positive else 'of at least'} 0")
+            raise UserError(
+                f"{flag} {value} is out of range: it must be {'above' if name in positive else 'at least'} 0"
+            )
         if name in ("mfu", "overlap") and value > 1:
-            raise UserError(f"{flag} {value}: it is a share, 1 at most")
+            raise UserError(f"{flag} {value} is out of range: it is a fraction and at most 1")
 
 
 def main() -> None:
-    """Model or check, print the table, write figures and picture."""
+    """Compute or check the model, print the table, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="vitl_k400", help="whose model and batch (default: vitl_k400)")
-    parser.add_argument("--gpu", default=DEFAULT, help=f"as of `python -m motionmae plan` (default: {DEFAULT})")
-    parser.add_argument("--mfu", type=float, default=0.4, help="where no step was measured (default: 0.4)")
-    parser.add_argument("--seconds-per-clip", type=float, help="of a measured step on one GPU")
-    parser.add_argument("--inside-us", type=float, default=5.0, help="latency in a node (default: 5)")
-    parser.add_argument("--inside-gbs", type=float, help="GB/s in a node (default: 0.8 of the GPU's data sheet)")
-    parser.add_argument("--outside-us", type=float, default=10.0, help="latency between nodes (default: 10)")
-    parser.add_argument("--outside-gbs", type=float, default=20.0, help="GB/s a GPU between nodes (default: 20)")
-    parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default: 8)")
-    parser.add_argument("--overlap", type=float, default=0.0, help="share of the backward pass that hides messages")
-    parser.add_argument("--check", action="store_true", help="hold the model against processes of this machine")
-    parser.add_argument("--picture", type=output_file, help="draw there (PNG)")
-    parser.add_argument("--json", type=output_file, help="write the figures there")
+    parser.add_argument("--config", default="vitl_k400", help="config of model and batch (default: vitl_k400)")
+    parser.add_argument("--gpu", default=DEFAULT, help=f"GPU of `python -m motionmae plan` (default: {DEFAULT})")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="model FLOPs utilisation without --seconds-per-clip (default: 0.4)"
+    )
+    parser.add_argument("--seconds-per-clip", type=float, help="measured on one GPU")
+    parser.add_argument(
+        "--inside-us", type=float, default=5.0, help="latency inside a node in microseconds (default: 5)"
+    )
+    parser.add_argument("--inside-gbs", type=float, help="GB/s inside a node (default: 0.8 of the GPU's data sheet)")
+    parser.add_argument(
+        "--outside-us", type=float, default=10.0, help="latency between nodes in microseconds (default: 10)"
+    )
+    parser.add_argument("--outside-gbs", type=float, default=20.0, help="GB/s per GPU between nodes (default: 20)")
+    parser.add_argument("--per-node", type=int, default=8, help="GPUs per node (default: 8)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.0, help="fraction of the backward pass that overlaps with communication"
+    )
+    parser.add_argument("--check", action="store_true", help="compare the model with processes on this machine")
+    parser.add_argument("--picture", type=output_file, help="PNG file for the plot")
+    parser.add_argument("--json", type=output_file, help="file for the numbers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_args()
     check_options(options)
     if options.check:
         config = load_config("vitb_k400", options.overrides or SMALL)
-        if "RANK" in os.environ:  # one of the processes that check() starts
+        if "RANK" in os.environ:  # a process that check() has started
             figures = measure_here(config)
             if os.environ["RANK"] != "0":
                 return
@@ -346,9 +354,10 @@ def main() -> None:
         )
         rows = model_scaling(config, gpu_work(config, seconds), network, options.overlap)
         assumed = (
-            f"{seconds * 1e3:.2f} ms a clip ({'measured' if options.seconds_per_clip else f'{options.mfu:.0%} MFU'}), "
-            f"{options.gpu}, {inside:.0f} GB/s and {options.inside_us:.0f} us in a node of {options.per_node}, "
-            f"{options.outside_gbs:.0f} GB/s and {options.outside_us:.0f} us a GPU between nodes, "
+            f"{seconds * 1e3:.2f} ms per clip ("
+            f"{'measured' if options.seconds_per_clip else f'{options.mfu:.0%} MFU'}), "
+            f"{options.gpu}, {inside:.0f} GB/s and {options.inside_us:.0f} us inside a node of {options.per_node}, "
+            f"{options.outside_gbs:.0f} GB/s and {options.outside_us:.0f} us per GPU between nodes, "
             f"{options.overlap:.0%} of the backward pass overlaps"
         )
         show_scaling(rows, config, assumed)

@@ -1,4 +1,4 @@
-"""Readers of the data sets' official annotation files, one a file; :func:`read_split` picks the right one."""
+"""Readers of the official annotation files, one module per data set; :func:`read_split` chooses the reader."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from data_tools.annotations.split import Split, VideoIndex, VideoRecord
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}
-"""``read(videos, annotations, split, exclude) -> Split`` of each data set."""
+"""Data set -> ``read(videos, annotations, split, exclude) -> Split``."""
 
 __all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]
 
@@ -17,42 +17,41 @@ __all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]
 def read_split(
     dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
 ) -> Split:
-    """The videos of one split of a data set.
+    """Read one split of a data set.
 
     Args:
         dataset: a key of :data:`READERS`.
-        videos: folder that holds the videos.
-        annotations: folder or file of the official annotations; ``videos`` where None.
-        split: name of the split; only ``folder`` may do without.
-        exclude: folder below ``videos`` that is not searched (where the shards go).
+        videos: folder of the videos.
+        annotations: folder or file of the official annotations; default ``videos``.
+        split: name of the split; optional for ``folder`` only.
+        exclude: folder below ``videos`` that is not searched (the folder of the shards).
 
     Raises:
-        UserError: a folder or file is missing, is not what the data set's official one looks like, or names no video
-            that exists, or one twice.
+        UserError: a folder or file is missing or malformed, no video exists, or a video is named twice.
     """
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
-            raise UserError(f"{option} {folder_or_file} does not exist: give the folder you downloaded")
+            raise UserError(f"{option} {folder_or_file} does not exist: give the folder that you downloaded")
     if not videos.is_dir():
         raise UserError(f"--videos {videos} is not a folder: give the folder that holds the videos")
-    listing = READERS[dataset](videos, annotations or videos, split, exclude)
-    if not listing.rows:
-        raise UserError(f"there is no video in {listing.described}: check --videos, --annotations and --split")
-    _refuse_repeated(listing)
-    if all(row.path is None for row in listing.rows):
+    result = READERS[dataset](videos, annotations or videos, split, exclude)
+    if not result.videos:
+        raise UserError(f"{result.description} names no video: check --videos, --annotations and --split")
+    _refuse_duplicates(result)
+    if all(video.path is None for video in result.videos):
         raise UserError(
-            f"none of the {len(listing.rows)} videos of {listing.described} is in {videos} "
-            f"(the first looked for is {listing.rows[0].source}): check --videos"
+            f"none of the {len(result.videos)} videos of {result.description} is in {videos} "
+            f"(the first is {result.videos[0].source}): check --videos"
         )
-    return listing
+    return result
 
 
-def _refuse_repeated(listing: Split) -> None:
-    """A video that is listed twice would be trained on twice, or belong to two classes."""
-    times = Counter(os.path.normpath(row.path or row.source) for row in listing.rows)
-    repeated = [name for name, count in times.items() if count > 1]
-    if repeated:
+def _refuse_duplicates(split: Split) -> None:
+    """Refuse a video that is listed twice: it would be used twice in an epoch, or have two classes."""
+    counts = Counter(os.path.normpath(video.path or video.source) for video in split.videos)
+    duplicates = [name for name, count in counts.items() if count > 1]
+    if duplicates:
         raise UserError(
-            f"{listing.described} names {len(repeated)} videos more than once, the first {repeated[0]}: "
-            "leave one line each"
+            f"{split.description} names {len(duplicates)} videos more than once, first {duplicates[0]}: "
+            "keep one line for each"
         )

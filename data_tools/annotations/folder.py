@@ -1,11 +1,10 @@
-"""Any folder of videos: described by "path label" lists, by its class folders, or not at all.
+"""Any folder of videos, described by "path label" lists, by class folders, or by nothing.
 
-* Lists ``train.csv``, ``val.csv``, ``test.csv`` (or ``.txt``), or one given file: lines "path label", "path,label" or
-  "path" (VideoMAE's and PySlowFast's lists; here a path may hold blanks), or a csv with the header path,label. Labels
-  are numbers, or names, which are then numbered alphabetically. ``classInd.txt`` ("number name") beside it names the
-  numbers.
-* Class folders ``CLASS/.../video``, or ``SPLIT/CLASS/.../video``; classes are numbered alphabetically.
-* A flat folder: its videos have no label.
+* Lists ``train.csv``, ``val.csv``, ``test.csv`` (or ``.txt``), or one given file. Lines are "path label", "path,label"
+  or "path" (as in VideoMAE and PySlowFast; here a path may contain blanks), or a csv with the header path,label. Labels
+  are numbers, or names that are numbered alphabetically. ``classInd.txt`` ("number name") beside a list names numbers.
+* Class folders ``CLASS/.../video`` or ``SPLIT/CLASS/.../video``. Classes are numbered alphabetically.
+* A flat folder. Its videos have no label.
 """
 
 import csv
@@ -23,108 +22,89 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 NOT_VIDEOS = frozenset(
     {
         *(".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-        *(
-            ".csv",
-            ".idx",
-            ".json",
-            ".jsonl",
-            ".npy",
-            ".npz",
-            ".pickle",
-            ".pkl",
-            ".srt",
-            ".tsv",
-            ".vtt",
-            ".xls",
-            ".xlsx",
-            ".xml",
-        ),
+        *(".csv", ".idx", ".json", ".jsonl", ".npy", ".npz", ".pickle", ".pkl"),
+        *(".srt", ".tsv", ".vtt", ".xls", ".xlsx", ".xml"),
         *(".bib", ".doc", ".docx", ".htm", ".html", ".log", ".md", ".pdf", ".rst", ".tex", ".txt"),
         *(".cfg", ".css", ".ini", ".ipynb", ".py", ".sh", ".toml", ".yaml", ".yml"),
         *(".part", ".tar", ".torrent", ".zip"),
     }
 )
-"""Files of a folder with these endings are passed over (and named in the summary); all others are tried."""
+"""Files of a folder with these endings are skipped and named in the summary. All other files are decoded."""
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
-_MOST_CLASSES = 1_000_000
+_MAX_CLASSES = 1_000_000
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split, or all there is where ``split`` is None; see :func:`data_tools.annotations.read_split`."""
+    """Read one split, or all of them if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
         return _from_lists(videos, [annotations], split or annotations.stem)
-    lists = _lists(annotations, split)
+    lists = _find_lists(annotations, split)
     if lists:
         return _from_lists(videos, lists, split or ("all" if len(lists) > 1 else lists[0].stem))
-    others = _lists(annotations, None)
-    if annotations != videos or (others and not (videos / str(split)).is_dir()):
-        there = f" beside {' and '.join(path.name for path in others)}" if others else ""
-        raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: name the list by --annotations")
+    other_lists = _find_lists(annotations, None)
+    if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
+        there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
+        raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
     return _from_tree(videos, split, exclude)
 
 
-def _lists(folder: Path, split: str | None) -> list[Path]:
-    """The list of a split, or those of all splits; a csv counts before a txt of the same name."""
+def _find_lists(folder: Path, split: str | None) -> list[Path]:
+    """The list of one split, or the lists of all splits; a csv is preferred to a txt of the same name."""
     candidates = [(folder / f"{name}.csv", folder / f"{name}.txt") for name in ([split] if split else SPLITS)]
     return [next(path for path in pair if path.is_file()) for pair in candidates if any(map(Path.is_file, pair))]
 
 
 def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Split:
     entries = [entry for file in files for entry in _read_list(file)]
-    numbered = all(_NUMBER.fullmatch(label) for _, label in entries if label)
-    named = _class_ind(files[0].parent) or _class_ind(videos)
-    if numbered:
+    class_of_number = _read_class_names(files[0].parent) or _read_class_names(videos)
+    if all(_NUMBER.fullmatch(label) for _, label in entries if label):
         numbers = {label: int(label) for _, label in entries if label}
     else:
-        named = named or dict(enumerate(sorted({label for _, label in entries if label})))
-        numbers = {name: number for number, name in named.items()}
-        _refuse_unknown(entries, numbers, files)
-    rows = []
+        class_of_number = class_of_number or dict(enumerate(sorted({label for _, label in entries if label})))
+        numbers = {name: number for number, name in class_of_number.items()}
+        for source, label in entries:
+            if label and label not in numbers:
+                raise UserError(f"{files[0]}: classInd.txt lacks the class {label!r} of {source}: add the class there")
+    records = []
     for source, label in entries:
-        there = os.path.exists(videos / source)  # noqa: PTH110 - Path.exists raises where a folder is not readable
+        exists = os.path.exists(videos / source)  # noqa: PTH110 - Path.exists raises if a folder is not readable
         number = numbers.get(label, UNLABELLED)
-        class_name = named.get(number, "" if number < 0 else label)
-        rows.append(VideoRecord(source, videos / source if there else None, number, class_name))
-    count = 1 + max([UNLABELLED, *named, *(row.label for row in rows)])
-    if count > _MOST_CLASSES:
-        raise UserError(f"{files[0]} has the label {count - 1}, which is no class number: put the class last in a line")
-    names = tuple(named.get(number, str(number)) for number in range(count))
-    described = " and ".join(map(str, files))
-    return Split(tuple(rows), names, split, described, ", ".join(file.name for file in files), hash_files(files))
-
-
-def _refuse_unknown(entries: Sequence[tuple[str, str]], numbers: dict[str, int], files: Sequence[Path]) -> None:
-    for source, label in entries:
-        if label and label not in numbers:
-            raise UserError(f"{files[0]}: the class {label!r} of {source} is not in classInd.txt: add it there")
+        class_name = class_of_number.get(number, "" if number < 0 else label)
+        records.append(VideoRecord(source, videos / source if exists else None, number, class_name))
+    count = 1 + max([UNLABELLED, *class_of_number, *(record.label for record in records)])
+    if count > _MAX_CLASSES:
+        raise UserError(f"{files[0]}: label {count - 1} is not a class number: put the class last in each line")
+    names = tuple(class_of_number.get(number, str(number)) for number in range(count))
+    description = " and ".join(map(str, files))
+    return Split(tuple(records), names, split, description, ", ".join(file.name for file in files), hash_files(files))
 
 
 def _read_list(file: Path) -> list[tuple[str, str]]:
-    """(path, label as written or "") of each line."""
+    """(path, label text or "") of each line."""
     lines = read_lines(file)
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "path" in header:
         if len(header) > 1 and "label" not in header:
-            raise UserError(f"{file} has the header {lines[0]!r} without a column 'label': name the label column so")
-        records = csv.DictReader(lines[1:], fieldnames=header)
-        return [(record["path"].strip(), (record.get("label") or "").strip()) for record in records]
-    return [_read_line(line) for line in lines if not line.startswith("#")]
+            raise UserError(f"{file}: the header {lines[0]!r} has no column 'label': rename the label column")
+        rows = csv.DictReader(lines[1:], fieldnames=header)
+        return [(row["path"].strip(), (row.get("label") or "").strip()) for row in rows]
+    return [_parse_line(line) for line in lines if not line.startswith("#")]
 
 
-def _read_line(line: str) -> tuple[str, str]:
+def _parse_line(line: str) -> tuple[str, str]:
     cuts = [line.rpartition(separator) for separator in ("\t", ",", " ")]
     for source, _, label in cuts:
         if Path(source.strip('" ')).suffix.lower() in VIDEO_SUFFIXES:
             return source.strip('" '), label.strip()
-    for source, _, label in cuts:  # a name without a known ending: a number at the end is the label
+    for source, _, label in cuts:  # the ending is unknown: a number at the end is the label
         if source and _NUMBER.fullmatch(label.strip()):
             return source.strip('" '), label.strip()
     return line, ""
 
 
-def _class_ind(folder: Path) -> dict[int, str]:
-    """``classInd.txt``: number and name a line, numbered as the lists are (from 0 or 1)."""
+def _read_class_names(folder: Path) -> dict[int, str]:
+    """``classInd.txt``: a number and a name in each line, numbered like the lists (from 0 or 1)."""
     file = folder / "classInd.txt"
     if not file.is_file():
         return {}
@@ -132,7 +112,7 @@ def _class_ind(folder: Path) -> dict[int, str]:
     for line in read_lines(file):
         number, _, name = line.partition(" ")
         if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME'")
+            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct it")
         names[int(number)] = name.strip()
     return names
 
@@ -140,18 +120,18 @@ def _class_ind(folder: Path) -> dict[int, str]:
 def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
     root = videos / split if split and (videos / split).is_dir() else videos
     found: list[Path] = []
-    passed_over: list[Path] = []
+    skipped: list[Path] = []
     for path in walk_files(root, exclude):
-        (passed_over if path.suffix.lower() in NOT_VIDEOS else found).append(path)
+        (skipped if path.suffix.lower() in NOT_VIDEOS else found).append(path)
     classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
     if root == videos and classes and set(classes) <= set(SPLITS):
-        raise UserError(f"{videos} holds the splits {', '.join(classes)}: say one of them by --split")
+        raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
     numbers = {name: number for number, name in enumerate(classes)}
-    rows = []
+    records = []
     for path in found:
         top, *below = path.relative_to(root).parts
         class_name = top if below else ""
-        source = path.relative_to(videos).as_posix()
-        rows.append(VideoRecord(source, path, numbers.get(class_name, UNLABELLED), class_name))
-    others = tuple(path.relative_to(videos).as_posix() for path in passed_over)
-    return Split(tuple(rows), tuple(classes), split or "all", str(root), passed_over=others)
+        label = numbers.get(class_name, UNLABELLED)
+        records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
+    skipped_names = tuple(path.relative_to(videos).as_posix() for path in skipped)
+    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped_names)

@@ -1,12 +1,12 @@
-"""HMDB51: ``testTrainMulti_7030_splits/CLASS_test_splitN.txt``, one file a class and split, lines "name.avi 1".
+"""HMDB51: ``testTrainMulti_7030_splits/CLASS_test_splitN.txt``, one file per class and split, lines "name.avi 1".
 
-1 is train, 2 is test, 0 is in neither. Classes are numbered alphabetically, videos lie in class folders.
+1 means train, 2 means test, 0 means neither. Classes are numbered alphabetically, and videos lie in class folders.
 """
 
 import re
 from pathlib import Path
 
-from data_tools.annotations.split import Split, VideoIndex, read_lines
+from data_tools.annotations.split import Split, VideoIndex, annotation_folder, read_lines
 from data_tools.annotations.ucf101 import parse_split
 from motionmae.errors import UserError
 from motionmae.files import hash_files
@@ -18,32 +18,31 @@ _MARK = {"train": "1", "test": "2"}
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
     """Read one split; see :func:`data_tools.annotations.read_split`."""
     part, number = parse_split(split)
-    folder = annotations.parent if annotations.is_file() else annotations
-    if not any(folder.glob(f"*_test_split{number}.txt")) and (folder / "testTrainMulti_7030_splits").is_dir():
-        folder /= "testTrainMulti_7030_splits"
+    folder = annotation_folder(annotations, "testTrainMulti_7030_splits", f"*_test_split{number}.txt")
     files = {
         match[1]: path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name)) and match[2] == str(number)
     }
     if not files:
         raise UserError(
-            f"{folder} has no CLASS_test_split{number}.txt: give --annotations the official "
-            "testTrainMulti_7030_splits folder"
+            f"{folder} has no CLASS_test_split{number}.txt: give the official testTrainMulti_7030_splits folder as "
+            "--annotations"
         )
     class_names = tuple(sorted(files))
     index = VideoIndex(videos, exclude)
-    rows = []
+    records = []
     for label, class_name in enumerate(class_names):
         for line in read_lines(files[class_name]):
-            name, mark = _parse(line, files[class_name])
+            name, mark = _parse_line(line, files[class_name])
             if mark == _MARK[part]:
-                rows.append(index.row((Path(name).stem,), (class_name,), f"{class_name}/{name}", label, class_name))
+                path = f"{class_name}/{name}"
+                records.append(index.record((Path(name).stem,), (class_name,), path, label, class_name))
     sha256 = hash_files([files[name] for name in class_names])
-    described = f"{folder} ({part}, split {number})"
-    return Split(tuple(rows), class_names, f"{part}{number}", described, f"*_test_split{number}.txt", sha256)
+    description = f"{folder} ({part}, split {number})"
+    return Split(tuple(records), class_names, f"{part}{number}", description, f"*_test_split{number}.txt", sha256)
 
 
-def _parse(line: str, file: Path) -> tuple[str, str]:
+def _parse_line(line: str, file: Path) -> tuple[str, str]:
     name, _, mark = line.rpartition(" ")
     if not name or mark not in ("0", "1", "2"):
-        raise UserError(f"{file}: the line {line!r} is not 'NAME.avi 0|1|2': get the official file again")
+        raise UserError(f"{file}: the line {line!r} is not 'NAME.avi 0|1|2': download the official file again")
     return name.strip(), mark

@@ -1,7 +1,7 @@
-"""Kinetics-400: ``kinetics-400_{train,val,test}.csv`` as ActivityNet and the CVDF publish them.
+"""Kinetics-400: ``kinetics-400_{train,val,test}.csv``, as ActivityNet and the CVDF publish them.
 
-Columns label, youtube_id, time_start, time_end, split[, is_cc]; the test file may come without labels. A clip is named
-``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, under class folders or flat.
+The columns are label, youtube_id, time_start, time_end, split[, is_cc]; a test file may have no labels. A clip is named
+``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in class folders or flat.
 """
 
 import csv
@@ -19,43 +19,41 @@ _COLUMNS = {"youtube_id", "time_start", "time_end"}
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
     """Read one split; see :func:`data_tools.annotations.read_split`."""
     if split not in SPLITS:
-        raise UserError(f"--split {split} is none of Kinetics-400's: choose train, val or test")
+        raise UserError(f"--split {split} is not a split of Kinetics-400: choose train, val or test")
     split = SPLITS[split]
-    file = annotations if annotations.is_file() else _split_file(annotations, split)
+    file = annotations if annotations.is_file() else _find_csv(annotations, split)
     try:
-        records = _read_csv(file)
+        rows = _read_csv(file)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no UTF-8 csv file ({error}): get the official file again") from error
-    class_names, notes = _class_names(file.parent, [record.get("label") or "" for record in records])
+        raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
+    class_names, notes = _read_class_names(file.parent, [row.get("label") or "" for row in rows])
     label_of = {name: label for label, name in enumerate(class_names)}
     index = VideoIndex(videos, exclude)
-    rows = []
-    for record in records:
-        name = (record.get("label") or "").strip()
+    records = []
+    for row in rows:
+        name = (row.get("label") or "").strip()
         if name and name not in label_of:
-            raise UserError(f"{file}: the label {name!r} is not in the label map beside it: remove one of the two")
-        clip = f"{record['youtube_id']}_{int(record['time_start']):06d}_{int(record['time_end']):06d}"
+            raise UserError(f"{file}: the label map beside it has no class {name!r}: remove one of the two files")
+        clip = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         folders = (name, split) if name else (split,)
-        path = "/".join((*folders[:-1], f"{clip}.mp4"))
+        path = f"{name}/{clip}.mp4" if name else f"{clip}.mp4"
         label = label_of[name] if name else UNLABELLED
-        rows.append(index.row((clip, record["youtube_id"]), folders, path, label, name))
-    return Split(tuple(rows), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
+        records.append(index.record((clip, row["youtube_id"]), folders, path, label, name))
+    return Split(tuple(records), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    words = {word for word, meant in SPLITS.items() if meant == split}
-    found = [path for path in sorted(folder.glob("*.csv")) if _last_word(path) in words]
+def _find_csv(folder: Path, split: str) -> Path:
+    endings = {name for name, official in SPLITS.items() if official == split}
+    found = [
+        path for path in sorted(folder.glob("*.csv")) if path.stem.lower().replace("_", "-").split("-")[-1] in endings
+    ]
     if len(found) != 1:
-        what = "no csv file" if not found else f"{len(found)} csv files"
+        count = "no csv file" if not found else f"{len(found)} csv files"
         raise UserError(
-            f"{folder} has {what} of the split {split}: give --annotations the file itself "
+            f"{folder} has {count} of the split {split}: give the file itself as --annotations "
             f"(kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF)"
         )
     return found[0]
-
-
-def _last_word(path: Path) -> str:
-    return path.stem.lower().replace("_", "-").split("-")[-1]
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
@@ -63,32 +61,32 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(stream)
         if not set(reader.fieldnames or ()) >= _COLUMNS:
             raise UserError(
-                f"{file} has no header with {', '.join(sorted(_COLUMNS))}, so it is no official Kinetics csv: "
+                f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv: "
                 "use the data set 'folder' for a 'path label' list"
             )
-        records = list(reader)
-    for number, record in enumerate(records, start=2):
-        if not all((record[column] or "").strip().isdigit() for column in ("time_start", "time_end")):
-            raise UserError(f"{file}, line {number}: time_start and time_end must be whole seconds")
-    return records
+        rows = list(reader)
+    for line, row in enumerate(rows, start=2):
+        if not all((row[column] or "").strip().isdigit() for column in ("time_start", "time_end")):
+            raise UserError(f"{file}, line {line}: time_start and time_end must be whole seconds")
+    return rows
 
 
-def _class_names(folder: Path, own: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names in label order, that is alphabetical: from a label map, or from all Kinetics csvs of the folder."""
+def _read_class_names(folder: Path, labels: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(class names in label order, notes). The names come from a label map, or from all Kinetics csvs of the folder."""
     label_maps = sorted(folder.glob("label_map*.txt"))
     if label_maps:
         return tuple(read_lines(label_maps[0])), ()
-    names = {name.strip() for name in own}
+    names = {name.strip() for name in labels}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             if set(reader.fieldnames or ()) >= {*_COLUMNS, "label"}:
-                names |= {(record["label"] or "").strip() for record in reader}
+                names |= {(row["label"] or "").strip() for row in reader}
     names.discard("")
     if len(names) == CLASSES:
         return tuple(sorted(names)), ()
     note = (
-        f"the csv files in {folder} name {len(names)} of Kinetics' {CLASSES} classes, numbered alphabetically: "
-        "put the train and val files there (or label_map_k400.txt) so that every split gets the same numbers"
+        f"the csv files in {folder} name {len(names)} of the {CLASSES} classes of Kinetics, numbered alphabetically; "
+        "add the train and val files (or label_map_k400.txt) to give every split the same numbers"
     )
     return tuple(sorted(names)), (note,)

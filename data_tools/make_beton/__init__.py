@@ -13,13 +13,12 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import simplejpeg
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data_tools.reporting import progress_bar
 from motionmae.data.ffcv.decoder import load_format
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -40,7 +39,7 @@ then, with the shards' folder still named for its manifest.json:
 
 exit status: 0 the file is written (or was there already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
 
-_LEAST_PAGE, _MOST_PAGE = 2**21, 2**31  # FFCV's bounds: a page is a power of two from 2 MiB and below 4 GiB
+_MIN_PAGE, _MAX_PAGE = 2**21, 2**31  # FFCV's limits: a power of two from 2 MiB to below 4 GiB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,17 +69,18 @@ def _run(shards: Path, out: Path, force: bool) -> int:
     load_format()
     manifest = load_manifest(shards)
     if not manifest.samples:
-        raise UserError(f"{shards} holds no samples: make shards of some videos first")
+        raise UserError(f"{shards} holds no samples: make shards of your videos first")
     if out.suffix != ".beton":
-        raise UserError(f"--out {out} must be a name ending in .beton")
+        raise UserError(f"--out {out} does not end in .beton: choose another name")
     if out.exists() and not force:
         if _made_from(out, manifest):
             print(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
             return 0
-        raise UserError(f"{out} is there and holds something else: give --force to replace it, or another --out")
+        raise UserError(f"{out} exists and holds other data: give --force to replace it, or another --out")
     started = time.monotonic()
-    with _bar(manifest.samples) as advance:
-        page = write_beton(shards, manifest, out, advance)
+    with progress_bar() as bar:
+        task = bar.add_task("samples", total=manifest.samples)
+        page = write_beton(shards, manifest, out, lambda: bar.advance(task))
     size, seconds = out.stat().st_size, time.monotonic() - started
     print(
         f"{out}: {manifest.samples} samples, {decimal(size)} in pages of {decimal(page)}, "
@@ -90,6 +90,7 @@ def _run(shards: Path, out: Path, force: bool) -> int:
 
 
 def _made_from(out: Path, manifest: Manifest) -> bool:
+    """Whether ``out`` is a complete file of these shards."""
     from motionmae.data.ffcv.decoder import BetonReader
 
     with contextlib.suppress(UserError):
@@ -98,29 +99,18 @@ def _made_from(out: Path, manifest: Manifest) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _bar(samples: int) -> Any:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("samples", total=samples)
-        yield lambda: bar.advance(task)
-
-
 class _Clips:
-    """The samples of a folder of shards in the order of their ids, checked to the last frame, as FFCV reads a set."""
+    """The data set that FFCV reads: samples in the order of their ids, with every frame checked."""
 
     def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
         self._reader = open_reader(shards, manifest)
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":
-        """One sample, as the tuple of its one field.
+        """A sample, as a tuple with its only field.
 
         Raises:
-            CorruptSample: it is not what was written, or a frame has not the size that the index says.
+            CorruptSample: the sample is damaged, or the size of a frame differs from the index.
         """
         meta = self._reader.read_meta(sample)
         jpegs = self._reader.read_frames(sample, range(meta.frames))
@@ -138,9 +128,10 @@ class _Clips:
 
 
 def page_size(shards: Path, manifest: Manifest) -> int:
-    """The page, a power of two in bytes, with which FFCV's file becomes smallest; every sample fits in one.
+    """Page size in bytes, a power of two, that gives the smallest file; every sample fits in one page.
 
-    FFCV closes a page where the next sample does not fit: small pages waste much of themselves, large ones their last.
+    FFCV starts a new page when a sample does not fit. Small pages waste a large part of each page, large pages waste
+    the end of the last page.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.
@@ -151,15 +142,15 @@ def page_size(shards: Path, manifest: Manifest) -> int:
         _, columns = load_index(shards / entry.name, entry)
         rows = zip(columns["jpgs_size"], columns["frames"], columns["windows"], strict=True)
         sizes += [size + 4 * (frames + len(windows)) for size, frames, windows in rows]
-    if (largest := max(sizes)) > _MOST_PAGE:
+    if (largest := max(sizes)) > _MAX_PAGE:
         raise UserError(f"a sample of {decimal(largest)} exceeds FFCV's largest page: train from the shards")
-    pages = [1 << power for power in range(_LEAST_PAGE.bit_length() - 1, _MOST_PAGE.bit_length())]
+    pages = [1 << power for power in range(_MIN_PAGE.bit_length() - 1, _MAX_PAGE.bit_length())]
     return min((page for page in pages if page >= largest), key=lambda page: _file_size(sizes, page))
 
 
 def _file_size(sizes: list[int], page: int) -> int:
-    """Bytes of a file of samples of these sizes, but for the rows, which any page holds alike."""
-    pages, free = 1, 0  # the first is the header's
+    """Bytes of the pages of a file with samples of these sizes."""
+    pages, free = 1, 0  # the first page holds the header
     for size in sizes:
         if size > free:
             pages, free = pages + 1, page
@@ -168,29 +159,29 @@ def _file_size(sizes: list[int], page: int) -> int:
 
 
 class _Rows(NamedTuple):
-    """Where FFCV gathers the rows of the samples."""
+    """Replaces the shared memory in which FFCV collects the rows of the samples."""
 
     buf: bytearray
 
 
 def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[], None] = lambda: None) -> int:
-    """Write ``out`` from a folder of shards; it exists, complete, afterwards and not at all if anything goes wrong.
+    """Write ``out`` from a folder of shards. On any error there is no file of that name.
 
-    FFCV's page allocator and header are used, but not its worker processes: where one of those fails, by a damaged
-    sample or a full disk, FFCV's writer waits for ever. Nothing is encoded here, so that one process is as fast as the
-    disk; and unlike several, it always writes the same bytes.
+    FFCV's page allocator and header are used, but not its worker processes: its writer waits forever if a worker fails
+    because of a damaged sample or a full disk. Nothing is encoded here, and one process is as fast as the disk. One
+    process also writes the same bytes every time, which several do not.
 
     Returns:
-        Size of a page in bytes.
+        Page size in bytes.
 
     Raises:
-        CorruptSample: a sample is not what was written.
-        UserError: the shards hold no JPEGs, or see :func:`page_size`.
+        CorruptSample: a sample is damaged.
+        UserError: the shards hold raw pixels, or :func:`page_size` finds no page.
     """
     from ffcv.writer import DatasetWriter, MemoryAllocator, worker_job_indexed_dataset
 
     if manifest.encoder.encoding != "jpeg":
-        raise UserError(f"{shards} holds raw pixels, and a .beton of ours JPEGs: make shards without --raw for it")
+        raise UserError(f"{shards} holds raw pixels, but a .beton needs JPEGs: make shards without --raw")
     page = page_size(shards, manifest)
     form = load_format()
     clips = _Clips(shards, manifest, advance)
@@ -203,7 +194,7 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
         writer.num_samples = manifest.samples
         writer.prepare()
         writer.metadata_sm.close()
-        writer.metadata_sm.unlink()  # nothing is shared with other processes: rows are gathered in plain memory
+        writer.metadata_sm.unlink()  # the only process needs no shared memory
         writer.metadata_sm = rows = _Rows(bytearray(manifest.samples * writer.metadata_type.itemsize))
         allocator = MemoryAllocator(writer.fname, writer.data_region_start, page)
         done = multiprocessing.Value("Q", 0)

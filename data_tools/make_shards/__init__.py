@@ -1,1 +1,1 @@
-"""Videos -> shards; ``python data_tools/make_shards --help`` says how."""
+"""Write shards of videos; see ``python data_tools/make_shards --help``."""

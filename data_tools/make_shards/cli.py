@@ -1,26 +1,28 @@
 """The command line of make_shards."""
 
 import argparse
-import json
+import contextlib
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from rich.filesize import decimal
+from rich.progress import TextColumn
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
-from data_tools.make_shards.progress import ProgressBar
 from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.shard_plan import Plan, make_plan, refuse_other_libraries, write_or_check_plan
-from data_tools.make_shards.write import QUARANTINE, Counts, entries_of, finish, only_run, write_shards
+from data_tools.make_shards.shard_plan import ShardPlan, check_library_versions, make_plan, write_or_check_plan
+from data_tools.make_shards.write import QUARANTINE, Counts, finish, finished_entries, lock_output, write_shards
+from data_tools.reporting import progress_bar, write_json
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_file, write_atomically
+from motionmae.files import output_file
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
@@ -107,95 +109,97 @@ def parser() -> argparse.ArgumentParser:
 def _part(text: str) -> tuple[int, int]:
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
-        raise argparse.ArgumentTypeError(f"{text} is no part: the parts of 16 are 0/16 to 15/16")
+        raise argparse.ArgumentTypeError(f"{text} is not a part: the parts of 16 are 0/16 to 15/16")
     return int(number), int(parts)
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.workers < 1 or options.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
-    frames = FrameSettings(
-        options.short_side,
-        options.quality,
-        options.stride,
-        options.clips,
-        options.window,
-        options.flow,
-        options.raw,
-    )
-    listing = read_split(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
-    plan = make_plan(options.dataset, listing, frames, options.seed, options.samples_per_shard)
+    frames = FrameSettings(**{item.name: getattr(options, item.name) for item in fields(FrameSettings)})
+    split = read_split(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
+    plan = make_plan(options.dataset, split, frames, options.seed, options.samples_per_shard)
     write_or_check_plan(plan, options.out)
-    if options.part:
-        return _run_part(plan, options)
-    with only_run(options.out):
+    return _write_part(plan, options) if options.part else _write_all(plan, options)
+
+
+def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
+    """Write every shard, then the manifest."""
+    with lock_output(options.out):
         if options.retry:
-            refuse_other_libraries(plan, options.out)
+            check_library_versions(plan, options.out)
             count = begin_retry(plan, options.out)
-            print("retry: goes on" if count is None else f"retry: {count} shards lack a video and are made again")
-        manifest = _finished(plan, options.out)
+            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
+        started = time.monotonic()
+        manifest = _load_finished(plan, options.out)
         if manifest:
-            print(f"{options.out} is complete: {_counts(manifest)}; nothing to do")
-            if options.json:
-                # it counts what is there, and has nothing to write
-                total = write_shards(plan, options.out, options.workers, options.timeout)
-                _write_figures(options.json, total, manifest.samples, len(manifest.shards), 0)
+            print(f"{options.out} is complete: {_describe(manifest)}; nothing to do")
+            total = write_shards(plan, options.out, options.workers, options.timeout) if options.json else None
         else:
-            refuse_other_libraries(plan, options.out)
-            manifest = _make(plan, options)
+            check_library_versions(plan, options.out)
+            with _show_progress(plan.split.name, plan.num_videos) as show:
+                total = write_shards(plan, options.out, options.workers, options.timeout, show)
+            manifest = finish(plan, options.out, total)
+            print(_summary(plan.split, manifest, total, options.out, time.monotonic() - started))
+        if options.json and total:
+            _write_figures(options.json, total, manifest.samples, len(manifest.shards), started)
         end_retry(options.out)
     if not manifest.samples:
-        raise UserError(f"none of the {plan.videos} videos could be stored: {options.out / QUARANTINE} says why")
+        raise UserError(f"none of the {plan.num_videos} videos could be stored: see {options.out / QUARANTINE}")
     return 3 if options.strict and manifest.quarantined else 0
 
 
-def _finished(plan: Plan, out: Path) -> Manifest | None:
-    """The manifest of a folder in which nothing is left to do; None where it is missing, damaged or of other shards."""
+def _load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
+    """The manifest of a finished folder; None if the manifest is missing or damaged, or a shard has changed."""
     try:
         manifest = load_manifest(out)
     except UserError:
         return None
-    return manifest if manifest.shards == entries_of(plan, out) else None
+    return manifest if manifest.shards == finished_entries(plan, out) else None
 
 
-def _run_part(plan: Plan, options: argparse.Namespace) -> int:
-    """Write the shards of one part; whoever comes without --part finds them and writes the manifest."""
+def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
+    """Write the shards of one part. A later run without --part finds them and writes the manifest."""
     number, parts = options.part
     part = plan.part(number, parts)
-    with only_run(options.out, options.part):
+    with lock_output(options.out, options.part):
         if options.retry:
-            refuse_other_libraries(plan, options.out)
+            check_library_versions(plan, options.out)
             begin_retry(part, options.out, options.part)
-        if entries_of(part, options.out) is None:
-            refuse_other_libraries(plan, options.out)
+        if finished_entries(part, options.out) is None:
+            check_library_versions(plan, options.out)
         started = time.monotonic()
-        with ProgressBar(f"{plan.listing.split} {number}/{parts}", part.videos) as bar:
-            total = write_shards(part, options.out, options.workers, options.timeout, bar.show)
+        with _show_progress(f"{plan.split.name} {number}/{parts}", part.num_videos) as show:
+            total = write_shards(part, options.out, options.workers, options.timeout, show)
         end_retry(options.out, options.part)
-    seconds = time.monotonic() - started
     print(
         f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
-        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
-        "when all parts are made, run the same command without --part"
+        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, "
+        f"{time.monotonic() - started:.1f} s; when all parts are made, run the same command without --part"
     )
     if options.json:
-        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
+        _write_figures(options.json, total, total.stored, len(part.shards), started)
     return 3 if options.strict and total.quarantine else 0
 
 
-def _make(plan: Plan, options: argparse.Namespace) -> Manifest:
-    started = time.monotonic()
-    with ProgressBar(plan.listing.split, plan.videos) as bar:
-        total = write_shards(plan, options.out, options.workers, options.timeout, bar.show)
-    manifest = finish(plan, options.out, total)
-    seconds = time.monotonic() - started
-    print(_summary(plan.listing, manifest, total, options.out, seconds))
-    if options.json:
-        _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
-    return manifest
+@contextlib.contextmanager
+def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
+    """A progress bar with rate, bytes and quarantined videos."""
+    with progress_bar(TextColumn("{task.fields[details]}")) as bar:
+        task = bar.add_task(name, total=videos, details="")
+
+        def show(counts: Counts) -> None:
+            speed = bar.tasks[task].speed
+            details = [f"{speed:.1f} videos/s"] if speed else []
+            details.append(decimal(counts.bytes))
+            if counts.quarantine:
+                details.append(f"{len(counts.quarantine)} quarantined")
+            bar.update(task, completed=counts.videos, details="  ".join(details))
+
+        yield show
 
 
-def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
+def _write_figures(path: Path, total: Counts, samples: int, shards: int, started: float) -> None:
     figures = {
         "videos": total.videos,
         "samples": samples,
@@ -203,18 +207,18 @@ def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds
         "shards": shards,
         "frames": total.frames,
         "bytes": total.bytes,
-        "seconds": round(seconds, 3),
+        "seconds": round(time.monotonic() - started, 3),
     }
-    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+    write_json(path, figures)
 
 
-def _counts(manifest: Manifest) -> str:
+def _describe(manifest: Manifest) -> str:
     return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(listing: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
+def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
     lines = [
-        f"{manifest.dataset} {manifest.split}: {_counts(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
+        f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
         f"{seconds:.1f} s",
         f"shards:       {out}",
     ]
@@ -222,14 +226,14 @@ def _summary(listing: Split, manifest: Manifest, total: Counts, out: Path, secon
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
         lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
     if total.damaged:
-        lines.append(f"damaged:      {_names(total.damaged)} stored without packets that do not decode")
-    if listing.passed_over:
-        lines.append(f"passed over:  {_names(listing.passed_over)}, no video by name")
-    lines.extend(f"note:         {note}" for note in listing.notes)
+        lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
+    if split.skipped:
+        lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
+    lines.extend(f"note:         {note}" for note in split.notes)
     wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
     return "\n".join(wrapper.fill(line) for line in lines)
 
 
-def _names(paths: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:most])
-    return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"
+def _names(paths: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:limit])
+    return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"

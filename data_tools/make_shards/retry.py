@@ -1,39 +1,37 @@
-"""``--retry``: the shards that lack a video are made again, and a retry that was stopped goes on where it was.
+"""``--retry``: make the shards that lack a video again.
 
-While it is under way a file beside the records says so; it is written once these shards count as not done, and goes
-when all of them are done.
+A marker file beside the records shows that a retry is in progress. It is written after the records of these shards are
+deleted, and deleted when all of them are made. A stopped retry therefore continues instead of starting over.
 """
 
 from pathlib import Path
 
-from data_tools.make_shards.shard_plan import STATE, Plan
+from data_tools.make_shards.shard_plan import STATE, ShardPlan
 from data_tools.make_shards.write import load_record, record_path
 from motionmae.files import write_atomically
 
 
-def begin_retry(plan: Plan, out: Path, part: tuple[int, int] | None = None) -> int | None:
-    """Take the shards that lack a video as not done, so that their videos are tried again.
+def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
+    """Mark the shards that lack a video as not finished.
 
     Args:
-        plan: what is to be made: all, or a part.
-        out: folder of the shards.
-        part: (number, parts); None for the whole.
+        part: (number, parts); None for all shards.
 
     Returns:
-        How many they are; None where a retry was stopped before its end, which then goes on.
+        The number of these shards; None if a stopped retry continues.
     """
-    under_way = _marker(out, part)
-    if under_way.exists():
+    marker = _marker(out, part)
+    if marker.exists():
         return None
-    lacking = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.tally.quarantine]
-    for shard in lacking:
+    incomplete = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.counts.quarantine]
+    for shard in incomplete:
         record_path(out, shard).unlink()
-    write_atomically(under_way, b"")
-    return len(lacking)
+    write_atomically(marker, b"")
+    return len(incomplete)
 
 
 def end_retry(out: Path, part: tuple[int, int] | None = None) -> None:
-    """All shards are done: those of a part, or of the whole and so of all parts."""
+    """Delete the marker of a part; without ``part``, the markers of the whole and of all parts."""
     for path in [_marker(out, part)] if part else (out / STATE).glob("retry*"):
         path.unlink(missing_ok=True)
 

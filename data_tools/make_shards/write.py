@@ -1,9 +1,9 @@
-"""Carry a plan out: a thread a shard, killable decoding processes that the threads share, a record a finished shard.
+"""Write the planned shards: one thread per open shard, and decoding processes that the threads share.
 
-There is one thread more than there are processes: while one shard is flushed to a slow disk, all processes decode.
+There is one more thread than there are processes: all processes decode while a shard is flushed to a slow disk.
 
-A shard counts as done once ``OUT/.make_shards/NAME.json`` names its quarantined videos; it is written after the shard
-itself. A run that was killed goes on with the other shards; ``manifest.json`` comes last.
+A shard is finished when its record ``OUT/.make_shards/NAME.json`` exists, which is written after the shard. A killed
+run continues with the other shards. ``manifest.json`` is written last.
 """
 
 import contextlib
@@ -22,48 +22,48 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from data_tools.annotations import VideoRecord
-from data_tools.decode import Decoded, Reason, Undecodable
-from data_tools.decode_worker import DecodeWorker, Stopped
-from data_tools.make_shards.shard_plan import STATE, Plan, ShardPlan
+from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
+from data_tools.decode_worker import DecodeWorker, WorkerStopped
+from data_tools.make_shards.shard_plan import STATE, PlannedShard, ShardPlan
 from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, shard_is_complete
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 QUARANTINE = "quarantine.jsonl"
-"""Rows path, reason, error: every video of the list that is in no shard."""
+"""Rows with path, reason and error of all videos that are in no shard."""
 
-_COUNTING = threading.Lock()
-_WATCH_SECONDS = 0.1
+_TOTAL_LOCK = threading.Lock()
+_PROGRESS_SECONDS = 0.1
 
 
 @dataclass
 class Counts:
-    """What has been done so far."""
+    """Progress of a shard or of the whole data set."""
 
     videos: int = 0
-    """Videos dealt with, stored or not."""
+    """Processed videos, stored or not."""
     frames: int = 0
     """Stored frames."""
     bytes: int = 0
-    """Bytes of stored frames."""
+    """Bytes of the stored frames."""
     damaged: list[str] = field(default_factory=list)
-    """Videos stored without the packets that do not decode."""
+    """Videos that are stored without their damaged packets."""
     quarantine: list[dict[str, str]] = field(default_factory=list)
     """Rows of quarantine.jsonl."""
 
     @property
     def stored(self) -> int:
-        """Videos that are in shards."""
+        """Number of stored videos."""
         return self.videos - len(self.quarantine)
 
     @property
     def reasons(self) -> Counter[str]:
-        """How many videos are quarantined for each reason."""
+        """Number of quarantined videos by reason."""
         return Counter(row["reason"] for row in self.quarantine)
 
     def add(self, other: "Counts") -> None:
-        """Count another part of the data set in."""
+        """Add the counts of another part."""
         self.videos += other.videos
         self.frames += other.frames
         self.bytes += other.bytes
@@ -75,66 +75,65 @@ class Counts:
 class ShardRecord:
     """A finished shard, ``OUT/.make_shards/NAME.json``."""
 
-    tally: Counts
-    """Its videos."""
+    counts: Counts
     entry: ShardEntry | None
-    """Its row of the manifest; None: not one of its videos could be stored."""
+    """Row of the manifest; None if none of the videos could be stored."""
 
     def write(self, path: Path) -> None:
-        """Write it, atomically."""
-        content = {"tally": vars(self.tally), "entry": self.entry and vars(self.entry)}
-        write_atomically(path, json.dumps(content, sort_keys=True).encode())
+        """Write the record atomically."""
+        content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
+        write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
 
 
-def load_record(out: Path, shard: ShardPlan) -> ShardRecord | None:
-    """The record of a finished shard, or None if it is not finished, or no longer what was written."""
+def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
+    """The record of a finished shard; None if the shard is not finished, or has changed since."""
     try:
         content = json.loads(record_path(out, shard).read_bytes())
         entry = content["entry"] and ShardEntry(**content["entry"])
-        record = ShardRecord(Counts(**content["tally"]), entry)
+        record = ShardRecord(Counts(**content["counts"]), entry)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if entry is None or shard_is_complete(out / shard.name, entry) else None
 
 
-def entries_of(plan: Plan, out: Path) -> tuple[ShardEntry, ...] | None:
-    """The rows of the manifest that finishes the plan; None while shards are missing or damaged."""
+def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
+    """The manifest's rows of all planned shards; None if a shard is missing or damaged."""
     records = [load_record(out, shard) for shard in plan.shards]
     if None in records:
         return None
     return tuple(record.entry for record in records if record and record.entry)
 
 
-def record_path(out: Path, shard: ShardPlan) -> Path:
-    """Where the record of a shard lies."""
+def record_path(out: Path, shard: PlannedShard) -> Path:
+    """File of a shard's record."""
     return out / STATE / f"{Path(shard.name).stem}.json"
 
 
 @contextlib.contextmanager
-def only_run(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
-    """Refuse a second run of the same part, or of the whole beside a part, while the first still writes.
+def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Lock the folder against a second run of the same part, and against the whole while a part is written.
 
     Args:
-        out: folder of the shards.
         part: (number, parts); None for the whole.
 
     Raises:
-        UserError: it is written to, or parts of another count were begun: the shards of a part would not be its own.
+        UserError: another run writes, or the folder was started with another number of parts.
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)
-        if part is None:  # alone now: parts may be of another count from here on
+        if part is None:  # no other run writes, and the next parts may have another count
             for path in (out / STATE).glob("lock.*of*"):
                 path.unlink()
         else:
             number, parts = part
-            _lock(locks, out, f"lock.{number}of{parts}", shared=False)
+            name = f"lock.{number}of{parts}"
+            _lock(locks, out, name, shared=False)
             counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
             if others := counts - {str(parts)}:
-                (out / STATE / f"lock.{number}of{parts}").unlink()
+                (out / STATE / name).unlink()
                 raise UserError(
-                    f"{out} was begun in {others.pop()} parts, this is one of {parts}: keep to their number, or go on "
-                    "without --part"
+                    f"{out} was started in {others.pop()} parts, and this is one of {parts}: use the same number, or "
+                    "run the command without --part"
                 )
         yield
 
@@ -144,7 +143,7 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
     try:
         file = locks.enter_context(path.open("a+"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): make shards where you may write") from error
+        raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,71 +153,74 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
 
 
 def write_shards(
-    plan: Plan, out: Path, workers: int, patience: float, watch: Callable[[Counts], None] = lambda tally: None
+    plan: ShardPlan,
+    out: Path,
+    workers: int,
+    stall_timeout: float,
+    on_progress: Callable[[Counts], None] = lambda counts: None,
 ) -> Counts:
-    """Write every shard of the plan that is not there yet.
+    """Write every planned shard that is not finished.
 
     Args:
-        plan: the layout; ``write_or_check_plan`` was called with it.
-        out: folder of the shards.
-        workers: decoding processes.
-        patience: seconds without a frame after which a video is given up.
-        watch: called several times a second with the tally, from this thread.
+        plan: the plan, after :func:`write_or_check_plan`.
+        workers: number of decoding processes.
+        stall_timeout: seconds without a frame after which a video is quarantined.
+        on_progress: called several times a second from this thread.
 
     Returns:
-        The tally of the whole plan, finished shards included.
+        Counts of all planned shards, including those that were finished before.
 
     Raises:
-        UserError: the folder cannot be written, e.g. because the disk is full.
-        KeyboardInterrupt: passed on after the processes have ended; whole shards stay.
+        UserError: the folder cannot be written (for example, the disk is full).
+        KeyboardInterrupt: raised after the processes have ended. Finished shards are kept.
     """
     total = Counts()
-    pending: SimpleQueue[ShardPlan] = SimpleQueue()
+    pending: SimpleQueue[PlannedShard] = SimpleQueue()
     for shard in plan.shards:
         record = load_record(out, shard)
         if record is None:
             pending.put(shard)
         else:
-            total.add(record.tally)
+            total.add(record.counts)
     if not pending.empty():
-        (out / MANIFEST).unlink(missing_ok=True)  # the folder is not complete until it is written again
-    decoders = [DecodeWorker(plan.frames, patience) for _ in range(min(workers, pending.qsize()))]
+        (out / MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is complete
+    decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, pending.qsize()))]
     idle: SimpleQueue[DecodeWorker] = SimpleQueue()
     for decoder in decoders:
         idle.put(decoder)
-    resource_tracker.ensure_running()  # started by a thread, it would undo that thread's deafness to Ctrl-C
-    pool = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
+    resource_tracker.ensure_running()  # if a writer thread starts it, that thread no longer blocks Ctrl-C
+    writers = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
     try:
-        for writer in pool:
+        for writer in writers:
             writer.start()
-        while any(writer.is_alive() for writer in pool) and not any(writer.failure for writer in pool):
-            watch(total)
-            time.sleep(_WATCH_SECONDS)
+        while any(writer.is_alive() for writer in writers) and not any(writer.failure for writer in writers):
+            on_progress(total)
+            time.sleep(_PROGRESS_SECONDS)
     finally:
         for decoder in decoders:
             decoder.stop()
-        for writer in filter(threading.Thread.is_alive, pool):
+        for writer in filter(threading.Thread.is_alive, writers):
             writer.join()
-    for failure in filter(None, (writer.failure for writer in pool)):
-        if isinstance(failure, OSError):  # a video's own errors are in the quarantine
-            remedy = "make room" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    for failure in filter(None, (writer.failure for writer in writers)):
+        if isinstance(failure, OSError):  # a disk error of OUT; errors of videos are in the quarantine
+            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this"
             raise UserError(
                 f"{out} cannot be written ({failure}): {remedy} and run the same command again"
             ) from failure
         raise failure
-    watch(total)
+    on_progress(total)
     return total
 
 
 class _Writer(threading.Thread):
-    """Takes shards from the queue and writes them, until none is left."""
+    """Writes shards from the queue until it is empty."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ShardPlan,
         out: Path,
         idle: "SimpleQueue[DecodeWorker]",
-        pending: "SimpleQueue[ShardPlan]",
+        pending: "SimpleQueue[PlannedShard]",
         total: Counts,
     ):
         super().__init__(daemon=True)
@@ -226,42 +228,42 @@ class _Writer(threading.Thread):
         self._plan, self._out, self._idle, self._pending, self._total = plan, out, idle, pending, total
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by decoders: Ctrl-C is not for them
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # decoders inherit the mask and ignore Ctrl-C
         try:
             while True:
                 self._write(self._pending.get_nowait())
-        except (Empty, Stopped):
+        except (Empty, WorkerStopped):
             pass
         except BaseException as error:  # the main thread raises it
             self.failure = error
 
-    def _write(self, shard: ShardPlan) -> None:
-        tally = Counts()
+    def _write(self, shard: PlannedShard) -> None:
+        counts = Counts()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:
-            for key, row in shard.rows:
-                video = self._write_video(writer, key, row)
-                tally.add(video)
-                with _COUNTING:
-                    self._total.add(video)
-        if not tally.stored:  # a shard without samples is of no use to a reader
+            for key, video in shard.videos:
+                added = self._write_video(writer, key, video)
+                counts.add(added)
+                with _TOTAL_LOCK:
+                    self._total.add(added)
+        if not counts.stored:  # readers cannot use a shard without samples
             path.unlink()
             index_path(path).unlink()
-        ShardRecord(tally, writer.entry if tally.stored else None).write(record_path(self._out, shard))
+        ShardRecord(counts, writer.entry if counts.stored else None).write(record_path(self._out, shard))
 
-    def _write_video(self, writer: ShardWriter, key: str, row: VideoRecord) -> Counts:
+    def _write_video(self, writer: ShardWriter, key: str, video: VideoRecord) -> Counts:
         try:
-            if row.path is None:
-                raise Undecodable(Reason.MISSING, "the annotations name it, but it is not there")
-            decoded = self._decode(row.path)
-        except Undecodable as error:
-            fault = {"path": row.source, "reason": error.reason.value, "error": error.detail}
-            return Counts(videos=1, quarantine=[fault])
-        writer.write(key, decoded.jpegs, _meta(row, decoded, self._plan.frames.stride), decoded.flows)
-        damaged = [row.source] if decoded.damaged_packets else []
+            if video.path is None:
+                raise UndecodableVideo(QuarantineReason.MISSING, "the annotations name it, but the file does not exist")
+            decoded = self._decode(video.path)
+        except UndecodableVideo as error:
+            row = {"path": video.source, "reason": error.reason.value, "error": error.detail}
+            return Counts(videos=1, quarantine=[row])
+        writer.write(key, decoded.jpegs, _sample_json(video, decoded, self._plan.frames.stride), decoded.flows)
+        damaged = [video.source] if decoded.damaged_packets else []
         return Counts(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
 
-    def _decode(self, path: Path) -> Decoded:
+    def _decode(self, path: Path) -> DecodedVideo:
         decoder = self._idle.get()
         try:
             return decoder.decode(path)
@@ -269,12 +271,12 @@ class _Writer(threading.Thread):
             self._idle.put(decoder)
 
 
-def _meta(row: VideoRecord, decoded: Decoded, stride: int) -> dict[str, Any]:
-    """KEY.json: what the format asks for (``motionmae.data.shards.format.META_KEYS``), and what decoding found."""
+def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict[str, Any]:
+    """KEY.json: the keys of the format (``motionmae.data.shards.format.META_KEYS``), and results of decoding."""
     return {
-        "label": row.label,
-        "class_name": row.class_name,
-        "source": row.source,
+        "label": video.label,
+        "class_name": video.class_name,
+        "source": video.source,
         "fps": decoded.fps,
         "frames": len(decoded.jpegs),
         "stride": stride,
@@ -287,23 +289,23 @@ def _meta(row: VideoRecord, decoded: Decoded, stride: int) -> dict[str, Any]:
     }
 
 
-def finish(plan: Plan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``, from the records of all shards.
+def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
+    """Write ``quarantine.jsonl``, then ``manifest.json``.
 
     Raises:
-        UserError: a shard was lost or damaged since it was written.
+        UserError: a shard has been lost or damaged since it was written.
     """
-    entries = entries_of(plan, out)
+    entries = finished_entries(plan, out)
     if entries is None:
-        raise UserError(f"finished shards of {out} were changed meanwhile: run the same command again")
+        raise UserError(f"finished shards of {out} have changed during this run: run the same command again")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
-    write_atomically(out / QUARANTINE, "".join(lines).encode())
-    frames, listing = plan.frames, plan.listing
+    write_atomically(out / QUARANTINE, "".join(lines).encode(), unique=False)
+    frames, split = plan.frames, plan.split
     manifest = Manifest(
         dataset=plan.dataset,
-        split=listing.split,
-        class_names=listing.class_names,
+        split=split.name,
+        class_names=split.class_names,
         encoder=EncoderSettings(
             frames.short_side,
             frames.quality,
@@ -315,8 +317,8 @@ def finish(plan: Plan, out: Path, total: Counts) -> Manifest:
         ),
         shards=entries,
         quarantined=len(rows),
-        split_file=listing.split_file,
-        split_sha256=listing.split_sha256,
+        split_file=split.split_file,
+        split_sha256=split.split_sha256,
         versions=plan.versions,
     )
     write_manifest(out, manifest)

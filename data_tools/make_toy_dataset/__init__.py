@@ -1,1 +1,1 @@
-"""Rendered videos whose classes differ in motion only; ``python data_tools/make_toy_dataset --help`` says how."""
+"""Render videos whose classes differ in motion only; see ``python data_tools/make_toy_dataset --help``."""

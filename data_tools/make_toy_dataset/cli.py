@@ -17,13 +17,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from data_tools.make_toy_dataset.encode import FORMATS, write_video
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
 from data_tools.make_toy_dataset.render import SHAKE, render
+from data_tools.reporting import progress_bar
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -52,22 +51,19 @@ _DONE = "toy.json"
 
 @dataclass(frozen=True)
 class ToySettings:
-    """What shapes the videos."""
+    """Settings that shape the videos."""
 
     train: int
-    """Training videos, of all classes."""
     val: int
-    """Validation videos, of all classes."""
     size: int
-    """Pixels of the short side; a video has 0.75 to 1.25 of it."""
+    """Pixels of the short side; the short side of a video is 0.75 to 1.25 of it."""
     seed: int
-    """Of everything that is drawn."""
     real: bool = False
-    """Whether real footage was asked for."""
+    """Adds real footage."""
     shake: float = SHAKE
-    """Pixels: how hard the camera may be pushed from one frame to the next."""
+    """Maximum camera shake in pixels per frame."""
     square: bool = False
-    """Whether all videos are square, so that a square clip sees the whole of them."""
+    """All videos are square, and a square clip covers the whole video."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -80,7 +76,7 @@ class ToySettings:
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: choose {low} to {high}")
         if self.train + self.val == 0:
-            raise UserError("--train 0 --val 0 asks for no video: ask for one at least")
+            raise UserError("--train 0 --val 0 gives no video: choose at least one")
 
 
 @dataclass(frozen=True)
@@ -121,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
-    """Render the data set into ``out`` unless it is there already; returns the exit status.
+    """Render the data set into ``out`` unless it exists; returns the exit status.
 
     Raises:
-        UserError: the folder cannot be written, or holds something else.
+        UserError: the folder cannot be written, or holds other data.
     """
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
@@ -142,17 +138,17 @@ def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
         write_atomically(out / "classInd.txt", names.encode())
         write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or make room") from error
+        raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     print(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
     if settings.real:
         where = ", ".join([*PACKAGES, *map(str, FOLDERS)])
-        print(f"real footage: {len(real)} videos added" if real else f"real footage: none on this machine ({where})")
+        print(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
     return 0
 
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
     try:
-        before = {"shake": SHAKE, "square": False, **json.loads((out / _DONE).read_bytes())}  # older than these
+        before = json.loads((out / _DONE).read_bytes())
     except FileNotFoundError:
         if out.is_dir() and any(out.glob("*.csv")):
             raise UserError(f"--out {out} holds another data set: choose another folder") from None
@@ -160,33 +156,33 @@ def _is_done(settings: ToySettings, out: Path) -> bool:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
     if before != asdict(settings):
-        raise UserError(f"--out {out} was made with {before}, now {asdict(settings)} is asked: choose another --out")
+        raise UserError(
+            f"--out {out} was made with {before}, and this run has {asdict(settings)}: choose another --out"
+        )
     return True
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
-    """Render every video; returns the lines of each split's list."""
+    """Render every video; returns the lines of the list of each split."""
     tasks = [
         _Task(settings, out, split, number) for split in ("train", "val") for number in range(getattr(settings, split))
     ]
     lines: dict[str, list[str]] = {"train": [], "val": []}
-    console = Console(stderr=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool:
-        made = pool.map(_render_one, tasks, chunksize=4)
-        shown = track(made, "rendering", len(tasks), console=console, disable=not console.is_terminal)
-        for task, (source, label) in zip(tasks, shown, strict=True):
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool, progress_bar() as bar:
+        rendered = bar.track(pool.map(_render_one, tasks, chunksize=4), len(tasks), description="rendering")
+        for task, (source, label) in zip(tasks, rendered, strict=True):
             lines[task.split].append(f"{source} {label}\n")
     return lines
 
 
 def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     cv2.setNumThreads(1)
 
 
 def _render_one(task: _Task) -> tuple[str, int]:
-    """Render one video; returns its path within the data set and its label."""
+    """Render one video; returns (path within the data set, label)."""
     label = task.number % len(MOTIONS)
     motion = list(MOTIONS)[label]
     identity = f"{task.settings.seed}:{task.split}:{task.number}".encode()
@@ -195,7 +191,7 @@ def _render_one(task: _Task) -> tuple[str, int]:
     short = task.settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
     if task.settings.square:
-        shape = 1.0  # drawn all the same: what comes after is as in the other videos
+        shape = 1.0  # after the draw, to keep the state of the random generator
     height, width = (2 * round(side / 2) for side in (short * max(1, 1 / shape), short * max(1, shape)))
     rate = _RATES[rng.integers(len(_RATES))]
     path = task.out / task.split / motion / f"{task.number:05d}{form.suffix}"
@@ -206,7 +202,7 @@ def _render_one(task: _Task) -> tuple[str, int]:
 
 
 def _add_real(out: Path) -> list[str]:
-    """Copy what real footage there is; returns the paths within the data set."""
+    """Copy the real footage of this machine; returns the paths within the data set."""
     folder = out / "real"
     sources = []
     for path in find_real_videos():

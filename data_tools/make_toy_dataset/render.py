@@ -1,6 +1,6 @@
-"""From a track to pictures: an angular shape over a background, with clutter, camera shake and noise, all of it random.
+"""Render a track: an angular shape over a background, with clutter, camera shake and noise, all of them random.
 
-What varies between videos (colours, contrast, shape, clutter, shake, noise) is drawn without looking at the class.
+Colours, contrast, shape, clutter, shake and noise do not depend on the class.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from data_tools.make_toy_dataset.motions import ANGLE, SIZE, Track, X, Y, make_t
 
 Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
-_SMALLEST, _LARGEST = 0.16, 0.40  # radius in parts of the short side
+_SMALLEST, _LARGEST = 0.16, 0.40  # radius as a fraction of the short side
 _SUBPIXEL_BITS = 4
 SHAKE = 1.5
-"""Pixels: how hard the hand that holds the camera may be pushed from one frame to the next (standard deviation)."""
+"""Maximum standard deviation of the camera's velocity noise, in pixels per frame."""
 
 
 @dataclass(frozen=True)
-class _Thing:
-    """A shape and where it is in every frame."""
+class _Shape:
+    """A shape and its state in every frame."""
 
     track: Track
     corners: np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -32,16 +32,16 @@ class _Thing:
 def render(
     motion: str, frames: int, height: int, width: int, rng: np.random.Generator, shake: float = SHAKE
 ) -> Iterator[Picture]:
-    """The frames of one video of a class: (height, width, 3) uint8 RGB; ``shake`` is the most of :func:`_shake`."""
+    """Frames of one video of a class, (height, width, 3) uint8 RGB; ``shake`` is the limit of :func:`_shake`."""
     background = _background(height, width, rng)
-    things = [_thing(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
-    things.append(_thing(make_track(motion, frames, rng), rng))  # the moving one is in front
+    shapes = [_random_shape(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
+    shapes.append(_random_shape(make_track(motion, frames, rng), rng))  # the moving shape is in front
     wander = _shake(frames, shake, rng)
     noise = [rng.normal(0, rng.uniform(1, 4), (height, width, 3)).astype(np.float32) for _ in range(4)]
     for index in range(frames):
         picture = background.copy()
-        for thing in things:
-            _draw(picture, thing, index)
+        for shape in shapes:
+            _draw(picture, shape, index)
         shift = np.array([[1, 0, wander[index, 0]], [0, 1, wander[index, 1]]])
         shaken = cv2.warpAffine(picture, shift, (width, height), borderMode=cv2.BORDER_WRAP)
         grain = noise[rng.integers(len(noise))]
@@ -57,40 +57,40 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Picture:
     return np.clip(level + contrast * (pattern - 127), 0, 255).astype(np.uint8)
 
 
-def _thing(track: Track, rng: np.random.Generator) -> _Thing:
-    """A star-shaped polygon that looks like itself at no other angle, so that turning shows."""
+def _random_shape(track: Track, rng: np.random.Generator) -> _Shape:
+    """A star-shaped polygon without rotational symmetry: every rotation is visible."""
     count = int(rng.integers(5, 9))
     angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
     radii = rng.uniform(0.4, 1.0, count)
     radii[0], radii[count // 2] = 1.0, 0.35
     corners = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
     colour, edge = rng.integers(0, 256, (2, 3)).tolist()
-    return _Thing(track, corners, tuple(colour), tuple(edge))
+    return _Shape(track, corners, tuple(colour), tuple(edge))
 
 
-def _draw(picture: Picture, thing: _Thing, index: int) -> None:
-    """Draw a thing where it is in a frame, and what of it sticks out on one side at the opposite side."""
+def _draw(picture: Picture, shape: _Shape, index: int) -> None:
+    """Draw a shape in a frame; a part that leaves the frame on one side enters on the opposite side."""
     height, width = picture.shape[:2]
-    state = thing.track[index]
+    state = shape.track[index]
     radius = min(height, width) * _SMALLEST * (_LARGEST / _SMALLEST) ** state[SIZE]
     turn = 2 * np.pi * state[ANGLE]
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    outline = radius * thing.corners @ rotation
+    outline = radius * shape.corners @ rotation
     for right in _copies(state[X] * width, width, radius):
         for down in _copies(state[Y] * height, height, radius):
             points = np.round((outline + np.array([right, down])) * 2**_SUBPIXEL_BITS).astype(np.int32)
-            cv2.fillPoly(picture, [points], thing.colour, cv2.LINE_AA, _SUBPIXEL_BITS)
-            cv2.polylines(picture, [points], True, thing.edge, 2, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.fillPoly(picture, [points], shape.colour, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.polylines(picture, [points], True, shape.edge, 2, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
-def _copies(place: float, side: int, radius: float) -> list[float]:
-    """Where a thing at ``place`` is seen on a line whose ends are joined."""
-    return [place + shift for shift in (-side, 0, side) if -radius < place + shift < side + radius]
+def _copies(position: float, side: int, radius: float) -> list[float]:
+    """Positions at which a shape at ``position`` is visible on a line whose ends are joined."""
+    return [position + shift for shift in (-side, 0, side) if -radius < position + shift < side + radius]
 
 
-def _shake(frames: int, most: float, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(frames, 2) pixels: the camera, held by hand, wanders around its place; a push of up to ``most`` a frame."""
-    strength = rng.uniform(0, most)
+def _shake(frames: int, limit: float, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """(frames, 2) pixels: random walk of a hand-held camera around its position, with noise of at most ``limit``."""
+    strength = rng.uniform(0, limit)
     wander = np.zeros((frames, 2))
     for index in range(1, frames):
         wander[index] = 0.9 * wander[index - 1] + rng.normal(0, strength, 2)

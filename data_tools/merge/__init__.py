@@ -49,29 +49,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> Manifest:
-    """Link all shards into ``out``, which counts as complete once its manifest is there.
+    """Link all shards into ``out``. The folder is complete when it has a manifest.
 
     Args:
-        folders: of shards.
-        out: the new folder; what a killed run left there is overwritten.
-        without_labels: forget the classes (in the indexes; each KEY.json keeps its own).
+        out: the new folder; files of a killed merge are replaced.
+        without_labels: remove the classes from the manifest and the indexes (each KEY.json keeps its class).
 
     Raises:
         CorruptSample: a shard is missing, truncated or replaced.
-        UserError: the folders do not go together, hold the same shard, or ``out`` is a finished folder of shards.
+        UserError: the folders are not compatible, hold the same shard, or ``out`` is a finished folder of shards.
     """
     manifests = [load_manifest(folder) for folder in folders]
-    _refuse_strangers(folders, manifests, without_labels)
+    _check_compatible(folders, manifests, without_labels)
     shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
-    _refuse_repeated(shards)
+    _refuse_duplicates(shards)
     if (out / MANIFEST).exists():
-        raise UserError(f"--out {out} is a complete folder of shards already: choose another")
+        raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    left = sorted(out.iterdir())
-    strangers = [path.name for path in left if not path.name.startswith(("merged-", "quarantine.jsonl"))]
-    if strangers:
-        raise UserError(f"--out {out} holds {strangers[0]}, which is of no merge: choose a new folder")
-    for path in left:  # of a killed merge, perhaps of more folders
+    existing = sorted(out.iterdir())
+    unexpected = [path.name for path in existing if not path.name.startswith(("merged-", "quarantine.jsonl"))]
+    if unexpected:
+        raise UserError(f"--out {out} holds {unexpected[0]}, which no merge has written: choose a new folder")
+    for path in existing:  # of a killed merge, possibly of more folders
         path.unlink()
     names = [manifest.dataset for manifest in manifests]
     dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
@@ -96,39 +95,39 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     return merged
 
 
-def _refuse_repeated(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
+def _refuse_duplicates(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
     seen: dict[str, Path] = {}
     for folder, entry in shards:
         path = folder / entry.name
         if first := seen.get(entry.sha256):
-            raise UserError(f"{path} holds what {first} holds: name every folder once")
+            raise UserError(f"{path} and {first} are the same shard: give every folder once")
         seen[entry.sha256] = path
 
 
-def _refuse_strangers(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
+def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
-        for what, ours, theirs in (
-            ("what is stored", first.encoder, manifest.encoder),
+        for name, expected, actual in (
+            ("frame settings", first.encoder, manifest.encoder),
             ("library versions", dict(first.versions), dict(manifest.versions)),
         ):
-            if ours != theirs:
+            if expected != actual:
                 raise UserError(
-                    f"{folders[0]} and {folder} differ in {what} ({ours}; {theirs}): make one of them again"
+                    f"{folders[0]} and {folder} differ in {name} ({expected}; {actual}): make one of them again"
                 )
         if manifest.class_names != first.class_names and not without_labels:
-            raise UserError(f"{folders[0]} and {folder} have other classes: merge them --without-labels")
+            raise UserError(f"{folders[0]} and {folder} have different classes: merge them with --without-labels")
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
-    """One shard under its new name, its index after it."""
+    """Link or copy a shard to its new name, then write its index."""
     source = folder / entry.name
     _, columns = load_index(source, entry)
     check_size(source, entry)
     to.unlink(missing_ok=True)
     try:
         os.link(source, to)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or a disk without hard links
         with atomic_path(to, unique=False) as temporary:
             shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}

@@ -54,33 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
-    """Draw the sheet: (rows, columns, 3) uint8 RGB.
-
-    Args:
-        folder: folder of shards.
-        videos: how many, drawn by the seed.
-        frames: of each video, evenly spread from the first to the last.
-        height: pixels of a frame.
-        seed: of the draw.
+    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB.
 
     Raises:
         CorruptSample: a chosen sample is damaged.
     """
     reader = open_reader(folder, load_manifest(folder))
-    drawn = sorted(
+    order = sorted(
         range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
     )
-    rows = [_row(reader, sample, frames, height) for sample in drawn[:videos]]
+    rows = [_draw_video(reader, sample, frames, height) for sample in order[:videos]]
     if not rows:
-        raise UserError(f"{folder} holds no sample to show: its quarantine.jsonl says why")
+        raise UserError(f"{folder} holds no samples: see its quarantine.jsonl for the reasons")
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     return np.concatenate(padded)
 
 
-def _row(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
-    meta, told = reader.read_meta(sample), reader.read_json(sample)
-    chosen = [round(place) for place in np.linspace(0, meta.frames - 1, frames)]
+def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
+    meta, details = reader.read_meta(sample), reader.read_json(sample)
+    chosen = [round(position) for position in np.linspace(0, meta.frames - 1, frames)]
     width = max(1, round(meta.width * height / meta.height))
     pictures = [
         cv2.resize(decode_frame(jpeg, meta), (width, height), interpolation=cv2.INTER_AREA)
@@ -90,8 +83,8 @@ def _row(reader: ShardReader, sample: int, frames: int, height: int) -> Picture:
         [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures], 1
     )
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
-    text = f"{told['class_name'] or 'no label'}  {told['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
-    plain = text.encode("ascii", "replace").decode()  # OpenCV's letters
+    text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
+    plain = text.encode("ascii", "replace").decode()  # OpenCV draws ASCII only
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 
@@ -101,4 +94,4 @@ def _write(path: Path, picture: Picture) -> None:
     try:
         write_atomically(path, content.tobytes())
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error})") from error
+        raise UserError(f"--out {path} cannot be written ({error}): choose another file") from error

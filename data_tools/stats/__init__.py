@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from data_tools.reporting import write_json
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_ending, output_file, write_atomically
+from motionmae.files import output_ending, output_file
 
 _EXAMPLES = """\
 examples:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = collect(options.shards, manifest)
         show(figures, options.shards, options.classes)
         if options.json:
-            write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+            write_json(options.json, figures)
         if options.picture:
             draw_classes(figures, options.picture)
     except (UserError, CorruptSample) as error:
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The figures, from the indexes of the shards alone.
+    """Compute the figures from the indexes of the shards.
 
     Returns:
         samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
-        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> videos).
+        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> number of videos).
 
     Raises:
         CorruptSample: an index is damaged.
@@ -97,7 +98,7 @@ def _quarantined(folder: Path) -> dict[str, int]:
     try:
         return dict(Counter(json.loads(line)["reason"] for line in lines))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run make_shards again, which writes it anew") from error
+        raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
 
 
 def _spread(values: Sequence[float]) -> list[float]:
@@ -106,7 +107,7 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
-    """Print the figures as tables, the classes with a bar each, the largest first."""
+    """Print the figures as tables; classes are sorted by size and have a bar each."""
     console = Console(highlight=False)
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
@@ -131,19 +132,19 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
-    """Draw videos a class, the largest first.
+    """Draw the number of videos per class, sorted by size.
 
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # takes half a second to import, and most calls need no picture
+    from matplotlib.figure import Figure  # the import takes half a second
 
     counts = sorted(figures["classes"].values(), reverse=True)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(counts)), counts, width=1.0)
-    axes.set(xlabel="class, the largest first", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    axes.set(xlabel="class, sorted by size", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
     try:
         figure.savefig(path)
     except OSError as error:
-        raise UserError(f"--picture {path} cannot be written ({error})") from error
+        raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error

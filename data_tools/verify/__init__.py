@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import track
 
+from data_tools.reporting import progress_bar
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -55,48 +54,42 @@ def _run(folder: Path, decode: int, workers: int) -> int:
     if faults:
         shards = sorted({fault.where.partition(":")[0] for fault in faults})
         print(
-            f"{len(shards)} of {len(manifest.shards)} shards are damaged: copy them again from where they are sound, "
-            f"or delete them and repeat the make_shards command, which fills the gaps ({', '.join(shards)})",
+            f"{len(shards)} of {len(manifest.shards)} shards are damaged: copy them again from an intact folder, or "
+            f"delete them and repeat the make_shards command, which makes them again ({', '.join(shards)})",
             file=sys.stderr,
         )
         return 1
     print(
-        f"{folder} is sound: {manifest.samples} samples in {len(manifest.shards)} shards, "
+        f"{folder} is intact: {manifest.samples} samples in {len(manifest.shards)} shards, "
         f"{decimal(sum(shard.bytes for shard in manifest.shards))} read, {time.monotonic() - started:.1f} s"
     )
     return 0
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """Everything that is wrong in a folder of shards, in the order of the shards.
+    """All damage of a folder of shards, in the order of the shards.
 
     Args:
-        folder: folder of shards.
-        manifest: what it should hold.
-        decode: samples of each shard whose first, middle and last frame are decoded.
-        workers: threads.
+        decode: number of samples of each shard whose first, middle and last frame are decoded.
+        workers: number of threads.
     """
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(partial(_check_shard, folder, manifest, decode), range(len(manifest.shards)))
-        shown = track(found, "checking", len(manifest.shards), console=console, disable=not console.is_terminal)
-        return [fault for faults in shown for fault in faults]
+    with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
+        found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
+        return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
 
 
-def _check_shard(folder: Path, manifest: Manifest, decode: int, number: int) -> list[CorruptSample]:
-    entry = manifest.shards[number]
-    faults = verify_shard(folder / entry.name, entry)
-    return faults or _decode_some(folder, manifest, entry, decode)
+def _check_shard(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
+    return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
 
 
 def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSample]:
-    """Check a shard against its index, and against the manifest's ``entry`` where given; read every byte.
+    """Check every byte of a shard against its index, and the index against the manifest's ``entry`` if given.
 
     Returns:
-        What is wrong, nothing if all is well. Where the whole shard's sha256 differs, the damaged samples are named.
+        The damage; empty for an intact shard. If the sha256 of the shard differs, the damaged samples are listed.
 
     Raises:
-        UserError: if another format version wrote it.
+        UserError: the shard has another format version.
     """
     try:
         indexed, columns = load_index(shard, entry)
@@ -109,7 +102,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
             rows = zip(columns["key"], columns["jpgs_offset"], columns["jpgs_size"], columns["crc32"], strict=True)
             for key, offset, size, crc in rows:
                 if zlib.crc32(os.pread(file.fileno(), size, offset)) != crc:
-                    faults.append(CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames were changed"))
+                    faults.append(CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames have changed"))
     except CorruptSample as fault:
         return [fault]
     except OSError as error:
@@ -118,8 +111,8 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
     return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
 
 
-def _decode_some(folder: Path, manifest: Manifest, entry: ShardEntry, decode: int) -> list[CorruptSample]:
-    """Decode frames of some samples of one shard, chosen by the shard's hash: others after each change."""
+def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
+    """Decode frames of some samples of a shard, chosen by a hash of the shard: a changed shard gets other samples."""
     part = open_reader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
     order = sorted(range(entry.samples), key=lambda row: hashlib.sha256(f"{entry.sha256}:{row}".encode()).digest())
     faults = []

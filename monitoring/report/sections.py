@@ -2,17 +2,14 @@
 
 import time
 from collections.abc import Container, Sequence
-from dataclasses import asdict
 from html import escape
 from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
-from motionmae.config import Config, flat
+from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import Story
@@ -161,11 +158,11 @@ def _timeline(story: Story) -> str:
     for life, after in pairwise(lives):
         for since, until, cause in life.silence(after.began):
             name, colour = CAUSES[cause]
-            blocks.append((since - start, until - start, colour, f"{life.end}; {name}"))
+            blocks.append((since - start, until - start, colour, f"{life.ended_by}; {name}"))
     rows = [
         [str(number), _clock(life.began), ", ".join(life.hosts[:4]) + (" ..." if len(life.hosts) > 4 else ""),
          f"{life.first_step:,}", f"{life.last_step:,}", duration(max(life.ended - life.began, 0)),
-         life.end if life is not lives[-1] else story.state]
+         life.ended_by if life is not lives[-1] else story.state]
         for number, life in enumerate(lives, 1)
     ]  # fmt: skip
     table = _table(["life", "began", "nodes", "from step", "to step", "lasted", "ended"], rows, numbers={3, 4, 5})
@@ -248,11 +245,11 @@ def reconstructions(pictures: Sequence[Picture]) -> str:
 
 def config_difference(stories: Sequence[Story]) -> str:
     """Where runs differ from each other; of one run, where it differs from the defaults."""
-    configs = {story.name: flat(asdict(story.config)) for story in stories if story.config}
+    configs = {story.name: flat(story.config.model_dump()) for story in stories if story.config}
     if not configs:
         return ""
     if len(stories) == 1:
-        configs = {"default": flat(asdict(Config())), **configs}
+        configs = {"default": flat(Config().model_dump()), **configs}
     columns = list(configs.values())
     keys = [
         key for key in columns[0]
@@ -268,7 +265,7 @@ def whole_config(story: Story) -> str:
     """The config as YAML, folded away."""
     if story.config is None:
         return ""
-    text = OmegaConf.to_yaml(OmegaConf.structured(story.config))
+    text = config_yaml(story.config)
     return f"<p><details><summary>config of {escape(story.name)}</summary><pre>{escape(text)}</pre></details></p>"
 
 

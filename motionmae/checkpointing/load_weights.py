@@ -188,14 +188,15 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if "encoder.project.weight" in state:
             return state
         if "classifier.weight" in state:
-            return huggingface.classifier_from_huggingface(state)
+            return huggingface.from_huggingface(state, huggingface.CLASSIFIER)
         if "decoder.head.weight" in state and "mask_token" in state and "encoder_to_decoder.weight" in state:
             if "encoder.patch_embed.proj.weight" in state:
                 return released.from_videomae(state)
-            return huggingface.pretraining_from_huggingface(state)
+            return huggingface.from_huggingface(state, huggingface.PRETRAINING)
         if any("embeddings.patch_embeddings" in name for name in state):
             inner = {name.removeprefix("videomae."): value for name, value in state.items()}
-            return {f"encoder.{name}": value for name, value in huggingface.encoder_from_huggingface(inner).items()}
+            encoder = huggingface.from_huggingface(inner, huggingface.ENCODER)
+            return {f"encoder.{name}": value for name, value in encoder.items()}
         if released.is_mae_st(state):
             return released.from_mae_st(state)
         if released.is_videomae(state):

@@ -176,7 +176,7 @@ def write(
         return checked
 
     io = _CollectiveIO(rank, group)
-    attempt = lease.number if lease else 0
+    attempt = lease.attempt.number if lease else 0
     try:
         folder = io.on_rank_zero(leased(lambda: store.begin(staged.step, attempt)))
         tensors = _gather_shards(staged, rank, group)

@@ -55,7 +55,7 @@ def add_training_parser(
 
 def train(arguments: argparse.Namespace, task: str) -> int:
     """Run the task of a config, which must be ``task``; returns the exit status."""
-    from motionmae.config import load_config, refuse_idle
+    from motionmae.config import load_config, refuse_unused
 
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -63,13 +63,13 @@ def train(arguments: argparse.Namespace, task: str) -> int:
             raise UserError(
                 f"the config {arguments.config} is one to {config.task}: use `python -m motionmae {config.task}`"
             )
-        refuse_idle(config, arguments.overrides)
+        refuse_unused(config, arguments.overrides)
     except UserError as error:  # every rank was given the same words
         error.already_reported = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
     from monitoring.exporter_process import monitored
 
     with monitored(config) as sinks:
-        from motionmae.training.tasks import train_task
+        from motionmae.training.setup import run_training
 
-        return train_task(config, sinks=sinks).value
+        return run_training(config, sinks=sinks).exit_code

@@ -65,10 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
         trained = load_finetuned(folder.path, step)
         flags = {key: getattr(arguments, key) for key in ("shards", "clips", "crops")}
-        views = replace(trained.config.test, **{key: value for key, value in flags.items() if value is not None})
+        changes = {f"test.{key}": value for key, value in flags.items() if value is not None}
+        config = trained.config.updated(changes)
+        views = config.test
         if not views.shards:
             raise UserError("test.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
-        trained = replace(trained, config=replace(trained.config, test=views))
+        trained = replace(trained, config=config)
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names

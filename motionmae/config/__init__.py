@@ -3,11 +3,13 @@
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.launch import LaunchConfig
-from motionmae.config.load import flat, load_config, refuse_idle, save_config
+from motionmae.config.load import config_yaml, load_config, refuse_unused, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.monitoring import MonitoringConfig
+from motionmae.config.paths import absolute_paths
 from motionmae.config.schema import Config
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
+from motionmae.config.trees import flat
 
 __all__ = [
     "CheckpointConfig",
@@ -25,8 +27,10 @@ __all__ = [
     "OptimConfig",
     "TargetConfig",
     "WatchdogConfig",
+    "absolute_paths",
+    "config_yaml",
     "flat",
     "load_config",
-    "refuse_idle",
+    "refuse_unused",
     "save_config",
 ]

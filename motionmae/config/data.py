@@ -1,76 +1,89 @@
-"""Where clips come from and how they are cut out of videos."""
+"""Data configuration: where clips are stored, and how they are sampled, augmented and decoded."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from motionmae.config.checks import at_least, check, one_of
+from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from motionmae.config.section import (
+    MAY_CHANGE,
+    MAY_CHANGE_RESULT,
+    NodePath,
+    PathOrUrl,
+    Probability,
+    Section,
+    check,
+)
 
 REMOTE_SCHEMES = ("http", "https", "s3")
-"""Where shards may lie besides folders; none of these can run a program."""
+"""URL schemes of remote shards. None of them can run a program."""
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Where clips come from and how they are cut out."""
+def _known_scheme(location: str) -> str:
+    scheme, is_url, _ = location.partition("://")
+    if is_url and scheme not in REMOTE_SCHEMES:
+        raise ValueError(f"give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
+    return location
 
-    shards: str = ""
-    """Folder of shards, the one that holds manifest.json: a path, or a URL of http, https or s3 (docs/data.md)."""
-    cache: str = ""
-    """Folder on the node's own disk that keeps remote shards, shared by all runs of a user; `$TMPDIR` and the like are
-    filled in on the node. Empty: motionmae-cache-UID below the system's folder for temporary files."""
-    cache_gb: float = 100.0
-    """Most that the cache may hold, in units of 10^9 bytes; the least recently used shards make way. Two windows of
-    shards must fit (the one in use and the next)."""
-    remote_retries: int = 5
-    """Repetitions of a remote read that fails without progress, after 1, 2, 4, ... seconds."""
-    remote_timeout: float = 30.0
-    """Seconds of silence after which a connection counts as failed."""
-    beton: str = ""
-    """FFCV file that `data_tools/make_beton` wrote from these shards, read in their place (empty: the shards); of
-    ``shards`` only manifest.json is then needed (docs/ffcv.md says when it pays). `$TMPDIR` and the like are filled in
-    on the node."""
-    sampling: str = "dense"
-    """dense: frames at the distance clip.stride; segments: a frame from each of clip.frames equal parts of the video
+
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < limits[0] <= limits[1]:
+        raise ValueError("it takes two positive numbers, the smaller first")
+    return limits
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class DataConfig(Section):
+    """Location, sampling, augmentation and decoding of clips."""
+
+    shards: Annotated[PathOrUrl, AfterValidator(_known_scheme), MAY_CHANGE_RESULT] = ""
+    """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
+    cache: Annotated[NodePath, MAY_CHANGE] = ""
+    """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. Variables such as
+    `$TMPDIR` are expanded on the node. Empty: motionmae-cache-UID in the system's temporary folder."""
+    cache_gb: Annotated[PositiveFloat, MAY_CHANGE] = 100.0
+    """Maximum size of the cache in units of 10^9 bytes. The least recently used shards are deleted first. Two shuffle
+    windows must fit: the current one and the next."""
+    remote_retries: Annotated[NonNegativeInt, MAY_CHANGE] = 5
+    """Retries of a remote read that makes no progress, after 1, 2, 4, ... seconds."""
+    remote_timeout: Annotated[PositiveFloat, MAY_CHANGE] = 30.0
+    """Seconds without data after which a connection has failed."""
+    beton: Annotated[NodePath, MAY_CHANGE_RESULT] = ""
+    """FFCV file that `data_tools/make_beton` wrote from these shards. Clips are then read from it, and only the
+    manifest.json of ``shards`` is needed (docs/ffcv.md says when it pays). Variables such as `$TMPDIR` are expanded on
+    the node. Empty: clips are read from the shards."""
+    sampling: Literal["dense", "segments"] = "dense"
+    """dense: frames clip.stride apart. segments: one frame from each of clip.frames equal parts of the video
     (fine-tuning on SSv2)."""
-    crop: str = "random_resized"
-    """random_resized (section 4) or multi_scale (Table 6a's MultiScaleCrop)."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the frame's area that random_resized keeps."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    crop: Literal["random_resized", "multi_scale"] = "random_resized"
+    """random_resized (section 4) or multi_scale (MultiScaleCrop of Table 6a)."""
+    crop_scale: Range = (0.5, 1.0)
+    """Range of the share of the frame's area that random_resized keeps."""
+    crop_ratio: Range = (0.75, 1.3333333333333333)
     """Range of the aspect ratio of random_resized."""
     flip: bool = True
-    """Mirror half of the clips left to right (not on SSv2: its classes name sides)."""
+    """Mirror half of the clips left to right. Off for SSv2, whose classes name left and right."""
     rand_augment: str = ""
-    """RandAugment in timm's notation, e.g. rand-m9-mstd0.5-inc1, one policy for all frames of a clip; empty: none."""
-    random_erasing: float = 0.0
-    """Chance that a rectangle of the clip, the same in all frames, is replaced by noise (random erasing)."""
-    repeated_sampling: int = 1
+    """RandAugment policy in timm's notation, for example rand-m9-mstd0.5-inc1, the same for all frames of a clip.
+    Empty: none."""
+    random_erasing: Probability = 0.0
+    """Probability of random erasing: noise replaces a rectangle of the clip, the same in all frames."""
+    repeated_sampling: PositiveInt = 1
     """Clips drawn from each video that is read (repeated sampling)."""
-    workers: int = 0
-    """Processes of a rank that decode; 0: ``threads`` of the training process, enough for a core or two. A .beton takes
-    ``threads`` either way."""
-    threads: int = 2
-    """Decoding threads of a rank without ``workers``."""
-    prefetch: int = 4
-    """Micro-batches held ready per rank."""
-    shuffle_window_shards: int = 64
-    """Shards whose samples are mixed with each other."""
-    max_corrupt_samples: int = 100
-    """Samples of a run that may be unreadable (each replaced, counted and logged) before it stops."""
+    workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
+    """Decoding processes per rank. 0: ``threads`` of the training process decode, which suffices for one or two cores.
+    A .beton file is always decoded by ``threads``."""
+    threads: Annotated[PositiveInt, MAY_CHANGE] = 2
+    """Decoding threads per rank, used where ``workers`` is 0."""
+    prefetch: Annotated[PositiveInt, MAY_CHANGE] = 4
+    """Decoded micro-batches held ready per rank."""
+    shuffle_window_shards: PositiveInt = 64
+    """Shards whose samples are shuffled together."""
+    max_corrupt_samples: Annotated[NonNegativeInt, MAY_CHANGE] = 100
+    """Unreadable samples that a run tolerates. Each is replaced, counted and logged; one more stops the run."""
 
-    def __post_init__(self) -> None:
-        one_of("data.sampling", self.sampling, ("dense", "segments"))
-        check(0 <= self.random_erasing <= 1, "data.random_erasing", self.random_erasing, "it must lie in [0, 1]")
-        one_of("data.crop", self.crop, ("random_resized", "multi_scale"))
-        for key, low, high in (("crop_scale", *self.crop_scale), ("crop_ratio", *self.crop_ratio)):
-            check(0 < low <= high, f"data.{key}", (low, high), "it takes two positive numbers, the smaller first")
-        check(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "a crop keeps at most the whole, 1.0")
-        for key in ("repeated_sampling", "threads", "prefetch", "shuffle_window_shards"):
-            at_least(f"data.{key}", getattr(self, key), 1)
-        at_least("data.workers", self.workers, 0)
-        at_least("data.max_corrupt_samples", self.max_corrupt_samples, 0)
-        at_least("data.remote_retries", self.remote_retries, 0)
-        for key in ("cache_gb", "remote_timeout"):
-            check(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "it must be positive")
-        scheme, is_url, _ = self.shards.partition("://")
-        allowed = f"give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}"
-        check(not is_url or scheme in REMOTE_SCHEMES, "data.shards", self.shards, allowed)
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        check(self.crop_scale[1] <= 1, "data.crop_scale", list(self.crop_scale), "a crop keeps at most the whole, 1.0")
+        return self

@@ -1,53 +1,49 @@
-"""What a pre-trained encoder is put to: fine-tuning (Table 6b) and the multi-view test of section 4."""
+"""Downstream configuration: fine-tuning (Table 6b) and the multi-view test of section 4."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from motionmae.config.checks import at_least, check, one_of
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+
+from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, PathOrUrl, Probability, Section, WeightsPath, check
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """A classifier on the encoder, used where ``task=finetune`` (Table 6b)."""
+def _not_empty(weights: str) -> str:
+    if not weights:
+        raise ValueError("name weights, or say scratch")
+    return weights
 
-    mode: str = "full"
-    """full: everything is trained; linear, attentive: a probe on the frozen encoder, whose cubes are pooled by their
-    mean or by trained attention."""
-    init: str = "scratch"
-    """Where the encoder's weights come from: a run folder, a checkpoint folder, an exported or released file
+
+class FinetuneConfig(Section):
+    """Classifier on the encoder, for ``task=finetune`` (Table 6b)."""
+
+    mode: Literal["full", "linear", "attentive"] = "full"
+    """full: all weights are trained. linear, attentive: a probe is trained on the frozen encoder, whose tokens are
+    pooled by their mean or by trained attention."""
+    init: Annotated[WeightsPath, AfterValidator(_not_empty), MAY_CHANGE_RESULT] = "scratch"
+    """Initial weights of the encoder: a run folder, a checkpoint folder, an exported or released file
     (docs/weights.md), or scratch."""
-    layer_decay: float = 0.75
-    """Factor on the learning rate from each layer to the one below it."""
-    drop_path: float = 0.1
-    """Chance of dropping the last block's paths; it grows linearly from 0 at the first."""
-    mixup: float = 0.8
-    """Alpha of mixup; 0 switches it off."""
-    cutmix: float = 1.0
-    """Alpha of cutmix; 0 switches it off."""
-    mixup_switch_prob: float = 0.5
-    """Chance of cutmix in place of mixup where both are on."""
-    label_smoothing: float = 0.1
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Factor on the learning rate from each layer to the layer below it."""
+    drop_path: Fraction = 0.1
+    """Probability of dropping the residual paths of the last block. It grows linearly from 0 in the first block."""
+    mixup: NonNegativeFloat = 0.8
+    """Alpha of mixup; 0 disables it."""
+    cutmix: NonNegativeFloat = 1.0
+    """Alpha of cutmix; 0 disables it."""
+    mixup_switch_prob: Probability = 0.5
+    """Probability of cutmix rather than mixup where both are enabled."""
+    label_smoothing: Fraction = 0.1
     """Share of a label's weight that is spread over all classes."""
 
-    def __post_init__(self) -> None:
-        one_of("finetune.mode", self.mode, ("full", "linear", "attentive"))
-        check(bool(self.init), "finetune.init", self.init, "name weights, or say scratch")
-        check(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "it must lie in (0, 1]")
-        for key in ("drop_path", "label_smoothing"):
-            check(0 <= getattr(self, key) < 1, f"finetune.{key}", getattr(self, key), "it must lie in [0, 1)")
-        for key in ("mixup", "cutmix"):
-            at_least(f"finetune.{key}", getattr(self, key), 0)
-        check(
-            0 <= self.mixup_switch_prob <= 1,
-            "finetune.mixup_switch_prob",
-            self.mixup_switch_prob,
-            "it must lie in [0, 1]",
-        )
+    @model_validator(mode="after")
+    def _check(self) -> "FinetuneConfig":
         check(
             self.mode == "full" or self.init != "scratch",
             "finetune.mode",
             self.mode,
             "a probe needs trained weights, set finetune.init=RUN",
         )
+        return self
 
     @property
     def frozen(self) -> bool:
@@ -60,19 +56,14 @@ class FinetuneConfig:
         return self.mixup > 0 or self.cutmix > 0
 
 
-@dataclass(frozen=True)
-class MultiviewTestConfig:
-    """Views of a video that a test averages (section 4); `data.sampling` says how frames are chosen."""
+class MultiviewTestConfig(Section):
+    """Views of a video whose predictions a test averages (section 4). `data.sampling` chooses their frames."""
 
-    shards: str = ""
-    """Folder or URL of shards with the videos to test on."""
-    clips: int = 5
-    """Clips of a video (section 4: SSv2 2, K400 5, UCF101 10)."""
-    crops: int = 3
-    """Squares of a clip along its long side; 1 is the middle."""
-    batch_size: int = 16
-    """Views of one forward pass."""
-
-    def __post_init__(self) -> None:
-        for key in ("clips", "crops", "batch_size"):
-            at_least(f"test.{key}", getattr(self, key), 1)
+    shards: PathOrUrl = ""
+    """Folder or URL of the shards with the test videos."""
+    clips: PositiveInt = 5
+    """Clips per video (section 4: SSv2 2, K400 5, UCF101 10)."""
+    crops: PositiveInt = 3
+    """Square crops of a clip along its longer side; 1 takes the centre."""
+    batch_size: PositiveInt = 16
+    """Views per forward pass."""

@@ -1,108 +1,95 @@
-"""What is trained, the method of the paper: clip, model, mask and target."""
+"""Method configuration: clip, model, mask and target of the paper."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from motionmae.config.checks import at_least, check, one_of
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from motionmae.config.section import MAY_CHANGE, Section, check
 from motionmae.config.sizes import SIZES, Size
 
 
-@dataclass(frozen=True)
-class ClipConfig:
-    """What the model sees: a clip of ``frames`` x ``size`` x ``size`` pixels, cut into space-time cubes."""
+class ClipConfig(Section):
+    """Input clip of ``frames`` x ``size`` x ``size`` pixels, cut into space-time cubes.
 
-    frames: int = 16
-    """Frames of a clip (paper section 4: 16; one SSv2 row: 32)."""
-    size: int = 224
+    A cube of the paper is the tubelet of VideoMAE and Hugging Face, and becomes one token.
+    """
+
+    frames: PositiveInt = 16
+    """Frames of a clip (section 4: 16; one row of SSv2: 32)."""
+    size: PositiveInt = 224
     """Height and width of a clip, in pixels."""
-    stride: int = 4
-    """Distance of neighbouring clip frames in the video (section 4: SSv2 2, K400 4, UCF101 4)."""
-    cube_frames: int = 2
-    """Frames of a cube (the temporal size of a space-time patch)."""
-    cube_size: int = 16
+    stride: PositiveInt = 4
+    """Distance of neighbouring clip frames in the video, in frames (section 4: SSv2 2, K400 4, UCF101 4)."""
+    cube_frames: PositiveInt = 2
+    """Frames of a cube."""
+    cube_size: PositiveInt = 16
     """Height and width of a cube, in pixels."""
 
-    def __post_init__(self) -> None:
-        for key in ("frames", "size", "stride", "cube_frames", "cube_size"):
-            at_least(f"clip.{key}", getattr(self, key), 1)
-        check(
-            self.frames % self.cube_frames == 0,
-            "clip.frames",
-            self.frames,
-            f"it must be a multiple of clip.cube_frames={self.cube_frames}",
-        )
-        check(
-            self.size % self.cube_size == 0,
-            "clip.size",
-            self.size,
-            f"it must be a multiple of clip.cube_size={self.cube_size}",
-        )
+    @model_validator(mode="after")
+    def _check(self) -> "ClipConfig":
+        for key, unit in (("frames", "cube_frames"), ("size", "cube_size")):
+            value, divisor = getattr(self, key), getattr(self, unit)
+            check(value % divisor == 0, f"clip.{key}", value, f"it must be a multiple of clip.{unit}={divisor}")
+        return self
 
     @property
     def temporal_patches(self) -> int:
-        """Number of cubes along time: 8 for the paper's 16 frames."""
+        """Cubes along time (8 for the paper's 16 frames)."""
         return self.frames // self.cube_frames
 
     @property
     def grid_size(self) -> int:
-        """Number of cubes along height, and along width: 14 at 224 pixels."""
+        """Cubes along height, and along width (14 at 224 pixels)."""
         return self.size // self.cube_size
 
     @property
     def spatial_patches(self) -> int:
-        """Number of cubes that cover one frame: 196 at 224 pixels."""
+        """Cubes at one time (196 at 224 pixels)."""
         return self.grid_size**2
 
     @property
     def cubes(self) -> int:
-        """Number of cubes in a clip, that is of tokens: 1568 for the paper's clip."""
+        """Cubes of a clip, which are its tokens (1568 for the paper's clip)."""
         return self.temporal_patches * self.spatial_patches
 
     @property
     def cube_pixels(self) -> int:
-        """Number of values in a flattened RGB cube: 2 * 16 * 16 * 3 = 1536."""
+        """Values of a flattened RGB cube (2 * 16 * 16 * 3 = 1536)."""
         return self.cube_frames * self.cube_size**2 * 3
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Encoder and decoders (paper sections 3 and 4)."""
+class ModelConfig(Section):
+    """Encoder and decoders (sections 3 and 4)."""
 
-    size: str = "vit_b"
-    """Encoder: vit_ti, vit_s, vit_b, vit_l or vit_h; sets width, depth and heads, and the decoders' width."""
-    width: int = 0
-    """Encoder width in place of the size's own (0: the size's)."""
-    depth: int = 0
-    """Encoder depth in place of the size's own (0: the size's)."""
-    heads: int = 0
-    """Encoder heads in place of the size's own (0: the size's)."""
-    decoder: str = "divided"
-    """divided: two independent decoders (Table 10, the default); shared: one trunk, two last layers."""
-    decoder_width: int = 0
-    """Width of each decoder (0: the size's; paper: 384 for B, 512 for L)."""
-    decoder_depth: int = 4
+    size: Literal["vit_ti", "vit_s", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    """Preset of the encoder's width, depth and heads, and of the decoders' width and heads."""
+    width: NonNegativeInt = 0
+    """Overrides the preset's embedding width; 0 keeps it."""
+    depth: NonNegativeInt = 0
+    """Overrides the preset's number of blocks; 0 keeps it."""
+    heads: NonNegativeInt = 0
+    """Overrides the preset's number of attention heads; 0 keeps it."""
+    decoder: Literal["divided", "shared"] = "divided"
+    """divided: two independent decoders (default of Table 10). shared: one trunk with two output layers."""
+    decoder_width: NonNegativeInt = 0
+    """Overrides the preset's width of each decoder (paper: 384 for B, 512 for L); 0 keeps it."""
+    decoder_depth: PositiveInt = 4
     """Blocks of each decoder (Table 5e)."""
-    decoder_heads: int = 0
-    """Heads of each decoder (0: the size's)."""
-    pos_embed: str = "sinusoidal"
-    """sinusoidal: VideoMAE's fixed flat table; separate: fixed, with channels of their own for slot, row and column
-    (V-JEPA's), which small models learn from many times sooner (docs/results.md); learnable: trained (section 3)."""
-    patch_embed_init: str = "xavier"
-    """Initial cube projection: xavier (on the flattened kernel) or pytorch (its own default, as VideoMAE)."""
-    activation_checkpointing: str = "none"
-    """none, full (every block recomputed in the backward pass) or every_n (each n-th block)."""
-    checkpoint_every: int = 2
-    """The n of activation_checkpointing=every_n."""
+    decoder_heads: NonNegativeInt = 0
+    """Overrides the preset's number of heads of each decoder; 0 keeps it."""
+    pos_embed: Literal["sinusoidal", "separate", "learnable"] = "sinusoidal"
+    """sinusoidal: fixed table over the flattened positions, as in VideoMAE. separate: fixed, with separate channels for
+    time, row and column, as in V-JEPA; small models learn from it many times sooner (docs/results.md). learnable:
+    trained (section 3)."""
+    patch_embed_init: Literal["xavier", "pytorch"] = "xavier"
+    """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE."""
+    activation_checkpointing: Annotated[Literal["none", "full", "every_n"], MAY_CHANGE] = "none"
+    """Blocks that the backward pass recomputes. full: every block. every_n: every ``checkpoint_every``-th block."""
+    checkpoint_every: Annotated[PositiveInt, MAY_CHANGE] = 2
+    """Distance of recomputed blocks for activation_checkpointing=every_n."""
 
-    def __post_init__(self) -> None:
-        one_of("model.size", self.size, tuple(SIZES))
-        one_of("model.decoder", self.decoder, ("divided", "shared"))
-        one_of("model.pos_embed", self.pos_embed, ("sinusoidal", "separate", "learnable"))
-        one_of("model.patch_embed_init", self.patch_embed_init, ("xavier", "pytorch"))
-        one_of("model.activation_checkpointing", self.activation_checkpointing, ("none", "full", "every_n"))
-        for key in ("width", "depth", "heads", "decoder_width", "decoder_heads"):
-            at_least(f"model.{key}", getattr(self, key), 0)
-        at_least("model.decoder_depth", self.decoder_depth, 1)
-        at_least("model.checkpoint_every", self.checkpoint_every, 1)
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
         size = self.dimensions
         for key, width, heads in (
             ("heads", size.width, size.heads),
@@ -115,80 +102,71 @@ class ModelConfig:
                 heads,
                 f"the width {width} must be a multiple of it; set model.{key}={fitting[0]}",
             )
+        return self
 
     @property
     def dimensions(self) -> Size:
-        """What this model is built with: its own numbers, and its size's where they are 0."""
-        named = SIZES[self.size]
+        """The preset's dimensions with this config's overrides."""
+        preset = SIZES[self.size]
         return Size(
-            self.width or named.width,
-            self.depth or named.depth,
-            self.heads or named.heads,
-            self.decoder_width or named.decoder_width,
-            self.decoder_heads or named.decoder_heads,
+            self.width or preset.width,
+            self.depth or preset.depth,
+            self.heads or preset.heads,
+            self.decoder_width or preset.decoder_width,
+            self.decoder_heads or preset.decoder_heads,
         )
 
 
-@dataclass(frozen=True)
-class MaskConfig:
-    """Which cubes are hidden (paper section 3, Tables 8 and 9)."""
-
-    kind: str = "tube"
-    """random: a fixed count in every time slot; tube: the same places in every slot (the paper's space-only);
-    time: whole slots; global: a fixed count drawn over all cubes of the clip at once (MAE-ST)."""
-    ratio: float = 0.9
-    """Share of the cubes that are hidden, strictly between 0 and 1."""
-    decoder_ratio: float = 0.0
-    """Share of the cubes that decoders leave out in training: 0, or 0.25, 0.5 or 0.75 by VideoMAEv2's running cells.
-    Another method than the paper's, for less computing (docs/performance.md); pictures rebuild all that is hidden."""
-
-    def __post_init__(self) -> None:
-        one_of("mask.kind", self.kind, ("random", "tube", "time", "global"))
-        check(0 < self.ratio < 1, "mask.ratio", self.ratio, "it must lie strictly between 0 and 1")
-        check(
-            self.decoder_ratio in (0, 0.25, 0.5, 0.75),
-            "mask.decoder_ratio",
-            self.decoder_ratio,
-            "a cell of 2 x 2 places loses a whole number of them, so choose 0, 0.25, 0.5 or 0.75",
-        )
+def _running_cells(ratio: float) -> float:
+    if ratio not in (0, 0.25, 0.5, 0.75):
+        raise ValueError("a cell of 2 x 2 cubes loses a whole number of them; choose 0, 0.25, 0.5 or 0.75")
+    return ratio
 
 
-@dataclass(frozen=True)
-class TargetConfig:
-    """What is rebuilt, and the loss (paper section 3, Tables 5a-c, 5f and 7)."""
+class MaskConfig(Section):
+    """Masking (section 3, Tables 8 and 9)."""
 
-    kind: str = "both"
+    kind: Literal["random", "tube", "time", "global"] = "tube"
+    """random: a fixed number of cubes at every time. tube: the same positions at every time (the paper's space-only).
+    time: all cubes of some times. global: a fixed number drawn over all cubes of the clip (MAE-ST)."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the cubes that are masked."""
+    decoder_ratio: Annotated[float, AfterValidator(_running_cells)] = 0.0
+    """Share of the cubes that decoders skip in training: 0, or 0.25, 0.5 or 0.75 by the running cells of VideoMAEv2.
+    It saves computation and departs from the paper (docs/performance.md). Pictures reconstruct all masked cubes."""
+
+
+class TargetConfig(Section):
+    """Reconstruction targets and loss (section 3, Tables 5a-c, 5f and 7)."""
+
+    kind: Literal["frame", "motion", "both"] = "both"
     """frame (VideoMAE's target), motion, or both (MotionMAE)."""
-    frame_weight: float = 1.0
+    frame_weight: PositiveFloat = 1.0
     """Weight of the space head's loss (Table 5b)."""
-    motion_weight: float = 1.0
+    motion_weight: PositiveFloat = 1.0
     """Weight of the time head's loss (Table 5b)."""
-    motion_source: str = "difference"
-    """difference of nearby frames, or flow: optical flow stored in the shards (Table 7)."""
-    motion_sign: str = "abs"
-    """abs: absolute difference ("L1 difference", section 3); signed: previous minus current frame."""
-    motion_granularity: int = 1
-    """Distance in clip frames of the two frames whose difference is taken (Table 5c: 1, 2, 3)."""
-    loss: str = "mse"
-    """mse, l1 or smooth_l1 (Table 5f)."""
+    motion_source: Literal["difference", "flow"] = "difference"
+    """difference: of nearby frames. flow: optical flow stored in the shards (Table 7)."""
+    motion_sign: Literal["abs", "signed"] = "abs"
+    """abs: absolute difference ("L1 difference", section 3). signed: previous minus current frame."""
+    motion_granularity: PositiveInt = 1
+    """Distance in clip frames of the two frames of a difference (Table 5c: 1, 2, 3)."""
+    loss: Literal["mse", "l1", "smooth_l1"] = "mse"
+    """Loss of a cube (Table 5f)."""
     normalize: bool = True
-    """Normalise each target cube per channel to zero mean, unit variance (Table 6a, "patch norm")."""
-    frame_eps: float = 1e-6
+    """Normalise each target cube per channel to zero mean and unit variance (Table 6a, "patch norm")."""
+    frame_eps: PositiveFloat = 1e-6
     """Added to the standard deviation of a frame cube (VideoMAE's value)."""
-    motion_eps: float = 6e-3
-    """Added to the standard deviation of a motion cube; keeps a static cube's noise from becoming its target."""
+    motion_eps: PositiveFloat = 6e-3
+    """Added to the standard deviation of a motion cube. It keeps the noise of a static cube from becoming a target."""
+    frame_std: PositiveFloat = 1.0
+    """Divisor of frames where ``normalize`` is off. A head learns a target of unit variance in fewer steps; frames
+    have a standard deviation of 0.2 and differences 0.07 in [0, 1]."""
+    motion_std: PositiveFloat = 1.0
+    """Divisor of motion where ``normalize`` is off."""
 
-    frame_std: float = 1.0
-    """What frames are divided by where ``normalize`` is off. A head of few steps learns a target of unit variance
-    sooner, and frames have 0.2, differences 0.07 in [0, 1]."""
-    motion_std: float = 1.0
-    """The same for motion."""
-
-    def __post_init__(self) -> None:
-        one_of("target.kind", self.kind, ("frame", "motion", "both"))
-        one_of("target.motion_source", self.motion_source, ("difference", "flow"))
-        one_of("target.motion_sign", self.motion_sign, ("abs", "signed"))
-        one_of("target.loss", self.loss, ("mse", "l1", "smooth_l1"))
+    @model_validator(mode="after")
+    def _check(self) -> "TargetConfig":
         for key, value, default in (
             ("motion_sign", self.motion_sign, "abs"),
             ("motion_granularity", self.motion_granularity, 1),
@@ -199,9 +177,7 @@ class TargetConfig:
                 value,
                 f"stored flow (target.motion_source=flow) has none of it; leave it at {default}",
             )
-        for key in ("frame_weight", "motion_weight", "frame_eps", "motion_eps", "frame_std", "motion_std"):
-            check(getattr(self, key) > 0, f"target.{key}", getattr(self, key), "it must be positive")
-        at_least("target.motion_granularity", self.motion_granularity, 1)
+        return self
 
     @property
     def has_frame(self) -> bool:

@@ -21,4 +21,4 @@ SIZES = {
     "vit_l": Size(1024, 24, 16, 512, 8),
     "vit_h": Size(1280, 32, 16, 512, 8),
 }
-"""Decoders: 384 for B and 512 for L by the paper; half the encoder for the smaller; H as L (VideoMAE's H has 640)."""
+"""Decoders: 384 for B and 512 for L as in the paper, half the encoder for smaller sizes, 512 for H (VideoMAE: 640)."""

@@ -1,141 +1,110 @@
-"""How it is trained: optimiser, engine, checkpoints, log."""
+"""Training configuration: optimiser, engine, checkpoints, logs and watchdog."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from motionmae.config.checks import at_least, check, one_of
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, Section, check
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and its schedule (Table 6a)."""
+class OptimConfig(Section):
+    """AdamW and its learning-rate schedule (Table 6a)."""
 
-    global_batch_size: int = 1024
-    """Videos of a step over all ranks and accumulation steps; repeated clips of a video do not count."""
-    epochs: int = 1600
-    """Passes over the training set; the schedule ends with the last."""
-    warmup_epochs: float = 40
+    global_batch_size: PositiveInt = 1024
+    """Videos per optimiser step, over all ranks and accumulation steps. Repeated clips of a video do not count."""
+    epochs: PositiveInt = 1600
+    """Passes over the training set; the schedule ends with the last one."""
+    warmup_epochs: NonNegativeFloat = 40.0
     """Epochs of linear warm-up from 0."""
-    base_lr: float = 1.5e-4
-    """Learning rate for 256 videos a step; the peak is base_lr * global_batch_size / 256."""
-    min_lr: float = 1e-6
-    """Where the cosine ends."""
-    weight_decay: float = 0.05
-    """AdamW's decay; never applied to biases, norms, position tables and mask tokens."""
-    beta1: float = 0.9
+    base_lr: PositiveFloat = 1.5e-4
+    """Learning rate for a batch of 256; the peak is base_lr * global_batch_size / 256."""
+    min_lr: NonNegativeFloat = 1e-6
+    """Final learning rate of the cosine schedule."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay. It does not apply to biases, norms, position tables and mask tokens."""
+    beta1: Fraction = 0.9
     """AdamW's first momentum."""
-    beta2: float = 0.95
+    beta2: Fraction = 0.95
     """AdamW's second momentum."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
-    ema_decay: float = 0.0
-    """Decay of an average of the weights, kept beside them and used by evaluation; 0 keeps none."""
-    clip_grad: float = 0.0
-    """Largest global gradient norm; 0 switches clipping off (VideoMAEv2 and mae_st: 0.02)."""
+    ema_decay: Fraction = 0.0
+    """Decay of an exponential moving average of the weights, which evaluation uses; 0 disables it."""
+    clip_grad: NonNegativeFloat = 0.0
+    """Maximum global gradient norm; 0 disables clipping (VideoMAEv2 and mae_st use 0.02)."""
 
-    def __post_init__(self) -> None:
-        for key in ("global_batch_size", "epochs"):
-            at_least(f"optim.{key}", getattr(self, key), 1)
-        for key in ("warmup_epochs", "min_lr", "weight_decay", "clip_grad"):
-            at_least(f"optim.{key}", getattr(self, key), 0)
-        for key in ("base_lr", "eps"):
-            check(getattr(self, key) > 0, f"optim.{key}", getattr(self, key), "it must be positive")
-        for key in ("beta1", "beta2", "ema_decay"):
-            check(0 <= getattr(self, key) < 1, f"optim.{key}", getattr(self, key), "it must lie in [0, 1)")
+    @model_validator(mode="after")
+    def _check(self) -> "OptimConfig":
         check(
             self.warmup_epochs < self.epochs,
             "optim.warmup_epochs",
             self.warmup_epochs,
             f"it must be less than optim.epochs={self.epochs}",
         )
+        return self
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate after warm-up, by the linear scaling rule of Table 6's note."""
+        """Learning rate after warm-up, by the linear scaling rule (note of Table 6)."""
         return self.base_lr * self.global_batch_size / 256
 
 
-@dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Section):
     """DeepSpeed and the device."""
 
-    zero_stage: int = 1
-    """ZeRO stage: 0 nothing is partitioned, 1 optimiser state, 2 and gradients, 3 and parameters; of one rank: 0."""
-    micro_batch_size: int = 32
-    """Videos of one forward pass of one rank; batch = micro_batch_size x ranks x accumulation steps."""
-    precision: str = "auto"
-    """fp32, bf16 or fp16 (autocast over fp32 parameters); auto: bf16 where the device has it, else fp32."""
-    device: str = "auto"
-    """cpu, cuda, or auto: the accelerator that torch finds."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """ZeRO stage. 0: nothing is partitioned; 1: optimiser state; 2: also gradients; 3: also parameters. A single rank
+    always uses 0."""
+    micro_batch_size: PositiveInt = 32
+    """Videos per forward pass of one rank; global_batch_size = micro_batch_size x ranks x accumulation steps."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE_RESULT] = "auto"
+    """Autocast type over fp32 parameters. auto: bf16 where the device supports it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the accelerator that torch finds."""
     compile: bool = False
-    """torch.compile the model."""
+    """Compile the model with torch.compile."""
     deterministic: bool = False
-    """Ask torch for deterministic kernels (on a GPU: slower, bitwise repeatable)."""
-
-    def __post_init__(self) -> None:
-        check(
-            self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", self.zero_stage, "choose a ZeRO stage of 0, 1, 2, 3"
-        )
-        at_least("engine.micro_batch_size", self.micro_batch_size, 1)
-        one_of("engine.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
+    """Use deterministic kernels of torch: bitwise repeatable, and slower on GPUs."""
 
 
-@dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
-    every_steps: int = 500
+    every_steps: PositiveInt = 500
     """Steps between checkpoints."""
-    keep_last: int = 3
-    """Newest checkpoints that stay; never fewer than two."""
-    keep_every: int = 0
-    """Checkpoints at multiples of this many steps stay for ever; 0 keeps none but the newest."""
-
-    def __post_init__(self) -> None:
-        at_least("checkpoint.every_steps", self.every_steps, 1)
-        at_least("checkpoint.keep_last", self.keep_last, 2)
-        at_least("checkpoint.keep_every", self.keep_every, 0)
+    keep_last: Annotated[int, Field(ge=2)] = 3
+    """Number of newest checkpoints to keep."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of this many steps are kept for ever; 0 disables this."""
 
 
-@dataclass(frozen=True)
-class LogConfig:
-    """What a run writes about itself."""
+class LogConfig(Section):
+    """Metrics, loggers and reconstructions."""
 
-    every_steps: int = 10
-    """Steps between rows of metrics.jsonl; device values are read only then."""
+    every_steps: PositiveInt = 10
+    """Steps between rows of metrics.jsonl. Values are copied from the device only at these steps."""
     tensorboard: bool = True
-    """Write TensorBoard event files beside the JSONL."""
-    wandb: str = "off"
-    """Weights & Biases: off, offline (files below the run folder, for `wandb sync`), or online (sent at once)."""
+    """Write TensorBoard event files."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases. offline: files in the run folder, for `wandb sync`; online: sent at once."""
     wandb_project: str = "motionmae"
-    """Its project."""
-    reconstruction_every_steps: int = 0
-    """Steps between pictures of what the heads rebuild, drawn from checkpoints by a process beside training and shown
-    in TensorBoard; 0 draws none. Pre-training only."""
-
-    def __post_init__(self) -> None:
-        at_least("log.every_steps", self.every_steps, 1)
-        at_least("log.reconstruction_every_steps", self.reconstruction_every_steps, 0)
-        one_of("log.wandb", self.wandb, ("off", "offline", "online"))
+    """Project in Weights & Biases."""
+    reconstruction_every_steps: NonNegativeInt = 0
+    """Steps between pictures of reconstructions for TensorBoard, which a separate process draws from checkpoints.
+    0 disables them. Pre-training only."""
 
 
-@dataclass(frozen=True)
-class WatchdogConfig:
-    """How long things may take before a rank counts as hung, writes its stacks down and ends; 0 for any time.
+class WatchdogConfig(Section):
+    """Time limits after which a rank counts as hung, dumps its stacks and exits; 0 disables a limit.
 
-    Far beyond what work takes, also on a slow disk: a hang costs this long, a false alarm costs a restart.
+    The limits far exceed normal durations, also on slow disks: a false alarm costs a restart.
     """
 
-    startup_seconds: float = 1800
-    """From joining the run to the first step: opening the data, verifying and loading the checkpoint."""
-    step_seconds: float = 600
-    """A step takes at most this, or `step_factor` times the median of the last steps if that is more."""
-    step_factor: float = 20
+    startup_seconds: NonNegativeFloat = 1800.0
+    """Limit from process-group setup to the first step: data is opened, a checkpoint verified and loaded."""
+    step_seconds: NonNegativeFloat = 600.0
+    """Limit of a step. If `step_factor` times the median of the last steps is longer, that is the limit."""
+    step_factor: Annotated[float, Field(ge=1)] = 20.0
     """See `step_seconds`."""
-    save_seconds: float = 3600
-    """Copying and writing a checkpoint."""
-
-    def __post_init__(self) -> None:
-        for key in ("startup_seconds", "step_seconds", "save_seconds"):
-            at_least(f"watchdog.{key}", getattr(self, key), 0)
-        at_least("watchdog.step_factor", self.step_factor, 1)
+    save_seconds: NonNegativeFloat = 3600.0
+    """Limit for copying and writing a checkpoint."""

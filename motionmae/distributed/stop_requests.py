@@ -1,13 +1,12 @@
-"""What a run is asked to do from outside, by signals and by files; all ranks act on it together at the end of a step.
+"""Requests to stop or save, by signals and by files. All ranks act on them together at the end of a step.
 
-SIGUSR2 is what Slurm sends before a time limit or a preemption, through submitit: save and come back. SIGTERM is
-what it sends where the user signal is not configured, and on ``scancel``: save, and do not requeue. A person's Ctrl-C
-and the end of a terminal are taken like it; a second Ctrl-C ends at once.
-A handler only sets a flag: doing anything in it would run a collective on one rank while the others are elsewhere.
+Slurm sends SIGUSR2, through submitit, before a time limit or a preemption: the run saves and is requeued. It sends
+SIGTERM where the user signal is not configured, and on ``scancel``: the run saves and is not requeued. Ctrl-C and a
+closed terminal count as SIGTERM; a second Ctrl-C ends the process at once. A handler only sets a flag: a collective
+inside a handler would run on one rank only.
 
-People use files in the run folder: ``stop`` ends the run after a save, ``save`` makes it save now. Each is one request,
-and is removed when it has been met; one that nobody has met yet, because the run was not there, is met at its next
-start after one step.
+People create files in the run folder: ``stop`` ends the run after a save, ``save`` saves. A file is removed once its
+request is done. A file that was created before the run started takes effect after its first step.
 """
 
 import os
@@ -15,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,48 +21,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 
+POLL_SECONDS = 1.0
+"""Shortest time between two checks of the files, which may be on a shared disk."""
 
-class Outcome(Enum):
-    """How an attempt of a run ended; the value is the exit code of ``python -m motionmae pretrain``."""
-
-    FINISHED = Exit.FINISHED
-    """All steps are done and saved."""
-    REQUEUE = Exit.REQUEUE
-    """SIGUSR2 was seen: saved, the caller should requeue."""
-    TERMINATED = Exit.TERMINATED
-    """SIGTERM, Ctrl-C or the end of the terminal was seen: saved, do not requeue."""
-    STOPPED = Exit.STOPPED
-    """The stop file was seen: saved, do not requeue, whatever signal came with it."""
-
-
-LOOK_SECONDS = 1.0
-"""Shortest time between two looks at the files; they may lie on a shared disk."""
-
-# The highest one wins: SIGTERM follows SIGUSR2 when the grace period ends.
+# The highest level wins: SIGTERM follows SIGUSR2 at the end of the grace period.
 _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2: 2}
-_BY_PEOPLE = (signal.SIGINT, signal.SIGHUP)
-_SAVING = b"\nsaving after this step, then the end; Ctrl-C once more leaves at once\n"
-_STOP_LEVEL = 3
-_OUTCOMES = (None, Outcome.TERMINATED, Outcome.REQUEUE, Outcome.STOPPED)
+_STOP_FILE_LEVEL = 3
+_END_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+_INTERRUPT_MESSAGE = b"\nsaving after this step, then the end; Ctrl-C once more leaves at once\n"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What all ranks have agreed to do after a step."""
+    """Request that all ranks have agreed on after a step."""
 
-    end: Outcome | None
-    """Save and end in this way; None: go on."""
+    end: EndReason | None
+    """Save and end the attempt for this reason. None: go on."""
     save: bool
-    """Save."""
 
 
-class Preemption:
-    """Flag-only handlers of the signals above; ``with Preemption() as preemption:`` puts the former ones back.
+class StopSignals:
+    """Signal handlers that only set a flag; ``with StopSignals() as signals:`` restores the former handlers.
 
     Attributes:
-        former: the handlers before ours, by signal; a Slurm job chains to submitit's after the save.
+        former: former handlers by signal. A Slurm job calls submitit's after the save.
         level: the most urgent signal so far; 0 for none.
     """
 
@@ -72,24 +55,24 @@ class Preemption:
         self.former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self.level = 0
         self._interrupted = False
-        self._on_terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        self._terminal_outputs = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
-    def install(self) -> "Preemption":
-        """Take over the signals. Main thread only, as Python demands.
+    def install(self) -> "StopSignals":
+        """Install the handlers, from the main thread.
 
-        Ctrl-C and hang-ups that the process was started to ignore (``nohup``, ``&`` in a script) are left so.
+        Ctrl-C and hang-ups stay ignored if the process was started to ignore them (``nohup``, ``&`` in a script).
         """
         for number in _LEVELS:
-            if number not in _BY_PEOPLE or signal.getsignal(number) is not signal.SIG_IGN:
-                self.former[number] = signal.signal(number, self._note)
+            if number not in _FROM_TERMINAL or signal.getsignal(number) is not signal.SIG_IGN:
+                self.former[number] = signal.signal(number, self._handle)
         return self
 
     def restore(self) -> None:
-        """Give the signals back to their former handlers."""
+        """Restore the former handlers."""
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
-    def __enter__(self) -> "Preemption":
+    def __enter__(self) -> "StopSignals":
         return self.install()
 
     def __exit__(
@@ -97,54 +80,52 @@ class Preemption:
     ) -> None:
         self.restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
             if os.environ.get("RANK", "0") == "0":
-                os.write(2, _SAVING)  # print may be what was interrupted
-        elif number == signal.SIGHUP:  # a terminal that is gone takes no words, and the save must not fail for that
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in self._on_terminal:
-                os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+                os.write(2, _INTERRUPT_MESSAGE)  # the signal may have interrupted a print
+        elif number == signal.SIGHUP:  # output to a closed terminal would fail, and the save with it
+            null = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in self._terminal_outputs:
+                os.dup2(null, descriptor)
+            os.close(null)
         self.level = max(self.level, _LEVELS[signal.Signals(number)])
 
 
 class StopRequests:
-    """Asks every rank and the run folder what the run is to do.
+    """Collects the requests of all ranks' signals and of the run folder's files.
 
     Args:
-        preemption: this rank's signals.
-        folder: the run folder; looked at by rank 0 alone, at most every LOOK_SECONDS.
-        first: whether this is rank 0.
+        is_rank_zero: rank zero checks the files, at most every POLL_SECONDS.
     """
 
-    def __init__(self, preemption: Preemption, folder: Path, first: bool) -> None:
-        self._preemption, self._first = preemption, first
+    def __init__(self, signals: StopSignals, folder: Path, is_rank_zero: bool) -> None:
+        self._signals, self._is_rank_zero = signals, is_rank_zero
         self._stop, self._save = folder / "stop", folder / "save"
-        self._next_look = 0.0
+        self._next_poll = 0.0
         self._found = (False, False)
 
     def sync_across_ranks(self) -> Request:
-        """What the run is to do now. Collective, by a message over the CPU that no device waits for."""
-        stop, save = self._look()
-        level = _STOP_LEVEL if stop else self._preemption.level
+        """Agree on the request of all ranks. Collective on CPU tensors; no device waits for it."""
+        stop, save = self._poll_files()
+        level = _STOP_FILE_LEVEL if stop else self._signals.level
         answer = torch.tensor([level, int(save)])
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return Request(_OUTCOMES[int(answer[0])], bool(answer[1]))
+        return Request(_END_REASONS[int(answer[0])], bool(answer[1]))
 
     def clear(self, request: Request) -> None:
-        """Remove the files of a request that has been met. The run folder must be this attempt's."""
-        if self._first and (request.save or request.end is Outcome.STOPPED):
-            self._save.unlink(missing_ok=True)  # also where the stop was asked for: it has saved
-            if request.end is Outcome.STOPPED:
+        """Remove the files of a request that is done. This attempt must hold the lease of the run folder."""
+        if self._is_rank_zero and (request.save or request.end is EndReason.STOPPED):
+            self._save.unlink(missing_ok=True)  # a stop has saved too
+            if request.end is EndReason.STOPPED:
                 self._stop.unlink(missing_ok=True)
             self._found = (False, False)
 
-    def _look(self) -> tuple[bool, bool]:
-        if self._first and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
+    def _poll_files(self) -> tuple[bool, bool]:
+        if self._is_rank_zero and time.monotonic() >= self._next_poll:
+            self._next_poll = time.monotonic() + POLL_SECONDS
             self._found = (self._stop.exists(), self._save.exists())
         return self._found

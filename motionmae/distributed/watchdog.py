@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from motionmae.config import WatchdogConfig
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 20.0
@@ -106,7 +106,7 @@ class Watchdog:
         report.start()
         report.join(REPORT_SECONDS)
         time.sleep(GRACE_SECONDS)
-        os._exit(Exit.HUNG)
+        os._exit(EndReason.HUNG.exit_code)
 
     def _write_report(self, sentence: str) -> None:
         print(f"error: {sentence}; stacks are in {self._stacks}; this rank ends", file=sys.stderr, flush=True)

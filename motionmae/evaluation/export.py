@@ -9,23 +9,18 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
-from motionmae.config import Config
+from motionmae.config import Config, config_yaml
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_run
 from motionmae.files import write_atomically
-from motionmae.models.convert.huggingface import (
-    classifier_to_huggingface,
-    huggingface_config,
-    pretraining_to_huggingface,
-)
+from motionmae.models.convert.huggingface import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, read_rows
@@ -67,7 +62,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         "task": exported.config.task,
         "class_names": exported.class_names,
         "commit": exported.commit,
-        "config": asdict(exported.config),
+        "config": exported.config.model_dump(mode="json"),
     }
     contents = {
         "model.safetensors": save(exported.state, {"format": "pt"}),
@@ -93,18 +88,18 @@ def as_videomae(exported: Exported) -> Exported:
     if config.task == "pretrain":
         if config.target.kind == "both" and config.model.decoder == "divided":
             state = {name: value for name, value in state.items() if not name.startswith("decoders.time.")}
-            config = replace(config, target=replace(config.target, kind="frame"))
+            config = config.updated({"target.kind": "frame"})
             note = "The time head has no place in VideoMAE and is left out; encoder and space head are as trained."
         huggingface_config(config)  # refuses what is none, before names are looked at
-        return replace(exported, state=pretraining_to_huggingface(state, config.clip), config=config, note=note)
+        return replace(exported, state=to_huggingface(state, PRETRAINING, config.clip), config=config, note=note)
     huggingface_config(config)
-    return replace(exported, state=classifier_to_huggingface(state, config.clip))
+    return replace(exported, state=to_huggingface(state, CLASSIFIER, config.clip))
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
     """The ``config.json`` of a transformers folder."""
     classes = {str(number): name for number, name in enumerate(exported.class_names)}
-    kind = "VideoMAEForVideoClassification" if classes else "VideoMAEForPreTraining"
+    kind = CLASSIFIER if classes else PRETRAINING
     labels = {"id2label": classes, "label2id": {name: int(number) for number, name in classes.items()}}
     return {
         "model_type": "videomae",
@@ -146,7 +141,7 @@ def model_card(exported: Exported, kind: str) -> str:
     """The README of an exported folder: what it is, what it was trained on, how it is loaded."""
     config = exported.config
     what = f"classifier of {len(exported.class_names)} classes" if exported.class_names else "pre-trained encoder"
-    settings = OmegaConf.to_yaml(OmegaConf.structured(config))
+    settings = config_yaml(config)
     language = "python" if kind == "hf" else "sh"
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",

@@ -4,7 +4,6 @@ A feature is the mean of the encoder's tokens over the clip in the middle of the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,7 @@ def features_of_shards(
 
 def _identity(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
     precision = resolve_precision(config.engine.precision, rank.device)
-    return CacheKey(fingerprint(model), inputs, {"precision": precision, **asdict(config.clip)})
+    return CacheKey(fingerprint(model), inputs, {"precision": precision, **config.clip.model_dump()})
 
 
 def _frozen(

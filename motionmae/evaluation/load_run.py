@@ -84,7 +84,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
     model = build_classifier(config, len(names))
     state = dict(weights.state)
     if config.finetune.frozen:
-        load_frozen(model.encoder, RunFolder(run), config, saved["task"])
+        load_frozen(model.encoder, RunFolder(run), config.finetune.init, saved["task"])
         state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
     load_state_dict_strict(model, state, weights.origin)
     return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))

@@ -1,6 +1,5 @@
 """What a head would lose that had learned nothing but the mean of its target: the mark a loss must fall below."""
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, fl
         UserError: as :func:`motionmae.evaluation.load_run.load_pretrained`, or the shards are not there.
     """
     loaded = load_pretrained(run)
-    config = replace(loaded.config, data=replace(loaded.config.data, shards=shards))
+    config = loaded.config.updated({"data.shards": shards})
     frames, seeds, flow = _first_clips(config, clips)
     lost = dict.fromkeys(means := _mean_losses(config, frames, seeds, flow), 0.0)
     device = choose_device(config.engine.device)
@@ -69,7 +68,11 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
     clip, mask = config.clip, config.mask
     masks = draw_masks(
-        seeds, kind=mask.kind, ratio=mask.ratio, slots=clip.temporal_patches, places=clip.spatial_patches
+        seeds,
+        kind=mask.kind,
+        ratio=mask.ratio,
+        temporal_patches=clip.temporal_patches,
+        spatial_patches=clip.spatial_patches,
     )
     patches = cut_patches(clips, clip.cube_size)
     losses = {}

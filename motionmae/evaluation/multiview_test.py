@@ -55,7 +55,7 @@ def identity_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext
         "crops": config.test.crops,
         "sampling": config.data.sampling,
         "precision": resolve_precision(config.engine.precision, rank.device),
-        **asdict(config.clip),
+        **config.clip.model_dump(),
     }
     return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
 

@@ -1,1 +1,1 @@
-"""The method: position tables, ViT, MotionMAE, masks, targets, classifier. Knows nothing of data or training."""
+"""The models: ViT encoder and decoders, MotionMAE, masks, targets, classifier. No import of data or training."""

@@ -1,4 +1,4 @@
-"""The fine-tuning model: the encoder over all cubes, pooled, a fresh LayerNorm, a linear head (VideoMAE's)."""
+"""The fine-tuning model: encoder of all cubes, pooling, a new LayerNorm and a linear head, as in VideoMAE."""
 
 from typing import Any
 
@@ -11,17 +11,16 @@ from motionmae.models.cubes import cut_patches
 from motionmae.models.vit import NORM_EPS, Encoder
 
 HEAD_SCALE = 1e-3
-"""The head starts at a thousandth of its usual weights, so that fine-tuning starts from even odds."""
+"""Initial weights of the head are multiplied by this: fine-tuning starts with equal probabilities."""
 
 
 class Classifier(nn.Module):
-    """A video classifier on a pre-trained encoder; the encoder's final norm gives way to one behind the pooling.
+    """Video classifier. A norm after the pooling replaces the encoder's final norm.
 
-    With ``finetune.mode`` linear or attentive the encoder is frozen: it takes no gradient and drops no path.
+    If ``finetune.mode`` is linear or attentive, the encoder is frozen: it gets no gradient and drops no path.
     """
 
     def __init__(self, config: Config, classes: int):
-        """Make a classifier as ``config.finetune`` says."""
         super().__init__()
         finetune, size = config.finetune, config.model.dimensions
         self.cube_size = config.clip.cube_size
@@ -29,7 +28,7 @@ class Classifier(nn.Module):
         drop_path = 0.0 if self.frozen else finetune.drop_path
         self.encoder = Encoder(config.clip, config.model, drop_path=drop_path, final_norm=False)
         self.encoder.requires_grad_(not self.frozen)
-        # attentive: one trained query looks at all cubes, then an MLP (the attentive probe of V-JEPA)
+        # attentive: cross-attention of one learned query to all cubes, then an MLP (V-JEPA's attentive probe)
         self.pool = (
             AttentionPoolLatent(size.width, num_heads=size.heads, norm_layer=nn.LayerNorm)
             if finetune.mode == "attentive"
@@ -42,13 +41,13 @@ class Classifier(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Map clips of grey levels (B, T, H, W, 3), bytes or mixed floats, to logits (B, classes)."""
+        """Map clips (B, T, H, W, 3) to logits (B, classes). Pixels are 0 to 255: uint8, or floats after mixup."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.encoder(cut_patches(clips, self.cube_size))  # (B, N, width)
         return self.head(self.norm(self.pool(tokens) if self.pool else tokens.mean(1)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's layer-wise decay: projection and positions 0, then the blocks, then norm and head."""
+        """Layers for timm's layer-wise learning rate decay: projection and position table, blocks, norm and head."""
         return {
             "stem": r"^encoder\.(?:project|pos_embed)",
             "blocks": r"^encoder\.blocks\.(\d+)",
@@ -57,7 +56,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(config: Config, classes: int) -> Classifier:
-    """Make the classifier with initial weights that follow from ``config.seed`` alone."""
+    """Make the classifier with initial weights from ``config.seed``; the global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Classifier(config, classes)

@@ -1,8 +1,8 @@
-"""Which cubes of a clip are hidden: a pure function of the clip's seed, drawn where the seed lies.
+"""Choose the masked cubes of a clip. A mask is a pure function of the clip's seed.
 
-Nothing here holds a random state. Each place gets a key by integer hashing (SplitMix64: Steele, Lea and Flood 2014) of
-(seed, place), in 64-bit arithmetic that wraps alike on every device; the places with the smallest keys are hidden.
-So a mask depends on its own seed alone: not on the device, the rank, the batch it is drawn in, or what came before.
+No random state is kept. Each position gets a key by integer hashing (SplitMix64: Steele, Lea and Flood 2014) of
+(seed, position), in 64-bit arithmetic that wraps alike on every device. The positions with the smallest keys are
+masked. A mask therefore does not depend on the device, the rank, the batch, or the masks drawn before.
 """
 
 from typing import NamedTuple
@@ -22,95 +22,96 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 class Mask(NamedTuple):
-    """Cube indices, each row ascending; every clip of a run has the same counts, so that shapes are static."""
+    """Cube numbers, ascending in each row. Every clip of a run has the same counts, which keeps shapes static."""
 
     visible: Tensor
-    """int64 (B, V): cubes the encoder sees."""
+    """int64 (B, V): cubes that the encoder sees."""
     masked: Tensor
-    """int64 (B, M): cubes to be rebuilt."""
+    """int64 (B, M): cubes that the heads rebuild."""
 
 
-def masked_cubes(kind: str, ratio: float, slots: int, places: int) -> int:
-    """Return how many of the ``slots * places`` cubes are hidden: ``int(ratio * n)`` of each ``n`` drawn from."""
+def masked_cubes(kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> int:
+    """Return the number of masked cubes of a clip; arguments as of :func:`draw_masks`."""
     if kind == "time":
-        return int(ratio * slots) * places
+        return int(ratio * temporal_patches) * spatial_patches
     if kind == "global":
-        return int(ratio * slots * places)
-    return slots * int(ratio * places)
+        return int(ratio * temporal_patches * spatial_patches)
+    return temporal_patches * int(ratio * spatial_patches)
 
 
-def draw_masks(seeds: Tensor, *, kind: str, ratio: float, slots: int, places: int) -> Mask:
-    """Draw one mask for each seed, on the seeds' device.
+def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> Mask:
+    """Draw one mask per seed, on the device of the seeds.
 
     Args:
         seeds: int64 (B,).
-        kind: ``random`` hides ``int(ratio * places)`` places of every slot, drawn anew for each; ``tube`` the same
-            places in all slots (VideoMAE; the paper's space-only); ``time`` whole slots; ``global`` any cubes (MAE-ST).
-        ratio: share that is hidden.
-        slots: cubes along time.
-        places: cubes of a slot.
+        kind: ``random`` masks ``int(ratio * spatial_patches)`` cubes of every time step, drawn anew for each;
+            ``tube`` masks the same positions in all time steps (VideoMAE; the paper's space-only); ``time`` masks all
+            cubes of a time step; ``global`` draws from all cubes of the clip (MAE-ST).
+        ratio: share of masked cubes.
+        temporal_patches: number of cubes along time.
+        spatial_patches: number of cubes in a time step.
     """
     batch, device = seeds.shape[0], seeds.device
-    cubes = torch.arange(slots * places, device=device).view(slots, places)
+    cubes = torch.arange(temporal_patches * spatial_patches, device=device).view(temporal_patches, spatial_patches)
     if kind == "time":
-        chosen = _choose(seeds, slots, int(ratio * slots))
+        chosen = _choose(seeds, temporal_patches, int(ratio * temporal_patches))
         return Mask(*(cubes[part].flatten(1) for part in chosen))
     if kind == "global":
-        return _choose(seeds, slots * places, int(ratio * slots * places))
+        return _choose(seeds, cubes.numel(), int(ratio * cubes.numel()))
     if kind == "tube":
-        chosen = _choose(seeds, places, int(ratio * places))
+        chosen = _choose(seeds, spatial_patches, int(ratio * spatial_patches))
         return Mask(*((part[:, None] + cubes[:, :1]).flatten(1) for part in chosen))
     assert kind == "random", kind
-    keys = _hash(seeds, slots * places).view(batch * slots, places)
-    chosen = _split(keys, int(ratio * places))
-    return Mask(*((part.view(batch, slots, -1) + cubes[:, :1]).flatten(1) for part in chosen))
+    keys = _hash(seeds, cubes.numel()).view(batch * temporal_patches, spatial_patches)
+    chosen = _split(keys, int(ratio * spatial_patches))
+    return Mask(*((part.view(batch, temporal_patches, -1) + cubes[:, :1]).flatten(1) for part in chosen))
 
 
-def running_cells(seeds: Tensor, *, ratio: float, slots: int, side: int) -> Tensor:
-    """Draw which cubes decoders rebuild in training where they leave ``ratio`` out (VideoMAEv2's running cells).
+def running_cells(seeds: Tensor, *, ratio: float, temporal_patches: int, grid_size: int) -> Tensor:
+    """Draw the cubes that decoders rebuild in training if they skip ``ratio`` of them (VideoMAEv2's running cells).
 
-    Of every cell of 2 x 2 places ``4 * ratio`` neighbours in its reading order are left out; the next slot leaves out
-    those one further on. A clip's seed draws where the first slot begins, all of its cells alike.
+    A cell is 2 x 2 cubes of a time step. ``4 * ratio`` cubes of every cell, consecutive in reading order, are skipped.
+    The next time step skips the cubes one position further. The clip's seed draws the first position.
 
     Args:
         seeds: int64 (B,).
         ratio: 0.25, 0.5 or 0.75.
-        slots: cubes along time.
-        side: cubes along height and width, an even number.
+        temporal_patches: number of cubes along time.
+        grid_size: number of cubes along height and along width, an even number.
 
     Returns:
-        int64 (B, slots * side * side * (1 - ratio)), each row ascending. Some of them the encoder has seen.
+        int64 (B, N * (1 - ratio)) of N cubes, ascending in each row. Visible cubes may be among them.
     """
-    cubes = torch.arange(slots * side * side, device=seeds.device)
-    slot, row, column = cubes // (side * side), cubes // side % side, cubes % side
-    place = row % 2 * 2 + column % 2
+    count = temporal_patches * grid_size**2
+    cubes = torch.arange(count, device=seeds.device)
+    time, row, column = cubes // grid_size**2, cubes // grid_size % grid_size, cubes % grid_size
+    position = row % 2 * 2 + column % 2
     starts = torch.arange(4, device=seeds.device)
-    kept = (place + slot + 1 + starts[:, None]) % 4 >= int(4 * ratio)
-    count = len(cubes) - int(ratio * len(cubes))
-    maps = torch.where(kept, cubes, len(cubes)).sort(dim=1).values[:, :count]
-    return maps[_shift_right(_mix(_mix(seeds + _STEP)), 62)]  # 0 to 3, by a key that no mask is drawn by
+    rebuilt = (position + time + 1 + starts[:, None]) % 4 >= int(4 * ratio)
+    maps = torch.where(rebuilt, cubes, count).sort(dim=1).values[:, : count - int(ratio * count)]
+    return maps[_shift_right(_mix(_mix(seeds + _STEP)), 62)]  # 0 to 3, from a key that no mask uses
 
 
-def _choose(seeds: Tensor, count: int, hidden: int) -> Mask:
-    return _split(_hash(seeds, count), hidden)
+def _choose(seeds: Tensor, count: int, masked: int) -> Mask:
+    return _split(_hash(seeds, count), masked)
 
 
-def _split(keys: Tensor, hidden: int) -> Mask:
-    """Hide the ``hidden`` positions of each row that have the smallest keys: int64 (R, count) -> Mask of (R, ...)."""
+def _split(keys: Tensor, masked: int) -> Mask:
+    """Mask the ``masked`` positions with the smallest keys in each row: int64 (R, count) -> Mask of (R, ...)."""
     count = keys.shape[1]
     low = (1 << (count - 1).bit_length()) - 1
-    # the position in the low bits makes keys unique, so that no device's way of sorting equals can show
+    # the low bits hold the position: keys are unique, and no device can sort equal keys differently
     order = ((keys & ~low) | torch.arange(count, device=keys.device)).sort(dim=1).values & low
-    return Mask(visible=order[:, hidden:].sort(dim=1).values, masked=order[:, :hidden].sort(dim=1).values)
+    return Mask(visible=order[:, masked:].sort(dim=1).values, masked=order[:, :masked].sort(dim=1).values)
 
 
 def _hash(seeds: Tensor, count: int) -> Tensor:
-    """Return a key for each (seed, counter): int64 (B,) -> (B, count)."""
+    """Return a key per (seed, counter): int64 (B,) -> (B, count)."""
     counters = torch.arange(1, count + 1, device=seeds.device)
-    # the seed is mixed by itself first: neighbouring seeds must not give shifted copies of one sequence
+    # the seed is mixed first: neighbouring seeds would give shifted copies of one sequence
     start = _mix(seeds + _STEP) * _STEP_INVERSE
-    # mixed + counters * _STEP, with the factor taken out: torch's compiler turns a product of counters into one of C's
-    # signed integers, whose overflow is undefined, and what gcc makes of that writes beyond the keys
+    # This is mixed + counters * _STEP with _STEP factored out. torch's compiler would turn counters * _STEP into a
+    # product of signed C integers. Its overflow is undefined, and the code that gcc makes writes beyond the keys.
     return _mix((start[:, None] + counters) * _STEP)
 
 
@@ -121,5 +122,5 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:
-    """Shift in zeros from the left; torch's shift of a signed integer copies the sign."""
+    """Shift right and fill with zeros; torch's own shift of a signed integer copies the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -1,7 +1,7 @@
-"""The fine-tuning models in timm's registry: import this module, then ``timm.create_model("motionmae_vit_base_...")``.
+"""Fine-tuning models in timm's registry. Import this module, then call ``timm.create_model("motionmae_vit_base_...")``.
 
-Models take clips uint8 (B, 16, 224, 224, 3). ``checkpoint_path`` takes the model.safetensors of an exported fine-tuning
-run with as many classes.
+The models take clips uint8 (B, 16, 224, 224, 3). ``checkpoint_path`` is the model.safetensors of an exported
+fine-tuning run with the same number of classes.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from motionmae.config import Config, FinetuneConfig, ModelConfig
+from motionmae.config import Config
 from motionmae.models.classifier import Classifier, build_classifier
 
 
 def _build(size: str, num_classes: int, drop_path_rate: float, **unused: Any) -> Classifier:
-    """Make a classifier; without classes its head passes the pooled features on."""
+    """Make a classifier; with ``num_classes=0`` it returns the pooled features."""
     if unused.get("pretrained"):
-        raise ValueError("MotionMAE publishes no weights: give checkpoint_path, an exported model.safetensors")
-    config = Config(model=ModelConfig(size=size), finetune=FinetuneConfig(drop_path=drop_path_rate))
+        raise ValueError("MotionMAE publishes no weights: set checkpoint_path to an exported model.safetensors")
+    config = Config().updated({"model.size": size, "finetune.drop_path": drop_path_rate})
     model = build_classifier(config, max(num_classes, 1))
     if num_classes == 0:
         model.head = nn.Identity()  # type: ignore[assignment]

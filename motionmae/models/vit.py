@@ -1,4 +1,4 @@
-"""The vanilla ViT of encoder and decoders: timm's blocks, joint space-time attention, no class token (section 4)."""
+"""Plain ViT for encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
 
 from functools import partial
 from typing import Any, cast
@@ -15,27 +15,27 @@ from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.pos_embed import PositionTable
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean of red, green and blue in [0, 1]: what the encoder's input is centred by."""
+"""ImageNet's mean of red, green and blue in [0, 1]. The encoder subtracts it."""
 PIXEL_STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation of red, green and blue."""
+"""ImageNet's standard deviation of red, green and blue in [0, 1]. The encoder divides by it."""
 NORM_EPS = 1e-6
 
 
 class JointAttention(Attention):
-    """timm's attention by :func:`motionmae.models.attention.attend`, in which the last tokens alone may ask."""
+    """timm's attention with an optional ``num_queries``: only the last tokens are then queries."""
 
-    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to the same shape, or to (B, kept, width): all are asked in any case."""
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to (B, num_queries, width), K queries by default; all K are keys and values."""
         width, split = x.shape[2], (self.num_heads, -1)
         q_weight, kv_weight = self.qkv.weight.split([width, 2 * width])
-        kv_bias = functional.pad(self.v_bias, (width, 0))  # k has none
-        if kept is None:
+        kv_bias = functional.pad(self.v_bias, (width, 0))  # k has no bias
+        if num_queries is None:
             bias = torch.cat([self.q_bias, kv_bias])
             q, k, v = functional.linear(x, self.qkv.weight, bias).unflatten(2, (3, *split)).permute(2, 0, 3, 1, 4)
         else:
-            q = functional.linear(x[:, -kept:], q_weight, self.q_bias).unflatten(2, split).transpose(1, 2)
+            q = functional.linear(x[:, -num_queries:], q_weight, self.q_bias).unflatten(2, split).transpose(1, 2)
             k, v = functional.linear(x, kv_weight, kv_bias).unflatten(2, (2, *split)).permute(2, 0, 3, 1, 4)
-        # q: (B, heads, kept, width / heads); k and v: (B, heads, K, width / heads)
+        # q: (B, heads, num_queries, width / heads); k and v: (B, heads, K, width / heads)
         return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -44,34 +44,37 @@ class JointBlock(Block):
 
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
-        with torch.random.fork_rng(devices=[]):  # initial weights are to be those of a plain block
+        with torch.random.fork_rng(devices=[]):  # keeps the initial weights equal to those of timm's block
             self.attn = JointAttention(width, heads, qkv_bias=True)
 
-    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to the same shape, or the last of them alone to (B, kept, width)."""
-        asking = x if kept is None else x[:, -kept:]
-        x = asking + self.drop_path1(self.attn(self.norm1(x), kept))
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens (B, K, width) to the same shape, or only the last ones to (B, num_queries, width)."""
+        query = x if num_queries is None else x[:, -num_queries:]
+        x = query + self.drop_path1(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class BlockStack(nn.ModuleList):
-    """A row of transformer blocks; each may be recomputed in the backward pass instead of keeping its activations.
+    """Transformer blocks in sequence, with optional activation checkpointing.
 
-    The blocks are timm's BEiT blocks without relative positions: q and v carry a bias and k has none, as in VideoMAE.
+    The blocks are timm's BEiT blocks without relative positions. q and v have a bias and k has none, as in VideoMAE.
     """
 
     def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
-        """Make ``depth`` blocks; the chance of dropping a path grows linearly from 0 to ``drop_path``."""
+        """Make ``depth`` blocks; the drop-path rate grows linearly from 0 to ``drop_path``."""
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # what timm's annotation asks for
+        norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # the type that timm declares
         super().__init__(JointBlock(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
         self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
         self.random = drop_path > 0
 
-    def forward(self, tokens: Tensor, kept: int | None = None) -> Tensor:
-        """Map tokens (B, K, width) to the same shape, or to their last ``kept``, alone in the last block."""
+    def forward(self, tokens: Tensor, num_queries: int | None = None) -> Tensor:
+        """Run all blocks: (B, K, width) -> the same shape.
+
+        With ``num_queries`` the last block computes only the last tokens and returns (B, num_queries, width).
+        """
         for number, block in enumerate(self):
-            inputs = (tokens, kept if number == len(self) - 1 else None)
+            inputs = (tokens, num_queries if number == len(self) - 1 else None)
             if self.recompute_every and number % self.recompute_every == 0 and torch.is_grad_enabled():
                 tokens = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.random)
             else:
@@ -80,10 +83,10 @@ class BlockStack(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """From the bytes of the cubes it is shown to one vector each."""
+    """ViT encoder: maps the bytes of the visible cubes to one vector per cube."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
-        """Make an encoder; fine-tuning uses ``drop_path`` and leaves the final norm out."""
+        """Make an encoder; fine-tuning sets ``drop_path`` and omits the final norm."""
         super().__init__()
         size = model.dimensions
         self.clip = clip
@@ -95,7 +98,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS) if final_norm else nn.Identity()
         mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
         pixels = clip.cube_pixels // 3
-        # grey levels to normalised pixels in one multiplication and addition, spelled out for a whole cube
+        # grey levels to normalised pixels in one multiplication and one addition, repeated for the pixels of a cube
         self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
         init_linear(self.blocks)
@@ -103,11 +106,11 @@ class Encoder(nn.Module):
             init_linear(self.project)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
-        """Encode some cubes, or all.
+        """Encode the given cubes, or all N cubes of the clip.
 
         Args:
             patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-            cubes: int64 (B, V), the cubes to look at; None for all N of the clip.
+            cubes: int64 (B, V), the visible cubes; None for all N.
 
         Returns:
             (B, V, width).
@@ -116,16 +119,16 @@ class Encoder(nn.Module):
             pixels = all_cubes(patches, self.clip.cube_frames)
         else:
             pixels = gather_cubes(patches, cubes, self.clip.cube_frames)
-        # pixels: uint8 (B, V, p0 * p1 * p2 * 3); only these cubes are ever normalised or projected
+        # pixels: uint8 (B, V, p0 * p1 * p2 * 3); masked cubes are neither normalised nor projected
         tokens = self.project(torch.addcmul(self.shift, pixels.float(), self.scale))
         return self.norm(self.blocks(tokens + self.pos_embed(cubes)))
 
 
 class Decoder(nn.Module):
-    """A decoder: one trunk, and one linear head for each thing it rebuilds."""
+    """ViT decoder with one linear head per target."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
-        """Make a decoder with a head for each of ``outputs``: name -> values of a cube."""
+        """Make a decoder; ``outputs`` maps the name of each head to its number of values per cube."""
         super().__init__()
         size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
@@ -136,25 +139,26 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)
 
-    def forward(self, encoded: Tensor, visible: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
-        """Rebuild cubes.
+    def forward(self, encoded: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
+        """Predict the targets of the query cubes from the encoded visible cubes.
 
         Args:
-            encoded: (B, V, encoder width), the cubes that the encoder saw.
-            visible: int64 (B, V), which these are.
-            rebuilt: int64 (B, M), which to rebuild.
+            encoded: (B, V, encoder width), the encoder's output.
+            visible: int64 (B, V), the numbers of the encoded cubes.
+            query: int64 (B, Q), the numbers of the cubes to predict.
 
         Returns:
-            For each head (B, M, values), in the order of ``rebuilt``.
+            For each head (B, Q, values), in the order of ``query``.
         """
-        seen = self.embed(encoded) + self.pos_embed(visible)
-        asked = self.mask_token + self.pos_embed(rebuilt)
-        tail = self.norm(self.blocks(torch.cat([seen, asked], dim=1), asked.shape[1]))  # (B, M, decoder width)
-        return {name: head(tail) for name, head in self.heads.items()}
+        visible_tokens = self.embed(encoded) + self.pos_embed(visible)
+        query_tokens = self.mask_token + self.pos_embed(query)
+        tokens = torch.cat([visible_tokens, query_tokens], dim=1)  # (B, V + Q, decoder width)
+        decoded = self.norm(self.blocks(tokens, num_queries=query.shape[1]))  # (B, Q, decoder width)
+        return {name: head(decoded) for name, head in self.heads.items()}
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw every Linear below ``module`` xavier-uniform, bias 0; q, k and v count as one matrix, as in VideoMAE."""
+    """Initialise every Linear of ``module``: xavier-uniform weights, zero biases. q, k and v count as one matrix."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -1,6 +1,6 @@
-"""What a run will take, by formula, before anything is asked of a cluster: memory, work, time, loader cores."""
+"""Estimates by formula before a run is submitted: memory, operations, time, and loader cores."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -16,96 +16,95 @@ from motionmae.planning.memory import Memory, largest_micro_batch, predict_memor
 STAGES = (0, 1, 2, 3)
 CHECKPOINTING = ("none", "every_n", "full")
 LOADER_SPEED = 170.0
-"""Clips of 16 frames that one core decodes, crops and resizes a second; `benchmarks/loader.py` measures it."""
+"""Clips of 16 frames that one core decodes, crops, and resizes per second, as measured by `benchmarks/loader.py`."""
 
 KINETICS_CLASSES = 400
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know."""
+    """Assumptions about the hardware."""
 
     gpu: Gpu
     mfu: float
-    """Share of the GPU's peak that a step without recomputation reaches; recomputed work runs at the same rate."""
+    """Model FLOPs utilisation of a step without recomputation. Recomputed work runs at the same rate."""
     loader_speed: float = LOADER_SPEED
-    """Clips of 16 frames a second and core."""
+    """Clips of 16 frames per second and core."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One ZeRO stage with one checkpointing mode."""
+    """A ZeRO stage with a mode of activation checkpointing."""
 
     zero: int
     checkpointing: str
     memory: Memory
-    """At the config's micro batch."""
+    """Memory at the config's micro-batch size."""
     largest_micro_batch: int
-    """Videos of a forward pass that fit on the GPU; 0: not even one."""
+    """Largest number of videos in a forward pass that fits on the GPU; 0 if one does not fit."""
     recomputed_share: float
-    """Work added by checkpointing, as a share of the model's own."""
+    """Recomputed operations as a share of the model's operations."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in numbers; bytes are those of one rank."""
+    """Numbers of a run; bytes are per rank."""
 
     ranks: int
     accumulation: int
-    """Micro-batches of a step."""
+    """Micro-batches per step."""
     clips_per_step: int
-    """Over all ranks, repeated clips of a video counted."""
+    """Clips over all ranks, including repeated clips of a video."""
     encoder_parameters: int
     decoder_parameters: int
     classes: int
-    """Of the shards; without labels there, Kinetics' 400."""
+    """Classes of the shards, or the 400 of Kinetics if the shards have no labels."""
     classifier_parameters: int
-    """Of the encoder with a layer for these classes."""
+    """Parameters of the encoder with a linear layer for these classes."""
     gflops_per_view: float
-    """10^9 multiply-additions of that classifier."""
+    """10^9 multiply-additions of that classifier for one view."""
     memory: Memory
     flops_per_clip: int
-    """Forward and backward, a multiplication and an addition counted as two."""
+    """Operations of the forward and backward pass; a multiply-addition counts as two."""
     recomputed_flops_per_clip: int
-    """Work that activation checkpointing adds."""
+    """Operations added by activation checkpointing."""
     videos: int | None
-    """Of an epoch; None without shards to count."""
+    """Videos per epoch; None without shards."""
     steps_per_epoch: int | None
     epochs: int
     frames: int
-    """Of a clip."""
+    """Frames of a clip."""
 
     @property
     def steps(self) -> int | None:
-        """Of the whole run; None without shards."""
+        """Steps of the run; None without shards."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.epochs
 
     def clips_per_second(self, assumed: Assumptions) -> float:
-        """Speed of all ranks together."""
+        """Throughput of all ranks."""
         work = self.flops_per_clip + self.recomputed_flops_per_clip
         return self.ranks * assumed.gpu.tflops * 1e12 * assumed.mfu / work
 
     def gpu_days(self, assumed: Assumptions) -> float | None:
-        """Time of the whole run, times the number of GPUs; None without shards."""
+        """Duration of the run times the number of GPUs; None without shards."""
         if self.steps is None:
             return None
         return self.steps * self.clips_per_step / self.clips_per_second(assumed) * self.ranks / 86_400
 
     def loader_cores(self, assumed: Assumptions, ntasks_per_node: int) -> int:
-        """Cores a node whose decoding keeps up with its GPUs."""
+        """Cores per node that decode as fast as its GPUs train."""
         clips = self.clips_per_second(assumed) * ntasks_per_node / self.ranks
         return ceil(clips * self.frames / 16 / assumed.loader_speed)
 
 
 def make_plan(config: Config, videos: int | None = None) -> Plan:
-    """Count what the run of ``config`` takes on `launch.nodes` x `launch.ntasks_per_node` ranks.
+    """Estimate a run on `launch.nodes` x `launch.ntasks_per_node` ranks.
 
     Args:
-        config: of the run.
-        videos: of an epoch; None to count those of the shards.
+        videos: videos per epoch; None counts those of the shards.
 
     Raises:
-        UserError: if the batch does not divide over the ranks, the shards are no shards, or fewer than a step takes.
+        UserError: the batch does not divide over the ranks, or the shards are invalid or hold less than one step.
     """
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     parameters, flops = trained_parameters(config), step_flops(config)
@@ -132,20 +131,20 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
 
 
 def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
-    """What every ZeRO stage (of one rank: 0) takes with every checkpointing mode, and how much ``gpu`` has room for.
+    """Estimate memory and the largest micro-batch on ``gpu`` for every ZeRO stage and activation checkpointing mode.
 
-    Raises:
-        UserError: if the batch does not divide over the ranks.
+    On one rank only stage 0 is estimated.
     """
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     choices = []
     for stage in STAGES if ranks > 1 else STAGES[:1]:
         for mode in CHECKPOINTING:
-            case = replace(
-                config,
-                engine=replace(config.engine, zero_stage=stage),
-                model=replace(config.model, activation_checkpointing=mode),
-                optim=replace(config.optim, ema_decay=0.0 if stage == 3 else config.optim.ema_decay),
+            case = config.updated(
+                {
+                    "engine.zero_stage": stage,
+                    "model.activation_checkpointing": mode,
+                    "optim.ema_decay": 0.0 if stage == 3 else config.optim.ema_decay,
+                }
             )
             flops = step_flops(case)
             largest = largest_micro_batch(case, ranks, USABLE * gpu.gigabytes * 1e9)
@@ -156,11 +155,11 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
 
 
 def _manifest(config: Config) -> Manifest | None:
-    """Of the shards; None where they are not made yet, or not within reach of this machine."""
+    """Read the manifest of the shards; None if there are none yet, or this machine cannot reach them."""
     data = config.data
     if is_remote(data.shards):
         try:
-            return load_manifest(data.shards, replace(data, remote_retries=0, remote_timeout=5))
+            return load_manifest(data.shards, data.model_copy(update={"remote_retries": 0, "remote_timeout": 5}))
         except UnreachableError:
             return None
     if not data.shards or not (Path(data.shards) / MANIFEST).is_file():

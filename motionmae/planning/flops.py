@@ -1,30 +1,29 @@
-"""Parameters and floating-point operations by formula, without making a model.
+"""Parameters and floating-point operations by formula, without building a model.
 
-Papers on video transformers print multiply-additions and call them FLOPs: ViT-B's 180 and ViT-L's 598 "GFLOPs" a view
-are reached that way, and :func:`forward_gflops` counts so. :func:`step_flops` counts a multiplication and an addition
-as two, the way peak rates of processors are given.
+Papers on video transformers print multiply-additions and call them FLOPs. :func:`forward_gflops` counts that way and
+reproduces ViT-B's 180 and ViT-L's 598 "GFLOPs" per view. :func:`step_flops` counts a multiplication and an addition as
+two operations, as peak rates of processors do.
 
-Counted are the matrix products of linear layers and attention. Left out, as in all such counts, are norms, GELU,
-softmax and additions: below 1 % of the work.
+Only the matrix products of linear layers and attention are counted. Norms, GELU, softmax, and additions are below 1 %
+of the work.
 """
 
 from dataclasses import dataclass
 
-from motionmae.config import Config
+from motionmae.config import Config, ModelConfig
 from motionmae.models.masking import masked_cubes
 from motionmae.models.targets import output_sizes
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trained values of the pre-training model, by part."""
+    """Numbers of trained parameters of the pre-training model."""
 
     encoder: int
     decoders: int
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.encoder + self.decoders
 
 
@@ -36,39 +35,39 @@ class StepFlops:
     decoders_forward: int
     backward: int
     recomputed: int
-    """Forward passes repeated by activation checkpointing: work done, but not the model's own (not in its MFU)."""
+    """Forward passes repeated by activation checkpointing; MFU does not count them."""
 
     @property
     def model(self) -> int:
-        """Forward and backward, what a step needs."""
+        """Forward and backward pass without recomputation."""
         return self.encoder_forward + self.decoders_forward + self.backward
 
 
 @dataclass(frozen=True)
 class Cubes:
-    """How many of a clip's cubes a step of pre-training looks at."""
+    """Numbers of cubes (tokens) of one clip in a pre-training step."""
 
     visible: int
-    """By the encoder, and as keys by the decoders."""
-    rebuilt: int
-    """By each head."""
+    """Tokens of the encoder, and keys and values of the decoders."""
+    queries: int
+    """Cubes predicted by each head."""
 
     @property
     def decoder(self) -> int:
         """Tokens of a decoder."""
-        return self.visible + self.rebuilt
+        return self.visible + self.queries
 
 
 def step_cubes(config: Config) -> Cubes:
-    """Return the counts that ``config.mask`` leads to."""
+    """Count the cubes that ``config.mask`` leaves visible and those that each head predicts."""
     clip, mask = config.clip, config.mask
     masked = masked_cubes(mask.kind, mask.ratio, clip.temporal_patches, clip.spatial_patches)
-    rebuilt = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
-    return Cubes(clip.cubes - masked, rebuilt)
+    queries = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
+    return Cubes(clip.cubes - masked, queries)
 
 
 def count_parameters(config: Config) -> Parameters:
-    """Return the parameters of the pre-training model that ``config`` describes."""
+    """Count the parameters of the pre-training model."""
     size, clip = config.model.dimensions, config.clip
     learnable = config.model.pos_embed == "learnable"
     encoder = (
@@ -85,33 +84,33 @@ def count_parameters(config: Config) -> Parameters:
         + 2 * width
         + learnable * clip.cubes * width
     )
-    decoders = _trunks(config) * trunk + sum(_linear(width, values) for values in output_sizes(config).values())
+    decoders = decoder_trunks(config) * trunk + sum(_linear(width, values) for values in output_sizes(config).values())
     return Parameters(encoder, decoders)
 
 
 def count_classifier_parameters(config: Config, classes: int) -> int:
-    """Return the parameters of the fine-tuning model (paper: 87, 305 and 632 M for B, L and H)."""
+    """Count the parameters of the fine-tuning model (paper: 87, 305 and 632 M for B, L and H)."""
     width = config.model.dimensions.width
-    return count_parameters(config).encoder + _linear(width, classes)  # its norm stands in for the encoder's
+    return count_parameters(config).encoder + _linear(width, classes)  # the classifier's norm replaces the encoder's
 
 
 def forward_gflops(config: Config, classes: int = 0) -> float:
-    """Return 10^9 multiply-additions of the encoder over one whole clip, and of a head with ``classes``.
+    """10^9 multiply-additions of the encoder on one whole clip, and of a head with ``classes``.
 
-    This is the paper's "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
+    The paper calls this the "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
     """
     width = config.model.dimensions.width
     return (_encoder_macs(config, config.clip.cubes) + width * classes) / 1e9
 
 
 def step_flops(config: Config) -> StepFlops:
-    """Return the operations of one clip in one training step.
+    """Count the operations of one clip in one training step.
 
-    A backward pass takes twice the forward pass: the gradient of each matrix product's two factors. Only the first
-    projection saves one of them, since pixels need no gradient.
+    A backward pass costs two forward passes: one gradient for each factor of a matrix product. The first projection
+    needs only one of them, because pixels need no gradient.
     """
     size, clip, model = config.model.dimensions, config.clip, config.model
-    every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
+    every = recompute_every(model)
     if config.task == "finetune":
         encoder = _encoder_macs(config, clip.cubes)
         if config.finetune.frozen:
@@ -123,10 +122,12 @@ def step_flops(config: Config) -> StepFlops:
     visible, tokens = cubes.visible, cubes.decoder
     encoder = _encoder_macs(config, visible)
     width = size.decoder_width
-    spared = visible * (10 * width * width + 2 * tokens * width)  # in the last block they are keys and values only
+    spared = visible * (
+        10 * width * width + 2 * tokens * width
+    )  # in the last block, visible tokens are keys and values only
     trunk = visible * size.width * width + model.decoder_depth * _block_macs(tokens, width) - spared
-    heads = sum(cubes.rebuilt * width * values for values in output_sizes(config).values())
-    decoders = _trunks(config) * trunk + heads
+    heads = sum(cubes.queries * width * values for values in output_sizes(config).values())
+    decoders = decoder_trunks(config) * trunk + heads
     first = visible * clip.cube_pixels * size.width
     recomputed = 0
     if every:
@@ -134,12 +135,18 @@ def step_flops(config: Config) -> StepFlops:
         recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(tokens, width)
         if (model.decoder_depth - 1) % every == 0:
             recomputed_trunk -= spared - 4 * visible * width * width
-        recomputed += _trunks(config) * recomputed_trunk
+        recomputed += decoder_trunks(config) * recomputed_trunk
     return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
 
 
-def _trunks(config: Config) -> int:
+def decoder_trunks(config: Config) -> int:
+    """Number of decoders: one for all heads, or one for each head."""
     return 1 if config.model.decoder == "shared" else len(output_sizes(config))
+
+
+def recompute_every(model: ModelConfig) -> int:
+    """Activation checkpointing recomputes every n-th block; 0 recomputes none."""
+    return {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -147,18 +154,18 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def _block(width: int) -> int:
-    """Two norms; q, k, v with biases for q and v; the projection; an MLP of four times the width."""
+    """Parameters of two norms; q, k, v (biases for q and v only); the projection; an MLP of four times the width."""
     attention = 3 * width * width + 2 * width + _linear(width, width)
     return 4 * width + attention + _linear(width, 4 * width) + _linear(4 * width, width)
 
 
 def _block_macs(tokens: int, width: int) -> int:
-    """12 matrices of width x width on each token, and two products of tokens x tokens x width."""
+    """Multiply-additions: 12 width x width matrices on each token, and two products of tokens x tokens x width."""
     return 12 * tokens * width * width + 2 * tokens * tokens * width
 
 
 def _recomputed_macs(tokens: int, width: int) -> int:
-    """All of a block but the MLP's second matrix: torch stops once it has every tensor that the backward pass reads."""
+    """A block without the MLP's second matrix: torch stops when it has every tensor that the backward pass reads."""
     return _block_macs(tokens, width) - 4 * tokens * width * width
 
 

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 from motionmae.errors import UserError
 
 USABLE = 0.9
-"""Share of a card that a plan fills: kernels' workspaces, NCCL, the CUDA context and fragmentation take the rest."""
+"""Share of a GPU's memory that an estimate may fill. Kernel workspaces, NCCL, the CUDA context, and fragmentation take
+the rest."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """Data of one GPU model."""
 
     part: str
-    """What is found in the device's name if it is one of these (with its memory where a model has several)."""
+    """Part of the device's name that identifies the model."""
     tflops: float
     """Dense bfloat16 peak (V100: float16)."""
     gigabytes: float
-    """Of memory, 10^9 bytes."""
+    """Memory in 10^9 bytes."""
     link: float
-    """GB/s in one direction between the GPUs of a node: NVLink's, else PCIe's."""
+    """GB/s in one direction between the GPUs of a node, by NVLink or else PCIe."""
 
 
 GPUS = {
@@ -37,16 +38,16 @@ GPUS = {
     "v100-32": Gpu("V100", 125.0, 32, 150),
     "v100-16": Gpu("V100", 125.0, 16, 150),
 }
-"""By the name that `plan --gpu` takes; a part that contains another's comes first."""
+"""GPUs by the name that `plan --gpu` takes. A longer part stands before a shorter one that it contains."""
 
 DEFAULT = "a100-80"
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU called ``name`` in :data:`GPUS`.
+    """Return an entry of :data:`GPUS`.
 
     Raises:
-        UserError: if there is none.
+        UserError: there is no GPU called ``name``.
     """
     if name not in GPUS:
         raise UserError(f"no GPU called {name} is known: choose one of {', '.join(GPUS)}")
@@ -54,5 +55,5 @@ def find_gpu(name: str) -> Gpu:
 
 
 def peak_of_device(device: str) -> float | None:
-    """TFLOP/s of the device that calls itself ``device``; None if it is not known."""
+    """TFLOP/s of a device by the name that CUDA reports; None if it is unknown."""
     return next((gpu.tflops for gpu in GPUS.values() if gpu.part in device), None)

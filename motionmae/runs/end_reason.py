@@ -1,49 +1,107 @@
-"""Exit statuses: how a process of a run ended.
+"""How an attempt of a run ended: exit codes, requeue policy, run states, and the classification of errors."""
 
-No torch here: what submits jobs reads statuses, and a login node may lack torch.
-"""
-
-from enum import IntEnum
+from enum import Enum, StrEnum
 
 from motionmae.errors import UserError
 
 
-class LeaseLost(RuntimeError):  # noqa: N818 - not an error of this process: it is too late
-    """A newer attempt of the run has claimed the run folder: this one must write nothing and end."""
+class LeaseLost(RuntimeError):  # noqa: N818 - the process did nothing wrong
+    """A newer attempt holds the lease on the run directory. This attempt must stop without writing anything."""
 
 
 class StorageError(RuntimeError):
-    """Storage would not give what lies on it: that may be whole, so nothing was changed, and later it may be read."""
+    """Storage could not be read. The data may be intact, so nothing was changed, and a later read may succeed."""
 
 
-class Exit(IntEnum):
-    """The exit status of a rank, below 128 except where shells have a number of their own for it."""
+class Requeue(Enum):
+    """Whether :mod:`slurm.requeue_policy` queues a job again."""
 
-    FINISHED = 0
-    """All steps are done and saved."""
-    CRASHED = 1
-    """An error nobody foresaw, with its traceback (Python's own status for it)."""
-    USER_ERROR = 2
-    """A person's mistake, said in one sentence: it would happen again."""
-    NO_STORAGE = 74
-    """Checkpoints are there and could not be read, whatever they hold (sysexits.h: "input/output error")."""
-    REQUEUE = 75
-    """Preempted or out of time: saved, and to be started again (sysexits.h: "try again")."""
-    LOST_PEERS = 76
-    """Other ranks, or the network to them, are gone: the last checkpoint holds (sysexits.h: "remote error")."""
-    BAD_NODE = 77
-    """This rank's node failed its pre-flight: started again elsewhere, the run can be expected to go on."""
-    HUNG = 79
-    """The watchdog ended a step that took far too long, after writing all stacks to the run's logs."""
-    LEASE_LOST = 80
-    """A newer attempt has the run folder: nothing was written, and nothing is to be started again."""
-    STOPPED = 81
-    """A person asked for the end by the stop file: saved, not to be started again by itself."""
-    TERMINATED = 143
-    """SIGTERM, Ctrl-C, a closed terminal: saved, not to be started again by itself (128 + SIGTERM, as shells say)."""
+    NEVER = "never"
+    ALWAYS = "always"
+    """Rank 0 requeues the job through submitit."""
+    BACKOFF = "backoff"
+    """At once, then after growing pauses, until `launch.max_retries` failures passed without a new checkpoint."""
+    ONCE = "once"
 
 
-_LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors for the most part
+class EndReason(StrEnum):
+    """How an attempt ended. Events, metrics, the report and the requeue policy use these values.
+
+    The constants of a member, in this order, are its value, exit code, requeue policy, badput category and description.
+    """
+
+    exit_code: int
+    """Exit code of the rank; 1 where the rank cannot choose it."""
+    requeue: Requeue
+    """What the requeue policy does next."""
+    badput: str
+    """Badput category of the idle time after the attempt: queue_wait or downtime."""
+    description: str
+    """A clause for messages."""
+
+    def __new__(
+        cls,
+        value: str,
+        exit_code: int = 1,
+        requeue: Requeue = Requeue.BACKOFF,
+        badput: str = "downtime",
+        description: str = "",
+    ) -> "EndReason":
+        """Make a member from the constants in its definition. Other calls give the value alone."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.exit_code, member.requeue, member.badput, member.description = exit_code, requeue, badput, description
+        return member
+
+    FINISHED = "finished", 0, Requeue.NEVER, "downtime", "all steps are done and saved"
+    """No idle time is counted after it."""
+    PREEMPTED = "preempted", 75, Requeue.ALWAYS, "queue_wait", "preempted or out of time, after a save"
+    """SIGUSR2 arrived (75: sysexits.h, "try again")."""
+    STOPPED = "stopped", 81, Requeue.NEVER, "downtime", "stopped by the stop file, after a save"
+    TERMINATED = "terminated", 143, Requeue.BACKOFF, "queue_wait", "terminated by a signal, after a save"
+    """SIGTERM, Ctrl-C or a closed terminal (128 + SIGTERM). The save resets the backoff."""
+    USER_ERROR = "user_error", 2, Requeue.NEVER, "downtime", "an error that a person must fix"
+    """It would happen again."""
+    LEASE_LOST = "lease_lost", 80, Requeue.NEVER, "downtime", "a newer attempt has taken over the run"
+    """Nothing was written after the takeover."""
+    NO_STORAGE = "no_storage", 74, Requeue.BACKOFF, "downtime", "checkpoints could not be read"
+    """The checkpoints exist (74: sysexits.h, "input/output error")."""
+    LOST_PEERS = "lost_peers", 76, Requeue.BACKOFF, "downtime", "ranks lost each other"
+    """Other ranks or the network failed (76: sysexits.h, "remote error")."""
+    BAD_NODE = "bad_node", 77, Requeue.BACKOFF, "downtime", "a node failed its pre-flight"
+    """The next attempt avoids the node."""
+    HUNG = "hung", 79, Requeue.BACKOFF, "downtime", "a step hung"
+    """The watchdog wrote all stacks to the run's logs and ended the process."""
+    CRASHED = "crashed", 1, Requeue.ONCE, "downtime", "an error in the program"
+    """An unexpected error with a traceback."""
+    TIME_LIMIT = "time_limit", 1, Requeue.BACKOFF, "downtime", "the time limit came before the run had saved"
+    KILLED = "killed", 137, Requeue.BACKOFF, "downtime", "a rank was killed"
+    """The next attempt avoids a node on which the run failed twice."""
+    NODE_DOWN = "node_down", 1, Requeue.ALWAYS, "downtime", "a node went down"
+    """Slurm itself queues the job again."""
+    NOT_STARTED = "not_started", 1, Requeue.BACKOFF, "downtime", "the ranks could not be started"
+
+    @property
+    def saved(self) -> bool:
+        """Whether the attempt ended as asked, after a last checkpoint."""
+        return self in (EndReason.FINISHED, EndReason.PREEMPTED, EndReason.STOPPED, EndReason.TERMINATED)
+
+    @property
+    def run_state(self) -> str:
+        """Value of the metric run_state after the attempt."""
+        if self is EndReason.TERMINATED:
+            return EndReason.STOPPED.value
+        return self.value if self.saved else "failed"
+
+    @property
+    def restart_reason(self) -> str:
+        """Value of the label ``reason`` of the metric restarts_total when the run starts again."""
+        if self in (EndReason.KILLED, EndReason.NODE_DOWN):
+            return "lost"
+        return "hung" if self is EndReason.HUNG else self.run_state
+
+
+_LOST_MESSAGES = (  # gloo, NCCL and the TCP store mostly raise plain RuntimeErrors
     "connection closed by peer",
     "connection reset by peer",
     "connection refused",
@@ -60,24 +118,24 @@ _LOST = (  # of gloo, NCCL and the TCP store, which raise plain RuntimeErrors fo
 _LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
-def exit_of(error: BaseException) -> Exit:
-    """The class of an error that ends a rank, found in it or in what it was raised from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LeaseLost):
-            return Exit.LEASE_LOST
-        if isinstance(seen, UserError):
-            return Exit.USER_ERROR
-        if isinstance(seen, StorageError):
-            return Exit.NO_STORAGE
-        if _is_lost_peer(seen):
-            return Exit.LOST_PEERS
-        seen = seen.__cause__
-    return Exit.CRASHED
+def classify_error(error: BaseException) -> EndReason:
+    """The reason for which ``error`` ends a rank. It is found in the error or in its chain of causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LeaseLost):
+            return EndReason.LEASE_LOST
+        if isinstance(cause, UserError):
+            return EndReason.USER_ERROR
+        if isinstance(cause, StorageError):
+            return EndReason.NO_STORAGE
+        if _is_lost_peer(cause):
+            return EndReason.LOST_PEERS
+        cause = cause.__cause__
+    return EndReason.CRASHED
 
 
 def _is_lost_peer(error: BaseException) -> bool:
     if any(kind.__name__ in _LOST_TYPES for kind in type(error).__mro__):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST_MESSAGES)

@@ -16,6 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from motionmae.runs.end_reason import EndReason
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -58,9 +60,9 @@ class Kind(str, Enum):
     FINISH = "finish"
     """The last step was taken and saved."""
     STOP = "stop"
-    """The attempt ends early: its exit class (:class:`motionmae.runs.end_reason.Exit`), the outcome or the error."""
+    """The attempt ends early: a :class:`motionmae.runs.end_reason.EndReason`, and the error if there is one."""
     FAILURE = "failure"
-    """The batch script saw the attempt fail: cause, node at fault, nodes excluded, whether it is tried again."""
+    """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether it is retried."""
 
 
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT.value, Kind.CHECKPOINT_FAILED.value, Kind.PICTURE.value)
@@ -227,6 +229,17 @@ def current_rows(path: Path) -> list[Row]:
             rows.pop()
         rows.append(row)
     return rows
+
+
+def idle_category(row: Row) -> str:
+    """Badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
+
+    Args:
+        row: an event ``stop``, ``finish``, ``submitted`` or ``failure``.
+    """
+    if row["kind"] == Kind.STOP:
+        return EndReason(row["reason"]).badput
+    return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
 
 
 def _plain(value: Any) -> Any:

@@ -11,10 +11,9 @@ from monitoring.goodput import Goodput, GoodputTracker, ledger_of
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, Row, current_rows, read_rows
-from motionmae.runs.run_state import ENDINGS, silence_after
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import Kind, Row, current_rows, idle_category, read_rows
 
-_SILENT = "silent"
 _PAUSING = (Kind.STOP.value, Kind.FAILURE.value, Kind.SUBMITTED.value)
 _LATELY = 900.0
 """Seconds without a sign after which a run is no longer said to be under way."""
@@ -35,10 +34,17 @@ class Life:
     last_step: int = 0
     ended: float = 0.0
     """Its last sign of life."""
-    end: str = "silent"
-    """How it ended."""
+    end: EndReason | None = None
+    """How it ended. None without a word: it runs, or it was lost."""
+    error: str = ""
+    """The error that ended it."""
     pauses: list[tuple[float, str]] = field(default_factory=list)
     """What was said when it was over: the moment, and the cause that the time since then has in the books."""
+
+    @property
+    def ended_by(self) -> str:
+        """A clause that says how it ended."""
+        return self.error or (self.end.description if self.end else "silent")
 
     def silence(self, until: float) -> list[tuple[float, float, str]]:
         """Stretches of the time after it, (begin, end, cause), until the next one begins."""
@@ -78,9 +84,9 @@ class Story:
         """How it stands, in a word or two."""
         if not self.lives:
             return "submitted"
-        if self.lives[-1].end != _SILENT:
-            return self.lives[-1].end.partition(",")[0].partition(":")[0]
-        return "under way" if time.time() - self.lives[-1].ended < _LATELY else _SILENT
+        if end := self.lives[-1].end:
+            return end.run_state
+        return "under way" if time.time() - self.lives[-1].ended < _LATELY else "silent"
 
     @property
     def losses(self) -> list[str]:
@@ -141,27 +147,26 @@ def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
     for row in events:
         name, kind = row.get("attempt", ""), row["kind"]
         if kind == Kind.START.value:
-            if lives and list(lives.values())[-1].end == "finished":
+            if lives and list(lives.values())[-1].end is EndReason.FINISHED:
                 break
             lives[name] = Life(
                 row["time"] - row.get("age", 0.0), row.get("hosts", [row.get("host", "?")]), row["world"]
             )
         elif kind in _PAUSING and lives:
-            list(lives.values())[-1].pauses.append((row["time"], silence_after(row)))
+            list(lives.values())[-1].pauses.append((row["time"], idle_category(row)))
         if name not in lives:
             continue
         life = lives[name]
         if kind == Kind.FAILURE.value:  # the batch script's word, after the life was over
-            life.end = f"failed: {row['cause']}" if life.end == _SILENT else life.end
+            life.end = life.end or EndReason(row["reason"])
             continue
         life.ended = row["time"]
         if kind == Kind.READY.value:
             life.ready, life.first_step, life.last_step = row["time"], row["step"], row["step"]
         elif kind == Kind.STOP.value:
-            ending = ENDINGS.get(row.get("outcome", ""))
-            life.end = f"{ending.state}, saved" if ending else str(row.get("error", "stopped"))
+            life.end, life.error = EndReason(row["reason"]), row.get("error", "")
         elif kind == Kind.FINISH.value:
-            life.end = "finished"
+            life.end = EndReason.FINISHED
     for row in rows:
         if life := lives.get(row["attempt"]):  # type: ignore[assignment]
             life.last_step = row["step"]

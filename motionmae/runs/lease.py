@@ -13,17 +13,17 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.events import Kind, read_rows
 
@@ -40,10 +40,8 @@ class Lease:
 
     file: Path
     """The run folder's FILE."""
-    name: str
-    """What its rows in events.jsonl and metrics.jsonl carry."""
-    number: int
-    """1, 2, ...: leases of this folder so far."""
+    attempt: Attempt
+    """The holder."""
 
     def check(self) -> None:
         """Make sure that the run folder is still this attempt's.
@@ -53,11 +51,11 @@ class Lease:
             OSError: if that cannot be found out, so that nothing is written on a guess.
         """
         owner = _read(self.file)
-        if owner["name"] != self.name:
+        if owner["id"] != self.attempt.id:
             raise LeaseLost(
                 f"attempt {owner['number']} of this run, started on {owner['host']} at "
                 f"{time.strftime('%H:%M:%S UTC', time.gmtime(owner['time']))}, has taken over {self.file.parent}; "
-                f"attempt {self.number} on {socket.gethostname()} writes nothing more and ends"
+                f"attempt {self.attempt.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
 
@@ -71,15 +69,14 @@ def acquire_lease(folder: Path) -> Lease:
     try:
         with _locked(folder / ".lease.lock"):
             number = _read(file)["number"] + 1 if file.exists() else 1
-            mine = Lease(file, new_attempt_id(), number)
-            owner = {"number": number, "name": mine.name, "host": socket.gethostname(), "pid": os.getpid()}
-            owner |= {"slurm_job_id": os.environ.get("SLURM_JOB_ID"), "time": time.time()}
+            attempt = Attempt.begin(number)
+            owner = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
             write_atomically(file, json.dumps(owner, indent=1).encode())
     except OSError as error:
         raise UserError(
             f"{file} cannot be written ({error.strerror}): see that {folder} has room and is yours"
         ) from error
-    return mine
+    return Lease(file, attempt)
 
 
 def current_holder(folder: Path) -> str:
@@ -92,7 +89,7 @@ def current_holder(folder: Path) -> str:
         return ""
     owner = _read(file)
     for row in read_rows(folder / "events.jsonl"):
-        if row["attempt"] == owner["name"] and row["kind"] in (Kind.STOP.value, Kind.FINISH.value):
+        if row["attempt"] == owner["id"] and row["kind"] in (Kind.STOP.value, Kind.FINISH.value):
             return ""
     here = owner["host"] == socket.gethostname()
     if here and not Path(f"/proc/{owner['pid']}").exists():
@@ -101,15 +98,10 @@ def current_holder(folder: Path) -> str:
     return f"attempt {owner['number']} of this run {certainty} as process {owner['pid']} on {owner['host']}"
 
 
-def new_attempt_id() -> str:
-    """A name for this life of the run; later ones sort later."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-        return {key: content[key] for key in ("number", "name", "host", "pid", "time")}
+        return {key: content[key] for key in ("number", "id", "host", "pid", "time")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}): see that no job trains in its folder, then delete it"

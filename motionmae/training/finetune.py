@@ -1,4 +1,4 @@
-"""Fine-tuning: a classifier on a pre-trained encoder, by Table 6b; or a probe, the same on a frozen one."""
+"""Fine-tuning (Table 6b): a classifier on a pre-trained encoder, or a probe on a frozen one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from motionmae.training.task import Groups
 
 
 class ClipMixup(Mixup):
-    """timm's Mixup for clips (B, T, H, W, 3): cutmix's box, drawn over height and width, is cut out of every frame."""
+    """timm's Mixup for clips (B, T, H, W, 3): CutMix replaces the same box of height and width in every frame."""
 
     def _mix_batch(self, x: Tensor) -> float:
         height, width = x.shape[2:4]
@@ -41,7 +41,7 @@ class ClipMixup(Mixup):
 
 
 class Finetuning:
-    """The :class:`~motionmae.training.task.Task` of Table 6b."""
+    """Fine-tuning :class:`~motionmae.training.task.Task` (Table 6b)."""
 
     losses: tuple[str, ...] = ("loss",)
     needs_flow = False
@@ -54,20 +54,22 @@ class Finetuning:
         self._soft = SoftTargetCrossEntropy()
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """See :meth:`Task.choose_weights`; a pre-training that goes on may save before the last rank has looked.
+        """Resolve ``finetune.init`` on rank 0: a pre-training in progress may save before the last rank has looked.
 
-        A probe's ranks read the encoder that the first of them keeps.
+        The ranks of a probe read the encoder that rank 0 saves in the run folder.
         """
         finetune = self._config.finetune
         if saved is None and not finetune.frozen and finetune.init != "scratch":
             self._init = str(run_on_rank_zero(rank, lambda: resolve_checkpoint(finetune.init)))
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """See :meth:`Task.build_model`; a frozen encoder is in no checkpoint, so the first to build it keeps it."""
+        """Build the classifier. No checkpoint holds a frozen encoder; rank 0, which builds first, saves it."""
         config, finetune = self._config, self._config.finetune
         classes = len(manifest.class_names)
         if classes < 2:
-            raise UserError(f"{config.data.shards} names {classes} classes, too few to tell apart: use labelled shards")
+            raise UserError(
+                f"{config.data.shards} names {classes} classes, a classifier needs two: use labelled shards"
+            )
         if finetune.mixes:
             self._mixup = ClipMixup(
                 mixup_alpha=finetune.mixup,
@@ -80,15 +82,14 @@ class Finetuning:
         self._state = {"class_names": list(manifest.class_names)}
         if finetune.frozen:
             folder = RunFolder.of(config.output_dir, config.name)
-            self._state["frozen"] = load_frozen(model.encoder, folder, config, saved)
+            self._state["frozen"] = load_frozen(model.encoder, folder, finetune.init, saved)
             if not folder.encoder.is_file():
-                keep_frozen(model.encoder, folder)
+                save_frozen(model.encoder, folder)
         elif saved is None and finetune.init != "scratch":
             load_encoder(model.encoder, self._init)
         return model
 
     def parameter_groups(self, model: nn.Module) -> Groups:
-        """See :meth:`Task.parameter_groups`; timm's groups, layer by layer."""
         return param_groups_layer_decay(
             model,
             self._config.optim.weight_decay,
@@ -97,7 +98,7 @@ class Finetuning:
         )
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
-        """See :meth:`Task.forward`: cross entropy against mixed or smoothed labels."""
+        """Cross entropy with mixed or smoothed labels."""
         if self._mixup is None:
             smoothing = self._config.finetune.label_smoothing
             logits = engine(batch.clips)
@@ -106,34 +107,34 @@ class Finetuning:
         return (self._soft(engine(clips).float(), targets),)
 
     def state(self) -> dict[str, Any]:
-        """See :meth:`Task.state`: the classes in the order of the logits, and the fingerprint of a frozen encoder."""
+        """Class names in the order of the logits, and the fingerprint of a frozen encoder."""
         return self._state
 
 
-def load_frozen(encoder: nn.Module, folder: RunFolder, config: Config, saved: Mapping[str, Any] | None) -> str:
-    """Load the encoder of a probe, whose checkpoints hold the head alone, and return its fingerprint.
+def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping[str, Any] | None) -> str:
+    """Load the encoder of a probe and return its fingerprint; the probe's checkpoints hold only the head.
 
-    It is the one kept with the run: ``finetune.init`` may train on, and be pruned, while the probe lives.
+    The run folder's copy is loaded if there is one: the run at ``init`` may train on and delete its checkpoints.
 
     Raises:
-        UserError: the weights are not those that the head in the checkpoint was trained on.
+        UserError: the head in the checkpoint was trained on another encoder.
     """
-    source = str(folder.encoder) if folder.encoder.is_file() else config.finetune.init
+    source = str(folder.encoder) if folder.encoder.is_file() else init
     load_encoder(encoder, source)
-    found = fingerprint(encoder)
-    if saved is not None and saved["frozen"] != found:
+    loaded = fingerprint(encoder)
+    if saved is not None and saved["frozen"] != loaded:
         raise UserError(
             f"{source} holds another encoder than the head in {folder.path} was trained on: put the run's own "
             f"{folder.encoder.name} back, or train the probe anew with name=..."
         )
-    return found
+    return loaded
 
 
-def keep_frozen(encoder: nn.Module, folder: RunFolder) -> None:
-    """Write the encoder of a probe to its run folder, under the names of a classifier.
+def save_frozen(encoder: nn.Module, folder: RunFolder) -> None:
+    """Save the encoder of a probe in its run folder, with a classifier's tensor names.
 
     Raises:
-        UserError: there is no room for it.
+        UserError: the file cannot be written.
     """
     state = {f"encoder.{name}": value.contiguous() for name, value in encoder.state_dict().items()}
     try:

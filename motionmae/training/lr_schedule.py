@@ -1,4 +1,4 @@
-"""The learning rate: linear from 0, then half a cosine to a small floor, set before every step."""
+"""Learning-rate schedule: linear warm-up from 0, then half a cosine down to ``optim.min_lr``, set before every step."""
 
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch.optim import Optimizer
@@ -7,11 +7,11 @@ from motionmae.config import OptimConfig
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimConfig, steps_per_epoch: int) -> CosineLRScheduler:
-    """Make timm's cosine schedule over single steps: ``step_update(t)`` before step ``t``, from 0, sets its rate.
+    """Build timm's cosine schedule over steps: ``step_update(t)`` sets the rate of step ``t``, counted from 0.
 
-    The rate is a function of ``t`` alone, so there is no state to save: 0 at step 0, the peak after
-    ``optim.warmup_epochs``, ``optim.min_lr`` after ``optim.epochs``. (VideoMAE's ``cosine_scheduler`` has the same
-    shape and reaches its peak one step earlier.)
+    The rate depends on ``t`` only and needs no state in a checkpoint: 0 at step 0, the peak after
+    ``optim.warmup_epochs``, ``optim.min_lr`` after ``optim.epochs``. VideoMAE's ``cosine_scheduler`` has the same shape
+    and reaches its peak one step earlier.
     """
     warmup = round(optim.warmup_epochs * steps_per_epoch)
     for group in optimizer.param_groups:

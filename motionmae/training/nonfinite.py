@@ -1,8 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped on all ranks together, counted, reported, and only so many.
+"""Non-finite guard: find the cause of skipped steps, and decide when a run has skipped too many.
 
-The skip itself is the engine's (:meth:`motionmae.engine.deepspeed_engine.Engine.backward`); here it is explained and counted.
-With more than BUDGET of them in a WINDOW the run goes back to the checkpoint before the first, and on with the samples
-after the last (:func:`motionmae.training.trainer.go_back`). If that does not help, it stops.
+The engine skips a step with a non-finite loss or gradient on all ranks
+(:meth:`motionmae.engine.deepspeed_engine.Engine.backward`). More than BUDGET skipped steps in a WINDOW cause a rollback
+to the checkpoint before the first of them; training continues with the samples after the last
+(:meth:`motionmae.training.trainer.Trainer.rollback`). If that happens again soon after, the run stops.
 """
 
 from dataclasses import dataclass
@@ -16,35 +17,34 @@ from motionmae.errors import UserError
 from motionmae.training.state import TrainState
 
 WINDOW = 1000
-"""Steps over which skipped ones are counted against BUDGET."""
+"""Steps over which skipped steps are counted."""
 
 BUDGET = 10
-"""Steps of a WINDOW that may be skipped; with one more the run goes back, once in two WINDOWs."""
+"""Skipped steps allowed in a WINDOW. One more causes a rollback, at most once in two WINDOWs."""
 
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """Why a step was skipped."""
+    """Cause of a skipped step."""
 
     cause: str
-    """loss: it was not finite; gradient: the loss was finite, its gradient not; overflow: the fp16 loss scale was too
-    high, which is its normal way to find its level and not counted."""
+    """"loss": a loss was not finite; "gradient": the losses were finite, the gradient was not; "overflow": the fp16
+    loss scale was too high, which is how it finds its level and does not count."""
     ranks: list[int]
-    """Ranks with a loss that was not finite (none for the other causes)."""
+    """Ranks with a non-finite loss; empty for the other causes."""
     samples: list[int]
-    """Ids of the samples those ranks had in the step."""
+    """Sample IDs of those ranks in the step."""
 
 
-def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
-    """Find out why the step just taken was skipped. Collective.
+def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
+    """Find the cause of the step that was just skipped. Collective.
 
     Args:
-        engine: after its step.
-        losses: (L,) this rank's losses in the step, those of the task: 3 in pre-training, 1 in fine-tuning.
-        samples: (b,) ids of this rank's samples, one tensor a micro-batch.
+        losses: (L,) this rank's losses of the step: 3 in pre-training, 1 in fine-tuning.
+        samples: (b,) IDs of this rank's samples, one tensor per micro-batch.
     """
-    bad = not bool(losses.isfinite().all())
-    answers = gather_objects(torch.cat(samples).tolist() if bad else None)
+    nonfinite = not bool(losses.isfinite().all())
+    answers = gather_objects(torch.cat(samples).tolist() if nonfinite else None)
     ranks = [rank for rank, ids in enumerate(answers) if ids is not None]
     if ranks:
         return SkippedStep("loss", ranks, [sample for ids in answers if ids for sample in ids])
@@ -52,10 +52,10 @@ def examine(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedSte
     return SkippedStep("gradient" if scale is None or scale.exhausted else "overflow", [], [])
 
 
-def count(state: TrainState, bad: SkippedStep) -> bool:
-    """Enter the skipped step, the last one of ``state``, into its books. True: more than BUDGET were in the WINDOW."""
+def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
+    """Count the last step of ``state`` as skipped; True if the WINDOW now holds more than BUDGET of them."""
     state.skipped += 1
-    if bad.cause == "overflow":
+    if skipped.cause == "overflow":
         return False
     recent = [step for step in state.recently_skipped if step > state.step - WINDOW]
     state.recently_skipped = [*recent, state.step]
@@ -63,16 +63,17 @@ def count(state: TrainState, bad: SkippedStep) -> bool:
 
 
 def may_roll_back(state: TrainState) -> bool:
-    """Whether going back can help: not if it was done lately, and the samples passed over since did not matter."""
-    return not any(state.data_step - then <= 2 * WINDOW for then in state.rollbacks)
+    """False within two WINDOWs of a rollback: other samples did not help then."""
+    return not any(state.data_step - data_step <= 2 * WINDOW for data_step in state.rollbacks)
 
 
-def give_up(state: TrainState, bad: SkippedStep) -> UserError:
-    """The report with which the run stops."""
-    where = f"on rank {bad.ranks[0]}, samples {bad.samples[:8]}" if bad.ranks else "on all ranks"
-    back = ", also after a return to an earlier checkpoint and other samples," if state.rollbacks else ""
+def too_many_skipped(state: TrainState, skipped: SkippedStep) -> UserError:
+    """Build the error that stops the run."""
+    where = f"on rank {skipped.ranks[0]}, samples {skipped.samples[:8]}" if skipped.ranks else "on all ranks"
+    rollback = ", also after a rollback to an earlier checkpoint and other samples," if state.rollbacks else ""
     return UserError(
-        f"loss or gradient was not finite{back} in {len(state.recently_skipped)} of the last {WINDOW} steps, at last "
-        f"the {bad.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start another run with a "
-        "lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step with its samples)"
+        f"loss or gradient was not finite{rollback} in {len(state.recently_skipped)} of the last {WINDOW} steps, most "
+        f"recently the {skipped.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start "
+        "another run with a lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step with its "
+        "samples)"
     )

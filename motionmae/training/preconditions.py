@@ -3,6 +3,7 @@
 from typing import Any
 
 from motionmae.config import Config, load_config
+from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import check_same_stream, stream_identity
 from motionmae.data.open_shards import load_manifest
@@ -10,7 +11,6 @@ from motionmae.data.shards.manifest import Manifest
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.lease import current_holder
-from motionmae.training.state import check_same_run, config_as_json
 
 
 def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
@@ -21,14 +21,14 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
 
     Raises:
         UserError: see :func:`motionmae.data.shards.manifest.load_manifest`,
-            :func:`motionmae.training.state.check_same_run` and :func:`motionmae.data.loader.check_same_stream`.
+            :func:`motionmae.config.resume.check_same_run` and :func:`motionmae.data.loader.check_same_stream`.
     """
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
     saved = next(filter(None, map(_state_in, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         living = load_config(str(folder.config))
-        saved = {"config": config_as_json(living), "loader": _identity(living)}
+        saved = {"config": living.model_dump(mode="json"), "loader": _identity(living)}
     if saved:
         check_same_run(saved["config"], config)
         check_same_stream(saved["loader"], _identity(config, manifest))

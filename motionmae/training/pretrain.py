@@ -1,6 +1,6 @@
-"""Pre-training: rebuild what is hidden, frames by the space head and motion by the time head."""
+"""Pre-training: reconstruct masked cubes, frames with the space head and motion with the time head."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,18 +9,13 @@ from motionmae.config import Config
 from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
 from motionmae.distributed.context import DistributedContext
-from motionmae.distributed.stop_requests import Outcome, Preemption
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.motionmae import build_motionmae
-from motionmae.runs.events import Sink
-from motionmae.training.setup import train_run
 from motionmae.training.task import Groups, decay_groups
-
-__all__ = ["Outcome", "pretrain"]
 
 
 class Pretraining:
-    """The :class:`~motionmae.training.task.Task` of the paper's section 3."""
+    """Pre-training :class:`~motionmae.training.task.Task` (section 3 of the paper)."""
 
     losses: tuple[str, ...] = ("loss", "loss_space", "loss_time")
     needs_labels = False
@@ -30,25 +25,17 @@ class Pretraining:
         self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """See :meth:`Task.choose_weights`: there are none to choose from."""
+        """Nothing to choose: the initial weights follow from the seed."""
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """See :meth:`Task.build_model`; the weights follow from the seed."""
         return build_motionmae(self._config)
 
     def parameter_groups(self, model: nn.Module) -> Groups:
-        """See :meth:`Task.parameter_groups`."""
-        return decay_groups(model, self._config)
+        return decay_groups(model, self._config.optim)
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
-        """See :meth:`Task.forward`; a head that is not trained has loss 0."""
+        """Compute total, space, and time loss; the loss of an absent head is 0."""
         return engine(batch.clips, batch.seeds, batch.flow)
 
     def state(self) -> dict[str, Any]:
-        """See :meth:`Task.state`: the config says all."""
         return {}
-
-
-def pretrain(config: Config, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()) -> Outcome:
-    """Pre-train by ``config``: one attempt of its run, see :func:`motionmae.training.setup.train_run`."""
-    return train_run(config, Pretraining(config), preemption=preemption, sinks=sinks)

@@ -1,17 +1,17 @@
-"""One attempt of a run, from finding its last checkpoint to the end of its work or a signal."""
+"""Entry point of training: joins the ranks, takes over the run folder, and builds the trainer from its checkpoint."""
 
 import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 
 import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config, save_config
+from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
     DistributedContext,
@@ -21,90 +21,68 @@ from motionmae.distributed.context import (
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import Outcome, Preemption, StopRequests
+from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease
-from motionmae.training.callbacks.gc import synchronized_gc
+from motionmae.training.callbacks.gc import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.progress import ProgressLine
-from motionmae.training.callbacks.reconstructions import LAST_SECONDS, ReconstructionCallback
-from motionmae.training.lr_schedule import build_schedule
+from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.preconditions import validate_before_start
-from motionmae.training.state import TrainState, check_same_run
+from motionmae.training.pretrain import Pretraining
+from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
-from motionmae.training.trainer import Run, log_damaged, log_reconstruction, train
+from motionmae.training.trainer import Trainer, damage_logger
 
 logger = logging.getLogger(__name__)
 
 
-def train_run(
-    config: Config, task: Task, *, preemption: Preemption | None = None, sinks: Iterable[Sink] = ()
-) -> Outcome:
-    """Train by ``config`` in its run folder from where the folder's newest whole checkpoint left it.
+def run_training(config: Config, *, signals: StopSignals | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
+    """Run one attempt: train from the newest valid checkpoint of the run folder, or start a new run.
 
-    The process must be one of the run's ranks (alone, under torchrun or under srun), and every rank must call this.
-    The same call again resumes; after the last step it says so and does nothing.
+    Every rank of the run calls this, alone, under torchrun, or under srun. The same call again resumes the run. A
+    complete run stays unchanged.
 
     Args:
-        config: of the run; what it may change of a run begun: :data:`motionmae.training.state.MAY_CHANGE`.
-        task: what is trained.
-        preemption: installed signal handlers; by default this call installs its own and puts the former ones back.
-        sinks: what hears this rank's events and metrics besides the run folder's files; closed at the end.
+        config: a resumed run may change only fields marked MAY_CHANGE (:mod:`motionmae.config.resume`).
+        signals: installed signal handlers; by default, handlers are installed during this call.
+        sinks: receive this rank's events and metrics besides the run folder's files; closed at the end.
 
     Raises:
-        UserError: for what a person can mend: data, settings, launch, a full disk at the end, too many bad steps.
+        UserError: data, settings, launch, a full disk at the end, or too many non-finite steps.
     """
     with ExitStack() as stack:
-        preemption = preemption or stack.enter_context(Preemption())
-        start = prepare(config, task, sinks, stack)
-        found = sharded.find_newest(start.store, start.rank, log_damaged(start.events, start.progress))
-        state = resume_state(found, config, start.rank, start.loader)
-        start.startup.done("find_checkpoint")
-        if state.step >= start.total_steps:
-            start.events.event(Kind.FINISH, state.step)
-            start.progress.say(f"{start.folder.path} is complete: all of its {start.total_steps} steps are done")
-            return Outcome.FINISHED
-        run = build_run(start, found, state, preemption, stack)
-        seconds = start.startup.seconds
-        run.events.event(Kind.READY, state.step, total_steps=run.total_steps, seconds=process_age(), startup=seconds)
-        run.progress.say(startup_message(run, start.folder))
-        with synchronized_gc():
-            outcome = train(run)
-        log_end(run, outcome, start.folder)
-        return outcome
+        signals = signals or stack.enter_context(StopSignals())
+        trainer = build_trainer(config, make_task(config), signals, sinks, stack)
+        return trainer.fit() if trainer else EndReason.FINISHED
 
 
-@dataclass(frozen=True)
-class Start:
-    """An attempt before it has a model: the folder is its own, what happens is recorded, and data is at hand."""
+def make_task(config: Config) -> Task:
+    """Build the task that ``config.task`` names."""
+    if config.task == "finetune":
+        from motionmae.training.finetune import Finetuning  # imports timm's losses and mixup, slowly
 
-    config: Config
-    task: Task
-    startup: StartupTimer
-    rank: DistributedContext
-    folder: RunFolder
-    store: CheckpointStore
-    lease: Lease
-    events: EventLog
-    watchdog: Watchdog
-    loader: ClipLoader
-    progress: ProgressLine
-    total_steps: int
+        return Finetuning(config)
+    return Pretraining(config)
 
 
-def prepare(config: Config, task: Task, sinks: Iterable[Sink], stack: ExitStack) -> Start:
-    """Join the other ranks, take the run folder over, open the sample stream; ``stack`` undoes it. Collective.
+def build_trainer(
+    config: Config, task: Task, signals: StopSignals, sinks: Iterable[Sink], stack: ExitStack
+) -> Trainer | None:
+    """Build the trainer of this rank with the state of the newest checkpoint, or None if the run is complete.
+
+    ``stack`` closes all of its parts. Collective.
 
     Raises:
-        UserError: settings or data are not those of the run, or no run could be made of them.
+        UserError: settings or data are invalid, or are not those of the run.
     """
     startup = StartupTimer()
     rank = stack.enter_context(distributed(config.engine))
@@ -114,76 +92,79 @@ def prepare(config: Config, task: Task, sinks: Iterable[Sink], stack: ExitStack)
     run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
-    events = stack.enter_context(recording(folder, rank, lease, sinks))
-    watchdog = stack.enter_context(closing(watch(config, folder, rank, events)))
+    events = stack.enter_context(record_events(folder, rank, lease, sinks))
+    watchdog = stack.enter_context(closing(start_watchdog(config, folder, rank, events)))
     startup.done("run_folder")
-    loader = stack.enter_context(closing(open_loader(config, task, rank)))
+    loader = stack.enter_context(closing(rank_zero_first(rank, lambda: build_loader(config, task, rank))))
     total_steps = loader.steps_per_epoch * config.optim.epochs
     progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_rank_zero)))
     startup.done("data")
-    return Start(config, task, startup, rank, folder, store, lease, events, watchdog, loader, progress, total_steps)
+    checkpoint = sharded.find_newest(store, rank, damage_logger(events, progress.log))
+    state = load_train_state(checkpoint, config, rank, loader)
+    startup.done("find_checkpoint")
+    if state.step >= total_steps:
+        events.event(Kind.FINISH, state.step)
+        progress.log(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        return None
 
-
-def build_run(
-    start: Start, found: Checkpoint | None, state: TrainState, preemption: Preemption, stack: ExitStack
-) -> Run:
-    """The engine with the weights of ``found``, and all that the loop needs; ``stack`` undoes it. Collective."""
-    config, rank, events, startup = start.config, start.rank, start.events, start.startup
     if rank.is_rank_zero:
-        start.lease.check()
-        save_config(config, start.folder.config)
-        if found is None:
-            start.folder.encoder.unlink(missing_ok=True)  # of a start that came to no checkpoint
-    run_on_rank_zero(rank, lambda: add_loggers(events, config, start.folder, state.step))
-    import_deepspeed(rank.device)
-    startup.done("import_deepspeed")
-    engine = build_engine(config, start.task, rank, start.loader, found)
+        lease.check()
+        save_config(config, folder.config)
+        if checkpoint is None:
+            folder.encoder.unlink(missing_ok=True)  # from an attempt that saved no checkpoint
+    run_on_rank_zero(rank, lambda: add_loggers(events, config, folder, state.step))
+    engine = build_engine(config, task, rank, loader, checkpoint, startup)
     stack.callback(engine.close)
-    startup.done("engine")
-    if found:
-        sharded.restore(engine, rank, found)
-        startup.done("restore")
+    if checkpoint:
         seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
-        events.event(Kind.RESUME, found.step, path=found.folder.name, seconds=seconds)
-    saver = AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog)
-    return Run(
+        events.event(Kind.RESUME, checkpoint.step, path=checkpoint.folder.name, seconds=seconds)
+    checkpointer = stack.enter_context(closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog)))
+    picture_steps = config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
+    reconstructions = ReconstructionCallback(folder, picture_steps, events, progress.log)
+    callbacks = (progress, SynchronizedGc(), reconstructions)
+    for callback in callbacks[1:]:
+        stack.enter_context(closing(callback))
+    trainer = Trainer(
         config=config,
-        task=start.task,
+        task=task,
         rank=rank,
+        folder=folder,
+        store=store,
         engine=engine,
-        loader=start.loader,
-        schedule=build_schedule(engine.optimizer, config.optim, start.loader.steps_per_epoch),
-        requests=StopRequests(preemption, start.folder.path, rank.is_rank_zero),
-        store=start.store,
-        saver=stack.enter_context(
-            closing(AsyncCheckpointer(start.store, rank, start.lease, config.checkpoint, start.watchdog))
-        ),
-        watchdog=start.watchdog,
+        loader=loader,
+        checkpointer=checkpointer,
+        stop_requests=StopRequests(signals, folder.path, rank.is_rank_zero),
+        watchdog=watchdog,
         events=events,
-        progress=start.progress,
-        drawing=stack.enter_context(closing(open_reconstructions(config, start.folder, rank))),
+        callbacks=callbacks,
+        log=progress.log,
         state=state,
-        total_steps=start.total_steps,
+        total_steps=total_steps,
     )
+    events.event(Kind.READY, state.step, total_steps=total_steps, seconds=process_age(), startup=startup.seconds)
+    log_start(trainer)
+    return trainer
 
 
 @contextmanager
-def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: Iterable[Sink]) -> Iterator[EventLog]:
-    """The run's event log, with its start and, should an error end the run, that error in it.
+def record_events(
+    folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: Iterable[Sink]
+) -> Iterator[EventLog]:
+    """Open the event log, and record the start of the attempt and an error that ends it.
 
     Raises:
-        LeaseLost: in place of any error of a run that was taken over, such as the loss of peers that saw it first.
+        LeaseLost: replaces any error of an attempt that has lost its lease, such as the loss of other ranks.
     """
-    events = EventLog(
-        lease.name, sinks, check=lease.check if rank.is_rank_zero else None
-    )  # the others write no rows there
+    attempt = lease.attempt
+    check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there
+    events = EventLog(attempt.id, sinks, check)
     hosts = gather_objects(socket.gethostname())
     if rank.is_rank_zero:
         events.add(JsonLines(folder.events, folder.metrics))
     events.event(
         Kind.START,
         0,
-        number=lease.number,
+        number=attempt.number,
         world=rank.world,
         device=str(rank.device),
         host=socket.gethostname(),
@@ -191,64 +172,37 @@ def recording(folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: 
         age=process_age(),
         pid=os.getpid(),
         torch=torch.__version__,
-        code=git_revision() if rank.is_rank_zero else "",  # the only one whose events are kept
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        code=git_revision() if rank.is_rank_zero else "",
+        job=attempt.job,
+        restart=attempt.restart,
     )
     try:
         yield events
     except BaseException as error:
         with suppress(OSError):
             lease.check()
-        ending = {"exit": exit_of(error).name.lower(), "error": f"{type(error).__name__}: {error}"}
-        events.event(Kind.STOP, events.last_step, **ending)
+        text = f"{type(error).__name__}: {error}"
+        events.event(Kind.STOP, events.last_step, reason=classify_error(error), error=text)
         raise
     finally:
         events.close()
 
 
-def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
-    """Have the run shown wherever the config says.
-
-    Raises:
-        UserError: if a package for it is missing.
-    """
-    if config.log.tensorboard:
-        try:
-            events.add(TensorBoard(folder, resumed_step))
-        except OSError as error:
-            logger.warning("nothing is written for TensorBoard (%s); training goes on", error)
-    if config.log.wandb != "off":
-        events.add(WeightsAndBiases(config, folder))
-
-
-def open_reconstructions(config: Config, folder: RunFolder, rank: DistributedContext) -> ReconstructionCallback:
-    """What draws pictures of this run, on rank 0 and where there are heads to draw."""
-    return ReconstructionCallback(
-        folder, config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
-    )
-
-
-def watch(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
-    """The watchdog of this rank, which begins with the start-up."""
+def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
+    """Start the watchdog of this rank with the limit for start-up."""
     stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
-    def announce(sentence: str) -> None:
+    def report(sentence: str) -> None:
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
-        events.event(Kind.STOP, events.last_step, exit=Exit.HUNG.name.lower(), error=sentence)
+        events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
-    watchdog = Watchdog(config.watchdog, stacks, announce)
+    watchdog = Watchdog(config.watchdog, stacks, report)
     watchdog.expect("starting up", config.watchdog.startup_seconds)
     return watchdog
 
 
-def open_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
-    """Open the sample stream at this rank's share of it. Collective."""
-    return rank_zero_first(rank, lambda: new_loader(config, task, rank))
-
-
-def new_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
-    """The loader of ``config`` for this rank."""
+def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
+    """Build the loader of this rank's share of the samples."""
     return ClipLoader(
         config.data,
         config.clip,
@@ -262,13 +216,15 @@ def new_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoad
     )
 
 
-def resume_state(found: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader) -> TrainState:
-    """The trainer's state in the checkpoint, after making sure that it is this run's. Collective.
+def load_train_state(
+    checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
+) -> TrainState:
+    """Load the trainer's state from a checkpoint, or return a new one. Collective.
 
     Raises:
-        UserError: if config or data are not those of the checkpoint.
+        UserError: the checkpoint was written with other settings or other data.
     """
-    saved = broadcast_object(found.state() if found and rank.is_rank_zero else None)
+    saved = broadcast_object(checkpoint.state() if checkpoint and rank.is_rank_zero else None)
     if saved is None:
         return TrainState()
 
@@ -276,45 +232,54 @@ def resume_state(found: Checkpoint | None, config: Config, rank: DistributedCont
         check_same_run(saved["config"], config)
         check_same_stream(saved["loader"], loader.identity)
 
-    run_on_rank_zero(rank, check)  # before the others, so that what is wrong is said once
-    check()
+    rank_zero_first(rank, check)
     return TrainState(**saved["trainer"])
 
 
+def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
+    """Add the loggers that ``config.log`` asks for.
+
+    Raises:
+        UserError: a logger's package is not installed.
+    """
+    if config.log.tensorboard:
+        try:
+            events.add(TensorBoard(folder, resumed_step))
+        except OSError as error:
+            logger.warning("nothing is written for TensorBoard (%s); training goes on", error)
+    if config.log.wandb != "off":
+        events.add(WeightsAndBiases(config, folder))
+
+
 def build_engine(
-    config: Config, task: Task, rank: DistributedContext, loader: ClipLoader, found: Checkpoint | None
+    config: Config,
+    task: Task,
+    rank: DistributedContext,
+    loader: ClipLoader,
+    checkpoint: Checkpoint | None,
+    startup: StartupTimer,
 ) -> Engine:
-    """The model on DeepSpeed, with its initial weights. Collective."""
-    saved = found.state().get("task", {}) if found else None
+    """Build the model on DeepSpeed and load the checkpoint. Collective."""
+    import_deepspeed(rank.device)
+    startup.done("import_deepspeed")
+    saved = checkpoint.state().get("task", {}) if checkpoint else None
     task.choose_weights(rank, saved)
     model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
-    return Engine(model, task.parameter_groups(model), config, rank)
+    engine = Engine(model, task.parameter_groups(model), config, rank)
+    startup.done("engine")
+    if checkpoint:
+        sharded.restore(engine, rank, checkpoint)
+        startup.done("restore")
+    return engine
 
 
-def startup_message(run: Run, folder: RunFolder) -> str:
-    """What is about to happen, for the log."""
-    config, rank, engine = run.config, run.rank, run.engine
-    begins = f"resumes at step {run.state.step}" if run.state.step else "starts"
+def log_start(trainer: Trainer) -> None:
+    """Log the size of the run and how it is distributed."""
+    config, rank, engine, step = trainer.config, trainer.rank, trainer.engine, trainer.state.step
     millions = sum(sharded_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
-    return (
-        f"{folder.path} {begins}: {run.total_steps} steps of {config.optim.global_batch_size} videos, {millions:.1f} M parameters, "
-        f"{rank.world} x {rank.device.type}, {engine.accumulation} x {config.engine.micro_batch_size} videos a rank, "
-        f"ZeRO {engine.stage}, {engine.precision}"
+    trainer.log(
+        f"{trainer.folder.path} {f'resumes at step {step}' if step else 'starts'}: {trainer.total_steps} steps of "
+        f"{config.optim.global_batch_size} videos, {millions:.1f} M parameters, {rank.world} x {rank.device.type}, "
+        f"{engine.accumulation} x {config.engine.micro_batch_size} videos a rank, ZeRO {engine.stage}, "
+        f"{engine.precision}"
     )
-
-
-def log_end(run: Run, outcome: Outcome, folder: RunFolder) -> None:
-    """Record and say how the attempt ended."""
-    if outcome is Outcome.FINISHED:
-        with run.watchdog.during("waiting for the last picture", 0):  # which has a limit of its own
-            log_reconstruction(run, LAST_SECONDS)
-            run.drawing.checkpoint(run.state.step, is_last=True)
-            log_reconstruction(run, LAST_SECONDS)
-        run.events.event(Kind.FINISH, run.state.step)
-        newest = run.store.complete()[-1].folder if run.rank.is_rank_zero else None
-        run.progress.say(f"{folder.path} is complete after {run.state.step} steps; its weights: {newest}")
-    else:
-        run.events.event(Kind.STOP, run.state.step, exit=outcome.name.lower(), outcome=outcome.name)
-        saved = "which could not be saved" if run.failed_saves else "all saved"
-        by = f"the file {folder.path / 'stop'}" if outcome is Outcome.STOPPED else "a signal"
-        run.progress.say(f"stopped by {by} after step {run.state.step}, {saved}: the same run goes on from here")

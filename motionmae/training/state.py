@@ -1,39 +1,11 @@
-"""What a run must remember besides tensors, and which of its settings a resumed run may change."""
+"""Progress of a run that a checkpoint stores besides tensors, and its random state."""
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from motionmae.config import Config, flat
 from motionmae.data.rng import keyed_bits
-from motionmae.errors import UserError
-
-MAY_CHANGE = (
-    "name",
-    "output_dir",
-    "engine.",
-    "checkpoint.",
-    "log.",
-    "watchdog.",
-    "launch.",
-    "monitoring.",
-    "model.activation_checkpointing",
-    "model.checkpoint_every",
-    "data.shards",  # the loader itself compares what the shards hold
-    "data.beton",  # the same clips as from the shards, but for the decoder's rounding
-    "data.cache",  # and data.cache_gb
-    "data.remote_",
-    "data.threads",
-    "data.workers",
-    "data.prefetch",
-    "data.max_corrupt_samples",
-    "test.",  # of the test
-    "finetune.init",  # the run has its weights since it began
-)
-"""Settings that a resumed run may have otherwise, by their beginning: they change no sample and no schedule."""
 
 
 @dataclass
@@ -52,36 +24,6 @@ class TrainState:
     """``data_step`` of each return to an earlier checkpoint because of them."""
     corrupt: dict[str, str] = field(default_factory=dict)
     """Samples that some rank could not read, in this attempt or an earlier one: id -> reason."""
-
-
-def config_as_json(config: Config) -> dict[str, Any]:
-    """The config as JSON gives it back: tuples become lists."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings beyond MAY_CHANGE in which ``config`` differs from a saved one: by key, the saved value and its own."""
-    before = {**flat(config_as_json(Config())), **flat(saved)}
-    now = flat(config_as_json(config))
-    return {k: (before[k], value) for k, value in now.items() if before[k] != value and not k.startswith(MAY_CHANGE)}
-
-
-def check_same_run(saved: dict[str, Any], config: Config) -> None:
-    """Refuse to go on with a checkpoint of another run.
-
-    Args:
-        saved: the config in the checkpoint, as :func:`config_as_json` gave it.
-        config: that of the run that wants to resume. A key that the checkpoint does not know had its default.
-
-    Raises:
-        UserError: if they differ in more than MAY_CHANGE; it names the keys and both values.
-    """
-    if differing := differing_settings(saved, config):
-        changes = ", ".join(f"{key}={now} (was {then})" for key, (then, now) in differing.items())
-        raise UserError(
-            f"{config.output_dir}/{config.name} was trained with other settings, so it cannot be resumed with {changes}: "
-            "put the old values back or start another run with name=..."
-        )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -1,7 +1,7 @@
-"""Where the seconds of a step go, on this rank: every moment belongs to exactly one phase.
+"""Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
 
-On the CPU the host's clock tells. A GPU works behind the host, so there CUDA events mark where phases meet on its own
-time line (waiting for the host included); they are read once a metrics row, and no step waits for them.
+On a CPU the host's clock measures. A GPU runs behind the host: there, CUDA events mark the borders of phases in its
+stream, including its waits for the host. They are read once per metrics row, and no step waits for them.
 """
 
 import time
@@ -16,38 +16,36 @@ if TYPE_CHECKING:
 
 
 class Timer(Protocol):
-    """Marks moments and tells the seconds between them."""
+    """Marks moments and measures the time between them."""
 
     def mark(self) -> Any:
         """Mark the present moment."""
 
     def seconds(self, first: Any, last: Any) -> float:
-        """From one mark to a later one."""
+        """Seconds from one mark to a later one."""
 
 
 class HostTimer:
-    """The host's clock."""
+    """Timer of the host's clock."""
 
     mark = staticmethod(time.perf_counter)
 
     def seconds(self, first: float, last: float) -> float:
-        """From one mark to a later one."""
         return last - first
 
 
 class CudaTimer:
-    """The current CUDA stream's time line."""
+    """Timer of the current CUDA stream."""
 
     def mark(self) -> "torch.cuda.Event":
-        """When the device gets to this point."""
-        import torch  # slow; who only names phases need not wait for it
+        import torch  # imports slowly
 
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds(self, first: "torch.cuda.Event", last: "torch.cuda.Event") -> float:
-        """From one mark to a later one; waits until the device has reached it."""
+        """Seconds from one mark to a later one; waits until the device has reached the later one."""
         last.synchronize()
         return first.elapsed_time(last) / 1000
 
@@ -56,8 +54,8 @@ class StepTimer:
     """Divides the time since the last metrics row among the phases.
 
     Attributes:
-        steps: ended since then.
-        slowest_step: host seconds of the longest of them.
+        steps: steps since then.
+        slowest_step: host seconds of the slowest of them.
     """
 
     def __init__(self, timer: Timer) -> None:
@@ -68,24 +66,23 @@ class StepTimer:
 
     @classmethod
     def of(cls, device: "torch.device") -> "StepTimer":
-        """A clock for work on ``device``."""
+        """Build the timer for work on ``device``."""
         return cls(CudaTimer() if device.type == "cuda" else HostTimer())
 
     def enter(self, phase: Phase) -> None:
-        """The phase before ends, ``phase`` begins."""
+        """End the current phase and begin ``phase``."""
         self._marks.append((phase, self._timer.mark()))
 
     def end_step(self) -> None:
-        """A step is over."""
         self.steps += 1
         self.slowest_step = max(self.slowest_step, time.perf_counter() - self._step_began)
 
     def begin_step(self) -> None:
-        """A step begins; what lay between it and the one before (a save, a row) is not its time."""
+        """Begin a step. Time since the previous step (a save, a metrics row) does not count for ``slowest_step``."""
         self._step_began = time.perf_counter()
 
     def take(self) -> dict[Phase, float]:
-        """Seconds in each phase since the last call; begins anew."""
+        """Return the seconds in each phase since the last call, and reset."""
         self.enter(Phase.OTHER)
         spent = dict.fromkeys(Phase, 0.0)
         for (phase, begin), (_, end) in pairwise(self._marks):
@@ -96,15 +93,15 @@ class StepTimer:
 
 
 class StartupTimer:
-    """Stops the time of one stage after the other."""
+    """Measures the stages of start-up, one after the other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"imports": process_age()}
-        """Of each stage in its order; the first began with the process."""
+        """Seconds of each stage in order; "imports" began with the process."""
         self._began = time.perf_counter()
 
     def done(self, stage: str) -> None:
-        """Say that what happened since the stage before was this one."""
+        """End ``stage``, which began at the end of the previous stage."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._began
         self._began = now

@@ -1,7 +1,6 @@
 """Checkpoints written beside training, on real ranks; the disk is slowed, filled and stopped at one boundary."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,12 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.checkpointing.sharded import PinnedStagingBuffer
 from motionmae.config import Config
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from motionmae.runs.history import read_story
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.save_workers import (
     be_taken_over,
@@ -84,7 +83,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = tiny_run(shards, tmp_path_factory.mktemp("reference"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     return config
 
 
@@ -118,7 +117,7 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
     ranks.kill()
     assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
     assert [c.step for c in store_of(config).complete()] == [2, 4]
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert rows_of(config, "resume")[0]["step"] == 4
     assert store_of(config).unfinished() == []
     assert_same_end(config, undisturbed)
@@ -128,20 +127,20 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
 def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 1000}, optim={"epochs": 40})
     folder = RunFolder.of(config.output_dir, config.name)
-    ranks = Ranks(2, pretrain, config)
+    ranks = Ranks(2, run_training, config)
     wait_until(lambda: list(read_rows(folder.metrics)), "the first step")
     (folder.path / "save").touch()
     wait_until(lambda: rows_of(config, "checkpoint"), "a checkpoint")
     assert not (folder.path / "save").exists()
     (folder.path / "stop").touch()
-    assert ranks.results() == [Outcome.STOPPED] * 2
+    assert ranks.results() == [EndReason.STOPPED] * 2
     saves = [row["step"] for row in rows_of(config, "checkpoint")]
     assert len(saves) == 2
-    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"exit": "stopped", "step": saves[1]}
+    assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
     assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
     assert not (folder.path / "stop").exists()
     (folder.path / "stop").touch()  # before the run is there
-    assert run_ranks(1, pretrain, config) == [Outcome.STOPPED]
+    assert run_ranks(1, run_training, config) == [EndReason.STOPPED]
     assert store_of(config).complete()[-1].step == saves[1] + 1
 
 
@@ -164,20 +163,20 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert [(c.step, c.position) for c in store_of(config).complete()] == kept
     assert_books_add_up(config)
 
-    again = replace(config, output_dir=str(tmp_path / "again"))
+    again = config.updated({"output_dir": str(tmp_path / "again")})
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
-    assert run_ranks(2, pretrain, again) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, again) == [EndReason.FINISHED] * 2
     assert_same_end(config, again)
 
 
 def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": 2})
     for sentence in run_ranks(2, pretrain_on_bad_samples, config, 5, 1000):
-        assert "not finite, also after a return to an earlier checkpoint and other samples, in 11 of" in sentence
+        assert "not finite, also after a rollback to an earlier checkpoint and other samples, in 11 of" in sentence
         assert "on rank 0, samples [" in sentence
     assert len(rows_of(config, "rollback")) == 1
     assert len(rows_of(config, "nonfinite")) == 22
-    assert rows_of(config, "stop")[0]["exit"] == "user_error"
+    assert rows_of(config, "stop")[0]["reason"] == "user_error"
 
 
 def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
@@ -189,5 +188,5 @@ def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
         assert process.exitcode == 79, ranks.output()
     hang = rows_of(config, "hang")[0]
     assert hang["error"].startswith(("writing the checkpoint of step 6", "saving step 8"))
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert store_of(config).complete()[-1].step == STEPS

@@ -1,6 +1,6 @@
 import pytest
 
-from motionmae.config import ModelConfig
+from motionmae.config import Config, ModelConfig
 from motionmae.config.sizes import SIZES, Size
 from motionmae.errors import UserError
 
@@ -30,6 +30,6 @@ def test_own_numbers_win_over_the_names():
 )
 def test_a_width_its_heads_do_not_divide_is_refused_with_a_remedy_that_works(fields: dict[str, int], key: str):
     with pytest.raises(UserError, match=f"{key} is not possible") as refusal:
-        ModelConfig(**fields)
+        Config().updated({"model": fields})
     name, _, value = str(refusal.value).rpartition(" ")[2].removeprefix("model.").partition("=")
-    ModelConfig(**{**fields, name: int(value)})
+    Config().updated({"model": {**fields, name: int(value)}})

@@ -10,6 +10,7 @@ import pytest
 
 from data_tools.make_beton import write_beton
 from motionmae.config import ClipConfig, Config, DataConfig
+from motionmae.config.resume import check_same_run
 from motionmae.data.clip_decoder import ClipRequest
 from motionmae.data.ffcv.decoder import BetonDecoder, BetonReader
 from motionmae.data.loader import ClipLoader, check_same_stream
@@ -19,7 +20,6 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.training.state import check_same_run, config_as_json
 from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
 
@@ -128,9 +128,9 @@ def test_a_run_may_resume_from_the_other_format(shards, beton):
     with loader(shards) as ours, loader(shards, beton) as theirs:
         for one, other in ((ours, theirs), (theirs, ours)):
             check_same_stream(json.loads(json.dumps(one.state(2))), other.identity)
-            check_same_run(config_as_json(Config(data=one.data)), Config(data=other.data))
-    moved = replace(theirs.data, beton="/elsewhere/all.beton")
-    check_same_run(config_as_json(Config(data=theirs.data)), Config(data=moved))
+            check_same_run(Config(data=one.data).model_dump(mode="json"), Config(data=other.data))
+    moved = theirs.data.model_copy(update={"beton": "/elsewhere/all.beton"})
+    check_same_run(Config(data=theirs.data).model_dump(mode="json"), Config(data=moved))
 
 
 def test_a_variable_of_the_node_is_filled_in(shards, beton, monkeypatch):

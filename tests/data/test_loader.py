@@ -234,7 +234,7 @@ class TestRefusals:
         ],
     )
     def test_impossible_batches(self, shards, options, says):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(ValueError, match=says):
             loader(shards, **options)
 
     def test_impossible_stride(self, tmp_path):

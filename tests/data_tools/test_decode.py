@@ -8,7 +8,7 @@ import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from data_tools.decode import FrameSettings, Reason, Undecodable, _clock, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, _frame_times, decode_video
 from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
 from tests.data_tools.videos import (
@@ -193,14 +193,14 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 
 
 def test_times_that_step_back_are_replaced_by_the_rate():
-    assert _clock([0.0, 0.3, 0.2], Fraction(10)) == ([0.0, 0.1, 0.2], 10.0)
-    assert _clock([None, None], Fraction(2)) == ([0.0, 0.5], 2.0)
-    assert _clock([3.0], None) == ([0.0], 25.0)
-    assert _clock([3.0, 3.5, 4.5], Fraction(30)) == ([0.0, 0.5, 1.5], 1.333333)
+    assert _frame_times([0.0, 0.3, 0.2], Fraction(10)) == ([0.0, 0.1, 0.2], 10.0)
+    assert _frame_times([None, None], Fraction(2)) == ([0.0, 0.5], 2.0)
+    assert _frame_times([3.0], None) == ([0.0], 25.0)
+    assert _frame_times([3.0, 3.5, 4.5], Fraction(30)) == ([0.0, 0.5, 1.5], 1.333333)
 
 
-def refused(path) -> Reason:
-    with pytest.raises(Undecodable) as caught:
+def refused(path) -> QuarantineReason:
+    with pytest.raises(UndecodableVideo) as caught:
         decode_video(path, WHOLE)
     assert caught.value.detail
     return caught.value.reason
@@ -212,19 +212,19 @@ def test_what_holds_no_frame_is_refused_with_the_reason(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     video = write_video(tmp_path / "v.mp4", draw_frames(), options={"movflags": "faststart"}).read_bytes()
     (tmp_path / "headless.mp4").write_bytes(video[len(video) // 2 :])
-    assert refused(tmp_path / "zero.mp4") is Reason.EMPTY
-    assert refused(tmp_path / "text.mp4") is Reason.NOT_A_VIDEO
-    assert refused(tmp_path / "headless.mp4") is Reason.NOT_A_VIDEO
-    assert refused(tmp_path / "folder.mp4") is Reason.UNREADABLE
-    assert refused(tmp_path / "gone.mp4") is Reason.UNREADABLE
-    assert refused(write_sound(tmp_path / "sound.mp4")) is Reason.NO_VIDEO_STREAM
-    assert refused(write_sound(tmp_path / "sound.wav")) is Reason.NO_VIDEO_STREAM
+    assert refused(tmp_path / "zero.mp4") is QuarantineReason.EMPTY
+    assert refused(tmp_path / "text.mp4") is QuarantineReason.NOT_A_VIDEO
+    assert refused(tmp_path / "headless.mp4") is QuarantineReason.NOT_A_VIDEO
+    assert refused(tmp_path / "folder.mp4") is QuarantineReason.UNREADABLE
+    assert refused(tmp_path / "gone.mp4") is QuarantineReason.UNREADABLE
+    assert refused(write_sound(tmp_path / "sound.mp4")) is QuarantineReason.NO_VIDEO_STREAM
+    assert refused(write_sound(tmp_path / "sound.wav")) is QuarantineReason.NO_VIDEO_STREAM
 
 
 def test_a_codec_without_decoder_is_named_so(tmp_path):
     path = write_video(tmp_path / "v.avi", draw_frames(3), "mpeg4")
     path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZ9Z"))
-    assert refused(path) is Reason.UNKNOWN_CODEC
+    assert refused(path) is QuarantineReason.UNKNOWN_CODEC
 
 
 def test_names_that_look_like_something_else_are_files(tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_damaged_packets_are_left_out_as_ffmpeg_does(tmp_path):
 def test_a_video_of_too_many_bytes_is_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", draw_frames(30))
     monkeypatch.setattr("data_tools.decode.MAX_STORED_BYTES", 10_000)
-    assert refused(path) is Reason.TOO_LONG
+    assert refused(path) is QuarantineReason.TOO_LONG
 
 
 @pytest.mark.parametrize(

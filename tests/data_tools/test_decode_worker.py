@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.decode import FrameSettings, Reason, Undecodable, decode_video
-from data_tools.decode_worker import DecodeWorker, Stopped
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode_worker import DecodeWorker, WorkerStopped
 from motionmae.errors import UserError
 from tests.data_tools.videos import draw_frames, write_video
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def worker():
-    worker = DecodeWorker(FrameSettings(), patience=1)
+    worker = DecodeWorker(FrameSettings(), stall_timeout=1)
     yield worker
     worker.stop()
 
@@ -39,9 +39,9 @@ def test_frames_arrive_as_they_were_decoded(tmp_path, worker):
 def test_a_hanging_video_is_given_up_and_the_next_one_decodes(tmp_path, worker, pipe):
     video = write_video(tmp_path / "v.mp4", draw_frames(3))
     started = time.monotonic()
-    with pytest.raises(Undecodable, match="no frame for 1 s") as caught:
+    with pytest.raises(UndecodableVideo, match="no frame for 1 s") as caught:
         worker.decode(pipe)
-    assert caught.value.reason is Reason.TIMEOUT
+    assert caught.value.reason is QuarantineReason.TIMEOUT
     assert time.monotonic() - started < 30
     assert worker.decode(video).source_frames == 3
 
@@ -51,9 +51,9 @@ def test_a_dying_process_costs_its_video_only(tmp_path, worker, pipe):
     worker.decode(video)
     process = worker._process
     threading.Timer(0.3, os.kill, (process.pid, signal.SIGSEGV)).start()
-    with pytest.raises(Undecodable, match="SIGSEGV") as caught:
+    with pytest.raises(UndecodableVideo, match="SIGSEGV") as caught:
         worker.decode(pipe)
-    assert caught.value.reason is Reason.CRASHED
+    assert caught.value.reason is QuarantineReason.CRASHED
     assert worker.decode(video).source_frames == 3
 
 
@@ -80,16 +80,16 @@ def test_stopping_takes_no_time(tmp_path, worker):
 
 
 def test_an_unexpected_failure_is_told_with_its_name(tmp_path, worker):
-    with pytest.raises(Undecodable, match="ValueError: embedded null byte") as caught:
+    with pytest.raises(UndecodableVideo, match="ValueError: embedded null byte") as caught:
         worker.decode(Path("nul\0byte.mp4"))
-    assert caught.value.reason is Reason.CRASHED
+    assert caught.value.reason is QuarantineReason.CRASHED
 
 
 def test_stop_ends_a_wait_in_another_thread(worker, pipe):
     threading.Timer(0.3, worker.stop).start()
-    with pytest.raises(Stopped):
+    with pytest.raises(WorkerStopped):
         worker.decode(pipe)
-    with pytest.raises(Stopped):
+    with pytest.raises(WorkerStopped):
         worker.decode(pipe)
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_tools.decode import FrameSettings, Reason, Undecodable, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
 from data_tools.flow import FlowRecorder
 from motionmae.data.open_shards import load_manifest, open_reader
 from tests.data_tools.make_shards.runs import make
@@ -66,6 +66,6 @@ def test_windows_keep_their_flow(tmp_path):
 
 def test_pictures_too_small_for_flow_are_refused(tmp_path):
     video = write_video(tmp_path / "a.mp4", draw_frames(3, 8, 8))
-    with pytest.raises(Undecodable) as caught:
+    with pytest.raises(UndecodableVideo) as caught:
         decode_video(video, FrameSettings(flow=1))
-    assert caught.value.reason is Reason.NO_FLOW
+    assert caught.value.reason is QuarantineReason.NO_FLOW

@@ -50,9 +50,9 @@ def test_the_bytes_are_the_same_each_time(shards, tmp_path):
 def test_samples_over_many_pages(tmp_path, monkeypatch):
     """What does not fit in the rest of a page begins the next one."""
     make_shards(tmp_path / "s", (40,), frames=90, height=120, width=160)
-    monkeypatch.setattr(make_beton, "_MOST_PAGE", make_beton._LEAST_PAGE)
+    monkeypatch.setattr(make_beton, "_MAX_PAGE", make_beton._MIN_PAGE)
     assert run(tmp_path / "s", tmp_path / "a.beton") == 0
-    assert (tmp_path / "a.beton").stat().st_size > 3 * make_beton._LEAST_PAGE
+    assert (tmp_path / "a.beton").stat().st_size > 3 * make_beton._MIN_PAGE
     reader, stored = BetonReader(tmp_path / "a.beton", load_manifest(tmp_path / "s")), open_reader(tmp_path / "s")
     for sample in range(40):
         _, checksums = reader.read_meta(sample)
@@ -66,8 +66,8 @@ def test_the_page_wastes_least(tmp_path):
     chosen = make_beton.page_size(tmp_path / "s", manifest)
     with pytest.MonkeyPatch.context() as patch:
         for power in range(21, 26):
-            patch.setattr(make_beton, "_LEAST_PAGE", 2**power)
-            patch.setattr(make_beton, "_MOST_PAGE", 2**power)
+            patch.setattr(make_beton, "_MIN_PAGE", 2**power)
+            patch.setattr(make_beton, "_MAX_PAGE", 2**power)
             assert make_beton.write_beton(tmp_path / "s", manifest, tmp_path / "a.beton") == 2**power
             sizes[2**power] = (tmp_path / "a.beton").stat().st_size
     assert min(sizes, key=sizes.get) == chosen
@@ -89,7 +89,7 @@ def test_another_file_is_not_replaced_unasked(shards, tmp_path, capsys):
     out = tmp_path / "a.beton"
     out.write_bytes(b"mine")
     assert run(shards, out) == 2
-    assert "holds something else: give --force" in capsys.readouterr().err
+    assert "holds other data: give --force" in capsys.readouterr().err
     assert out.read_bytes() == b"mine"
     assert run(shards, out, "--force") == 0
     BetonReader(out, load_manifest(shards))
@@ -133,13 +133,13 @@ class TestDamage:
         self.refused(tmp_path / "s", tmp_path, capsys, "toy-000000.tar:00000000: decode: frame 1")
 
     def test_a_sample_larger_than_a_page(self, shards, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(make_beton, "_MOST_PAGE", 1000)
+        monkeypatch.setattr(make_beton, "_MAX_PAGE", 1000)
         self.refused(shards, tmp_path, capsys, "exceeds FFCV's largest page: train from the shards")
 
 
 def test_an_impossible_name(shards, tmp_path, capsys):
     assert run(shards, tmp_path / "a.tar") == 2
-    assert "must be a name ending in .beton" in capsys.readouterr().err
+    assert "does not end in .beton" in capsys.readouterr().err
 
 
 @pytest.mark.long

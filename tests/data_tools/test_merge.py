@@ -44,7 +44,7 @@ def test_a_folder_with_shards_of_another_kind_is_not_merged_into(folders, tmp_pa
     out = tmp_path / "out"
     (out / ".make_shards").mkdir(parents=True)
     assert main([*folders, "--out", str(out)]) == 2
-    assert "holds .make_shards, which is of no merge" in capsys.readouterr().err
+    assert "holds .make_shards, which no merge has written" in capsys.readouterr().err
     (out / ".make_shards").rmdir()
     (out / "merged-000009.tar").write_bytes(b"of a killed merge of more")
     assert main([*folders, "--out", str(out)]) == 0
@@ -55,7 +55,7 @@ def test_other_classes_go_together_without_labels(folders, tmp_path, capsys):
     manifest = load_manifest(folders[1])
     write_manifest(tmp_path / "b", type(manifest)(**{**vars(manifest), "class_names": ("x",)}))
     assert main([*folders, "--out", str(tmp_path / "out")]) == 2
-    assert "have other classes: merge them --without-labels" in capsys.readouterr().err
+    assert "have different classes: merge them with --without-labels" in capsys.readouterr().err
     assert main([*folders, "--out", str(tmp_path / "out"), "--without-labels"]) == 0
     reader = open_reader(tmp_path / "out")
     assert {reader.read_meta(sample).label for sample in range(9)} == {-1}
@@ -70,7 +70,7 @@ def test_other_classes_go_together_without_labels(folders, tmp_path, capsys):
             lambda folder: (folder / "manifest.json").write_text(
                 (folder / "manifest.json").read_text().replace('"stride": 1', '"stride": 2')
             ),
-            "differ in what is stored",
+            "differ in frame settings",
         ),
     ],
 )
@@ -83,13 +83,13 @@ def test_what_does_not_go_together_is_named(folders, tmp_path, capsys, damage, s
 
 def test_the_same_shard_twice_is_refused(folders, tmp_path, capsys):
     assert main([folders[0], folders[1], folders[0], "--out", str(tmp_path / "out")]) == 2
-    assert f"{folders[0]}/toy-000000.tar holds what {folders[0]}/toy-000000.tar holds" in capsys.readouterr().err
+    assert f"{folders[0]}/toy-000000.tar and {folders[0]}/toy-000000.tar are the same shard" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_folder_is_not_overwritten(folders, tmp_path, capsys):
     assert main([*folders, "--out", folders[0]]) == 2
-    assert "is a complete folder of shards already" in capsys.readouterr().err
+    assert "is a complete folder of shards" in capsys.readouterr().err
     assert (
         np.sum([shard["samples"] for shard in json.loads((tmp_path / "a" / "manifest.json").read_text())["shards"]])
         == 5

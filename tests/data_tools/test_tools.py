@@ -1,4 +1,4 @@
-"""verify, stats and preview on shards of small videos, sound and damaged."""
+"""verify, stats and preview on shards of small videos, intact and damaged."""
 
 import json
 import os
@@ -31,9 +31,9 @@ def copy(made, tmp_path):
     return shutil.copytree(made, tmp_path / "shards")
 
 
-def test_sound_shards_are_called_sound(made, capsys):
+def test_intact_shards_are_reported_as_intact(made, capsys):
     assert verify.main([str(made), "--decode", "100"]) == 0
-    assert "is sound: 12 samples in 5 shards" in capsys.readouterr().out
+    assert "is intact: 12 samples in 5 shards" in capsys.readouterr().out
 
 
 def damage(folder: Path, kind: str) -> str:

@@ -9,16 +9,15 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from motionmae.config import Config, save_config
-from motionmae.distributed.stop_requests import Preemption
+from motionmae.distributed.stop_requests import StopSignals
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
 from tests.training.engine_workers import await_signal
 from tests.training.launch import Ranks, wait_until
@@ -28,10 +27,10 @@ from tests.training.shards import make_shards, tiny_run
 @pytest.mark.parametrize(
     ("signals", "outcome"),
     [
-        ({1: [signal.SIGUSR2]}, "REQUEUE"),
+        ({1: [signal.SIGUSR2]}, "PREEMPTED"),
         ({0: [signal.SIGTERM]}, "TERMINATED"),
-        ({0: [signal.SIGTERM], 1: [signal.SIGUSR2]}, "REQUEUE"),
-        ({0: [signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM]}, "REQUEUE"),
+        ({0: [signal.SIGTERM], 1: [signal.SIGUSR2]}, "PREEMPTED"),
+        ({0: [signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM]}, "PREEMPTED"),
         ({1: [signal.SIGHUP]}, "TERMINATED"),
     ],
 )
@@ -52,12 +51,12 @@ def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, lis
 def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFolder]]:
     """A long run that a person has started and that has taken some steps; the terminal's other end."""
     settings: Config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 10_000})
-    settings = replace(settings, checkpoint=replace(settings.checkpoint, every_steps=10_000))
+    settings = settings.updated({"checkpoint.every_steps": 10_000})
     save_config(settings, tmp_path / "run.yaml")
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]
+    argv = [sys.executable, "-m", "motionmae", "pretrain", "--config", str(tmp_path / "run.yaml")]
     with subprocess.Popen(
-        words,
+        argv,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -74,10 +73,10 @@ def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFo
 
 
 def assert_saved_at_the_end(process: subprocess.Popen, folder: RunFolder) -> None:
-    assert process.wait(timeout=60) == Exit.TERMINATED
+    assert process.wait(timeout=60) == EndReason.TERMINATED.exit_code
     (saved,) = CheckpointStore(folder.checkpoints).complete()
     assert saved.step == list(read_rows(folder.metrics))[-1]["step"]
-    assert list(read_rows(folder.events))[-1]["outcome"] == "TERMINATED"
+    assert list(read_rows(folder.events))[-1]["reason"] == "terminated"
 
 
 def test_ctrl_c_saves(tmp_path: Path):
@@ -87,21 +86,21 @@ def test_ctrl_c_saves(tmp_path: Path):
         assert b"saving after this step" in os.read(ours, 100_000)
 
 
-def test_a_second_ctrl_c_leaves_at_once(capfd: pytest.CaptureFixture[str]):
-    with Preemption() as preemption:
+def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[str]):
+    with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
-        assert preemption.level == 1
+        assert signals.level == 1
         assert "once more leaves at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_what_was_ignored_from_the_start_stays_ignored():
+def test_signals_ignored_from_the_start_stay_ignored():
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with Preemption() as preemption:
+        with StopSignals() as signals:
             signal.raise_signal(signal.SIGHUP)
-            assert preemption.level == 0
+            assert signals.level == 0
     finally:
         signal.signal(signal.SIGHUP, former)
 

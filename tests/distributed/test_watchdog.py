@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import WatchdogConfig
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.distributed.watchdog import POLL_SECONDS, Watchdog
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import Exit
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks
 from tests.training.run_workers import pretrain_and_hang
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -28,17 +27,17 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(
     ranks = Ranks(2, pretrain_and_hang, config, 5)
     for process in ranks.processes:
         process.join(120)
-        assert process.exitcode == Exit.HUNG, ranks.output()
+        assert process.exitcode == EndReason.HUNG.exit_code, ranks.output()
     rows = list(read_rows(folder.events))
     assert [row["kind"] for row in rows[-2:]] == ["hang", "stop"]
-    assert rows[-1]["exit"] == "hung"
+    assert rows[-1]["reason"] == "hung"
     assert rows[-1]["error"] == "step 5 takes longer than the watchdog allows"
     first, last = (folder.logs / f"stacks_{rows[0]['attempt']}_rank{rank}.txt" for rank in (0, 1))
     assert Path(rows[-2]["stacks"]) == first
-    assert "take_step" in first.read_text()
-    assert "take_step_or_hang" in last.read_text()
+    assert "forward_backward" in first.read_text()
+    assert "forward_backward_or_hang" in last.read_text()
     assert 'File "' in last.read_text()
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert [row["step"] for row in read_rows(folder.metrics)][-1] == STEPS
 
 
@@ -64,7 +63,7 @@ def hang_after_slow_steps(stacks: Path) -> None:
 
 def test_slow_steps_raise_the_limit_of_the_next_to_their_multiple(tmp_path: Path):
     status, seconds = in_child(hang_after_slow_steps, tmp_path / "stacks")
-    assert status == Exit.HUNG
+    assert status == EndReason.HUNG.exit_code
     assert seconds > 3 + 5
     assert (tmp_path / "stacks").read_text().startswith("step 4 takes longer")
 
@@ -86,7 +85,7 @@ def test_a_thread_that_hangs_ends_the_process_even_if_nobody_can_be_told(
 ):
     monkeypatch.setattr("motionmae.distributed.watchdog.REPORT_SECONDS", 1.0)
     for act in (hang_in_a_thread, hang_in_the_report):
-        assert in_child(act, tmp_path / "stacks")[0] == Exit.HUNG
+        assert in_child(act, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
 
 
 def lose_the_others_meanwhile(stacks: Path) -> None:
@@ -99,7 +98,7 @@ def lose_the_others_meanwhile(stacks: Path) -> None:
 
 
 def test_an_end_that_has_begun_is_not_overtaken_by_what_the_main_thread_meets(tmp_path: Path):
-    assert in_child(lose_the_others_meanwhile, tmp_path / "stacks")[0] == Exit.HUNG
+    assert in_child(lose_the_others_meanwhile, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
 
 
 def work_with_pauses(stacks: Path) -> None:

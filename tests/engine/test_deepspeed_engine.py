@@ -1,7 +1,6 @@
 """The engine against plain torch, on real ranks; a launch covers all ZeRO stages."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,13 +91,13 @@ def test_fp16_finds_its_loss_scale():
 def test_deterministic_kernels_and_compilation_are_asked_of_torch():
     settings = config()
     for deterministic, compiled in ((False, False), (True, False), (False, True)):
-        engine = replace(settings.engine, deterministic=deterministic, compile=compiled)
-        assert run_ranks(1, flags_of, replace(settings, engine=engine)) == [(deterministic, compiled)]
+        engine = settings.engine.model_copy(update={"deterministic": deterministic, "compile": compiled})
+        assert run_ranks(1, flags_of, settings.updated({"engine": engine})) == [(deterministic, compiled)]
 
 
 @pytest.mark.long
 def test_compiled_training_agrees_with_plain_adamw():
-    case = replace(config(1), engine=replace(config(1).engine, compile=True))
+    case = config(1).updated({"engine.compile": True})
     ((losses, weights, _),) = run_ranks(1, train_all, [case], 3)[0]
     expected_losses, expected_weights, _ = plain_adamw(3, 0)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -124,7 +123,7 @@ def test_auto_precision_is_fp32_on_a_cpu():
 def test_weight_decay_spares_biases_and_norms():
     """With a gradient of zero AdamW only decays."""
     frozen: Config = config(1)
-    frozen = replace(frozen, optim=replace(frozen.optim, weight_decay=0.9))
+    frozen = frozen.updated({"optim.weight_decay": 0.9})
     decayed, plain = (run_ranks(1, train_all, [case], 1)[0][0][1] for case in (frozen, config(1)))
     changed = {name for name in decayed if not torch.equal(decayed[name], plain[name])}
     assert changed == {"rise.weight", "space.weight", "time.weight"}

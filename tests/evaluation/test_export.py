@@ -1,7 +1,6 @@
 """Exported weights read by others (transformers, timm) and by ourselves."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Config]:
     shards = make_shards(folder / "train", classes=3)
     first = tiny_run(shards, folder, optim={"epochs": 2})
     tuning = FinetuneConfig(init=str(folder / "tiny"), mixup=0, cutmix=0)
-    second = replace(first, name="tuned", task="finetune", finetune=tuning)
+    second = first.updated({"name": "tuned", "task": "finetune", "finetune": tuning})
     assert run_ranks(1, run_all, [first, second])[0] == ["FINISHED"] * 2
     return folder / "tiny", folder / "tuned", second
 
@@ -140,7 +139,7 @@ def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
         ("model", {"decoder": "shared"}, "target.kind=both is no VideoMAE"),
         ("model", {"pos_embed": "learnable"}, "model.pos_embed=learnable is no VideoMAE"),
     ):
-        other = replace(config, **{section: replace(getattr(config, section), **changes)})
+        other = config.updated({section: changes})
         with pytest.raises(UserError, match=said):
             as_videomae(Exported(state, other, 1, (), ""))
 

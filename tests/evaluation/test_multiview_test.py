@@ -40,11 +40,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("trained")
     shards = make_shards(folder / "train", classes=CLASSES)
     config = tiny_run(shards, folder / "runs", optim={"epochs": 2, "base_lr": 0.5})
-    config = replace(
-        config,
-        task="finetune",
-        finetune=replace(config.finetune, mixup=0.0, cutmix=0.0),
-        test=MultiviewTestConfig(shards=str(make_shards(folder / "val", samples=8, classes=CLASSES)), clips=2),
+    config = config.updated(
+        {
+            "task": "finetune",
+            "finetune.mixup": 0.0,
+            "finetune.cutmix": 0.0,
+            "test": MultiviewTestConfig(shards=str(make_shards(folder / "val", samples=8, classes=CLASSES)), clips=2),
+        }
     )
     assert run_ranks(1, run_all, [config])[0] == ["FINISHED"]
     return config
@@ -125,11 +127,11 @@ def test_two_runs_of_one_seed_predict_the_same(tmp_path: Path):
 
     def predict(folder: Path, seed: int) -> bytes:
         data = {"repeated_sampling": 2, "rand_augment": "rand-m9-n4-mstd0.5-inc1", "random_erasing": 0.25}
-        first = replace(tiny_run(train, folder, optim={"epochs": 2}), seed=seed)
+        first = tiny_run(train, folder, optim={"epochs": 2}).updated({"seed": seed})
         second = tiny_run(train, folder, optim={"epochs": 2}, data=data)
-        tuning = replace(second.finetune, init=str(folder / "tiny"))
+        tuning = second.finetune.model_copy(update={"init": str(folder / "tiny")})
         views = MultiviewTestConfig(shards=str(val), clips=2)
-        second = replace(second, name="tuned", task="finetune", seed=seed, finetune=tuning, test=views)
+        second = second.updated({"name": "tuned", "task": "finetune", "seed": seed, "finetune": tuning, "test": views})
         assert run_ranks(1, run_all, [first, second])[0] == ["FINISHED"] * 2
         assert main(["test", str(folder / "tuned")]) == 0
         return next((folder / "tuned").glob("test/*/predictions.csv")).read_bytes()
@@ -194,7 +196,7 @@ def test_shards_of_windows_are_refused_even_with_one_window_a_video(
     write_manifest(shards, replace(manifest, encoder=replace(manifest.encoder, clips=1)))
     assert main(["test", str(Path(trained.output_dir) / trained.name), "--shards", str(shards)]) == 2
     assert "hold windows of videos (--clips 1), and a test needs whole ones" in capsys.readouterr().err
-    data = replace(trained.data, shards=str(shards), sampling="segments")
+    data = trained.data.model_copy(update={"shards": str(shards), "sampling": "segments"})
     with pytest.raises(UserError, match="=segments needs whole ones"):
         ClipLoader(data, trained.clip, seed=0, batch=6, micro_batch_size=3)
 

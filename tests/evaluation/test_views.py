@@ -1,7 +1,5 @@
 """Frames and squares of multi-view tests against the published rules, written down once more with numpy."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -57,7 +55,7 @@ def test_three_clips_of_segments_share_all_frames_out():
 def test_stored_stride_is_taken_off_the_clips():
     config = Config(clip=ClipConfig(stride=4), test=MultiviewTestConfig(clips=2))
     assert np.array_equal(clip_views(100, 2, config), published_dense(100, 2, 2))
-    segments = replace(config, data=replace(config.data, sampling="segments"))
+    segments = config.updated({"data.sampling": "segments"})
     assert np.array_equal(clip_views(100, 2, segments), published_segments(100, 2))
 
 

@@ -7,10 +7,10 @@ CONFIG = tiny(clip={"frames": 4, "size": 24, "cube_size": 4, "cube_frames": 2})
 
 
 def cube_by_hand(clip: torch.Tensor, number: int) -> torch.Tensor:
-    """Cut one cube out of (T, H, W, C), laid out (p0 p1 p2 c)."""
-    side, size = CONFIG.clip.grid_size, CONFIG.clip.cube_size
-    slot, row, column = number // side**2, number // side % side, number % side
-    return clip[2 * slot : 2 * slot + 2, row * size : (row + 1) * size, column * size : (column + 1) * size].reshape(-1)
+    """Cut one cube out of (T, H, W, C), values in the order (p0 p1 p2 c)."""
+    grid, size = CONFIG.clip.grid_size, CONFIG.clip.cube_size
+    time, row, column = number // grid**2, number // grid % grid, number % grid
+    return clip[2 * time : 2 * time + 2, row * size : (row + 1) * size, column * size : (column + 1) * size].reshape(-1)
 
 
 def test_gathered_cubes_are_the_cubes_of_the_clip_in_the_order_asked_for():

@@ -1,7 +1,7 @@
-"""Losses of 50 steps, stored: whatever makes the model faster must leave them as they are.
+"""Stored losses of 50 steps. A refactoring or a faster implementation must not change them.
 
-After a change that is meant to alter them (another initial draw, another mask), write them anew with
-``python -m tests.models.test_golden`` and say why in the commit.
+After an intended change (other initial weights, other masks), write them again with
+``python -m tests.models.test_golden`` and give the reason in the commit.
 """
 
 import json
@@ -24,12 +24,12 @@ CONFIGS = {
 
 
 def losses(config: Config) -> dict[str, list[float]]:
-    """Train on two clips for :data:`STEPS` steps, masked anew every step, with AdamW grouped as in Table 6a."""
+    """Train on two clips for :data:`STEPS` steps, with new masks in every step and AdamW grouped as in Table 6a."""
     model = build_motionmae(config)
-    spared = no_decay(model)
+    without_decay = no_decay(model)
     groups = [
-        {"params": [w for n, w in model.named_parameters() if n not in spared], "weight_decay": 0.05},
-        {"params": [w for n, w in model.named_parameters() if n in spared], "weight_decay": 0.0},
+        {"params": [w for n, w in model.named_parameters() if n not in without_decay], "weight_decay": 0.05},
+        {"params": [w for n, w in model.named_parameters() if n in without_decay], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     clips = moving_clips(config, 2)
@@ -49,7 +49,7 @@ def losses(config: Config) -> dict[str, list[float]]:
 def test_losses_are_the_stored_ones(name: str):
     found, stored = losses(CONFIGS[name]), json.loads(STORED.read_text())[name]
     for part in ("total", "space", "time"):
-        # rounding grows from step to step; 1e-5 is far below what any change of method does in the first steps
+        # rounding errors grow with the steps; a change of the method exceeds 1e-5 in the first steps by far
         assert found[part][:5] == pytest.approx(stored[part][:5], rel=1e-5, abs=1e-8)
         assert found[part] == pytest.approx(stored[part], rel=1e-3, abs=1e-6)
 

@@ -1,6 +1,5 @@
-"""The whole model: what it is made of, what its loss depends on, and that each knob turns something."""
+"""The whole model: its parts, the inputs of its loss, and the effect of every config key."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -22,9 +21,9 @@ def with_flow(config: Config) -> torch.Tensor:
 
 @pytest.mark.parametrize("decoder", ["divided", "shared"])
 @pytest.mark.parametrize("kind", ["frame", "motion", "both"])
-@pytest.mark.parametrize("position", ["sinusoidal", "learnable"])
-def test_gradient_reaches_every_parameter(kind: str, decoder: str, position: str):
-    config = tiny(target={"kind": kind}, model={"decoder": decoder, "pos_embed": position})
+@pytest.mark.parametrize("pos_embed", ["sinusoidal", "learnable"])
+def test_gradient_reaches_every_parameter(kind: str, decoder: str, pos_embed: str):
+    config = tiny(target={"kind": kind}, model={"decoder": decoder, "pos_embed": pos_embed})
     model = build_motionmae(config)
     model(moving_clips(config), SEEDS).total.backward()
     for name, weight in model.named_parameters():
@@ -70,39 +69,39 @@ def test_loss_is_that_of_the_predictions_on_masked_cubes():
 
 
 @pytest.mark.parametrize("kind", ["tube", "random"])
-def test_decoders_that_leave_cubes_out_rebuild_running_cells_and_count_the_hidden_ones(kind: str):
+def test_decoders_that_skip_cubes_predict_running_cells_and_count_the_masked_ones(kind: str):
     config = tiny(mask={"kind": kind, "decoder_ratio": 0.5})
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
-    rebuilt, counted = model.draw_rebuilt(SEEDS, mask)
-    assert rebuilt.shape == (4, config.clip.cubes // 2)
+    query, counted = model.draw_queries(SEEDS, mask)
+    assert query.shape == (4, config.clip.cubes // 2)
     assert counted is not None
-    predictions, targets = model.predict(patches, mask.visible, rebuilt), make_targets(config, patches, rebuilt)
+    predictions, targets = model.predict(patches, mask.visible, query), make_targets(config, patches, query)
     losses = model(clips, SEEDS)
     for name, loss in (("space", losses.space), ("time", losses.time)):
         of_clips = []
         for clip in range(4):
-            hidden = [cube in mask.masked[clip].tolist() for cube in rebuilt[clip].tolist()]
-            assert counted[clip].tolist() == hidden
-            assert 0 < sum(hidden) < len(hidden)
-            of_clips.append((predictions[name][clip] - targets[name].values[clip])[hidden].square().mean().item())
+            masked = [cube in mask.masked[clip].tolist() for cube in query[clip].tolist()]
+            assert counted[clip].tolist() == masked
+            assert 0 < sum(masked) < len(masked)
+            of_clips.append((predictions[name][clip] - targets[name].values[clip])[masked].square().mean().item())
         assert loss.item() == pytest.approx(sum(of_clips) / 4, rel=1e-5)
     losses.total.backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.parameters())
-    assert model.reconstruct(clips, SEEDS).mask.sum() == mask.masked.numel()  # pictures rebuild all that is hidden
+    assert model.reconstruct(clips, SEEDS).mask.sum() == mask.masked.numel()  # reconstructions show all masked cubes
 
 
-def test_hidden_pixels_never_reach_the_encoder():
+def test_masked_pixels_never_reach_the_encoder():
     config = tiny()
     model, clips = build_motionmae(config), noise_clips(config)
     mask, patches = model.draw_masks(SEEDS), cut_patches(clips, config.clip.cube_size)
-    seen = model.predict(patches, *mask)["space"]
-    slots, places = config.clip.temporal_patches, config.clip.spatial_patches
-    hidden = torch.zeros(4, slots * places, dtype=torch.bool).scatter(1, mask.masked, True).view(4, slots, 1, places)
-    spoiled = patches.view(4, slots, 2, places, -1).clone()
-    spoiled[hidden.expand(-1, -1, 2, -1)] = 0
-    assert torch.equal(model.predict(spoiled.view_as(patches), *mask)["space"], seen)
-    assert not torch.equal(model.predict(255 - patches, *mask)["space"], seen)
+    expected = model.predict(patches, *mask)["space"]
+    time, space = config.clip.temporal_patches, config.clip.spatial_patches
+    masked = torch.zeros(4, time * space, dtype=torch.bool).scatter(1, mask.masked, True).view(4, time, 1, space)
+    spoiled = patches.view(4, time, 2, space, -1).clone()
+    spoiled[masked.expand(-1, -1, 2, -1)] = 0
+    assert torch.equal(model.predict(spoiled.view_as(patches), *mask)["space"], expected)
+    assert not torch.equal(model.predict(255 - patches, *mask)["space"], expected)
 
 
 def test_a_clips_loss_depends_on_its_own_seed_and_not_on_its_neighbours():
@@ -125,7 +124,7 @@ def test_initial_weights_follow_from_the_seed_alone_and_leave_the_generator_alon
     assert torch.rand(()) == after
     second = build_motionmae(config).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = build_motionmae(dataclasses.replace(config, seed=1)).state_dict()
+    other = build_motionmae(config.updated({"seed": 1})).state_dict()
     assert not torch.equal(first["encoder.project.weight"], other["encoder.project.weight"])
 
 
@@ -141,15 +140,15 @@ def test_the_two_decoders_are_independent():
     assert not torch.equal(space["embed.weight"], time["embed.weight"])
 
 
-@pytest.mark.parametrize("position", ["sinusoidal", "learnable"])
-def test_no_decay_names_vectors_tables_and_mask_tokens(position: str):
-    model = build_motionmae(tiny(model={"pos_embed": position}))
+@pytest.mark.parametrize("pos_embed", ["sinusoidal", "learnable"])
+def test_no_decay_names_vectors_tables_and_mask_tokens(pos_embed: str):
+    model = build_motionmae(tiny(model={"pos_embed": pos_embed}))
     spared = no_decay(model)
     decayed = set(dict(model.named_parameters())) - spared
     assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
     assert {"decoders.space.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.q_bias"} <= spared
     tables = {"encoder.pos_embed.table", "decoders.space.pos_embed.table", "decoders.time.pos_embed.table"}
-    assert tables <= spared if position == "learnable" else not tables & spared
+    assert tables <= spared if pos_embed == "learnable" else not tables & spared
 
 
 def test_the_state_dict_holds_parameters_only():
@@ -181,7 +180,7 @@ def test_bf16_autocast_gives_float32_losses_near_those_of_fp32():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_whole_model_is_one_graph_for_the_compiler(bf16: bool):
-    """No graph breaks, so ``engine.compile`` sees masks, targets and losses whole; what it makes of them is torch's."""
+    """Without graph breaks ``engine.compile`` gets masks, targets and losses in one graph."""
     config = tiny(model={"activation_checkpointing": "full"})
     model, clips = build_motionmae(config), moving_clips(config)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -204,9 +203,9 @@ def test_flow_is_learnt_where_it_is_the_target():
 
 
 def turned(section: str, field: str, value: Any) -> tuple[Any, ...]:
-    """Return what a change of a field can show in: parameters, losses, blocks run forward and backward.
+    """Return the effects that a changed field can have: parameter shapes, losses, number of block runs.
 
-    A field that only acts beside another gets that other one too.
+    A field that needs another field to act gets that one too.
     """
     beside: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         ("model", "checkpoint_every"): {"model": {"activation_checkpointing": "every_n", "depth": 4}},
@@ -270,7 +269,10 @@ KNOBS: dict[tuple[str, str], Any] = {
 
 @pytest.mark.parametrize(("section", "field"), KNOBS)
 def test_every_knob_changes_something(section: str, field: str):
-    if (section, field) == ("model", "size"):  # the tiny model states all its numbers, so ask a size's own depth
+    if (section, field) == (
+        "model",
+        "size",
+    ):  # the tiny model overrides all numbers of its size: compare depths instead
         shallow, deep = (MotionMAE(tiny(model={"size": size, "depth": 0})) for size in ("vit_b", "vit_l"))
         assert len(shallow.encoder.blocks) == 12
         assert len(deep.encoder.blocks) == 24
@@ -280,8 +282,8 @@ def test_every_knob_changes_something(section: str, field: str):
 
 def test_the_knobs_are_all_there_are():
     sections = {"clip": ClipConfig, "model": ModelConfig, "mask": MaskConfig, "target": TargetConfig}
-    fields = {(name, field.name) for name, section in sections.items() for field in dataclasses.fields(section)}
-    assert fields - set(KNOBS) == {("clip", "stride")}  # which is the loader's
+    fields = {(name, field) for name, section in sections.items() for field in section.model_fields}
+    assert fields - set(KNOBS) == {("clip", "stride")}  # used by the loader
 
 
 @pytest.mark.parametrize("kind", ["random", "tube", "time", "global"])
@@ -294,7 +296,7 @@ def test_every_mask_and_loss_can_be_trained(kind: str, loss: str, decoder_ratio:
 
 @pytest.mark.parametrize("decoder", ["divided", "shared"])
 def test_both_heads_learn_what_predicting_the_mean_cannot_reach(decoder: str):
-    """Targets of mean zero: predicting it costs their mean square, 0.99 (frames) and 0.75 (motion) on these clips."""
+    """Targets have mean zero. Predicting zero costs their mean square: 0.99 (frames) and 0.75 (motion) here."""
     config = tiny(model={"decoder": decoder})
     model, clips = build_motionmae(config), moving_clips(config, 2)
     patches, mask = cut_patches(clips, config.clip.cube_size), model.draw_masks(SEEDS[:2])
@@ -305,7 +307,7 @@ def test_both_heads_learn_what_predicting_the_mean_cannot_reach(decoder: str):
 
 
 def train(config: Config, steps: int) -> list[list[float]]:
-    """Train on two clips, always masked alike; return each step's losses."""
+    """Train on two clips with the same mask in every step; return the losses of each step."""
     model, clips = build_motionmae(config), moving_clips(config, 2)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
     losses = []

@@ -21,12 +21,14 @@ def test_table_equals_hugging_face_videomae_at_full_size():
 
 
 @pytest.mark.parametrize("width", [12, 16, 128])
-def test_separate_table_gives_slot_row_and_column_waves_of_their_own(width: int):
+def test_separate_table_gives_time_row_and_column_separate_channels(width: int):
     table, third = separate_table(4, 3, width), 2 * math.ceil(width / 6)
-    for cube, places in enumerate((slot, row, column) for slot in range(4) for row in range(3) for column in range(3)):
+    for cube, coordinates in enumerate(
+        (time, row, column) for time in range(4) for row in range(3) for column in range(3)
+    ):
         for channel in range(width):
-            place, number = places[channel // third], channel % third
-            angle = place / 10000 ** (number % (third // 2) / (third // 2))
+            coordinate, number = coordinates[channel // third], channel % third
+            angle = coordinate / 10000 ** (number % (third // 2) / (third // 2))
             expected = math.sin(angle) if number < third // 2 else math.cos(angle)
             assert table[cube, channel].item() == pytest.approx(expected, abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""Targets against a plain transcription, cube by cube and in double precision, of what method.md says."""
+"""Targets against a plain transcription of the method, cube by cube and in double precision."""
 
 import itertools
 
@@ -31,12 +31,9 @@ def plain_motion(frames: Tensor, granularity: int, sign: str) -> Tensor:
 def plain_cube(frames: Tensor, config: Config, number: int) -> Tensor:
     """(T, H, W, C) -> (pixels of the cube, C)."""
     clip = config.clip
-    slot, row, column = (
-        number // clip.spatial_patches,
-        number // clip.grid_size % clip.grid_size,
-        number % clip.grid_size,
-    )
-    t, y, x = slot * clip.cube_frames, row * clip.cube_size, column * clip.cube_size
+    grid = clip.grid_size
+    time, row, column = number // clip.spatial_patches, number // grid % grid, number % grid
+    t, y, x = time * clip.cube_frames, row * clip.cube_size, column * clip.cube_size
     return frames[t : t + clip.cube_frames, y : y + clip.cube_size, x : x + clip.cube_size].reshape(-1, frames.shape[3])
 
 
@@ -81,11 +78,8 @@ def test_motion_repeats_the_first_difference_at_the_front():
     config = tiny(target={"normalize": False, "motion_granularity": 3})
     patches = cut_patches(noise_clips(config, 1), config.clip.cube_size)
     motion = make_targets(config, patches, every_cube(config, 1))["time"].values
-    frames = (
-        motion.view(1, config.clip.temporal_patches, config.clip.spatial_patches, 2, -1)
-        .transpose(2, 3)
-        .flatten(1, 2)[0]
-    )
+    cubes = motion.view(config.clip.temporal_patches, config.clip.spatial_patches, 2, -1)
+    frames = cubes.transpose(1, 2).flatten(0, 1)
     assert torch.equal(frames[0], frames[3])
     assert torch.equal(frames[2], frames[3])
     assert not torch.equal(frames[4], frames[3])
@@ -118,7 +112,7 @@ def test_flow_target_is_the_stored_flow_of_each_cube():
 
 def test_flow_target_without_flow_names_the_remedy():
     config = tiny(target={"motion_source": "flow"})
-    with pytest.raises(UserError, match="make shards with --flow"):
+    with pytest.raises(UserError, match="make the shards with --flow"):
         make_targets(config, cut_patches(noise_clips(config, 1), 8), every_cube(config, 1))
 
 
@@ -155,9 +149,9 @@ def test_a_loss_of_some_cubes_is_the_mean_over_clips_and_zero_where_none_counts(
 
 
 def static_scene_with_a_moving_square(noise: float) -> tuple[Tensor, Tensor]:
-    """A textured still scene under sensor noise of ``noise`` grey levels; a textured square crosses its upper half.
+    """A textured still scene with sensor noise of ``noise`` grey levels; a textured square crosses its upper half.
 
-    Returns the clip (1, 16, 224, 224, 3) and which cubes (N,) the square enters, and stays clear of.
+    Returns the clip (1, 16, 224, 224, 3), and bool (N, values): which values of each cube the square covers.
     """
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(2, 3, 56, 56, generator=generator) * 200 + 25
@@ -169,13 +163,13 @@ def static_scene_with_a_moving_square(noise: float) -> tuple[Tensor, Tensor]:
         inside[t, 32:96, 6 * t : 6 * t + 64] = True
     clip += torch.randn(clip.shape, generator=generator) * noise
     # a cube moves if the square covers part of it in some of its frames or in the frame before
-    seen = inside | torch.cat([inside[:1], inside[:-1]])
-    cubes = all_cubes(cut_patches(seen[None, ..., None], 16), 2)[0]
+    covered = inside | torch.cat([inside[:1], inside[:-1]])
+    cubes = all_cubes(cut_patches(covered[None, ..., None], 16), 2)[0]
     return clip.round().clamp(0, 255).to(torch.uint8)[None], cubes
 
 
 def test_default_motion_eps_keeps_the_noise_of_a_static_scene_quiet():
-    """The reason for ``target.motion_eps``: with VideoMAE's 1e-6 a still camera's noise is as loud as real motion."""
+    """The reason for ``target.motion_eps``: with VideoMAE's 1e-6 a fixed camera's noise counts like real motion."""
     clips, covered = static_scene_with_a_moving_square(noise=1)
     still, moving = ~covered.any(1), covered.float().mean(1) > 0.5
     assert still.sum() > 500

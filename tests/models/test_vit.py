@@ -21,7 +21,7 @@ def test_every_layernorm_uses_videomaes_epsilon():
 
 
 def test_projection_equals_a_convolution_over_normalised_pixels():
-    """The encoder's first step against what VideoMAE does: normalise the clip, convolve with stride, pick cubes."""
+    """The encoder's first step against VideoMAE's: normalise the clip, convolve with stride, pick the visible cubes."""
     config = tiny(model={"depth": 1})
     torch.manual_seed(0)
     encoder = Encoder(config.clip, config.model)
@@ -63,13 +63,13 @@ def test_cube_projection_can_keep_pytorchs_initial_weights():
     torch.manual_seed(0)
     config = tiny(model={"patch_embed_init": "pytorch"})
     project = Encoder(config.clip, config.model).project
-    bound = config.clip.cube_pixels**-0.5  # what torch gives a Conv3d of that kernel, weight and bias
+    bound = config.clip.cube_pixels**-0.5  # torch's bound for weight and bias of a Conv3d of that kernel
     assert project.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
     assert 0 < project.bias.abs().max().item() <= bound
 
 
 def gradients(model: dict, drop_path: float = 0.0) -> tuple[Tensor, list[Tensor], int]:
-    """Return a stack's output, its gradients, and how often its blocks ran."""
+    """Return the output of a stack, its gradients, and the number of block runs."""
     torch.manual_seed(0)
     stack = BlockStack(48, 4, 3, tiny(model=model).model, drop_path).train()
     runs = 0

@@ -1,6 +1,5 @@
-"""A model small enough for every test to train, and clips for it that no random generator makes."""
+"""A model small enough to train in every test, and clips that follow from a formula."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from motionmae.config import ClipConfig, Config, MaskConfig, ModelConfig, OptimConfig, TargetConfig
 
 TINY = Config(
-    clip=ClipConfig(frames=8, size=32, cube_size=8),  # 4 slots of 4 x 4 cubes
+    clip=ClipConfig(frames=8, size=32, cube_size=8),  # 4 x 4 x 4 cubes
     model=ModelConfig(size="vit_ti", width=48, depth=2, heads=3, decoder_width=24, decoder_heads=2, decoder_depth=2),
     mask=MaskConfig(kind="random", ratio=0.75),
     target=TargetConfig(),
@@ -19,12 +18,11 @@ TINY = Config(
 
 def tiny(**sections: dict[str, Any]) -> Config:
     """Return :data:`TINY` with some fields of some sections changed: ``tiny(mask={"ratio": 0.5})``."""
-    changed = {name: replace(getattr(TINY, name), **fields) for name, fields in sections.items()}
-    return replace(TINY, **changed)
+    return TINY.updated(sections)
 
 
 def moving_clips(config: Config, batch: int = 4, first: int = 0) -> Tensor:
-    """Return uint8 (B, T, H, W, 3): waves whose direction, speed and colours follow from the clip's number."""
+    """Return uint8 (B, T, H, W, 3): waves. The number of the clip sets their direction, speed and colours."""
     clip = config.clip
     number = torch.arange(first, first + batch, dtype=torch.float64).view(-1, 1, 1, 1, 1)
     time = torch.arange(clip.frames, dtype=torch.float64).view(1, -1, 1, 1, 1)
@@ -39,7 +37,7 @@ def moving_clips(config: Config, batch: int = 4, first: int = 0) -> Tensor:
 
 
 def noise_clips(config: Config, batch: int = 4, seed: int = 0) -> Tensor:
-    """Return uint8 (B, T, H, W, 3) of independent uniform pixels, the hardest case for layout mistakes to hide in."""
+    """Return uint8 (B, T, H, W, 3) of independent uniform pixels, in which no layout mistake can hide."""
     clip = config.clip
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8, generator=generator)

@@ -17,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, ip_address
 from monitoring.metric_definitions import METRICS, PREFIX
-from motionmae.config import MonitoringConfig
+from motionmae.config import Config
 from motionmae.errors import UserError
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind
 from tests.monitoring.runs import Exporter, FedRun, config_of, settings_of
 from tests.training.launch import wait_until
@@ -99,7 +100,7 @@ def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_pa
     first = FedRun(config, tmp_path)
     feed(first)
     second = FedRun(config, tmp_path, "b")
-    second.event(Kind.STOP, 4, outcome="REQUEUE")
+    second.event(Kind.STOP, 4, reason=EndReason.PREEMPTED)
     FedRun(config, tmp_path, "c").event(Kind.READY, 4, total_steps=10)
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         found = values(scrape(exporter.address()))
@@ -219,7 +220,7 @@ def test_it_listens_on_the_interface_it_was_given_and_on_no_other(tmp_path: Path
         ip_address("nosuch0")
     for everywhere in ("0.0.0.0", "::", ""):
         with pytest.raises(UserError, match="not all of them"):
-            MonitoringConfig(address=everywhere)
+            Config().updated({"monitoring.address": everywhere})
 
 
 def test_tls(tmp_path: Path):
@@ -236,4 +237,4 @@ def test_tls(tmp_path: Path):
         published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
         assert published[0]["labels"]["__scheme__"] == "https"
     with pytest.raises(UserError, match="together or not at all"):
-        MonitoringConfig(tls_key="key.pem")
+        Config().updated({"monitoring.tls_key": "key.pem"})

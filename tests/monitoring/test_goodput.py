@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from monitoring.goodput import CAUSES, Goodput, GoodputTracker, ledger_of
+from motionmae.runs.end_reason import EndReason
 
 Row = dict[str, Any]
 
@@ -58,9 +59,9 @@ class History:
         self.event("checkpoint", blocking=seconds)
         self.saved, self.pending = self.step, []
 
-    def stop(self, outcome: str) -> None:
+    def stop(self, reason: EndReason) -> None:
         self.save()
-        self.event("stop", outcome=outcome)
+        self.event("stop", reason=reason)
 
 
 def assert_is(found: Goodput, history: History) -> None:
@@ -88,7 +89,7 @@ def test_a_preemption_costs_queue_init_and_restore_though_no_step_is_repeated():
     run = History()
     run.start()
     run.train(10)
-    run.stop("REQUEUE")
+    run.stop(EndReason.PREEMPTED)
     run.spend("queue_wait", 100)
     run.start()
     run.train(10)
@@ -140,7 +141,7 @@ def test_silence_is_down_time_and_in_the_queue_it_is_waiting():
     run.start()
     run.train(3)
     assert ledger_of(run.rows).account(run.now + 50).badput["downtime"] == pytest.approx(50)
-    run.stop("REQUEUE")
+    run.stop(EndReason.PREEMPTED)
     assert ledger_of(run.rows).account(run.now + 50).badput["queue_wait"] == pytest.approx(50)
 
 
@@ -148,7 +149,7 @@ def test_a_run_that_dies_while_it_is_built():
     run = History()
     run.event("start", age=0)
     run.spend("init", 7)
-    run.event("stop", error="UserError")
+    run.event("stop", reason=EndReason.USER_ERROR, error="UserError")
     run.spend("downtime", 60)
     run.start()
     assert_is(ledger_of(run.rows).account(), run)
@@ -169,7 +170,7 @@ def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
             if dice.random() < 0.4:
                 run.save(dice.uniform(0, 3))
         if dice.random() < 0.5:
-            run.stop(dice.choice(["REQUEUE", "TERMINATED"]))
+            run.stop(dice.choice([EndReason.PREEMPTED, EndReason.TERMINATED]))
             run.spend("queue_wait", dice.uniform(0, 100))
         else:
             run.spend("downtime", dice.uniform(1, 100))
@@ -201,7 +202,7 @@ def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
     run.step = 4
     run.train(2, wait=0, other=0)
     run.now += 30  # it hangs without a word; then Slurm requeues
-    run.event("failure", cause="node", again=True)
+    run.event("failure", reason=EndReason.NODE_DOWN, again=True)
     run.now += 50
     run.rows.append({"kind": "start", "attempt": "2", "step": 0, "time": run.now, "age": 0})
     found = ledger_of(run.rows).account()

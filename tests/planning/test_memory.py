@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,7 +135,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
     config = load_config("vitl_k400")
     largest = largest_micro_batch(config, 32, 36e9)
     assert predict_memory(config, 32, largest).peak <= 36e9 < predict_memory(config, 32, largest + 1).peak
-    recomputing = replace(config, model=replace(config.model, activation_checkpointing="full"))
+    recomputing = config.updated({"model.activation_checkpointing": "full"})
     assert largest_micro_batch(recomputing, 32, 36e9) > 2 * largest
     assert largest_micro_batch(config, 32, 1e9) == 0
 

@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Path:
     for step in (10, 20, 30):
         save(CheckpointStore(folder / "checkpoints"), step)
     events = LineFile(folder / "events.jsonl")
-    events.append({"attempt": acquire_lease(folder).name, "kind": Kind.STOP.value, "step": 30})
+    events.append({"attempt": acquire_lease(folder).attempt.id, "kind": Kind.STOP.value, "step": 30})
     events.close()
     return folder
 

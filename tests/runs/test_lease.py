@@ -1,17 +1,15 @@
 import multiprocessing
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from motionmae.distributed.stop_requests import Outcome
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import LeaseLost
+from motionmae.runs.end_reason import EndReason, LeaseLost
 from motionmae.runs.events import read_rows
 from motionmae.runs.lease import FILE, acquire_lease
-from motionmae.training.pretrain import pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
 from tests.training.shards import make_shards, tiny_run
@@ -22,13 +20,13 @@ def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
     first.check()
     second = acquire_lease(tmp_path)
     second.check()
-    assert (first.number, second.number) == (1, 2)
+    assert (first.attempt.number, second.attempt.number) == (1, 2)
     with pytest.raises(LeaseLost, match=r"attempt 2 of this run.*attempt 1 on .* writes nothing more"):
         first.check()
 
 
 def claim_often(folder: Path, times: int) -> list[int]:
-    return [acquire_lease(folder).number for _ in range(times)]
+    return [acquire_lease(folder).attempt.number for _ in range(times)]
 
 
 def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path: Path):
@@ -63,7 +61,7 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
         old.send(rank, signal.SIGSTOP)
-    assert run_ranks(1, pretrain, config) == [Outcome.FINISHED]
+    assert run_ranks(1, run_training, config) == [EndReason.FINISHED]
     before = content_of(folder.path)
     for rank in range(world):
         old.send(rank, signal.SIGCONT)
@@ -84,8 +82,8 @@ def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path
     run.send(0, signal.SIGSTOP)
     other = make_shards(tmp_path / "other", samples=10)
     mistyped = {
-        "cannot be resumed with seed=1 (was 0)": replace(config, seed=1),
-        "shards was": replace(config, data=replace(config.data, shards=str(other))),
+        "cannot be resumed with seed=1 (was 0)": config.updated({"seed": 1}),
+        "shards was": config.updated({"data.shards": str(other)}),
     }
     answers = {words: Ranks(1, pretrain_to_exit, wrong).results() for words, wrong in mistyped.items()}
     run.send(0, signal.SIGCONT)

@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import submitit
@@ -59,7 +58,9 @@ class Scripted(Checkpointable):
 def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord:
     """Start a job as submit.py does, with other work than training."""
     config = load_config("demo")
-    config = replace(config, launch=replace(config.launch, ntasks_per_node=len(acts), gpus_per_node=0, **values))
+    config = config.updated(
+        {"launch": config.launch.model_copy(update={"ntasks_per_node": len(acts), "gpus_per_node": 0, **values})}
+    )
     logs = executors.log_folder(run)
     with submission_lock(run) as lock:
         logs.mkdir(parents=True)

@@ -1,10 +1,9 @@
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from motionmae.config import Config, load_config
+from motionmae.config import Config, absolute_paths, load_config
 from motionmae.errors import UserError
 from slurm import executors, launch_options
 
@@ -12,8 +11,8 @@ CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
 
 def _config(**values: object) -> Config:
-    config = executors.absolute_paths(load_config("demo"))
-    return replace(config, launch=replace(config.launch, **values))  # type: ignore[arg-type]
+    config = absolute_paths(load_config("demo"))
+    return config.updated({"launch": values})
 
 
 def _script(config: Config, **extra: str) -> str:
@@ -104,13 +103,13 @@ def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None
 def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config("demo", ["data.shards=shards", "output_dir=runs", "monitoring.discovery=sd"])
-    absolute = executors.absolute_paths(config)
+    absolute = absolute_paths(config)
     assert (absolute.data.shards, absolute.output_dir) == (str(tmp_path / "shards"), str(tmp_path / "runs"))
     assert (absolute.monitoring.discovery, absolute.monitoring.tls_key) == (str(tmp_path / "sd"), "")
-    remote = executors.absolute_paths(replace(config, data=replace(config.data, shards="s3://bucket/k400")))
+    remote = absolute_paths(config.updated({"data.shards": "s3://bucket/k400"}))
     assert remote.data.shards == "s3://bucket/k400"
     for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
-        data = executors.absolute_paths(replace(config, data=replace(config.data, cache=given, beton=given))).data
+        data = absolute_paths(config.updated({"data.cache": given, "data.beton": given})).data
         assert (data.cache, data.beton) == (written, written)
 
 

@@ -4,21 +4,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from motionmae.config import load_config
+from motionmae.config.site import Site
+from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
+from motionmae.runs.attempt import Attempt
+from motionmae.runs.end_reason import EndReason
 from slurm import code_snapshot, submission, submit
-from slurm.attempt_log import Attempt, Attempts
-from slurm.failure_cause import Cause
+from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
 from slurm.launch_options import LAUNCH_OPTIONS
-from slurm.site import Site
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
@@ -49,10 +50,10 @@ def test_dry_run_shows_script_config_and_estimate(
         assert line in script.splitlines()
     assert "srun --unbuffered" in script
     table = rest.index(f"{name}: estimate")
-    shown = OmegaConf.create(rest[:table])
+    shown = yaml.safe_load(rest[:table])
     expected = load_config(name, ["seed=7", "launch.nodes=4", "launch.partition=big"])
-    assert (shown.seed, shown.launch.nodes, shown.model.size) == (7, 4, expected.model.size)
-    assert shown.output_dir == str(tmp_path / "runs")
+    assert (shown["seed"], shown["launch"]["nodes"], shown["model"]["size"]) == (7, 4, expected.model.size)
+    assert shown["output_dir"] == str(tmp_path / "runs")
     for text in (parameters, "memory a GPU", "clips a step", "512 (", "GPU-days"):
         assert text in rest[table:]
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +70,7 @@ def test_a_fine_tuning_without_weights_or_with_an_unreadable_policy_is_not_submi
     assert f"finetune.init={tmp_path / 'gone'} does not exist" in error
     status, _, error = _run(capsys, *argv, "data.rand_augment=nonsense")
     assert status == 2
-    assert "data.rand_augment=nonsense is not timm's notation" in error
+    assert "data.rand_augment=nonsense is not in timm's notation" in error
     assert not (tmp_path / "runs" / "finetune_tiny_toy" / "job.json").exists()
 
 
@@ -166,7 +167,7 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
         with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=32"):
-            submission.check_shards(replace(config, optim=replace(config.optim, global_batch_size=32)))
+            submission.check_shards(config.updated({"optim.global_batch_size": 32}))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))
     assert capsys.readouterr().out == ""
@@ -183,14 +184,13 @@ def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
     assert (status, out) == (2, "")
     assert f"data.beton={tmp_path}/x.beton does not exist: write it with `python data_tools/make_beton" in err
     assert not (tmp_path / "runs").exists()
-    config = load_config("demo", [f"data.beton={tmp_path}/x.beton"])
-    submission.check_beton(config, here=False)
-    assert capsys.readouterr().out.startswith(f"note: data.beton={tmp_path}/x.beton does not exist on this machine")
-    submission.check_beton(load_config("demo", ["data.beton=$TMPDIR/x.beton"]), here=True)
+    data = load_config("demo", [f"data.beton={tmp_path}/x.beton"]).data
+    note = check_node_file(data, on_this_machine=False)
+    assert note.startswith(f"data.beton={tmp_path}/x.beton does not exist on this machine")
+    assert check_node_file(load_config("demo", ["data.beton=$TMPDIR/x.beton"]).data, on_this_machine=True) == ""
     (tmp_path / "x.beton").touch()
     for here in (True, False):
-        submission.check_beton(config, here=here)
-    assert capsys.readouterr().out == ""
+        assert check_node_file(data, on_this_machine=here) == ""
 
 
 def test_a_machine_without_slurm_is_told_the_ways_out(
@@ -234,7 +234,9 @@ def test_a_submission_passes_on_site_file_seeds_dependency_and_bad_nodes(
     )
     for restart in (0, 1):
         (tmp_path / "runs/demo_seed3").mkdir(parents=True, exist_ok=True)
-        Attempts(tmp_path / "runs/demo_seed3").failed(Attempt("7", restart), Cause.KILLED, 0, "node9")
+        AttemptLog(tmp_path / "runs/demo_seed3").log_failure(
+            Attempt(job="7", restart=restart), EndReason.KILLED, 0, "node9"
+        )
 
     argv = ("--config", "demo", f"data.shards={shards}", "--site", "site.yaml", "--seeds", "2-3", "--account", "mine")
     status, out, _ = _run(capsys, *argv, "--dependency", "afterok:4", "--sbatch", "mem=9G", "launch.exclude=node1")

@@ -1,11 +1,11 @@
-"""Strike one training with random faults and compare it with a training that nothing happened to.
+"""Strike one training with random faults and compare it with the same training without faults.
 
 Example::
 
     python -m tests.slurm_lab.chaos --seed 1 --faults 20 --json chaos.json
 
-Needs root and what the lab needs; takes about a minute a fault. Exit status 0: every loss and every final weight is
-bitwise equal.
+Needs root and the programs of the lab; takes about a minute per fault. Exit status 0 means that all losses and all
+final weights are bitwise equal.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from tests.slurm_lab.runs import CHECKPOINT_STEPS, SLOW_RATE, TrainingRun
 from tests.training.shards import make_shards
 
 STEPS_PER_FAULT = 24
-"""While Slurm has not noticed that a slurmd is gone, a run goes on for about fifty steps; other faults cost few."""
+"""A run continues for about 50 steps until Slurm notices a dead slurmd; other faults take few steps."""
 
 
 def draw_faults(draw: random.Random, number: int) -> list[Callable[[TrainingRun, str], None]]:
-    """Faults in random order, of every kind equally often as far as ``number`` allows."""
+    """Faults in random order, each kind equally often as far as ``number`` allows."""
     rounds = -(-number // len(NAMES))
     return [fault for _ in range(rounds) for fault in draw.sample(list(NAMES), len(NAMES))][:number]
 
 
 def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damage]]:
-    """A run struck by ``faults`` faults, at random moments and on random nodes of its own, to its end."""
+    """A finished run with ``faults`` faults, at random times and on random nodes of the run."""
     draw = random.Random(seed)
     with Lab(nodes=4, rate=SLOW_RATE) as lab:
         run = TrainingRun(lab, folder / "struck", folder / "shards", "--nodes", "2", steps=faults * STEPS_PER_FAULT)
@@ -55,7 +55,7 @@ def chaos(seed: int, faults: int, folder: Path) -> tuple[TrainingRun, list[Damag
 
 
 def reference(faults: int, folder: Path) -> TrainingRun:
-    """The same run, left alone."""
+    """The same run without faults."""
     with Lab(nodes=2) as lab:
         steps = faults * STEPS_PER_FAULT
         run = TrainingRun(lab, folder / "reference", folder / "shards", "--nodes", "2", steps=steps)
@@ -67,7 +67,7 @@ def reference(faults: int, folder: Path) -> TrainingRun:
 def main() -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the faults, their moments and nodes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of faults, times and nodes")
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--json", type=output_file, help="file for the result")
     arguments = parser.parse_args()

@@ -10,13 +10,13 @@ from tests.slurm_lab.steps import CASES, submit_case
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest stories: what other tests here wait for then happens meanwhile."""
+    """Run the longest scenarios first; the jobs of the other tests run in the meantime."""
     items.sort(key=lambda item: "test_survival" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The four-node cluster, started once; where it cannot be, tests are skipped, but fail in CI."""
+    """A four-node cluster for the session. If it cannot start, tests are skipped; in CI they fail."""
     reason = missing()
     if reason and os.environ.get("CI"):
         pytest.fail(reason)
@@ -28,6 +28,6 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def step_jobs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Run folder and id of a job for each case; a minute of waiting, which other tests may use by asking for it too."""
+    """Run folder and job ID of each case. The jobs take a minute, during which other tests can run."""
     folder = tmp_path_factory.mktemp("steps")
     return {name: (folder / name, submit_case(lab, folder / name, case)) for name, case in CASES.items()}

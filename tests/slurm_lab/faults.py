@@ -1,4 +1,4 @@
-"""What a cluster does to a run: each fault strikes a :class:`TrainingRun` on its lab and knows how to be repaired."""
+"""Faults of a cluster that strike a :class:`TrainingRun` in its lab, and their repairs."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import PATIENCE, TrainingRun, rank_processes
+from tests.slurm_lab.runs import TIMEOUT, TrainingRun, rank_processes
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What a fault cost."""
+    """Cost of a fault."""
 
     fault: str
     step: int
-    """Last step taken before."""
+    """Last step before the fault."""
     lost: int
-    """Steps that had to be taken again."""
+    """Steps that were repeated."""
     seconds: float
-    """From the fault to the end of the next new step."""
+    """Time from the fault to the end of the next new step."""
     slurm_seconds: float
-    """Of these, until the processes of the next attempt began: Slurm's share."""
+    """Part of this time until the processes of the next attempt start."""
 
 
 def preempt(run: TrainingRun, node: str) -> None:
@@ -38,7 +38,7 @@ def requeue(run: TrainingRun, node: str) -> None:
 
 
 def time_out(run: TrainingRun, node: str) -> None:
-    """The job's time is up in a minute: Slurm signals, as it was asked to, so long before that it does at once."""
+    """Set the time limit to one minute from now. The signal is due earlier than that, so Slurm sends it at once."""
     minutes = int(run.job()["RunTime"].split(":")[1]) + 1
     run.lab.run("scontrol", "update", f"jobid={run.record.job_id}", f"timelimit={minutes}")
     restarts = run.job()["Restarts"]
@@ -57,12 +57,12 @@ def power_off(run: TrainingRun, node: str) -> None:
 
 
 def kill_slurmd(run: TrainingRun, node: str) -> None:
-    """A node's slurmd dies; the ranks on it live on."""
+    """A node's slurmd dies; its ranks survive."""
     run.lab.kill_slurmd(node)
 
 
 def unplug(run: TrainingRun, node: str) -> None:
-    """A node's network cable is pulled; the ranks on it live on, and reach the run folder."""
+    """A node's network cable is pulled; its ranks survive and can reach the run folder."""
     run.lab.unplug(node)
 
 
@@ -72,18 +72,19 @@ def kill_rank(run: TrainingRun, node: str) -> None:
 
 
 def kill_in_write(run: TrainingRun, node: str) -> None:
-    """All ranks are killed by -9 while a checkpoint is being written, that on ``node`` first, with its share undone.
+    """All ranks are killed by -9 while a checkpoint is being written.
 
-    Else the others, which Slurm wakes and asks to end, could commit it in the second that is left to them.
+    The rank on ``node`` is killed first, before its part is written. Otherwise the other ranks could commit the
+    checkpoint while Slurm ends them.
     """
-    checkpoints, writes = run.path / "checkpoints", ".unfinished-[0-9]*-step-*"  # removals have no number there
-    processes = rank_processes(run.lab, run.record.job_id)  # before, or the write would be over when they are found
+    checkpoints, writes = run.path / "checkpoints", ".unfinished-[0-9]*-step-*"  # deleted checkpoints have another name
+    processes = rank_processes(run.lab, run.record.job_id)  # looked up first, because a write is short
     victim = run.nodes().index(node)
 
     def half_written() -> bool:
         return any(not any(found.glob(f"optimizer-{victim:05d}-*")) for found in checkpoints.glob(writes))
 
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         if not half_written():
             time.sleep(0.0005)
@@ -99,14 +100,14 @@ def kill_in_write(run: TrainingRun, node: str) -> None:
             return
         for process in processes.values():
             os.kill(process, signal.SIGCONT)
-    raise TimeoutError("no write of a checkpoint could be caught")
+    raise TimeoutError("no checkpoint was caught during its write")
 
 
 def truncate(run: TrainingRun, node: str) -> None:
-    """The newest checkpoint loses the second half of a file, as on a bad disk, and the rank on a node is killed."""
+    """The newest checkpoint loses half of a file, as on a bad disk, and the rank on a node is killed."""
     processes = rank_processes(run.lab, run.record.job_id).values()
     for process in processes:
-        os.kill(process, signal.SIGSTOP)  # or the run would commit a newer one meanwhile
+        os.kill(process, signal.SIGSTOP)  # no newer checkpoint may be committed now
     file = max(run.newest_checkpoint().folder.glob("model-*"))
     os.truncate(file, file.stat().st_size // 2)
     os.kill(_rank_on(run, node), signal.SIGKILL)
@@ -116,7 +117,7 @@ def truncate(run: TrainingRun, node: str) -> None:
 
 
 def nothing(lab: Lab, node: str) -> None:
-    """Nothing has to be repaired."""
+    """No repair."""
 
 
 REPAIRS: dict[Callable[[TrainingRun, str], None], Callable[[Lab, str], object]] = {
@@ -140,13 +141,13 @@ NAMES = {
 
 
 def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: str) -> Damage:
-    """Let ``fault`` happen on ``node``, wait until the run goes on, repair what was broken, and say what it cost."""
+    """Strike ``node`` with ``fault``, wait until the run continues, repair the node, and return the cost."""
     before = run.attempts()
     struck = time.time()
     fault(run, node)
-    if fault in (kill_in_write, truncate):  # which had to wait for their moment
+    if fault in (kill_in_write, truncate):  # these wait for the right moment first
         struck = time.time()
-    if fault is time_out:  # the signal comes when Slurm next looks at the time
+    if fault is time_out:  # Slurm checks time limits periodically
         struck = max(row["time"] for row in run.rows("events.jsonl") if row["kind"] == "preemption")
     damage = aftermath(run, NAMES[fault], struck, before)
     REPAIRS.get(fault, nothing)(run.lab, node)
@@ -154,7 +155,7 @@ def strike(run: TrainingRun, fault: Callable[[TrainingRun, str], None], node: st
 
 
 def aftermath(run: TrainingRun, name: str, since: float, before: set[str]) -> Damage:
-    """Wait until an attempt that is not in ``before`` takes a step, and compare with where the run was."""
+    """Wait until an attempt that is not in ``before`` takes a step, and return the cost."""
     run.wait(lambda: any(row["attempt"] not in before for row in run.rows()), f"a step after {name}")
     rows = run.rows()
     first = next(row for row in rows if row["attempt"] not in before)

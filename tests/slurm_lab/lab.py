@@ -1,9 +1,9 @@
-"""A real Slurm cluster on one machine: a head and N nodes, each in namespaces of its own.
+"""A real Slurm cluster on one machine: a head and N nodes, each in separate namespaces.
 
-Every machine of the lab has its own network, host name, mounts and process ids, so the lab opens no port on the host,
-several labs run beside each other, and one signal takes a machine away as a whole. Nothing of it has a name on the
-host: when the process that started the lab dies, by whatever cause, the kernel takes the machines with it
-(``PR_SET_PDEATHSIG`` and ``unshare --kill-child``), and their interfaces and mounts vanish with the namespaces.
+Every machine of the lab has its own network, host name, mounts and process IDs. The lab opens no port on the host,
+several labs can run at the same time, and one signal removes a whole machine. Nothing of the lab has a name on the
+host. When the process that started the lab dies, the kernel kills the machines (``PR_SET_PDEATHSIG`` and ``unshare
+--kill-child``), and their interfaces and mounts disappear with the namespaces.
 
 Needs root, ``apt-get install slurm-wlm munge iproute2`` and the right to make namespaces. Partition ``low`` is
 preempted by ``high``: Slurm sends the user signal, waits :data:`GRACE_SECONDS` and requeues.
@@ -22,11 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE_SECONDS = 20
-"""How long a preempted job may still run."""
+"""Time for a preempted job to end."""
 KILL_WAIT_SECONDS = 10
-"""From SIGTERM to SIGKILL when a job is requeued, cancelled or out of time (Slurm's default: 30)."""
+"""Time from SIGTERM to SIGKILL at a requeue, cancellation or time limit (Slurm's default: 30)."""
 SLURMD_TIMEOUT_SECONDS = 10
-"""How long a node may be silent before it is down (Slurm's default: 300)."""
+"""Time until a silent node counts as down (Slurm's default: 300)."""
 CPUS_PER_NODE = 2
 HEAD_ADDRESS = "10.77.0.1"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "tc", "nsenter", "unshare", "setpriv")
@@ -98,18 +98,18 @@ while sleep 0.2; do
     [ -e {folder}/{name}.no-slurmd ] || slurmd -D -N {name} -f {folder}/slurm.conf || true
 done
 """
-# Traffic above the rate waits: steps take longer, and no processor is used for it.
+# Traffic above the rate waits. Steps take longer without using the processor.
 _LIMIT = """\
 for device in eth0 lo; do tc qdisc add dev $device root tbf rate {rate} burst 128kb latency 2s; done
 """
 
 
 class LabError(RuntimeError):
-    """The lab could not be started; the message holds the ends of its logs."""
+    """The lab could not start. The message contains the last lines of its logs."""
 
 
 def missing() -> str:
-    """Why this machine cannot hold a lab, or the empty string."""
+    """The reason why this machine cannot run a lab, or the empty string."""
     if os.geteuid() != 0:
         return "the Slurm lab needs root"
     absent = [program for program in PROGRAMS if shutil.which(program, path=_search_path()) is None]
@@ -124,14 +124,16 @@ class Lab:
 
     Args:
         nodes: machines that run jobs, named node1, node2, ...
-        user_signal: whether a job that is to be preempted gets the signal it asked for (`sbatch --signal`), as sites
-            configure with preempt_send_user_signal; without it gets SIGTERM only.
-        rate: what a node's network carries, as `tc` writes it; empty: all it can.
+        user_signal: whether a preempted job gets the signal of `sbatch --signal` (preempt_send_user_signal), else only
+            SIGTERM.
+        rate: bandwidth of a node's network in the notation of `tc`; empty: no limit.
     """
 
     def __init__(self, nodes: int = 4, user_signal: bool = True, rate: str = "") -> None:
         self.nodes, self.user_signal, self.rate = nodes, user_signal, rate
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # short: a socket's path has at most 107 bytes
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="slurm-lab-")
+        )  # a short path, because a socket's path has at most 107 bytes
         self._machines: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Lab":
@@ -152,7 +154,7 @@ class Lab:
     def run(
         self, *command: str, seconds: float = 180, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``command`` as a user on the head does, and return what it said; its exit status is not judged."""
+        """Run ``command`` on the head. The exit status is not checked."""
         return subprocess.run(
             self.on_head(*command),
             env=self.environment() | dict(env or {}),
@@ -163,11 +165,11 @@ class Lab:
         )
 
     def on_head(self, *command: str) -> list[str]:
-        """``command``, prefixed so that it runs in the head's network."""
+        """The command with a prefix that runs it in the head's network."""
         return ["nsenter", f"--net=/proc/{self._machines['head'].pid}/ns/net", *command]
 
     def on_node(self, node: str) -> list[str]:
-        """A prefix that makes a command see a node's mounts."""
+        """A prefix that runs a command with a node's mounts."""
         (first,) = _children(self._machines[node].pid)
         return ["nsenter", f"--mount=/proc/{first}/ns/mnt"]
 
@@ -209,20 +211,20 @@ class Lab:
         self._wait(lambda: self._ip("link", "set", _cable(node), "master", "lab0", "up"), seconds=60)
 
     def power_off(self, node: str) -> None:
-        """Take a node's power away: no process of it says goodbye, and nothing answers for it."""
-        assert self._ip("link", "del", _cable(node))  # first: no last packet gets out
+        """Cut a node's power: its processes end without a message."""
+        assert self._ip("link", "del", _cable(node))  # first, to stop all packets
         _switch_off(self._machines.pop(node))
 
     def unplug(self, node: str) -> None:
-        """Pull a node's cable: what runs there runs on."""
+        """Pull a node's network cable; its processes continue."""
         assert self._ip("link", "set", _cable(node), "down")
 
     def plug(self, node: str) -> None:
-        """Put a node's cable back."""
+        """Plug a node's network cable in again."""
         assert self._ip("link", "set", _cable(node), "up")
 
     def kill_slurmd(self, node: str) -> None:
-        """Kill a node's slurmd and keep it away; job steps live on."""
+        """Kill a node's slurmd and prevent its restart; job steps continue."""
         (self.folder / f"{node}.no-slurmd").touch()
         (first,) = _children(self._machines[node].pid)
         for process in _children(first):
@@ -230,7 +232,7 @@ class Lab:
                 os.kill(process, signal.SIGKILL)
 
     def start_slurmd(self, node: str) -> None:
-        """Let a node have its slurmd again."""
+        """Start a node's slurmd again."""
         (self.folder / f"{node}.no-slurmd").unlink()
 
     def stop(self) -> None:
@@ -299,7 +301,7 @@ class Lab:
 
 
 def _switch_off(machine: subprocess.Popen[bytes]) -> None:
-    for first in _children(machine.pid):  # process 1 of the machine: all others go before it is gone
+    for first in _children(machine.pid):  # process 1 of the machine; it ends after all others
         with suppress(ProcessLookupError):
             os.kill(first, signal.SIGKILL)
     machine.wait()
@@ -308,7 +310,7 @@ def _switch_off(machine: subprocess.Popen[bytes]) -> None:
 def _has_own_network(process: int) -> bool:
     with suppress(FileNotFoundError):
         return Path(f"/proc/{process}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    return False  # it is gone
+    return False  # the process has ended
 
 
 def _children(process: int) -> list[int]:

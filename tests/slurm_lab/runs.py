@@ -1,4 +1,4 @@
-"""A training run on the lab, submitted as a person submits it, and what its files say."""
+"""A training run in the lab, submitted with slurm/submit.py, and the state of its files."""
 
 import sys
 import time
@@ -16,23 +16,23 @@ from tests.slurm_lab.lab import Lab
 
 SUBMIT = Path(__file__).resolve().parents[2] / "slurm/submit.py"
 STEPS = 220
-"""Room for what all faults of a story need: Slurm looks at time limits every 30 s, so to run out of time alone may take
-130 steps of a quarter of a second."""
+"""Enough steps for all faults of a scenario. Slurm checks time limits every 30 s, so a time-out may take 130 steps of a
+quarter of a second."""
 CHECKPOINT_STEPS = 5
 BATCH = 12
-"""Divides over 2 and 4 ranks, and over 3 with another micro-batch."""
+"""Divisible by 2 and 4 ranks, and by 3 ranks with another micro-batch."""
 RATE = "400mbit"
-"""What the network carries, so that a step takes about a quarter of a second without using the processor."""
+"""Bandwidth of the network: a step takes about a quarter of a second without using the processor."""
 SLOW_RATE = "160mbit"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-PATIENCE = 420.0
-"""Seconds; machines that run these tests may be busy with others."""
+TIMEOUT = 420.0
+"""Seconds; the machine may be busy with other tests."""
 
 
 class TrainingRun:
-    """A run in ``folder`` on ``lab``; ``shards`` are ``make_shards(folder, samples=12)``: two of twelve videos."""
+    """A run in ``folder`` on ``lab``; ``shards`` is ``make_shards(folder, samples=12)``: 2 shards of 12 videos."""
 
-    def __init__(self, lab: Lab, folder: Path, shards: Path, *words: str, steps: int = STEPS) -> None:
+    def __init__(self, lab: Lab, folder: Path, shards: Path, *argv: str, steps: int = STEPS) -> None:
         self.lab, self.folder, self.steps = lab, folder, steps
         self.path = folder / "runs/demo"
         settings = [
@@ -45,12 +45,12 @@ class TrainingRun:
             f"checkpoint.every_steps={CHECKPOINT_STEPS}",
         ]
         flags = ["--config", "demo", "--ntasks-per-node", "1", "--time", "60", "--partition", "low"]
-        self.command = [sys.executable, str(SUBMIT), *flags, *tiny.overrides(shards), *settings, *words]
+        self.command = [sys.executable, str(SUBMIT), *flags, *tiny.overrides(shards), *settings, *argv]
         folder.mkdir(parents=True, exist_ok=True)
 
-    def submit(self, *words: str) -> str:
-        """Submit it and return what was said."""
-        done = self.lab.run(*self.command, *words, cwd=self.folder, seconds=PATIENCE)
+    def submit(self, *argv: str) -> str:
+        """Submit the run and return the printed text."""
+        done = self.lab.run(*self.command, *argv, cwd=self.folder, seconds=TIMEOUT)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -62,7 +62,7 @@ class TrainingRun:
         return record
 
     def job(self) -> dict[str, str]:
-        """What Slurm says of it."""
+        """Fields of `scontrol show job`."""
         return self.lab.job(self.record.job_id)
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -70,29 +70,29 @@ class TrainingRun:
         return tiny.rows(self.path, name)
 
     def attempts(self) -> set[str]:
-        """Every attempt that has announced itself."""
+        """IDs of all attempts."""
         return {row["attempt"] for row in self.rows("events.jsonl")}
 
     def nodes(self) -> list[str]:
-        """Nodes of the newest start, rank 0's first."""
+        """Nodes of the newest attempt, rank 0's first."""
         starts = [row for row in self.rows("attempts.jsonl") if row["what"] == "start"]
         return list(starts[-1]["nodes"])
 
     def wait_for_steps(self, more: int) -> None:
-        """Wait until the newest attempt has taken ``more`` steps, or as many as are left."""
+        """Wait until the newest attempt has taken ``more`` steps."""
         self.wait(lambda: self._steps_of_newest() >= more, f"{more} steps of a new attempt")
 
     def wait(self, holds: Any, what: str) -> None:
-        """Wait until ``holds()``."""
-        end = time.monotonic() + PATIENCE
+        """Wait until ``holds()`` is true."""
+        end = time.monotonic() + TIMEOUT
         while not holds():
-            assert time.monotonic() < end, f"waited {PATIENCE} s in vain for {what}\n{self.log()}"
+            assert time.monotonic() < end, f"no {what} after {TIMEOUT} s\n{self.log()}"
             assert self.job().get("JobState") not in ENDS or holds(), f"the job ended before {what}\n{self.log()}"
             time.sleep(0.1)
 
     def finish(self) -> None:
-        """Wait for the end, and see that every step is there."""
-        state = self.lab.wait_for_job(self.record.job_id, ENDS, PATIENCE)
+        """Wait for the end and check that every step was logged."""
+        state = self.lab.wait_for_job(self.record.job_id, ENDS, TIMEOUT)
         assert state == "COMPLETED", self.log()
         assert sorted({row["step"] for row in self.rows()}) == list(range(1, self.steps + 1))
 
@@ -110,11 +110,11 @@ class TrainingRun:
         return found
 
     def losses(self) -> list[float]:
-        """The loss of every step, of the attempt that took it last."""
+        """The loss of every step, from the last attempt that took the step."""
         return [loss for _, loss in sorted({row["step"]: row["loss"] for row in self.rows()}.items())]
 
     def log(self) -> str:
-        """What Slurm says of the job, and the ends of the logs and of the events."""
+        """The job's fields and the last lines of the logs and events, for failure messages."""
         log, controller = Path(self.record.log), self.lab.folder / "log/slurmctld.log"
         events = "\n".join(map(str, self.rows("events.jsonl")[-12:]))
         printed = log.read_text(errors="replace")[-5000:] if log.exists() else "no log"
@@ -127,19 +127,19 @@ class TrainingRun:
 
 
 def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
-    """Process id, as seen from outside the lab, of each rank of a job's present life.
+    """Process ID, as seen from outside the lab, of each rank of a job's current attempt.
 
-    Ranks of a former life may still be there, on a node that was cut off.
+    Ranks of an earlier attempt may survive on a node that was cut off.
     """
     restarts = lab.job(job_id)["Restarts"].encode()
     mine = {f"SLURM_CONF={lab.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={job_id}".encode()}
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             variables = (path / "environ").read_bytes().split(b"\0")
             ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
-            lives = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
-            ours = ranks and mine <= set(variables) and lives == [restarts]
+            counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
+            ours = ranks and mine <= set(variables) and counts == [restarts]
             if ours and b"submitit.core._submit" in (path / "cmdline").read_bytes():
                 found[ranks[0]] = int(path.name)
     return found

@@ -1,4 +1,4 @@
-"""Make the table of docs/survival.md of what the tests have measured.
+"""Make the table of docs/survival.md from the measurements of the tests.
 
 Example::
 
@@ -17,10 +17,10 @@ def table(costs: dict[str, list[dict[str, float | str]]]) -> str:
         "| fault | steps lost | seconds to the next step | of them Slurm's own |",
         "|---|---|---|---|",
     ]
-    for story, damages in costs.items():
+    for scenario, damages in costs.items():
         for damage in damages:
             seconds, slurm = (f"{damage[key]:.0f}" for key in ("seconds", "slurm_seconds"))
-            lines.append(f"| {damage['fault']}{_REMARKS.get(story, '')} | {damage['lost']} | {seconds} | {slurm} |")
+            lines.append(f"| {damage['fault']}{_REMARKS.get(scenario, '')} | {damage['lost']} | {seconds} | {slurm} |")
     return "\n".join(lines)
 
 

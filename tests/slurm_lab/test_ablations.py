@@ -1,14 +1,14 @@
-"""Two rows of the paper by one command, on a real Slurm: six jobs, each after the one before."""
+"""Two rows of the paper's tables with one command, on a real Slurm: six dependent jobs."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments.ablation_table import Row
+from benchmarks.experiments.ablation_table import AblationRow
 from slurm.job_state import JobRecord
 from tests.slurm_lab.lab import Lab
-from tests.slurm_lab.runs import PATIENCE
+from tests.slurm_lab.runs import TIMEOUT
 from tests.training.shards import make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,10 +48,10 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     again = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "job" not in again.stdout  # nothing is missing
-    for row in (Row(name, tmp_path / "runs") for name in ROWS):
-        job = JobRecord.read(row.testing)
+    for row in (AblationRow(name, tmp_path / "runs") for name in ROWS):
+        job = JobRecord.read(row.jobs()[-1].folder)
         assert job is not None
-        state = lab.wait_for_job(job.job_id, ("COMPLETED", "FAILED", "CANCELLED"), PATIENCE)
+        state = lab.wait_for_job(job.job_id, ("COMPLETED", "FAILED", "CANCELLED"), TIMEOUT)
         assert state == "COMPLETED", Path(job.log).read_text() if Path(job.log).exists() else "no log"
     collected = lab.run(*command, "--collect", cwd=tmp_path).stdout
     assert collected.count("| done |") == 2, collected

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.runs.events import Kind, read_rows
-from slurm.attempt_log import Attempts
+from slurm.attempt_log import AttemptLog
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TrainingRun
 from tests.training.shards import make_shards
@@ -27,7 +27,7 @@ def test_a_node_whose_storage_is_read_only_is_named_and_left_out(tmp_path: Path)
         said = run.submit()  # once more, to see what it says of the node
     assert run.nodes() == ["node1", "node3"]
     assert job["ExcNodeList"] == "node2"
-    assert list(Attempts(run.path).excluded()) == ["node2"]
+    assert list(AttemptLog(run.path).excluded_nodes()) == ["node2"]
     failures = [row for row in read_rows(run.path / "events.jsonl") if row["kind"] == Kind.FAILURE.value]
     assert failures[0]["again"]
     assert failures[0]["excluded"] == {"node2": "a node failed its pre-flight"}

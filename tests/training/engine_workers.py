@@ -1,4 +1,4 @@
-"""What ranks do in test_engine.py and test_checkpoint.py; each launch covers many cases."""
+"""Work of the ranks in tests of the engine, checkpoints, and process groups; each launch covers many cases."""
 
 import math
 import os
@@ -18,11 +18,11 @@ from motionmae.checkpointing import sharded
 from motionmae.config import Config
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import init_distributed
-from motionmae.distributed.stop_requests import Preemption, StopRequests
+from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore
-from motionmae.runs.end_reason import Exit, exit_of
+from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
 from motionmae.training.task import decay_groups
 from tests.training.tiny import TinyModel, config, micro_batches
@@ -33,7 +33,7 @@ Weights = dict[str, torch.Tensor]
 def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
     rank = init_distributed(settings.engine)
     model = TinyModel()
-    return Engine(model, decay_groups(model, settings), settings, rank), rank
+    return Engine(model, decay_groups(model, settings.optim), settings, rank), rank
 
 
 def take_step(
@@ -81,7 +81,7 @@ def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
         before = weights(engine)
         loss = take_step(engine, settings, rank, 1, poison)
         local = torch.tensor([poison if rank.rank == rank.world - 1 else 1.0])
-        bad = nonfinite.examine(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
+        bad = nonfinite.find_cause(engine, local, [torch.tensor([10 * rank.rank]), torch.tensor([10 * rank.rank + 1])])
         after, updates = weights(engine), sharded_state.optimizer_steps(engine)
         take_step(engine, settings, rank, 2)
         results.append(
@@ -183,9 +183,9 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
     settings = config()
     rank = init_distributed(settings.engine)
     former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    with Preemption() as preemption:
-        assert preemption.former[signal.SIGUSR2] is signal.SIG_IGN
-        requests = StopRequests(preemption, pids, rank.is_rank_zero)
+    with StopSignals() as signals:
+        assert signals.former[signal.SIGUSR2] is signal.SIG_IGN
+        requests = StopRequests(signals, pids, rank.is_rank_zero)
         first = requests.sync_across_ranks().end
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
@@ -222,7 +222,7 @@ def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
     return losses, {name: p.detach() for name, p in parameters.items()}, norm
 
 
-def lose_peer(how: str) -> int:
+def lose_peer(how: str) -> EndReason:
     """Lose rank 1 in one of three ways; on rank 0 the class of the error."""
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=3)
     if rank == 1 and how == "is not there":
@@ -236,8 +236,8 @@ def lose_peer(how: str) -> int:
             time.sleep(30)
         dist.all_reduce(torch.ones(2))
     except RuntimeError as error:
-        return exit_of(error)
-    return Exit.FINISHED
+        return classify_error(error)
+    return EndReason.FINISHED
 
 
 def listening() -> set[str]:

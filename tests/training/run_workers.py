@@ -1,9 +1,10 @@
-"""What ranks do in the tests of whole runs."""
+"""Work of the ranks in tests of whole runs."""
 
 import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,23 +12,25 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionmae.config import Config
+from motionmae.data.loader import Batch
 from motionmae.distributed.process_group import init_distributed
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import exit_of
-from motionmae.training import trainer
-from motionmae.training.tasks import train_task
+from motionmae.runs.end_reason import classify_error
+from motionmae.training.callbacks.metrics import StepResult
+from motionmae.training.setup import run_training
+from motionmae.training.trainer import Trainer
 
 
 def run_all(configs: list[Config]) -> list[str]:
-    """Run attempts one after the other in the same processes; how each ended."""
+    """Run attempts one after the other in the same processes; return the end reason or error of each."""
     init_distributed(configs[0].engine)
-    endings = []
+    ends = []
     for config in configs:
         try:
-            endings.append(train_task(config).name)
+            ends.append(run_training(config).name)
         except UserError as error:
-            endings.append(str(error))
-    return endings
+            ends.append(str(error))
+    return ends
 
 
 def pretrain_with_small_files(config: Config, limit: int) -> list[str]:
@@ -39,37 +42,37 @@ def pretrain_with_small_files(config: Config, limit: int) -> list[str]:
 
 
 def pretrain_to_exit(config: Config) -> tuple[str, str]:
-    """Run one attempt, however it ends: the class of its exit and what was said about it."""
+    """Run one attempt; return the name of its end reason and the message of its error."""
     try:
-        return train_task(config).name, ""
+        return run_training(config).name, ""
     except Exception as error:
-        return exit_of(error).name, str(error)
+        return classify_error(error).name, str(error)
 
 
 def pretrain_and_hang(config: Config, step: int) -> None:
-    """Run; the last rank never comes back from ``step``."""
-    take_step = trainer.take_step
+    """Run; the last rank hangs in ``step``."""
+    forward_backward = Trainer.forward_backward
 
-    def take_step_or_hang(run: trainer.Run, *arguments: Any) -> trainer.Step:
-        if run.state.step + 1 == step and run.rank.rank == run.rank.world - 1:
+    def forward_backward_or_hang(trainer: Trainer, batches: Iterator[Batch]) -> StepResult:
+        if trainer.state.step + 1 == step and trainer.rank.rank == trainer.rank.world - 1:
             time.sleep(1e6)
-        return take_step(run, *arguments)
+        return forward_backward(trainer, batches)
 
-    trainer.take_step = take_step_or_hang
-    train_task(config)
+    Trainer.forward_backward = forward_backward_or_hang  # type: ignore[method-assign]
+    run_training(config)
 
 
 aten = torch.ops.aten
 WAITING_OPERATORS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal}
-"""What makes the host wait for a GPU: numbers read (item, bool, float), and results whose size is a number."""
+"""Operators that make the host wait for a GPU: reads of numbers (item, bool, float), and results of unknown size."""
 WAITING_METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}
 
 
-ROOMS = ("training", "engine", "distributed", "checkpointing")
+PACKAGES = ("training", "engine", "distributed", "checkpointing")
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, by the step's part and the function of training that did it."""
+    """Counts host waits for a GPU, by the method that ``Trainer.fit`` called and the function that waited."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +86,14 @@ class Waits(TorchDispatchMode):
     def note(self) -> None:
         frame, names = sys._getframe(1), []
         while frame := frame.f_back:
-            if any(f"/motionmae/{room}/" in frame.f_code.co_filename for room in ROOMS):
+            if any(f"/motionmae/{package}/" in frame.f_code.co_filename for package in PACKAGES):
                 names.append(frame.f_code.co_name)
-        if "train" in names:  # beyond the start-up: the part is what the loop called
-            self.found[names[names.index("train") - 1], names[0]] += 1
+        if "fit" in names:  # after start-up
+            self.found[names[names.index("fit") - 1], names[0]] += 1
 
 
 class WaitingMethods(TorchFunctionMode):
-    """Notes for :class:`Waits` what the CPU does without an operator."""
+    """Counts for :class:`Waits` the methods that call no operator on a CPU."""
 
     def __init__(self, waits: Waits) -> None:
         super().__init__()
@@ -103,11 +106,11 @@ class WaitingMethods(TorchFunctionMode):
 
 
 def pretrain_and_count_waits(configs: list[Config]) -> list[dict[tuple[str, str], int]]:
-    """Run, and return for each what :class:`Waits` found."""
+    """Run each config and return the host waits of each."""
     init_distributed(configs[0].engine)
     answers = []
     for config in configs:
         with Waits() as waits, WaitingMethods(waits):
-            train_task(config)
+            run_training(config)
         answers.append(dict(waits.found))
     return answers

@@ -1,9 +1,10 @@
-"""What ranks do in test_saver.py: training and saving with a disk that is slow, full or gone."""
+"""Work of the ranks in test_async_checkpointer.py: training and saving on a slow, full, or hanging disk."""
 
 import contextlib
 import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.config import Config, WatchdogConfig
+from motionmae.data.loader import Batch
 from motionmae.distributed.context import DistributedContext, broadcast_object
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore, FileEntry
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.lease import acquire_lease
-from motionmae.training import trainer
-from motionmae.training.pretrain import pretrain
+from motionmae.training.callbacks.metrics import StepResult
+from motionmae.training.setup import run_training
+from motionmae.training.trainer import Trainer
 from tests.training.engine_workers import new_engine, take_step, weights
 from tests.training.tiny import config
 
 
 class Disk:
-    """Stands between the checkpoint code and the real file system, on this rank."""
+    """Replaces the write of a file on this rank: slow, failing, or hanging."""
 
     def __init__(self) -> None:
         self.delay, self.full, self.stuck = 0.0, False, False
@@ -56,7 +59,7 @@ def new_saver(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpoint
 
 
 def save_beside_training(folder: Path) -> dict[str, Any]:
-    """Steps while a slow disk takes a checkpoint; what was saved, what was true then, and the times it took."""
+    """Train while a slow disk writes a checkpoint; return results and times."""
     engine, rank, saver, disk = new_saver(folder)
     take_step(engine, config(1), rank, 0)
     saved_weights = weights(engine)
@@ -77,7 +80,7 @@ def save_beside_training(folder: Path) -> dict[str, Any]:
 
 
 def fail_and_recover(folder: Path) -> list[Any]:
-    """Saves of which the second fails on the last rank, and the names in the store after each."""
+    """Save four times, the second failing on the last rank; return error and folder names after each."""
     engine, rank, saver, disk = new_saver(folder)
     seen = []
     for step in range(1, 5):
@@ -92,7 +95,7 @@ def fail_and_recover(folder: Path) -> list[Any]:
 
 
 def be_taken_over(folder: Path) -> tuple[str, list[str]]:
-    """Lease the folder anew while a write is under way; what became of the write."""
+    """Acquire a new lease during a write; return the write's error and the committed checkpoints."""
     engine, rank, saver, disk = new_saver(folder)
     disk.delay = 1.0
     saver.start(engine, 1, {}, time.perf_counter())
@@ -108,32 +111,32 @@ def be_taken_over(folder: Path) -> tuple[str, list[str]]:
 
 
 def pretrain_on_a_stuck_disk(config: Config) -> None:
-    """Run; the write of step 6 never ends on the last rank, while training goes on as far as it can."""
+    """Run; the write of step 6 hangs on the last rank."""
     disk = Disk()
     disk.stuck = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-    pretrain(config)
+    run_training(config)
 
 
 def pretrain_on_bad_samples(config: Config, first: int, last: int) -> str:
-    """Run; the losses of data steps ``first`` to ``last`` are not finite."""
-    take_step = trainer.take_step
+    """Run; the losses of data steps ``first`` to ``last`` are not finite. Returns the end reason or the error."""
+    forward_backward = Trainer.forward_backward
 
-    def poisoned(run: trainer.Run, *arguments: Any) -> trainer.Step:
-        forward = run.task.forward
+    def poisoned(trainer: Trainer, batches: Iterator[Batch]) -> StepResult:
+        forward = trainer.task.forward
 
         def forward_poisoned(*inputs: Any) -> Any:
             total, *others = forward(*inputs)
-            return [total * (float("nan") if first <= run.state.data_step <= last else 1.0), *others]
+            return [total * (float("nan") if first <= trainer.state.data_step <= last else 1.0), *others]
 
         with contextlib.ExitStack() as stack:
-            run.task.forward = forward_poisoned  # type: ignore[method-assign]
-            stack.callback(lambda: delattr(run.task, "forward"))
-            return take_step(run, *arguments)
+            trainer.task.forward = forward_poisoned  # type: ignore[method-assign]
+            stack.callback(lambda: delattr(trainer.task, "forward"))
+            return forward_backward(trainer, batches)
 
-    trainer.take_step = poisoned
+    Trainer.forward_backward = poisoned  # type: ignore[method-assign]
     try:
-        return pretrain(config).name
+        return run_training(config).name
     except Exception as error:
         return str(error)
     finally:
-        trainer.take_step = take_step
+        Trainer.forward_backward = forward_backward  # type: ignore[method-assign]

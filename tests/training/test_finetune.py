@@ -1,6 +1,5 @@
 """Fine-tuning by the engine, loop and checkpoints of pre-training."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import current_rows
 from motionmae.training.finetune import ClipMixup, Finetuning
-from motionmae.training.tasks import train_task
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.other_run import hide_newest, read_while_it_saves
 from tests.training.run_workers import run_all
@@ -43,7 +42,7 @@ def run_of(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
         "finetune": {"drop_path": 0.2},
     }
     merged = {key: everything.get(key, {}) | sections.get(key, {}) for key in (*everything, *sections)}
-    return replace(tiny_run(shards, runs, **merged), task="finetune")
+    return tiny_run(shards, runs, **merged).updated({"task": "finetune"})
 
 
 def save_encoder(path: Path, config: Config) -> Path:
@@ -63,7 +62,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
     folder = RunFolder.of(killed.output_dir, killed.name)
-    ranks = Ranks(world, train_task, killed)
+    ranks = Ranks(world, run_training, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
     assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2
@@ -91,11 +90,11 @@ def test_an_average_of_the_weights_is_kept_and_a_run_without_one_differs(shards:
 def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shards: Path, tmp_path: Path):
     init = save_encoder(tmp_path / "encoder.pth", run_of(shards, tmp_path))
     config = run_of(shards, tmp_path, finetune={**PROBE, "init": str(init)}, checkpoint={"every_steps": 3})
-    linear = replace(config, optim=replace(config.optim, ema_decay=0.0))
-    attentive = replace(linear, name="attentive", finetune=replace(linear.finetune, mode="attentive"))
+    linear = config.updated({"optim.ema_decay": 0.0})
+    attentive = linear.updated({"name": "attentive", "finetune.mode": "attentive"})
     first, second = (RunFolder.of(tmp_path, run.name) for run in (linear, attentive))
     first.path.mkdir()
-    others = build_motionmae(replace(linear, seed=7)).state_dict()
+    others = build_motionmae(linear.updated({"seed": 7})).state_dict()
     save_file(others, first.encoder)  # of a start that came to no checkpoint
     assert run_ranks(2, run_all, [linear, attentive])[0] == ["FINISHED"] * 2
     _, weights = outcome(linear)
@@ -117,18 +116,18 @@ def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shard
 
 def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(shards: Path, tmp_path: Path):
     config = run_of(shards, tmp_path)
-    init = save_encoder(tmp_path / "encoder.pth", replace(config, seed=5))
-    config = replace(config, finetune=FinetuneConfig(init=str(init)))
+    init = save_encoder(tmp_path / "encoder.pth", config.updated({"seed": 5}))
+    config = config.updated({"finetune": FinetuneConfig(init=str(init))})
     model = Finetuning(config).build_model(load_manifest(shards), None)
-    source = build_motionmae(replace(config, seed=5))
+    source = build_motionmae(config.updated({"seed": 5}))
     for name, weight in model.encoder.named_parameters():
         assert torch.equal(weight, source.get_parameter(f"encoder.{name}")), name
 
-    wider = replace(config, model=replace(config.model, width=48))
+    wider = config.updated({"model.width": 48})
     with pytest.raises(UserError, match=r"project\.weight is \(32, 384\) there and \(48, 384\) here"):
         Finetuning(wider).build_model(load_manifest(shards), None)
     with pytest.raises(UserError, match="no weights at"):
-        Finetuning(replace(config, finetune=FinetuneConfig(init="nowhere.pth"))).build_model(
+        Finetuning(config.updated({"finetune": FinetuneConfig(init="nowhere.pth")})).build_model(
             load_manifest(shards), None
         )
 
@@ -136,7 +135,7 @@ def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(sha
 def test_ranks_begin_with_the_same_checkpoint_of_a_run_that_saves_meanwhile(shards: Path, tmp_path: Path):
     """DeepSpeed gives all ranks the weights of the first, but their running average has begun by then."""
     first = tiny_run(shards, tmp_path, optim={"epochs": 2})
-    second = replace(run_of(shards, tmp_path, finetune={"init": str(tmp_path / "tiny")}), name="second")
+    second = run_of(shards, tmp_path, finetune={"init": str(tmp_path / "tiny")}).updated({"name": "second"})
     assert run_ranks(1, run_all, [first])[0] == ["FINISHED"]
     before, newest = hide_newest(tmp_path / "tiny")
     found = run_ranks(2, read_while_it_saves, tmp_path / "tiny", newest, run_all, [second])
@@ -167,7 +166,7 @@ def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
 def test_unlabelled_or_single_class_shards_are_refused(tmp_path: Path):
     single = run_of(make_shards(tmp_path / "single"), tmp_path / "runs")
     [[sentence]] = run_ranks(1, run_all, [single])
-    assert "names 1 classes, too few" in sentence
+    assert "names 1 classes, a classifier needs two" in sentence
 
 
 def test_mixing_clips_equals_timm_on_frames_as_channels():

@@ -7,7 +7,6 @@ schedule, precision and optimiser are those of a run. After a change that is mea
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,9 @@ CONFIGS = {
 def of_a_run(config: Config) -> Config:
     """Add the optimiser and the engine: two micro-batches a step."""
     optim = OptimConfig(global_batch_size=BATCH, epochs=10, warmup_epochs=2, base_lr=0.2)
-    return replace(config, optim=optim, engine=EngineConfig(zero_stage=1, micro_batch_size=BATCH // 2, device="cpu"))
+    return config.updated(
+        {"optim": optim, "engine": EngineConfig(zero_stage=1, micro_batch_size=BATCH // 2, device="cpu")}
+    )
 
 
 def losses(configs: list[Config]) -> list[list[list[float]]]:

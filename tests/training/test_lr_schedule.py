@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -44,5 +43,5 @@ def test_rate_depends_on_the_step_alone():
 
 
 def test_no_warm_up_starts_at_the_peak_and_fractions_of_an_epoch_count():
-    assert rates(replace(OPTIM, warmup_epochs=0), [0]) == pytest.approx([PEAK])
-    assert rates(replace(OPTIM, warmup_epochs=0.5), [2, 4]) == pytest.approx([PEAK / 2, PEAK], rel=1e-3)
+    assert rates(OPTIM.model_copy(update={"warmup_epochs": 0}), [0]) == pytest.approx([PEAK])
+    assert rates(OPTIM.model_copy(update={"warmup_epochs": 0.5}), [2, 4]) == pytest.approx([PEAK / 2, PEAK], rel=1e-3)

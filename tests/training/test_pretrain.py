@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, load_config
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import current_rows, read_rows
-from motionmae.training.pretrain import Outcome, pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_with_small_files, run_all
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -81,7 +81,7 @@ def assert_same_run(config: Config, reference: Config) -> None:
 
 def kill_after(config: Config, world: int, row: int) -> None:
     """Run until the metrics row of a step is written, then kill every rank by -9."""
-    ranks = Ranks(world, pretrain, config)
+    ranks = Ranks(world, run_training, config)
     wait_until(lambda: rows_written(config) >= row, f"step {row}")
     ranks.kill()
 
@@ -113,7 +113,7 @@ def test_activation_checkpointing_changes_no_bit_at_stage_3(
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     config = tiny_run(shards, tmp_path, engine={"zero_stage": 3}, model={"activation_checkpointing": "full"})
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert_same_run(config, undisturbed[2, 3])
 
 
@@ -154,7 +154,7 @@ def test_killed_again_and_again_equals_undisturbed(
     config = tiny_run(shards, tmp_path, engine={"zero_stage": 2})
     for rows in (2, 3, 2, 3, 3):
         kill_after(config, 2, rows_written(config) + rows)
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert len({row["attempt"] for row in read_rows(folder_of(config).events)}) == 6
     assert_same_run(config, undisturbed[2, 2])
 
@@ -163,38 +163,38 @@ def test_a_lost_peer_ends_the_run_and_the_same_command_resumes_it(
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     config = tiny_run(shards, tmp_path)
-    ranks = Ranks(2, pretrain, config)
+    ranks = Ranks(2, run_training, config)
     wait_until(lambda: rows_written(config) >= 3, "step 3")
     ranks.send(1, signal.SIGKILL)
     ranks.processes[0].join(60)
     assert ranks.processes[0].exitcode == 1
     ranks.kill()
     assert events(config, "stop")[0]["error"]
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert_same_run(config, undisturbed[2, 1])
 
 
 @pytest.mark.parametrize(
-    ("number", "rank", "outcome"), [(signal.SIGUSR2, 1, Outcome.REQUEUE), (signal.SIGTERM, 0, Outcome.TERMINATED)]
+    ("number", "rank", "reason"), [(signal.SIGUSR2, 1, EndReason.PREEMPTED), (signal.SIGTERM, 0, EndReason.TERMINATED)]
 )
 def test_a_signal_to_one_rank_saves_on_both_and_loses_no_step(
     number: signal.Signals,
     rank: int,
-    outcome: Outcome,
+    reason: EndReason,
     shards: Path,
     undisturbed: dict[tuple[int, int], Config],
     tmp_path: Path,
 ):
     config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 100})
-    ranks = Ranks(2, pretrain, config)
+    ranks = Ranks(2, run_training, config)
     wait_until(lambda: rows_written(config) >= 2, "step 2")
     ranks.send(rank, number)
-    assert ranks.results() == [outcome, outcome]
+    assert ranks.results() == [reason, reason]
     (stopped,) = saved_steps(config)
     assert 2 <= stopped < STEPS
     assert events(config, "preemption")[0]["step"] == stopped
-    assert events(config, "stop")[0]["outcome"] == outcome.name
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert events(config, "stop")[0]["reason"] == reason
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     assert [row["step"] for row in read_rows(folder_of(config).metrics)] == list(range(1, STEPS + 1))
     assert_same_run(config, undisturbed[2, 1])
 
@@ -206,9 +206,9 @@ def test_a_run_moves_between_world_sizes_and_stages(
     kill_after(source, 2, 5)
     before = saved_steps(source)[-1]
     for world, zero in ((1, 3), (3, 2)):
-        engine = replace(source.engine, zero_stage=zero, micro_batch_size=2 if world == 3 else 3)
-        config = replace(copy_of(source, tmp_path / f"{world}-{zero}"), engine=engine)
-        assert run_ranks(world, pretrain, config)[0] is Outcome.FINISHED
+        engine = source.engine.model_copy(update={"zero_stage": zero, "micro_batch_size": 2 if world == 3 else 3})
+        config = copy_of(source, tmp_path / f"{world}-{zero}").updated({"engine": engine})
+        assert run_ranks(world, run_training, config)[0] is EndReason.FINISHED
         assert events(config, "resume")[0]["step"] == before
         for row, expected in zip(losses(config), losses(undisturbed[2, 1]), strict=True):
             assert row == pytest.approx(expected, rel=2e-5)
@@ -243,7 +243,7 @@ def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def copy_of(config: Config, runs: Path) -> Config:
     shutil.copytree(config.output_dir, runs, dirs_exist_ok=True)
-    return replace(config, output_dir=str(runs))
+    return config.updated({"output_dir": str(runs)})
 
 
 @pytest.mark.parametrize("harm", [flip_byte, truncate])
@@ -253,8 +253,8 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_is_taken(
     config = copy_of(killed, tmp_path)
     before, newest = CheckpointStore(folder_of(config).checkpoints).complete()[-2:]
     harm(newest.folder)
-    ranks = Ranks(1, pretrain, config)
-    assert ranks.results() == [Outcome.FINISHED]
+    ranks = Ranks(1, run_training, config)
+    assert ranks.results() == [EndReason.FINISHED]
     assert f"checkpoint {newest.folder.name} is damaged" in ranks.output()
     assert [row["path"] for row in events(config, "checkpoint_damaged")] == [newest.folder.name]
     assert events(config, "resume")[0]["step"] == before.step
@@ -267,7 +267,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
     config = copy_of(killed, tmp_path)
     newest = CheckpointStore(folder_of(config).checkpoints).complete()[-1]
     half_write(newest.folder)
-    assert run_ranks(1, pretrain, config) == [Outcome.FINISHED]
+    assert run_ranks(1, run_training, config) == [EndReason.FINISHED]
     assert events(config, "resume")[0]["step"] == newest.step
     assert not events(config, "checkpoint_damaged")
     assert not list(folder_of(config).checkpoints.glob(".unfinished*"))
@@ -281,14 +281,17 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
     other_data = make_shards(tmp_path / "other", samples=10)
     moved_data = shutil.copytree(shards, tmp_path / "moved")
     attempts = [
-        replace(config, seed=5),
-        replace(config, optim=replace(config.optim, epochs=4, base_lr=0.5)),
-        replace(config, data=replace(config.data, shards=str(other_data))),
-        replace(
-            config,
-            data=replace(config.data, shards=str(moved_data), threads=2),
-            engine=replace(config.engine, micro_batch_size=1, zero_stage=0),
-            log=replace(config.log, every_steps=2),
+        config.updated({"seed": 5}),
+        config.updated({"optim.epochs": 4, "optim.base_lr": 0.5}),
+        config.updated({"data.shards": str(other_data)}),
+        config.updated(
+            {
+                "data.shards": str(moved_data),
+                "data.threads": 2,
+                "engine.micro_batch_size": 1,
+                "engine.zero_stage": 0,
+                "log.every_steps": 2,
+            }
         ),
     ]
     before = folder_of(config).config.read_text()
@@ -305,8 +308,8 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
 def test_a_complete_run_says_so_and_changes_nothing(undisturbed: dict[tuple[int, int], Config]):
     config = undisturbed[2, 3]
     rows = rows_written(config)
-    ranks = Ranks(2, pretrain, config)
-    assert ranks.results() == [Outcome.FINISHED] * 2
+    ranks = Ranks(2, run_training, config)
+    assert ranks.results() == [EndReason.FINISHED] * 2
     assert f"is complete: all of its {STEPS} steps are done" in ranks.output()
     assert rows_written(config) == rows
 
@@ -378,7 +381,7 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
     content[4000:12000] = bytes(8000)
     shard.write_bytes(content)
     config = tiny_run(shards, tmp_path / "runs")
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     announced = events(config, "corrupt_sample")
     samples = [sample for row in announced for sample in row["samples"]]
     assert len(samples) == len(set(samples)) >= 1  # once, whichever rank met it, however often
@@ -406,7 +409,7 @@ def test_tensorboard_shows_a_resumed_run_once(shards: Path, tmp_path: Path):
 
     config = tiny_run(shards, tmp_path, log={"tensorboard": True})
     kill_after(config, 1, 5)
-    assert run_ranks(1, pretrain, config) == [Outcome.FINISHED]
+    assert run_ranks(1, run_training, config) == [EndReason.FINISHED]
     reader = EventAccumulator(str(folder_of(config).tensorboard))
     reader.Reload()
     drawn = reader.Scalars("loss")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from motionmae.runs.phases import Phase
+from motionmae.training.callbacks.metrics import straggler_scores
 from motionmae.training.step_timer import StepTimer
-from motionmae.training.trainer import straggling
 
 
 class Ticks:
@@ -62,5 +62,5 @@ def test_the_time_between_steps_is_not_the_slowest_step():
 
 def test_the_straggler_is_the_rank_whose_own_part_takes_longest():
     own = torch.tensor([1.0, 1.0, 3.0, 1.0])
-    assert straggling(own, 1) == {"straggler_score": 1.0, "slowest_rank": 2, "slowest_score": 3.0}
-    assert straggling(own, 2)["straggler_score"] == 3.0
+    assert straggler_scores(own, 1) == {"straggler_score": 1.0, "slowest_rank": 2, "slowest_score": 3.0}
+    assert straggler_scores(own, 2)["straggler_score"] == 3.0

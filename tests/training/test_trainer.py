@@ -1,4 +1,4 @@
-"""The loop leaves a GPU its work: the host waits for it only where a step must be decided or is written down."""
+"""The host waits for the GPU only to decide whether a step is applied, and for rows of metrics."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
         for zero in (0, 1, 2)
     ]
     for found in run_ranks(2, pretrain_and_count_waits, runs)[0]:
-        in_step = {where: count for (part, where), count in found.items() if part == "advance"}
-        # whether the gradient is finite decides whether weights change, so each step asks once (ZeRO: for each group)
+        in_step = {where: count for (part, where), count in found.items() if part == "train_step"}
+        # each step reads whether the gradient is finite (ZeRO: for each parameter group)
         assert set(in_step) == {"step"}, found
         assert in_step["step"] % STEPS == 0
         assert in_step["step"] <= 3 * STEPS
-        assert found["record", "record"] % ROWS == 0
-        # the agreement on signals is of two numbers that lie on the host
-        assert {part for part, _ in found} <= {"advance", "sync_across_ranks", "record", "save"}, found
+        assert found["log_step", "row"] % ROWS == 0
+        # the request of all ranks consists of two numbers in host memory
+        assert {part for part, _ in found} <= {"train_step", "sync_across_ranks", "log_step", "save"}, found

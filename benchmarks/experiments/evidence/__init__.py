@@ -1,1 +1,1 @@
-"""A small experiment that shows what pre-training is worth; ``python benchmarks/experiments/evidence --help`` says how."""
+"""A small experiment that measures the value of pre-training; see ``python benchmarks/experiments/evidence --help``."""

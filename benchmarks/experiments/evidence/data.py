@@ -1,4 +1,4 @@
-"""The data of the experiment: rendered videos whose classes differ in motion only, and shards of them."""
+"""Data of the experiment: rendered videos whose classes differ only in motion, and their shards."""
 
 import subprocess
 import sys
@@ -9,18 +9,18 @@ from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 SIZE, SHORT_SIDE = 64, 48
-"""Pixels of a video's short side, about; and of a stored frame's, at most."""
+"""Short side of a video (approximate) and of a stored frame (at most), in pixels."""
 SHAPE = ("--square", "--shake", "0.2")
-"""A square clip sees all of a square video; the usual shake moves the picture more than a class moves its object."""
+"""A square clip sees all of a square video. The default shake would move the picture more than the object moves."""
 SEED = 0
 SPLITS = ("train", "train10", "val")
 
 
 def make_data(folder: Path, train: int, val: int) -> None:
-    """Render videos and shard them, a tenth of those for training also apart, unless all is there.
+    """Render and shard the videos, and shard a tenth of the training videos separately. Existing data is kept.
 
     Raises:
-        UserError: a step failed, and has said why.
+        UserError: if a command fails; its own message is printed before.
     """
     videos = folder / "videos"
     counts = ("--train", str(train), "--val", str(val))
@@ -28,18 +28,18 @@ def make_data(folder: Path, train: int, val: int) -> None:
     lines = (videos / "train.csv").read_text().splitlines(keepends=True)
     write_atomically(videos / "train10.csv", "".join(a_tenth(lines)).encode())
     for split in SPLITS:
-        words = ("--videos", str(videos), "--split", split, "--out", str(folder / split))
-        _run("data_tools/make_shards", "folder", *words, "--short-side", str(SHORT_SIDE))
+        argv = ("--videos", str(videos), "--split", split, "--out", str(folder / split))
+        _run("data_tools/make_shards", "folder", *argv, "--short-side", str(SHORT_SIDE))
 
 
 def describe(train: int, val: int) -> str:
-    """What tells these videos from others; figures of two experiments compare only where it is the same."""
-    words = (f"{train} + {val} videos", f"--size {SIZE}", *SHAPE, f"--seed {SEED}", f"--short-side {SHORT_SIDE}")
-    return " ".join(words)
+    """Description of the videos. Results are comparable only if it is the same."""
+    parts = (f"{train} + {val} videos", f"--size {SIZE}", *SHAPE, f"--seed {SEED}", f"--short-side {SHORT_SIDE}")
+    return " ".join(parts)
 
 
 def a_tenth(lines: list[str]) -> list[str]:
-    """The first tenth, rounded, of each class's lines ("path label"), one at least: all are drawn alike."""
+    """The first tenth of each class's lines ("path label"), rounded, at least one."""
     numbers: dict[str, int] = {}
     totals: dict[str, int] = {}
     for line in lines:
@@ -56,6 +56,6 @@ def _label(line: str) -> str:
     return line.split()[-1]
 
 
-def _run(*words: str) -> None:
-    if subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode:
-        raise UserError(f"the data could not be made: see what {words[0]} said above")
+def _run(*argv: str) -> None:
+    if subprocess.run([sys.executable, *argv], cwd=ROOT, check=False).returncode:
+        raise UserError(f"making the data failed: see the message of {argv[0]} above")

@@ -1,24 +1,22 @@
-"""What is trained: arms (how an encoder was pre-trained), uses (what it is put to), and the jobs that a row takes.
+"""Trials of the experiment: arms (ways to pre-train an encoder), uses (ways to use it), and their jobs.
 
-A run's name ends in a key of its resolved config and, for a classifier, of its encoder's run. So another budget is
-another run, and what is found under a name was made by exactly these settings.
+The name of a run ends in a hash of its settings; the hash of a classifier includes its encoder's run. A run with other
+settings therefore has another name, and an existing run was made with exactly these settings.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.config import Config, flat, load_config
+from motionmae.config.resume import RESULT_KEYS
 from motionmae.data.open_shards import load_manifest
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, current_rows, read_rows
-from motionmae.training.state import config_as_json
 
 SCRATCH = "scratch"
-_SECTIONS = ("clip.", "model.", "mask.", "target.", "finetune.", "test.", "data.", "optim.")
-_MATTERS = ("task", "seed", *_SECTIONS, "engine.precision")
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
 
 
@@ -27,15 +25,15 @@ class Arm:
     """A way to pre-train."""
 
     title: str
-    """As the table calls it."""
+    """Name in the table."""
     changes: tuple[str, ...]
-    """What it changes of configs/evidence/pretrain."""
+    """Overrides of configs/evidence/pretrain."""
     main: bool = False
-    """Whether it is one of the four that all seeds are spent on."""
+    """True for the four arms that are run with three seeds."""
 
 
 ARMS = {
-    SCRATCH: Arm("none: from scratch", _NO_STEP, main=True),  # a linear probe needs an encoder: an untrained one
+    SCRATCH: Arm("none: from scratch", _NO_STEP, main=True),  # a linear probe uses the untrained encoder
     "frame": Arm("frame", ("target.kind=frame",), main=True),
     "motion": Arm("motion", ("target.kind=motion",), main=True),
     "both": Arm("frame + motion (MotionMAE)", ("target.kind=both",), main=True),
@@ -48,12 +46,12 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Use:
-    """What an encoder is put to; its recipe is configs/evidence/NAME."""
+    """A way to use an encoder; the recipe is configs/evidence/NAME."""
 
     title: str
-    """As the table calls it."""
+    """Name in the table."""
     shards: str
-    """Which labelled videos it is trained on."""
+    """Split of the labelled training videos."""
 
 
 SINGLE_FRAME = "single_frame"
@@ -70,57 +68,56 @@ class Job:
     """One command: a pre-training, the training of a classifier, or its test."""
 
     config: Config
-    """Resolved, its name with the key."""
-    words: tuple[str, ...]
-    """What follows ``python -m motionmae``."""
+    """Resolved config; its name ends in the hash."""
+    argv: tuple[str, ...]
+    """Arguments of ``python -m motionmae``."""
     needs: "Job | None" = None
-    """What must be finished before."""
+    """Job that must finish first."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        return f"{self.words[0]} {self.config.name}"
+        """Name in messages."""
+        return f"{self.argv[0]} {self.config.name}"
 
     @property
     def run(self) -> RunFolder:
-        """The folder of its run."""
+        """Run folder."""
         return RunFolder.of(self.config.output_dir, self.config.name)
 
     @property
     def is_test(self) -> bool:
-        """Whether it is the test of a run, not the run."""
-        return self.words[0] == "test"
+        """Whether the job tests a run."""
+        return self.argv[0] == "test"
 
     def report(self) -> Path | None:
-        """The figures that its run's test left."""
+        """Report of the test; None before the test."""
         return next(iter(self.run.path.glob("test/*/report.json")), None)
 
     def top1(self) -> float | None:
-        """The result in percent, where the test has been made."""
+        """Top-1 in percent; None before the test."""
         report = self.report()
         return json.loads(report.read_text())["top1"] if report else None
 
     def is_finished(self) -> bool:
-        """Whether nothing of it is left to do."""
         if self.is_test:
             return self.report() is not None
-        return any(row["kind"] == Kind.FINISH.value for row in read_rows(self.run.events))
+        return any(trial["kind"] == Kind.FINISH.value for trial in read_rows(self.run.events))
 
     def steps(self) -> int:
-        """Steps of its run."""
+        """Total steps of the run."""
         return self.config.optim.epochs * (
             load_manifest(self.config.data.shards).samples // self.config.optim.global_batch_size
         )
 
     def steps_done(self) -> int:
-        """Those taken, as far as the log tells."""
+        """Steps taken according to the log."""
         rows = current_rows(self.run.metrics)
         return rows[-1]["step"] if rows else 0
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure: an arm, a seed, a use."""
+class Trial:
+    """One result of the table."""
 
     arm: str
     seed: int
@@ -129,73 +126,79 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Where it happens, and what is other than the configs say."""
+    """Folder and overrides of the experiment."""
 
     work: Path
-    """Holds ``data`` and ``runs``."""
+    """Folder of ``data`` and ``runs``."""
     changes: tuple[str, ...] = ()
     """Overrides of every run."""
 
     def shards(self, split: str) -> Path:
-        """Folder of the shards of a split."""
         return self.work / "data" / split
 
-    def jobs(self, row: Row) -> list[Job]:
-        """The jobs that a row takes, in order; the last has its figure."""
+    def jobs(self, trial: Trial) -> list[Job]:
+        """Jobs of a trial in order; the last job gives the result."""
         encoder = None
-        if row.arm != SCRATCH or row.use == "probe":
-            encoder = self._training("pretrain", f"{row.arm}_s{row.seed}", row.seed, "train", ARMS[row.arm].changes)
+        if trial.arm != SCRATCH or trial.use == "probe":
+            encoder = self._training(
+                "pretrain", f"{trial.arm}_s{trial.seed}", trial.seed, "train", ARMS[trial.arm].changes
+            )
         init = f"finetune.init={encoder.run.path if encoder else SCRATCH}"
         validation = f"test.shards={self.shards('val')}"
-        title = SINGLE_FRAME if row.use == SINGLE_FRAME else f"{row.arm}_{row.use}"
-        shards = USES[row.use].shards
-        training = self._training(row.use, f"{title}_s{row.seed}", row.seed, shards, (init, validation), encoder)
+        title = SINGLE_FRAME if trial.use == SINGLE_FRAME else f"{trial.arm}_{trial.use}"
+        shards = USES[trial.use].shards
+        training = self._training(trial.use, f"{title}_s{trial.seed}", trial.seed, shards, (init, validation), encoder)
         test = Job(training.config, ("test", str(training.run.path)), training)
         return [job for job in (encoder, training, test) if job]
 
     def _training(
         self, name: str, title: str, seed: int, split: str, changes: Sequence[str], needs: Job | None = None
     ) -> Job:
-        """The run of configs/evidence/NAME with some changes."""
+        """A training job of configs/evidence/NAME with overrides."""
         source = f"evidence/{name}"
         runs = f"output_dir={self.work / 'runs'}"
-        # what makes the arm counts last: the untrained encoder stays so, whatever is changed for all runs
-        words = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
-        config = load_config(source, words)
-        config = replace(config, name=f"{title}-{key_of(config)}")
-        return Job(config, (config.task, "--config", source, f"name={config.name}", *words), needs)
+        # overrides of the arm win: the untrained encoder stays untrained, whatever is changed for all runs
+        argv = [f"seed={seed}", runs, f"data.shards={self.shards(split)}", *self.changes, *changes]
+        config = load_config(source, argv)
+        config = config.updated({"name": f"{title}-{key_of(config)}"})
+        return Job(config, (config.task, "--config", source, f"name={config.name}", *argv), needs)
 
 
 def key_of(config: Config) -> str:
-    """Eight digits of what the settings are that a result depends on.
+    """Hash of the settings that a result depends on, in eight digits.
 
-    Folders count by their last name only, which for an encoder's run holds that run's key. Values that are the schema's
-    own do not count, so that a setting that is added to the schema does not make another run of one made before.
+    Of a folder only the last name counts, which for an encoder's run contains its hash. Default values do not count:
+    a setting that is added to the schema later does not rename existing runs.
     """
-    named = replace(
-        config,
-        data=replace(config.data, shards=Path(config.data.shards).name),
-        test=replace(config.test, shards=Path(config.test.shards).name),
-        finetune=replace(config.finetune, init=Path(config.finetune.init).name),
+    named = config.updated(
+        {
+            "data.shards": Path(config.data.shards).name,
+            "test.shards": Path(config.test.shards).name,
+            "finetune.init": Path(config.finetune.init).name,
+        }
     )
-    values, defaults = (flat(config_as_json(each)) for each in (named, Config()))
-    other = {key: value for key, value in values.items() if key.startswith(_MATTERS) and value != defaults[key]}
+    values, defaults = (flat(each.model_dump(mode="json")) for each in (named, Config()))
+    other = {key: value for key, value in values.items() if key in RESULT_KEYS and value != defaults[key]}
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def rows_of(arms: Sequence[str], seeds: Sequence[int] | None, uses: Sequence[str]) -> list[Row]:
-    """The rows of some arms and uses, the most telling first.
+def trials_of(arms: Sequence[str], seeds: Sequence[int] | None, uses: Sequence[str]) -> list[Trial]:
+    """Trials of some arms and uses, the most informative first.
 
     Args:
         arms: keys of ARMS.
-        seeds: of every row; None: 0, 1, 2 for the main arms, 0 for the others.
+        seeds: seeds of every arm; None: 0, 1, 2 for the main arms, 0 for the others.
         uses: keys of USES.
     """
-    found = [Row(arm, seed, use) for arm in arms for use in uses for seed in _seeds(arm, seeds) if use != SINGLE_FRAME]
+    found = [
+        Trial(arm, seed, use) for arm in arms for use in uses for seed in _seeds(arm, seeds) if use != SINGLE_FRAME
+    ]
     if SINGLE_FRAME in uses:
-        found += [Row(SCRATCH, seed, SINGLE_FRAME) for seed in seeds or (0,)]
+        found += [Trial(SCRATCH, seed, SINGLE_FRAME) for seed in seeds or (0,)]
     main = [use for use in USES if use != "finetune100"]
-    return sorted(found, key=lambda row: (row.use not in main, not ARMS[row.arm].main, row.use == "probe", row.seed))
+    return sorted(
+        found, key=lambda trial: (trial.use not in main, not ARMS[trial.arm].main, trial.use == "probe", trial.seed)
+    )
 
 
 def _seeds(arm: str, seeds: Sequence[int] | None) -> Iterator[int]:

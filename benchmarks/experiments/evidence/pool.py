@@ -1,4 +1,4 @@
-"""Runs jobs a few at a time, each a process of its own with one thread, and shows how far they are."""
+"""Run a few jobs in parallel, each in a process with one thread, and show their progress."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ from rich.progress import (
 from benchmarks.experiments.evidence.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[3]
-_GRACE = 120  # seconds in which a run that is told to stop saves
+_GRACE = 120  # seconds for a stopped run to save
 
 
 class Pool:
-    """Starts jobs in their order, but none before what it needs, and never more than ``workers`` at once."""
+    """Starts jobs in order, each after the job that it needs, at most ``workers`` at a time."""
 
     def __init__(self, jobs: Sequence[Job], workers: int, logs: Path) -> None:
         self._workers, self._logs = workers, logs
@@ -48,10 +48,10 @@ class Pool:
         )
         self._all = self._bars.add_task("jobs", total=len(jobs), completed=len(jobs) - len(self._waiting))
         self.failed: list[Job] = []
-        """Jobs that ended badly; what needs them is left out."""
+        """Failed jobs. Jobs that need them are not started."""
 
     def run(self) -> None:
-        """Run all that is not finished."""
+        """Run all unfinished jobs."""
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._bars, self._stopping():
             while self._waiting or self._running:
@@ -59,10 +59,10 @@ class Pool:
                     for job in self._startable()[:free]:
                         self._start(job)
                 if not self._running:
-                    return  # the rest needs what has failed
+                    return  # the remaining jobs need failed ones
                 time.sleep(1)
                 for job in list(self._running):
-                    self._look_at(job)
+                    self._poll(job)
 
     def _startable(self) -> list[Job]:
         return [job for job in self._waiting if job.needs is None or job.needs.is_finished()]
@@ -73,16 +73,16 @@ class Pool:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self._log(job).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "motionmae", *job.words],
+                [sys.executable, "-m", "motionmae", *job.argv],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which then tells its runs to save and stop
+                start_new_session=True,  # Ctrl-C reaches only this process, which then lets its runs save and stop
             )
         self._running[job] = process, None if job.is_test else self._bars.add_task(job.config.name, total=job.steps())
 
-    def _look_at(self, job: Job) -> None:
+    def _poll(self, job: Job) -> None:
         process, bar = self._running[job]
         if bar is not None:
             self._bars.update(bar, completed=job.steps_done())
@@ -104,7 +104,7 @@ class Pool:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """SIGTERM counts as Ctrl-C; however this ends, the runs under way save and end."""
+        """Treat SIGTERM as Ctrl-C. At the end, let the active runs save and stop."""
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             yield

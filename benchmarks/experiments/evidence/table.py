@@ -1,4 +1,4 @@
-"""The table, from the files of the runs: means and spreads of what is there, and what is not is said to be missing."""
+"""The table of results: mean and standard deviation over the seeds, and which trials are missing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.experiments.evidence.jobs import ARMS, SINGLE_FRAME, USES, Job, Row
+from benchmarks.experiments.evidence.jobs import ARMS, SINGLE_FRAME, USES, Job, Trial
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -16,31 +16,37 @@ BEGIN, END = (
 )
 
 
-def figures(jobs: Mapping[Row, Sequence[Job]], data: str, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A record for each row and for each known figure: arm, seed, use, run, data, and top-1 in percent.
+def results(jobs: Mapping[Trial, Sequence[Job]], data: str, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A record for each trial and each known result: arm, seed, use, run, data, and top-1 in percent.
 
-    What the jobs' own folders hold counts before what is known of a run of that name. Top-1 is None where a row was not
-    run to the end.
+    A result in the run folder takes precedence over a known one. Top-1 is None for an unfinished trial.
 
     Args:
-        jobs: of each row that is asked for, the last with its figure.
+        jobs: jobs of each trial; the last job gives the result.
         data: :func:`benchmarks.experiments.evidence.data.describe`.
         known: records of :func:`read_known`.
     """
     found = {record["run"]: dict(record) for record in known}
-    for row, (*_, job) in jobs.items():
+    for trial, (*_, job) in jobs.items():
         name, top1 = job.config.name, job.top1()
         if top1 is not None or name not in found:
-            found[name] = {"arm": row.arm, "seed": row.seed, "use": row.use, "run": name, "data": data, "top1": top1}
+            found[name] = {
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "use": trial.use,
+                "run": name,
+                "data": data,
+                "top1": top1,
+            }
     arms, uses = list(ARMS), list(USES)
     return sorted(found.values(), key=lambda r: (uses.index(r["use"]), arms.index(r["arm"]), r["seed"]))
 
 
 def read_known(path: Path, data: str) -> list[dict[str, Any]]:
-    """Return the records that ``--json`` wrote of finished runs on the same data.
+    """Records of finished runs on the same data, written by ``--json``.
 
     Raises:
-        UserError: the file is something else.
+        UserError: if the file has another content.
     """
     try:
         records = json.loads(path.read_text())
@@ -50,14 +56,14 @@ def read_known(path: Path, data: str) -> list[dict[str, Any]]:
         for record in finished:
             named = record["arm"] in ARMS and record["use"] in USES and isinstance(record["run"], str)
             if not named or not isinstance(record["seed"], int) or not 0 <= record["top1"] <= 100:
-                raise ValueError(f"strange record {record}")
+                raise ValueError(f"invalid record {record}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no figures ({error!r}): --known takes what --json wrote") from None
+        raise UserError(f"{path} holds no results ({error!r}): --known takes a file that --json wrote") from None
     return finished
 
 
 def as_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """The records as text: a line an arm, a column a use."""
+    """The records as a table with a line per arm and a column per use."""
     uses = [use for use in USES if use != SINGLE_FRAME and any(record["use"] == use for record in found)]
     lines: list[str] = []
     if uses:
@@ -74,7 +80,7 @@ def as_markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(values: list[float | None]) -> str:
-    """Mean ± standard deviation (each seed); rows asked for and not run are said to be so."""
+    """Mean ± standard deviation (value of each seed), and the number of missing seeds."""
     there = [value for value in values if value is not None]
     if not values:
         return ""
@@ -88,14 +94,14 @@ def _cell(values: list[float | None]) -> str:
 
 
 def write_between_marks(page: Path, text: str) -> None:
-    """Put ``text`` between the two marks of a page, in place of what stood there.
+    """Replace the text between the two marks of a page.
 
     Raises:
-        UserError: the page has no such marks.
+        UserError: if the page has no such marks.
     """
     content = page.read_text() if page.is_file() else ""
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{page} has no lines {BEGIN!r} and {END!r}: put them where the table is to stand")
+        raise UserError(f"{page} has no lines {BEGIN!r} and {END!r}: add them where the table belongs")
     write_atomically(page, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())

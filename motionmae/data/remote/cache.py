@@ -14,7 +14,6 @@ is its time of modification, which is updated when the shard is opened or prefet
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import math
@@ -37,12 +36,13 @@ from motionmae.data.shards.format import ShardEntry, check_size, index_path, loa
 from motionmae.data.shards.store import OpenedShard
 from motionmae.errors import UserError
 from motionmae.files import sync_folder, write_atomically
+from motionmae.locks import acquire
 
 logger = logging.getLogger(__name__)
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 _CACHED_NAME = re.compile(
-    r"(?P<stem>[0-9a-f]{32}-.+)(?P<kind>\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json(\.[0-9a-f]+\.tmp)?)"
+    r"(?P<stem>[0-9a-f]{32}-.+)(?P<kind>\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json((\.[0-9a-f]+)?\.tmp)?)"
 )
 _SLACK = 1.02  # for the indexes, which also take space
 _POLL_SECONDS = 0.1  # a wait inside flock could not be cancelled
@@ -193,7 +193,7 @@ class ShardCache:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
+        acquire(file, shared=True, timeout=None)
         if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
             try:
                 _, columns = load_index(path, entry)
@@ -228,7 +228,7 @@ class ShardCache:
     def _lock_partial(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
         """Lock the ``.part`` of a shard. Yields None if another thread has the lock, or had it during the wait."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-            while not _try_lock(file):
+            while not acquire(file):
                 if not wait or not _is_same_file(part, file):  # renamed: readers now hold a lock on it
                     yield None
                     return
@@ -272,7 +272,7 @@ class ShardCache:
         for attempt in range(retries + 1):
             try:
                 with (self.folder / ".lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    acquire(lock, timeout=None)
                     self._evict(part, len(content), protected)
                     write_atomically(index, content)
                     return
@@ -326,15 +326,6 @@ class ShardCache:
         return found
 
 
-def _try_lock(file: BinaryIO) -> bool:
-    """Lock a file exclusively, unless another process or thread has a lock on it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 def _is_same_file(path: Path, file: BinaryIO) -> bool:
     """Whether ``path`` still names the open ``file``."""
     with contextlib.suppress(FileNotFoundError):
@@ -346,7 +337,7 @@ def _remove_unused(shard: _CachedFile) -> bool:
     """Remove a shard or ``.part`` and its index, unless a process has a lock on it."""
     try:
         with shard.path.open("rb") as file:
-            if not _try_lock(file):
+            if not acquire(file):
                 return False
             shard.path.unlink()
             shard.path.with_name(f"{shard.stem}.idx.json").unlink(missing_ok=True)

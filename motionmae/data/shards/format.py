@@ -247,7 +247,7 @@ class ShardWriter:
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write the index of a shard, atomically, and return the shard's entry of the manifest."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    write_atomically(index_path(shard), raw)
+    write_atomically(index_path(shard), raw, unique=False)
     return _entry(content, raw)
 
 

@@ -78,7 +78,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into a folder, atomically."""
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
-    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
 
 
 def read_manifest(folder: ShardFolder) -> Manifest:

@@ -142,7 +142,7 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ShardReader:
-    """Read samples by their id, 0 to ``manifest.samples`` - 1. :func:`motionmae.data.open_shards.open_reader` makes one.
+    """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
 
     Args:
         open_shards: maximum number of open shards (a file descriptor and about 100 KB each).

@@ -1,1 +1,1 @@
-"""Weights of other projects: Hugging Face's VideoMAE, released VideoMAE and mae_st files."""
+"""Translate published VideoMAE and MAE-ST weights to our names, and ours to Hugging Face's."""

@@ -1,4 +1,4 @@
-"""Sinks for people who look at runs in TensorBoard or in Weights & Biases: curves, events, pictures."""
+"""Loggers: sinks that send metrics, events, and pictures to TensorBoard or Weights & Biases."""
 
 import hashlib
 import json
@@ -11,52 +11,45 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
-from motionmae.training.state import config_as_json
 
 
 class TensorBoard:
-    """The sink that writes for TensorBoard.
+    """Sink that writes TensorBoard event files.
 
     Args:
-        folder: of the run.
-        resumed_step: the step that training goes back to, 0 for a new run.
+        resumed_step: step of the loaded checkpoint; 0 for a new run.
     """
 
     def __init__(self, folder: RunFolder, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
-        # TensorBoard then hides what the last attempt drew beyond the step that training goes back to.
+        # TensorBoard then hides the previous attempt's points beyond the resumed step.
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
         self._run = folder.path
 
     def event(self, row: Row) -> None:
-        """Show an event as text, a picture as a picture."""
+        """Write an event as text; the event of a picture also as an image."""
         if row["kind"] == Kind.PICTURE.value and "path" in row:
             self._writer.add_image("reconstruction", _pixels(self._run / row["path"]), row["step"], dataformats="HWC")
         self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
 
     def metrics(self, row: Row) -> None:
-        """Draw every number of the row over its step."""
+        """Write every number of the row as a scalar."""
         for key, value in _numbers(row).items():
             self._writer.add_scalar(key, value, row["step"])
-        self._writer.flush()  # not by a thread of its own, at a time when the folder may be another attempt's
+        self._writer.flush()  # now, while this attempt holds the lease of the folder
 
     def close(self) -> None:
-        """Flush and close the file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """The sink for Weights & Biases (``pip install 'motionmae[viz]'``); all attempts of a run are one run there.
+    """Sink for Weights & Biases (``pip install 'motionmae[viz]'``). All attempts of a run are one W&B run.
 
-    Steps that a resumed run repeats are drawn again: W&B keeps both, over the axis ``step``.
-
-    Args:
-        config: of the run; ``log.wandb`` is ``offline`` or ``online``.
-        folder: of the run; the files lie below its ``wandb``.
+    W&B keeps both points of a step that a resumed run repeats, on the axis ``step``. Its files are in ``RUN/wandb``.
 
     Raises:
-        UserError: if wandb is not installed or does not let the run in, for want of a key say.
+        UserError: wandb is not installed, or refuses the run, for example without an API key.
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
@@ -66,12 +59,12 @@ class WeightsAndBiases:
             raise UserError(f"log.wandb={config.log.wandb} needs wandb: pip install 'motionmae[viz]'") from error
         self._wandb, self._run = wandb, folder.path
         try:
-            self._board = self._open(config)
+            self._wandb_run = self._open(config)
         except wandb.Error as error:
             raise UserError(
-                f"log.wandb={config.log.wandb}: {str(error).splitlines()[0]}: mend that, or set log.wandb=offline"
+                f"log.wandb={config.log.wandb}: {str(error).splitlines()[0]}: fix that, or set log.wandb=offline"
             ) from error
-        self._board.define_metric("*", step_metric="step")
+        self._wandb_run.define_metric("*", step_metric="step")
 
     def _open(self, config: Config) -> Any:
         return self._wandb.init(
@@ -81,32 +74,30 @@ class WeightsAndBiases:
             dir=str(self._run),
             mode="online" if config.log.wandb == "online" else "offline",
             resume="allow",
-            config=config_as_json(config),
+            config=config.model_dump(mode="json"),
             settings=self._wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
 
     def event(self, row: Row) -> None:
-        """Show a picture; other events are in ``events.jsonl``."""
+        """Send a picture. Other events are in ``events.jsonl`` only."""
         if row["kind"] == Kind.PICTURE.value and "path" in row:
             picture = self._wandb.Image(str(self._run / row["path"]))
             self._log({"reconstruction": picture, "step": row["step"]})
 
     def metrics(self, row: Row) -> None:
-        """Draw every number of the row over its step."""
         self._log({**_numbers(row), "step": row["step"]})
 
     def close(self) -> None:
-        """Hand everything over."""
         with self._service():
-            self._board.finish()
+            self._wandb_run.finish()
 
     def _log(self, values: dict[str, Any]) -> None:
         with self._service():
-            self._board.log(values)
+            self._wandb_run.log(values)
 
     @contextmanager
     def _service(self) -> Iterator[None]:
-        """What W&B's service cannot do, for it has ended say, is an OSError, which never stops training."""
+        """Turn errors of W&B's service into OSError, which never stops training."""
         try:
             yield
         except self._wandb.Error as error:
@@ -118,7 +109,7 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _pixels(path: Path) -> Any:
-    """A PNG as RGB, (H, W, 3) uint8."""
+    """Read a PNG as RGB (H, W, 3) uint8."""
     import cv2
 
     picture = cv2.imread(str(path))

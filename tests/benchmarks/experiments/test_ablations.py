@@ -1,14 +1,15 @@
-"""The ablations as one command: rows, their next steps, the table."""
+"""The ablations as one command: rows, their remaining jobs, the table."""
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.experiments import ablation_table, ablations
-from benchmarks.experiments.ablation_table import Row, Stage, select
+from benchmarks.experiments.ablation_table import AblationRow, select
 from benchmarks.experiments.ablations import main
 from motionmae.config import load_config, save_config
 from motionmae.config.load import known_configs
@@ -19,9 +20,13 @@ from slurm.job_state import JobRecord, JobState
 LOCAL = ("--", "--cluster", "local", "--nodes", "1")
 
 
-def finish(words: list[str], runs: Path, *overrides: str) -> RunFolder:
-    """Leave what a finished run leaves: its config and its events."""
-    _, _, config = submit.read([*words, f"output_dir={runs}", *overrides])
+def remaining(row: AblationRow) -> list[str]:
+    return [job.kind for job in row.remaining_jobs()]
+
+
+def finish(argv: Sequence[str], runs: Path, *overrides: str) -> RunFolder:
+    """Write the config and the events of a finished run."""
+    _, _, config = submit.read([*argv, f"output_dir={runs}", *overrides])
     run = RunFolder.of(config.output_dir, config.name)
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
@@ -29,11 +34,11 @@ def finish(words: list[str], runs: Path, *overrides: str) -> RunFolder:
     return run
 
 
-def leave_test(row: Row, **changes: object) -> None:
-    """Leave what a test of that finished run leaves."""
+def leave_test(row: AblationRow, **changes: object) -> None:
+    """Write the report of a test of that finished run."""
     views = load_config(str(row.finetuning.config)).test
     report = {"top1": 68.25, "step": 9, "views": f"{views.clips} x {views.crops}", "shards": views.shards, **changes}
-    out = row.testing / "step9"
+    out = row.finetuning.path / "test/step9"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report))
 
@@ -43,7 +48,7 @@ def test_every_ablation_config_is_a_row_with_a_recipe_and_every_setting_is_train
     assert sorted(row.config for row in found) == [name for name in known_configs() if name.startswith("ablations/")]
     for row in found:
         assert row.title.startswith("Table ")
-        _, recipe, name, init = row.finetune_words()
+        _, recipe, name, init = row.jobs()[1].argv
         config = load_config(recipe, [name, init])
         pretrained = load_config(row.config)
         assert (config.task, config.model.size, config.data.shards) == (
@@ -60,9 +65,9 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Command lines that reach slurm/submit.py, which answers with jobs 1, 2, ... (the lab submits real ones)."""
     found: list[list[str]] = []
 
-    def take(words: list[str]) -> int:
-        found.append(list(words))
-        _, _, config = submit.read(words)
+    def take(argv: list[str]) -> int:
+        found.append(list(argv))
+        _, _, config = submit.read(argv)
         run = Path(config.output_dir) / config.name
         run.mkdir(parents=True, exist_ok=True)
         JobRecord("slurm", str(len(found)), "log", str(run / "code"), 0.0).write(run)
@@ -85,7 +90,7 @@ def test_a_row_is_three_jobs_each_after_the_one_before(
     assert finetuning[:3] == ["--config", "finetune_vitb_ssv2", "name=table5a_both_finetune"]
     assert finetuning[-4:] == ["--dependency", "afterok:1", "--sbatch", "kill-on-invalid-dep=yes"]
     trained = ["table5a_both", "table5a_frame", "table5a_motion", "table10_shared"]  # table10_divided is the first
-    assert [words[1] for words in submitted[::2]] == [f"ablations/{name}" for name in trained]
+    assert [argv[1] for argv in submitted[::2]] == [f"ablations/{name}" for name in trained]
     assert len(scripts) == 4
     first = scripts[0].splitlines()
     for line in ("dependency=afterok:2", "kill-on-invalid-dep=yes", "partition=gpu", "nodes=2", "gpus-per-node=8"):
@@ -97,15 +102,15 @@ def test_a_row_is_three_jobs_each_after_the_one_before(
 def test_a_dry_run_says_which_jobs_it_would_start(
     tmp_path: Path, submitted: list[list[str]], capsys: pytest.CaptureFixture[str]
 ):
-    row = Row("ablations/table10_shared", tmp_path)
-    finish(row.pretrain_words(), tmp_path)
+    row = AblationRow("ablations/table10_shared", tmp_path)
+    finish(row.jobs()[0].argv, tmp_path)
     assert main(["--tables", "10", "--runs", str(tmp_path), "--dry-run", "--", "--partition", "gpu"]) == 0
     shown = capsys.readouterr().out
     assert submitted == []
     assert f"--config ablations/table5a_both output_dir={tmp_path} --partition gpu" in shown
     assert "--config ablations/table10_shared " not in shown  # it is pre-trained
     assert f"motionmae test {tmp_path}/table10_shared_finetune" in shown
-    assert "5 jobs would be started, for 2 distinct runs in 2 rows" in shown
+    assert "5 jobs would start, for 2 distinct runs in 2 rows" in shown
     assert main(["--tables", "10", "--runs", str(tmp_path), "--dry-run", "--", "optim.epoch=3"]) == 2
     assert "did you mean optim.epochs?" in capsys.readouterr().err
 
@@ -116,13 +121,13 @@ def test_on_this_machine_one_job_after_the_other(
     done: list[str] = []
     statuses = {"table5a_both": 3}  # the first pre-training fails
 
-    def train(words: list[str]) -> int:
-        assert words[-1] == "--follow"
-        _, _, config = submit.read(words)
+    def train(argv: list[str]) -> int:
+        assert argv[-1] == "--follow"
+        _, _, config = submit.read(argv)
         done.append(config.name)
         if status := statuses.get(config.name, 0):
             return status
-        finish(words, tmp_path)
+        finish(argv, tmp_path)
         return 0
 
     def run_test(command: list[str], **_: object) -> SimpleNamespace:
@@ -131,13 +136,13 @@ def test_on_this_machine_one_job_after_the_other(
 
     monkeypatch.setattr(ablations.submit, "run_command", train)
     monkeypatch.setattr(ablations.subprocess, "run", run_test)
-    words = ["--tables", "10", "--runs", str(tmp_path), *LOCAL]
-    assert main(words) == 2
+    argv = ["--tables", "10", "--runs", str(tmp_path), *LOCAL]
+    assert main(argv) == 2
     assert done == ["table5a_both", "table10_shared", "table10_shared_finetune", "test table10_shared_finetune"]
     assert "table5a_both ended with status 3" in capsys.readouterr().err
     statuses |= {"table5a_both": 0, "test table10_shared_finetune": 1}
     done.clear()
-    assert main(words) == 2
+    assert main(argv) == 2
     assert done == [
         "table5a_both",
         "table5a_both_finetune",
@@ -145,34 +150,34 @@ def test_on_this_machine_one_job_after_the_other(
         "test table10_shared_finetune",
     ]
     assert "the test of" in capsys.readouterr().err
-    monkeypatch.setattr(ablations.submit, "run_command", lambda words: ablations.INTERRUPTED)
+    monkeypatch.setattr(ablations.submit, "run_command", lambda argv: ablations.INTERRUPTED)
     shutil.rmtree(tmp_path / "table5a_both")
-    assert main(words) == ablations.INTERRUPTED
+    assert main(argv) == ablations.INTERRUPTED
 
 
 def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    row = Row("ablations/table10_divided", tmp_path)
-    assert row.stage() is Stage.PRETRAIN
-    finish(row.pretrain_words(), tmp_path, "optim.epochs=50")
-    assert row.stage() is Stage.FINETUNE
-    finish(row.finetune_words(), tmp_path)
-    assert row.stage() is Stage.TEST
+    row = AblationRow("ablations/table10_divided", tmp_path)
+    assert remaining(row) == ["pre-training", "fine-tuning", "test"]
+    finish(row.jobs()[0].argv, tmp_path, "optim.epochs=50")
+    assert remaining(row) == ["fine-tuning", "test"]
+    finish(row.jobs()[1].argv, tmp_path)
+    assert remaining(row) == ["test"]
     for changes in ({"step": 3}, {"views": "1 x 1"}, {"shards": "elsewhere"}):
         leave_test(row, **changes)
-        assert row.stage() is Stage.TEST, changes
+        assert remaining(row) == ["test"], changes
     leave_test(row)
-    assert row.stage() is Stage.DONE
-    words = ["--tables", "5a", "10", "--runs", str(tmp_path), "--collect", "--markdown", str(tmp_path / "table.md")]
-    assert main(words) == 0
+    assert remaining(row) == []
+    argv = ["--tables", "5a", "10", "--runs", str(tmp_path), "--collect", "--markdown", str(tmp_path / "table.md")]
+    assert main(argv) == 0
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "table.md").read_text()
     assert shown.count("| 68.2 | 68.4 | done | table5a_both |") == 2  # in each of the tables
-    assert "| 68.0 | to be pre-trained |" in shown
+    assert "| 68.0 | pre-training missing |" in shown
     assert shown.count("Not as configured") == 1
     assert "Not as configured: optim.epochs=50 in table5a_both." in shown
 
     finish(
-        row.finetune_words(),
+        row.jobs()[1].argv,
         tmp_path,
         "optim.epochs=9",
         "test.clips=1",
@@ -181,20 +186,20 @@ def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, c
         "data.beton=/x",
     )
     leave_test(row)
-    assert row.stage() is Stage.DONE
-    assert main(words) == 0
+    assert remaining(row) == []
+    assert main(argv) == 0
     others = "test.clips=1, test.crops=1, data.shards=/other, data.beton=/x, optim.epochs=9"
     assert f"Not as configured: {others} in table5a_both_finetune." in capsys.readouterr().out
     others = f"finetune.init={shutil.copytree(row.pretraining.path, tmp_path / 'old' / row.name)}"
-    finish(row.finetune_words(), tmp_path, others)
-    assert row.changes()["table5a_both_finetune"] == others
+    finish(row.jobs()[1].argv, tmp_path, others)
+    assert row.overridden()["table5a_both_finetune"] == others
 
-    finish(row.pretrain_words(), tmp_path, "target.kind=motion")  # somebody else's run of that name
-    assert Row("ablations/table5a_both", tmp_path).stage() is Stage.FOREIGN
-    assert main(words) == 0
+    finish(row.jobs()[0].argv, tmp_path, "target.kind=motion")  # another run of that name
+    assert AblationRow("ablations/table5a_both", tmp_path).state() == "run with other settings"
+    assert main(argv) == 0
     assert "Not counted: " in capsys.readouterr().out
-    assert main([*words[:3], "--runs", str(tmp_path), *LOCAL, "data.shards=gone"]) == 2
-    assert "was trained with target.kind=motion (the row has both): move it away" in capsys.readouterr().err
+    assert main([*argv[:3], "--runs", str(tmp_path), *LOCAL, "data.shards=gone"]) == 2
+    assert "was trained with target.kind=motion (the row has both): move the run away" in capsys.readouterr().err
 
 
 def test_a_row_that_cannot_be_submitted_does_not_keep_others_from_it(
@@ -204,11 +209,11 @@ def test_a_row_that_cannot_be_submitted_does_not_keep_others_from_it(
     shown = capsys.readouterr()
     for name in ("table5a_both", "table10_shared"):
         assert f"error: ablations/{name}: " in shown.err
-    assert shown.out.count("to be pre-trained") == 2
+    assert shown.out.count("pre-training missing") == 2
     assert main(["--tables", "10", "--runs", str(tmp_path), "--", "--follow"]) == 2
-    assert "--follow after -- is not for several jobs" in capsys.readouterr().err
+    assert "--follow after -- cannot apply to all jobs" in capsys.readouterr().err
 
 
 def test_a_table_that_is_not_in_the_paper(capsys: pytest.CaptureFixture[str]):
     assert main(["--tables", "6"]) == 2
-    assert "choose of 5a, 5b, 5c, 5d, 5e, 5f, 7, 8, 9, 10" in capsys.readouterr().err
+    assert "choose from 5a, 5b, 5c, 5d, 5e, 5f, 7, 8, 9, 10" in capsys.readouterr().err

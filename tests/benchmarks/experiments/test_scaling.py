@@ -113,7 +113,7 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/experiments/scaling.py", f"--picture={picture}", f"--json={figures}"]
     done = subprocess.run([*command, "--seconds-per-clip=0.006"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "6.00 ms a clip (measured)" in done.stdout.replace("\n", " ")
+    assert "6.00 ms per clip (measured)" in done.stdout.replace("\n", " ")
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = json.loads(figures.read_text())["rows"]
     assert len(rows) == 4 * 11
@@ -121,24 +121,24 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("argv", "sentence"),
     [
         ("experiments/scaling.py --gpu foo", "no GPU called foo is known"),
         ("experiments/scaling.py --config nope", "no config 'nope'"),
         ("experiments/scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
-        ("experiments/scaling.py --per-node 0", "--per-node 0: give a number above 0"),
-        ("experiments/scaling.py --outside-gbs 0", "--outside-gbs 0.0: give a number above 0"),
-        ("experiments/scaling.py --inside-us nan", "--inside-us nan: give a number of at least 0"),
-        ("experiments/scaling.py --overlap 3", "--overlap 3.0: it is a share, 1 at most"),
+        ("experiments/scaling.py --per-node 0", "--per-node 0 is out of range: it must be above 0"),
+        ("experiments/scaling.py --outside-gbs 0", "--outside-gbs 0.0 is out of range: it must be above 0"),
+        ("experiments/scaling.py --inside-us nan", "--inside-us nan is out of range: it must be at least 0"),
+        ("experiments/scaling.py --overlap 3", "--overlap 3.0 is out of range: it is a fraction and at most 1"),
         ("checkpoint.py --config nope", "no config 'nope'"),
         ("memory.py --config nope", "no config 'nope'"),
         ("davis_baselines.py --davis nope", "nope has no ImageSets"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
-    words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script, *given = words.split()
+    script, *given = argv.split()
     monkeypatch.setattr(sys, "argv", [script, *given])
     main = importlib.import_module(f"benchmarks.{script.removesuffix('.py').replace('/', '.')}").main
     assert run_script(main) == 2

@@ -290,7 +290,7 @@ class TestLoader:
             from motionmae.data.loader import ClipLoader
             download.FIRST_DELAY = 0.1
             url, cache, limit, rank = sys.argv[1:]
-            data = DataConfig(url, cache=cache, cache_gb=float(limit), shuffle_window_shards=1, prefetch=2)
+            data = DataConfig(shards=url, cache=cache, cache_gb=float(limit), shuffle_window_shards=1, prefetch=2)
             clip = ClipConfig(frames=2, size=16, stride=1)
             with ClipLoader(data, clip, seed=3, batch=8, micro_batch_size=2, rank=int(rank), world=2) as loader:
                 stream = loader.batches(0)

@@ -24,9 +24,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def facts(listing: Split) -> list[tuple[str, bool, int, str]]:
-    """(source, whether the file is there, label, class name) of each row."""
-    return [(row.source, row.path is not None, row.label, row.class_name) for row in listing.rows]
+def facts(split: Split) -> list[tuple[str, bool, int, str]]:
+    """(source, whether the file is there, label, class name) of each video."""
+    return [(video.source, video.path is not None, video.label, video.class_name) for video in split.videos]
 
 
 def refusal(dataset: str, videos: Path, annotations: Path | None, split: str | None) -> str:

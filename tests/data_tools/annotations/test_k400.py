@@ -29,39 +29,39 @@ def test_k400_clips_are_found_under_class_folders_and_flat(tmp_path):
         "-dash_start_000299_000309.mkv",
         "plain_name.mp4",
     )
-    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "validate")
-    assert facts(listing) == [
+    split = read_split("k400", videos, kinetics(tmp_path / "csv"), "validate")
+    assert facts(split) == [
         ("val/using_segway/R6llTwEh07w_000000_000010.mp4", True, 2, "using segway"),
         ("-dash_start_000299_000309.mkv", True, 1, "massaging person's head"),
         ("plain_name.mp4", True, 0, "abseiling"),
         ("abseiling/gone_000001_000011.mp4", False, 0, "abseiling"),
     ]
-    assert listing.class_names == ("abseiling", "massaging person's head", "using segway", "zumba")
-    assert (listing.split, listing.split_file) == ("val", "kinetics-400_val.csv")
-    assert "4 of Kinetics' 400 classes" in listing.notes[0]
+    assert split.class_names == ("abseiling", "massaging person's head", "using segway", "zumba")
+    assert (split.name, split.split_file) == ("val", "kinetics-400_val.csv")
+    assert "4 of the 400 classes of Kinetics" in split.notes[0]
 
 
 def test_k400_test_split_has_no_labels(tmp_path):
     videos = touch(tmp_path / "videos", "R6llTwEh07w_000000_000010.mp4")
-    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "test")
-    assert facts(listing) == [("R6llTwEh07w_000000_000010.mp4", True, -1, "")]
+    split = read_split("k400", videos, kinetics(tmp_path / "csv"), "test")
+    assert facts(split) == [("R6llTwEh07w_000000_000010.mp4", True, -1, "")]
 
 
 def test_k400_same_clip_in_two_folders_is_taken_from_the_class_folder(tmp_path):
     name = "R6llTwEh07w_000000_000010.mp4"
     videos = touch(tmp_path / "videos", f"a/{name}", f"using segway/{name}", f"z/{name}")
-    listing = read_split("k400", videos, kinetics(tmp_path / "csv"), "val")
-    assert listing.rows[0].source == f"using segway/{name}"
+    split = read_split("k400", videos, kinetics(tmp_path / "csv"), "val")
+    assert split.videos[0].source == f"using segway/{name}"
 
 
 def test_k400_wrong_input_is_answered_in_a_sentence(tmp_path):
     videos = touch(tmp_path / "videos", "a.mp4")
     folder = kinetics(tmp_path / "csv")
-    assert "--split dev is none of Kinetics" in refusal("k400", videos, folder, "dev")
+    assert "--split dev is not a split of Kinetics" in refusal("k400", videos, folder, "dev")
     assert "none of the 4 videos" in refusal("k400", touch(tmp_path / "others", "a.mp4"), folder, "val")
     write(folder / "val.csv", "x\n")
     assert "2 csv files of the split val" in refusal("k400", videos, folder, "val")
-    assert "no official Kinetics csv: use the data set 'folder'" in refusal(
+    assert "is not an official Kinetics csv: use the data set 'folder'" in refusal(
         "k400", videos, write(tmp_path / "list.csv", "a.mp4 3\n"), "val"
     )
     bad = write(tmp_path / "bad.csv", "label,youtube_id,time_start,time_end,split\na,b,x,1,val\n")
@@ -72,8 +72,8 @@ def test_k400_wrong_input_is_answered_in_a_sentence(tmp_path):
 @needs_shared_data
 def test_k400_official_files():
     val = read_split("k400", CLIPS / "kinetics400", FORMATS / "kinetics400", "val")
-    assert (len(val.rows), len(val.class_names), val.notes) == (19_906, 400, ())
-    found = {row.source: row.class_name for row in val.rows if row.path}
+    assert (len(val.videos), len(val.class_names), val.notes) == (19_906, 400, ())
+    found = {row.source: row.class_name for row in val.videos if row.path}
     assert found == {f"{name}.mp4": "using segway" for name in ("R6llTwEh07w", "SOX5yA1l24A", "WUzgd7C1pWA")}
     with (FORMATS / "kinetics400" / "kinetics-400_val.csv").open() as file:  # the label map is the alphabet
         assert tuple(sorted({row["label"] for row in csv.DictReader(file)})) == val.class_names

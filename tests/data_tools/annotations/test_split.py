@@ -12,7 +12,7 @@ def test_walk_follows_links_once_and_leaves_the_excluded_folder_out(tmp_path):
     assert [path.name for path in found] == ["2.mp4", "1.mp4"]
 
 
-def test_index_rows_name_what_was_looked_for(tmp_path):
+def test_index_records_of_missing_videos_have_the_expected_name(tmp_path):
     index = VideoIndex(touch(tmp_path, "x/A.MP4", "x/notes.txt"))
-    assert index.row(["a"], [], "a.mp4", 1, "c") == VideoRecord("x/A.MP4", tmp_path / "x" / "A.MP4", 1, "c", "a.mp4")
-    assert index.row(["notes"], [], "notes.mp4", 1, "c") == VideoRecord("notes.mp4", None, 1, "c", "notes.mp4")
+    assert index.record(["a"], [], "a.mp4", 1, "c") == VideoRecord("x/A.MP4", tmp_path / "x" / "A.MP4", 1, "c", "a.mp4")
+    assert index.record(["notes"], [], "notes.mp4", 1, "c") == VideoRecord("notes.mp4", None, 1, "c", "notes.mp4")

@@ -25,14 +25,14 @@ def ucf(folder: Path) -> Path:
 def test_ucf101_lists_are_crlf_one_based_and_their_case_differs(tmp_path, layout):
     videos = touch(tmp_path / "videos", layout)
     folder = ucf(tmp_path / "ucfTrainTestlist")
-    listing = read_split("ucf101", videos, folder, "train2")
-    assert facts(listing) == [
+    split = read_split("ucf101", videos, folder, "train2")
+    assert facts(split) == [
         ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", False, 0, "ApplyEyeMakeup"),
         (layout, True, 1, "HandstandPushups"),
     ]
-    for split in ("test", "test01", "testlist01", "val1"):
-        listing = read_split("ucf101", videos, tmp_path, split)  # finds ucfTrainTestlist below
-        assert (facts(listing), listing.split) == ([(layout, True, 1, "HandstandPushups")], "test1")
+    for name in ("test", "test01", "testlist01", "val1"):
+        split = read_split("ucf101", videos, tmp_path, name)  # finds ucfTrainTestlist below
+        assert (facts(split), split.name) == ([(layout, True, 1, "HandstandPushups")], "test1")
 
 
 def test_ucf101_wrong_input_is_answered_in_a_sentence(tmp_path):
@@ -41,17 +41,17 @@ def test_ucf101_wrong_input_is_answered_in_a_sentence(tmp_path):
     assert "choose train1, test1" in refusal("ucf101", videos, folder, "train4")
     assert "trainlist03.txt does not exist" in refusal("ucf101", videos, folder, "train3")
     write(folder / "trainlist01.txt", "ApplyEyeMakeup/v.avi 2\n")
-    assert "does not agree with classInd.txt" in refusal("ucf101", videos, folder, "train1")
+    assert "contradicts classInd.txt" in refusal("ucf101", videos, folder, "train1")
     write(folder / "classInd.txt", "0 ApplyEyeMakeup\n")
     assert "does not number its classes 1, 2, 3" in refusal("ucf101", videos, folder, "train2")
 
 
 @needs_shared_data
-@pytest.mark.parametrize(("split", "rows", "found"), [("train1", 9_537, 2), ("train2", 9_586, 2)])
-def test_ucf101_official_files(split, rows, found):
-    listing = read_split("ucf101", CLIPS / "ucf101", FORMATS / "ucf101", split)
-    assert (len(listing.rows), len(listing.class_names)) == (rows, 101)
-    here = [row for row in listing.rows if row.path]
-    assert len(here) == found
-    assert {(row.label, row.class_name) for row in here} == {(83, "SoccerJuggling")}
-    assert tuple((FORMATS / "ucf101" / "label_map.mmaction2.txt").read_text().split()) == listing.class_names
+@pytest.mark.parametrize(("split", "rows", "existing"), [("train1", 9_537, 2), ("train2", 9_586, 2)])
+def test_ucf101_official_files(split, rows, existing):
+    found = read_split("ucf101", CLIPS / "ucf101", FORMATS / "ucf101", split)
+    assert (len(found.videos), len(found.class_names)) == (rows, 101)
+    here = [video for video in found.videos if video.path]
+    assert len(here) == existing
+    assert {(video.label, video.class_name) for video in here} == {(83, "SoccerJuggling")}
+    assert tuple((FORMATS / "ucf101" / "label_map.mmaction2.txt").read_text().split()) == found.class_names

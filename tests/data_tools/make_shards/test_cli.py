@@ -76,15 +76,15 @@ def test_a_second_run_does_nothing_and_says_so(videos, made, capsys):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (("--quality", "80"), "quality=90, this run asks for quality=80"),
-        (("--short-side", "32"), "short_side=256, this run asks for short_side=32"),
-        (("--stride", "2"), "stride=1, this run asks for stride=2"),
-        (("--clips", "2", "--window", "8"), "clips=0, window=64, this run asks for clips=2, window=8"),
-        (("--samples-per-shard", "4"), "samples_per_shard=3, this run asks for samples_per_shard=4"),
-        (("--flow", "2"), "flow=0, this run asks for flow=2"),
-        (("--raw",), "raw=False, this run asks for raw=True"),
-        (("--seed", "1"), "seed=0, this run asks for seed=1"),
-        (("--split", "mine"), "split=all, this run asks for split=mine"),
+        (("--quality", "80"), "quality=90, and this run has quality=80"),
+        (("--short-side", "32"), "short_side=256, and this run has short_side=32"),
+        (("--stride", "2"), "stride=1, and this run has stride=2"),
+        (("--clips", "2", "--window", "8"), "clips=0, window=64, and this run has clips=2, window=8"),
+        (("--samples-per-shard", "4"), "samples_per_shard=3, and this run has samples_per_shard=4"),
+        (("--flow", "2"), "flow=0, and this run has flow=2"),
+        (("--raw",), "raw=False, and this run has raw=True"),
+        (("--seed", "1"), "seed=0, and this run has seed=1"),
+        (("--split", "mine"), "split=all, and this run has split=mine"),
     ],
 )
 def test_another_setting_is_refused_and_would_have_changed_the_bytes(videos, made, tmp_path, capsys, change, named):
@@ -99,11 +99,11 @@ def test_another_setting_is_refused_and_would_have_changed_the_bytes(videos, mad
 
 def test_other_videos_are_refused_in_the_same_folder(made, tmp_path, capsys):
     assert make(small_set(tmp_path / "videos", 3), made) == 2
-    assert "videos=14, this run asks for" in capsys.readouterr().err
+    assert "videos=14, videos_hash=" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.tar").touch()
     assert make(tmp_path / "videos", tmp_path / "other") == 2
-    assert "holds shards that this command did not begin" in capsys.readouterr().err
+    assert "holds shards that this command did not start" in capsys.readouterr().err
 
 
 def test_a_damaged_video_leaves_its_place_empty_and_the_others_alone(videos, made, tmp_path, capsys):
@@ -139,15 +139,15 @@ def test_a_video_that_was_missing_may_be_supplied_wherever_it_lies(tmp_path):
     rows = "".join(f"c,v{number},0,10,val\n" for number in range(3))
     csv.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     out = tmp_path / "out"
-    words = ["k400", "--videos", str(videos), "--annotations", str(csv), "--split", "val", "--out", str(out)]
+    argv = ["k400", "--videos", str(videos), "--annotations", str(csv), "--split", "val", "--out", str(out)]
     (videos / "v1_000000_000010.mp4").rename(tmp_path / "held_back.mp4")
-    assert main(words) == 0
+    assert main(argv) == 0
     assert list(quarantine(out).values()) == ["missing"]
     (tmp_path / "held_back.mp4").rename(videos / "v1_000000_000010.mp4")
-    assert main([*words, "--retry"]) == 0
+    assert main([*argv, "--retry"]) == 0
     assert (manifest(out)["samples"], quarantine(out)) == (3, {})
     (out / "manifest.json").write_text("{")
-    assert main(words) == 0
+    assert main(argv) == 0
     assert manifest(out)["samples"] == 3
 
 
@@ -171,7 +171,7 @@ def test_rows_without_video_are_quarantined_as_missing(videos, tmp_path, capsys)
 def test_a_video_listed_twice_is_refused(videos, tmp_path, capsys, again):
     (tmp_path / "train.csv").write_text(f"a/00.mp4 0\na/gone.mp4 0\n{again}\n")
     assert make(videos, tmp_path / "out", "--annotations", str(tmp_path), "--split", "train") == 2
-    assert "train.csv names 1 videos more than once, the first " in capsys.readouterr().err
+    assert "train.csv names 1 videos more than once, first " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -202,12 +202,12 @@ def test_shards_may_lie_below_the_videos(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_figures_and_passed_over_files_are_told(videos, tmp_path, capsys):
+def test_figures_and_skipped_files_are_reported(videos, tmp_path, capsys):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "notes.txt").write_text("x")
     write_video(tmp_path / "v" / "a.mp4", draw_frames(5))
     assert make(tmp_path / "v", tmp_path / "out", "--json", str(tmp_path / "figures.json")) == 0
-    assert "passed over:  notes.txt, no video by name" in capsys.readouterr().out
+    assert "skipped:      notes.txt, not a video by its name" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["samples"], figures["frames"], figures["quarantined"]) == (1, 5, {})
     assert figures["bytes"] > 0
@@ -233,7 +233,7 @@ def test_missing_and_empty_folders_are_answered_in_a_sentence(videos, tmp_path, 
     assert make(tmp_path / "gone", tmp_path / "out") == 2
     assert "gone does not exist" in capsys.readouterr().err
     assert make(tmp_path / "empty", tmp_path / "out") == 2
-    assert "there is no video in" in capsys.readouterr().err
+    assert "names no video" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert make(videos, tmp_path / "file" / "out") == 2

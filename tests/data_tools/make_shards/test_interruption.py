@@ -92,7 +92,7 @@ def test_parts_of_another_count_are_refused(tmp_path, capsys):
     assert make(videos, out, "--part", "0/2") == 0
     for _ in range(2):
         assert make(videos, out, "--part", "1/3") == 2
-        assert f"{out} was begun in 2 parts, this is one of 3" in capsys.readouterr().err
+        assert f"{out} was started in 2 parts, and this is one of 3" in capsys.readouterr().err
     assert make(videos, out, "--part", "1/2") == make(videos, out) == 0
 
 
@@ -178,7 +178,7 @@ def test_other_libraries_may_not_finish_what_was_begun_but_may_find_it_finished(
     assert make(videos, out) == 0
     (out / "manifest.json").unlink()
     assert make(videos, out) == 2
-    assert "this run asks for av=99.0" in capsys.readouterr().err
+    assert "this run has av=99.0" in capsys.readouterr().err
     monkeypatch.undo()
     assert make(videos, out) == 0
     assert manifest(out)["samples"] == 24

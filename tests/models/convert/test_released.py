@@ -1,4 +1,4 @@
-"""The authors' files, read under their own names: random weights of their shapes against computations by hand."""
+"""Files as the authors released them: random weights under their names against computations by hand."""
 
 import argparse
 import os
@@ -26,13 +26,13 @@ def random_state(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 def kernel_of(config: Config, flat: Tensor) -> Tensor:
-    """(width, p0 p1 p2 c) -> the Conv3d weight (width, c, p0, p1, p2) of everybody else's cube projection."""
+    """(width, p0 p1 p2 c) -> the weight of a Conv3d patch embedding (width, c, p0, p1, p2)."""
     clip = config.clip
     return flat.view(-1, clip.cube_frames, clip.cube_size, clip.cube_size, 3).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def as_videomae(config: Config, state: dict[str, Tensor], finetuned: bool) -> dict[str, Tensor]:
-    """Our names back to those in VideoMAE's files (modeling_pretrain.py, modeling_finetune.py), written out."""
+    """Map our names to those of VideoMAE's files (modeling_pretrain.py, modeling_finetune.py)."""
     theirs = {}
     for name, value in state.items():
         new = name
@@ -80,7 +80,7 @@ def test_fine_tuned_files_of_videomae(tmp_path: Path):
 
 
 class MaeStBlock(nn.Module):
-    """A block as MAE-ST has it: q, k and v apart, each with a bias."""
+    """MAE-ST's block: separate q, k and v, each with a bias."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -98,7 +98,7 @@ class MaeStBlock(nn.Module):
 
 
 def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
-    """Its forward pass, written out without the class token, against ours with converted weights."""
+    """MAE-ST's forward pass without the class token, against ours with converted weights."""
     config = tiny(model={"pos_embed": "learnable"})
     clip, width = config.clip, 48
     torch.manual_seed(0)
@@ -119,9 +119,9 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
 
     clips = noise_clips(config, 2)
     pixels = ((clips / 255 - MAE_ST_MEAN) / MAE_ST_STD).permute(0, 4, 1, 2, 3)
-    tokens = theirs["patch_embed"]["proj"](pixels).flatten(2).transpose(1, 2)  # (B, slots * places, width)
-    places = content["pos_embed_spatial"].repeat(1, clip.temporal_patches, 1)
-    tokens = tokens + places + content["pos_embed_temporal"].repeat_interleave(clip.spatial_patches, 1)
+    tokens = theirs["patch_embed"]["proj"](pixels).flatten(2).transpose(1, 2)  # (B, N, width)
+    space = content["pos_embed_spatial"].repeat(1, clip.temporal_patches, 1)
+    tokens = tokens + space + content["pos_embed_temporal"].repeat_interleave(clip.spatial_patches, 1)
     for block in theirs["blocks"]:
         tokens = block(tokens)
     encoder = Encoder(config.clip, config.model)

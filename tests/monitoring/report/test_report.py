@@ -14,6 +14,7 @@ from monitoring.report.pictures import Picture
 from motionmae.config import load_config, save_config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, LineFile
 from motionmae.runs.history import Story, read_story
 from tests.monitoring.runs import metrics_row
@@ -42,7 +43,7 @@ def write_run(folder: Path, name: str = "long<b>", **changes: str) -> Path:
         history.save()
         history.rows[-1] |= {"bytes": 10**6, "seconds": 3.0}
         if steps == 20:
-            history.event("stop", outcome="REQUEUE")
+            history.event("stop", reason=EndReason.PREEMPTED)
             history.spend("queue_wait", 30)
     train(5)
     history.spend("downtime", 40)
@@ -68,7 +69,7 @@ def story(tmp_path: Path) -> Story:
 
 def test_it_tells_the_lives_of_the_run(story: Story):
     assert [(life.first_step, life.last_step, life.end) for life in story.lives] == [
-        (0, 20, "preempted, saved"), (20, 40, "preempted, saved"), (40, 50, "silent"), (45, 60, "finished"),
+        (0, 20, EndReason.PREEMPTED), (20, 40, EndReason.PREEMPTED), (40, 50, None), (45, 60, EndReason.FINISHED),
     ]  # fmt: skip
     assert story.resumes == [21, 41, 46]
     assert [row["step"] for row in story.rows] == list(range(1, 61))
@@ -92,7 +93,14 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(story: Story):
     assert "<b>" not in page.replace('<div class="card"><b>', "")
     assert "long&lt;b&gt;" in page
     assert "step &lt;1&gt;" in page
-    for words in ("preempted, saved", "node3", "step skipped", "samples [7]", "work done again", "mask.kind"):
+    for words in (
+        "preempted or out of time, after a save",
+        "node3",
+        "step skipped",
+        "samples [7]",
+        "work done again",
+        "mask.kind",
+    ):
         assert words in page
     assert page.count('class="mark"') % 3 == 0  # three resumes in each chart over steps
 
@@ -109,14 +117,14 @@ def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_pat
         history.train(10)
 
     live()
-    history.event("stop", outcome="STOPPED")
+    history.event("stop", reason=EndReason.STOPPED)
     history.spend("downtime", 40)
     history.event("submitted")
     history.rows[-1]["attempt"] = ""
     history.spend("queue_wait", 20)
     live()
     history.spend("downtime", 7)
-    history.event("failure", cause="node", again=True)
+    history.event("failure", reason=EndReason.NODE_DOWN, again=True)
     history.spend("queue_wait", 30)
     live()
     events, metrics = LineFile(run.events), LineFile(run.metrics)

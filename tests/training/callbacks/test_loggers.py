@@ -5,7 +5,6 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from motionmae.config import Config, LogConfig
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import EndReason
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
-from motionmae.training.pretrain import Outcome, pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
 
@@ -126,13 +126,13 @@ def test_wandb_without_a_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match=r"log.wandb=online: .*set log.wandb=offline"):
-        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+        WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
 def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log.wandb=online needs wandb: pip install"):
-        WeightsAndBiases(replace(CONFIG, log=LogConfig(wandb="online")), RunFolder(tmp_path))
+        WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
 def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
@@ -140,4 +140,4 @@ def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
     folder = RunFolder.of(config.output_dir, config.name)
     folder.create()
     folder.tensorboard.write_text("no folder")
-    assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+    assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2

@@ -26,8 +26,8 @@ def test_durations_read_well(seconds: float, said: str):
 
 def test_a_log_file_gets_a_plain_line_a_row(capsys: pytest.CaptureFixture[str]):
     line = ProgressLine(40, enabled=True)
-    line.show(ROW)
-    line.show({**ROW, "step": 20, "step_seconds": 4.0})
+    line.on_log(ROW)
+    line.on_log({**ROW, "step": 20, "step_seconds": 4.0})
     line.close()
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
@@ -39,22 +39,22 @@ def test_a_log_file_gets_a_plain_line_a_row(capsys: pytest.CaptureFixture[str]):
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]):
     line = ProgressLine(40, enabled=False)
-    line.show(ROW)
-    line.say("a sentence")
+    line.on_log(ROW)
+    line.log("a message")
     line.close()
     assert capsys.readouterr().out == ""
 
 
-def test_a_terminal_gets_a_bar_and_sentences_above_it(
+def test_a_terminal_gets_a_bar_and_messages_above_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes its output for a terminal
     monkeypatch.setenv("COLUMNS", "200")
     line = ProgressLine(40, enabled=True)
-    line.show(ROW)
-    line.say("a sentence")
+    line.on_log(ROW)
+    line.log("a message")
     line.close()
     shown = capsys.readouterr().out
     assert "10/40" in shown
     assert "loss 0.8123" in shown
-    assert "a sentence" in shown
+    assert "a message" in shown

@@ -1,4 +1,4 @@
-"""Pictures of real runs, drawn by the process that draws them."""
+"""Reconstructions of real runs, drawn by the real process."""
 
 from pathlib import Path
 
@@ -7,22 +7,23 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import current_rows, read_rows
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import EventLog, current_rows, read_rows
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
-from motionmae.training.pretrain import Outcome, pretrain
+from motionmae.training.setup import run_training
 from tests.training.launch import run_ranks, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("zero", [1, 3])
-def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path, zero: int):
+def test_a_run_draws_its_reconstructions_and_trains_as_without(tmp_path: Path, zero: int):
     shards = make_shards(tmp_path / "shards")
     log = {"reconstruction_every_steps": STEPS // 2, "tensorboard": True}
     drawn = tiny_run(shards, tmp_path / "drawn", engine={"zero_stage": zero}, log=log, checkpoint={"keep_last": STEPS})
     plain = tiny_run(shards, tmp_path / "plain", engine={"zero_stage": zero})
     for config in (drawn, plain):
-        assert run_ranks(2, pretrain, config) == [Outcome.FINISHED] * 2
+        assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
     folder, other = (RunFolder.of(config.output_dir, config.name) for config in (drawn, plain))
     events = [row for row in read_rows(folder.events) if row["kind"] == "picture"]
     assert events[-1]["step"] == STEPS
@@ -35,50 +36,54 @@ def test_a_run_shows_what_its_heads_rebuild_and_trains_as_without(tmp_path: Path
     assert not other.reconstructions.exists()
 
 
-class TestDrawing:
-    def test_is_due_every_so_many_steps_and_at_the_end(self, tmp_path: Path):
-        folder = self.folder(tmp_path)
-        drawing = ReconstructionCallback(folder, 100)
-        drawing.checkpoint(90)
-        assert drawing.finished() is None
-        drawing.checkpoint(110)
-        assert self.outcome(drawing)["step"] == 110
-        drawing.checkpoint(110, is_last=True)
-        assert drawing.finished() is None
-        drawing.checkpoint(120, is_last=True)
-        assert self.outcome(drawing)["step"] == 120
+def reconstructions(folder: RunFolder, every_steps: int) -> ReconstructionCallback:
+    return ReconstructionCallback(folder, every_steps, EventLog("test"), print)
 
-    def test_goes_on_where_the_last_life_of_the_run_was(self, tmp_path: Path):
+
+class TestReconstructionCallback:
+    def test_draws_every_so_many_steps_and_at_the_end(self, tmp_path: Path):
+        folder = self.folder(tmp_path)
+        callback = reconstructions(folder, 100)
+        callback.on_save(90)
+        assert callback.poll() is None
+        callback.on_save(110)
+        assert self.result(callback)["step"] == 110
+        callback.draw(110)
+        assert callback.poll() is None
+        callback.draw(120)
+        assert self.result(callback)["step"] == 120
+
+    def test_resumes_after_the_pictures_of_earlier_attempts(self, tmp_path: Path):
         folder = self.folder(tmp_path)
         folder.reconstructions.mkdir()
         (folder.reconstructions / "step-00000200.png").touch()
-        drawing = ReconstructionCallback(folder, 100)
-        drawing.checkpoint(290)
-        assert drawing.finished() is None
-        drawing.checkpoint(300)
-        assert self.outcome(drawing)["step"] == 300
+        callback = reconstructions(folder, 100)
+        callback.on_save(290)
+        assert callback.poll() is None
+        callback.on_save(300)
+        assert self.result(callback)["step"] == 300
 
-    def test_says_what_went_wrong(self, tmp_path: Path):
-        drawing = ReconstructionCallback(self.folder(tmp_path), 1)
-        drawing.checkpoint(7)
-        told = self.outcome(drawing)
-        assert "is no run folder, it has no config.yaml" in str(told["error"])
+    def test_reports_the_error_of_a_failed_picture(self, tmp_path: Path):
+        callback = reconstructions(self.folder(tmp_path), 1)
+        callback.on_save(7)
+        fields = self.result(callback)
+        assert "is no run folder, it has no config.yaml" in str(fields["error"])
 
-    def test_a_folder_that_cannot_be_written_and_a_strange_name_stop_nobody(self, tmp_path: Path):
+    def test_a_read_only_folder_and_an_unknown_file_name_are_harmless(self, tmp_path: Path):
         folder = self.folder(tmp_path)
         folder.reconstructions.mkdir()
         (folder.reconstructions / "step-00000500-val.png").touch()
         folder.logs.rmdir()
-        drawing = ReconstructionCallback(folder, 1)
-        drawing.checkpoint(1)
-        assert drawing.finished() is None
+        callback = reconstructions(folder, 1)
+        callback.on_save(1)
+        assert callback.poll() is None
 
-    def test_ends_with_the_run(self, tmp_path: Path):
-        drawing = ReconstructionCallback(self.folder(tmp_path), 1)
-        drawing.checkpoint(1)
-        process = drawing._process
+    def test_close_kills_the_process(self, tmp_path: Path):
+        callback = reconstructions(self.folder(tmp_path), 1)
+        callback.on_save(1)
+        process = callback._process
         assert process is not None
-        drawing.close()
+        callback.close()
         wait_until(lambda: not Path(f"/proc/{process.pid}").exists(), "the end of the process")
 
     @staticmethod
@@ -88,7 +93,7 @@ class TestDrawing:
         return folder
 
     @staticmethod
-    def outcome(drawing: ReconstructionCallback) -> dict[str, object]:
-        told = drawing.finished(60)
-        assert told is not None
-        return told
+    def result(callback: ReconstructionCallback) -> dict[str, object]:
+        fields = callback.poll(60)
+        assert fields is not None
+        return fields

@@ -1,0 +1,140 @@
+"""One sentence for a configuration that pydantic refuses: key, value, possible values, remedy, and where it was set."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from motionmae.errors import UserError
+
+_TYPES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list of two numbers",
+    dict: "a section of `key: value` pairs",
+}
+"""Field types, as messages name them."""
+
+
+def describe_refusal(
+    error: ValidationError,
+    schema: type[BaseModel],
+    tree: Mapping[str, Any],
+    origins: Mapping[str, str] | None = None,
+    source: str = "",
+) -> str:
+    """The sentence for the first error. Unknown keys come before impossible values.
+
+    Args:
+        error: from the validation of ``tree`` against ``schema``.
+        origins: by key, the file or override that set it.
+        source: all that was loaded, named where several keys do not fit together.
+    """
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
+    key = ".".join(path)
+    origin = f" (from {origins[key]})" if origins and key in origins else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{origin}: {_suggest(path, schema)}"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # from `check`: a whole sentence
+        return f"{cause} ({source})" if source else str(cause)
+    value: Any = tree
+    for part in path:
+        value = value[part]
+    setting = key if first["loc"][-1] == "[key]" else f"{key}={_shown(value)}"
+    return f"{setting} is not possible: {cause or _allowed(first, path, schema)}{origin}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML writes it, without quotes."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_shown(item)}' for key, item in value.items())}}}"
+    return "null" if value is None else str(value)
+
+
+def _allowed(error: ErrorDetails, path: list[str], schema: type[BaseModel]) -> str:
+    field, inside = _field(path, schema)
+    kind = get_origin(field.annotation) or field.annotation
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"it is a section: write {'.'.join(path)}.{next(iter(kind.model_fields))}=..."
+    if error["type"] == "literal_error":
+        return f"choose one of {', '.join(map(str, get_args(field.annotation)))}"
+    if error["type"] == "finite_number":
+        return "it must be a finite number"
+    if error["type"].startswith(("greater_than", "less_than")):
+        return f"it must be {_limits(field)}"
+    return "it must be a single value" if inside else f"it must be {_TYPES[kind]}"
+
+
+def _field(path: list[str], schema: type[BaseModel]) -> tuple[FieldInfo, bool]:
+    """The field at ``path``, and whether ``path`` leads further, into a dictionary."""
+    field = schema.model_fields[path[0]]
+    if len(path) > 1 and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return _field(path[1:], field.annotation)
+    return field, len(path) > 1
+
+
+def _limits(field: FieldInfo) -> str:
+    words = []
+    for limit in field.metadata:
+        match limit:
+            case Gt():
+                words.append("positive" if limit.gt == 0 else f"greater than {limit.gt}")
+            case Ge():
+                words.append(f"at least {limit.ge}")
+            case Lt():
+                words.append(f"less than {'2^63' if limit.lt == 2**63 else limit.lt}")
+            case Le():
+                words.append(f"at most {limit.le}")
+    return " and ".join(words)
+
+
+def all_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """The keys of a schema as ``section.key``, in its order."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += all_keys(section, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _suggest(path: list[str], schema: type[BaseModel]) -> str:
+    """Ask whether a similar key was meant, or list the keys beside the unknown one."""
+    keys, last = all_keys(schema), path[-1]
+    section = ".".join(path[:-1])
+    siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
+    found = _containing(last, siblings)[:1] or _ending_in(last, keys)[:2] or _similar(last, siblings)
+    found = found or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(siblings)}"
+
+
+def _containing(word: str, keys: list[str]) -> list[str]:
+    """``optim.base_lr`` for ``lr``."""
+    return [key for key in keys if f"_{word}_" in f"_{_name(key)}_"]
+
+
+def _ending_in(word: str, keys: list[str]) -> list[str]:
+    """``optim.epochs`` and ``optim.warmup_epochs`` for ``epochs``, an equal name first."""
+    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: _name(key) != word)
+
+
+def _similar(word: str, keys: list[str]) -> list[str]:
+    """``optim.global_batch_size`` for ``global_batch_sice`` and for ``bach``."""
+    names = {part: key for key in reversed(keys) for part in _name(key).split("_")} | {_name(key): key for key in keys}
+    return [names[name] for name in difflib.get_close_matches(word, names, n=1, cutoff=0.75)]
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -1,0 +1,50 @@
+"""Base class and field types of the configuration schema.
+
+A field states its type, its limits and what it means::
+
+    epochs: PositiveInt = 1600
+    threads: Annotated[PositiveInt, MAY_CHANGE] = 2
+
+A rule for one field is part of its type. A rule that joins several fields is a validator of their section, and a rule
+that joins sections is a validator of :class:`motionmae.config.Config`; both call :func:`check`.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from motionmae.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and without unknown keys or infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+LocalPath = Annotated[str, Field(json_schema_extra={"path": "local"})]
+"""A path on the file system that all nodes share."""
+NodePath = Annotated[str, Field(json_schema_extra={"path": "node"})]
+"""A path that may begin with a variable of the node, for example $TMPDIR."""
+PathOrUrl = Annotated[str, Field(json_schema_extra={"path": "url"})]
+WeightsPath = Annotated[str, Field(json_schema_extra={"path": "weights"})]
+"""A path, or ``scratch``."""
+
+MAY_CHANGE = Field(json_schema_extra={"on_resume": "may_change"})
+"""A resumed run may change the field, or all fields of the section. Results do not depend on it."""
+MAY_CHANGE_RESULT = Field(json_schema_extra={"on_resume": "may_change_result"})
+"""A resumed run may change the field, but its results depend on it."""
+
+
+def only_for(task: str) -> object:
+    """Mark a section that only runs of ``task`` read."""
+    return Field(json_schema_extra={"task": task})
+
+
+def check(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a :class:`UserError` unless ``holds``; ``allowed`` describes the values that are possible."""
+    if not holds:
+        raise UserError(f"{key}={value} is not possible: {allowed}")

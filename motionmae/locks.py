@@ -1,0 +1,35 @@
+"""Locks between processes, on open files. The system releases a lock when its holder dies."""
+
+import fcntl
+import time
+from typing import IO
+
+_POLL_SECONDS = 0.1
+
+
+def acquire(file: int | IO[bytes] | IO[str], *, shared: bool = False, timeout: float | None = 0.0) -> bool:
+    """Lock an open file with flock; False if another holder keeps the lock.
+
+    The lock lasts until this process, and every child that inherited the file, closes it.
+
+    Args:
+        file: open file or file descriptor.
+        shared: several shared locks may coexist, but no exclusive lock beside them.
+        timeout: seconds to wait for other holders; None waits without a limit.
+
+    Raises:
+        OSError: if the file system has no locks.
+    """
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if timeout is None:
+        fcntl.flock(file, mode)
+        return True
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(file, mode | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+        time.sleep(_POLL_SECONDS)

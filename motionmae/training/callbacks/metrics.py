@@ -1,0 +1,90 @@
+"""Rows of metrics.jsonl: losses, counters, times, and stragglers of a step, over all ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from motionmae.data.loader import ClipLoader
+from motionmae.distributed.context import DistributedContext
+from motionmae.engine.deepspeed_engine import Engine
+from motionmae.runs.events import Row
+from motionmae.runs.phases import Phase
+from motionmae.training.state import TrainState
+from motionmae.training.step_timer import StepTimer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Result of one optimiser step on this rank."""
+
+    losses: Tensor
+    """Means of the task's losses over the micro-batches; the first is minimised."""
+    applied: bool
+    """False: all ranks skipped the update, because loss or gradient was not finite."""
+    samples: list[Tensor]
+    """(b,) sample IDs of each micro-batch."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Computes rows of metrics. To add a scalar, add it here and to monitoring/metric_definitions.py."""
+
+    loss_names: Sequence[str]
+    clips_per_step: int
+    """Clips over all ranks, including repeated clips of a video."""
+    rank: DistributedContext
+    engine: Engine
+    loader: ClipLoader
+    timer: StepTimer
+
+    def row(self, state: TrainState, result: StepResult) -> Row:
+        """Compute the row of the step that was just taken. Collective."""
+        times = self.times()
+        names, rank, world = self.loss_names, self.rank.rank, self.rank.world
+        shared = torch.zeros(len(names) + world, device=self.rank.device)  # one message for losses and times
+        shared[: len(names)] = result.losses
+        shared[len(names) + rank] = times["data_wait_seconds"] + times["forward_seconds"]
+        dist.all_reduce(shared)
+        losses, own_seconds = shared.split([len(names), world])
+        return {
+            "step": state.step,
+            "data_step": state.data_step,
+            "epoch": state.data_step / self.loader.steps_per_epoch,
+            **dict(zip(names, (losses / world).tolist(), strict=True)),
+            "lr": self.engine.learning_rate,
+            "grad_norm": self.engine.grad_norm,
+            "skipped_steps": state.skipped,
+            "corrupt_samples": len(state.corrupt),
+            "loader_ready": self.loader.ready,
+            **times,
+            **straggler_scores(own_seconds, rank),
+        }
+
+    def times(self) -> Row:
+        """Mean seconds of a step on this rank since the last row; saves do not count as part of a step."""
+        steps, slowest = self.timer.steps, self.timer.slowest_step
+        phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
+        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
+        return {
+            "steps": steps,
+            "clips_per_second": self.clips_per_step / seconds,
+            "step_seconds": seconds,
+            "step_seconds_max": slowest,
+            **{f"{phase.value}_seconds": value for phase, value in phases.items()},
+        }
+
+
+def straggler_scores(own_seconds: Tensor, rank: int) -> Row:
+    """Compare the ranks' own time in a step with its median; this rank's score and the slowest rank.
+
+    In the rest of a step, ranks wait for each other, and all take the same time.
+
+    Args:
+        own_seconds: (world,) seconds of a step until the end of the forward pass, by rank.
+    """
+    scores = own_seconds / own_seconds.median().clamp(min=1e-9)
+    slowest = int(scores.argmax())
+    return {"straggler_score": float(scores[rank]), "slowest_rank": slowest, "slowest_score": float(scores[slowest])}
