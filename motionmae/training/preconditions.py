@@ -6,7 +6,8 @@ from motionmae.config import Config, load_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import check_same_stream, stream_identity
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.lease import current_holder

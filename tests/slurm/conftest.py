@@ -12,14 +12,14 @@ from tests.slurm.jobs import Starter, start_job
 
 @pytest.fixture
 def start() -> Iterator[Starter]:
-    """:func:`start_job`, which leaves no process behind whatever the test does."""
+    """:func:`start_job`. The processes of its jobs are killed at the end of the test."""
     records: list[JobRecord] = []
 
-    def start_and_note(*arguments: Any, **values: int) -> JobRecord:
+    def start_and_record(*arguments: Any, **values: int) -> JobRecord:
         records.append(start_job(*arguments, **values))
         return records[-1]
 
-    yield start_and_note
+    yield start_and_record
     for record in records:
         with suppress(ProcessLookupError):
             os.killpg(int(record.job_id), signal.SIGKILL)

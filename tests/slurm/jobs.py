@@ -1,4 +1,4 @@
-"""Jobs without torch, so that a test of the controller starts its ranks in a second."""
+"""Jobs without torch. Tests of the controller start their ranks in a second."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, rank_log, stop_with
 
 ROOT = Path(__file__).resolve().parents[2]
 Starter = Callable[..., JobRecord]
-"""What the fixture `start` gives: :func:`start_job`."""
+"""Type of the fixture `start`: :func:`start_job`."""
 
 
 class Scripted(Checkpointable):
-    """Each rank notes its start in ``folder`` and does the next of its ``acts``; the last is repeated.
+    """Each rank records its start in ``folder`` and performs the next of its ``acts``; the last act is repeated.
 
-    Acts: ``done``; ``exit N``; ``wait``: for one of the two signals, which is answered as a training rank does.
+    Acts: ``done``, ``exit N``, and ``wait`` (for one of the two signals, then react like a training rank).
     """
 
     def __init__(self, folder: Path, acts: dict[int, list[str]]) -> None:
@@ -33,30 +33,30 @@ class Scripted(Checkpointable):
         environment = submitit.JobEnvironment()
         rank = environment.global_rank
         requeue = signal.getsignal(signal.SIGUSR2)
-        asked: list[int] = []
+        received: list[int] = []
         for number in SIGNALS:
-            signal.signal(number, lambda number, _: asked.append(number))
+            signal.signal(number, lambda number, _: received.append(number))
         stop_with_controller()
         attempt = int(os.environ[RESTARTS_VARIABLE])
         with (self.folder / f"starts_{rank}").open("a") as file:
             file.write(f"{attempt}\n")
         act, _, number_text = self.acts[rank][min(attempt, len(self.acts[rank]) - 1)].partition(" ")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        while act == "wait" and not asked:
+        while act == "wait" and not received:
             time.sleep(0.05)
         if act == "exit":
             sys.exit(int(number_text))
-        if asked and rank != 0:
+        if received and rank != 0:
             sys.exit(0)
-        if asked == [signal.SIGUSR2]:
+        if received == [signal.SIGUSR2]:
             requeue(signal.SIGUSR2, None)
-        if asked:
+        if received:
             sys.exit(143)
         return act
 
 
 def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord:
-    """Start a job as submit.py does, with other work than training."""
+    """Start a job like submit.py, but with :class:`Scripted` as its work."""
     config = load_config("demo")
     config = config.updated(
         {"launch": config.launch.model_copy(update={"ntasks_per_node": len(acts), "gpus_per_node": 0, **values})}

@@ -5,7 +5,7 @@ from motionmae.runs.end_reason import EndReason
 from slurm.attempt_log import AttemptLog
 
 
-def test_a_node_is_left_out_after_two_attempts_or_one_pre_flight(tmp_path: Path) -> None:
+def test_a_node_is_excluded_after_two_attempts_or_one_pre_flight_check(tmp_path: Path) -> None:
     attempts = AttemptLog(tmp_path)
     assert attempts.excluded_nodes() == {}
     attempts.log_failure(Attempt(job="7", restart=0), EndReason.KILLED, 0, "a")

@@ -8,11 +8,9 @@ import pytest
 from slurm import code_snapshot
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *argv: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(
-        ["git", "-C", str(root), *identity, *words], check=True, capture_output=True, text=True
-    ).stdout
+    return subprocess.run(["git", "-C", str(root), *identity, *argv], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_copies_what_git_knows_and_what_it_does_not_ignore(repository: Path, tmp_path: Path) -> None:
+def test_tracked_and_unignored_files_are_copied(repository: Path, tmp_path: Path) -> None:
     (repository / "package/module.py").write_text("value = 2\n")
     (repository / "new file.py").write_text("new\n")
     (repository / "ignored.txt").write_text("ignored\n")
@@ -59,7 +57,7 @@ def test_unchanged_code_is_one_snapshot_and_changed_code_another(repository: Pat
     assert (first / "package/module.py").read_text() == "value = 1\n"
 
 
-def test_leaves_out_run_folders_and_large_strangers(repository: Path, tmp_path: Path) -> None:
+def test_run_folders_and_large_untracked_files_are_left_out(repository: Path, tmp_path: Path) -> None:
     (repository / "results/run").mkdir(parents=True)
     (repository / "results/run/log").write_text("log")
     with (repository / "video.bin").open("wb") as file:
@@ -69,7 +67,7 @@ def test_leaves_out_run_folders_and_large_strangers(repository: Path, tmp_path: 
     assert found.files == (Path(".gitignore"), Path("package/module.py"))
 
 
-def test_a_tracked_file_that_was_deleted_is_no_obstacle(repository: Path, tmp_path: Path) -> None:
+def test_a_deleted_tracked_file_is_skipped(repository: Path, tmp_path: Path) -> None:
     (repository / "package/module.py").unlink()
     folder = code_snapshot.collect(repository).write(tmp_path / "run")
     assert not (folder / "package/module.py").exists()
@@ -89,15 +87,15 @@ def test_without_git_the_packages_are_copied(tmp_path: Path, monkeypatch: pytest
     assert code_snapshot.collect(root).files == found.files
 
 
-def test_nothing_is_left_where_files_cannot_be_written(repository: Path, tmp_path: Path) -> None:
+def test_a_failed_copy_leaves_no_file(repository: Path, tmp_path: Path) -> None:
     (repository / "package/large.py").write_text("x" * 10_000)
-    taken = code_snapshot.collect(repository)
+    snapshot = code_snapshot.collect(repository)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            taken.write(tmp_path / "run")
+            snapshot.write(tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "run/code").iterdir()) == []
-    assert (taken.write(tmp_path / "run") / "package/large.py").exists()
+    assert (snapshot.write(tmp_path / "run") / "package/large.py").exists()

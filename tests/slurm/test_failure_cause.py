@@ -9,7 +9,7 @@ STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
 @pytest.mark.parametrize(
     ("lines", "failure"),
     [
-        # as printed by Slurm 22.05, in this order
+        # in the order in which Slurm 22.05 prints them
         (
             ["srun: error: node2: task 1: Killed", STEP, "srun: error: node1: task 0: Exited with exit code 76"],
             Failure(EndReason.KILLED, "node2", 137),
@@ -41,5 +41,5 @@ STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
         ([], Failure(EndReason.NOT_STARTED)),
     ],
 )
-def test_the_cause_is_found_in_what_srun_prints(lines: list[str], failure: Failure) -> None:
+def test_the_cause_is_found_in_srun_s_messages(lines: list[str], failure: Failure) -> None:
     assert find_failure(lines) == failure

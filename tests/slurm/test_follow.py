@@ -6,7 +6,7 @@ from slurm.follow import LogTail, follow
 from tests.slurm.jobs import Starter
 
 
-def test_a_log_is_handed_on_line_by_line(tmp_path: Path) -> None:
+def test_a_log_is_printed_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
     tail = LogTail(path)
     assert tail.new_text() == ""

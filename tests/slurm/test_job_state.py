@@ -84,9 +84,7 @@ def test_only_a_job_that_may_run_again_is_active() -> None:
     assert not any(JobState(name).active for name in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "GONE"))
 
 
-def test_asks_the_accounting_for_a_job_that_the_controller_forgot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_accounting_knows_a_job_that_the_controller_forgot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _program(tmp_path, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     _program(tmp_path, "sacct", "echo 'CANCELLED by 0|0:15'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -95,9 +93,7 @@ def test_asks_the_accounting_for_a_job_that_the_controller_forgot(
     assert state_of(SLURM, tmp_path) == JobState("GONE")
 
 
-def test_a_controller_that_does_not_answer_is_no_proof_of_an_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_controller_does_not_mean_that_the_job_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _program(tmp_path, "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match="Unable to contact"):

@@ -38,7 +38,7 @@ def test_usr2_to_the_controller_requeues_the_job(tmp_path: Path, start: Starter)
     assert (_starts(tmp_path, 0), _starts(tmp_path, 1)) == (2, 2)
 
 
-def test_a_signal_before_the_ranks_can_answer_is_kept_for_them(tmp_path: Path, start: Starter) -> None:
+def test_an_early_signal_waits_for_the_handlers_of_the_ranks(tmp_path: Path, start: Starter) -> None:
     record = start(tmp_path, {0: ["wait", "done"], 1: ["wait", "done"]})
     children = Path(f"/proc/{record.job_id}/task/{record.job_id}/children")
     wait_until(lambda: len(children.read_text().split()) == 2, "the ranks")

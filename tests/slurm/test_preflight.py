@@ -26,25 +26,25 @@ def _fly(folder: str, seconds: float, absent: int = -1) -> str:
     return "fine"
 
 
-def test_nodes_that_work_pass_and_leave_nothing(tmp_path: Path) -> None:
+def test_working_nodes_pass_and_leave_no_file(tmp_path: Path) -> None:
     assert run_ranks(3, _fly, str(tmp_path), 60.0) == ["fine"] * 3
     assert list((tmp_path / "logs").iterdir()) == []
 
 
 @pytest.mark.long
-def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
+def test_a_missing_node_is_named(tmp_path: Path) -> None:
     first, _, _ = run_ranks(3, _fly, str(tmp_path), 5.0, 2)
     assert first == "node3 did not answer within 5 s (ranks 2) ('node3',)"
 
 
-def test_storage_that_cannot_be_written_is_the_node_s_fault(tmp_path: Path) -> None:
+def test_unwritable_storage_is_a_fault_of_the_node(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
     rank_env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     with pytest.raises(BadNode, match=r"writing 1 MiB to .* fails \("):
         preflight.preflight(tmp_path, rank_env, NODES, torch.device("cpu"), 60)
 
 
-def test_what_hangs_is_left_behind() -> None:
+def test_a_hanging_check_is_abandoned() -> None:
     over = threading.Event()
     start = time.monotonic()
     with pytest.raises(BadNode, match="the disk takes longer than 0 s"):
@@ -53,7 +53,7 @@ def test_what_hangs_is_left_behind() -> None:
     over.set()
 
 
-def test_a_product_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_product_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: left)
     with pytest.raises(ArithmeticError, match="wrong"):
         preflight.check_device(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A run that is over in a minute on one core."""
+"""A run that takes a minute on one core."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ _BATCH, _VIDEOS = 8, 16
 
 
 def overrides(shards: Path) -> list[str]:
-    """Changes to the config `demo` that make it small, with a metrics row for every step.
+    """Overrides that make the config `demo` small and log every step.
 
     ``shards`` is ``tests.training.shards.make_shards(folder, samples=8)``: two shards of eight videos.
     """
@@ -30,6 +30,6 @@ def overrides(shards: Path) -> list[str]:
 
 
 def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, object]]:
-    """The rows of a run's metrics.jsonl or events.jsonl; none while it is not there."""
+    """Rows of a run's metrics.jsonl or events.jsonl; empty if the file does not exist."""
     path = run / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -11,7 +11,7 @@ from timm.data.mixup import Mixup
 
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_finetuned
 from motionmae.models.classifier import build_classifier
