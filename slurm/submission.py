@@ -99,7 +99,7 @@ def log_submission(run: Path) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Check the shards now, because each rank would otherwise refuse them only after waiting in the queue.
+    """Check the shards before the job waits in the queue, and not only on its ranks.
 
     Raises:
         UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
