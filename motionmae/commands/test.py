@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
         trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
-        identity = multiview_test.identity_of(trained, reader.manifest, rank)
-        out = multiview_test.result_folder(folder.path, trained, reader.manifest, identity)
-        results = multiview_test.predict(trained, reader, out, identity, rank)
+        key = multiview_test.cache_key_of(trained, reader.manifest, rank)
+        out = multiview_test.result_folder(folder.path, trained, reader.manifest, key)
+        results = multiview_test.predict(trained, reader, out, key, rank)
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)

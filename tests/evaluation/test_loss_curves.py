@@ -1,4 +1,4 @@
-"""Curves: what a resumed run logged twice counts once, and the picture and figures are there."""
+"""Loss curves: steps logged twice by a resumed run count once; the command writes the PNG and the figures."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def write_metrics(run: Path, rows: list[tuple[str, int, float | None]]) -> Path:
     return run
 
 
-def test_the_newest_incarnation_counts(tmp_path: Path) -> None:
+def test_the_newest_attempt_counts(tmp_path: Path) -> None:
     run = write_metrics(tmp_path / "run", [("a", 1, 9.0), ("a", 2, 8.0), ("a", 3, 7.0), ("b", 2, 6.0), ("b", 4, 5.0)])
     history = read_history(run)
     assert [(row["step"], row["loss_space"]) for row in history.rows] == [(1, 9.0), (2, 6.0), (4, 5.0)]
@@ -59,7 +59,7 @@ def test_a_head_that_is_not_trained_has_no_curve(tmp_path: Path) -> None:
 
 
 def test_a_run_that_logged_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no logged step"):
+    with pytest.raises(UserError, match="contains no logged step"):
         read_history(tmp_path)
 
 
