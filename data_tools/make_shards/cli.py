@@ -129,7 +129,7 @@ def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
             check_library_versions(plan, options.out)
             count = begin_retry(plan, options.out)
             print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
-        started = time.monotonic()
+        started, seconds = time.monotonic(), 0.0
         manifest = _load_finished(plan, options.out)
         if manifest:
             print(f"{options.out} is complete: {_describe(manifest)}; nothing to do")
@@ -139,9 +139,10 @@ def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
             with _show_progress(plan.split.name, plan.num_videos) as show:
                 total = write_shards(plan, options.out, options.workers, options.timeout, show)
             manifest = finish(plan, options.out, total)
-            print(_summary(plan.split, manifest, total, options.out, time.monotonic() - started))
+            seconds = time.monotonic() - started
+            print(_summary(plan.split, manifest, total, options.out, seconds))
         if options.json and total:
-            _write_figures(options.json, total, manifest.samples, len(manifest.shards), started)
+            _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
         end_retry(options.out)
     if not manifest.samples:
         raise UserError(f"none of the {plan.num_videos} videos could be stored: see {options.out / QUARANTINE}")
@@ -171,13 +172,14 @@ def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
         with _show_progress(f"{plan.split.name} {number}/{parts}", part.num_videos) as show:
             total = write_shards(part, options.out, options.workers, options.timeout, show)
         end_retry(options.out, options.part)
+    seconds = time.monotonic() - started
     print(
         f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
-        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, "
-        f"{time.monotonic() - started:.1f} s; when all parts are made, run the same command without --part"
+        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
+        "when all parts are made, run the same command without --part"
     )
     if options.json:
-        _write_figures(options.json, total, total.stored, len(part.shards), started)
+        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
     return 3 if options.strict and total.quarantine else 0
 
 
@@ -198,7 +200,7 @@ def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]
         yield show
 
 
-def _write_figures(path: Path, total: Counts, samples: int, shards: int, started: float) -> None:
+def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
     figures = {
         "videos": total.videos,
         "samples": samples,
@@ -206,7 +208,7 @@ def _write_figures(path: Path, total: Counts, samples: int, shards: int, started
         "shards": shards,
         "frames": total.frames,
         "bytes": total.bytes,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
     }
     write_json(path, figures)
 
