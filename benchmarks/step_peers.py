@@ -76,7 +76,7 @@ class Plain:
     def step(self) -> Phases:
         """Take a step."""
         clock, spent = StepTimer.of(self._device), {}
-        arguments = ()
+        arguments: tuple[Tensor, ...] = ()
         if self._targets:
             clock.enter(Phase.FORWARD)
             with torch.no_grad():

@@ -9,6 +9,7 @@ from motionmae.data.ffcv_source import BetonReader
 from motionmae.data.shards.format import load_index, pack_frames
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
+from tests import commands
 from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, make_shards, meta, picture
 
@@ -24,7 +25,7 @@ def shards(tmp_path):
 
 
 def run(shards, out, *options):
-    return make_beton.main([str(shards), "--out", str(out), *options])
+    return commands.make_beton([str(shards), "--out", str(out), *options])
 
 
 def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):

@@ -4,10 +4,10 @@ import os
 import numpy as np
 import pytest
 
-from data_tools.merge import main
-from data_tools.verify import main as verify
 from motionmae.data.shards.manifest import load_manifest, write_manifest
 from motionmae.data.shards.reader import ShardReader
+from tests.commands import merge as main
+from tests.commands import verify
 from tests.data.made_shards import make_shards
 
 

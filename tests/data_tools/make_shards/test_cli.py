@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from data_tools.make_shards.cli import main
 from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
+from tests.commands import make_shards as main
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 
