@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip in a PNG (default: 8)")
     parser.add_argument(
-        "--hidden-only",
+        "--masked-only",
         action="store_true",
         help="show reconstructed cubes only; visible cubes are grey, or without motion",
     )
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.shards.reader import ShardReader
     from motionmae.data.video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_run import load_pretrained
-    from motionmae.evaluation.reconstructions import make_block, read_clips, write_movie, write_picture
+    from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:
@@ -73,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
         reconstructions = loaded.model.reconstruct(clips, seeds, ratio, flow)
         for clip, name in enumerate(names):
             title = f"{name}, {ratio:.0%} masked ({config.mask.kind})"
-            block = make_block(title, reconstructions, clip, columns, hidden_only=arguments.hidden_only)
+            block = make_block(title, reconstructions, clip, columns, masked_only=arguments.masked_only)
             blocks.append((clip, block))
     blocks.sort(key=lambda block: block[0])  # all ratios of a clip below each other
     ordered = [block for _, block in blocks]
-    write = write_picture if out.suffix == ".png" else write_movie
+    write = write_png if out.suffix == ".png" else write_video
     write(ordered, out, f"{config.name}, step {loaded.step}")
     print(f"wrote {out}")
     return 0

@@ -1,4 +1,4 @@
-"""Features of files and of shards, neighbours, and reconstructions of video files."""
+"""Features of files and shards, nearest neighbours, and reconstructions of video files."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert found["unreadable"].tolist() == ["broken.mp4"]
     shown = capsys.readouterr().out
     assert "broken.mp4 cannot be read" in shown
-    assert "skipped: 1 files" in shown
+    assert "skipped 1 files" in shown
     model, config, _ = load_embedding(trained_run)
     with torch.no_grad():
         expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
@@ -92,7 +92,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert main(words) == 0
     assert len(np.load(out)["names"]) == 4
     [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
-    assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only what was missing
+    assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only the new video
 
     write_video(videos / "broken.mp4")  # mended
     write_video(videos / "late.mp4", seed=5)  # another one under the same name
@@ -124,7 +124,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert "must end in .npz or .parquet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
-    assert "holds no video file" in capsys.readouterr().err
+    assert "contains no video file" in capsys.readouterr().err
 
 
 def test_neighbours_vote_by_similarity():
