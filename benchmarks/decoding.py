@@ -19,6 +19,7 @@ from av.stream import Disposition
 
 from benchmarks.script import run_script
 from motionmae.commands.app import main as motionmae
+from motionmae.data.open_shards import open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
@@ -85,7 +86,7 @@ def main() -> None:
         shards = Path(name) / "shards"
         status = motionmae(["shards", "make", "folder", "--videos", str(options.videos), "--out", str(shards)])
         assert status == 0, f"make_shards ended with status {status}"
-        reader = ShardReader(shards)
+        reader = open_reader(shards)
         rows = {}
         for sample in range(reader.manifest.samples):
             source = reader.read_json(sample)["source"]

@@ -50,9 +50,8 @@ from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.rng import KeyedRandom
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file, write_atomically
 
@@ -93,7 +92,7 @@ class Bench:
         self.data = DataConfig(shards=str(folder), threads=cores)
         self.manifest = load_manifest(folder)
         self.beton, self.raw = folder.parent / "clips.beton", folder.parent / "raw.beton"
-        reader = ShardReader(folder)
+        reader = open_reader(folder)
         self.clips = []
         for sample in range(self.manifest.samples):
             meta = reader.read_meta(sample)

@@ -16,7 +16,7 @@ def examples(text: str) -> list[list[str]]:
     """Arguments of each command line of `motionmae` in a help text."""
     lines = text.replace("\\\n", " ").splitlines()
     found = (re.match(r"^ +(?:\d\. \S+ +)?(?:(?:torchrun|srun) .*-m )?motionmae (.*)$", line) for line in lines)
-    return [shlex.split(match[1].partition("   ")[0], comments=True) for match in found if match]
+    return [shlex.split(re.split(r"   | > ", match[1])[0], comments=True) for match in found if match]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

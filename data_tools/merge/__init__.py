@@ -11,8 +11,9 @@ from pathlib import Path
 
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
-from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest, write_manifest
+from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync_folder, write_atomically
 

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from data_tools.reporting import damage_as_user_error, write_json
 from motionmae.commands.app import Command
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_ending, output_file
 

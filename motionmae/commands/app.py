@@ -54,11 +54,12 @@ class Command:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config NAME` and the overrides `key=value`, which may stand before and after options."""
     config = parser.add_argument("--config", required=True, help="name of a config, or path of a YAML file")
-    config.completer = _complete_config  # type: ignore[attr-defined]  # argcomplete's convention
+    config.completer = complete_config  # type: ignore[attr-defined]  # argcomplete's convention
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
 
 
-def _complete_config(**_: object) -> list[str]:
+def complete_config(**_: object) -> list[str]:
+    """Names for the completion of an argument that takes a config."""
     from motionmae.config.load import known_configs
 
     return known_configs()

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the picture."""
     import torch
 
-    from motionmae.data.shards.reader import ShardReader
+    from motionmae.data.open_shards import open_reader
     from motionmae.data.video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_run import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{error}: choose another file") from error
     else:
         names = [f"sample {sample}" for sample in arguments.samples]
-        reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
+        reader = open_reader(arguments.shards or config.data.shards, data=config.data)
         clips, flow = read_clips(reader, arguments.samples, config)
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames

@@ -14,6 +14,7 @@ class Entry(NamedTuple):
 
 
 _SHARDS = "make shards of videos, and check, inspect and merge them"
+_CONFIG = "list, show and compare configs"
 COMMANDS = {
     "shards make": Entry("data_tools.make_shards.cli", "decode videos into shards", _SHARDS),
     "shards submit": Entry("slurm.shard", "make shards as a Slurm array", _SHARDS),
@@ -23,6 +24,10 @@ COMMANDS = {
     "shards merge": Entry("data_tools.merge", "merge folders of shards into one", _SHARDS),
     "shards beton": Entry("data_tools.make_beton", "write shards as one FFCV file", _SHARDS),
     "shards toy": Entry("data_tools.make_toy_dataset.cli", "render labelled videos to try MotionMAE on", _SHARDS),
+    "config list": Entry("motionmae.commands.config:LIST", "list the configs that come with the code", _CONFIG),
+    "config show": Entry("motionmae.commands.config:SHOW", "print a config with all its values", _CONFIG),
+    "config diff": Entry("motionmae.commands.config:DIFF", "print the differences of two configs", _CONFIG),
+    "config schema": Entry("motionmae.commands.config:SCHEMA", "print the JSON schema of a config file", _CONFIG),
     "plan": Entry("motionmae.commands.plan", "estimate parameters, memory and time of a run"),
     "pretrain": Entry("motionmae.commands.pretrain", "pre-train a model, or resume its run"),
     "finetune": Entry("motionmae.commands.finetune", "fine-tune a pre-trained encoder, or resume its run"),

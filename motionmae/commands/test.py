@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import load_config
+    from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
     from motionmae.distributed.context import rank_zero_first
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "test.shards is empty: add --shards FOLDER, made of the test split by `motionmae shards make`"
             )
         trained = replace(trained, config=config)
-        reader = ShardReader(views.shards, data=trained.config.data)
+        reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
         return trained, reader, multiview_test.match_classes(trained.class_names, names, views.shards)

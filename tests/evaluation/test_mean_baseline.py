@@ -9,7 +9,7 @@ import torch
 from motionmae.config import load_config
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import open_reader
 from motionmae.evaluation import mean_baseline
 from motionmae.evaluation.load_run import load_pretrained
 from motionmae.evaluation.mean_baseline import explained_variance, mean_baseline_losses
@@ -23,8 +23,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_raw_frames_by_hand(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path, target={"normalize": False}, mask={"kind": "global", "ratio": 0.99})
-    n = load_manifest(shards).samples
-    clips = torch.stack([read_clip(shards, number, config.clip) for number in range(n)]) / 255
+    reader = open_reader(shards)
+    n = reader.manifest.samples
+    clips = torch.stack([read_clip(reader, number, config.clip) for number in range(n)]) / 255
     cubes = clips.reshape(n, 2, 2, 4, 8, 4, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(n * 32, -1)
     by_hand = cubes.var(dim=0, unbiased=False).mean()  # all but one cube a clip are masked
     assert mean_baseline_losses(config)["space"] == pytest.approx(float(by_hand), rel=0.05)
@@ -33,7 +34,7 @@ def test_raw_frames_by_hand(shards: Path, tmp_path: Path) -> None:
 def test_normalised_frames_have_unit_variance(shards: Path, tmp_path: Path) -> None:
     losses = mean_baseline_losses(tiny_run(shards, tmp_path))
     assert 0.8 < losses["space"] < 1
-    assert 0 < losses["time"] < losses["space"]  # most of the picture stands still
+    assert 0 < losses["time"] < losses["space"]  # most of the frame is static
 
 
 def test_only_trained_heads(shards: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from motionmae.__main__ import main
 from motionmae.config import Config, MultiviewTestConfig
 from motionmae.data.loader import ClipLoader
-from motionmae.data.shards.manifest import load_manifest, write_manifest
+from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.shards.manifest import write_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import Results
@@ -29,8 +30,8 @@ from tests.training.shards import make_shards, tiny_run
 CLASSES = 6
 
 
-def run_command(*words: str) -> int:
-    return main(["test", *words])
+def run_command(*argv: str) -> int:
+    return main(["test", *argv])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_any_number_of_ranks_gives_the_same_bits_and_a_second_run_only_adds_what
 
     manifest, model = load_manifest(trained.test.shards), load_finetuned(run)
     for row, sample in zip(rows, range(16), strict=True):
-        expected = probabilities_by_hand(model.model, ShardReader(trained.test.shards, manifest), sample)
+        expected = probabilities_by_hand(model.model, open_reader(trained.test.shards, manifest), sample)
         assert float(row["probability1"]) == pytest.approx(float(expected.max()), abs=2e-6)
         assert row["class1"] == f"bar{int(expected.argmax())}"
         assert row["label"] == f"bar{sample % CLASSES}"
@@ -103,8 +104,8 @@ def probabilities_by_hand(model: torch.nn.Module, reader: ShardReader, sample: i
     chances = []
     for frames in dense_views(meta.frames, 4, 1, 2):
         jpegs = reader.read_frames(sample, frames)
-        pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for jpeg in jpegs]
-        wide = np.stack([cv2.resize(picture, (41, 32), interpolation=cv2.INTER_LINEAR) for picture in pictures])
+        images = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for jpeg in jpegs]
+        wide = np.stack([cv2.resize(image, (41, 32), interpolation=cv2.INTER_LINEAR) for image in images])
         for left in (0, 4, 9):
             clip = torch.from_numpy(np.ascontiguousarray(wide[None, :, :, left : left + 32]))
             with torch.no_grad():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import open_reader
 from motionmae.errors import UserError
 from motionmae.evaluation.reconstructions import make_block, read_clips, write_png
 from motionmae.models.motionmae import Reconstruction, build_motionmae
@@ -60,7 +60,7 @@ def test_only_trained_heads_have_rows(kind: str, rows: int) -> None:
 
 def test_flow_is_read_with_the_clips_and_drawn(tmp_path: Path) -> None:
     config = tiny(target={"motion_source": "flow"}, clip={"stride": 1})
-    reader = ShardReader(make_flow_shards(tmp_path))
+    reader = open_reader(make_flow_shards(tmp_path))
     clips, flow = read_clips(reader, [0, 4], config)
     assert flow is not None
     assert torch.equal(flow[:, :, 5, 5, 0], torch.arange(2, 10).expand(2, -1))  # the middle 8 of frames 1 to 10

@@ -12,6 +12,7 @@ import yaml
 from motionmae.commands import app
 from motionmae.config import load_config
 from motionmae.config.site import Site
+from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
 from motionmae.runs.attempt import Attempt
@@ -71,7 +72,7 @@ def test_a_fine_tuning_without_weights_or_with_an_unreadable_policy_is_not_submi
     assert f"finetune.init={tmp_path / 'gone'} does not exist" in error
     status, _, error = _run(capsys, *argv, "data.rand_augment=nonsense")
     assert status == 2
-    assert "data.rand_augment=nonsense is not timm's notation" in error
+    assert "data.rand_augment=nonsense is not in timm's notation" in error
     assert not (tmp_path / "runs" / "finetune_tiny_toy" / "job.json").exists()
 
 
@@ -117,6 +118,14 @@ def test_every_flag_reaches_its_key() -> None:
     launched = submit_cli.load(app.parse(["submit", *argv])[1], Site()).launch
     expected = {**given, "--time": "60"}
     assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
+
+
+def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: {array: 0-3}")
+    status, _, error = _run(capsys, "--config", "demo", "--site", str(site), "--dry-run")
+    assert status == 2
+    assert f"{site}: sbatch array conflicts with the launcher: use --seeds" in error
 
 
 @pytest.mark.parametrize(
@@ -185,14 +194,13 @@ def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
     assert (status, out) == (2, "")
     assert f"data.beton={tmp_path}/x.beton does not exist: write it with `motionmae shards beton" in err
     assert not (tmp_path / "runs").exists()
-    config = load_config("demo", [f"data.beton={tmp_path}/x.beton"])
-    submission.check_beton(config, here=False)
-    assert capsys.readouterr().out.startswith(f"note: data.beton={tmp_path}/x.beton does not exist on this machine")
-    submission.check_beton(load_config("demo", ["data.beton=$TMPDIR/x.beton"]), here=True)
+    data = load_config("demo", [f"data.beton={tmp_path}/x.beton"]).data
+    note = check_node_file(data, on_this_machine=False)
+    assert note.startswith(f"data.beton={tmp_path}/x.beton does not exist on this machine")
+    assert check_node_file(load_config("demo", ["data.beton=$TMPDIR/x.beton"]).data, on_this_machine=True) == ""
     (tmp_path / "x.beton").touch()
     for here in (True, False):
-        submission.check_beton(config, here=here)
-    assert capsys.readouterr().out == ""
+        assert check_node_file(data, on_this_machine=here) == ""
 
 
 def test_a_machine_without_slurm_is_told_the_ways_out(
