@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, check_library_versions, make_plan, write_or_check_plan
 from data_tools.make_shards.write import QUARANTINE, Counts, finish, finished_entries, lock_output, write_shards
 from data_tools.reporting import progress_bar, write_json
+from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
@@ -34,46 +34,27 @@ finished one does nothing."""
 _EXAMPLES = """\
 examples:
   a rendered set to try it on, then shards of its training videos:
-    python data_tools/make_toy_dataset --out data/toy_videos
-    python data_tools/make_shards folder --videos data/toy_videos --split train --out data/toy/train
+    motionmae shards toy --out data/toy_videos
+    motionmae shards make folder --videos data/toy_videos --split train --out data/toy/train
   Kinetics-400, clips unpacked anywhere below one folder, csv files in another:
-    python data_tools/make_shards k400 --videos K400 --annotations K400/annotations --split train --out data/k400/train
+    motionmae shards make k400 --videos K400 --annotations K400/annotations --split train --out data/k400/train
   Something-Something V2, UCF101, HMDB51:
-    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
-    python data_tools/make_shards ucf101 --videos UCF-101 --annotations ucfTrainTestlist --split train1 --out data/ucf
-    python data_tools/make_shards hmdb51 --videos HMDB51 --annotations splits --split test1 --out data/hmdb
-  many hours of video on 16 machines that share a disk, parts 0 to 15, then the manifest (on Slurm: slurm/shard.py):
-    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
-    python data_tools/make_shards ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
+    motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
+    motionmae shards make ucf101 --videos UCF-101 --annotations ucfTrainTestlist --split train1 --out data/ucf
+    motionmae shards make hmdb51 --videos HMDB51 --annotations splits --split test1 --out data/hmdb
+  a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
+    motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
+    motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
   any folder: by its train.csv / val.csv ("path label" lines), its class folders, or flat:
-    python data_tools/make_shards folder --videos VIDEOS --out data/mine
+    motionmae shards make folder --videos VIDEOS --out data/mine
 
 exit status: 0 shards are made (some videos may be quarantined), 2 wrong input or nothing could be stored,
 3 with --strict: some videos are quarantined, 130 stopped by Ctrl-C."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped: finished shards stay in {options.out}, the same command goes on from there", file=sys.stderr)
-        return 130
-
-
-def parser() -> argparse.ArgumentParser:
-    """Of the command line; slurm/shard.py checks with it what it submits."""
-    made = argparse.ArgumentParser(
-        prog="make_shards",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = made.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add = parser.add_argument
     add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
     add("--videos", type=Path, required=True, help="folder of the videos, laid out as you like")
     add("--annotations", type=Path, help="folder (or file) of the official annotations (default: that of the videos)")
@@ -82,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes (default: one a core)")
     add("--part", type=_part, metavar="I/N", help="write every Nth shard from the Ith (from 0) on, and no manifest yet")
     frames = FrameSettings()
-    frame = made.add_argument_group("what is stored").add_argument
+    frame = parser.add_argument_group("what is stored").add_argument
     frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos stay small")
     frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
     frame(
@@ -96,14 +77,23 @@ def parser() -> argparse.ArgumentParser:
     )
     frame("--samples-per-shard", type=int, help="videos of a shard (64; fewer where that makes under 16 shards)")
     frame("--seed", type=int, default=0, help="of the order in which videos are stored (%(default)s)")
-    other = made.add_argument_group("trouble").add_argument
+    other = parser.add_argument_group("trouble").add_argument
     other(
         "--timeout", type=float, default=60, help="give a video up after so many seconds without a frame (%(default)g)"
     )
     other("--retry", action="store_true", help="try the quarantined videos of a former run again")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
     other("--json", type=output_file, metavar="FILE", help="write the figures of the summary there")
-    return made
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the shards."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped: finished shards stay in {arguments.out}, and the same command continues after them"
+        ) from None
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -237,3 +227,6 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
 def _names(paths: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:limit])
     return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"
+
+
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

@@ -61,7 +61,7 @@ def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContex
 
 
 def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
-    """Return the folder of the results, which is different for each checkpoint, views and videos."""
+    """Return the folder of the results, which differs with the checkpoint, the views and the videos."""
     views = trained.config.test
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
     return run / "test" / f"{name}_{key.digest}"
@@ -122,7 +122,7 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
         UserError: all videos are unreadable.
     """
     if not results.values:
-        raise UserError("all videos are unreadable: check the shards with `python data_tools/verify`")
+        raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
     config, names = trained.config, trained.class_names
     probabilities = np.stack(list(results.values.values()))  # (videos, classes)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")

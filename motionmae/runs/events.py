@@ -76,7 +76,7 @@ class Sink(Protocol):
         """Take an event: ``attempt``, ``kind``, ``step``, ``time`` and the kind's own fields."""
 
     def metrics(self, row: Row) -> None:
-        """Take a metrics row (fields: see :func:`motionmae.training.trainer.metrics_row`)."""
+        """Take a metrics row (fields: see :func:`motionmae.training.callbacks.metrics.StepMetrics`)."""
 
     def close(self) -> None:
         """Flush and let go."""

@@ -8,6 +8,7 @@ from data_tools import make_beton
 from motionmae.data.ffcv.decoder import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
+from tests import commands
 from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, make_shards, meta, picture
 
@@ -23,7 +24,7 @@ def shards(tmp_path):
 
 
 def run(shards, out, *options):
-    return make_beton.main([str(shards), "--out", str(out), *options])
+    return commands.make_beton([str(shards), "--out", str(out), *options])
 
 
 def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
@@ -146,7 +147,6 @@ def test_an_impossible_name(shards, tmp_path, capsys):
 def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
     code = f"""
 import os, signal, sys
-from pathlib import Path
 from data_tools.make_beton import write_beton
 from motionmae.data.open_shards import load_manifest
 left = [7]

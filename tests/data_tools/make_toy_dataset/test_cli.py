@@ -9,9 +9,9 @@ import pytest
 
 from data_tools.annotations import read_split
 from data_tools.make_toy_dataset import real
-from data_tools.make_toy_dataset.cli import main
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.render import render
+from tests.commands import make_toy_dataset as main
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
