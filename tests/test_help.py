@@ -9,7 +9,7 @@ from tests.monitoring.runs import ROOT
 
 @pytest.mark.parametrize(
     "words",
-    [["slurm/demo.py"], *(["-m", f"monitoring.{name}"] for name in ("dashboards", "exporter", "metric_definitions"))],
+    [["slurm/demo.py"], *(["-m", f"monitoring.{name}"] for name in ("exporter", "metric_definitions"))],
     ids=lambda words: words[-1],
 )
 def test_to_ask_for_help_does_nothing_else(words: list[str]) -> None:

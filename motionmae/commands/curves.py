@@ -12,7 +12,7 @@ from motionmae.files import output_file
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from motionmae.evaluation.loss_curves import History
+    from motionmae.runs.history import RunHistory
 
 _EXAMPLES = """examples:
   python -m motionmae curves runs/demo
@@ -75,7 +75,7 @@ def _marks(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _figures(history: "History", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
+def _figures(history: "RunHistory", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each head that was trained; a step's loss is noisy, so the last few rows are averaged."""
     finite = {head: [row[key] for row in history.rows if row[key] is not None] for head, key in _HEADS.items()}
     return [

@@ -1,16 +1,13 @@
 """Loss curves of one or more runs as a picture, drawn from their ``metrics.jsonl`` with every resume marked."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from motionmae.errors import UserError
 from motionmae.files import atomic_path
-from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Row, current_rows
+from motionmae.runs.history import RunHistory
 
 PANELS = (
     ("loss_space", "space head: loss on masked frame cubes"),
@@ -20,31 +17,20 @@ PANELS = (
 )
 
 
-@dataclass(frozen=True)
-class History:
-    """What one run logged, as training saw it in the end."""
-
-    name: str
-    rows: list[Row]
-    """One row a logged step, steps rising."""
-    resumes: list[int]
-    """First logged step of every attempt but the first."""
-
-
-def read_history(run: Path) -> History:
-    """Read the metrics of a run folder.
+def read_history(run: Path) -> RunHistory:
+    """The history of a pre-training run with logged steps.
 
     Raises:
         UserError: if the folder holds no logged step, or those of a fine-tuning, which has one loss.
     """
-    path = RunFolder(run).metrics
-    rows = current_rows(path)
-    if not rows:
-        raise UserError(f"{path} holds no logged step: give the folder of a run that has begun, such as runs/demo")
-    if "loss_space" not in rows[-1]:
+    history = RunHistory(run)
+    if not history.rows:
+        raise UserError(
+            f"{history.folder.metrics} holds no logged step: give the folder of a run that has begun, such as runs/demo"
+        )
+    if "loss_space" not in history.rows[-1]:
         raise UserError(f"{run} is a run to finetune, whose one loss TensorBoard shows: give one to pretrain")
-    resumes = [later["step"] for former, later in itertools.pairwise(rows) if former["attempt"] != later["attempt"]]
-    return History(run.name, rows, resumes)
+    return history
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -55,7 +41,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [fmean(part) if part else math.nan for part in finite]
 
 
-def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float]], out: Path) -> None:
+def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, float]], out: Path) -> None:
     """Write a PNG with a panel each for both losses, the learning rate and the throughput.
 
     Pale is what was logged, of single steps; strong its moving mean. Dashed vertical lines mark where a run was
