@@ -77,7 +77,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             engine = Engine(model, decay_groups(model, config.optim), config, rank)
             lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
-            saver = AsyncCheckpointer(CheckpointStore(folder / "checkpoints"), rank, lease, config.checkpoint, watchdog)
+            checkpointer = AsyncCheckpointer(
+                CheckpointStore(folder / "checkpoints"), rank, lease, config.checkpoint, watchdog
+            )
             for number, state in enumerate(sharded_state.engine_states(engine).values()):  # distinct values
                 for moment in sharded_state.MOMENTS:
                     torch.nn.init.normal_(state[moment], generator=torch.Generator(rank.device).manual_seed(number))
@@ -87,9 +89,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             stalls, wholes, beside = [], [], []
             size = 0
             for step in range(1, arguments.saves + 2):
-                saver.start(engine, step, {}, time.perf_counter())
-                beside.append(step_seconds(matrix, lambda: not saver.is_writing))
-                saved: SaveResult | None = saver.wait()
+                checkpointer.start(engine, step, {}, time.perf_counter())
+                beside.append(step_seconds(matrix, lambda: not checkpointer.is_writing))
+                saved: SaveResult | None = checkpointer.wait()
                 assert saved is not None
                 assert saved.checkpoint is not None, saved.error
                 stalls.append(slowest(saved.blocking))

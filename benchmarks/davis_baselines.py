@@ -1,9 +1,9 @@
-"""Scores of what any trained encoder must beat on DAVIS-2017, as a table for docs/davis.md.
+"""Scores of the DAVIS-2017 baselines that a trained encoder must beat, as a table for docs/davis.md.
 
     python benchmarks/davis_baselines.py --davis DAVIS --protocol dino --markdown docs/davis_baselines.md
 
-Rows: the first mask repeated; raw pixels of each 16 x 16 cell; a ViT with random weights, through every adapter asked
-for. Masks are kept below --out, so an interrupted run goes on.
+Rows: the first mask repeated; raw pixels of each 16 x 16 cell; a ViT with random weights, with each of --adapters.
+Masks are kept below --out. An interrupted run continues.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from motionmae.evaluation.cache_key import CacheKey  # noqa: E402
 from motionmae.evaluation.davis.dataset import read_sequences, score_folder  # noqa: E402
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features  # noqa: E402
 from motionmae.evaluation.davis.metrics import global_means  # noqa: E402
-from motionmae.evaluation.davis.run import FeatureSource, segment  # noqa: E402
+from motionmae.evaluation.davis.run import FeatureExtractor, segment  # noqa: E402
 from motionmae.files import output_file, write_atomically  # noqa: E402
 from motionmae.models.motionmae import build_motionmae  # noqa: E402
 
@@ -33,23 +33,23 @@ CPU = torch.device("cpu")
 
 
 def main() -> int:
-    """Compute what is missing, print the table, write it; returns the exit status."""
+    """Compute missing masks, print and write the table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--protocol", choices=("videowalk", "dino"), default="dino")
-    parser.add_argument("--adapters", nargs="*", default=["duplicate"], help="of the random encoder")
-    parser.add_argument("--size", default="vit_ti", help="of the random encoder (default: vit_ti)")
+    parser.add_argument("--adapters", nargs="*", default=["duplicate"], help="adapters of the random encoder")
+    parser.add_argument("--size", default="vit_ti", help="size of the random encoder (default: vit_ti)")
     parser.add_argument("--out", type=Path, default=Path("davis_baselines"), help="folder for the masks")
     parser.add_argument("--markdown", type=output_file, help="write the table there")
     arguments = parser.parse_args()
 
     encoder = build_motionmae(load_config("vitb_k400", [f"model.size={arguments.size}"])).encoder.eval()
-    sources = {
-        "first mask repeated": FeatureSource(1, None),
-        "raw pixels": FeatureSource(CELL, lambda frames: pixel_features(frames, CELL)),
+    extractors = {
+        "first mask repeated": FeatureExtractor(1, None),
+        "raw pixels": FeatureExtractor(CELL, lambda frames: pixel_features(frames, CELL)),
     }
     for adapter in arguments.adapters:
-        sources[f"random {arguments.size}, {adapter}"] = FeatureSource(
+        extractors[f"random {arguments.size}, {adapter}"] = FeatureExtractor(
             CELL, lambda frames, adapter=adapter: encoder_features(frames, encoder, adapter, CPU)
         )
     sequences = read_sequences(arguments.davis)
@@ -59,15 +59,15 @@ def main() -> int:
         "| features | J&F | J | F | seconds a frame |",
         "|---|---|---|---|---|",
     ]
-    for name, source in sources.items():
+    for name, extractor in extractors.items():
         folder = arguments.out / arguments.protocol / name.replace(", ", "_").replace(" ", "_")
         fresh, start = not folder.exists(), time.perf_counter()
-        identity = CacheKey(
+        key = CacheKey(
             fingerprint(encoder) if name.startswith("random") else "",
             str(arguments.davis.resolve()),
             {"features": name, "protocol": arguments.protocol},
         )
-        segment(sequences, source, arguments.protocol, folder, identity)
+        segment(sequences, extractor, arguments.protocol, folder, key)
         seconds = (time.perf_counter() - start) / sum(len(sequence.frames) for sequence in sequences)
         means = global_means(score_folder(sequences, folder))
         figures = " | ".join(f"{100 * means[key]:.1f}" for key in ("J&F-Mean", "J-Mean", "F-Mean"))

@@ -1,11 +1,11 @@
-"""Every file of a folder through make_shards, held against the ffmpeg program's own decoding: a table of outcomes.
+"""Compare make_shards with the decoding of the ffmpeg program, for every file of a folder, and write a table.
 
 Examples::
 
   python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md
 
-Per file: why it is quarantined, or the frames that are stored and those that ffmpeg decodes, the stored size, and how
-near the first and the last stored frame come to ffmpeg's (dB of PSNR; brightness alone, and all three colours).
+A row has the reason of the quarantine; or the number of stored frames and of ffmpeg's frames, the stored size, and the
+PSNR in dB of the first and last stored frame to ffmpeg's (brightness alone, and all three colours).
 """
 
 import argparse
@@ -21,30 +21,33 @@ import numpy as np
 from av.stream import Disposition
 
 from data_tools.make_shards.cli import main as make_shards
+from motionmae.data.open_shards import open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 
 _HEAD = """\
-# What becomes of awkward videos
+# Outcomes for awkward videos
 
-{stored} of {total} real files are stored with exactly the frames that the ffmpeg program decodes, upright; the
-other {refused} hold no frame for ffmpeg either, and are quarantined with the reason. PSNR is that of the first and last
-stored frame (JPEG quality 90, 4:2:0) to ffmpeg's RGB, of brightness and of all colours: where the second falls
-below 30 dB it is a rendered test pattern whose colours change from pixel to pixel, and colour at half size is all that
-is lost. Genuine clips of Kinetics-400, Something-Something V2, UCF101 and HMDB51 are among the files. Of several video
-streams (general/nasa_13013.mp4 has two) the one that ffmpeg chooses is stored; ffmpeg decodes with one thread, since
-what stands in for damaged parts depends on their number.
+{stored} of {total} real files are stored, upright and with exactly the frames that ffmpeg decodes. The other
+{refused} give no frame in ffmpeg either, and are quarantined with the reason. Clips of Kinetics-400,
+Something-Something V2, UCF101 and HMDB51 are among the files.
 
-Written by `python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md`; tests hold the same files to it.
+- PSNR compares the first and the last stored frame (JPEG quality 90, 4:2:0) with ffmpeg's RGB, for brightness and for
+  all colours, in dB. Colours are below 30 dB in rendered test patterns whose colours change from pixel to pixel: the
+  half size of chroma causes the whole loss.
+- If a file has several video streams (general/nasa_13013.mp4 has two), the stream that ffmpeg chooses is stored.
+- ffmpeg decodes with one thread, because its replacement for damaged parts depends on the number of threads.
 
-| file | outcome | frames, ours / ffmpeg | size | codec | PSNR brightness, first / last | PSNR colours, first / last |
+Written by `python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md`. Tests check the same files.
+
+| file | outcome | frames, stored / ffmpeg | size | codec | PSNR brightness, first / last | PSNR colours, first / last |
 |---|---|---|---|---|---|---|
 """
 
 
 def codec_of(path: Path) -> str:
-    """Name of the codec of the best video stream."""
+    """Codec and pixel format of the best video stream."""
     try:
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = container.streams.best("video")
@@ -56,17 +59,17 @@ def codec_of(path: Path) -> str:
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
-    """Brightness of RGB frames."""
+    """Luma of RGB frames."""
     return frames.astype(float) @ np.array([[0.299], [0.587], [0.114]])
 
 
 def stored_row(reader: ShardReader, sample: int, path: Path) -> str:
-    """The table's row of a stored video."""
+    """Row of a stored video."""
     meta = reader.read_meta(sample)
     last = meta.frames - 1
-    ours = decode_jpegs([bytes(jpeg) for jpeg in reader.read_frames(sample, [0, last])])
-    theirs = ffmpeg_frames(path, meta.width, meta.height, f"select='eq(n,0)+eq(n,{last})'")[[0, -1]]
-    pairs = list(zip(ours, theirs, strict=True))
+    stored = decode_jpegs([bytes(jpeg) for jpeg in reader.read_frames(sample, [0, last])])
+    expected = ffmpeg_frames(path, meta.width, meta.height, f"select='eq(n,0)+eq(n,{last})'")[[0, -1]]
+    pairs = list(zip(stored, expected, strict=True))
     bright = " / ".join(f"{psnr(luma(one), luma(other)):.1f}" for one, other in pairs)
     colours = " / ".join(f"{psnr(one, other):.1f}" for one, other in pairs)
     counts = f"{meta.frames} / {ffmpeg_count(path)}"
@@ -85,7 +88,7 @@ def main() -> None:
         shards = Path(name) / "shards"
         status = make_shards(["folder", "--videos", str(options.videos), "--out", str(shards)])
         assert status == 0, f"make_shards ended with status {status}"
-        reader = ShardReader(shards)
+        reader = open_reader(shards)
         rows = {}
         for sample in range(reader.manifest.samples):
             source = reader.read_json(sample)["source"]

@@ -1,4 +1,4 @@
-"""Clips a second of our loader, its peers, and decoding alone, in one run on the same videos and the same cores.
+"""Clips per second of MotionMAE's loader, of other loaders, and of decoding alone, on the same videos and cores.
 
 Examples::
 
@@ -6,17 +6,17 @@ Examples::
   python benchmarks/loader.py --videos KINETICS --cores 2 --json loader.json
   python benchmarks/loader.py --videos KINETICS --only floor ours ffcv --cold
 
-Every loader gives batches of 16 x 224 x 224 clips, frames at distance 4, cropped at random, ready for the device. They
-take turns; a rate is the median over the rounds, a ratio the median of the ratios within a round.
+Every loader returns batches of clips of 16 x 224 x 224, with one frame of 4 and a random crop, ready for the device.
+The loaders take turns. A rate is the median over the rounds; a ratio is the median of the ratios within a round.
 
-  floor         JPEG decoding, crop and resize alone, of the very clips that ours begins with: no reads, no checks
-  ours          motionmae's ClipLoader on shards that make_shards wrote from the videos (short side 256, quality 90)
-  ours_threads  the same with threads of this process, which ours takes on one core (processes on more)
-  ours_raw      ours on shards of pixels (make_shards --raw)
-  ffcv          the same, on a .beton of these shards, with FFCV's file reader and JPEG decoder
-  ffcv_raw      FFCV's own loader on stored pixels (2.4 MB a clip): fixed frames and crops, so no pre-training
+  floor         only decoding, crop and resize of JPEGs, for the first clips of `ours`: no reads and no checks
+  ours          ClipLoader on shards of the videos from make_shards (short side 256, quality 90)
+  ours_threads  the same with threads of this process (`ours` uses threads on one core and processes on more)
+  ours_raw      `ours` on shards of pixels (make_shards --raw)
+  ffcv          `ours` on a .beton of these shards, with FFCV's file reader and JPEG decoder
+  ffcv_raw      FFCV's own loader on stored pixels (2.4 MB per clip): fixed frames and crops, not for pre-training
   webdataset    webdataset's own pipeline on the same shards
-  decord        VideoMAE's way: decord, PIL, float32; like the next two from the videos themselves
+  decord        VideoMAE's loader: decord, PIL, float32; this row and the next two read the videos
   torchcodec    torchcodec and torch's resize
   pyav          PyAV and OpenCV's resize
 """
@@ -51,9 +51,8 @@ from data_tools.make_toy_dataset.real import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.rng import KeyedRandom
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file, write_atomically
 
@@ -61,11 +60,11 @@ CLIP = ClipConfig()
 NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
 
 Turn = contextlib.AbstractContextManager[Iterator[int]]
-"""Opens a loader; what it gives is the number of clips of each batch, for ever."""
+"""Opens a loader; iterates over the number of clips of each batch, without end."""
 
 
 def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
-    """Write shards of ``samples`` videos, the same ones over and over, as make_shards does; returns their folder."""
+    """Write shards of ``samples`` videos with make_shards, repeating videos as needed; returns their folder."""
     links = folder / "videos"
     links.mkdir(parents=True)
     for number, video in zip(range(samples), cycle(videos), strict=False):
@@ -77,14 +76,13 @@ def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path
 
 
 class Bench:
-    """What is measured: a method a name, each a :data:`Turn`.
+    """The measured loaders: each method opens one, as a :data:`Turn`.
 
     Args:
-        videos: the files.
-        folder: shards of them; other forms are written beside it.
-        cores: threads or worker processes.
-        batch: clips a batch.
-        cold: whether turns begin with the first batch, which would be that of starting processes.
+        folder: shards of the videos; other formats are written beside it.
+        cores: number of threads or worker processes.
+        batch: clips per batch.
+        cold: a turn includes its first batch, and threads decode: processes would add their start.
     """
 
     def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int, cold: bool):
@@ -93,7 +91,7 @@ class Bench:
         self.data = DataConfig(shards=str(folder), threads=cores)
         self.manifest = load_manifest(folder)
         self.beton, self.raw = folder.parent / "clips.beton", folder.parent / "raw.beton"
-        reader = ShardReader(folder)
+        reader = open_reader(folder)
         self.clips = []
         for sample in range(self.manifest.samples):
             meta = reader.read_meta(sample)
@@ -103,38 +101,38 @@ class Bench:
 
     @contextlib.contextmanager
     def floor(self) -> Iterator[Iterator[int]]:
-        """Decode what lies in memory, into memory that is used again."""
+        """Decode JPEGs in memory into reused memory."""
         with ThreadPoolExecutor(self.cores) as pool:
             yield (sum(pool.map(_decode, self.clips)) for _ in cycle((0,)))
 
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
-        """Our loader, as training uses it."""
+        """ClipLoader as in training."""
         data = self.data.model_copy(update={"workers": self.workers} | changes)
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 
     def ours_threads(self) -> Turn:
-        """Our loader, decoding in threads."""
+        """ClipLoader with threads."""
         return self.ours(workers=0)
 
     def ours_raw(self) -> Turn:
-        """Our loader on stored pixels."""
+        """ClipLoader on stored pixels."""
         folder = self.folder.parent / "raw"
         if not folder.exists():
-            # cold, each file is read once a turn; warm, a few are enough
+            # a cold turn reads each file once; a warm turn needs only a few
             store(self.videos, folder, self.manifest.samples if self.cold else self.batch, "--raw")
         return self.ours(shards=str(folder / "shards"))
 
     def ffcv(self) -> Turn:
-        """Our loader on a .beton."""
+        """ClipLoader on a .beton."""
         if not self.beton.exists():
             write_beton(self.folder, self.manifest, self.beton)
         return self.ours(beton=str(self.beton))
 
     @contextlib.contextmanager
     def ffcv_raw(self) -> Iterator[Iterator[int]]:
-        """FFCV's loader on pixels."""
+        """FFCV's loader on stored pixels."""
         from ffcv.fields import NDArrayField
         from ffcv.fields.decoders import NDArrayDecoder
         from ffcv.loader import Loader, OrderOption
@@ -147,11 +145,11 @@ class Bench:
             DatasetWriter(str(self.raw), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
         pipelines = {"clip": [NDArrayDecoder(), ToTensor()]}
         loader = Loader(str(self.raw), self.batch, self.cores, order=OrderOption.RANDOM, pipelines=pipelines, seed=0)
-        # batches lie in memory that FFCV uses again, so each is copied
+        # FFCV reuses the memory of its batches: copy each batch
         yield (len(clips.clone()) for _ in cycle((0,)) for (clips,) in loader)
 
     def webdataset(self) -> Turn:
-        """Webdataset on our shards."""
+        """Webdataset on the shards."""
         return self._in_workers(loader_peers.WebShards(sorted(self.folder.glob("*.tar"))))
 
     def decord(self) -> Turn:
@@ -170,7 +168,7 @@ class Bench:
     def _in_workers(self, dataset: Any) -> Iterator[Iterator[int]]:
         batches = iter(loader_peers.in_workers(dataset, self.batch, self.cores))
         yield (len(batch) for batch in batches)
-        batches._shutdown_workers()  # or they would go on decoding ahead during the next turn
+        batches._shutdown_workers()  # without it they decode ahead during the next turn
 
 
 def _decode(clip: tuple) -> int:
@@ -185,28 +183,28 @@ def _decode(clip: tuple) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Make the system drop what its page cache holds of the files below a folder (mapped pages stay)."""
+    """Drop the files of a folder from the page cache (mapped pages stay)."""
     os.sync()
     for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def timed(batches: Iterator[int], warm: int, seconds: float, most: float = float("inf")) -> tuple[float, float]:
-    """Clips a second, and milliseconds of this process's CPU time a clip, after ``warm`` batches.
+def timed(batches: Iterator[int], warm: int, seconds: float, limit: float = float("inf")) -> tuple[float, float]:
+    """(clips per second, CPU milliseconds of this process per clip), after ``warm`` batches.
 
-    Batches are counted until ``seconds`` have passed or ``most`` clips came, whichever is first.
+    The measurement ends after ``seconds`` or after ``limit`` clips.
     """
     for _ in range(warm):
         next(batches)
     clips, wall, cpu = 0, time.perf_counter(), time.process_time()
-    while clips < most and time.perf_counter() - wall < seconds:
+    while clips < limit and time.perf_counter() - wall < seconds:
         clips += next(batches)
     return clips / (time.perf_counter() - wall), (time.process_time() - cpu) / clips * 1e3
 
 
 def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: bool) -> dict[str, list]:
-    """(clips a second, CPU ms a clip) of each name in each round."""
+    """(clips per second, CPU ms per clip) of each loader in each round."""
     turns: dict[str, Callable[[], Turn]] = {name: getattr(bench, name) for name in names}
     figures: dict[str, list] = {name: [] for name in names}
     for number in range(rounds + cold):
@@ -224,7 +222,7 @@ def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: b
 
 
 def summary(rounds: dict[str, list]) -> dict[str, Any]:
-    """The figures as they are printed and written."""
+    """The printed and written figures."""
 
     def median_ratio(name: str, other: str) -> float | None:
         pairs = zip(rounds.get(name, ()), rounds.get(other, ()), strict=False)
@@ -259,31 +257,32 @@ def main() -> None:
         description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage that installed packages bring)")
-    add("--cores", type=int, default=1, help="cores that all loaders get, this process included (%(default)s)")
-    add("--samples", type=int, default=32, help="videos stored as shards, repeated as need be (%(default)s)")
-    add("--batch", type=int, default=8, help="clips a batch (%(default)s)")
-    add("--rounds", type=int, default=3, help="turns of each loader (%(default)s)")
-    add("--seconds", type=float, default=2.0, help="of a turn (%(default)s)")
-    add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="measure these alone")
-    add(
-        "--cold", action="store_true", help="read from the disk: one epoch a turn, files forgotten before, threads only"
-    )
-    add("--json", type=output_file, help="write the figures there too")
+    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add("--cores", type=int, default=1, help="cores of each loader, including this process (%(default)s)")
+    add("--samples", type=int, default=32, help="videos in the shards, repeated as needed (%(default)s)")
+    add("--batch", type=int, default=8, help="clips per batch (%(default)s)")
+    add("--rounds", type=int, default=3, help="rounds (%(default)s)")
+    add("--seconds", type=float, default=2.0, help="seconds of a turn (%(default)s)")
+    add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="measure only these loaders")
+    add("--cold", action="store_true", help="empty page cache: one epoch per turn, threads only")
+    add("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
     available = sorted(os.sched_getaffinity(0))
     if options.cores > len(available):
-        parser.error(f"--cores {options.cores}: this process may use {len(available)}")
+        parser.error(f"--cores {options.cores} is not possible: this process has {len(available)}")
     if options.videos:
         videos = sorted(path for path in options.videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     else:
         videos = find_real_videos()
     if not videos:
-        parser.error("no videos: give --videos FOLDER, or pip install 'motionmae[demo]', which brings a few")
+        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
     here = loader_peers.installed()
     missing = [name for name in options.only if not here.get(name.partition("_")[0], True)]
     if missing:
-        print(f"not installed, left out: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')", file=sys.stderr)
+        print(
+            f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')",
+            file=sys.stderr,
+        )
     with tempfile.TemporaryDirectory() as folder:
         shards = store(videos, Path(folder), options.samples)
         os.sched_setaffinity(0, available[: options.cores])

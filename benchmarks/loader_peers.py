@@ -1,7 +1,7 @@
-"""The loaders that benchmarks/loader.py holds ours against, each as its own documentation or code base uses it.
+"""Other loaders for benchmarks/loader.py, each written as in its documentation or code base.
 
-All of them give batches of 16 x 224 x 224 clips, frames at distance 4, one random crop a clip, in as many worker
-processes of torch's DataLoader as there are cores. They differ in what they read: videos, or the shards that we read.
+All return batches of clips of 16 x 224 x 224, with one frame of 4 and one random crop per clip, from one worker process
+of torch's DataLoader per core. They read the videos or MotionMAE's shards.
 """
 
 import importlib.util
@@ -24,13 +24,13 @@ cv2.setNumThreads(0)
 
 
 def _frames(total: int, random: np.random.Generator) -> list[int]:
-    """Frames of a clip; the last one repeated where the video ends before it."""
+    """Frame numbers of a clip; a short video repeats its last frame."""
     first = int(random.integers(max(1, total - SPAN + 1)))
     return [min(first + STRIDE * number, total - 1) for number in range(FRAMES)]
 
 
 def _scaled_crop(height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) with the sides of MultiScaleCrop, anywhere."""
+    """(top, left, height, width) with the sides of MultiScaleCrop, at a random position."""
     first = int(random.integers(len(SCALES)))
     second = int(np.clip(first + random.integers(-1, 2), 0, len(SCALES) - 1))
     h, w = (int(min(height, width) * SCALES[number]) for number in (first, second))
@@ -38,7 +38,7 @@ def _scaled_crop(height: int, width: int, random: np.random.Generator) -> tuple[
 
 
 def decord(path: str, random: np.random.Generator) -> torch.Tensor:
-    """As VideoMAE's pre-training does: decord, a PIL picture a frame, crop and resize, normalised float32 (C,T,H,W)."""
+    """VideoMAE's pre-training: decord, one PIL picture per frame, crop and resize, normalised float32 (C,T,H,W)."""
     from decord import VideoReader, cpu
 
     reader = VideoReader(path, num_threads=1, ctx=cpu(0))
@@ -52,7 +52,7 @@ def decord(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def torchcodec(path: str, random: np.random.Generator) -> torch.Tensor:
-    """Torchcodec's decoder, then torch's own resize of uint8 pictures."""
+    """Torchcodec's decoder, then torch's resize of uint8."""
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
@@ -63,7 +63,7 @@ def torchcodec(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
-    """PyAV: seek to the key frame before the clip, decode to its end, convert and resize the 16."""
+    """PyAV: seek to the key frame before the clip, decode to its end, convert and resize 16 frames."""
     import av
 
     with av.open(path) as container:
@@ -71,11 +71,11 @@ def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
         stream.codec_context.thread_count = 1
         rate, base = stream.average_rate, stream.time_base
         length = container.duration / av.time_base if stream.duration is None else stream.duration * base
-        wanted = _frames(int(length * rate), random)
-        container.seek(int(wanted[0] / rate / base), stream=stream)
+        numbers = _frames(int(length * rate), random)
+        container.seek(int(numbers[0] / rate / base), stream=stream)
         found: list[np.ndarray] = []
         for frame in container.decode(stream):
-            if round(frame.time * rate) >= wanted[len(found)]:
+            if round(frame.time * rate) >= numbers[len(found)]:
                 found.append(frame.to_ndarray(format="rgb24"))
                 if len(found) == FRAMES:
                     break
@@ -84,14 +84,14 @@ def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def _cut(pictures: list[np.ndarray], random: np.random.Generator) -> torch.Tensor:
-    """The same crop of all pictures, resized: uint8 (T, H, W, C)."""
+    """One crop of all pictures, resized: uint8 (T, H, W, C)."""
     top, left, height, width = _scaled_crop(*pictures[0].shape[:2], random)
     cut = [picture[top : top + height, left : left + width] for picture in pictures]
     return torch.from_numpy(np.stack([cv2.resize(picture, (SIZE, SIZE)) for picture in cut]))
 
 
 class Videos(IterableDataset):
-    """Clips of randomly chosen videos, for ever."""
+    """Endless clips of random videos."""
 
     def __init__(self, read: Callable[[str, np.random.Generator], torch.Tensor], videos: list[Path]):
         self.read, self.videos = read, [str(video) for video in videos]
@@ -104,7 +104,7 @@ class Videos(IterableDataset):
 
 
 class WebShards(IterableDataset):
-    """The plain webdataset pipeline on our shards: whole samples in turn, its own (PIL's) decoding of JPEGs."""
+    """The plain webdataset pipeline on the shards: whole samples in order, JPEGs decoded by PIL."""
 
     def __init__(self, shards: list[Path]):
         self.shards = [str(shard) for shard in shards]
@@ -125,7 +125,7 @@ class WebShards(IterableDataset):
 
 
 def in_workers(dataset: IterableDataset, batch: int, cores: int) -> DataLoader:
-    """A DataLoader with a process a core."""
+    """A DataLoader with one process per core."""
     return DataLoader(dataset, batch, num_workers=cores, multiprocessing_context="forkserver", persistent_workers=False)
 
 
@@ -133,7 +133,7 @@ READERS = {"decord": decord, "torchcodec": torchcodec, "pyav": pyav}
 
 
 def installed() -> dict[str, bool]:
-    """Whether the package of each peer is here."""
+    """Peer -> whether its package is installed."""
     packages = {
         "decord": "decord",
         "torchcodec": "torchcodec",

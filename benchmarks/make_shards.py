@@ -1,16 +1,16 @@
-"""Frames a second that one core turns from videos into shards, against the ffmpeg program doing the same work.
+"""Frames per second that one core decodes into shards, compared with the ffmpeg program.
 
 Examples::
 
   python benchmarks/make_shards.py                          # real footage that `pip install 'motionmae[bench]'` brings
   python benchmarks/make_shards.py --videos KINETICS --json make_shards.json
 
-All run on one and the same core, in turns; a rate is the median over the rounds, start-up included.
+All rows run on the same core, in turns. A rate is the median over the rounds and includes the start of the process.
 
-  ours             make_shards: decoding, scaling, JPEGs of quality 90, shards with checksums written to the disk
-  ffmpeg           the ffmpeg program: decoding, scaling to the same size, its MJPEG encoder, nothing written
-  ffmpeg_huffman   the same with its faster, fixed Huffman tables (which ours uses too)
-  ffmpeg_decode    the ffmpeg program decoding alone: what no writer can pass
+  ours             make_shards: decodes, scales, encodes JPEGs of quality 90, writes shards with checksums to the disk
+  ffmpeg           the ffmpeg program: decodes, scales to the same size, encodes MJPEG, writes nothing
+  ffmpeg_huffman   the same with its faster, fixed Huffman tables (make_shards uses fixed tables too)
+  ffmpeg_decode    the ffmpeg program decodes only: the upper limit of any writer
 """
 
 import argparse
@@ -35,9 +35,9 @@ from motionmae.files import output_file, write_atomically
 
 SHORT_SIDE, QUALITY = 256, 90
 FFMPEG_QUALITY = 2
-"""Of ffmpeg's scale of 1 to 31: files about as large as those of JPEG quality 90."""
+"""ffmpeg's scale is 1 to 31; 2 gives files of about the size of JPEG quality 90."""
 Figures = tuple[float, float]
-"""Frames a second, kilobytes a frame."""
+"""(frames per second, kilobytes per frame)."""
 
 
 def ours(videos: list[Path]) -> Figures:
@@ -58,7 +58,7 @@ def ours(videos: list[Path]) -> Figures:
 
 
 def ffmpeg(videos: list[Path], *options: str, encode: bool = True) -> Figures:
-    """The ffmpeg program, one process a video."""
+    """The ffmpeg program, one process per video."""
     scale = f"scale='if(gt(iw,ih),-2,min(iw,{SHORT_SIDE}))':'if(gt(iw,ih),min(ih,{SHORT_SIDE}),-2)'"
     encoder = ["-vf", f"{scale}:out_range=pc,format=yuvj420p", "-c:v", "mjpeg", "-q:v", str(FFMPEG_QUALITY), *options]
     output = [*encoder, "-f", "mjpeg"] if encode else ["-f", "null"]
@@ -66,9 +66,9 @@ def ffmpeg(videos: list[Path], *options: str, encode: bool = True) -> Figures:
     for video in videos:
         command = ["ffmpeg", "-nostdin", "-hide_banner", "-threads", "1", "-i", str(video), "-an", "-threads", "1"]
         command += ["-filter_threads", "1", "-fps_mode", "passthrough", *output, "-y", "/dev/null"]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        frames += int(told.rpartition("frame=")[2].split()[0])
-        size += int(told.rpartition("video:")[2].partition("kB")[0]) if encode else 0
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        frames += int(log.rpartition("frame=")[2].split()[0])
+        size += int(log.rpartition("video:")[2].partition("kB")[0]) if encode else 0
     return frames / (time.perf_counter() - started), size * 1.024 / frames
 
 
@@ -78,16 +78,16 @@ def main() -> None:
         description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
-    parser.add_argument("--copies", type=int, default=6, help="how often each video is taken (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each (%(default)s)")
-    parser.add_argument("--json", type=output_file, help="write the figures there too")
+    parser.add_argument("--copies", type=int, default=6, help="copies of each video (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds (%(default)s)")
+    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
     found = options.videos.rglob("*") if options.videos else find_real_videos()
     videos = sorted(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES) * options.copies
     if not videos:
-        parser.error("no videos: give --videos FOLDER, or pip install 'motionmae[demo]', which brings a few")
+        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
     if shutil.which("ffmpeg") is None:
-        parser.error("the ffmpeg program is not here: apt-get install ffmpeg")
+        parser.error("the ffmpeg program is not installed: apt-get install ffmpeg")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     ways: dict[str, Callable[[], Figures]] = {
         "ours": partial(ours, videos),

@@ -58,20 +58,13 @@ class UndecodableVideo(Exception):  # noqa: N818 - a property of the file, and n
 class FrameSettings:
     """Which frames of a video are stored, and how. Every field changes the bytes of a shard."""
 
-    short_side: int = 256
-    """Pixels of the shorter side. Smaller videos keep their size, because the loader resizes its crops anyway."""
-    quality: int = 90
-    """JPEG quality, 1 to 100."""
-    stride: int = 1
-    """One of ``stride`` source frames is stored."""
-    clips: int = 0
-    """Number of stored windows of a video, evenly spread. 0 stores the whole video."""
-    window: int = 64
-    """Source frames of a window (64 are 16 frames at stride 4)."""
-    flow: int = 0
-    """Distance of optical flow in source frames. 0 stores no flow."""
-    raw: bool = False
-    """Stores RGB pixels, about 13 times the bytes of JPEGs."""
+    short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
+    quality: int = 90  # JPEG quality, 1 to 100
+    stride: int = 1  # one of ``stride`` source frames is stored
+    clips: int = 0  # number of stored windows of a video, evenly spread; 0 stores the whole video
+    window: int = 64  # source frames of a window (64 are 16 frames at stride 4)
+    flow: int = 0  # distance of optical flow in source frames; 0 stores no flow
+    raw: bool = False  # stores RGB pixels, about 13 times the bytes of JPEGs
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -93,22 +86,15 @@ class FrameSettings:
 class DecodedVideo:
     """The stored frames of a video."""
 
-    jpegs: list[bytes]
-    """Baseline JPEGs, 4:2:0, all of one even height and width. With ``raw``: RGB pixels."""
-    times: list[float]
-    """Seconds from the first frame of the video to each stored frame, strictly rising."""
-    fps: float
-    """Average frame rate of the source."""
+    jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
+    times: list[float]  # seconds from the first frame of the video to each stored frame, strictly rising
+    fps: float  # average frame rate of the source
     height: int
     width: int
-    windows: list[int]
-    """Index of the first stored frame of each stored window."""
-    source_frames: int
-    """Number of frames that decode, stored or not."""
-    damaged_packets: int
-    """Number of packets that do not decode."""
-    flows: list[bytes]
-    """Optical flow of each stored frame (motionmae.data.flow); empty without flow."""
+    windows: list[int]  # index of the first stored frame of each stored window
+    source_frames: int  # number of frames that decode, stored or not
+    damaged_packets: int  # number of packets that do not decode
+    flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty without flow
 
     def pack(self) -> list[bytes]:
         """Messages of the decoding process: a JSON header, the JPEGs, the flow fields."""

@@ -12,8 +12,8 @@ from submitit.core.utils import FailedJobError
 from motionmae.config import Config
 from motionmae.config.schema import steps_per_epoch
 from motionmae.config.site import Site
+from motionmae.data.open_shards import check_node_file, load_manifest
 from motionmae.data.remote.download import UnreachableError
-from motionmae.data.shards.manifest import load_manifest
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, LineFile
@@ -58,7 +58,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         UserError: if another submission was faster, an input is missing, or Slurm refuses the job.
     """
     check_shards(config)
-    check_beton(config, here=arguments.cluster == "local")
+    if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
+        print(f"note: {note}")
     if config.data.rand_augment:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
@@ -98,7 +99,7 @@ def log_submission(run: Path) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Check the shards now, because each rank would otherwise refuse them only after waiting in the queue.
+    """Check the shards before the job waits in the queue, and not only on its ranks.
 
     Raises:
         UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
@@ -109,27 +110,6 @@ def check_shards(config: Config) -> None:
         steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:
         print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
-
-
-def check_beton(config: Config, here: bool) -> None:
-    """Check that ``data.beton`` exists. On Slurm only print a note, because the file may lie on the nodes' own disks.
-
-    Args:
-        config: config of the run.
-        here: whether the run will train on this machine.
-
-    Raises:
-        UserError: if the run will train here and the file does not exist.
-    """
-    path = config.data.beton
-    if not path or path.startswith("$") or Path(path).is_file():  # only the job knows $TMPDIR
-        return
-    if here:
-        raise UserError(
-            f"data.beton={path} does not exist: write it with `python data_tools/make_beton {config.data.shards} "
-            f"--out {path}`, or leave data.beton empty"
-        )
-    print(f"note: data.beton={path} does not exist on this machine: it must be on the disk of every node")
 
 
 def check_weights(config: Config) -> None:

@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["--config", "demoo"], "did you mean demo?"),
         (["--config", "demo", "optim.bach=3"], "did you mean optim.global_batch_size?"),
-        (["--config", "demo", "engine.zero_stage=5"], "choose a ZeRO stage of 0, 1, 2, 3"),
+        (["--config", "demo", "engine.zero_stage=5"], "it must be at least 0 and at most 3"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

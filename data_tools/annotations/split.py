@@ -16,16 +16,11 @@ UNLABELLED = -1
 class VideoRecord:
     """One video of a split."""
 
-    source: str
-    """Path within the data set, with ``/`` between folders; the expected name if the video is missing."""
-    path: Path | None
-    """The video file; None if it does not exist."""
-    label: int = UNLABELLED
-    """Class number from 0."""
-    class_name: str = ""
-    """Empty for an unlabelled video."""
-    annotation_name: str = ""
-    """Name in the annotations; empty if the annotations give its path."""
+    source: str  # path within the data set, with ``/`` between folders; the expected name if the video is missing
+    path: Path | None  # the video file; None if it does not exist
+    label: int = UNLABELLED  # class number from 0
+    class_name: str = ""  # empty for an unlabelled video
+    annotation_name: str = ""  # name in the annotations; empty if the annotations give its path
 
     @property
     def identity(self) -> str:
@@ -37,22 +32,14 @@ class VideoRecord:
 class Split:
     """One split of a data set."""
 
-    videos: tuple[VideoRecord, ...]
-    """All videos in the order of the annotations, including missing ones."""
-    class_names: tuple[str, ...]
-    """Class name of each label."""
-    name: str
-    """Name of the split; shards are named after it."""
-    description: str
-    """The files or the folder that were read, for messages."""
-    split_file: str = ""
-    """Name of the annotation file; empty if the folder structure is the annotation."""
-    split_sha256: str = ""
-    """Hash of the annotation files."""
-    skipped: tuple[str, ...] = ()
-    """Files of the folder that are not videos by their name."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the summary."""
+    videos: tuple[VideoRecord, ...]  # all videos in the order of the annotations, including missing ones
+    class_names: tuple[str, ...]  # class name of each label
+    name: str  # name of the split; shards are named after it
+    description: str  # the files or the folder that were read, for messages
+    split_file: str = ""  # name of the annotation file; empty if the folder structure is the annotation
+    split_sha256: str = ""  # hash of the annotation files
+    skipped: tuple[str, ...] = ()  # files of the folder that are not videos by their name
+    notes: tuple[str, ...] = ()  # sentences for the summary
 
 
 def read_lines(path: Path) -> list[str]:

@@ -19,16 +19,16 @@ import simplejpeg
 from rich.filesize import decimal
 
 from data_tools.reporting import progress_bar
-from motionmae.data.ffcv_source import load_format
+from motionmae.data.ffcv.decoder import load_format
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import load_index, pack_frames
-from motionmae.data.shards.manifest import Manifest, load_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, output_file
 
 if TYPE_CHECKING:
-    from motionmae.data.ffcv_format import StoredClip
+    from motionmae.data.ffcv.format import StoredClip
 
 _EXAMPLES = """\
 examples:
@@ -91,7 +91,7 @@ def _run(shards: Path, out: Path, force: bool) -> int:
 
 def _made_from(out: Path, manifest: Manifest) -> bool:
     """Whether ``out`` is a complete file of these shards."""
-    from motionmae.data.ffcv_source import BetonReader
+    from motionmae.data.ffcv.decoder import BetonReader
 
     with contextlib.suppress(UserError):
         BetonReader(out, manifest)
@@ -103,7 +103,7 @@ class _Clips:
     """The data set that FFCV reads: samples in the order of their ids, with every frame checked."""
 
     def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
-        self._reader = ShardReader(shards, manifest)
+        self._reader = open_reader(shards, manifest)
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":

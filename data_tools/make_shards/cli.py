@@ -19,7 +19,8 @@ from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, check_library_versions, make_plan, write_or_check_plan
 from data_tools.make_shards.write import QUARANTINE, Counts, finish, finished_entries, lock_output, write_shards
 from data_tools.reporting import progress_bar, write_json
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_file
 

@@ -35,10 +35,8 @@ MIN_SHARDS = 16
 class PlannedShard:
     """One shard and its videos."""
 
-    name: str
-    """File name, ``SPLIT-000000.tar``."""
-    videos: tuple[tuple[str, VideoRecord], ...]
-    """(sample key, video) in stored order."""
+    name: str  # file name, ``SPLIT-000000.tar``
+    videos: tuple[tuple[str, VideoRecord], ...]  # (sample key, video) in stored order
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,9 @@ class ShardPlan:
     dataset: str
     split: Split
     frames: FrameSettings
-    shards: tuple[PlannedShard, ...]
-    """All shards, including finished ones."""
-    settings: Mapping[str, Any]
-    """Everything that shapes the bytes, except the libraries."""
-    versions: Mapping[str, str]
-    """Versions of the libraries that shape the bytes."""
+    shards: tuple[PlannedShard, ...]  # all shards, including finished ones
+    settings: Mapping[str, Any]  # everything that shapes the bytes, except the libraries
+    versions: Mapping[str, str]  # versions of the libraries that shape the bytes
 
     @property
     def num_videos(self) -> int:

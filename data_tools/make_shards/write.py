@@ -8,17 +8,16 @@ run continues with the other shards. ``manifest.json`` is written last.
 
 import contextlib
 import errno
-import fcntl
 import json
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from data_tools.annotations import VideoRecord
@@ -29,11 +28,11 @@ from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, sh
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.locks import acquire
 
 QUARANTINE = "quarantine.jsonl"
 """Rows with path, reason and error of all videos that are in no shard."""
 
-_TOTAL_LOCK = threading.Lock()
 _PROGRESS_SECONDS = 0.1
 
 
@@ -41,16 +40,11 @@ _PROGRESS_SECONDS = 0.1
 class Counts:
     """Progress of a shard or of the whole data set."""
 
-    videos: int = 0
-    """Processed videos, stored or not."""
-    frames: int = 0
-    """Stored frames."""
-    bytes: int = 0
-    """Bytes of the stored frames."""
-    damaged: list[str] = field(default_factory=list)
-    """Videos that are stored without their damaged packets."""
-    quarantine: list[dict[str, str]] = field(default_factory=list)
-    """Rows of quarantine.jsonl."""
+    videos: int = 0  # processed videos, stored or not
+    frames: int = 0  # stored frames
+    bytes: int = 0  # bytes of the stored frames
+    damaged: list[str] = field(default_factory=list)  # videos that are stored without their damaged packets
+    quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
 
     @property
     def stored(self) -> int:
@@ -76,8 +70,7 @@ class ShardRecord:
     """A finished shard, ``OUT/.make_shards/NAME.json``."""
 
     counts: Counts
-    entry: ShardEntry | None
-    """Row of the manifest; None if none of the videos could be stored."""
+    entry: ShardEntry | None  # row of the manifest; None if none of the videos could be stored
 
     def write(self, path: Path) -> None:
         """Write the record atomically."""
@@ -144,12 +137,9 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
         file = locks.enter_context(path.open("a+"))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it") from None
-    except OSError:  # a network disk without locks
-        pass
+    with contextlib.suppress(OSError):  # a network disk without locks
+        if not acquire(file, shared=shared):
+            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")
 
 
 def write_shards(
@@ -175,33 +165,28 @@ def write_shards(
         KeyboardInterrupt: raised after the processes have ended. Finished shards are kept.
     """
     total = Counts()
-    pending: SimpleQueue[PlannedShard] = SimpleQueue()
+    pending: list[PlannedShard] = []
     for shard in plan.shards:
         record = load_record(out, shard)
         if record is None:
-            pending.put(shard)
+            pending.append(shard)
         else:
             total.add(record.counts)
-    if not pending.empty():
+    if pending:
         (out / MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is complete
-    decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, pending.qsize()))]
-    idle: SimpleQueue[DecodeWorker] = SimpleQueue()
-    for decoder in decoders:
-        idle.put(decoder)
+    decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, len(pending)))]
+    writer = _Writer(plan, out, decoders, total)
     resource_tracker.ensure_running()  # if a writer thread starts it, that thread no longer blocks Ctrl-C
-    writers = [_Writer(plan, out, idle, pending, total) for _ in range(min(workers + 1, pending.qsize()))]
-    try:
-        for writer in writers:
-            writer.start()
-        while any(writer.is_alive() for writer in writers) and not any(writer.failure for writer in writers):
-            on_progress(total)
-            time.sleep(_PROGRESS_SECONDS)
-    finally:
-        for decoder in decoders:
-            decoder.stop()
-        for writer in filter(threading.Thread.is_alive, writers):
-            writer.join()
-    for failure in filter(None, (writer.failure for writer in writers)):
+    with ThreadPoolExecutor(workers + 1, initializer=_block_interrupts) as pool:
+        futures = [pool.submit(writer.write, shard) for shard in pending]
+        try:
+            while wait(futures, _PROGRESS_SECONDS, FIRST_EXCEPTION).not_done and not any(map(_failure, futures)):
+                on_progress(total)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for decoder in decoders:
+                decoder.stop()
+    for failure in filter(None, map(_failure, futures)):
         if isinstance(failure, OSError):  # a disk error of OUT; errors of videos are in the quarantine
             remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this"
             raise UserError(
@@ -212,39 +197,38 @@ def write_shards(
     return total
 
 
-class _Writer(threading.Thread):
-    """Writes shards from the queue until it is empty."""
+def _block_interrupts() -> None:
+    """Block Ctrl-C in a writer thread. The decoding processes that it starts inherit the mask."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
-    def __init__(
-        self,
-        plan: ShardPlan,
-        out: Path,
-        idle: "SimpleQueue[DecodeWorker]",
-        pending: "SimpleQueue[PlannedShard]",
-        total: Counts,
-    ):
-        super().__init__(daemon=True)
-        self.failure: BaseException | None = None
-        self._plan, self._out, self._idle, self._pending, self._total = plan, out, idle, pending, total
 
-    def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # decoders inherit the mask and ignore Ctrl-C
-        try:
-            while True:
-                self._write(self._pending.get_nowait())
-        except (Empty, WorkerStopped):
-            pass
-        except BaseException as error:  # the main thread raises it
-            self.failure = error
+def _failure(future: "Future[None]") -> BaseException | None:
+    """The exception of a finished shard; stopped and cancelled shards have none."""
+    if not future.done() or future.cancelled():
+        return None
+    error = future.exception()
+    return None if isinstance(error, WorkerStopped) else error
 
-    def _write(self, shard: PlannedShard) -> None:
+
+class _Writer:
+    """Writes shards, with decoding processes that its threads share."""
+
+    def __init__(self, plan: ShardPlan, out: Path, decoders: Sequence[DecodeWorker], total: Counts):
+        self._plan, self._out, self._total = plan, out, total
+        self._total_lock = threading.Lock()
+        self._idle: SimpleQueue[DecodeWorker] = SimpleQueue()
+        for decoder in decoders:
+            self._idle.put(decoder)
+
+    def write(self, shard: PlannedShard) -> None:
+        """Write a shard and its record."""
         counts = Counts()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:
             for key, video in shard.videos:
                 added = self._write_video(writer, key, video)
                 counts.add(added)
-                with _TOTAL_LOCK:
+                with self._total_lock:
                     self._total.add(added)
         if not counts.stored:  # readers cannot use a shard without samples
             path.unlink()

@@ -55,15 +55,11 @@ class ToySettings:
 
     train: int
     val: int
-    size: int
-    """Pixels of the short side; the short side of a video is 0.75 to 1.25 of it."""
+    size: int  # pixels of the short side; the short side of a video is 0.75 to 1.25 of it
     seed: int
-    real: bool = False
-    """Adds real footage."""
-    shake: float = SHAKE
-    """Maximum camera shake in pixels per frame."""
-    square: bool = False
-    """All videos are square, and a square clip covers the whole video."""
+    real: bool = False  # adds real footage
+    shake: float = SHAKE  # maximum camera shake in pixels per frame
+    square: bool = False  # all videos are square, and a square clip covers the whole video
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
-from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest, write_manifest
+from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync_folder, write_atomically
 

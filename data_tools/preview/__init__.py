@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from motionmae.data.jpeg import decode_frame
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.manifest import load_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.files import output_ending, write_atomically
@@ -59,7 +59,7 @@ def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int
     Raises:
         CorruptSample: a chosen sample is damaged.
     """
-    reader = ShardReader(folder, load_manifest(folder))
+    reader = open_reader(folder, load_manifest(folder))
     order = sorted(
         range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
     )

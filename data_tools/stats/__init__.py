@@ -14,9 +14,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from data_tools.reporting import write_json
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import load_index
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_ending, output_file
 

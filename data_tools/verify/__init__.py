@@ -15,10 +15,10 @@ from rich.filesize import decimal
 
 from data_tools.reporting import progress_bar
 from motionmae.data.jpeg import decode_frame
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index, sha256_of
-from motionmae.data.shards.manifest import Manifest, load_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 
 _EXAMPLES = """\
@@ -113,7 +113,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
 
 def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
     """Decode frames of some samples of a shard, chosen by a hash of the shard: a changed shard gets other samples."""
-    part = ShardReader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
+    part = open_reader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
     order = sorted(range(entry.samples), key=lambda row: hashlib.sha256(f"{entry.sha256}:{row}".encode()).digest())
     faults = []
     for row in order[:decode]:

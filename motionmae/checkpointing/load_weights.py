@@ -103,15 +103,15 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
     """
     ours = module.state_dict()
     shapes = [
-        f"{name} is {tuple(state[name].shape)} there and {tuple(ours[name].shape)} here"
+        f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
         for name in ours
         if name in state and state[name].shape != ours[name].shape
     ]
     missing, unexpected = [n for n in ours if n not in state], [n for n in state if n not in ours]
     problems = [
         _list(shapes),
-        f"{_list(missing)} missing there" if missing else "",
-        f"{_list(unexpected)} unknown here" if unexpected else "",
+        f"missing {_list(missing)}" if missing else "",
+        f"unexpected {_list(unexpected)}" if unexpected else "",
     ]
     if any(problems):
         learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
@@ -142,9 +142,9 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
         checkpoint = read_manifest(folder)
         reason = defect_of(checkpoint)
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror or error}): see to its storage") from error
+        raise UserError(f"{folder} cannot be read ({error.strerror or error}): check its storage") from error
     if reason or isinstance(checkpoint, str):
-        raise UserError(f"{folder} is not a whole checkpoint ({reason}): choose another below {folder.parent}")
+        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another below {folder.parent}")
     weights: dict[str, Tensor] = {}
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:

@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _marks(folder: Path) -> dict[str, float]:
     """Losses of predicting the mean; none where the run's shards are not on this machine."""
     from motionmae.config import load_config
-    from motionmae.evaluation.mean_baseline import mean_prediction_losses
+    from motionmae.evaluation.mean_baseline import mean_baseline_losses
 
     try:
-        return mean_prediction_losses(load_config(str(folder / "config.yaml")))
+        return mean_baseline_losses(load_config(str(folder / "config.yaml")))
     except UserError as error:
         print(f"note: {folder.name}: the loss of predicting the mean is left out ({error})")
         return {}

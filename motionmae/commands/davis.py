@@ -58,7 +58,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Propagate, score, print, and return the exit status."""
-    from motionmae.evaluation.cache_key import read_identity
+    from motionmae.evaluation.cache_key import read_cache_key
     from motionmae.evaluation.davis import dataset, run
 
     sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
             raise UserError(f"--features {arguments.features} needs a RUN folder: name one, or use --features pixels")
-        source, identity = run.open_features(
+        extractor, key = run.open_features(
             arguments.features,
             arguments.folder,
             arguments.step,
@@ -82,9 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.davis,
             arguments.short_side,
         )
-        name = "_".join([*(str(value) for value in identity.settings.values() if value), identity.digest])
+        name = "_".join([*(str(value) for value in key.settings.values() if value), key.digest])
         results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"
-        run.segment(sequences, source, arguments.protocol, results, identity)
+        run.segment(sequences, extractor, arguments.protocol, results, key)
     scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
     if arguments.overlay:
         for path in run.draw_overlays(sequences, results, arguments.overlay):
@@ -92,11 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     if scores is None:
         print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
         return 0
-    _report(scores, read_identity(results), results, arguments.json)
+    _report(scores, read_cache_key(results), results, arguments.json)
     return 0
 
 
-def _report(scores: "Scores", identity: dict[str, object] | None, results: Path, out: Path | None) -> None:
+def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out: Path | None) -> None:
     import json
 
     from rich.console import Console
@@ -117,6 +117,6 @@ def _report(scores: "Scores", identity: dict[str, object] | None, results: Path,
     Console(soft_wrap=True).print(table)
     print(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
     if out:
-        per_object = {name: {key: score.mean for key, score in pair.items()} for name, pair in scores.items()}
-        content = {"per_object": per_object, **means, **(identity or {"settings": {}}), "masks": str(results)}
+        per_object = {name: {measure: score.mean for measure, score in pair.items()} for name, pair in scores.items()}
+        content = {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)}
         write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())

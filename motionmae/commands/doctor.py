@@ -15,7 +15,7 @@ from motionmae.errors import UserError
 from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.data.profile_loader import Loading
+    from motionmae.data.profile_loader import LoaderProfile
 
 _EXAMPLES = """examples:
   python -m motionmae doctor data --config tiny_toy
@@ -49,14 +49,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    from motionmae.data.profile_loader import measure_loading  # torch is slow to import
+    from motionmae.data.profile_loader import profile_loader  # torch is slow to import
     from motionmae.files import write_atomically
 
     config = load_config(arguments.config, arguments.overrides)
     asked = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
     if not all(0 < value < math.inf for value in asked):
         raise UserError("--seconds and --gpu-clips must be positive numbers")
-    found = measure_loading(config.data, config.clip, config.engine.micro_batch_size, arguments.seconds)
+    found = profile_loader(config.data, config.clip, config.engine.micro_batch_size, arguments.seconds)
     rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
     show(found, rates)
     if arguments.json:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show(found: "Loading", rates: tuple[float, ...]) -> None:
+def show(found: "LoaderProfile", rates: tuple[float, ...]) -> None:
     """Print the table."""
     table = Table(title="loading of one rank", title_justify="left", show_header=False)
     table.add_row("clips a second", f"{found.clips_per_second:.1f} with {_count(found.decoders, 'decoder')}")

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.feature_files import WRITERS
-    from motionmae.evaluation.features import features_of_files, videos_below
+    from motionmae.evaluation.features import features_of_files, find_videos
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.files import write_atomically
 
@@ -49,13 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = choose_step(arguments.folder, arguments.step, rank)
         model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
         folder, parts = arguments.videos, out.with_name(f"{out.name}.parts")
-        videos, others = run_on_rank_zero(rank, lambda: videos_below(folder))
+        videos, others = run_on_rank_zero(rank, lambda: find_videos(folder))
         results = features_of_files(model, config, folder, videos, parts, rank)
         if rank.is_rank_zero:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
                 print(f"not read: {reason}")
             count, missing = len(results.values), len(results.unreadable)
-            print(f"passed over: {others} files that are no videos by name")
+            print(f"skipped {others} files without the suffix of a video")
             print(f"wrote {out}: {count} videos by step {step}, {missing} not read")
     return 0

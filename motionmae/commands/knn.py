@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from motionmae.config import EngineConfig
-    from motionmae.data.shards.reader import ShardReader
+    from motionmae.data.open_shards import open_reader
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import features_of_shards
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     with distributed(EngineConfig()) as rank:
         chosen = choose_step(arguments.folder, arguments.step, rank)
         model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
-        readers = [ShardReader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
+        readers = [open_reader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
         names = readers[0].manifest.class_names
         logits = match_classes(names, readers[1].manifest.class_names, arguments.test)
         work = arguments.folder / "knn"

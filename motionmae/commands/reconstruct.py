@@ -35,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip that a PNG shows (default: 8)")
     parser.add_argument(
-        "--hidden-only",
+        "--masked-only",
         action="store_true",
         help="show what the heads drew alone: visible cubes, which hold the truth, are grey, or without motion",
     )
@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the picture and return the exit status."""
     import torch
 
-    from motionmae.data.shards.reader import ShardReader
+    from motionmae.data.open_shards import open_reader
     from motionmae.data.video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_run import load_pretrained
-    from motionmae.evaluation.reconstructions import make_block, read_clips, write_movie, write_picture
+    from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{error}: choose another file") from error
     else:
         names = [f"sample {sample}" for sample in arguments.samples]
-        reader = ShardReader(arguments.shards or config.data.shards, data=config.data)
+        reader = open_reader(arguments.shards or config.data.shards, data=config.data)
         clips, flow = read_clips(reader, arguments.samples, config)
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames
@@ -79,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
         found = loaded.model.reconstruct(clips, seeds, ratio, flow)
         for place, name in enumerate(names):
             title = f"{name}, {ratio:.0%} masked ({config.mask.kind})"
-            block = make_block(title, found, place, columns, hidden_only=arguments.hidden_only)
+            block = make_block(title, found, place, columns, masked_only=arguments.masked_only)
             blocks.append((place, block))
     blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
     ordered = [block for _, block in blocks]
-    write = write_picture if out.suffix == ".png" else write_movie
+    write = write_png if out.suffix == ".png" else write_video
     write(ordered, out, f"{config.name}, step {loaded.step}")
     print(f"wrote {out}")
     return 0

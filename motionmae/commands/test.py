@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import load_config
+    from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
     from motionmae.distributed.context import rank_zero_first
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not views.shards:
             raise UserError("test.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
         trained = replace(trained, config=config)
-        reader = ShardReader(views.shards, data=trained.config.data)
+        reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
         return trained, reader, multiview_test.match_classes(trained.class_names, names, views.shards)
@@ -78,9 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
         trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
-        identity = multiview_test.identity_of(trained, reader.manifest, rank)
-        out = multiview_test.result_folder(folder.path, trained, reader.manifest, identity)
-        results = multiview_test.predict(trained, reader, out, identity, rank)
+        key = multiview_test.cache_key_of(trained, reader.manifest, rank)
+        out = multiview_test.result_folder(folder.path, trained, reader.manifest, key)
+        results = multiview_test.predict(trained, reader, out, key, rank)
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)

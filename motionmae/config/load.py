@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.schema import Config
+from motionmae.config.section import marks_of
 from motionmae.config.site import Site
 from motionmae.config.trees import merge, nest
 from motionmae.config.yaml_text import parse_yaml, read_yaml, to_yaml
@@ -70,12 +71,10 @@ def refuse_unused(config: Config, overrides: Sequence[str]) -> None:
     Raises:
         UserError: naming the override.
     """
+    tasks = {key.partition(".")[0]: marks["task"] for key, marks in marks_of(Config).items() if "task" in marks}
     for text in overrides:
         section = text.partition(".")[0]
-        field = Config.model_fields.get(section)
-        extra = field.json_schema_extra if field else None
-        task = extra.get("task", config.task) if isinstance(extra, dict) else config.task
-        if task != config.task:
+        if tasks.get(section, config.task) != config.task:
             raise UserError(
                 f"{text} would change nothing: task {config.task} does not use the section {section}; leave it out"
             )

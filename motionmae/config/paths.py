@@ -2,34 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from motionmae.config.schema import Config
-from motionmae.config.section import Section
+from motionmae.config.section import marks_of
+from motionmae.config.trees import flat
 
-Part = TypeVar("Part", bound=Section)
-
-_UNCHANGED: dict[Any, Callable[[str], bool]] = {
+_UNCHANGED: dict[str, Callable[[str], bool]] = {
     "local": lambda value: False,
-    "node": lambda value: value.startswith("$"),  # a variable such as $TMPDIR, which only the node knows
+    "node": lambda value: value.startswith("$"),  # only the node knows a variable such as $TMPDIR
     "url": lambda value: "://" in value,
     "weights": lambda value: value == "scratch",
 }
-"""By kind of path field (:mod:`motionmae.config.section`): values that are not relative paths."""
+"""By kind of path (:mod:`motionmae.config.section`): values that are not relative paths."""
 
 
 def absolute_paths(config: Config) -> Config:
     """A copy whose path fields are absolute."""
-    return _absolute(config)
-
-
-def _absolute(section: Part) -> Part:
-    changes: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        kind = field.json_schema_extra.get("path") if isinstance(field.json_schema_extra, dict) else None
-        if isinstance(value, Section):
-            changes[name] = _absolute(value)
-        elif kind and value and not _UNCHANGED[kind](value):
-            changes[name] = str(Path(value).expanduser().resolve())
-    return section.model_copy(update=changes)
+    values = flat(config.model_dump())
+    kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
+    paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _UNCHANGED[kind](values[key])}
+    return config.updated({key: str(Path(path).expanduser().resolve()) for key, path in paths.items()})

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from motionmae.config.section import marks_of
 from motionmae.errors import UserError
 
 _TYPES: dict[Any, str] = {
@@ -98,21 +99,9 @@ def _limits(field: FieldInfo) -> str:
     return " and ".join(words)
 
 
-def all_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """The keys of a schema as ``section.key``, in its order."""
-    keys: list[str] = []
-    for name, field in schema.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += all_keys(section, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
-    return keys
-
-
 def _suggest(path: list[str], schema: type[BaseModel]) -> str:
     """Ask whether a similar key was meant, or list the keys beside the unknown one."""
-    keys, last = all_keys(schema), path[-1]
+    keys, last = list(marks_of(schema)), path[-1]
     section = ".".join(path[:-1])
     siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
     found = _containing(last, siblings)[:1] or _ending_in(last, keys)[:2] or _similar(last, siblings)

@@ -1,29 +1,15 @@
 """Comparison of a run's saved settings with those of a resume: fields marked MAY_CHANGE may differ."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from motionmae.config.schema import Config
+from motionmae.config.section import marks_of
 from motionmae.config.trees import flat
 from motionmae.errors import UserError
 
+_ON_RESUME = {key: marks.get("on_resume") for key, marks in marks_of(Config).items()}
 
-def _marked(schema: type[BaseModel], prefix: str = "", inherited: str = "") -> Iterator[tuple[str, str]]:
-    """Every key and its ``on_resume`` mark; a section's mark holds for its fields without a mark."""
-    for name, field in schema.model_fields.items():
-        extra = field.json_schema_extra
-        mark = str(extra.get("on_resume", inherited)) if isinstance(extra, dict) else inherited
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _marked(field.annotation, f"{prefix}{name}.", mark)
-        else:
-            yield f"{prefix}{name}", mark
-
-
-_MARKS = dict(_marked(Config))
-
-RESULT_KEYS = frozenset(key for key, mark in _MARKS.items() if mark != "may_change")
+RESULT_KEYS = frozenset(key for key, mark in _ON_RESUME.items() if mark != "may_change")
 """Keys that a run's results depend on."""
 
 
@@ -35,7 +21,7 @@ def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple
     """
     before = {**flat(Config().model_dump(mode="json")), **flat(saved)}
     now = flat(config.model_dump(mode="json"))
-    return {key: (before[key], now[key]) for key, mark in _MARKS.items() if not mark and before[key] != now[key]}
+    return {key: (before[key], now[key]) for key, mark in _ON_RESUME.items() if not mark and before[key] != now[key]}
 
 
 def check_same_run(saved: dict[str, Any], config: Config) -> None:

@@ -9,7 +9,8 @@ A rule for one field is part of its type. A rule that joins several fields is a 
 that joins sections is a validator of :class:`motionmae.config.Config`; both call :func:`check`.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +43,19 @@ MAY_CHANGE_RESULT = Field(json_schema_extra={"on_resume": "may_change_result"})
 def only_for(task: str) -> object:
     """Mark a section that only runs of ``task`` read."""
     return Field(json_schema_extra={"task": task})
+
+
+def marks_of(schema: type[BaseModel], prefix: str = "", inherited: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The marks of every ``section.key``, in the schema's order. Marks of a section hold for its fields too."""
+    found: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        own = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        marks = {**(inherited or {}), **own}
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= marks_of(field.annotation, f"{prefix}{name}.", marks)
+        else:
+            found[f"{prefix}{name}"] = marks
+    return found
 
 
 def check(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -1,1 +1,1 @@
-"""From shards to batches: the shard format, the order of an epoch, clip decoding, augmentation, the loader."""
+"""Data loading: from shards, a URL or an FFCV file to batches of clips on the device."""

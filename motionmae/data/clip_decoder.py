@@ -1,123 +1,108 @@
-"""Where a loader's clips come from, behind one Protocol: a folder of shards, or an FFCV file made from it."""
+"""Decoders fill a batch with random clips. This module has their Protocol and the decoder of shards."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
-
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import fill_random_clip
+from motionmae.data.clips import read_random_clip
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta, ShardReader
+from motionmae.data.shared_buffers import SharedBuffer
 
 if TYPE_CHECKING:
     from motionmae.data.rand_augment import ClipAugment
 
-_MOST_OPEN_SHARDS = 512  # half of the usual limit of open files
-
 
 class ClipRequest(NamedTuple):
-    """One clip to be cut."""
+    """One clip to decode."""
 
     row: int
-    """Which clip of the batch it becomes."""
+    """Row of the batch that the clip fills."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     epoch: int
-    """From 0."""
     sample: int
-    """Id of its sample."""
+    """Sample id."""
     repeat: int
-    """From 0, where a sample gives several clips."""
+    """From 0, if a sample gives several clips."""
 
     @property
     def random(self) -> KeyedRandom:
-        """What frames, crop and flip are drawn from: the same in every source."""
+        """Generator of frames, crop and flip. Every decoder draws the same numbers from it."""
         return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
 
     @property
     def augment_random(self) -> KeyedRandom:
-        """What RandAugment and random erasing are drawn from."""
+        """Generator of RandAugment and random erasing."""
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
 class ClipDecoder(Protocol):
-    """Cuts random clips out of stored samples."""
+    """Decodes random clips of stored samples."""
 
     threads: int
-    """Threads that may call :meth:`fill` at a time."""
+    """Number of threads that may call :meth:`decode_into` at the same time."""
 
     @property
     def reader(self) -> ShardReader | None:
-        """What reads the shards; None for another kind of file."""
+        """Reader of the shards; None if the decoder reads another kind of file."""
 
     def decode_into(
-        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
+        self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Cut clips into a batch.
+        """Decode clips into the rows of a batch.
 
         Args:
-            wanted: which clips.
-            clips: uint8 (batch, T, size, size, 3), whose wanted rows are filled.
-            flows: float16 (batch, T, size, size, 2), filled where wanted.
+            clips: uint8 (batch, T, size, size, 3).
+            flows: float16 (batch, T, size, size, 2); None if the optical flow is not needed.
 
         Returns:
-            For each wanted clip, what is known of its sample, or what is wrong with it.
+            For each request, the index entry of its sample, or the reason why it cannot be used.
         """
 
     def close(self) -> None:
-        """End what it started; may be called again."""
+        """Release files, threads and processes. May be called again."""
 
 
 def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
-    """What changes clips beyond crop and flip, where something does.
+    """Return the augmentation beyond crop and flip, or None if it is off.
 
     Raises:
         UserError: see :class:`motionmae.data.rand_augment.ClipAugment`.
     """
     if not data.rand_augment and not data.random_erasing:
         return None
-    from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training needs none of it
+    from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training does not need it
 
     return ClipAugment(data, clip.size)
 
 
-class ShardSource:
-    """Clips out of a folder of shards (:class:`ClipDecoder`).
+class ShardDecoder:
+    """:class:`ClipDecoder` of shards, in the calling thread."""
 
-    Args:
-        data: the folder, and how clips are cut.
-        clip: frames, stride, size.
-        manifest: of the folder.
-
-    Raises:
-        UserError: shards that the manifest names are not there.
-    """
-
-    def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
+    def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads
+        self.reader = reader
         self._data, self._clip = data, clip
         self._augment = clip_augment(data, clip)
-        self.reader = ShardReader(data.shards, manifest, min(2 * data.shuffle_window_shards, _MOST_OPEN_SHARDS), data)
 
     def decode_into(
-        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
+        self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`ClipDecoder.fill`."""
         outcomes: list[SampleMeta | CorruptSample] = []
-        for one in wanted:
-            into = clips[one.row], None if flows is None else flows[one.row]
+        for request in requests:
+            out = clips.array[request.row]
+            flow = None if flows is None else flows.array[request.row]
             try:
-                outcomes.append(fill_random_clip(self.reader, one.sample, self._data, self._clip, one.random, *into))
+                meta = read_random_clip(self.reader, request.sample, self._data, self._clip, request.random, out, flow)
             except CorruptSample as fault:
                 outcomes.append(fault)
                 continue
+            outcomes.append(meta)
             if self._augment:
-                self._augment(into[0], one.augment_random)
+                self._augment(out, request.augment_random)
         return outcomes
 
     def close(self) -> None:
-        """End transfers that are under way and close the shards."""
         self.reader.close()

@@ -1,6 +1,5 @@
-"""One clip of one sample: choose its frames and its crop, read, decode."""
+"""One clip of one sample: choose its frames and its crop, read the frames, decode them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,16 +13,16 @@ from motionmae.data.shards.reader import SampleMeta, ShardReader
 from motionmae.data.temporal_sampling import central_frames, random_frames, segment_frames
 
 if TYPE_CHECKING:
-    import torch  # decoding processes do without it
+    import torch  # decoding processes do not import it
 
 
 def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> tuple[list[int], Crop]:
-    """The stored frames of one random training clip, and the crop of all of them; the clip's only draws."""
+    """Draw the stored frames and the crop of one training clip. A clip draws nothing else from ``random``."""
     choose = segment_frames if data.sampling == "segments" else random_frames
     return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
 
 
-def fill_random_clip(
+def read_random_clip(
     reader: ShardReader,
     sample_id: int,
     data: DataConfig,
@@ -32,54 +31,41 @@ def fill_random_clip(
     out: np.ndarray,
     flow: np.ndarray | None = None,
 ) -> SampleMeta:
-    """Cut a random training clip out of a sample, into memory the caller owns.
+    """Decode a random training clip of a sample into ``out``.
 
     Args:
-        reader: the shards.
-        sample_id: which sample.
-        data: crop and flip.
-        clip: frames, stride, size.
-        random: keyed by (seed, epoch, sample, repeat); the clip depends on nothing else.
+        random: keyed by (seed, epoch, sample, repeat). The clip depends on nothing else.
         out: uint8 (T, size, size, 3), filled.
-        flow: float16 (T, size, size, 2), filled where wanted.
-
-    Returns:
-        What the index says of the sample.
+        flow: float16 (T, size, size, 2), filled if given.
 
     Raises:
-        CorruptSample: the sample is not what was written.
+        CorruptSample: the sample is damaged.
     """
     meta = reader.read_meta(sample_id)
     frames, crop = random_cut(meta, data, clip, random)
-    _fill(reader, sample_id, meta, frames, crop, out, flow)
+    _decode(reader, sample_id, meta, frames, crop, out, flow)
     return meta
 
 
-def read_clip(
-    source: Path | str | ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None
-) -> "torch.Tensor":
-    """The clip in the middle of a sample, cut to its central square: uint8 (T, size, size, 3), always the same.
+def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
+    """Decode the clip in the middle of a sample, cropped to its central square: uint8 (T, size, size, 3).
 
     Args:
-        source: folder of shards, or a reader of it.
-        sample_id: which sample, 0 to the manifest's samples - 1.
-        clip: frames, stride, size.
-        flow: float16 (T, size, size, 2), filled where wanted.
+        flow: float16 (T, size, size, 2), filled if given.
 
     Raises:
-        CorruptSample: the sample is not what was written; nothing else is put in its place.
-        UserError: no such folder, sample, stride or flow.
+        CorruptSample: the sample is damaged. It is not replaced by another one.
+        UserError: the sample does not exist, or the shards lack the stride or the flow.
     """
     import torch
 
-    reader = source if isinstance(source, ShardReader) else ShardReader(source)
     meta = reader.read_meta(sample_id)
     pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
-    _fill(reader, sample_id, meta, central_frames(meta, clip), central_crop(meta.height, meta.width), pixels, flow)
+    _decode(reader, sample_id, meta, central_frames(meta, clip), central_crop(meta.height, meta.width), pixels, flow)
     return torch.from_numpy(pixels)
 
 
-def _fill(
+def _decode(
     reader: ShardReader,
     sample_id: int,
     meta: SampleMeta,

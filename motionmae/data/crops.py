@@ -1,6 +1,6 @@
-"""Where a clip is cut out of its frames: one crop and one flip for all frames of a clip.
+"""Spatial crops: one crop and one flip for all frames of a clip.
 
-Everything here computes a :class:`Crop` from sizes and a keyed generator; motionmae.data.jpeg carries it out.
+This module computes a :class:`Crop` from sizes and a keyed generator. motionmae.data.jpeg applies it.
 """
 
 import math
@@ -10,13 +10,13 @@ from motionmae.config import DataConfig
 from motionmae.data.rng import KeyedRandom
 
 _ATTEMPTS = 10
-_SCALES = (1.0, 0.875, 0.75, 0.66)  # MultiScaleCrop's shares of the short side
-_SNAP = 3  # MultiScaleCrop takes the output size itself when a scaled size is nearer than this
+_SCALES = (1.0, 0.875, 0.75, 0.66)  # MultiScaleCrop's fractions of the short side
+_SNAP = 3  # MultiScaleCrop takes the output size if a scaled size differs by fewer pixels
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of the stored frame, in pixels, and whether it is mirrored left to right."""
+    """A rectangle of the stored frame in pixels. ``flip`` mirrors it left to right."""
 
     top: int
     left: int
@@ -26,16 +26,14 @@ class Crop:
 
 
 def random_crop(height: int, width: int, size: int, data: DataConfig, random: KeyedRandom) -> Crop:
-    """The crop of one training clip by ``data.crop``, mirrored with probability 1/2 if ``data.flip``.
+    """Draw the crop of one training clip by ``data.crop``, mirrored with probability 1/2 if ``data.flip``.
 
     Args:
-        height: of the stored frames.
-        width: of the stored frames.
-        size: side of the clip.
-        data: crop kind and its ranges.
-        random: keyed by the clip.
+        height: pixels of the stored frames.
+        width: pixels of the stored frames.
+        size: pixels of the clip's side.
     """
-    flip = random.uniform() < 0.5  # drawn first and always, so that it depends on no other setting
+    flip = random.uniform() < 0.5  # always drawn, and drawn first: the flip does not depend on other settings
     if data.crop == "multi_scale":
         top, left, h, w = multi_scale(height, width, size, random)
     else:
@@ -46,10 +44,10 @@ def random_crop(height: int, width: int, size: int, data: DataConfig, random: Ke
 def random_resized(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], random: KeyedRandom
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) by torchvision's RandomResizedCrop.
+    """Draw (top, left, height, width) as torchvision's RandomResizedCrop does.
 
-    The area is uniform in ``scale`` of the frame, the logarithm of width / height uniform in ``ratio``; after ten
-    draws that do not fit, the largest central crop of an allowed ratio.
+    The area is uniform in ``scale`` of the frame, and the logarithm of width / height is uniform in ``ratio``. After
+    ten draws that do not fit, the crop is the largest central one with an allowed ratio.
     """
     low, high = (math.log(bound) for bound in ratio)
     for _ in range(_ATTEMPTS):
@@ -64,16 +62,16 @@ def random_resized(
 
 
 def multi_scale(height: int, width: int, size: int, random: KeyedRandom) -> tuple[int, int, int, int]:
-    """(top, left, height, width) by the MultiScaleCrop of TSN and VideoMAE.
+    """Draw (top, left, height, width) as the MultiScaleCrop of TSN and VideoMAE does.
 
-    Sides are 1, 0.875, 0.75 or 0.66 of the short side, at most one step of that list apart; the place is one of 13:
-    the corners, the middle, the middles of the sides, and the middles of the quarters.
+    Height and width are 1, 0.875, 0.75 or 0.66 of the short side, at most one step of that list apart. The crop has
+    one of 13 positions: the corners, the centre, the middles of the sides, and the middles of the quarters.
     """
     sides = [int(min(height, width) * scale) for scale in _SCALES]
     sides = [size if abs(side - size) < _SNAP else side for side in sides]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     h, w = pairs[random.below(len(pairs))]
-    h, w = min(h, height), min(w, width)  # snapping to the output size may pass the frame's edge by two pixels
+    h, w = min(h, height), min(w, width)  # the output size may exceed the frame by two pixels
     corners = [(row, column) for row in (0, 2, 4) for column in (0, 2, 4)]
     quarters = [(row, column) for row in (1, 3) for column in (1, 3)]
     row, column = (corners + quarters)[random.below(len(corners) + len(quarters))]
@@ -81,6 +79,6 @@ def multi_scale(height: int, width: int, size: int, random: KeyedRandom) -> tupl
 
 
 def central_crop(height: int, width: int) -> Crop:
-    """The largest square in the middle of the frame."""
+    """Return the largest square in the middle of the frame."""
     side = min(height, width)
     return Crop((height - side) // 2, (width - side) // 2, side, side)

@@ -1,4 +1,4 @@
-"""Copies of micro-batches to the device, while it computes on the one before."""
+"""Copy the next micro-batch to the device while the device computes on the current one."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,55 +9,54 @@ from motionmae.data.loader import Batch
 
 
 class _Copy(NamedTuple):
-    """A copy that is under way."""
+    """A copy in progress."""
 
-    here: Batch
-    """Whose memory the loader must not fill again before the copy is done."""
-    there: Batch
+    source: Batch
+    """Keeps the CPU memory: the loader must not reuse it before the copy is done."""
+    target: Batch
     done: Any
-    """An event of the side stream."""
+    """Event of the copy stream."""
 
 
 class DevicePrefetcher:
-    """Copies batches on a stream of their own, each while the one before is computed on.
+    """Copies each batch on a separate stream during the computation on the previous batch.
 
     Args:
-        device: where to.
-        streams: what has streams: torch's module of the device, unless a test brings its own.
+        streams: module with streams and events; by default torch's module of the device.
     """
 
     def __init__(self, device: torch.device, streams: Any = None) -> None:
         self._device = device
         self._streams: Any = streams or (None if device.type == "cpu" else torch.get_device_module(device))
-        self._side: Any = self._streams.Stream() if self._streams else None
+        self._copy_stream: Any = self._streams.Stream() if self._streams else None
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches on the device; on a CPU they are there already."""
-        return batches if self._streams is None else self._ahead(batches)
+        """Yield the batches on the device. On a CPU they are not copied."""
+        return batches if self._streams is None else self._prefetch(batches)
 
-    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _prefetch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
-            copy = self._begin(next(batches))
+            copy = self._start_copy(next(batches))
             while True:
-                following = self._begin(next(batches))
-                yield self._handed_out(copy)
-                copy.done.synchronize()  # begun a batch ago and behind no computation: hardly ever a wait
-                copy = following
+                next_copy = self._start_copy(next(batches))
+                yield self._wait_on_device(copy)
+                copy.done.synchronize()  # started one batch ago: hardly ever a wait
+                copy = next_copy
         finally:
-            self._side.synchronize()  # memory of batches that nobody takes any more goes, too
+            self._copy_stream.synchronize()  # the loader may now reuse the memory of batches that were not used
 
-    def _begin(self, batch: Batch) -> _Copy:
-        with self._streams.stream(self._side):
-            there = batch.to(self._device)
+    def _start_copy(self, batch: Batch) -> _Copy:
+        with self._streams.stream(self._copy_stream):
+            target = batch.to(self._device)
             done = self._streams.Event()
             done.record()
-        return _Copy(batch, there, done)
+        return _Copy(batch, target, done)
 
-    def _handed_out(self, copy: _Copy) -> Batch:
-        """The batch there. Work that is queued from now on waits for the copy, the host does not."""
-        computing = self._streams.current_stream()
-        computing.wait_event(copy.done)
-        for tensor in (copy.there.clips, copy.there.labels, copy.there.seeds, copy.there.flow):
+    def _wait_on_device(self, copy: _Copy) -> Batch:
+        """Make work that is queued from now on wait for the copy. The host does not wait."""
+        compute_stream = self._streams.current_stream()
+        compute_stream.wait_event(copy.done)
+        for tensor in (copy.target.clips, copy.target.labels, copy.target.seeds, copy.target.flow):
             if tensor is not None:
-                tensor.record_stream(computing)  # or its memory could be given out again while it is still read
-        return copy.there
+                tensor.record_stream(compute_stream)  # the allocator must not reuse the memory while it is read
+        return copy.target

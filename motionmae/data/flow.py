@@ -1,8 +1,8 @@
-"""Stored optical flow (the paper's Table 7): how a field lies in bytes, and how it follows a clip's crop.
+"""Stored optical flow (the paper's Table 7): the format of a field, and its crop.
 
-A field is u16 height, u16 width, then zlib over int16 little-endian (height, width, 2): (x, y) displacement from a
-frame to the source frame ``flow_distance`` later, in units of 1/64 stored pixel, on a coarser grid that covers the
-whole stored frame. zlib's own checksum guards it.
+A field is u16 height, u16 width, then zlib over int16 little-endian (height, width, 2). A vector (x, y) is the
+displacement from a frame to the source frame ``flow_distance`` later, in units of 1/64 stored pixel. The grid of
+vectors is coarser than the stored frame and covers all of it. zlib's checksum protects the bytes.
 """
 
 import struct
@@ -14,20 +14,20 @@ import numpy as np
 
 from motionmae.data.shards.errors import CorruptSample, Reason
 
-if TYPE_CHECKING:  # processes that decode videos start in half the time without them
+if TYPE_CHECKING:  # without these imports, processes that decode videos start in half the time
     from motionmae.data.crops import Crop
     from motionmae.data.shards.reader import SampleMeta
 
-_UNITS = 64  # of a stored pixel: 1/64 resolves a hundredth, 16 bits hold up to 512 pixels
+_UNITS = 64  # a pixel: 16 bits then hold up to 512 pixels
 _SIZE = struct.Struct("<HH")
 
 
 def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
-    """Pack one frame's flow for :meth:`motionmae.data.shards.format.ShardWriter.write`.
+    """Pack the flow of one frame for :meth:`motionmae.data.shards.format.ShardWriter.write`.
 
     Args:
-        flow: float (height, width, 2) of the stored frame, in its pixels.
-        reduction: pixels a side whose mean is one stored vector.
+        flow: float (height, width, 2) in pixels of the stored frame.
+        reduction: side in pixels of the square that is averaged into one stored vector.
     """
     height, width = (max(1, round(side / reduction)) for side in flow.shape[:2])
     coarse = cv2.resize(flow.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
@@ -36,18 +36,15 @@ def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
 
 
 def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", out: np.ndarray) -> None:
-    """Unpack one field into ``out``, cut and resized like the pixels of the same crop.
+    """Unpack one field into ``out``, cropped and resized like the pixels of the clip.
 
-    The vectors are scaled to pixels of the clip; mirroring turns their x round.
+    The vectors are scaled to pixels of the clip. A flip negates their x.
 
     Args:
-        content: one stored field.
-        meta: of its sample.
-        crop: the part of the stored frame that the clip shows.
         out: float16 (size, size, 2), filled.
 
     Raises:
-        CorruptSample: it is not what was written.
+        CorruptSample: the field is damaged.
     """
     try:
         height, width = _SIZE.unpack_from(content)
@@ -56,8 +53,8 @@ def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", o
         raise CorruptSample(Reason.CHECKSUM, meta.where, f"KEY.flow: {error}") from error
     size = out.shape[0]
     shrink_x, shrink_y = width / meta.width, height / meta.height
-    step_x, step_y = crop.width / size, crop.height / size  # stored pixels a clip pixel
-    # centre of clip pixel (0, 0), and from there to its neighbour, on the grid of the field
+    step_x, step_y = crop.width / size, crop.height / size  # stored pixels per clip pixel
+    # centre of clip pixel (0, 0) on the grid of the field, and the distance to the next clip pixel
     first_x, first_y = (crop.left + step_x / 2) * shrink_x - 0.5, (crop.top + step_y / 2) * shrink_y - 0.5
     right = step_x * shrink_x
     if crop.flip:

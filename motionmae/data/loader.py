@@ -1,10 +1,11 @@
-"""Clips for training: threads or processes decode the next micro-batches, in an order that is a pure function.
+"""Clip loader: threads or processes decode the next micro-batches, in an order that is a pure function.
 
-Position p of epoch e holds the same sample, cut the same way, on every machine: EpochSampler names it and everything
-random is keyed by (seed, epoch, sample, repeat). Step t, rank r and accumulation step a of R ranks and micro-batch b
-read the positions t * batch + a * R * b + r * b + [0, b); so the clips of a step are the same for every number of
-ranks and decoders, and continuing at a step needs no state but its number. An epoch has ``samples // batch`` steps; the
-incomplete last batch is left out (other samples each epoch).
+:class:`motionmae.data.sampler.EpochSampler` maps each shuffle index of an epoch to a sample. All random numbers of a
+clip are keyed by (seed, epoch, sample, repeat). A shuffle index therefore gives the same clip on every machine. With R
+ranks and micro-batches of b samples, accumulation step a of rank r in step t reads the shuffle indices
+t * batch + a * R * b + r * b + [0, b). The clips of a step are therefore the same for every number of ranks and
+decoders, and a resume needs only the number of the step. An epoch has ``samples // batch`` steps. The incomplete last
+batch is dropped; it has other samples each epoch.
 """
 
 import itertools
@@ -21,37 +22,35 @@ import torch
 
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
-from motionmae.data.clip_decoder import ClipDecoder, ClipRequest, ShardSource
-from motionmae.data.decode_workers import WorkerSource
-from motionmae.data.ffcv_source import BetonSource
-from motionmae.data.remote.shard_prefetch import ShardPrefetcher
+from motionmae.data.clip_decoder import ClipRequest
+from motionmae.data.open_shards import check_stored, load_manifest, open_decoder, start_prefetch
 from motionmae.data.rng import mask_seed
-from motionmae.data.sampler import ORDER_VERSION, EpochSampler
+from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.manifest import Manifest, check_whole, load_manifest
-from motionmae.data.shared_buffers import SharedBufferPool
-from motionmae.data.temporal_sampling import check_windows
+from motionmae.data.shards.format import ORDER_VERSION
+from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shared_buffers import SharedBuffer, SharedBufferPool
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A micro-batch of n = micro_batch_size * repeats clips on the CPU, the repeats of a sample in a row."""
+    """A micro-batch of n = micro_batch_size * repeats clips on the CPU. The repeats of a sample are adjacent."""
 
     clips: torch.Tensor
-    """uint8 (n, T, H, W, 3), pinned where CUDA is there; its memory is used again when no tensor refers to it."""
+    """uint8 (n, T, H, W, 3), pinned with CUDA. The memory is reused when no tensor refers to it."""
     labels: torch.Tensor
     """int64 (n,)."""
     seeds: torch.Tensor
-    """int64 (n,) of the masks."""
+    """int64 (n,), seeds of the masks."""
     samples: torch.Tensor
-    """int64 (n,) ids: what was trained on, stand-ins of corrupt samples by their own name."""
+    """int64 (n,), ids of the samples used. For a replaced sample it is the replacement's id."""
     flow: torch.Tensor | None
-    """float16 (n, T, H, W, 2) in pixels, where asked for."""
+    """float16 (n, T, H, W, 2) in pixels, if requested."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with all that a model takes on ``device``; sample ids stay, they are for people."""
+        """Copy all tensors to ``device``, except the sample ids, which are for messages."""
         flow = None if self.flow is None else self.flow.to(device, non_blocking=True)
         clips, labels, seeds = (
             tensor.to(device, non_blocking=True) for tensor in (self.clips, self.labels, self.seeds)
@@ -59,8 +58,27 @@ class Batch(NamedTuple):
         return Batch(clips, labels, seeds, self.samples, flow)
 
 
+class _Target(NamedTuple):
+    """A micro-batch that is being decoded, with the memory of its tensors."""
+
+    batch: Batch
+    clips: SharedBuffer
+    flows: SharedBuffer | None
+    sampler: EpochSampler
+
+
+class _Item(NamedTuple):
+    """A sample to decode."""
+
+    row: int
+    """Number of the sample within the micro-batch."""
+    shuffle_index: int
+    """Position in the order of the epoch, see EpochSampler."""
+    sample: int
+
+
 def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int) -> dict[str, Any]:
-    """What makes a stream of samples the one it is; JSON."""
+    """Return all values that determine the stream of samples, as JSON."""
     return {
         "order_version": ORDER_VERSION,
         "shards": manifest.fingerprint,
@@ -72,53 +90,34 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
 
 
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Refuse to continue after ``state`` (:meth:`ClipLoader.state`) where the stream would be another one.
+    """Refuse to resume from ``state`` (:meth:`ClipLoader.state`) with another stream of samples.
 
     Raises:
-        UserError: naming everything that differs.
+        UserError: names all values that differ.
     """
     differing = [
         f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
     ]
     if differing:
         raise UserError(
-            f"this run goes through another stream of data ({'; '.join(differing)}): "
-            "restore these settings and shards, or start a run of another name"
+            f"this run would continue with another stream of samples ({'; '.join(differing)}): "
+            "restore these settings and shards, or start a run with another name"
         )
 
 
-def check_clips_fit(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
-    """Refuse shards that do not hold what clips are cut from.
-
-    Raises:
-        UserError: a stride, flow, windows long enough or whole videos that they do not hold.
-    """
-    check_windows(manifest, data.shards, clip)
-    if flow and not manifest.encoder.flow_distance:
-        raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
-    if flow and data.beton:
-        raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
-    if data.sampling == "segments":
-        check_whole(manifest, data.shards, "data.sampling=segments")
-
-
 class ClipLoader:
-    """Endless micro-batches of one rank.
+    """Endless iterator over the micro-batches of one rank.
 
     Args:
-        data: shards (or a .beton made from them) and how clips are cut.
-        clip: frames, stride, size.
-        seed: the run's.
         batch: samples of a step over all ranks.
-        micro_batch_size: samples of one item.
-        rank: of this process.
+        micro_batch_size: samples of a micro-batch.
         world: number of ranks.
         flow: read stored optical flow too.
         labelled: refuse samples without a class.
 
     Raises:
-        UserError: no shards, fewer samples than a batch, a batch the ranks cannot share evenly, a stride or whole
-            videos that the shards do not hold.
+        UserError: there are no shards or fewer samples than a batch, the ranks cannot share a batch evenly, or see
+            :func:`motionmae.data.open_shards.check_stored`.
     """
 
     def __init__(
@@ -144,22 +143,24 @@ class ClipLoader:
         self.data, self.clip, self.seed, self.batch, self.micro_batch_size = data, clip, seed, batch, micro_batch_size
         self.rank, self.world, self.labelled = rank, world, labelled
         self.manifest = load_manifest(data.shards, data)
-        check_clips_fit(self.manifest, data, clip, flow)
+        check_stored(self.manifest, data, clip, flow)
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
-        """Unreadable samples that this rank met, by :class:`motionmae.data.shards.errors.Reason`."""
+        """Corrupt samples found by this rank, by :class:`motionmae.data.shards.errors.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
-        """The reason of each of them, by its id."""
+        """Reason of each corrupt sample, by its id."""
         self.ready = 0
-        """Of the ``data.prefetch`` micro-batches held ahead, those that were complete when one was last asked for."""
+        """Number of prefetched micro-batches that were complete at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
         shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
-        self._clips = SharedBufferPool((*shape, 3), torch.uint8)
-        self._flows = SharedBufferPool((*shape, 2), torch.float16) if flow else None
-        self._order = self._epoch_order(0)
-        self._source = self._open_source()
-        self._pool = ThreadPoolExecutor(self._source.threads, "clip-decoder")
-        self._ahead = self._look_ahead()
+        pinned = torch.cuda.is_available()
+        self._clips = SharedBufferPool((*shape, 3), np.uint8, pinned)
+        self._flows = SharedBufferPool((*shape, 2), np.float16, pinned) if flow else None
+        self._sampler = self._sampler_of(0)
+        self._decoder = open_decoder(data, clip, self.manifest)
+        self._pool = ThreadPoolExecutor(self._decoder.threads, "clip-decoder")
+        in_flight = (data.prefetch // self.accumulation + 2) * batch  # between the slowest and the fastest rank
+        self._prefetcher = start_prefetch(self._decoder, data, self._sampler_of, rank, in_flight)
 
     def __enter__(self) -> "ClipLoader":
         return self
@@ -170,31 +171,15 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Drop what is prefetched and end the threads; may be called again."""
-        if self._ahead:
-            self._source.close()  # or threads would wait for transfers to end
-            self._ahead.close()
+        """Drop prefetched micro-batches and end the threads. May be called again."""
+        if self._prefetcher:
+            self._decoder.close()  # cancels downloads: threads would wait for them
+            self._prefetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._source.close()
-
-    def _open_source(self) -> ClipDecoder:
-        if self.data.beton:
-            return BetonSource(self.data, self.clip, self.manifest)
-        if self.data.workers:
-            return WorkerSource(self.data, self.clip, self.manifest, self._clips, self._flows)
-        return ShardSource(self.data, self.clip, self.manifest)
-
-    def _look_ahead(self) -> ShardPrefetcher | None:
-        """What fetches remote shards before their turn; None where all is on this machine."""
-        reader = self._source.reader
-        if reader is None or reader.cache is None:
-            return None
-        under_way = (self.data.prefetch // self.accumulation + 2) * self.batch  # between the last rank and the first
-        reader.cache.require_room(self.manifest.shards, self.data.shuffle_window_shards, under_way)
-        return ShardPrefetcher(reader, self._epoch_order, self.rank)
+        self._decoder.close()
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps to continue after ``step`` steps consumed by the trainer (not: prefetched)."""
+        """State for a checkpoint after ``step`` steps of the trainer. Prefetched steps do not count."""
         return self.identity | {"epoch": step // self.steps_per_epoch, "step": step}
 
     @property
@@ -203,86 +188,85 @@ class ClipLoader:
         return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Micro-batches from ``step`` on, for ever; the accumulation items of a step follow each other.
+        """Yield micro-batches from ``step`` on, without end. ``data.prefetch`` of them are decoded ahead.
 
-        ``data.prefetch`` of them are decoded ahead.
+        The accumulation steps of a training step follow each other.
 
         Raises:
-            UserError: more samples than ``data.max_corrupt_samples`` are unreadable.
+            UserError: more samples than ``data.max_corrupt_samples`` are corrupt.
         """
         numbers = itertools.count(step * self.accumulation)
-        ahead = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
+        prefetched = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
         try:
             while True:
-                batch, clips = ahead.popleft()
-                self.ready = sum(all(clip.done() for clip in waiting) for waiting in (clips, *(c for _, c in ahead)))
-                ahead.append(self._submit(next(numbers)))
-                for clip in clips:
-                    clip.result()
+                self.ready = sum(all(part.done() for part in parts) for _, parts in prefetched)
+                batch, parts = prefetched.popleft()
+                prefetched.append(self._submit(next(numbers)))
+                for part in parts:
+                    part.result()
                 yield batch
-                del batch, clips  # or its memory would be held while the next is waited for
+                del batch, parts  # they would keep the memory during the wait for the next batch
         finally:
-            for _, clips in ahead:
-                for clip in clips:
-                    clip.cancel()
+            for _, parts in prefetched:
+                for part in parts:
+                    part.cancel()
 
-    def _epoch_order(self, epoch: int) -> EpochSampler:
+    def _sampler_of(self, epoch: int) -> EpochSampler:
         counts = [shard.samples for shard in self.manifest.shards]
         return EpochSampler(counts, self.seed, epoch, self.data.shuffle_window_shards)
 
     def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
-        """Give the ``number``-th micro-batch of this rank, counted from step 0, to the threads."""
-        step, part = divmod(number, self.accumulation)
+        """Start to decode the ``number``-th micro-batch of this rank, counted from step 0."""
+        step, accumulation_step = divmod(number, self.accumulation)
         epoch, step = divmod(step, self.steps_per_epoch)
-        if self._order.epoch != epoch:
-            self._order = self._epoch_order(epoch)
-        first = step * self.batch + (part * self.world + self.rank) * self.micro_batch_size
-        if self._ahead:
-            self._ahead.advance_to(self._order, first)
-        positions = np.arange(first, first + self.micro_batch_size)
-        clips = self._clips.take()
-        n = len(clips)
-        labels, seeds, samples = (torch.empty(n, dtype=torch.int64) for _ in range(3))
-        batch = Batch(clips, labels, seeds, samples, self._flows.take() if self._flows else None)
-        ids = self._order.samples(positions)
-        places = list(zip(range(self.micro_batch_size), positions.tolist(), ids.tolist(), strict=True))
-        share = max(1, self.micro_batch_size // self._source.threads)
-        return batch, [
-            self._pool.submit(self._fill, batch, self._order, places[first : first + share])
-            for first in range(0, self.micro_batch_size, share)
-        ]
+        if self._sampler.epoch != epoch:
+            self._sampler = self._sampler_of(epoch)
+        first = step * self.batch + (accumulation_step * self.world + self.rank) * self.micro_batch_size
+        if self._prefetcher:
+            self._prefetcher.advance_to(self._sampler, first)
+        indices = np.arange(first, first + self.micro_batch_size)
+        samples = self._sampler.samples(indices)
+        items = list(map(_Item, range(self.micro_batch_size), indices.tolist(), samples.tolist()))
+        target = self._new_target()
+        size = max(1, self.micro_batch_size // self._decoder.threads)
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        return target.batch, [self._pool.submit(self._fill, target, part) for part in parts]
 
-    def _fill(self, batch: Batch, order: EpochSampler, places: list[tuple[int, int, int]]) -> None:
-        """Fill (place in the micro-batch, position, sample); in place of a corrupt one, the next of its window."""
-        first = {place: position for place, position, _ in places}
-        while places:
-            replaced = []
-            faults = self._fill_samples(batch, order.epoch, [(place, sample) for place, _, sample in places])
-            for (place, position, sample), fault in zip(places, faults, strict=True):
+    def _new_target(self) -> _Target:
+        clips, flows = self._clips.take(), self._flows.take() if self._flows else None
+        labels, seeds, samples = (torch.empty(len(clips.array), dtype=torch.int64) for _ in range(3))
+        flow = torch.from_numpy(flows.array) if flows else None
+        batch = Batch(torch.from_numpy(clips.array), labels, seeds, samples, flow)
+        return _Target(batch, clips, flows, self._sampler)
+
+    def _fill(self, target: _Target, items: list[_Item]) -> None:
+        """Decode samples into a micro-batch. A corrupt sample is replaced by the next sample of its shuffle window."""
+        first_index = {item.row: item.shuffle_index for item in items}
+        while items:
+            replacements = []
+            for item, fault in zip(items, self._decode(target, items), strict=True):
                 if fault is None:
                     continue
-                self._count(sample, fault)
-                position = order.following(position)
-                if position == first[place]:
+                self._count_corrupt(item.sample, fault)
+                index = target.sampler.next_in_window(item.shuffle_index)
+                if index == first_index[item.row]:
                     raise UserError(
-                        f"every sample of a window of shards in {self.data.shards} is unreadable: restore them"
+                        f"all samples of a shuffle window in {self.data.shards} are corrupt: restore the shards"
                     )
-                replaced.append((place, position, order.sample(position)))
-            places = replaced
+                replacements.append(_Item(item.row, index, target.sampler.sample(index)))
+            items = replacements
 
-    def _fill_samples(self, batch: Batch, epoch: int, samples: list[tuple[int, int]]) -> list[CorruptSample | None]:
-        """Fill the repeats of each (place, sample); what is wrong with each sample, None for nothing."""
-        repeats = self.data.repeated_sampling
-        wanted = [
-            ClipRequest(place * repeats + repeat, self.seed, epoch, sample, repeat)
-            for place, sample in samples
+    def _decode(self, target: _Target, items: list[_Item]) -> list[CorruptSample | None]:
+        """Decode all repeats of each sample. Returns the fault of each sample, None for an intact one."""
+        repeats, epoch, batch = self.data.repeated_sampling, target.sampler.epoch, target.batch
+        requests = [
+            ClipRequest(item.row * repeats + repeat, self.seed, epoch, item.sample, repeat)
+            for item in items
             for repeat in range(repeats)
         ]
-        outcomes = self._source.decode_into(
-            wanted, batch.clips.numpy(), None if batch.flow is None else batch.flow.numpy()
-        )
-        faults: list[CorruptSample | None] = [None] * len(samples)
-        for number, (one, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        outcomes = self._decoder.decode_into(requests, target.clips, target.flows)
+        faults: list[CorruptSample | None] = [None] * len(items)
+        for number, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
             if isinstance(outcome, CorruptSample):
                 faults[number // repeats] = outcome
                 continue
@@ -291,26 +275,28 @@ class ClipLoader:
                     f"{outcome.where} in {self.data.shards} has no class (its label is {outcome.label}, the manifest "
                     f"names {len(self.manifest.class_names)} classes): make the shards of a split with labels"
                 )
-            batch.labels[one.row] = outcome.label
-            batch.seeds[one.row] = mask_seed(self.seed, epoch, one.sample, one.repeat)
-            batch.samples[one.row] = one.sample
+            batch.labels[request.row] = outcome.label
+            batch.seeds[request.row] = mask_seed(self.seed, epoch, request.sample, request.repeat)
+            batch.samples[request.row] = request.sample
         return faults
 
-    def _count(self, sample: int, fault: CorruptSample) -> None:
-        """Note an unreadable sample, once a run.
+    def _count_corrupt(self, sample: int, fault: CorruptSample) -> None:
+        """Count a corrupt sample, once a run.
 
         Raises:
-            UserError: the budget is spent.
+            UserError: there are more than ``data.max_corrupt_samples``.
         """
         with self._lock:
             if sample not in self.corrupt_samples:
                 self.corrupt_samples[sample] = fault.reason.value
                 self.corrupt[fault.reason.value] += 1
-                logger.warning("sample %d cannot be read, the next of its window takes its place: %s", sample, fault)
+                logger.warning(
+                    "sample %d is corrupt and is replaced by the next sample of its shuffle window: %s", sample, fault
+                )
             found = len(self.corrupt_samples)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.corrupt.items()))
         if found > self.data.max_corrupt_samples:
             raise UserError(
-                f"{found} samples of {self.data.shards} cannot be read ({reasons}; this one: {fault}), more than "
-                f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or raise the budget"
+                f"{found} samples of {self.data.shards} are corrupt ({reasons}; the last one: {fault}), more than "
+                f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or raise the limit"
             )

@@ -1,4 +1,4 @@
-"""What loading costs: how many clips a second this machine gives, where the time goes, how many cores that makes."""
+"""Profile the loader: clips a second on this machine, CPU time a clip, and cores needed for a GPU."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
@@ -19,55 +20,57 @@ from motionmae.errors import UserError
 
 
 @dataclass(frozen=True)
-class Loading:
-    """Measured figures of one rank's loading."""
+class LoaderProfile:
+    """Measurements of the loader of one rank."""
 
     clips_per_second: float
-    """Of the loader as the configuration has it."""
+    """Rate of the loader with the settings of the configuration."""
     decoders: int
-    """Its processes or threads."""
+    """Number of decoding processes or threads."""
     bytes_per_clip: float
-    """Stored bytes that a clip needs."""
+    """Stored bytes read for a clip."""
     cpu_ms: float
-    """CPU milliseconds a clip, end to end: of all the loader's threads and processes while it loaded."""
+    """CPU milliseconds a clip of all threads and processes of the loader."""
     read_ms: float
-    """Of them, as measured alone on one core: finding, reading and checking the frames."""
+    """CPU milliseconds a clip to find, read and check the frames, measured alone on one core."""
     decode_ms: float
-    """Of them, as measured alone on one core: decoding, cropping and resizing."""
+    """CPU milliseconds a clip to decode, crop and resize, measured alone on one core."""
     corrupt: int
-    """Samples that could not be read meanwhile."""
+    """Number of corrupt samples found."""
 
     @property
     def bytes_per_second(self) -> float:
-        """What the loader reads."""
+        """Rate at which the loader reads."""
         return self.clips_per_second * self.bytes_per_clip
 
     @property
     def decode_share(self) -> float:
-        """Of a clip's CPU time."""
+        """Fraction of a clip's CPU time for decoding."""
         return min(1.0, self.decode_ms / self.cpu_ms)
 
     @property
     def clips_per_core(self) -> float:
-        """Clips a second that one busy core gives."""
+        """Clips a second of one busy core."""
         return 1e3 / self.cpu_ms
 
     def cores(self, clips_per_second: float) -> int:
-        """Cores for a GPU that trains so many clips a second; what training itself computes comes on top."""
+        """Number of cores for a GPU that trains ``clips_per_second``. The training process needs more on top."""
         return math.ceil(clips_per_second / self.clips_per_core)
 
 
-def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> Loading:
-    """Load clips for about ``seconds`` as a run would, then half of that on one core, step by step.
+def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> LoaderProfile:
+    """Load clips for about ``seconds`` as a run does, then measure reading and decoding alone for half of that.
 
     Raises:
-        UserError: there are no shards, a .beton is read in their place, or too many are damaged.
+        UserError: there are no shards, the configuration reads a .beton, or too many samples are corrupt.
     """
     if data.beton:
-        raise UserError(f"data.beton={data.beton}: doctor measures shards; benchmarks/loader.py measures a .beton too")
+        raise UserError(
+            f"data.beton={data.beton} cannot be measured by doctor: leave it empty, or use benchmarks/loader.py"
+        )
     with ClipLoader(data, clip, seed=0, batch=micro_batch_size, micro_batch_size=micro_batch_size) as loader:
         batches = loader.batches(0)
-        for _ in range(data.prefetch):  # what starting costs is not the question
+        for _ in range(data.prefetch):  # the start is not measured
             next(batches)
         clips, started, used = 0, time.perf_counter(), _cpu_seconds()
         while time.perf_counter() - started < seconds:
@@ -76,20 +79,21 @@ def measure_loading(data: DataConfig, clip: ClipConfig, micro_batch_size: int, s
         cpu_ms = 1e3 * (_cpu_seconds() - used) / clips
         corrupt = len(loader.corrupt_samples)
         decoders = data.workers or data.threads
-        read_ms, decode_ms, size = _one_by_one(
-            ShardReader(data.shards, loader.manifest, data=data), data, clip, seconds / 2
-        )
-    return Loading(rate, decoders, size, cpu_ms, read_ms, decode_ms, corrupt)
+        reader = open_reader(data.shards, loader.manifest, data)
+        read_ms, decode_ms, size = _profile_steps(reader, data, clip, seconds / 2)
+    return LoaderProfile(rate, decoders, size, cpu_ms, read_ms, decode_ms, corrupt)
 
 
 def _cpu_seconds() -> float:
-    """CPU seconds that this process and those it started have used."""
+    """CPU seconds used by this process and its children."""
     this = psutil.Process()
     return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user, system
 
 
-def _one_by_one(reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float) -> tuple[float, float, float]:
-    """CPU milliseconds of reading and of decoding, and stored bytes, a clip."""
+def _profile_steps(
+    reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float
+) -> tuple[float, float, float]:
+    """Measure CPU milliseconds a clip for reading, the same for decoding, and stored bytes a clip."""
     out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
     read = decode = size = 0.0
     started, clips = time.perf_counter(), 0

@@ -1,7 +1,8 @@
-"""RandAugment and random erasing of whole clips for fine-tuning (Table 6b): timm's operations, keyed by the sample.
+"""RandAugment and random erasing of whole clips for fine-tuning (Table 6b).
 
-timm draws anew for every picture, from Python's global generator. A clip needs one policy for all of its frames, and
-the same one whichever thread decodes it; so the draws are ours, and what is drawn from is timm's.
+timm's RandAugment draws new operations for every picture from Python's global generator. A clip needs the same
+operations for all of its frames, whichever thread decodes it. This module therefore draws timm's operations with a
+generator keyed by the sample.
 """
 
 import random
@@ -23,18 +24,17 @@ Operation = Callable[[Image.Image], Image.Image]
 _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), 0.0) | dict.fromkeys(
     ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"), 1.0
 )
-"""Operations whose argument timm mirrors by chance around the value that changes nothing, and that value."""
+"""Operations whose argument timm mirrors at random around the neutral value -> that value."""
 
 
 class ClipAugment:
     """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``.
 
     Args:
-        data: names both.
-        size: side of the clips.
+        size: pixels of the clips' side.
 
     Raises:
-        UserError: the policy is none of timm's.
+        UserError: timm does not know the policy.
     """
 
     def __init__(self, data: DataConfig, size: int):
@@ -55,7 +55,7 @@ class ClipAugment:
             self._erase_box(clip, keyed)
 
     def _erase_box(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
-        """Fill a box of timm's default sizes, the same in all frames, with normal noise around ImageNet's mean."""
+        """Fill a box, the same in all frames, with normal noise around ImageNet's mean. Sizes are timm's defaults."""
         frames, height, width, _ = clip.shape
         area = (_BOX.min_area, _BOX.max_area)
         aspect = (float(np.exp(_BOX.log_aspect_ratio[0])), float(np.exp(_BOX.log_aspect_ratio[1])))
@@ -68,29 +68,29 @@ _BOX = RandomErasing()
 
 
 def parse_policy(text: str, size: int) -> auto_augment.RandAugment:
-    """Timm's RandAugment of a notation such as ``rand-m9-mstd0.5-inc1``, with timm's own settings for a picture size.
+    """Parse timm's notation of RandAugment, such as ``rand-m9-mstd0.5-inc1``, with timm's settings for a picture size.
 
     Raises:
-        UserError: timm does not read it, or it weighs its operations.
+        UserError: timm does not know the notation, or it asks for weighted operations.
     """
     settings = {
         "translate_const": int(size * 0.45),
         "img_mean": tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN),
-        "interpolation": Image.Resampling.BILINEAR,  # timm's default draws one for each picture
+        "interpolation": Image.Resampling.BILINEAR,  # timm's default draws one for every picture
     }
     try:
         policy = auto_augment.rand_augment_transform(text, settings)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"data.rand_augment={text} is not timm's notation ({error}): write for example rand-m9-mstd0.5-inc1"
+            f"data.rand_augment={text} is not in timm's notation ({error}): write for example rand-m9-mstd0.5-inc1"
         ) from error
     if policy.choice_weights is not None:
-        raise UserError(f"data.rand_augment={text}: weighted operations are not supported, leave its -t part out")
+        raise UserError(f"data.rand_augment={text}: weighted operations are not supported: remove the -t part")
     return policy
 
 
 def draw_operations(policy: auto_augment.RandAugment, generator: random.Random) -> list[Operation]:
-    """Draw what happens to every frame of one clip, with the chances of timm's ``RandAugment`` and ``AugmentOp``."""
+    """Draw the operations of one clip with the probabilities of timm's ``RandAugment`` and ``AugmentOp``."""
     operations: list[Operation] = []
     for _ in range(policy.num_layers):
         chosen = policy.ops[int(generator.random() * len(policy.ops))]
@@ -109,6 +109,6 @@ def draw_operations(policy: auto_augment.RandAugment, generator: random.Random) 
 def _operation(chosen: auto_augment.AugmentOp, magnitude: float, sign: int) -> Operation:
     arguments: tuple[float, ...] = chosen.level_fn(magnitude, chosen.hparams) if chosen.level_fn else ()
     neutral = _MIRRORED.get(chosen.name)
-    if neutral is not None:  # the sign in `arguments` is by Python's global generator: put ours in its place
+    if neutral is not None:  # timm drew the sign in `arguments` with Python's global generator
         arguments = (neutral + sign * round(abs(arguments[0] - neutral), 12),)
     return lambda picture: chosen.aug_fn(picture, *arguments, **chosen.kwargs)

@@ -1,8 +1,8 @@
-"""Random numbers of a sample as a function of who it is, never of which worker met it when.
+"""Random numbers keyed by the sample. They do not depend on the worker or on the time of decoding.
 
-Everything random about a clip (start frame, crop, flip, mask) is drawn from a generator keyed by (seed, epoch, sample,
-repeat). The numbers come from BLAKE2b in counter mode: the same on every machine and in every version of numpy (whose
-`Generator` may change its streams between releases), and independent for keys that differ in one bit.
+The start frame, crop, flip and mask of a clip are drawn from a generator keyed by (seed, epoch, sample, repeat). The
+numbers come from BLAKE2b in counter mode. They are the same on every machine and in every version of numpy, whose
+`Generator` may change its streams between releases. Keys that differ in one bit give independent numbers.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ _BLOCK_WORDS = 8  # 64-bit words of one BLAKE2b digest
 
 
 def keyed_bits(purpose: str, *key: int) -> int:
-    """A 64-bit number that is a function of ``purpose`` (at most 16 letters) and the integers of ``key``."""
+    """Return a 64-bit number that depends only on ``purpose`` and ``key``, see :class:`KeyedRandom`."""
     return KeyedRandom(purpose, *key).bits()
 
 
 def mask_seed(seed: int, epoch: int, sample: int, repeat: int) -> int:
-    """Seed of the mask of one clip, in [0, 2^63): the same on every rank and in every attempt."""
+    """Seed of the mask of one clip, in [0, 2^63). Equal on every rank and in every attempt."""
     return keyed_bits("mask", seed, epoch, sample, repeat) >> 1
 
 
 class KeyedRandom:
-    """Counter-based generator: equal keys give equal draws, different keys independent ones.
+    """Counter-based generator. Equal keys give equal numbers, different keys give independent numbers.
 
     Args:
-        purpose: at most 16 ASCII letters; two purposes never share draws.
-        key: 64-bit integers, signed or not, e.g. seed, epoch, sample, repeat.
+        purpose: at most 16 ASCII letters. Two purposes give independent numbers.
+        key: 64-bit integers, signed or unsigned, e.g. seed, epoch, sample, repeat.
     """
 
     def __init__(self, purpose: str, *key: int):

@@ -78,10 +78,12 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
     if gpus == 0:
-        raise UserError("engine.device=cuda, but torch finds no GPU here: use engine.device=cpu or a machine with one")
+        raise UserError(
+            "engine.device=cuda, but torch finds no GPU: set engine.device=cpu, or use a machine with a GPU"
+        )
     if local_rank >= gpus:
         raise UserError(
-            f"local rank {local_rank} has no GPU of its own, the node shows {gpus}: "
-            "start as many ranks a node as it has GPUs, and let every rank see all of them"
+            f"local rank {local_rank} has no GPU, torch finds {gpus} on this node: "
+            "start one rank per GPU, and make all GPUs of the node visible to every rank"
         )
     return torch.device("cuda", local_rank)

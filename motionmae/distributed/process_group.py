@@ -73,15 +73,15 @@ def create_store(
         nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
         if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
             raise UserError(
-                f"on its own machine the name {host} means {address[0]}, where no other node can reach it: correct "
-                "/etc/hosts there, or set MASTER_ADDR to its address in the cluster's network"
+                f"MASTER_ADDR={host} resolves to {address[0]} on rank 0, which no other node can reach: correct "
+                "/etc/hosts there, or set MASTER_ADDR to an address in the cluster's network"
             )
         listener = socket.create_server(address[:2], family=family, backlog=4096)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise dist.DistNetworkError(f"MASTER_PORT={port} is taken on {host}") from error
         raise UserError(
-            f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): it must name the machine that rank 0 runs on"
+            f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): set it to an address of the machine of rank 0"
         ) from error
     return dist.TCPStore(
         host, port, world, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()

@@ -31,7 +31,7 @@ _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2
 _STOP_FILE_LEVEL = 3
 _END_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
-_INTERRUPT_MESSAGE = b"\nsaving after this step, then the end; Ctrl-C once more leaves at once\n"
+_INTERRUPT_MESSAGE = b"\nsaving after this step, then exiting; press Ctrl-C again to exit without saving\n"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a pre-trained model is worth and what it sees: recognition, DAVIS, reconstructions."""
+"""Evaluation of trained models: multi-view test, k-nearest neighbours, DAVIS, reconstructions, features, export."""
 
 ADAPTERS = ("duplicate", "sliding", "pairs")
-"""Ways to see a single frame (:mod:`motionmae.evaluation.davis.frame_features`); here, as the command line needs no torch."""
+"""Ways to encode a single frame (:mod:`motionmae.evaluation.davis.frame_features`). Importing them needs no torch."""

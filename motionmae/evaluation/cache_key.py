@@ -1,8 +1,8 @@
-"""What the files of a resumable evaluation belong to: what lies in a folder is only ever used for the same again.
+"""Cache key of a resumable evaluation: results are reused only for the same weights, inputs and settings.
 
 ::
 
-    FOLDER/identity.json    weights, inputs and settings of everything beside it
+    FOLDER/cache_key.json    key of all results in this folder
 """
 
 import hashlib
@@ -13,50 +13,50 @@ from pathlib import Path
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
-IDENTITY = "identity.json"
+FILE_NAME = "cache_key.json"
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Three things that decide the values of an evaluation."""
+    """All that determines the result of an evaluation."""
 
     weights: str
-    """Fingerprint of the model; empty where there is none."""
+    """Fingerprint of the model; empty without a model."""
     inputs: str
-    """Which videos: fingerprint of a manifest, or the absolute path of a folder."""
+    """Fingerprint of a manifest, or absolute path of a folder of videos."""
     settings: dict[str, object]
-    """All else that changes a value; JSON."""
+    """All other settings that change a result; JSON values."""
 
     @property
     def digest(self) -> str:
-        """Short name: another for other weights, inputs or settings."""
+        """Short hash of the key."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def bind(self, folder: Path) -> None:
-        """Make ``folder`` and note in it whose it is, or see that it was made for the same.
+        """Create ``folder`` with this key, or check that it has the same key.
 
         Raises:
-            UserError: it holds files of something else, or does not say of what.
+            UserError: the folder has another key, or it has files but no key.
         """
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is no folder: choose another --out")
+            raise UserError(f"{folder} is not a folder: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        ours, theirs = json.loads(json.dumps(asdict(self))), read_identity(folder)
+        ours, theirs = json.loads(json.dumps(asdict(self))), read_cache_key(folder)
         if theirs is None:
-            if any(not path.name.startswith(IDENTITY) for path in folder.iterdir()):
-                raise UserError(f"{folder} has no {IDENTITY} to say what its files are of: choose another --out")
-            write_atomically(folder / IDENTITY, (json.dumps(ours, indent=1) + "\n").encode())
+            if any(not path.name.startswith(FILE_NAME) for path in folder.iterdir()):
+                raise UserError(f"{folder} contains files but no {FILE_NAME}: choose another --out")
+            write_atomically(folder / FILE_NAME, (json.dumps(ours, indent=1) + "\n").encode())
         elif differences := _differences(_flat(theirs), _flat(ours)):
-            raise UserError(f"{folder} holds results of another kind ({differences}): choose another --out")
+            raise UserError(f"{folder} contains results with another cache key ({differences}): choose another --out")
 
 
-def read_identity(folder: Path) -> dict[str, object] | None:
-    """What ``folder`` was made for, with the keys of :class:`CacheKey`; None where it does not say.
+def read_cache_key(folder: Path) -> dict[str, object] | None:
+    """Read the key of ``folder`` as a dictionary with the fields of :class:`CacheKey`; None if it has no key.
 
     Raises:
-        UserError: its note is damaged.
+        UserError: the file is damaged.
     """
-    path = folder / IDENTITY
+    path = folder / FILE_NAME
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -68,15 +68,15 @@ def read_identity(folder: Path) -> dict[str, object] | None:
     return found
 
 
-def _flat(identity: dict) -> dict[str, object]:
-    return {key: identity.get(key) for key in ("weights", "inputs")} | identity["settings"]
+def _flat(key: dict) -> dict[str, object]:
+    return {name: key.get(name) for name in ("weights", "inputs")} | key["settings"]
 
 
 def _differences(theirs: dict[str, object], ours: dict[str, object]) -> str:
-    keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    shown = [f"{key}: {_short(key, theirs.get(key))} there, {_short(key, ours.get(key))} here" for key in keys]
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    shown = [f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours.get(name))} here" for name in names]
     return "; ".join(shown)
 
 
-def _short(key: str, value: object) -> object:
-    return (str(value)[:12] or "none") if key == "weights" else value
+def _short(name: str, value: object) -> object:
+    return (str(value)[:12] or "none") if name == "weights" else value

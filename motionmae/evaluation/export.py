@@ -1,11 +1,11 @@
-"""Weights that others can use: safetensors under our names, or a folder that Hugging Face transformers loads.
+"""Export weights: safetensors under our names, or a folder for Hugging Face transformers.
 
 ::
 
-    OUT/model.safetensors    the weights (of the average, where the run keeps one)
-    OUT/motionmae.json       step, config, classes, code: all that reading them back takes
-    OUT/README.md            the model card
-    OUT/config.json, OUT/preprocessor_config.json    with ``hf``: what transformers asks for
+    OUT/model.safetensors    weights (the moving average, if the run keeps one)
+    OUT/motionmae.json       step, config, classes, commit
+    OUT/README.md            model card
+    OUT/config.json, OUT/preprocessor_config.json    configuration of transformers, with ``hf``
 """
 
 import json
@@ -30,7 +30,7 @@ FORMATS = ("safetensors", "hf")
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written."""
+    """The exported model."""
 
     state: dict[str, Tensor]
     config: Config
@@ -38,14 +38,14 @@ class Exported:
     class_names: tuple[str, ...]
     commit: str
     note: str = ""
-    """What a reader of the card must know of what was left out."""
+    """Note for the model card about omitted weights."""
 
 
 def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
-    """Write a run's checkpoint of ``step``, or its newest, as one of FORMATS; returns the files.
+    """Write the checkpoint of ``step``, or the newest one, in one of FORMATS; return the files.
 
     Raises:
-        UserError: no such checkpoint, Hugging Face's VideoMAE has no such model, or ``out`` cannot be written.
+        UserError: there is no such checkpoint, VideoMAE has no such model, or ``out`` cannot be written.
     """
     loaded = load_run(run, step)
     names = getattr(loaded, "class_names", ())
@@ -73,30 +73,29 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         for name, content in contents.items():
             write_atomically(out / name, content)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}): name a folder that takes files from you") from error
+        raise UserError(f"--out {out} cannot be written ({error}): choose a folder with write permission") from error
     return [out / name for name in contents]
 
 
 def as_videomae(exported: Exported) -> Exported:
-    """The same under the names of transformers' VideoMAE; of a pre-training model without its time head.
+    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head.
 
     Raises:
-        UserError: it has no such model.
+        UserError: VideoMAE has no such model.
     """
     config, state, note = exported.config, exported.state, ""
-    if config.task == "pretrain":
-        if config.target.kind == "both" and config.model.decoder == "divided":
-            state = {name: value for name, value in state.items() if not name.startswith("decoders.time.")}
-            config = config.updated({"target.kind": "frame"})
-            note = "The time head has no place in VideoMAE and is left out; encoder and space head are as trained."
-        huggingface_config(config)  # refuses what is none, before names are looked at
-        return replace(exported, state=to_huggingface(state, PRETRAINING, config.clip), config=config, note=note)
-    huggingface_config(config)
-    return replace(exported, state=to_huggingface(state, CLASSIFIER, config.clip))
+    pretraining = config.task == "pretrain"
+    if pretraining and config.target.kind == "both" and config.model.decoder == "divided":
+        state = {name: value for name, value in state.items() if not name.startswith("decoders.time.")}
+        config = config.updated({"target.kind": "frame"})
+        note = "VideoMAE has no time head: it is omitted. Encoder and space head are as trained."
+    huggingface_config(config)  # raises UserError if this is no VideoMAE
+    state = to_huggingface(state, PRETRAINING if pretraining else CLASSIFIER, config.clip)
+    return replace(exported, state=state, config=config, note=note)
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
-    """The ``config.json`` of a transformers folder."""
+    """Return the ``config.json`` of a transformers folder."""
     classes = {str(number): name for number, name in enumerate(exported.class_names)}
     kind = CLASSIFIER if classes else PRETRAINING
     labels = {"id2label": classes, "label2id": {name: int(number) for number, name in classes.items()}}
@@ -109,7 +108,7 @@ def transformers_config(exported: Exported) -> dict[str, Any]:
 
 
 def preprocessor_config(config: Config) -> dict[str, Any]:
-    """What transformers' VideoMAEImageProcessor does to frames: what our test does."""
+    """Return the settings of transformers' VideoMAEImageProcessor for the preprocessing of our test."""
     size = config.clip.size
     return {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -121,7 +120,7 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 
 
 def recorded_commit(run: Path) -> str:
-    """The commit of the code that trained the run last; where it did not record one, that of this code, and so said."""
+    """Return the commit that trained the run last, or the commit of this code with a remark."""
     return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
 
 
@@ -136,20 +135,20 @@ _LOADING = {
 
 
 def model_card(exported: Exported, kind: str) -> str:
-    """The README of an exported folder: what it is, what it was trained on, how it is loaded."""
+    """Return the README of an exported folder."""
     config = exported.config
-    what = f"classifier of {len(exported.class_names)} classes" if exported.class_names else "pre-trained encoder"
+    model = f"classifier of {len(exported.class_names)} classes" if exported.class_names else "pre-trained encoder"
     settings = config_yaml(config)
     language = "python" if kind == "hf" else "sh"
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
-        f"# {config.name}: {what} (MotionMAE, {config.model.size})",
+        f"# {config.name}: {model} (MotionMAE, {config.model.size})",
         exported.note,
         f"- step {exported.step} of the run `{config.name}` (task {config.task}, seed {config.seed})",
         f"- data: `{config.data.shards}`",
         f"- code: {exported.commit}",
-        f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels, {config.clip.stride} "
-        "frames of the video apart, centred by ImageNet's mean and deviation",
+        f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
+        f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
         f"```{language}\n{_LOADING[kind, config.task]}\n```",
         f"## Settings\n```yaml\n{settings}```",
     ]

@@ -1,4 +1,4 @@
-"""Features as files that others read: npz for numpy, parquet for data frames."""
+"""Write features to files: npz for numpy, parquet for data frames."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from motionmae.evaluation.inference import Results
 
 
 def as_npz(results: Results) -> bytes:
-    """Arrays ``names``, ``features`` (float32, one row a name), ``unreadable`` and ``reasons``."""
+    """Return an npz with ``names``, ``features`` (float32, one row per name), ``unreadable`` and ``reasons``."""
     content = io.BytesIO()
     np.savez(
         content,
@@ -23,10 +23,12 @@ def as_npz(results: Results) -> bytes:
 
 
 def as_parquet(results: Results) -> bytes:
-    """A row a video: ``name``, ``feature`` (a list of float32) and, where that is null, ``reason``.
+    """Return a table with one row per video: ``name``, ``feature`` (list of float32) and ``reason``.
+
+    An unreadable video has no feature, all others have no reason.
 
     Raises:
-        UserError: if pyarrow is not installed.
+        UserError: pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -48,4 +50,4 @@ def as_parquet(results: Results) -> bytes:
 
 
 WRITERS: dict[str, Callable[[Results], bytes]] = {".npz": as_npz, ".parquet": as_parquet}
-"""By the ending of the file."""
+"""Writers by file name suffix."""

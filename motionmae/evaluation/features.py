@@ -1,6 +1,6 @@
-"""Clip features of a frozen encoder: of a folder of videos for others' use, and k-nearest neighbours as a health check.
+"""Clip features of a frozen encoder, for a folder of videos or for shards.
 
-A feature is the mean of the encoder's tokens over the clip in the middle of the video, cut to its central square.
+A feature is the mean of the encoder's tokens over the middle clip of the video, cropped to its central square.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,65 +23,65 @@ from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Embedding
 
 
-def videos_below(folder: Path) -> tuple[dict[str, str], int]:
-    """The video files below a folder, and how many others were passed over.
+def find_videos(folder: Path) -> tuple[dict[str, str], int]:
+    """Find the video files below a folder, and count the skipped files.
 
     Returns:
-        Their paths relative to the folder, sorted, each with a mark that changes with the file; the count of others.
+        Sorted paths relative to the folder, each with a stamp that changes with the file; the number of other files.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no video files.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         known = ", ".join(sorted(VIDEO_SUFFIXES))
-        raise UserError(f"{folder} holds no video file: give a folder with {known} below it")
+        raise UserError(f"{folder} contains no video file: give a folder with files that end in {known}")
     found = {path.relative_to(folder).as_posix(): path.stat() for path in videos}
-    marks = {name: f"{found[name].st_size} {found[name].st_mtime_ns}" for name in sorted(found)}
-    return marks, len(files) - len(videos)
+    stamps = {name: f"{found[name].st_size} {found[name].st_mtime_ns}" for name in sorted(found)}
+    return stamps, len(files) - len(videos)
 
 
 def features_of_files(
     model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
-    """The feature of every one of ``videos`` (of :func:`videos_below`), resumable in ``work``. Collective.
+    """Compute the features of ``videos`` (of :func:`find_videos`). Resumable in ``work``. Collective.
 
     Raises:
-        UserError: ``work`` is of another folder or model.
+        UserError: ``work`` belongs to another folder or model.
     """
-    identity, embed = _identity(model, config, str(folder.resolve()), rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    return infer(videos, read, embed, work, identity, rank, "features", config.data.threads)
+    key = _cache_key(model, config, str(folder.resolve()), rank)
+    return infer(videos, read, _embed(model, config, rank), work, key, rank, "features", config.data.threads)
 
 
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """The feature of every sample of shards, by its number, resumable below ``work``. Collective.
+    """Compute the feature of every sample of the shards, by sample number. Resumable below ``work``. Collective.
 
     Raises:
         UserError: the shards hold windows shorter than a clip.
     """
     check_windows(reader.manifest, reader.folder, config.clip)
-    identity, embed = _identity(model, config, reader.manifest.fingerprint, rank), _frozen(model, config, rank)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_clip(reader, int(name), config.clip).numpy()
 
-    title, threads = reader.manifest.split, config.data.threads
-    return infer(items_of(reader), read, embed, work / identity.digest, identity, rank, title, threads)
+    key = _cache_key(model, config, reader.manifest.fingerprint, rank)
+    embed, title, threads = _embed(model, config, rank), reader.manifest.split, config.data.threads
+    return infer(items_of(reader), read, embed, work / key.digest, key, rank, title, threads)
 
 
-def _identity(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
+def _cache_key(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
     precision = resolve_precision(config.engine.precision, rank.device)
     return CacheKey(fingerprint(model), inputs, {"precision": precision, **config.clip.model_dump()})
 
 
-def _frozen(
+def _embed(
     model: Embedding, config: Config, rank: DistributedContext
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     frozen = FrozenModel(model, rank, resolve_precision(config.engine.precision, rank.device), batch=1)

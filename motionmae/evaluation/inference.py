@@ -1,8 +1,8 @@
-"""One way to put many videos through a frozen model: on all ranks, each video once, resumable, nothing substituted.
+"""Run a frozen model over many videos: on all ranks, each video once, resumable.
 
-Every rank appends what it has computed to a file of its own, one line a video. Whoever starts again, on however many
-ranks, computes what is in none of the files; a video that could not be read is in none, and is tried again. A video has
-forward passes of its own, so its values do not depend on which rank computed them or on what else was asked for.
+Every rank appends its results to one file, one line per video. A restart, on any number of ranks, computes the videos
+that are in none of the files. An unreadable video is in none of them: it is not replaced, and a restart tries it again.
+Videos do not share forward passes. The values of a video therefore do not depend on the rank or on the other videos.
 """
 
 import base64
@@ -26,17 +26,17 @@ from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 
 UNREADABLE = (CorruptSample, UnreadableVideo)
-"""What reading a video raises where the video is at fault."""
+"""Exceptions of an unreadable video."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What became of every item, by its name."""
+    """Results of all items, by name."""
 
     values: dict[str, np.ndarray]
-    """float32 arrays of those that could be read."""
+    """float32 arrays of the readable items."""
     unreadable: dict[str, str]
-    """The reason of the others."""
+    """Reasons of the unreadable items."""
 
 
 def infer(
@@ -44,27 +44,27 @@ def infer(
     read: Callable[[str], np.ndarray],
     compute: Callable[[np.ndarray], np.ndarray],
     parts: Path,
-    identity: CacheKey,
+    key: CacheKey,
     rank: DistributedContext,
     title: str,
     threads: int = 2,
 ) -> Results:
-    """Compute every item that is not yet in ``parts``, shared among the ranks, and return all. Collective.
+    """Compute all items that are not in ``parts`` yet, distributed over the ranks, and return all results. Collective.
 
     Args:
-        items: names, with a mark that changes with the video where ``identity`` does not; the same on every rank.
-        read: makes a model's input of an item, in threads; one of UNREADABLE where it cannot be read.
-        compute: makes float32 values of it.
-        parts: folder of what is done.
-        identity: whose it is.
+        items: names, each with a stamp that changes with the video unless ``key`` does; the same on every rank.
+        read: returns the model's input for an item, or raises one of UNREADABLE. Runs in threads.
+        compute: returns float32 values for this input.
+        parts: folder of the finished results.
+        key: cache key of ``parts``.
         rank: this process.
-        title: what the progress bar says.
-        threads: that read ahead.
+        title: label of the progress bar.
+        threads: number of threads that read ahead.
 
     Raises:
-        UserError: ``parts`` is of another identity.
+        UserError: ``parts`` has another cache key.
     """
-    run_on_rank_zero(rank, lambda: identity.bind(parts))
+    run_on_rank_zero(rank, lambda: key.bind(parts))
     done = broadcast_object(sorted(_rows(parts, items)) if rank.is_rank_zero else None)
     left = sorted(set(items) - set(done))[rank.rank :: rank.world]
     unreadable: dict[str, str] = {}
@@ -77,9 +77,11 @@ def infer(
                 continue
             values = compute(inputs).astype("<f4")
             packed = base64.b64encode(values.tobytes()).decode()
-            file.append({"item": name, "mark": items[name], "shape": values.shape, "values": packed})
+            file.append({"item": name, "stamp": items[name], "shape": values.shape, "values": packed})
     file.close()
-    reasons = {name: why for part in gather_objects(unreadable) for name, why in part.items()}  # all have written now
+    reasons = {
+        name: why for part in gather_objects(unreadable) for name, why in part.items()
+    }  # after this all ranks have written
     rows = _rows(parts, items)
     found = {
         name: np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4").reshape(rows[name]["shape"])
@@ -90,20 +92,20 @@ def infer(
 
 
 def items_of(reader: ShardReader) -> dict[str, str]:
-    """Every sample of shards by its number; they need no marks, their manifest has a fingerprint."""
+    """Return all sample numbers of shards. They need no stamps, because the manifest has a fingerprint."""
     return {str(sample): "" for sample in range(reader.manifest.samples)}
 
 
 def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
-    """The lines of all files that are of ``items`` as they are now, by item."""
+    """Read the lines of all files whose item and stamp are in ``items``."""
     rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
-    return {row["item"]: row for row in rows if items.get(row["item"]) == row["mark"]}
+    return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 
 
 def _read_ahead(
     items: Sequence[str], read: Callable[[str], np.ndarray], threads: int
 ) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """Each item with what was read of it, or what was wrong with it; two for each thread are held ready."""
+    """Yield each item with its input or its exception. At most two inputs per thread are kept ready."""
 
     def attempt(name: str) -> np.ndarray | Exception:
         try:
@@ -123,13 +125,11 @@ def _read_ahead(
 
 
 class FrozenModel:
-    """A model that only looks: on its device, in evaluation mode, under the precision of its training.
+    """A model in evaluation mode, on the device of ``rank``, with the precision of its training.
 
     Args:
-        model: what is called.
-        rank: whose device it goes to.
         precision: fp32, bf16 or fp16.
-        batch: clips of one forward pass.
+        batch: number of clips in a forward pass.
     """
 
     def __init__(self, model: nn.Module, rank: DistributedContext, precision: str, batch: int):
@@ -139,7 +139,7 @@ class FrozenModel:
 
     @torch.inference_mode()
     def __call__(self, clips: np.ndarray) -> Tensor:
-        """The model's float32 output for uint8 clips (n, T, S, S, 3), on the CPU."""
+        """Return the model's output for uint8 clips (n, T, S, S, 3) as float32 on the CPU."""
         outputs = []
         for part in torch.from_numpy(clips).split(self._batch):
             with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):

@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class KnnResult:
-    """How good nearest neighbours are as a classifier."""
+    """Accuracy of nearest neighbours as a classifier."""
 
     top1: float
     """Percent."""
     chance: float
-    """Percent that the most frequent class of the test videos would give."""
+    """Percent of the most frequent class among the test videos."""
     videos: int
     missing: int
-    """Test videos that could not be read."""
+    """Unreadable test videos."""
     train_missing: int
-    """Training videos that could not be read."""
+    """Unreadable training videos."""
 
 
 def classify_by_neighbours(
@@ -28,14 +28,14 @@ def classify_by_neighbours(
     k: int,
     temperature: float,
 ) -> NDArray[np.int64]:
-    """Vote of the ``k`` most similar (cosine) training features, each weighing exp(similarity / temperature).
+    """Classify by a vote of the ``k`` nearest training features, weighted by exp(cosine similarity / temperature).
 
-    Features are centred by the training mean first: those of masked autoencoders share one large component.
+    The training mean is subtracted first, because features of masked autoencoders share one large component.
     """
     mean = train.mean(0)
-    near, far = (part - mean for part in (test, train))
-    near, far = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (near, far))
-    similarity = near @ far.T  # (test, train)
+    centred = (part - mean for part in (test, train))
+    queries, keys = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in centred)
+    similarity = queries @ keys.T  # (test, train)
     best = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train))]
     votes = np.zeros((len(test), int(train_labels.max()) + 1))
     weights = np.exp(np.take_along_axis(similarity, best, 1) / temperature)

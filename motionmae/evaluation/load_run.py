@@ -1,4 +1,4 @@
-"""The model of a run as its checkpoint has it, for everything that looks at what was learned."""
+"""Load the model of a run from one of its checkpoints. The run folder is only read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from motionmae.training.finetune import load_frozen
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pre-trained model, in evaluation mode on the CPU, and where it comes from."""
+    """A pre-trained model, in evaluation mode on the CPU."""
 
     model: MotionMAE
     config: Config
@@ -34,21 +34,21 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A classifier, in evaluation mode on the CPU, and where it comes from."""
+    """A classifier, in evaluation mode on the CPU."""
 
     model: Classifier
     config: Config
     step: int
     class_names: tuple[str, ...]
-    """In the order of its logits."""
+    """In the order of the logits."""
     fingerprint: str
     """Hash of the model's weights."""
 
 
 def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
-    """The step of the checkpoint that every rank is to load: ``step``, or the newest that rank 0 finds. Collective.
+    """Return the step of the checkpoint to load: ``step``, or the newest that rank 0 finds. Collective.
 
-    Ranks that looked for the newest one by one would load different weights when the run saves meanwhile.
+    If every rank looked for the newest checkpoint, a save in between would give them different weights.
 
     Raises:
         UserError: there is no such run or checkpoint.
@@ -62,7 +62,7 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
-    """Load a pre-training run's checkpoint of ``step``, or its newest; the run folder is only read.
+    """Load the checkpoint of ``step``, or the newest one, of a pre-training run.
 
     Raises:
         UserError: there is no such run or checkpoint, or its files are damaged.
@@ -74,10 +74,10 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
 
 
 def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
-    """Load a fine-tuning run's checkpoint of ``step``, or its newest; the run folder is only read.
+    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run.
 
     Raises:
-        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is not to be had.
+        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is missing.
     """
     config, weights, saved = _load(run, step, "finetune")
     names = tuple(saved["task"]["class_names"])
@@ -91,7 +91,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
 
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
-    """:func:`load_pretrained` or :func:`load_finetuned`, whichever the run is."""
+    """Call :func:`load_pretrained` or :func:`load_finetuned`, according to the run's task."""
     folder = RunFolder(run)
     task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
     return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
@@ -100,32 +100,31 @@ def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
 def _config_of(run: Path) -> Config:
     path = RunFolder(run).config
     if not path.is_file():
-        raise UserError(f"{run} is no run folder, it has no {path.name}: give one such as runs/demo")
+        raise UserError(f"{run} is not a run folder, it has no {path.name}: give one such as runs/demo")
     return load_config(str(path))
 
 
 def _load(run: Path, step: int | None, task: str) -> tuple[Config, Weights, dict]:
     config = _config_of(run)
     if config.task != task:
-        raise UserError(f"{run} is a run to {config.task}: give the folder of one to {task}")
+        raise UserError(f"{run} has task={config.task}: give the folder of a run with task={task}")
     checkpoint = newest_checkpoint(RunFolder(run), step)
     return config, load_state(checkpoint.folder), checkpoint.state()
 
 
 class Embedding(nn.Module):
-    """Maps clips (B, T, H, W, 3) to the mean of the encoder's tokens (B, width): the feature of a clip."""
+    """Maps clips (B, T, H, W, 3) to features (B, width): the mean of the encoder's tokens."""
 
     def __init__(self, encoder: Encoder, cube_size: int):
         super().__init__()
         self.encoder, self.cube_size = encoder, cube_size
 
     def forward(self, clips: Tensor) -> Tensor:
-        """See the class."""
         return self.encoder(cut_patches(clips, self.cube_size)).mean(1)
 
 
 def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
-    """The encoder of a run of either task as an :class:`Embedding`, its config and its step.
+    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step.
 
     Raises:
         UserError: as :func:`load_pretrained` and :func:`load_finetuned`.

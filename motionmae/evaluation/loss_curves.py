@@ -1,4 +1,4 @@
-"""Loss curves of one or more runs as a picture, drawn from their ``metrics.jsonl`` with every resume marked."""
+"""Plot the loss curves of one or more runs from their ``metrics.jsonl``, with a mark at every resume."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,44 +13,45 @@ PANELS = (
     ("loss_space", "space head: loss on masked frame cubes"),
     ("loss_time", "time head: loss on masked motion cubes"),
     ("lr", "learning rate"),
-    ("clips_per_second", "clips a second"),
+    ("clips_per_second", "clips per second"),
 )
 
 
 def read_history(run: Path) -> RunHistory:
-    """The history of a pre-training run with logged steps.
+    """Read the metrics of a run folder.
 
     Raises:
-        UserError: if the folder holds no logged step, or those of a fine-tuning, which has one loss.
+        UserError: the folder has no logged step, or the run is a fine-tuning run.
     """
     history = RunHistory(run)
     if not history.rows:
         raise UserError(
-            f"{history.folder.metrics} holds no logged step: give the folder of a run that has begun, such as runs/demo"
+            f"{history.folder.metrics} contains no logged step: "
+            "give the folder of a run that has started, such as runs/demo"
         )
     if "loss_space" not in history.rows[-1]:
-        raise UserError(f"{run} is a run to finetune, whose one loss TensorBoard shows: give one to pretrain")
+        raise UserError(f"{run} has task=finetune: give a run with task=pretrain, or see its loss in TensorBoard")
     return history
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A moving mean over a twentieth of the values, around each; of those that are no NaN."""
-    reach = len(values) // 40
-    around = (values[max(place - reach, 0) : place + reach + 1] for place in range(len(values)))
+    """Return the centred moving mean over a twentieth of the values, without NaNs."""
+    half = len(values) // 40
+    around = (values[max(index - half, 0) : index + half + 1] for index in range(len(values)))
     finite = ([value for value in part if not math.isnan(value)] for part in around)
     return [fmean(part) if part else math.nan for part in finite]
 
 
 def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, float]], out: Path) -> None:
-    """Write a PNG with a panel each for both losses, the learning rate and the throughput.
+    """Write a PNG with four panels: both losses, the learning rate and the throughput.
 
-    Pale is what was logged, of single steps; strong its moving mean. Dashed vertical lines mark where a run was
-    resumed; dotted horizontal ones, the loss of predicting the mean.
+    Thin lines show the logged steps, thick lines their moving mean. Dashed vertical lines mark resumes. Dotted
+    horizontal lines mark the loss of predicting the mean.
 
     Args:
         histories: the runs.
-        marks: for each run, that loss of each head (``space``, ``time``), as far as it is known.
-        out: the PNG.
+        marks: for each run, the loss of predicting the mean by head (``space``, ``time``), where known.
+        out: path of the PNG.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
@@ -62,7 +63,7 @@ def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, fl
                 axes.axhline(mean, color=colour, linestyle=":", linewidth=1.0)
             values = [math.nan if row[key] is None else row[key] for row in history.rows]
             steps = [row["step"] for row in history.rows]
-            if not any(values):  # a head that is not trained: its loss is 0
+            if not any(values):  # an untrained head has loss 0
                 steps, values = [], []
             strong = values if key == "lr" else smoothed(values)
             axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)

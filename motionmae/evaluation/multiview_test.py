@@ -1,4 +1,4 @@
-"""Multi-view action recognition: softmax of each view, their mean, and what the predictions are worth."""
+"""Multi-view test of a classifier: the mean of the softmax over views, accuracy, and the files with the results."""
 
 import csv
 import io
@@ -26,29 +26,29 @@ from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of a test; shares are of the videos that could be read, in percent."""
+    """Results of a test. Accuracies are in percent of the readable videos."""
 
     top1: float
     top5: float
     mean_class: float
-    """Mean of the classes' own top-1, over classes that occur."""
+    """Mean of the top-1 per class, over the classes that occur."""
     videos: int
-    """Of the split, those that could not be read included."""
+    """Number of videos of the split, including unreadable ones."""
     missing: int
-    """Videos that could not be read: they count neither as right nor as wrong."""
+    """Number of unreadable videos. They are counted neither as correct nor as wrong."""
     views: str
-    """clips x crops."""
+    """Clips x crops."""
     gflops_per_view: float
-    """10^9 multiply-additions, as papers count."""
+    """10^9 multiply-additions, as in the papers."""
     gflops: float
-    """Of all views."""
+    """For all views of a video."""
     parameters: int
     per_class: dict[str, float | None]
-    """Top-1 of each class; None where no video of it was read."""
+    """Top-1 of each class; None if no video of the class was read."""
 
 
-def identity_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
-    """What the predictions of a test depend on."""
+def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
+    """Return the cache key of the predictions."""
     config = trained.config
     settings = {
         "clips": config.test.clips,
@@ -60,73 +60,72 @@ def identity_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext
     return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
 
 
-def result_folder(run: Path, trained: Finetuned, manifest: Manifest, identity: CacheKey) -> Path:
-    """Where a test leaves its files: another folder for another checkpoint, other views or other videos."""
+def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
+    """Return the folder of the results, which is different for each checkpoint, views and videos."""
     views = trained.config.test
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
-    return run / "test" / f"{name}_{identity.digest}"
+    return run / "test" / f"{name}_{key.digest}"
 
 
-def predict(
-    trained: Finetuned, reader: ShardReader, folder: Path, identity: CacheKey, rank: DistributedContext
-) -> Results:
-    """Class probabilities of every video, float32 (classes,), the mean over its views' softmax. Collective."""
+def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey, rank: DistributedContext) -> Results:
+    """Return the class probabilities of every video, float32 (classes,): the mean softmax of its views. Collective."""
     config = trained.config
     precision = resolve_precision(config.engine.precision, rank.device)
     model = FrozenModel(trained.model, rank, precision, config.test.batch_size)
 
+    def read(sample: str) -> np.ndarray:
+        return read_views(reader, int(sample), config)
+
     def compute(views: np.ndarray) -> np.ndarray:
         return model(views).softmax(1).mean(0).numpy()
 
-    read = lambda sample: read_views(reader, int(sample), config)  # noqa: E731
-    items = items_of(reader)
-    return infer(items, read, compute, folder / "parts", identity, rank, "test", config.data.threads)
+    return infer(items_of(reader), read, compute, folder / "parts", key, rank, "test", config.data.threads)
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """The logit of each label of the tested shards, by the classes' names.
+    """Return the logit of each label of the tested shards, matched by class name.
 
     Raises:
-        UserError: naming the classes that the model was not trained on.
+        UserError: the model was not trained on a class.
     """
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
-            f"{len(unknown)} classes of {shards} are none of the {len(trained)} that the model was trained on, "
-            f"{unknown[0]!r} first: make the shards from the same list of classes"
+            f"{len(unknown)} classes of {shards} are not among the {len(trained)} classes of the model, "
+            f"such as {unknown[0]!r}: make the shards from the same list of classes"
         )
     return np.array([trained.index(name) for name in tested], np.int64)
 
 
 def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The true class of every video that was read, in the order of ``results.values``.
+    """Return the true class of every readable video, in the order of ``results.values``.
 
     Raises:
-        UserError: a video has no class, or its shard can no longer be read.
+        UserError: a video has no class, or its shard has become unreadable.
     """
     labels = []
     for name in results.values:
         try:
             meta = reader.read_meta(int(name))
         except CorruptSample as error:
-            raise UserError(f"{reader.folder} has changed since its videos were read ({error}): mend it") from error
+            raise UserError(f"{reader.folder} has changed since its videos were read ({error}): repair it") from error
         if not 0 <= meta.label < len(logits):
-            raise UserError(f"{meta.where} in {reader.folder} has no class: a test needs a split with labels")
+            raise UserError(f"{meta.where} in {reader.folder} has no class: give shards of a split with labels")
         labels.append(int(logits[meta.label]))
     return np.array(labels, np.int64)
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """The figures, and the confusion matrix (true class, predicted class) of counts.
+    """Return the report, and the confusion matrix of counts (true class, predicted class).
 
     Raises:
-        UserError: no video could be read.
+        UserError: all videos are unreadable.
     """
     if not results.values:
-        raise UserError(f"none of the {len(results.unreadable)} videos could be read, so there is nothing to count")
+        raise UserError("all videos are unreadable: check the shards with `python data_tools/verify`")
     config, names = trained.config, trained.class_names
-    chances = np.stack(list(results.values.values()))  # (videos, classes)
-    ranking = np.argsort(-chances, axis=1, kind="stable")
+    probabilities = np.stack(list(results.values.values()))  # (videos, classes)
+    ranking = np.argsort(-probabilities, axis=1, kind="stable")
     hits = ranking == labels[:, None]
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (labels, ranking[:, 0]), 1)
@@ -154,9 +153,9 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
 
 
 def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, results: Results, top: int = 5) -> None:
-    """A CSV with a row a video: shard, key, source, true class, and the ``top`` classes with their probabilities.
+    """Write a CSV with one row per video: shard and key, source, true class, problem, ``top`` classes with probability.
 
-    A video that could not be read has the reason in their place.
+    An unreadable video has a problem and no predicted classes.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -167,15 +166,15 @@ def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, resul
         if name in results.unreadable:
             writer.writerow([*origin, results.unreadable[name]])
             continue
-        chances = results.values[name]
-        best = np.argsort(-chances, kind="stable")[:top]
-        cells = [cell for c in best for cell in (trained.class_names[c], f"{chances[c]:.6f}")]
+        probabilities = results.values[name]
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        cells = [cell for c in best for cell in (trained.class_names[c], f"{probabilities[c]:.6f}")]
         writer.writerow([*origin, "", *cells])
     write_atomically(path, text.getvalue().encode())
 
 
 def _origin(reader: ShardReader, sample: int) -> list[str]:
-    """Shard and key, source, and class of a video, as far as its shard can be read."""
+    """Return shard and key, source, and class of a video, as far as its shard is readable."""
     cells = [str(sample), "", ""]
     with suppress(CorruptSample):
         cells[0] = reader.read_meta(sample).where
@@ -185,12 +184,12 @@ def _origin(reader: ShardReader, sample: int) -> list[str]:
 
 
 def write_report(path: Path, report: Report, **more: object) -> None:
-    """The figures as JSON."""
+    """Write the report as JSON, with the keys of ``more`` added."""
     write_atomically(path, (json.dumps({**asdict(report), **more}, indent=1) + "\n").encode())
 
 
 def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, ...], heading: str) -> None:
-    """The confusion matrix as a PNG: shares of each true class; counts and names where there is room for them."""
+    """Draw the confusion matrix as a PNG: shares of each true class. Up to 30 classes have names and counts."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -199,8 +198,8 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
         figsize=(max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10), layout="constrained"
     )
     axes = figure.subplots()
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if few:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)

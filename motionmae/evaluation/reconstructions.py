@@ -1,4 +1,4 @@
-"""Figure 3 of the paper, still and moving: what went in, what was hidden, what each head rebuilt."""
+"""Draw reconstructions as in Figure 3 of the paper: the input, the masked input, and the prediction of each head."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,28 +22,28 @@ from motionmae.files import atomic_path
 from motionmae.models.motionmae import Reconstruction
 
 Strip = NDArray[np.float32]
-BORROWED = "hidden cubes borrow the true cube's mean and contrast: targets are normalised, so the model tells neither"
+NOTE = "masked cubes have the mean and contrast of the true cube, because the model predicts normalised targets"
 
 LINE = 18
-"""Pixels of a line of text in a moving picture."""
+"""Height of a line of text in a video, in pixels."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One clip under one mask: the rows of a block of the picture."""
+    """The rows of one clip with one mask."""
 
     title: str
     rows: list[tuple[str, Strip]]
-    """Label and frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
+    """Label and n frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
     true_statistics: bool
-    """As in :class:`Reconstruction`."""
+    """See :class:`Reconstruction`."""
 
 
 def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
-    """The middle clips of some samples, uint8 (n, T, H, W, 3), and their flow where the time head rebuilds it.
+    """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their flow if it is a target.
 
     Raises:
-        UserError: a sample cannot be read, is not there, or lacks flow.
+        UserError: a sample does not exist, cannot be read, or has no flow.
     """
     clip = config.clip
     wanted = config.target.has_motion and config.target.motion_source == "flow"
@@ -51,60 +51,60 @@ def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> t
     try:
         clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
     except CorruptSample as error:
-        raise UserError(f"{error}: choose another sample, or mend {reader.folder}") from error
+        raise UserError(f"{error}: choose another sample, or repair {reader.folder}") from error
     return torch.stack(clips), None if flow is None else torch.from_numpy(flow)
 
 
-def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, hidden_only: bool = False) -> Block:
-    """Lay the frames of one clip of a batch side by side, in rows as in Figure 3.
+def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, masked_only: bool = False) -> Block:
+    """Arrange the frames of one clip of a batch in the rows of Figure 3.
 
     Args:
-        title: what stands above the block.
-        found: of ``MotionMAE.reconstruct``.
-        clip: which clip of the batch.
-        columns: frames shown, spread evenly over the clip.
-        hidden_only: what the heads drew is shown alone; visible cubes are grey, or without motion.
+        title: heading of the block.
+        found: result of ``MotionMAE.reconstruct``.
+        clip: index of the clip in the batch.
+        columns: number of frames, evenly spaced over the clip.
+        masked_only: show only predictions; visible cubes are grey, or have no motion.
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
-    seen = _visible(found, clip)[frames] & hidden_only  # (n, H, W, 1)
+    removed = _visible(found, clip)[frames] & masked_only  # (n, H, W, 1)
     strips = [
         ("original", _strip(found.clip[clip].numpy()[frames])),
         ("masked", _strip(found.masked[clip].numpy()[frames])),
     ]
     if found.space is not None:
-        strips.append(("space head", _strip(np.where(seen, 0.5, found.space[clip].numpy()[frames]))))
+        strips.append(("space head", _strip(np.where(removed, 0.5, found.space[clip].numpy()[frames]))))
     if found.motion is not None and found.time is not None:
-        truth, drawn = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
-        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # one for both, so that they can be compared
+        truth, predicted = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
+        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # the same scale makes both rows comparable
         signed = bool(truth.min() < 0)
         strips += [
             ("motion target", _strip(_show(truth, scale, signed))),
-            ("time head", _strip(_show(np.where(seen, 0.0, drawn), scale, signed))),
+            ("time head", _strip(_show(np.where(removed, 0.0, predicted), scale, signed))),
         ]
     return Block(title, strips, found.true_statistics)
 
 
 def _visible(found: Reconstruction, clip: int) -> NDArray[np.bool_]:
-    """Pixels of visible cubes: (T, H, W, 1)."""
+    """Return the pixels of visible cubes: bool (T, H, W, 1)."""
     frames, height, width = found.clip.shape[1:4]
-    hidden = found.mask[clip].numpy()  # (slots, side, side)
+    masked = found.mask[clip].numpy()  # (temporal patches, grid size, grid size)
     for axis, size in enumerate((frames, height, width)):
-        hidden = hidden.repeat(size // hidden.shape[axis], axis)
-    return ~hidden[..., None]
+        masked = masked.repeat(size // masked.shape[axis], axis)
+    return ~masked[..., None]
 
 
-def write_movie(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:
-    """Write the blocks as a moving picture (GIF or mp4, by the name's ending), atomically.
+def write_video(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:
+    """Write blocks as a GIF or mp4, according to the suffix of ``out``.
 
-    Each block is its title and a line of panels: what Figure 3 shows below each other, side by side and moving. The
-    blocks must be of one model and show every frame of their clips.
+    A block is a title and a line of panels. The panels show the rows of Figure 3 side by side. All blocks must come
+    from the same model and show every frame of their clips.
     """
     rows = blocks[0].rows
     height = rows[0][1].shape[0]
     width = height + max(1, height // 32)  # a square frame and its gap
     scale = max(1, round(112 / height))
     whole = len(rows) * width * scale
-    note = textwrap.wrap(BORROWED, whole // 6) if blocks[0].true_statistics else []
+    note = textwrap.wrap(NOTE, whole // 6) if blocks[0].true_statistics else []
     labels = [(number * width * scale, label) for number, (label, _) in enumerate(rows)]
     head = [*(_line([(0, text)], whole) for text in (heading, *note)), _line(labels, whole)]
     titles = [_line([(0, block.title)], whole) for block in blocks]
@@ -120,15 +120,15 @@ def write_movie(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) 
 
 
 def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
-    """Texts from the given columns on, black on white: (LINE, width, 3)."""
-    picture = Image.new("RGB", (width, LINE), "white")
+    """Draw texts from the given columns on, black on white: (LINE, width, 3)."""
+    image = Image.new("RGB", (width, LINE), "white")
     for column, text in texts:
-        ImageDraw.Draw(picture).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
-    return np.array(picture)
+        ImageDraw.Draw(image).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
+    return np.array(image)
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:
-    """(n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1], a white gap right of each frame."""
+    """Join frames with a white gap right of each: (n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1]."""
     gap = max(1, frames.shape[2] // 32)
     return np.concatenate(
         list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1
@@ -136,7 +136,7 @@ def _strip(frames: NDArray[np.float32]) -> Strip:
 
 
 def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
-    """Make motion visible: differences brighter by 1 / scale, signed ones around grey, flow as hue and brightness."""
+    """Map motion to colours: differences divided by ``scale``, signed ones around grey, flow as hue and brightness."""
     if motion.shape[-1] == 2:
         angle, length = np.arctan2(motion[..., 1], motion[..., 0]), np.hypot(motion[..., 0], motion[..., 1])
         hsv = np.stack([np.degrees(angle) % 360, np.ones_like(angle), np.minimum(length / scale, 1)], axis=-1)
@@ -144,8 +144,8 @@ def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np
     return 0.5 + motion / (2 * scale) if signed else motion / scale
 
 
-def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
-    """Write the blocks below each other as a PNG, atomically."""
+def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
+    """Write blocks below each other as a PNG."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     height, width = blocks[0].rows[0][1].shape[:2]
@@ -164,7 +164,7 @@ def write_picture(blocks: Sequence[Block], out: Path, heading: str) -> None:
             panel.text(-0.005, 0.5, label, transform=panel.transAxes, ha="right", va="center", fontsize=9)
             if number == 0:
                 panel.set_title(block.title, loc="left", fontsize=9, pad=3)
-    note = f"\n{BORROWED}" if any(block.true_statistics for block in blocks) else ""
+    note = f"\n{NOTE}" if any(block.true_statistics for block in blocks) else ""
     figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out, durable=False) as temporary:

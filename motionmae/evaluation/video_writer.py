@@ -1,4 +1,4 @@
-"""Writing moving pictures: H.264 in mp4, and GIF."""
+"""Write videos: H.264 in mp4, and GIF."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from motionmae.files import atomic_path
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 (H, W, 3) frames as H.264 that every player shows, atomically; odd sides lose a line."""
+    """Write uint8 frames (H, W, 3) as H.264 in mp4. An odd height or width loses one line."""
     with atomic_path(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = None
         for frame in frames:
@@ -19,14 +19,14 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
             if stream is None:
                 stream = container.add_stream("libx264", rate=fps)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))
+            encoded = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+            container.mux(stream.encode(encoded))
         if stream is not None:
             container.mux(stream.encode())
 
 
 def write_gif(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 (H, W, 3) frames as a GIF that repeats, atomically."""
+    """Write uint8 frames (H, W, 3) as a repeating GIF."""
     first, *others = [Image.fromarray(frame) for frame in frames]
     with atomic_path(path, durable=False) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)

@@ -1,4 +1,4 @@
-"""Which frames and which squares of a video a multi-view test looks at (section 4; VideoMAE's published rules)."""
+"""Frames and crops of a multi-view test (paper section 4), by VideoMAE's published rules."""
 
 import cv2
 import numpy as np
@@ -10,10 +10,10 @@ from motionmae.data.temporal_sampling import stored_step
 
 
 def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:
-    """Frames of ``clips`` dense clips that cover a video.
+    """Return the frame numbers of ``clips`` dense clips that cover a video.
 
-    Every ``step``-th frame of the whole video is a candidate, the last repeated up to a clip's length; clip k of K
-    starts at the candidate ``int(k * surplus / (K - 1))``, and a single clip takes the middle.
+    Candidates are every ``step``-th frame of the video; the last one is repeated up to the length of a clip. Clip k of
+    K starts at the candidate ``int(k * surplus / (K - 1))``. A single clip takes the middle.
     """
     candidates = list(range(0, frames, step))
     candidates += [candidates[-1]] * (clip_frames - len(candidates))
@@ -23,10 +23,10 @@ def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[li
 
 
 def segment_views(frames: int, clip_frames: int, clips: int) -> list[list[int]]:
-    """Frames of ``clips`` clips that interleave, each with one frame of every ``clip_frames``-th part of a video.
+    """Return the frame numbers of ``clips`` interleaved clips with one frame from each ``clip_frames``-th of a video.
 
-    With ``tick`` the length of a part, clip k of K takes frames near ``tick * (part + k / K)``: all of them are sorted
-    and dealt out in turn. A single clip takes the middles of the parts.
+    With ``tick`` the length of a part, clip k of K takes frames near ``tick * (part + k / K)``. All frames are sorted
+    and distributed in turn. A single clip takes the middle of each part.
     """
     tick = frames / clip_frames
     offsets = [tick / 2] if clips == 1 else [tick * number / clips for number in range(clips)]
@@ -35,13 +35,13 @@ def segment_views(frames: int, clip_frames: int, clips: int) -> list[list[int]]:
 
 
 def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
-    """Where the squares of ``size`` begin along the long side; a single one lies in the middle."""
+    """Return the offsets of square crops of ``size`` along the long side; a single crop is in the middle."""
     surplus = long_side - size
     return [surplus // 2] if crops == 1 else [number * surplus // (crops - 1) for number in range(crops)]
 
 
 def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int]]:
-    """Stored frames of each clip of a video of ``frames`` stored frames."""
+    """Return the stored frames of each clip, for a video of ``frames`` stored frames."""
     clip = config.clip
     if config.data.sampling == "segments":
         return segment_views(frames, clip.frames, config.test.clips)
@@ -49,37 +49,37 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
 
 
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
-    """All views of a video: uint8 (clips * crops, T, size, size, 3), the crops of a clip in a row.
+    """Read all views of a video: uint8 (clips * crops, T, size, size, 3), crops of the same clip together.
 
     Raises:
-        CorruptSample: the sample is not what was written; nothing is put in its place.
+        CorruptSample: the sample is corrupt; it is not replaced by another.
     """
     meta = reader.read_meta(sample_id)
     clips = clip_views(meta.frames, meta.stride, config)
     needed = sorted({frame for clip in clips for frame in clip})
-    pictures = np.stack(
+    images = np.stack(
         [shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in reader.read_frames(sample_id, needed)]
     )
     return cut_views(
-        pictures, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.test.crops
+        images, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.test.crops
     )
 
 
-def shrink(picture: np.ndarray, size: int) -> np.ndarray:
-    """A picture (H, W, 3) resized so that its short side is ``size``; the long side is rounded down."""
-    height, width = picture.shape[:2]
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize an image (H, W, 3) to a short side of ``size``; the long side is rounded down."""
+    height, width = image.shape[:2]
     short = min(height, width)
     method = cv2.INTER_AREA if short > 2 * size else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width * size // short, height * size // short), interpolation=method)
+    return cv2.resize(image, (width * size // short, height * size // short), interpolation=method)
 
 
-def cut_views(pictures: np.ndarray, clips: list[list[int]], clip: ClipConfig, crops: int) -> np.ndarray:
-    """Cut clips and squares: uint8 (n, H, W, 3), whose short side is ``clip.size``, to (clips * crops, T, S, S, 3)."""
+def cut_views(images: np.ndarray, clips: list[list[int]], clip: ClipConfig, crops: int) -> np.ndarray:
+    """Cut all views from images uint8 (n, H, W, 3) whose short side S is ``clip.size``: (clips * crops, T, S, S, 3)."""
     size = clip.size
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     views = []
     for frames in clips:
         for start in crop_starts(max(height, width), size, crops):
             top, left = (start, 0) if height > width else (0, start)
-            views.append(pictures[frames, top : top + size, left : left + size])
+            views.append(images[frames, top : top + size, left : left + size])
     return np.stack(views)

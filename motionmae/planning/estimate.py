@@ -6,8 +6,9 @@ from pathlib import Path
 
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.remote.download import UnreachableError, is_remote
-from motionmae.data.shards.manifest import MANIFEST, Manifest, load_manifest
+from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops, step_flops
 from motionmae.planning.gpus import USABLE, Gpu
 from motionmae.planning.memory import Memory, largest_micro_batch, predict_memory, trained_parameters

@@ -44,7 +44,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedBytes:
     """Bytes that autograd saves for one clip between forward and backward pass, without parameters."""
 
     encoder: int
@@ -75,9 +75,9 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
         return -(-size // ranks) if stage >= from_stage else size
 
     clips = videos * config.data.repeated_sampling
-    kept, passing = kept_bytes(config), transient_bytes(config)
-    encoder_casts, decoder_casts = _kept_casts(config, count, stage)
-    activations = clips * kept.total + encoder_casts + decoder_casts
+    saved, transient = saved_bytes(config), transient_bytes(config)
+    encoder_casts, decoder_casts = _saved_casts(config, count, stage)
+    activations = clips * saved.total + encoder_casts + decoder_casts
 
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
@@ -93,12 +93,12 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
     waiting = share(trained, 2) if stage < 3 and accumulates else 0  # gradients of earlier micro-batches
 
     casts = 0 if stage == 3 else _casts(config, count.total)
-    forward = clips * (kept.total + passing.forward) + casts + waiting
+    forward = clips * (saved.total + transient.forward) + casts + waiting
     # The loss is freed first. Then activations of the decoders are freed and their gradients allocated, then those of
     # the encoder.
-    begin = activations + clips * passing.backward + waiting
-    after_loss = begin - clips * kept.loss
-    after_decoders = clips * (kept.encoder + passing.encoder_backward) + encoder_casts + FP32 * count.decoders
+    begin = activations + clips * transient.backward + waiting
+    after_loss = begin - clips * saved.loss
+    after_decoders = clips * (saved.encoder + transient.encoder_backward) + encoder_casts + FP32 * count.decoders
     backward = {
         0: max(begin, after_decoders, trained + message),
         1: max(begin, message + max(after_loss, after_decoders, trained), trained + gradients),
@@ -150,7 +150,7 @@ def compute_bytes(config: Config) -> int:
     return FP32 if full else 2
 
 
-def kept_bytes(config: Config) -> Kept:
+def saved_bytes(config: Config) -> SavedBytes:
     """Bytes that autograd saves for one clip.
 
     For each token, a block of width D saves the inputs of two norms in float32. In the compute precision it saves 14 D
@@ -160,9 +160,9 @@ def kept_bytes(config: Config) -> Kept:
     size, clip, width = config.model.dimensions, config.clip, compute_bytes(config)
     if config.task == "finetune":
         if config.finetune.frozen:
-            return Kept(0, 0, 0)
+            return SavedBytes(0, 0, 0)
         pixels = clip.cubes * clip.cube_pixels * width
-        return Kept(pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads), 0, 0)
+        return SavedBytes(pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads), 0, 0)
     cubes, heads, trunks = step_cubes(config), output_sizes(config), decoder_trunks(config)
     visible, queries = cubes.visible, cubes.queries
     # in fp32 all linear layers read one tensor; autocast casts a copy for each of them
@@ -175,7 +175,7 @@ def kept_bytes(config: Config) -> Kept:
         config, cubes.decoder, size.decoder_width, config.model.decoder_depth, size.decoder_heads, queries
     )
     decoder += queries * size.decoder_width * (FP32 + readers[1] * width)
-    return Kept(encoder, trunks * decoder, 2 * FP32 * queries * sum(heads.values()))
+    return SavedBytes(encoder, trunks * decoder, 2 * FP32 * queries * sum(heads.values()))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def transient_bytes(config: Config) -> Transient:
     if recomputes:
         block = _block_bytes(config, cubes.decoder, size.decoder_width, size.decoder_heads)
         encoder_block = _block_bytes(config, cubes.visible, size.width, size.heads)
-    recomputed = max(block - kept_bytes(config).loss, 0)  # predictions and targets are freed by then
+    recomputed = max(block - saved_bytes(config).loss, 0)  # predictions and targets are freed by then
     return Transient(patches + 2 * losses + predictions, max(losses, recomputed), encoder_block)
 
 
@@ -214,7 +214,7 @@ def _casts(config: Config, parameters: int) -> int:
     return 0 if compute_bytes(config) == FP32 else compute_bytes(config) * parameters
 
 
-def _kept_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
+def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
     """Bytes of the 16-bit copies that encoder and decoders save for the backward pass of blocks without recomputation.
 
     At stage 3, DeepSpeed's linear layer saves the parameter instead.
@@ -259,8 +259,8 @@ def _last_block_bytes(config: Config, tokens: int, queries: int, width: int, hea
 
 def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
     statistics = 4 * FP32  # mean and deviation of two norms
-    saved = 2 * width * FP32 + 14 * width * compute_bytes(config) + statistics
-    return tokens * saved + _attention_bytes(config, tokens, tokens, heads)
+    per_token = 2 * width * FP32 + 14 * width * compute_bytes(config) + statistics
+    return tokens * per_token + _attention_bytes(config, tokens, tokens, heads)
 
 
 def _attention_bytes(config: Config, queries: int, keys: int, heads: int) -> int:

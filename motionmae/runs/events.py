@@ -73,7 +73,7 @@ class Sink(Protocol):
         """Take an event."""
 
     def metrics(self, row: Row) -> None:
-        """Take a metrics row, see :mod:`motionmae.training.callbacks.metrics`."""
+        """Take a metrics row : see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
 
     def close(self) -> None:
         """Flush and close."""

@@ -1,4 +1,4 @@
-"""Lease on the run directory. Only the newest attempt may write; an older attempt that is still alive must stop (fencing).
+"""Lease on the run directory. Only the newest attempt may write; an older one that is alive must stop (fencing).
 
 The ranks of a node that lost the network keep running beside the attempt that Slurm starts on other nodes. Therefore
 rank 0 takes the lease at its start: it replaces ``RUN/lease.json``. Every rank checks that file before it writes to the

@@ -124,8 +124,8 @@ def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping
     loaded = fingerprint(encoder)
     if saved is not None and saved["frozen"] != loaded:
         raise UserError(
-            f"{source} holds another encoder than the head in {folder.path} was trained on: put the run's own "
-            f"{folder.encoder.name} back, or train the probe anew with name=..."
+            f"{source} holds another encoder than the one that the head in {folder.path} was trained on: restore the "
+            f"run's {folder.encoder.name}, or train a new probe with name=..."
         )
     return loaded
 

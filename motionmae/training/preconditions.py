@@ -1,4 +1,4 @@
-"""What is refused before a run's folder is touched: a mistyped command leaves no folder and ends no run."""
+"""Checks made before the run folder is created or taken over: a mistyped command changes nothing."""
 
 from typing import Any
 
@@ -6,17 +6,18 @@ from motionmae.config import Config, load_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import check_same_stream, stream_identity
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.lease import current_holder
 
 
 def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
-    """Refuse shards that no step can be made of, and settings or shards that are not those of the run in ``folder``.
+    """Refuse shards with fewer samples than a step, and settings or shards that differ from those of an existing run.
 
-    Looks only; what is damaged is passed over here, and dealt with by those who resume. A run without a checkpoint may
-    begin again with other settings, unless it is under way.
+    Nothing is changed, and damaged checkpoints are ignored here. A run without a checkpoint may start again with other
+    settings, unless an attempt of it is running.
 
     Raises:
         UserError: see :func:`motionmae.data.shards.manifest.load_manifest`,
@@ -24,10 +25,10 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     """
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
-    saved = next(filter(None, map(_state_in, reversed(store.complete()))), None)
+    saved = next(filter(None, map(_read_state, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
-        living = load_config(str(folder.config))
-        saved = {"config": living.model_dump(mode="json"), "loader": _identity(living)}
+        running = load_config(str(folder.config))
+        saved = {"config": running.model_dump(mode="json"), "loader": _identity(running)}
     if saved:
         check_same_run(saved["config"], config)
         check_same_stream(saved["loader"], _identity(config, manifest))
@@ -38,10 +39,10 @@ def _identity(config: Config, manifest: Manifest | None = None) -> dict[str, Any
     return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
 
 
-def _state_in(found: Checkpoint) -> dict[str, Any] | None:
-    """Its state; None if that cannot be read."""
+def _read_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Read a checkpoint's state; None if it is damaged."""
     try:
-        state = found.state()
+        state = checkpoint.state()
         return state if {"config", "loader"} <= state.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

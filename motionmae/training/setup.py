@@ -3,14 +3,14 @@
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
-from motionmae.config import Config, save_config
+from motionmae.config import Config, WatchdogConfig, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.distributed.context import (
@@ -93,7 +93,7 @@ def build_trainer(
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
     events = stack.enter_context(record_events(folder, rank, lease, sinks))
-    watchdog = stack.enter_context(closing(start_watchdog(config, folder, rank, events)))
+    watchdog = stack.enter_context(closing(start_watchdog(config.watchdog, folder, rank, events)))
     startup.done("run_folder")
     loader = stack.enter_context(closing(rank_zero_first(rank, lambda: build_loader(config, task, rank))))
     total_steps = loader.steps_per_epoch * config.optim.epochs
@@ -115,15 +115,9 @@ def build_trainer(
     run_on_rank_zero(rank, lambda: add_loggers(events, config, folder, state.step))
     engine = build_engine(config, task, rank, loader, checkpoint, startup)
     stack.callback(engine.close)
-    if checkpoint:
-        seconds = startup.seconds["find_checkpoint"] + startup.seconds["restore"]
-        events.event(Kind.RESUME, checkpoint.step, path=checkpoint.folder.name, seconds=seconds)
     checkpointer = stack.enter_context(closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog)))
-    picture_steps = config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
-    reconstructions = ReconstructionCallback(folder, picture_steps, events, progress.log)
-    callbacks = (progress, SynchronizedGc(), reconstructions)
-    for callback in callbacks[1:]:
-        stack.enter_context(closing(callback))
+    pictures = stack.enter_context(closing(build_reconstructions(config, folder, rank, events, progress.log)))
+    collector = stack.enter_context(closing(SynchronizedGc()))
     trainer = Trainer(
         config=config,
         task=task,
@@ -136,13 +130,12 @@ def build_trainer(
         stop_requests=StopRequests(signals, folder.path, rank.is_rank_zero),
         watchdog=watchdog,
         events=events,
-        callbacks=callbacks,
+        callbacks=(progress, collector, pictures),
         log=progress.log,
         state=state,
         total_steps=total_steps,
     )
-    events.event(Kind.READY, state.step, total_steps=total_steps, seconds=process_age(), startup=startup.seconds)
-    log_start(trainer)
+    log_start(trainer, checkpoint, startup)
     return trainer
 
 
@@ -188,7 +181,7 @@ def record_events(
         events.close()
 
 
-def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
+def start_watchdog(limits: WatchdogConfig, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
     """Start the watchdog of this rank with the limit for start-up."""
     stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
@@ -196,8 +189,8 @@ def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, 
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
         events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
-    watchdog = Watchdog(config.watchdog, stacks, report)
-    watchdog.expect("starting up", config.watchdog.startup_seconds)
+    watchdog = Watchdog(limits, stacks, report)
+    watchdog.expect("starting up", limits.startup_seconds)
     return watchdog
 
 
@@ -273,12 +266,25 @@ def build_engine(
     return engine
 
 
-def log_start(trainer: Trainer) -> None:
-    """Log the size of the run and how it is distributed."""
+def build_reconstructions(
+    config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog, log: Callable[[str], None]
+) -> ReconstructionCallback:
+    """Build the callback that draws pictures on rank zero of a pre-training."""
+    every_steps = config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
+    return ReconstructionCallback(folder, every_steps, events, log)
+
+
+def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupTimer) -> None:
+    """Log the durations of start-up, the size of the run, and how it is distributed."""
+    seconds, events, total_steps = startup.seconds, trainer.events, trainer.total_steps
+    if checkpoint:
+        resume_seconds = seconds["find_checkpoint"] + seconds["restore"]
+        events.event(Kind.RESUME, checkpoint.step, path=checkpoint.folder.name, seconds=resume_seconds)
+    events.event(Kind.READY, trainer.state.step, total_steps=total_steps, seconds=process_age(), startup=seconds)
     config, rank, engine, step = trainer.config, trainer.rank, trainer.engine, trainer.state.step
     millions = sum(sharded_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
     trainer.log(
-        f"{trainer.folder.path} {f'resumes at step {step}' if step else 'starts'}: {trainer.total_steps} steps of "
+        f"{trainer.folder.path} {f'resumes at step {step}' if step else 'starts'}: {total_steps} steps of "
         f"{config.optim.global_batch_size} videos, {millions:.1f} M parameters, {rank.world} x {rank.device.type}, "
         f"{engine.accumulation} x {config.engine.micro_batch_size} videos a rank, ZeRO {engine.stage}, "
         f"{engine.precision}"

@@ -1,4 +1,4 @@
-"""Progress of a run that a checkpoint stores besides tensors, and its random state."""
+"""Progress of a run as stored in its checkpoints, and the seeds of a step."""
 
 from dataclasses import dataclass, field
 
@@ -10,26 +10,26 @@ from motionmae.data.rng import keyed_bits
 
 @dataclass
 class TrainState:
-    """How far a run is. Free of world size: every count is over all ranks."""
+    """Progress of a run. Every count is over all ranks and does not depend on their number."""
 
     step: int = 0
-    """Steps taken, those skipped included; sets the learning rate."""
+    """Steps taken, including skipped ones; determines the learning rate."""
     data_step: int = 0
-    """Steps' worth of samples consumed. Apart from ``step``, so that a run can go back and take other samples."""
+    """Position in the data, in steps. A rollback resets ``step`` but not ``data_step``: training uses new samples."""
     skipped: int = 0
-    """Steps skipped because loss or gradient was not finite."""
+    """Steps skipped for a non-finite loss or gradient."""
     recently_skipped: list[int] = field(default_factory=list)
-    """The last of these steps, for the budget of :mod:`motionmae.training.nonfinite`."""
+    """Recently skipped steps, for the budget of :mod:`motionmae.training.nonfinite`."""
     rollbacks: list[int] = field(default_factory=list)
-    """``data_step`` of each return to an earlier checkpoint because of them."""
+    """``data_step`` of each rollback."""
     corrupt: dict[str, str] = field(default_factory=dict)
-    """Samples that some rank could not read, in this attempt or an earlier one: id -> reason."""
+    """Corrupt samples found by any rank in any attempt: ID -> reason."""
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make torch's and numpy's generators a function of (seed, step, rank): a checkpoint need hold no state of theirs.
+    """Seed torch and numpy from (seed, step, rank). A checkpoint then needs no state of random generators.
 
-    Drop path draws from torch's, timm's mixup from numpy's.
+    Drop path uses torch's generator, timm's mixup uses numpy's.
     """
     bits = keyed_bits("step", seed, step, rank)
     torch.manual_seed(bits % 2**63)

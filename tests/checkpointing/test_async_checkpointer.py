@@ -1,4 +1,4 @@
-"""Checkpoints written beside training, on real ranks; the disk is slowed, filled and stopped at one boundary."""
+"""Asynchronous checkpoints on real ranks. Only the write of a file is replaced: slow, failing, or hanging."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.training.save_workers import (
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 
-def test_the_library_reads_what_is_written(tmp_path: Path):
+def test_the_safetensors_library_reads_the_file(tmp_path: Path):
     tensors = {"a.weight": torch.randn(3, 5), "b": torch.tensor(2.5), "c.é": torch.randn(7)}
     entry = write_tensors(tmp_path / "x.safetensors", tensors, ("a", "b"))
     assert entry == describe(tmp_path / "x.safetensors", ("a", "b"))
@@ -38,16 +38,16 @@ def test_the_library_reads_what_is_written(tmp_path: Path):
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
 
 
-def test_host_memory_is_used_again():
-    memory = PinnedStagingBuffer()
-    first = memory.copy(("w", "parameter"), torch.ones(4))
-    assert memory.copy(("w", "parameter"), torch.zeros(4)).data_ptr() == first.data_ptr()
+def test_the_staging_buffer_is_reused():
+    buffer = PinnedStagingBuffer()
+    first = buffer.copy(("w", "parameter"), torch.ones(4))
+    assert buffer.copy(("w", "parameter"), torch.zeros(4)).data_ptr() == first.data_ptr()
     assert first.sum() == 0
-    assert memory.copy(("w", "exp_avg"), torch.ones(4)).data_ptr() != first.data_ptr()
+    assert buffer.copy(("w", "exp_avg"), torch.ones(4)).data_ptr() != first.data_ptr()
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_training_goes_on_beside_a_slow_disk_and_what_is_saved_is_of_its_step(tmp_path: Path, world: int):
+def test_training_goes_on_beside_a_slow_disk_and_saves_the_weights_of_its_step(tmp_path: Path, world: int):
     for answer in run_ranks(world, save_beside_training, tmp_path):
         at_save, at_end = answer["weights"]
         assert answer["started"] < 1.0 <= answer["first"].seconds
@@ -61,7 +61,7 @@ def test_training_goes_on_beside_a_slow_disk_and_what_is_saved_is_of_its_step(tm
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_write_that_fails_is_cleared_up_and_later_ones_work(tmp_path: Path, world: int):
+def test_a_failed_write_is_removed_and_later_ones_work(tmp_path: Path, world: int):
     for first, second, third, fourth in run_ranks(world, fail_and_recover, tmp_path):
         assert first == ("", ["step-00000001"])
         assert second[0].startswith(f"rank {world - 1}: [Errno 28] No space left on device")
@@ -70,7 +70,7 @@ def test_a_write_that_fails_is_cleared_up_and_later_ones_work(tmp_path: Path, wo
         assert fourth == ("", ["step-00000001", "step-00000003", "step-00000004"])
 
 
-def test_a_write_that_is_under_way_is_not_committed_after_another_claim(tmp_path: Path):
+def test_a_write_in_progress_is_not_committed_after_another_lease(tmp_path: Path):
     for sentence, committed in run_ranks(2, be_taken_over, tmp_path):
         assert "attempt 2 of this run" in sentence
         assert committed == []
@@ -101,8 +101,8 @@ def assert_same_end(config: Config, other: Config) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def assert_books_add_up(config: Config) -> None:
-    """Every second since the start has a cause, some steps were lost, and little is left unexplained."""
+def assert_goodput_adds_up(config: Config) -> None:
+    """Every second has a category, and some work was lost."""
     goodput = goodput_of(RunHistory(RunFolder.of(config.output_dir, config.name).path))
     assert goodput.productive + sum(goodput.badput.values()) == pytest.approx(goodput.elapsed)
     assert goodput.productive > 0
@@ -110,7 +110,7 @@ def assert_books_add_up(config: Config) -> None:
     assert min(goodput.badput.values()) > -0.05
 
 
-def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
+def test_killed_during_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path)
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
     folder = RunFolder.of(config.output_dir, config.name)
@@ -122,10 +122,10 @@ def test_killed_in_the_middle_of_a_background_write(shards: Path, undisturbed: C
     assert rows_of(config, "resume")[0]["step"] == 4
     assert store_of(config).unfinished() == []
     assert_same_end(config, undisturbed)
-    assert_books_add_up(config)
+    assert_goodput_adds_up(config)
 
 
-def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp_path: Path):
+def test_stop_and_save_files_take_effect_once(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 1000}, optim={"epochs": 40})
     folder = RunFolder.of(config.output_dir, config.name)
     ranks = Ranks(2, run_training, config)
@@ -140,13 +140,13 @@ def test_stop_and_save_files_are_met_once(shards: Path, undisturbed: Config, tmp
     assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
     assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
     assert not (folder.path / "stop").exists()
-    (folder.path / "stop").touch()  # before the run is there
+    (folder.path / "stop").touch()  # before the run starts
     assert run_ranks(1, run_training, config) == [EndReason.STOPPED]
     assert store_of(config).complete()[-1].step == saves[1] + 1
 
 
-def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tmp_path: Path):
-    """After that the run is the one that a resume of the checkpoint gives which was saved on going back."""
+def test_a_rollback_skips_the_samples_of_a_bad_window(shards: Path, tmp_path: Path):
+    """After the rollback, the run equals a resume of the checkpoint that the rollback saved."""
     config = tiny_run(
         shards,
         tmp_path / "bad",
@@ -162,7 +162,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert (last.step, last.state()["trainer"]["data_step"], last.state()["trainer"]["skipped"]) == (18, 30, 11)
     kept = [(4, 16), (8, 20), (12, 24), (14, 26), (16, 28), (18, 30)]
     assert [(c.step, c.position) for c in store_of(config).complete()] == kept
-    assert_books_add_up(config)
+    assert_goodput_adds_up(config)
 
     again = config.updated({"output_dir": str(tmp_path / "again")})
     shutil.copytree(store_of(config).folder / "step-00000004", store_of(again).folder / "step-00000004")
@@ -170,7 +170,7 @@ def test_a_bad_window_is_left_behind_by_going_back_to_before_it(shards: Path, tm
     assert_same_end(config, again)
 
 
-def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path: Path):
+def test_a_run_whose_losses_stay_non_finite_stops_with_a_report(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, optim={"epochs": 20}, checkpoint={"every_steps": 2})
     for sentence in run_ranks(2, pretrain_on_bad_samples, config, 5, 1000):
         assert "not finite, also after a rollback to an earlier checkpoint and other samples, in 11 of" in sentence
@@ -181,7 +181,7 @@ def test_a_run_that_goes_on_being_bad_stops_with_a_report(shards: Path, tmp_path
 
 
 def test_a_disk_that_never_answers_is_a_hang(shards: Path, tmp_path: Path):
-    """The write of step 6 hangs; the save of step 8 waits for it, and the watchdog ends that."""
+    """The write of step 6 hangs. The save of step 8 waits for it until the watchdog ends the rank."""
     config = tiny_run(shards, tmp_path, watchdog={"save_seconds": 8})
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
     for process in ranks.processes:

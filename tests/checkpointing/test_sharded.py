@@ -18,7 +18,7 @@ SaveResult = dict[int, tuple[list[float], dict[str, torch.Tensor]]]
 
 @pytest.fixture(scope="module")
 def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SaveResult]:
-    """Checkpoints after 3 steps, one a stage, and how each run went on for 3 more."""
+    """Save a checkpoint per stage after 3 steps; return the results of 3 more steps."""
     folder = tmp_path_factory.mktemp("two")
     return folder, run_ranks(2, save_all, folder, STAGES, 3, 3)[0]
 
@@ -82,7 +82,7 @@ def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tu
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "state.json").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"is not a whole checkpoint \(state\.json: No such file"):
+    with pytest.raises(UserError, match=r"is not a valid checkpoint \(state\.json: No such file"):
         load_state(tmp_path)
     (tmp_path / "elsewhere").rename(tmp_path / "state.json")
     victim = tmp_path / "model-00001-of-00002.safetensors"
@@ -94,7 +94,7 @@ def test_weights_of_a_damaged_or_missing_checkpoint_are_refused(saved_by_two: tu
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_rank_that_cannot_write_fails_the_save_on_all_and_leaves_the_store_as_it_was(tmp_path: Path, world: int):
+def test_a_rank_that_cannot_write_fails_the_save_on_all_and_leaves_the_store_unchanged(tmp_path: Path, world: int):
     for error, names in run_ranks(world, fail_to_write, tmp_path):
         assert f"rank {world - 1}: " in error
         assert "File too large" in error

@@ -6,10 +6,11 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.crops import Crop
 from motionmae.data.flow import decode_flow, encode_flow
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardWriter, load_index
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
-from motionmae.data.shards.reader import SampleMeta, ShardReader
+from motionmae.data.shards.reader import SampleMeta
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture
 
@@ -112,11 +113,11 @@ def test_a_flipped_byte_is_found(shards):
     offset = load_index(shards / "a.tar")[1]["flow_offset"][0]
     flip_byte(shards / "a.tar", offset + 4 * 11 + 12)  # in the field of frame 0
     with pytest.raises(CorruptSample) as caught:
-        decode_flow(ShardReader(shards).read_flow(0, [0])[0], META, Crop(0, 0, 32, 32), np.empty((8, 8, 2), np.float16))
+        decode_flow(open_reader(shards).read_flow(0, [0])[0], META, Crop(0, 0, 32, 32), np.empty((8, 8, 2), np.float16))
     assert caught.value.reason == Reason.CHECKSUM
 
 
 def test_a_sample_without_flow_says_so(tmp_path):
     make_shards(tmp_path / "s", (2,))
     with pytest.raises(UserError, match="holds no optical flow: make the shards with --flow"):
-        ShardReader(tmp_path / "s").read_flow(1, [0])
+        open_reader(tmp_path / "s").read_flow(1, [0])

@@ -10,12 +10,12 @@ import torch
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
+from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import mask_seed
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import index_path, load_index
 from motionmae.data.shards.manifest import write_manifest
-from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from tests.data.loading import CLIP, COUNTS, loader, rows, steps
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
@@ -126,8 +126,8 @@ class TestPixels:
     def test_read_clip_is_the_middle(self, tmp_path):
         make_shards(tmp_path / "s", (2, 2), frames=11, height=48, width=64)
         clip = ClipConfig(frames=4, size=32, stride=2)
-        for source in (tmp_path / "s", str(tmp_path / "s"), ShardReader(tmp_path / "s")):
-            found = read_clip(source, 3, clip)
+        for folder in (tmp_path / "s", str(tmp_path / "s")):
+            found = read_clip(open_reader(folder), 3, clip)
             assert found.shape == (4, 32, 32, 3)
             assert found.dtype == torch.uint8
             assert frame_numbers(found.numpy()) == [2, 4, 6, 8]
@@ -157,14 +157,14 @@ class TestCorruption:
         return tmp_path / "s"
 
     @pytest.mark.parametrize(("world", "workers"), [(1, 0), (5, 0), (1, 2)])
-    def test_the_next_of_the_window_stands_in(self, shards, damaged, world, workers, caplog):
+    def test_the_next_of_the_window_replaces_it(self, shards, damaged, world, workers, caplog):
         (whole,) = steps(shards, 0, 1, batch=50, micro_batch_size=10)
         (found,) = steps(damaged, 0, 1, batch=50, micro_batch_size=10, world=world, workers=workers)
         position = [row[0] for row in whole].index(5)
-        stand_in = EpochSampler(COUNTS, seed=3, epoch=0, shuffle_window_shards=2).following(position)
-        assert stand_in != position
-        assert found == [*whole[:position], whole[stand_in], *whole[position + 1 :]]
-        assert "sample 5 cannot be read" in caplog.text
+        replacement = EpochSampler(COUNTS, seed=3, epoch=0, shuffle_window_shards=2).next_in_window(position)
+        assert replacement != position
+        assert found == [*whole[:position], whole[replacement], *whole[position + 1 :]]
+        assert "sample 5 is corrupt" in caplog.text
         assert "toy-000000.tar:00000005: checksum" in caplog.text
 
     def test_it_is_counted_by_reason_once_a_run(self, damaged):
@@ -213,12 +213,12 @@ class TestCorruption:
         make_shards(tmp_path / "s", (3, 3))
         with loader(tmp_path / "s", batch=6, micro_batch_size=6, shuffle_window_shards=1) as ours:
             (tmp_path / "s" / "toy-000001.tar").unlink()
-            with pytest.raises(UserError, match="every sample of a window"):
+            with pytest.raises(UserError, match="all samples of a shuffle window"):
                 next(ours.batches(0))
 
-    def test_a_reader_of_single_clips_gets_no_stand_in(self, damaged):
+    def test_a_reader_of_single_clips_gets_no_replacement(self, damaged):
         with pytest.raises(CorruptSample, match="00000005: checksum"):
-            read_clip(damaged, 5, CLIP)
+            read_clip(open_reader(damaged), 5, CLIP)
 
 
 class TestRefusals:
@@ -234,7 +234,7 @@ class TestRefusals:
         ],
     )
     def test_impossible_batches(self, shards, options, says):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(ValueError, match=says):
             loader(shards, **options)
 
     def test_impossible_stride(self, tmp_path):

@@ -73,7 +73,7 @@ class TestResources:
             next(stream)
             (worker,) = multiprocessing.active_children()
             worker.kill()
-            with pytest.raises(WorkerFailed, match=r"ended \(exit code -9\)"):
+            with pytest.raises(WorkerFailed, match=r"ended with exit code -9"):
                 list(itertools.islice(stream, 9))
 
     def test_workers_end_when_nobody_holds_their_pipes(self, shards):
@@ -82,8 +82,8 @@ class TestResources:
             next(ours.batches(0))
             workers = [child for child in multiprocessing.active_children() if child.name == "clip-worker"]
             ours._pool.shutdown(cancel_futures=True)  # what reads ahead gives its pipes back
-            while not ours._source._free.empty():
-                ours._source._free.get().connection.close()
+            while not ours._decoder._free.empty():
+                ours._decoder._free.get().connection.close()
             for worker in workers:
                 worker.join(30)
             assert [worker.exitcode for worker in workers] == [0, 0]

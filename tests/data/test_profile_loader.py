@@ -3,7 +3,7 @@ import json
 import pytest
 
 from motionmae.__main__ import main
-from motionmae.data.profile_loader import Loading
+from motionmae.data.profile_loader import LoaderProfile
 from tests.data.made_shards import flip_byte, make_shards
 
 SETTINGS = [
@@ -36,7 +36,7 @@ def test_it_says_what_loading_costs(tmp_path, capsys):
 
 
 def test_more_clips_need_more_cores():
-    found = Loading(800, 4, 1, cpu_ms=5, read_ms=0.5, decode_ms=4, corrupt=0)
+    found = LoaderProfile(800, 4, 1, cpu_ms=5, read_ms=0.5, decode_ms=4, corrupt=0)
     assert (found.clips_per_core, found.decode_share) == (200, 0.8)
     assert (found.cores(400), found.cores(401)) == (2, 3)
 

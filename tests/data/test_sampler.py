@@ -29,9 +29,9 @@ def test_every_sample_once_and_one_query_equals_many(counts, seed, epoch, shuffl
 def test_windows_name_the_shards_of_their_samples(counts, epoch, shuffle_window_shards):
     order = EpochSampler(counts, 0, epoch, shuffle_window_shards)
     shard_of = np.repeat(np.arange(len(counts)), counts)
-    assert order.positions == sum(counts)
+    assert order.num_samples == sum(counts)
     position = 0
-    while position < order.positions:
+    while position < order.num_samples:
         positions, shards = order.window(position)
         assert positions.start == position
         assert order.window(positions.stop - 1) == (positions, shards)
@@ -40,13 +40,13 @@ def test_windows_name_the_shards_of_their_samples(counts, epoch, shuffle_window_
 
 
 @given(counts_lists, st.integers(0, 100), st.integers(1, 5))
-def test_a_window_touches_few_shards_and_stand_ins_stay_in_it(counts, epoch, shuffle_window_shards):
+def test_a_window_touches_few_shards_and_replacements_stay_in_it(counts, epoch, shuffle_window_shards):
     order = EpochSampler(counts, 0, epoch, shuffle_window_shards)
     shard_of = np.repeat(np.arange(len(counts)), counts)
     seen, position = set(), 0
     while position < sum(counts):
         window = [position]
-        while (following := order.following(window[-1])) != position:
+        while (following := order.next_in_window(window[-1])) != position:
             window.append(following)
         assert window == list(range(position, position + len(window)))
         shards = {int(shard_of[order.sample(place)]) for place in window}

@@ -38,7 +38,7 @@ def test_stride_counts_source_frames(stored, step):
 
 @pytest.mark.parametrize("stored", [3, 8])
 def test_a_stride_between_the_stored_frames_is_refused(stored):
-    with pytest.raises(UserError, match=f"clip.stride=4 .* every {stored}th frame, so choose a multiple of {stored}"):
+    with pytest.raises(UserError, match=f"clip.stride=4 .* every {stored}th frame: choose a multiple of {stored}"):
         random_frames(replace(META, stride=stored), ClipConfig(stride=4), KeyedRandom("clip"))
 
 

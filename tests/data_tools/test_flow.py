@@ -6,8 +6,7 @@ import pytest
 
 from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
 from data_tools.flow import FlowRecorder
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import load_manifest, open_reader
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, write_video
 
@@ -54,7 +53,7 @@ def test_a_video_brings_its_flow_into_the_shard(tmp_path):
     assert decoded.jpegs == decode_video(video, FrameSettings(stride=2)).jpegs
     assert make(tmp_path / "v", tmp_path / "out", "--stride", "2", "--flow", "2") == 0
     assert load_manifest(tmp_path / "out").encoder.flow_distance == 2
-    stored = ShardReader(tmp_path / "out").read_flow(0, range(6))
+    stored = open_reader(tmp_path / "out").read_flow(0, range(6))
     assert [bytes(field) for field in stored] == decoded.flows
 
 

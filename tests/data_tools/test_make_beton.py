@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from data_tools import make_beton
-from motionmae.data.ffcv_source import BetonReader
+from motionmae.data.ffcv.decoder import BetonReader
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
 from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, make_shards, meta, picture
 
@@ -31,7 +30,7 @@ def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
     out = tmp_path / "a.beton"
     assert run(shards, out) == 0
     assert "12 samples" in capsys.readouterr().out
-    reader, stored = BetonReader(out, load_manifest(shards)), ShardReader(shards)
+    reader, stored = BetonReader(out, load_manifest(shards)), open_reader(shards)
     for sample in range(12):
         found, checksums = reader.read_meta(sample)
         assert (found.label, found.frames, found.height, found.width) == (sample, 6, 20, 28)
@@ -54,7 +53,7 @@ def test_samples_over_many_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(make_beton, "_MAX_PAGE", make_beton._MIN_PAGE)
     assert run(tmp_path / "s", tmp_path / "a.beton") == 0
     assert (tmp_path / "a.beton").stat().st_size > 3 * make_beton._MIN_PAGE
-    reader, stored = BetonReader(tmp_path / "a.beton", load_manifest(tmp_path / "s")), ShardReader(tmp_path / "s")
+    reader, stored = BetonReader(tmp_path / "a.beton", load_manifest(tmp_path / "s")), open_reader(tmp_path / "s")
     for sample in range(40):
         _, checksums = reader.read_meta(sample)
         ((low, high),) = reader.find_frames(sample, [89], checksums)
@@ -149,7 +148,7 @@ def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
 import os, signal, sys
 from pathlib import Path
 from data_tools.make_beton import write_beton
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import load_manifest
 left = [7]
 def advance():
     left[0] -= 1

@@ -6,8 +6,8 @@ import pytest
 
 from data_tools.merge import main
 from data_tools.verify import main as verify
-from motionmae.data.shards.manifest import load_manifest, write_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.shards.manifest import write_manifest
 from tests.data.made_shards import make_shards
 
 
@@ -30,9 +30,9 @@ def test_samples_follow_each_other_and_share_the_disk(folders, tmp_path, capsys,
     assert main([*folders, "--out", str(out)]) == 0
     assert "9 samples in 3 shards of 2 folders" in capsys.readouterr().out
     assert verify([str(out)]) == 0
-    reader = ShardReader(out)
+    reader = open_reader(out)
     assert (reader.manifest.quarantined, reader.manifest.class_names) == (2, tuple("abcde"))
-    parts = [ShardReader(folder) for folder in folders]
+    parts = [open_reader(folder) for folder in folders]
     pairs = [(part, sample) for part in parts for sample in range(part.manifest.samples)]
     for sample, (part, number) in enumerate(pairs):
         assert reader.read_meta(sample).label == part.read_meta(number).label
@@ -57,7 +57,7 @@ def test_other_classes_go_together_without_labels(folders, tmp_path, capsys):
     assert main([*folders, "--out", str(tmp_path / "out")]) == 2
     assert "have different classes: merge them with --without-labels" in capsys.readouterr().err
     assert main([*folders, "--out", str(tmp_path / "out"), "--without-labels"]) == 0
-    reader = ShardReader(tmp_path / "out")
+    reader = open_reader(tmp_path / "out")
     assert {reader.read_meta(sample).label for sample in range(9)} == {-1}
 
 

@@ -11,8 +11,9 @@ import cv2
 import pytest
 
 from data_tools import preview, stats, verify
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
-from motionmae.data.shards.manifest import load_manifest, write_manifest
+from motionmae.data.shards.manifest import write_manifest
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -38,7 +38,7 @@ def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, lis
     ranks = Ranks(2, await_signal, tmp_path)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to be ready")
     for rank in (0, 1):
-        ranks.send(rank, signal.SIGSTOP)  # so that all signals of a case are there when the flag is next asked for
+        ranks.send(rank, signal.SIGSTOP)  # all signals of a case then arrive before the next check
     for rank, numbers in signals.items():
         for number in numbers:
             ranks.send(rank, number)
@@ -49,7 +49,7 @@ def test_a_signal_to_any_rank_reaches_all(tmp_path: Path, signals: dict[int, lis
 
 @contextmanager
 def at_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, RunFolder]]:
-    """A long run that a person has started and that has taken some steps; the terminal's other end."""
+    """Start a long run on a terminal; yield its process, our end of the terminal, and its folder."""
     settings: Config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", optim={"epochs": 10_000})
     settings = settings.updated({"checkpoint.every_steps": 10_000})
     save_config(settings, tmp_path / "run.yaml")
@@ -90,7 +90,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[s
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.level == 1
-        assert "once more leaves at once" in capfd.readouterr().err
+        assert "press Ctrl-C again to exit without saving" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

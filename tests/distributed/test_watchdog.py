@@ -1,4 +1,4 @@
-"""Real hangs: the process of each is a real rank or a real child, and its exit status is what a job sees."""
+"""Hangs of real ranks and child processes, checked by their exit codes."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from tests.training.run_workers import pretrain_and_hang
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 
-def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(tmp_path: Path):
+def test_a_rank_that_hangs_ends_all_ranks_with_their_stacks_and_the_run_resumes(tmp_path: Path):
     """Rank 1 sleeps; rank 0 waits for it in a collective, in C++."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", watchdog={"step_seconds": 6})
     folder = RunFolder.of(config.output_dir, config.name)
@@ -42,7 +42,7 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks_and_the_run_goes_on_after(
 
 
 def in_child(act, *arguments) -> tuple[int, float]:
-    """Exit status and seconds of ``act`` in a process of its own."""
+    """Run ``act`` in a child process; return its exit code and seconds."""
     process = multiprocessing.get_context("fork").Process(target=act, args=arguments)
     began = time.monotonic()
     process.start()
@@ -80,15 +80,13 @@ def hang_in_the_report(stacks: Path) -> None:
     time.sleep(60)
 
 
-def test_a_thread_that_hangs_ends_the_process_even_if_nobody_can_be_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_thread_that_hangs_ends_the_process_even_if_the_report_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("motionmae.distributed.watchdog.REPORT_SECONDS", 1.0)
     for act in (hang_in_a_thread, hang_in_the_report):
         assert in_child(act, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
 
 
-def lose_the_others_meanwhile(stacks: Path) -> None:
+def lose_peers_meanwhile(stacks: Path) -> None:
     watchdog = Watchdog(WatchdogConfig(step_seconds=0.1), stacks, print)
     with closing(watchdog):
         watchdog.step(1)
@@ -97,15 +95,15 @@ def lose_the_others_meanwhile(stacks: Path) -> None:
         raise RuntimeError("connection closed by peer")
 
 
-def test_an_end_that_has_begun_is_not_overtaken_by_what_the_main_thread_meets(tmp_path: Path):
-    assert in_child(lose_the_others_meanwhile, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
+def test_a_later_error_of_the_main_thread_does_not_replace_the_hang(tmp_path: Path):
+    assert in_child(lose_peers_meanwhile, tmp_path / "stacks")[0] == EndReason.HUNG.exit_code
 
 
 def work_with_pauses(stacks: Path) -> None:
     watchdog = Watchdog(WatchdogConfig(step_seconds=2.0), stacks, print)
     watchdog.step(1)
     with watchdog.during("saving", 60):
-        time.sleep(3)  # does not count as the step's
+        time.sleep(3)  # does not count as time of the step
     with watchdog.during("anything", 0):
         time.sleep(2 * POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -113,7 +111,7 @@ def work_with_pauses(stacks: Path) -> None:
     watchdog.close()
 
 
-def test_saves_and_a_stopped_process_are_no_hang(tmp_path: Path):
+def test_neither_saves_nor_a_stopped_process_count_as_a_hang(tmp_path: Path):
     process = multiprocessing.get_context("fork").Process(target=work_with_pauses, args=(tmp_path / "stacks",))
     process.start()
     while (state := Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]) != "T":

@@ -31,8 +31,8 @@ def test_every_stage_agrees_with_plain_adamw_with_and_without_clipping(world: in
         assert losses == pytest.approx(expected_losses, rel=1e-6)
         assert largest_difference(weights, expected_weights) < 2e-6
         assert norm == pytest.approx(expected_norm, rel=1e-5)  # before clipping
-        assert norm > CLIP  # so that clipping had work
-    assert largest_difference(answers[0][0][1], answers[0][4][1]) > 1e-3  # and did it
+        assert norm > CLIP  # clipping applies
+    assert largest_difference(answers[0][0][1], answers[0][4][1]) > 1e-3  # clipping changed the weights
     for other in answers[1:]:
         assert [case[0] for case in other] == [case[0] for case in answers[0]]
         assert all(largest_difference(a[1], b[1]) == 0 for a, b in zip(other, answers[0], strict=True))
@@ -57,7 +57,7 @@ def assert_skipped(case: dict[str, Any], world: int) -> None:
     assert case["bad"] == {"cause": "loss", "ranks": [last], "samples": [10 * last, 10 * last + 1]}
 
 
-@pytest.mark.parametrize("poison", [math.inf, math.nan])  # an infinite number has gradient 0, not NaN
+@pytest.mark.parametrize("poison", [math.inf, math.nan])  # an infinite constant has gradient 0, not NaN
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(poison: float):
     answers = run_ranks(2, skip_all, [config(zero, clip=clip) for clip in (0, CLIP) for zero in STAGES], poison)
     for number, cases in enumerate(zip(*answers, strict=True)):
@@ -65,11 +65,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(poison: float):
             assert_skipped(case, 2)
         assert largest_difference(cases[0]["weights"], cases[1]["weights"]) == 0
         reference = answers[0][0 if number < 4 else 4]["weights"]
-        assert largest_difference(cases[0]["weights"], reference) < 2e-6  # all stages go on alike
+        assert largest_difference(cases[0]["weights"], reference) < 2e-6  # all stages continue alike
 
 
 def test_lower_precision_is_close_to_fp32_and_different_from_it():
-    """A launch of its own each: DeepSpeed keeps autocast in a global."""
+    """One launch per precision: DeepSpeed keeps autocast in a global variable."""
     expected_losses, _, expected_norm = plain_adamw(4, CLIP)
     for precision, tolerance in (("bf16", 2e-2), ("fp16", 3e-3)):
         cases = [config(zero, precision=precision, clip=CLIP) for zero in STAGES]
@@ -88,7 +88,7 @@ def test_fp16_finds_its_loss_scale():
         assert 0 < norm < 100
 
 
-def test_deterministic_kernels_and_compilation_are_asked_of_torch():
+def test_deterministic_kernels_and_compilation_are_enabled_in_torch():
     settings = config()
     for deterministic, compiled in ((False, False), (True, False), (False, True)):
         engine = settings.engine.model_copy(update={"deterministic": deterministic, "compile": compiled})
@@ -121,7 +121,7 @@ def test_auto_precision_is_fp32_on_a_cpu():
 
 
 def test_weight_decay_spares_biases_and_norms():
-    """With a gradient of zero AdamW only decays."""
+    """Only weight decay differs between the two cases."""
     frozen: Config = config(1)
     frozen = frozen.updated({"optim.weight_decay": 0.9})
     decayed, plain = (run_ranks(1, train_all, [case], 1)[0][0][1] for case in (frozen, config(1)))

@@ -1,4 +1,4 @@
-"""Folders that say what they hold."""
+"""Cache keys: a folder is reused only with the same key."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import IDENTITY, CacheKey
+from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 
 OURS = CacheKey("0123456789abcdef", "/videos", {"frames": 16, "scale": (0.5, 1.0)})
 
@@ -30,13 +30,13 @@ def test_a_folder_is_used_again_for_the_same_only(tmp_path: Path):
         assert other.digest != OURS.digest
 
 
-def test_a_folder_that_does_not_say_is_not_used(tmp_path: Path):
+def test_a_folder_without_a_key_is_not_used(tmp_path: Path):
     (tmp_path / "mask.png").touch()
-    with pytest.raises(UserError, match=r"has no identity\.json"):
+    with pytest.raises(UserError, match=r"contains files but no cache_key\.json"):
         OURS.bind(tmp_path)
     for content in ("{", "[]", '{"weights": ""}'):
-        (tmp_path / IDENTITY).write_text(content)
+        (tmp_path / FILE_NAME).write_text(content)
         with pytest.raises(UserError, match="is damaged"):
             OURS.bind(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         OURS.bind(tmp_path / "mask.png")

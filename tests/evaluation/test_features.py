@@ -1,4 +1,4 @@
-"""Features of files and of shards, neighbours, and reconstructions of video files."""
+"""Features of files and shards, nearest neighbours, and reconstructions of video files."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert found["unreadable"].tolist() == ["broken.mp4"]
     shown = capsys.readouterr().out
     assert "broken.mp4 cannot be read" in shown
-    assert "passed over: 1 files" in shown
+    assert "skipped 1 files" in shown
     model, config, _ = load_embedding(trained_run)
     with torch.no_grad():
         expected = model.eval()(read_central_clip(videos / "deep" / "1.mp4", config.clip)[None])[0]
@@ -92,7 +92,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert main(words) == 0
     assert len(np.load(out)["names"]) == 4
     [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
-    assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only what was missing
+    assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only the new video
 
     write_video(videos / "broken.mp4")  # mended
     write_video(videos / "late.mp4", seed=5)  # another one under the same name
@@ -121,10 +121,10 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
 
     with pytest.raises(SystemExit, match="2"):
         main([*words[:-1], str(tmp_path / "out.csv")])
-    assert "is none of .npz, .parquet" in capsys.readouterr().err
+    assert "must end in .npz or .parquet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
-    assert "holds no video file" in capsys.readouterr().err
+    assert "contains no video file" in capsys.readouterr().err
 
 
 def test_neighbours_vote_by_similarity():
@@ -190,7 +190,7 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
         assert seen[2 * text : 3 * text, 4 * (panel + 4) :].min() < 100  # "time head"
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--out", str(tmp_path / "picture.bmp")])
-    assert "none of .png, .gif, .mp4" in capsys.readouterr().err
+    assert "must end in .png or .gif or .mp4" in capsys.readouterr().err
     for words_of, said in ((["--ratio", "-0.1"], "--ratio -0.1 is no share"), (["--frames", "0"], "--frames 0 leaves")):
         assert main(["reconstruct", str(trained_run), *words_of]) == 2
         assert said in capsys.readouterr().err

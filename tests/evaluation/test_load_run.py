@@ -42,7 +42,7 @@ def test_damaged_checkpoint_is_refused(trained_run: Path, tmp_path: Path) -> Non
 
 
 def test_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load_pretrained(tmp_path)
 
 

@@ -1,8 +1,7 @@
-"""Curves: what a resumed run logged twice counts once, and the picture and figures are there."""
+"""Loss curves: steps logged twice by a resumed run count once; the command writes the PNG and the figures."""
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ from motionmae.__main__ import main
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.loss_curves import plot_curves, read_history, smoothed
+from motionmae.runs.history import RunHistory
 
 
 def write_metrics(run: Path, rows: list[tuple[str, int, float | None]]) -> Path:
@@ -23,7 +23,7 @@ def write_metrics(run: Path, rows: list[tuple[str, int, float | None]]) -> Path:
     return run
 
 
-def test_the_newest_incarnation_counts(tmp_path: Path) -> None:
+def test_the_newest_attempt_counts(tmp_path: Path) -> None:
     run = write_metrics(tmp_path / "run", [("a", 1, 9.0), ("a", 2, 8.0), ("a", 3, 7.0), ("b", 2, 6.0), ("b", 4, 5.0)])
     history = read_history(run)
     assert [(row["step"], row["loss_space"]) for row in history.rows] == [(1, 9.0), (2, 6.0), (4, 5.0)]
@@ -47,7 +47,8 @@ def test_curves_are_smoothed_over_what_is_finite() -> None:
 
 def test_a_head_that_is_not_trained_has_no_curve(tmp_path: Path) -> None:
     trained = read_history(write_metrics(tmp_path / "run", [("a", 1, 9.0), ("a", 2, 7.0)]))
-    frame_only = replace(trained, rows=[row | {"loss_time": 0.0} for row in trained.rows])
+    frame_only = RunHistory(tmp_path / "run")
+    frame_only.rows = [row | {"loss_time": 0.0} for row in trained.rows]
     pictures = []
     for number, histories in enumerate(([trained, frame_only], [frame_only, frame_only])):
         plot_curves(histories, [{}, {}], tmp_path / f"{number}.png")
@@ -59,7 +60,7 @@ def test_a_head_that_is_not_trained_has_no_curve(tmp_path: Path) -> None:
 
 
 def test_a_run_that_logged_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no logged step"):
+    with pytest.raises(UserError, match="contains no logged step"):
         read_history(tmp_path)
 
 

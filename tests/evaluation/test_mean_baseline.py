@@ -1,4 +1,4 @@
-"""The loss of predicting the mean, against a slow count of its own."""
+"""The loss of predicting the mean, against a slow computation."""
 
 from itertools import islice
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from motionmae.config import load_config
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import open_reader
 from motionmae.evaluation import mean_baseline
 from motionmae.evaluation.load_run import load_pretrained
-from motionmae.evaluation.mean_baseline import explained_variance, mean_prediction_losses
+from motionmae.evaluation.mean_baseline import explained_variance, mean_baseline_losses
 from tests.training.shards import make_shards, tiny_run
 
 
@@ -23,22 +23,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_raw_frames_by_hand(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path, target={"normalize": False}, mask={"kind": "global", "ratio": 0.99})
-    n = load_manifest(shards).samples
-    clips = torch.stack([read_clip(shards, number, config.clip) for number in range(n)]) / 255
+    reader = open_reader(shards)
+    n = reader.manifest.samples
+    clips = torch.stack([read_clip(reader, number, config.clip) for number in range(n)]) / 255
     cubes = clips.reshape(n, 2, 2, 4, 8, 4, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(n * 32, -1)
     by_hand = cubes.var(dim=0, unbiased=False).mean()  # all but one cube a clip are masked
-    assert mean_prediction_losses(config)["space"] == pytest.approx(float(by_hand), rel=0.05)
+    assert mean_baseline_losses(config)["space"] == pytest.approx(float(by_hand), rel=0.05)
 
 
 def test_normalised_frames_have_unit_variance(shards: Path, tmp_path: Path) -> None:
-    losses = mean_prediction_losses(tiny_run(shards, tmp_path))
+    losses = mean_baseline_losses(tiny_run(shards, tmp_path))
     assert 0.8 < losses["space"] < 1
     assert 0 < losses["time"] < losses["space"]  # most of the picture stands still
 
 
 def test_only_trained_heads(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path)
-    assert set(mean_prediction_losses(config.updated({"target.kind": "frame"}))) == {"space"}
+    assert set(mean_baseline_losses(config.updated({"target.kind": "frame"}))) == {"space"}
 
 
 @pytest.mark.long
@@ -51,11 +52,11 @@ def test_what_a_run_explains_of_other_shards(trained_run: Path, shards: Path, mo
     model = load_pretrained(trained_run).model
     with torch.no_grad():
         losses = [model(batch.clips, batch.seeds) for batch in batches]
-    means = mean_prediction_losses(config, clips=5)
+    means = mean_baseline_losses(config, clips=5)
     for head in ("space", "time"):
         one_by_one = sum(float(getattr(each, head)) for each in losses) / 5
         assert found[head] == pytest.approx(1 - one_by_one / means[head], abs=1e-5)
 
-    monkeypatch.setattr(mean_baseline, "_AT_ONCE", 2)  # a last part that is smaller
+    monkeypatch.setattr(mean_baseline, "_BATCH", 2)  # a last part that is smaller
     again = explained_variance(trained_run, str(shards), clips=5)
     assert again == pytest.approx(found, abs=1e-5)

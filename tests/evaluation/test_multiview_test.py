@@ -1,4 +1,4 @@
-"""The test command on a fine-tuned run: exact at any number of ranks, resumable, honest about unreadable videos."""
+"""The test command on a fine-tuned run: exact on any number of ranks, resumable, counts unreadable videos."""
 
 import csv
 import json
@@ -14,7 +14,8 @@ import torch
 from motionmae.__main__ import main
 from motionmae.config import Config, MultiviewTestConfig
 from motionmae.data.loader import ClipLoader
-from motionmae.data.shards.manifest import load_manifest, write_manifest
+from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.shards.manifest import write_manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import Results
@@ -35,7 +36,7 @@ def run_command(*words: str) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run that has just begun to learn, tested on 2 x 3 views."""
+    """A run after two epochs, tested with 2 x 3 views."""
     folder = tmp_path_factory.mktemp("trained")
     shards = make_shards(folder / "train", classes=CLASSES)
     config = tiny_run(shards, folder / "runs", optim={"epochs": 2, "base_lr": 0.5})
@@ -76,12 +77,12 @@ def test_any_number_of_ranks_gives_the_same_bits_and_a_second_run_only_adds_what
     parts[0].write_text("\n".join(lost[:-2]) + '\n{"item": "torn')  # killed while it wrote
     assert main(["test", str(run)]) == 0
     again = [len(path.read_text().splitlines()) for path in next(run.glob("test/*/parts")).glob("*.jsonl")]
-    assert 2 in again  # just the two that were lost
+    assert 2 in again  # only the two lost videos
     assert values_of(run) == values
 
     manifest, model = load_manifest(trained.test.shards), load_finetuned(run)
     for row, sample in zip(rows, range(16), strict=True):
-        expected = chances_by_hand(model.model, ShardReader(trained.test.shards, manifest), sample)
+        expected = probabilities_by_hand(model.model, open_reader(trained.test.shards, manifest), sample)
         assert float(row["probability1"]) == pytest.approx(float(expected.max()), abs=2e-6)
         assert row["class1"] == f"bar{int(expected.argmax())}"
         assert row["label"] == f"bar{sample % CLASSES}"
@@ -97,7 +98,7 @@ def values_of(run: Path) -> dict[str, str]:
     return {row["item"]: row["values"] for row in rows}
 
 
-def chances_by_hand(model: torch.nn.Module, reader: ShardReader, sample: int) -> torch.Tensor:
+def probabilities_by_hand(model: torch.nn.Module, reader: ShardReader, sample: int) -> torch.Tensor:
     """2 x 3 views, one by one."""
     meta = reader.read_meta(sample)
     chances = []
@@ -165,7 +166,7 @@ def test_a_video_that_cannot_be_read_is_counted_and_named_and_nothing_takes_its_
     number = int(row["source"].removesuffix(".mp4"))
     assert (row["label"], row["class1"]) == (f"bar{number % CLASSES}", None)
 
-    (shards / "train-000000.tar").write_bytes(whole)  # mended: tried again
+    (shards / "train-000000.tar").write_bytes(whole)  # repaired: read again
     assert main(["test", str(run), "--shards", str(shards), "--clips", "1", "--json", str(figures)]) == 0
     assert json.loads(figures.read_text())["missing"] == 0
     assert sum(len(path.read_text().splitlines()) for path in out.glob("parts/*.jsonl")) == 16
@@ -205,9 +206,9 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
 ):
     run = Path(trained.output_dir) / trained.name
     assert main(["reconstruct", str(run)]) == 2
-    assert "is a run to finetune: give the folder of one to pretrain" in capsys.readouterr().err
+    assert "has task=finetune: give the folder of a run with task=pretrain" in capsys.readouterr().err
     assert main(["curves", str(run)]) == 2
-    assert "give one to pretrain" in capsys.readouterr().err
+    assert "give a run with task=pretrain" in capsys.readouterr().err
     assert main(["finetune", "--config", "tiny_toy"]) == 2
     assert "use `python -m motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")
@@ -227,5 +228,5 @@ def test_accuracy_counts_what_was_read_only(trained: Config):
     assert report.per_class == {"bar0": 100, "bar1": 50, "bar2": 100, "bar3": None, "bar4": None, "bar5": 0}
     assert report.mean_class == pytest.approx(62.5)
     assert confusion.sum() == 6
-    with pytest.raises(UserError, match="none of the 1 videos"):
+    with pytest.raises(UserError, match="all videos are unreadable"):
         evaluate(model, Results({}, {"9": "gone"}), np.array([]))

@@ -1,4 +1,4 @@
-"""Reconstruction pictures: the right pixels in the right rows."""
+"""Reconstructions: the right pixels in the right rows."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import open_reader
 from motionmae.errors import UserError
-from motionmae.evaluation.reconstructions import make_block, read_clips, write_picture
+from motionmae.evaluation.reconstructions import make_block, read_clips, write_png
 from motionmae.models.motionmae import Reconstruction, build_motionmae
 from tests.data.test_flow import make_flow_shards
 from tests.models.tiny import moving_clips, tiny
@@ -35,21 +35,21 @@ def test_rows_hold_the_clip_and_its_mask() -> None:
     shown = [0, 2, 5, 7]  # 4 of 8 frames, spread evenly
     for column, number in enumerate(shown):
         np.testing.assert_allclose(frame(rows["original"], column), found.clip[1, number].numpy(), atol=1e-6)
-        hidden = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
-        np.testing.assert_array_equal(frame(rows["masked"], column)[hidden], 0.5)
-        visible = frame(rows["space head"], column)[~hidden]
-        np.testing.assert_allclose(visible, found.clip[1, number].numpy()[~hidden], atol=1e-6)
+        masked = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+        np.testing.assert_array_equal(frame(rows["masked"], column)[masked], 0.5)
+        visible = frame(rows["space head"], column)[~masked]
+        np.testing.assert_allclose(visible, found.clip[1, number].numpy()[~masked], atol=1e-6)
 
 
-def test_hidden_cubes_alone_can_be_shown() -> None:
+def test_masked_cubes_alone_can_be_shown() -> None:
     found = reconstruct()
-    whole, alone = (dict(make_block("", found, 1, 8, hidden_only=only).rows) for only in (False, True))
+    whole, alone = (dict(make_block("", found, 1, 8, masked_only=only).rows) for only in (False, True))
     for number in range(8):
-        hidden = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+        masked = found.mask[1, number // 2].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
         for row, elsewhere in (("space head", 0.5), ("time head", 0.0)):
             shown = frame(alone[row], number)
-            np.testing.assert_array_equal(shown[~hidden], elsewhere)
-            np.testing.assert_array_equal(shown[hidden], frame(whole[row], number)[hidden])
+            np.testing.assert_array_equal(shown[~masked], elsewhere)
+            np.testing.assert_array_equal(shown[masked], frame(whole[row], number)[masked])
     assert np.array_equal(alone["motion target"], whole["motion target"])
 
 
@@ -60,7 +60,7 @@ def test_only_trained_heads_have_rows(kind: str, rows: int) -> None:
 
 def test_flow_is_read_with_the_clips_and_drawn(tmp_path: Path) -> None:
     config = tiny(target={"motion_source": "flow"}, clip={"stride": 1})
-    reader = ShardReader(make_flow_shards(tmp_path))
+    reader = open_reader(make_flow_shards(tmp_path))
     clips, flow = read_clips(reader, [0, 4], config)
     assert flow is not None
     assert torch.equal(flow[:, :, 5, 5, 0], torch.arange(2, 10).expand(2, -1))  # the middle 8 of frames 1 to 10
@@ -80,10 +80,10 @@ def test_signed_motion_lies_around_grey() -> None:
     assert frame(absolute, 3).min() < 0.1
 
 
-def test_picture_has_a_strip_for_every_row(tmp_path: Path) -> None:
+def test_png_has_a_strip_for_every_row(tmp_path: Path) -> None:
     blocks = [make_block("one", reconstruct(), 0, 4), make_block("two", reconstruct(), 1, 4)]
-    write_picture(blocks[:1], tmp_path / "one.png", "heading")
-    write_picture(blocks, tmp_path / "sub" / "two.png", "heading")
+    write_png(blocks[:1], tmp_path / "one.png", "heading")
+    write_png(blocks, tmp_path / "sub" / "two.png", "heading")
     one, two = cv2.imread(str(tmp_path / "one.png")), cv2.imread(str(tmp_path / "sub" / "two.png"))
     assert one.shape[1] == two.shape[1]
     assert 1.7 < two.shape[0] / one.shape[0] < 2

@@ -58,7 +58,7 @@ def test_choices_cover_stages_and_checkpointing() -> None:
     assert small[0].recomputed_share == 0 < small[1].recomputed_share < small[2].recomputed_share < 0.34
 
 
-def test_devices_are_known_by_their_names() -> None:
+def test_devices_are_identified_by_their_names() -> None:
     names = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA GB200": 2500, "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989}
     assert {name: peak_of_device(name) for name in names} == names
     assert peak_of_device("Quadro K2000") is None
@@ -86,7 +86,7 @@ def test_a_data_set_smaller_than_a_step_is_refused(tmp_path: Path) -> None:
     ("name", "millions", "gflops"),
     [("finetune_vitb_k400", 86.5, 180.3), ("finetune_vitl_k400", 304.3, 596.8), ("vith_k400", 632.1, 1191.0)],
 )
-def test_classifiers_are_counted_as_papers_count(name: str, millions: float, gflops: float) -> None:
+def test_classifiers_are_counted_as_in_papers(name: str, millions: float, gflops: float) -> None:
     plan = make_plan(load_config(name))
     assert (plan.classes, round(plan.classifier_parameters / 1e6, 1)) == (400, millions)
     assert round(plan.gflops_per_view, 1) == gflops
@@ -97,10 +97,10 @@ def test_classes_are_those_of_the_shards(tmp_path: Path) -> None:
     assert make_plan(load_config("demo", [f"data.shards={shards}"])).classes == 3
 
 
-def _run_command(words: str) -> int:
+def _run_command(line: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(words.split())
+    arguments = parser.parse_args(line.split())
     return arguments.run(arguments)
 
 
@@ -109,8 +109,8 @@ def test_the_command_prints_the_tables(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     figures = tmp_path / "plan.json"
-    words = "engine.zero_stage=3 engine.micro_batch_size=8 --gpu h100-80 --mfu 0.35 --videos 240000 --loader-speed 85"
-    assert _run_command(f"plan --config vitl_k400 --nodes 8 {words} --json {figures}") == 0
+    options = "engine.zero_stage=3 engine.micro_batch_size=8 --gpu h100-80 --mfu 0.35 --videos 240000 --loader-speed 85"
+    assert _run_command(f"plan --config vitl_k400 --nodes 8 {options} --json {figures}") == 0
     shown = capsys.readouterr().out
     for text in (
         "331.7 M",
@@ -130,12 +130,12 @@ def test_the_command_prints_the_tables(
     assert written["loader_cores"] == plan.loader_cores(assumed, 8)
 
 
-def test_the_command_says_what_does_not_fit(
+def test_the_command_reports_an_estimate_that_does_not_fit(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    words = "plan --config vitl_k400 --nodes 1 --gpu v100-16 engine.micro_batch_size=64"
-    assert _run_command(words) == 0
+    options = "plan --config vitl_k400 --nodes 1 --gpu v100-16 engine.micro_batch_size=64"
+    assert _run_command(options) == 0
     assert (
         "does NOT fit 16 GB; the largest that fits and divides optim.global_batch_size=512 is"
         in capsys.readouterr().out
@@ -144,12 +144,12 @@ def test_the_command_says_what_does_not_fit(
         _run_command("plan --config vitl_k400 --mfu 0")
     with pytest.raises(UserError, match=r"--mfu 4.0: it is a share of the peak"):
         _run_command("plan --config vitl_k400 --mfu 4")
-    for words in ("--mfu nan", "--peak-tflops inf", "--loader-speed inf"):
-        with pytest.raises(UserError, match=f"{words}: it must be positive and finite"):
-            _run_command(f"plan --config vitl_k400 {words}")
+    for option in ("--mfu nan", "--peak-tflops inf", "--loader-speed inf"):
+        with pytest.raises(UserError, match=f"{option}: it must be positive and finite"):
+            _run_command(f"plan --config vitl_k400 {option}")
 
 
-def test_a_run_on_cpus_is_promised_no_gpus_speed(
+def test_no_gpu_speed_is_shown_for_a_run_on_cpus(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

@@ -1,4 +1,4 @@
-"""Counts by formula against made models, torch's FLOP counter, and the paper."""
+"""Counts by formula against built models, torch's FLOP counter, and the paper."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def on_meta(config: Config, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor,
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=range(len(VARIANTS)))
-def test_parameters_are_those_of_the_made_model(config: Config):
+def test_parameters_are_those_of_the_built_model(config: Config):
     with torch.device("meta"):
         model = MotionMAE(config)
     counted = count_parameters(config)
@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_made_model(config: Config):
 
 @pytest.mark.parametrize("config", VARIANTS, ids=range(len(VARIANTS)))
 def test_step_flops_are_what_torch_counts(config: Config):
-    """On the meta device nothing is computed; the math kernel makes attention's products visible to the counter."""
+    """Runs on the meta device, without arithmetic. The math kernel shows attention's products to the counter."""
     with torch.device("meta"):
         model = MotionMAE(config)
     counter = FlopCounterMode(display=False)
@@ -77,10 +77,10 @@ def test_forward_gflops_are_half_of_what_torch_counts(name: str):
         ("vitb_k400", 87, 180),
         ("vitl_k400", 305, 598),
         ("vith_k400", 632, 1193),
-        ("vitl_ssv2_32f", 305, 1436),  # VideoMAE's figure: the paper's own row repeats the one of 16 frames
+        ("vitl_ssv2_32f", 305, 1436),  # from VideoMAE: the paper repeats its row of 16 frames
     ],
 )
-def test_the_paper_is_met_within_rounding(name: str, millions: int, gflops: int):
+def test_counts_equal_the_papers_within_rounding(name: str, millions: int, gflops: int):
     """Tables 1 and 2. Ours: 86.5, 304.3, 632.1 M; 180.3, 596.8, 1191.0 and 1435.4 GFLOPs."""
     config = load_config(name)
     assert count_classifier_parameters(config, 400) / 1e6 == pytest.approx(millions, rel=0.006)
@@ -89,7 +89,7 @@ def test_the_paper_is_met_within_rounding(name: str, millions: int, gflops: int)
 
 @pytest.mark.parametrize(("name", "gflops"), [("vitl_k400", 598), ("vith_k400", 1193)])
 def test_the_papers_last_gflops_are_a_class_token_and_the_norms(name: str, gflops: int):
-    """598 and 1193 are MAE's rows: it adds a class token, and its counter takes 5 operations a normed value."""
+    """598 and 1193 are from MAE, which adds a class token and counts 5 operations per normalised value."""
     config = load_config(name)
     width, depth = {"vitl_k400": (1024, 24), "vith_k400": (1280, 32)}[name]
     tokens = config.clip.cubes
@@ -99,13 +99,13 @@ def test_the_papers_last_gflops_are_a_class_token_and_the_norms(name: str, gflop
 
 
 def test_a_positions_table_explains_the_papers_parameters():
-    """87 and 305 M are VideoMAE's: encoder and table, no head. 632 M is MAE's."""
+    """87 and 305 M are from VideoMAE: encoder and position table, no head. 632 M is from MAE."""
     for name, millions in (("vitb_k400", 87), ("vitl_k400", 305)):
         config = load_config(name, ["model.pos_embed=learnable"])
         assert int(count_parameters(config).encoder / 1e6) == millions
 
 
-def test_two_decoders_cost_what_the_design_counted():
+def test_flops_of_two_decoders():
     """One clip in one step: 104 GFLOP (S) and 314 (B)."""
     assert step_flops(load_config("vitb_k400", ["model.size=vit_s"])).model / 1e9 == pytest.approx(104, abs=0.5)
     assert step_flops(load_config("vitb_k400")).model / 1e9 == pytest.approx(314.3, abs=0.6)

@@ -12,7 +12,7 @@ from motionmae.models import vit
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.planning import memory
-from motionmae.planning.memory import kept_bytes, largest_micro_batch, predict_memory
+from motionmae.planning.memory import largest_micro_batch, predict_memory, saved_bytes
 from tests.training.launch import run_ranks
 
 SMALL = ["model.depth=3", "clip.size=36", "optim.global_batch_size=32"]
@@ -23,17 +23,17 @@ def _clips(config: Config, number: int) -> torch.Tensor:
     return torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
 
 
-def _bytes_kept_by_autograd(config: Config, clips: int) -> int:
+def _bytes_saved_by_autograd(config: Config, clips: int) -> int:
     model: torch.nn.Module = build_motionmae(config) if config.task == "pretrain" else build_classifier(config, 6)
     lasting = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []  # so that no storage's address is given out twice
+    saved: dict[int, int] = {}
+    alive = []  # no address is reused while its storage is alive
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         alive.append(storage)
         if storage.data_ptr() not in lasting:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with (
@@ -41,7 +41,7 @@ def _bytes_kept_by_autograd(config: Config, clips: int) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=config.engine.precision == "bf16"),
     ):
         model(_clips(config, clips), *([torch.arange(clips)] if config.task == "pretrain" else []))
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -56,16 +56,16 @@ def _bytes_kept_by_autograd(config: Config, clips: int) -> int:
         "task=finetune",
     ],
 )
-def test_kept_bytes_are_what_autograd_keeps(precision: str, checkpointing: str, variant: str) -> None:
+def test_saved_bytes_equal_those_of_autograd(precision: str, checkpointing: str, variant: str) -> None:
     changes = [f"engine.precision={precision}", f"model.activation_checkpointing={checkpointing}", *variant.split()]
     config = load_config("demo", [*SMALL, *changes])
-    # per clip, by difference: what does not grow with the batch (16-bit copies of weights) is counted elsewhere
-    kept = (_bytes_kept_by_autograd(config, 4) - _bytes_kept_by_autograd(config, 2)) / 2
-    assert kept_bytes(config).total == pytest.approx(kept, rel=0.01)
+    # per clip, as a difference: 16-bit copies of weights do not grow with the batch and are counted elsewhere
+    saved = (_bytes_saved_by_autograd(config, 4) - _bytes_saved_by_autograd(config, 2)) / 2
+    assert saved_bytes(config).total == pytest.approx(saved, rel=0.01)
 
 
 def _measure_with_small_messages(config: Config) -> list[dict[str, Any]]:
-    """The buffers of messages as they are would be most of a small model's memory, and hide the rest."""
+    """Use small message buffers: normal ones would be most of a small model's memory."""
     deepspeed_engine.BUCKET = memory.BUCKET = 500_000
     return measure_cases(config, range(4), ("none", "full"))
 
@@ -73,7 +73,7 @@ def _measure_with_small_messages(config: Config) -> list[dict[str, Any]]:
 @pytest.mark.long
 @pytest.mark.parametrize(("ranks", "precision"), [(1, "bf16"), (2, "fp32")])
 def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
-    """Every stage, by the code of benchmarks/memory.py."""
+    """Every stage, measured by the code of benchmarks/memory.py."""
     changes = ["model.depth=6", "model.width=192", "optim.global_batch_size=16", "engine.micro_batch_size=16"]
     config = load_config("demo", [*changes, f"engine.precision={precision}"])
     rows, *_ = run_ranks(ranks, _measure_with_small_messages, config)
@@ -90,9 +90,9 @@ def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
 def test_large_models_agree_with_fake_tensors(
     name: str, mode: str, clips: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No machine of ours trains them: torch goes through the very model without memory and arithmetic.
+    """Fake tensors run the real model without memory and arithmetic, which no test machine has for these models.
 
-    Both cases are at their peak when the loss is taken, where DeepSpeed holds nothing that torch does not.
+    Both cases reach their peak at the loss, where DeepSpeed holds no more than torch.
     """
     batch = [
         f"optim.global_batch_size={clips}",
@@ -113,8 +113,7 @@ def test_large_models_agree_with_fake_tensors(
         loss.backward()
     predicted = predict_memory(config, 1)
     assert predicted.activations == pytest.approx(activations, rel=0.1)
-    # without AdamW's moments, which this step has not made
-    # and with the next micro-batch, which is on its way to a GPU meanwhile
+    # this step has no moments of AdamW yet, and no next micro-batch on its way to a GPU
     assert predicted.peak - predicted.optimizer == pytest.approx(live.peak + pixels.nbytes, rel=0.1)
 
 
@@ -128,7 +127,7 @@ def test_zero_partitions_state_over_the_ranks() -> None:
     assert [round(a / b) for a, b in zip(two[1], eight[1], strict=True)] == [1, 4, 4]
     assert [round(a / b) for a, b in zip(two[2], eight[2], strict=True)] == [1, 4, 4]
     assert [round(a / b) for a, b in zip(two[3], eight[3], strict=True)] == [4, 4, 4]
-    assert states(1) == [states(1)[0]] * 4  # one rank has nobody to share with
+    assert states(1) == [states(1)[0]] * 4  # one rank partitions nothing
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:

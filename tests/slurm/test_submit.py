@@ -11,6 +11,7 @@ import yaml
 
 from motionmae.config import load_config
 from motionmae.config.site import Site
+from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
 from motionmae.runs.attempt import Attempt
@@ -69,7 +70,7 @@ def test_a_fine_tuning_without_weights_or_with_an_unreadable_policy_is_not_submi
     assert f"finetune.init={tmp_path / 'gone'} does not exist" in error
     status, _, error = _run(capsys, *argv, "data.rand_augment=nonsense")
     assert status == 2
-    assert "data.rand_augment=nonsense is not timm's notation" in error
+    assert "data.rand_augment=nonsense is not in timm's notation" in error
     assert not (tmp_path / "runs" / "finetune_tiny_toy" / "job.json").exists()
 
 
@@ -183,14 +184,13 @@ def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
     assert (status, out) == (2, "")
     assert f"data.beton={tmp_path}/x.beton does not exist: write it with `python data_tools/make_beton" in err
     assert not (tmp_path / "runs").exists()
-    config = load_config("demo", [f"data.beton={tmp_path}/x.beton"])
-    submission.check_beton(config, here=False)
-    assert capsys.readouterr().out.startswith(f"note: data.beton={tmp_path}/x.beton does not exist on this machine")
-    submission.check_beton(load_config("demo", ["data.beton=$TMPDIR/x.beton"]), here=True)
+    data = load_config("demo", [f"data.beton={tmp_path}/x.beton"]).data
+    note = check_node_file(data, on_this_machine=False)
+    assert note.startswith(f"data.beton={tmp_path}/x.beton does not exist on this machine")
+    assert check_node_file(load_config("demo", ["data.beton=$TMPDIR/x.beton"]).data, on_this_machine=True) == ""
     (tmp_path / "x.beton").touch()
     for here in (True, False):
-        submission.check_beton(config, here=here)
-    assert capsys.readouterr().out == ""
+        assert check_node_file(data, on_this_machine=here) == ""
 
 
 def test_a_machine_without_slurm_is_told_the_ways_out(

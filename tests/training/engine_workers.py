@@ -73,7 +73,7 @@ def train_all(cases: list[Config], steps: int) -> list[tuple[list[float], Weight
 
 
 def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
-    """A good step, a step with a loss that is not finite on the last rank, a good step; for each case."""
+    """Each case: a good step, a step with a non-finite loss on the last rank, a good step."""
     results = []
     for settings in cases:
         engine, rank = new_engine(settings)
@@ -100,7 +100,7 @@ def skip_all(cases: list[Config], poison: float) -> list[dict[str, Any]]:
 
 
 def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float]]:
-    """Steps at a loss scale that is far too high: scales, whether steps were applied, last gradient norm."""
+    """Start at a loss scale far too high; return scales, whether steps were applied, and the last gradient norm."""
     results = []
     for zero in zeros:
         settings = config(zero, precision="fp16")
@@ -125,7 +125,7 @@ def flags_of(settings: Config) -> tuple[bool, bool]:
 
 
 def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:
-    """For each stage train, save below ``folder/STAGE``, train on; the losses after the save and the final weights."""
+    """Each stage: train, save in ``folder/STAGE``, train on; return the losses after the save and the final weights."""
     results = {}
     for zero in zeros:
         settings = config(zero)
@@ -134,7 +134,7 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
             take_step(engine, settings, rank, step)
         taken = sharded.stage(engine, rank, steps, {"trainer": {"data_step": steps}})
         later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
-        sharded.write(taken, CheckpointStore(folder / str(zero)), rank)  # of the weights as they were
+        sharded.write(taken, CheckpointStore(folder / str(zero)), rank)  # the weights at the time of the save
         results[zero] = (later, weights(engine))
         engine.close()
     return results
@@ -159,7 +159,7 @@ def load_all(
 
 
 def fail_to_write(folder: Path) -> tuple[str, list[str]]:
-    """Save once in full; then again while the last rank cannot write: the error and what the store holds then."""
+    """Save, then save while the last rank cannot write; return the error and the names in the store."""
     settings = config(1)
     engine, rank = new_engine(settings)
     store = CheckpointStore(folder)
@@ -174,12 +174,12 @@ def fail_to_write(folder: Path) -> tuple[str, list[str]]:
     except sharded.CheckpointError as failure:
         error = str(failure)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    dist.barrier()  # rank 0 has cleared up
+    dist.barrier()  # rank 0 has removed the partial checkpoint
     return error, sorted(path.name for path in folder.iterdir())
 
 
 def await_signal(pids: Path) -> tuple[str | None, int]:
-    """Step until some rank was signalled; the outcome and whether the former handler is back."""
+    """Poll until a rank receives a signal; return the end reason and the rank."""
     settings = config()
     rank = init_distributed(settings.engine)
     former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -189,12 +189,12 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
         first = requests.sync_across_ranks().end
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
-        while not (asked := requests.sync_across_ranks().end) and time.monotonic() < end:
+        while not (reason := requests.sync_across_ranks().end) and time.monotonic() < end:
             time.sleep(0.001)
     back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
     assert first is None
     assert back
-    return (asked.name if asked else None), rank.rank
+    return (reason.name if reason else None), rank.rank
 
 
 def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
@@ -223,7 +223,7 @@ def plain_adamw(steps: int, clip: float) -> tuple[list[float], Weights, float]:
 
 
 def lose_peer(how: str) -> EndReason:
-    """Lose rank 1 in one of three ways; on rank 0 the class of the error."""
+    """Lose rank 1 in one of three ways; return the end reason of rank 0's error."""
     rank, timeout = int(os.environ["RANK"]), timedelta(seconds=3)
     if rank == 1 and how == "is not there":
         os._exit(0)
@@ -241,7 +241,7 @@ def lose_peer(how: str) -> EndReason:
 
 
 def listening() -> set[str]:
-    """IPv4 and IPv6 addresses at which this process listens once the group has worked."""
+    """Return the IPv4 and IPv6 addresses at which this process listens after a collective."""
     init_distributed(config().engine)
     dist.all_reduce(torch.ones(2))
     links = [Path(f"/proc/self/fd/{number}") for number in range(1024)]

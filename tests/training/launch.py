@@ -1,6 +1,6 @@
-"""Starting ranks for tests: real processes with a real process group, forked from one that has imported everything.
+"""Ranks for tests: real processes with a real process group, forked from a process that has imported everything.
 
-Importing torch and DeepSpeed takes seconds; the fork server pays for it once a test session.
+The import of torch and DeepSpeed takes seconds; the fork server does it once per test session.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ TIMEOUT = 180.0
 
 
 def _context() -> Any:
-    """The fork server, started on the first call with an environment of its own (it does not inherit sys.path)."""
+    """Start the fork server on the first call. It does not inherit sys.path and gets its own environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.preload"])
     before = dict(os.environ)
@@ -47,7 +47,7 @@ class Ranks:
         for rank in range(world):
             receiver, sender = context.Pipe(duplex=False)
             job = (rank, world, port, self._log_of(rank), sender, target, arguments)
-            process = context.Process(target=_be_rank, args=job, daemon=True)  # ends with pytest at the latest
+            process = context.Process(target=_be_rank, args=job, daemon=True)  # ends with pytest
             process.start()
             sender.close()
             self._receivers.append(receiver)
@@ -58,13 +58,13 @@ class Ranks:
         os.kill(self.processes[rank].pid, number)
 
     def kill(self) -> None:
-        """Kill all ranks, as a node that loses power."""
+        """Kill all ranks, like a node that loses power."""
         for process in self.processes:
             process.kill()
             process.join()
 
     def results(self) -> list[Any]:
-        """What each rank returned; the first traceback if one raised."""
+        """Return each rank's result, or raise with the first traceback."""
         answers = []
         end = time.monotonic() + TIMEOUT
         try:
@@ -86,7 +86,7 @@ class Ranks:
         return [value for _, value in answers]
 
     def first_result(self) -> Any:
-        """What rank 0 returned; the others are killed, whatever they do."""
+        """Return rank 0's result and kill the other ranks."""
         try:
             assert self._receivers[0].poll(TIMEOUT), f"rank 0 does not end:\n{self.output()}"
             kind, value = pickle.loads(self._receivers[0].recv_bytes())
@@ -108,7 +108,7 @@ class Ranks:
 
 
 def run_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call ``target(*arguments)`` on ``world`` ranks and return what each returned."""
+    """Call ``target(*arguments)`` on ``world`` ranks and return their results."""
     return Ranks(world, target, *arguments).results()
 
 
@@ -116,12 +116,12 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) 
     """Wait until ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        assert time.monotonic() < end, f"waited {seconds} s for {what} without success"
         time.sleep(0.005)
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""A run that trains on while ranks look at it: it saves as soon as rank 0 has looked for its newest checkpoint."""
+"""A run that saves a checkpoint after rank 0 has looked for the newest one, and before the other ranks."""
 
 import os
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from motionmae.runs.directory import RunFolder
 
 
 def hide_newest(run: Path) -> tuple[str, str]:
-    """Undo the run's last save, for :func:`read_while_it_saves`; the names of the last checkpoint but one and of it."""
+    """Hide the newest checkpoint for :func:`read_while_it_saves`; return the names of the last two checkpoints."""
     before, newest = CheckpointStore(RunFolder(run).checkpoints).complete()[-2:]
     newest.folder.rename(run / newest.folder.name)
     return before.folder.name, newest.folder.name
 
 
 def read_while_it_saves(run: Path, newest: str, action: Callable[..., Any], *arguments: Any) -> list[str]:
-    """Do ``action`` on a rank; the checkpoints that this rank has read weights of."""
+    """Call ``action`` on a rank; return the checkpoints whose weights it read."""
     look, load, read = load_weights.newest_checkpoint, load_weights._read_checkpoint, []
 
     def look_and_save(folder: RunFolder, step: int | None = None) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Imported once by the fork server of :mod:`tests.training.launch`: whatever a rank would import, slowest first."""
+"""Imports of a rank, made once by the fork server of :mod:`tests.training.launch`."""
 
 import pytest  # noqa: F401
 import torch

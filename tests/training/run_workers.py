@@ -34,7 +34,7 @@ def run_all(configs: list[Config]) -> list[str]:
 
 
 def pretrain_with_small_files(config: Config, limit: int) -> list[str]:
-    """Run while no file of the last rank may grow beyond ``limit`` bytes."""
+    """Run with files of the last rank limited to ``limit`` bytes."""
     rank = init_distributed(config.engine)
     if rank.rank == rank.world - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -46,7 +46,7 @@ class Disk:
         return write_tensors(path, *arguments)
 
 
-def new_saver(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpointer, Disk]:
+def new_checkpointer(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpointer, Disk]:
     engine, rank = new_engine(config(1))
     lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
     watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
@@ -60,50 +60,50 @@ def new_saver(folder: Path) -> tuple[Engine, DistributedContext, AsyncCheckpoint
 
 def save_beside_training(folder: Path) -> dict[str, Any]:
     """Train while a slow disk writes a checkpoint; return results and times."""
-    engine, rank, saver, disk = new_saver(folder)
+    engine, rank, checkpointer, disk = new_checkpointer(folder)
     take_step(engine, config(1), rank, 0)
     saved_weights = weights(engine)
     disk.delay = 1.0
     start = time.perf_counter()
-    saver.start(engine, 1, {"trainer": {"data_step": 1}}, start)
+    checkpointer.start(engine, 1, {"trainer": {"data_step": 1}}, start)
     started = time.perf_counter() - start
     losses = [take_step(engine, config(1), rank, step) for step in range(1, 4)]
-    early = saver.poll()
-    waited = saver.wait()
+    early = checkpointer.poll()
+    waited = checkpointer.wait()
     disk.delay = 0.0
-    saver.start(engine, 4, {"trainer": {"data_step": 4}}, time.perf_counter())
-    second = saver.wait()
+    checkpointer.start(engine, 4, {"trainer": {"data_step": 4}}, time.perf_counter())
+    second = checkpointer.wait()
     return {
         "weights": (saved_weights, weights(engine)), "started": started, "losses": losses, "early": early,
-        "first": waited, "second": second, "nothing": saver.wait(),
+        "first": waited, "second": second, "nothing": checkpointer.wait(),
     }  # fmt: skip
 
 
 def fail_and_recover(folder: Path) -> list[Any]:
     """Save four times, the second failing on the last rank; return error and folder names after each."""
-    engine, rank, saver, disk = new_saver(folder)
-    seen = []
+    engine, rank, checkpointer, disk = new_checkpointer(folder)
+    errors = []
     for step in range(1, 5):
         disk.full = step == 2 and rank.rank == rank.world - 1
-        saver.start(engine, step, {}, time.perf_counter())
-        saved = saver.wait()
+        checkpointer.start(engine, step, {}, time.perf_counter())
+        saved = checkpointer.wait()
         assert saved is not None
-        dist.barrier()  # rank 0 has cleared up
-        seen.append((saved.error, sorted(path.name for path in (folder / "checkpoints").iterdir())))
+        dist.barrier()  # rank 0 has removed the partial checkpoint
+        errors.append((saved.error, sorted(path.name for path in (folder / "checkpoints").iterdir())))
         dist.barrier()
-    return seen
+    return errors
 
 
 def be_taken_over(folder: Path) -> tuple[str, list[str]]:
     """Acquire a new lease during a write; return the write's error and the committed checkpoints."""
-    engine, rank, saver, disk = new_saver(folder)
+    engine, rank, checkpointer, disk = new_checkpointer(folder)
     disk.delay = 1.0
-    saver.start(engine, 1, {}, time.perf_counter())
+    checkpointer.start(engine, 1, {}, time.perf_counter())
     if rank.is_rank_zero:
         acquire_lease(folder)
     sentence = ""
     try:
-        saver.wait()
+        checkpointer.wait()
     except LeaseLost as error:
         sentence = str(error)
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Small real shards and a config that trains on them in milliseconds a step."""
+"""Small real shards, and a config whose steps on them take milliseconds."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ STEPS = 9
 
 
 def make_shards(folder: Path, shards: int = 2, samples: int = 9, classes: int = 1) -> Path:
-    """Write videos of a bar that moves at a speed of its own over noise; its class is its number modulo ``classes``."""
+    """Write videos of a bar that moves over noise at different speeds; the class is the number modulo ``classes``."""
     folder.mkdir(parents=True)
     entries = []
     for shard in range(shards):

@@ -1,4 +1,4 @@
-"""Fine-tuning by the engine, loop and checkpoints of pre-training."""
+"""Fine-tuning with the trainer, engine, and checkpoints of pre-training."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from timm.data.mixup import Mixup
 
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_finetuned
 from motionmae.models.classifier import build_classifier
@@ -35,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(shards: Path, runs: Path, **sections: dict[str, Any]) -> Config:
-    """Everything that Table 6b switches on."""
+    """A config with every option of Table 6b."""
     everything: dict[str, dict[str, Any]] = {
         "data": {"rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "repeated_sampling": 2},
         "optim": {"ema_decay": 0.9},
@@ -51,7 +51,7 @@ def save_encoder(path: Path, config: Config) -> Path:
 
 
 def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and weights (their average, where kept) of a finished run."""
+    """Losses and weights of a finished run; the weights' moving average if it has one."""
     folder = RunFolder.of(config.output_dir, config.name)
     newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
     return [row["loss"] for row in current_rows(folder.metrics)], load_state(newest).state
@@ -82,12 +82,12 @@ def test_an_average_of_the_weights_is_kept_and_a_run_without_one_differs(shards:
     averaged = run_of(shards, tmp_path / "averaged", **quiet)
     assert run_ranks(1, run_all, [plain, averaged])[0] == ["FINISHED"] * 2
     (losses, last), (same, average) = outcome(plain), outcome(averaged)
-    assert losses == same  # the average changes nothing of training
+    assert losses == same  # the average does not affect training
     begin = build_classifier(plain, 3).state_dict()["head.weight"]
     assert 0 < (average["head.weight"] - begin).norm() < (last["head.weight"] - begin).norm()  # it lags behind
 
 
-def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shards: Path, tmp_path: Path):
+def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Path, tmp_path: Path):
     init = save_encoder(tmp_path / "encoder.pth", run_of(shards, tmp_path))
     config = run_of(shards, tmp_path, finetune={**PROBE, "init": str(init)}, checkpoint={"every_steps": 3})
     linear = config.updated({"optim.ema_decay": 0.0})
@@ -95,7 +95,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shard
     first, second = (RunFolder.of(tmp_path, run.name) for run in (linear, attentive))
     first.path.mkdir()
     others = build_motionmae(linear.updated({"seed": 7})).state_dict()
-    save_file(others, first.encoder)  # of a start that came to no checkpoint
+    save_file(others, first.encoder)  # from an attempt that saved no checkpoint
     assert run_ranks(2, run_all, [linear, attentive])[0] == ["FINISHED"] * 2
     _, weights = outcome(linear)
     assert set(weights) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
@@ -105,12 +105,12 @@ def test_a_probe_trains_its_head_alone_and_keeps_the_encoder_it_began_with(shard
 
     began_with = build_motionmae(linear).encoder.state_dict()
     state = CheckpointStore(first.checkpoints).complete()[-1].state()
-    init.unlink()  # the pre-training went on
+    init.unlink()  # deleted by its pre-training
     resumed = Finetuning(linear).build_model(load_manifest(shards), state["task"])
     for model in (load_finetuned(first.path).model, load_finetuned(second.path).model, resumed):
         assert all(torch.equal(value, began_with[name]) for name, value in model.encoder.state_dict().items())
     save_file(others, second.encoder)
-    with pytest.raises(UserError, match="holds another encoder than the head in"):
+    with pytest.raises(UserError, match="holds another encoder than the one that the head in"):
         load_finetuned(second.path)
 
 
@@ -124,7 +124,7 @@ def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(sha
         assert torch.equal(weight, source.get_parameter(f"encoder.{name}")), name
 
     wider = config.updated({"model.width": 48})
-    with pytest.raises(UserError, match=r"project\.weight is \(32, 384\) there and \(48, 384\) here"):
+    with pytest.raises(UserError, match=r"project\.weight has shape \(32, 384\), the model expects \(48, 384\)"):
         Finetuning(wider).build_model(load_manifest(shards), None)
     with pytest.raises(UserError, match="no weights at"):
         Finetuning(config.updated({"finetune": FinetuneConfig(init="nowhere.pth")})).build_model(
@@ -133,7 +133,7 @@ def test_the_encoder_starts_from_the_given_weights_and_a_wrong_size_is_named(sha
 
 
 def test_ranks_begin_with_the_same_checkpoint_of_a_run_that_saves_meanwhile(shards: Path, tmp_path: Path):
-    """DeepSpeed gives all ranks the weights of the first, but their running average has begun by then."""
+    """DeepSpeed broadcasts rank 0's weights, but only after the moving average was initialised."""
     first = tiny_run(shards, tmp_path, optim={"epochs": 2})
     second = run_of(shards, tmp_path, finetune={"init": str(tmp_path / "tiny")}).updated({"name": "second"})
     assert run_ranks(1, run_all, [first])[0] == ["FINISHED"]
@@ -183,4 +183,4 @@ def test_mixing_clips_equals_timm_on_frames_as_channels():
         assert torch.equal(mixed.permute(0, 1, 4, 2, 3).reshape(4, 6, 12, 16), expected)
         assert torch.equal(targets, same)
         kinds.add(bool((mixed == clips).any()))
-    assert kinds == {True, False}  # both cutmix, which leaves pixels as they are, and mixup came up
+    assert kinds == {True, False}  # both CutMix, which keeps pixel values, and mixup occurred

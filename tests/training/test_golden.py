@@ -1,9 +1,9 @@
-"""Losses of 50 steps on the real engine, stored: what makes a training step faster must leave them as they are.
+"""Golden losses of 50 steps on the real engine: a faster training step must not change them.
 
-:mod:`tests.models.test_golden` holds the model alone to losses that grow apart quickly; here the learning rate is a
-small one, so that 50 steps of rounding stay far below what any change of the method would do, and ZeRO (on two ranks),
-schedule, precision and optimiser are those of a run. After a change that is meant to alter them, write them anew with
-``python -m tests.training.test_golden`` and say why in the commit.
+:mod:`tests.models.test_golden` checks the model alone. Here, ZeRO (on two ranks), schedule, precision, and optimiser
+are those of a run. The small learning rate keeps 50 steps of rounding far below the effect of any change of the method.
+After an intended change, write the losses again with ``python -m tests.training.test_golden`` and give the reason in
+the commit.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.training.launch import run_ranks
 STORED = Path(__file__).with_name("golden_losses.json")
 STEPS, BATCH = 50, 4
 CONFIGS = {
-    "motionmae": tiny(mask={"kind": "tube", "ratio": 0.9}),  # frame and motion, divided decoders: the paper's
+    "motionmae": tiny(mask={"kind": "tube", "ratio": 0.9}),  # the paper's: frame and motion, divided decoders
     "videomae": tiny(mask={"kind": "tube", "ratio": 0.9}, target={"kind": "frame"}),
 }
 
@@ -39,7 +39,7 @@ def of_a_run(config: Config) -> Config:
 
 
 def losses(configs: list[Config]) -> list[list[list[float]]]:
-    """Train each for :data:`STEPS` steps; total, space and time loss of every step."""
+    """Train each for :data:`STEPS` steps; return total, space, and time loss of every step."""
     answers = []
     for config in configs:
         task, rank = Pretraining(config), init_distributed(config.engine)

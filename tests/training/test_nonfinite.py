@@ -28,7 +28,7 @@ def test_a_run_rolls_back_again_only_long_after_the_last_rollback():
     assert may_roll_back(state)
 
 
-def test_rare_bad_steps_never_add_up():
+def test_rare_skipped_steps_never_exceed_the_budget():
     state = TrainState()
     for step in range(0, 1_000_000, WINDOW // BUDGET):
         state.step = step

@@ -1,4 +1,4 @@
-"""Whole runs of the real model on real shards: killed, preempted, moved, damaged, out of disk, out of numbers."""
+"""Whole runs of a real model on real shards: killed, preempted, resharded, damaged, on a full disk, non-finite."""
 
 import os
 import shutil
@@ -80,7 +80,7 @@ def assert_same_run(config: Config, reference: Config) -> None:
 
 
 def kill_after(config: Config, world: int, row: int) -> None:
-    """Run until the metrics row of a step is written, then kill every rank by -9."""
+    """Run until a step's row of metrics is written, then kill every rank."""
     ranks = Ranks(world, run_training, config)
     wait_until(lambda: rows_written(config) >= row, f"step {row}")
     ranks.kill()
@@ -121,7 +121,7 @@ def test_activation_checkpointing_changes_no_bit_at_stage_3(
 def test_killed_and_started_again_equals_undisturbed(
     world: int, shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
-    """Stage by stage at another step: before the first checkpoint, right at one, between two."""
+    """Each stage is killed at another step: before the first checkpoint, at one, between two."""
     configs = [tiny_run(shards, tmp_path / str(zero), engine={"zero_stage": zero}) for zero in STAGES]
     for config, row in zip(configs, (1, 4, 5, 7), strict=True):
         kill_after(config, world, row)
@@ -150,7 +150,7 @@ def test_killed_at_many_steps_equals_undisturbed(
 def test_killed_again_and_again_equals_undisturbed(
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
-    """Two rows after a start the kill falls into a save, so the run is where it was; three rows after, it gets on."""
+    """A kill two rows after a start hits the save and loses all progress; three rows after, the save is done."""
     config = tiny_run(shards, tmp_path, engine={"zero_stage": 2})
     for rows in (2, 3, 2, 3, 3):
         kill_after(config, 2, rows_written(config) + rows)
@@ -227,7 +227,7 @@ def truncate(checkpoint: Path) -> None:
 
 
 def half_write(checkpoint: Path) -> None:
-    """As if the save of a later step had been cut off: no manifest yet, a temporary name."""
+    """Imitate an interrupted save: a temporary name and no manifest."""
     copy = checkpoint.with_name(".unfinished-step-00000099")
     shutil.copytree(checkpoint, copy)
     (copy / "manifest.json").unlink()
@@ -235,7 +235,7 @@ def half_write(checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run on one rank, killed by -9 with several checkpoints behind it."""
+    """A run on one rank, killed after several checkpoints."""
     config = tiny_run(shards, tmp_path_factory.mktemp("killed"))
     kill_after(config, 1, 7)
     return config
@@ -247,7 +247,7 @@ def copy_of(config: Config, runs: Path) -> Config:
 
 
 @pytest.mark.parametrize("harm", [flip_byte, truncate])
-def test_a_damaged_checkpoint_is_announced_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_logged_and_the_previous_one_loaded(
     harm: Any, killed: Config, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     config = copy_of(killed, tmp_path)
@@ -296,16 +296,16 @@ def test_other_settings_and_other_data_are_refused_by_name_harmless_ones_taken(
     ]
     before = folder_of(config).config.read_text()
     ranks = Ranks(1, run_all, attempts[:3])
-    (endings,) = ranks.results()
-    assert "seed=5 (was 0)" in endings[0]
-    assert "optim.epochs=4 (was 3), optim.base_lr=0.5 (was 0.02)" in endings[1]
-    assert "shards was" in endings[2]
+    (ends,) = ranks.results()
+    assert "seed=5 (was 0)" in ends[0]
+    assert "optim.epochs=4 (was 3), optim.base_lr=0.5 (was 0.02)" in ends[1]
+    assert "shards was" in ends[2]
     assert folder_of(config).config.read_text() == before
     assert run_ranks(1, run_all, attempts[3:]) == [["FINISHED"]]
     assert load_config(str(folder_of(config).config)) == attempts[3]
 
 
-def test_a_complete_run_says_so_and_changes_nothing(undisturbed: dict[tuple[int, int], Config]):
+def test_a_complete_run_is_reported_and_stays_unchanged(undisturbed: dict[tuple[int, int], Config]):
     config = undisturbed[2, 3]
     rows = rows_written(config)
     ranks = Ranks(2, run_training, config)
@@ -318,10 +318,10 @@ def test_a_rank_without_room_for_its_share_warns_and_only_the_last_save_is_fatal
     shards: Path, undisturbed: dict[tuple[int, int], Config], tmp_path: Path
 ):
     config = tiny_run(shards, tmp_path)
-    ranks = Ranks(2, pretrain_with_small_files, config, 100_000)  # clips in memory are files too, of 36,864 bytes
-    for (ending,) in ranks.results():
-        assert f"no checkpoint at step {STEPS}" in ending
-        assert "make room and run the same command again" in ending
+    ranks = Ranks(2, pretrain_with_small_files, config, 100_000)  # shared buffers are files too, of 36,864 bytes
+    for (end,) in ranks.results():
+        assert f"no checkpoint at step {STEPS}" in end
+        assert "make room and run the same command again" in end
     assert [row["step"] for row in events(config, "checkpoint_failed")] == [2, 4, 6, 8, STEPS]
     assert "rank 1: " in events(config, "checkpoint_failed")[0]["error"]
     assert "training goes on" in ranks.output()
@@ -347,8 +347,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_more_room_finishes_the_run(
     shards: Path, undisturbed: dict[tuple[int, int], Config], small_disk: Path
 ):
     config = tiny_run(shards, small_disk)
-    (ending,) = run_ranks(1, run_all, [config])[0]
-    assert "No space left on device" in ending
+    (end,) = run_ranks(1, run_all, [config])[0]
+    assert "No space left on device" in end
     assert saved_steps(config) == [2]
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     assert run_ranks(1, run_all, [config]) == [["FINISHED"]]
@@ -356,11 +356,11 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_more_room_finishes_the_run(
     assert_same_run(config, undisturbed[1, 1])
 
 
-def test_weights_out_of_numbers_stop_the_run_with_a_report(shards: Path, tmp_path: Path):
+def test_non_finite_weights_stop_the_run_with_a_report(shards: Path, tmp_path: Path):
     config = tiny_run(shards, tmp_path, optim={"base_lr": 1e30, "epochs": 6}, checkpoint={"every_steps": 100})
     ranks = Ranks(2, run_all, [config])
-    for (ending,) in ranks.results():
-        assert "not finite in 11 of the last 1000 steps" in ending
+    for (end,) in ranks.results():
+        assert "not finite in 11 of the last 1000 steps" in end
     skipped = events(config, "nonfinite")
     assert len(skipped) == 11
     assert {row["cause"] for row in skipped} <= {"loss", "gradient"}
@@ -374,7 +374,7 @@ def test_weights_out_of_numbers_stop_the_run_with_a_report(shards: Path, tmp_pat
     assert f"step {last['step']} skipped" in ranks.output()
 
 
-def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path):
+def test_an_unreadable_sample_is_logged_counted_and_saved(tmp_path: Path):
     shards = make_shards(tmp_path / "shards")
     shard = shards / "train-000001.tar"
     content = bytearray(shard.read_bytes())
@@ -382,9 +382,9 @@ def test_an_unreadable_sample_is_announced_counted_and_remembered(tmp_path: Path
     shard.write_bytes(content)
     config = tiny_run(shards, tmp_path / "runs")
     assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
-    announced = events(config, "corrupt_sample")
-    samples = [sample for row in announced for sample in row["samples"]]
-    assert len(samples) == len(set(samples)) >= 1  # once, whichever rank met it, however often
+    logged = events(config, "corrupt_sample")
+    samples = [sample for row in logged for sample in row["samples"]]
+    assert len(samples) == len(set(samples)) >= 1  # each sample once, for any rank and any number of reads
     assert list(read_rows(folder_of(config).metrics))[-1]["corrupt_samples"] == len(samples)
     state = CheckpointStore(folder_of(config).checkpoints).complete()[-1].state()
     assert set(state["trainer"]["corrupt"]) == set(samples)

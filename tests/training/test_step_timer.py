@@ -9,7 +9,7 @@ from motionmae.training.step_timer import StepTimer
 
 
 class Ticks:
-    """A timer whose clock advances by one at every mark, as a queue of CUDA events would be read later."""
+    """A timer whose clock advances by one at every mark and is read later, like CUDA events."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -24,7 +24,7 @@ class Ticks:
         return last - first
 
 
-def test_every_moment_belongs_to_one_phase_and_nothing_is_read_before_it_is_asked_for():
+def test_every_moment_belongs_to_one_phase_and_events_are_read_at_take():
     ticks = Ticks()
     clock = StepTimer(ticks)
     for phase in (Phase.DATA_WAIT, Phase.FORWARD, Phase.DATA_WAIT, Phase.CHECKPOINT):
@@ -35,10 +35,10 @@ def test_every_moment_belongs_to_one_phase_and_nothing_is_read_before_it_is_aske
         Phase.OTHER: 1, Phase.DATA_WAIT: 2, Phase.FORWARD: 1, Phase.CHECKPOINT: 1
     }  # fmt: skip
     clock.enter(Phase.FORWARD)
-    assert sum(clock.take().values()) == 2  # it goes on where it was read: no moment is lost, none counted twice
+    assert sum(clock.take().values()) == 2  # continues at the last read: no moment is lost or counted twice
 
 
-def test_the_host_clock_sees_where_a_step_waits():
+def test_the_host_timer_measures_waits():
     clock = StepTimer.of(torch.device("cpu"))
     begin = time.perf_counter()
     clock.enter(Phase.DATA_WAIT)

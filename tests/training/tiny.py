@@ -1,4 +1,4 @@
-"""A model small enough to run every case, with MotionMAE's interface, and batches for it."""
+"""A model with MotionMAE's interface that is small enough for every case, and its batches."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ WIDTH = 24
 
 
 class TinyModel(nn.Module):
-    """Two losses over odd-sized layers (no size divides by 2 and 3 ranks), so that ZeRO has to pad."""
+    """Two losses over odd-sized layers: no size divides by 2 and 3 ranks, and ZeRO must pad."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def config(
 
 
 def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
-    """The samples of a step over all ranks, whatever their number."""
+    """The samples of a step over all ranks, for any number of ranks."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(batch, WIDTH, generator=generator), torch.arange(batch) % 3
 
@@ -50,7 +50,7 @@ def step_inputs(step: int, batch: int = 12) -> tuple[Tensor, Tensor]:
 def micro_batches(
     step: int, rank: int, world: int, micro_batch_size: int, batch: int = 12
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Cut out this rank's share: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch_size``."""
+    """Share of a rank in a step: micro-batch ``a`` of rank ``r`` starts at ``(a * world + r) * micro_batch_size``."""
     clips, seeds = step_inputs(step, batch)
     for start in range(rank * micro_batch_size, batch, world * micro_batch_size):
         yield clips[start : start + micro_batch_size], seeds[start : start + micro_batch_size]

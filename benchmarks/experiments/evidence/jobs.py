@@ -12,7 +12,7 @@ from pathlib import Path
 
 from motionmae.config import Config, flat, load_config
 from motionmae.config.resume import RESULT_KEYS
-from motionmae.data.shards.manifest import load_manifest
+from motionmae.data.open_shards import load_manifest
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.history import RunHistory
 

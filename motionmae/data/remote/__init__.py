@@ -1,1 +1,1 @@
-"""Shards behind a URL: cache, download, prefetch."""
+"""Shards behind a URL: download, cache on the node's disk, and prefetch."""

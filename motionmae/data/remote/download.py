@@ -1,12 +1,10 @@
-"""Bring the files of a remote folder of shards over http(s) or s3: retried, resumed, held against the manifest.
+"""Download the files of a remote folder of shards over http(s) or s3 with fsspec. Failures are handled as follows.
 
-fsspec does the talking; no scheme that could run a program is let through. What a failure leads to:
-
-- no connection, a time-out, a connection cut off, an answer of 408, 425, 429 or 5xx: tried again after 1, 2, 4, ...
-  seconds, ``data.remote_retries`` times without a byte of progress, then :class:`UnreachableError`;
-- no access, or any other refusal: UserError at once;
-- content that is not what the manifest names: once more from its first byte, then CorruptSample;
-- no such file: FileNotFoundError at once.
+- No connection, a timeout, a broken connection, HTTP status 408, 425, 429 or 5xx: retried after 1, 2, 4, ... seconds.
+  After ``data.remote_retries`` retries without a byte of progress :class:`UnreachableError` is raised.
+- No access, or another HTTP status from 400 to 499: UserError at once.
+- Content that differs from the manifest: downloaded once more from its first byte, then CorruptSample.
+- No such file: FileNotFoundError at once.
 """
 
 import io
@@ -30,37 +28,37 @@ from motionmae.errors import UserError
 logger = logging.getLogger(__name__)
 
 FIRST_DELAY = 1.0
-"""Seconds before the first repetition; doubled each time, up to :data:`LONGEST_DELAY`."""
+"""Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""
 LONGEST_DELAY = 60.0
 
 _RANGE_BYTES = 16 << 20  # of one request to an object store
-_MAY_PASS = (408, 425, 429)  # client errors that another try may mend
+_TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that a retry may solve
 _TRANSPORT = (
     "aiohttp",
     "aiobotocore",
     "asyncio",
     "botocore",
     "fsspec",
-)  # packages whose own exceptions speak of the connection
+)  # packages whose exceptions mean the connection
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """The remote side did not answer well within the retries; the same may work later or from another machine."""
+    """The remote side failed all retries. A later try or another machine may succeed."""
 
 
-def is_remote(source: Path | str) -> bool:
-    """Whether shards lie behind a URL; everything else is a folder."""
-    return "://" in str(source)
+def is_remote(folder: Path | str) -> bool:
+    """Whether ``folder`` is a URL."""
+    return "://" in str(folder)
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that is no plain address of a folder.
+    """Refuse a URL that is not the plain address of a folder.
 
     Raises:
-        UserError: another scheme than http, https and s3 (``pipe:`` and its like would run programs), a password or
-            a query in it (it is written to logs and run folders, and file names are appended to it).
+        UserError: the scheme is not http, https or s3 (fsspec has schemes that run programs), or the URL has a
+            password or a query. URLs are written to logs and run folders, and file names are appended to them.
     """
     parts = urlsplit(url)
     if parts.scheme not in REMOTE_SCHEMES:
@@ -77,7 +75,7 @@ def check_url(url: str) -> None:
 
 
 def _file_system(scheme: str, timeout: float) -> Any:
-    """An fsspec file system of its own, which gives up after ``timeout`` seconds of silence and never repeats."""
+    """Create an fsspec file system that fails after ``timeout`` seconds without data and does not retry."""
     try:
         if scheme == "s3":
             settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
@@ -86,8 +84,8 @@ def _file_system(scheme: str, timeout: float) -> Any:
             return system
         import aiohttp
 
-        silence = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        options = {"timeout": silence, "trust_env": True}  # proxies and ~/.netrc, as other programs
+        limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
+        options = {"timeout": limits, "trust_env": True}  # proxies and ~/.netrc
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
@@ -95,25 +93,25 @@ def _file_system(scheme: str, timeout: float) -> Any:
         ) from error
 
 
-class _Spoiled(Exception):  # noqa: N818 - becomes a CorruptSample when it happens again
-    """What was brought is not what the manifest names."""
+class _WrongContent(Exception):  # noqa: N818 - becomes a CorruptSample if it happens again
+    """The downloaded bytes differ from the manifest."""
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
 
 
-class _Sink(io.RawIOBase):
-    """Where a transfer puts its bytes: at the end of a file, not beyond what was asked for."""
+class _Appender(io.RawIOBase):
+    """File object for a download. Appends to a file, up to ``room`` bytes."""
 
-    def __init__(self, file: BinaryIO, path: Path, room: int, closed: threading.Event):
-        self.file, self.path, self.room, self.stopped = file, path, room, closed
+    def __init__(self, file: BinaryIO, path: Path, room: int, cancelled: threading.Event):
+        self.file, self.path, self.room, self.cancelled = file, path, room, cancelled
 
     def write(self, data: Any) -> int:
-        if self.stopped.is_set():
+        if self.cancelled.is_set():
             raise CancelledError
         if len(data) > self.room:
-            raise _Spoiled(Reason.REPLACED_SHARD, "it is longer than the manifest says")
+            raise _WrongContent(Reason.REPLACED_SHARD, "it is longer than the manifest says")
         self.room -= len(data)
         rest = memoryview(data)
         try:
@@ -121,18 +119,14 @@ class _Sink(io.RawIOBase):
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise UserError(
-                f"{self.path.parent} takes no more ({error.strerror}): free space there, lower data.cache_gb, or set "
+                f"{self.path.parent} cannot be written ({error.strerror}): free space, lower data.cache_gb, or set "
                 "data.cache to a folder on another disk"
             ) from error
         return len(data)
 
 
 class RemoteFolder:
-    """A folder of shards behind a URL. Safe to use from several threads.
-
-    Args:
-        url: of the folder.
-        data: retries and time-out.
+    """:class:`motionmae.data.shards.store.ShardFolder` of a URL. Safe to use from several threads.
 
     Raises:
         UserError: the URL is refused, or the packages of its scheme are missing.
@@ -140,81 +134,90 @@ class RemoteFolder:
 
     def __init__(self, url: str, data: DataConfig):
         check_url(url)
-        self.url = url.rstrip("/")
+        self.location = url.rstrip("/")
         self._scheme = urlsplit(url).scheme
         self._retries = data.remote_retries
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
-        """Set: transfers under way and waits for a repetition end with CancelledError."""
+        """Once set, downloads and waits for a retry end with CancelledError."""
 
     def address(self, name: str) -> str:
         """URL of a file of the folder."""
-        return f"{self.url}/{name}"
+        return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
-        """A whole small file.
+        """Read a small file.
 
         Raises:
-            FileNotFoundError: it is not there.
-            UserError: no access, or the remote side fails for good.
+            FileNotFoundError: the file does not exist.
+            UserError: there is no access, or all retries failed.
         """
-        return self.retry(name, lambda: self._fs.cat_file(self.address(name)))
+        return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
-    def fetch(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
-        """Bring a shard, going on where the content of ``file`` (``path``, unbuffered) ends.
-
-        Raises:
-            CorruptSample: the remote shard is not the one the manifest names.
-            FileNotFoundError: it is not there.
-            UserError: no access, the remote side fails for good, or the disk is full.
-        """
-        for resume in (True, False):
-            try:
-                self.retry(entry.name, lambda: self._continue(entry, file, path, resume), lambda: file.seek(0, 2))  # noqa: B023
-                file.seek(0)
-                if (found := sha256_of(file)) != entry.sha256:
-                    raise _Spoiled(Reason.REPLACED_SHARD, f"sha256 is {found}, the manifest says {entry.sha256}")
-                return
-            except _Spoiled as fault:  # also where a server answered the rest of a file with the whole of it
-                file.truncate(0)
-                logger.info("%s: %s; %s", self.address(entry.name), fault, "from the start" if resume else "given up")
-                if not resume:
-                    raise CorruptSample(fault.reason, entry.name, f"{self.address(entry.name)}: {fault}") from fault
-
-    def _continue(self, entry: ShardEntry, file: BinaryIO, path: Path, resume: bool) -> None:
-        if not resume:
-            file.truncate(0)
-        start = file.seek(0, os.SEEK_END)
-        if start > entry.bytes:
-            raise _Spoiled(Reason.REPLACED_SHARD, "more was kept of it than the manifest says")
-        if start == entry.bytes:
-            return
-        sink = _Sink(file, path, entry.bytes - start, self.closed)
-        address = self.address(entry.name)
-        if self._scheme == "s3":
-            while sink.room:
-                low = entry.bytes - sink.room
-                high = min(low + _RANGE_BYTES, entry.bytes)
-                if sink.write(self._fs.cat_file(address, start=low, end=high)) < high - low:
-                    break
-        else:
-            span = {"Range": f"bytes={start}-"} if start else {}
-            # compressed on the way, a range would be one of other bytes
-            self._fs.get_file(address, sink, headers={"Accept-Encoding": "identity", **span})
-        if sink.room:
-            raise _Spoiled(Reason.TRUNCATED_SHARD, f"it ends {sink.room} bytes before the manifest's {entry.bytes}")
-
-    def retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
-        """The result of ``attempt``, repeated as the policy of this module says.
+    def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
+        """Download a shard into ``file``, continuing after the bytes that it holds.
 
         Args:
-            name: of the file.
-            attempt: the work.
-            progress: bytes held; as long as they grow, failures do not add up.
+            file: unbuffered file at ``path``.
 
         Raises:
-            UnreachableError: too many failures.
-            UserError: a failure that no repetition mends.
+            CorruptSample: the remote shard differs from ``entry``.
+            FileNotFoundError: the shard does not exist.
+            UserError: there is no access, all retries failed, or the disk is full.
+        """
+
+        def size() -> int:
+            return file.seek(0, os.SEEK_END)
+
+        try:
+            self._retry(entry.name, lambda: self._append_rest(entry, file, path), size)
+            _check_sha256(entry, file)
+            return
+        except _WrongContent as fault:  # also if a server answered a request for the rest with the whole shard
+            logger.info("%s: %s; downloading it again from the start", self.address(entry.name), fault)
+
+        def start_again() -> None:
+            file.truncate(0)
+            self._append_rest(entry, file, path)
+
+        try:
+            self._retry(entry.name, start_again, size)
+            _check_sha256(entry, file)
+        except _WrongContent as fault:
+            file.truncate(0)
+            raise CorruptSample(fault.reason, entry.name, f"{self.address(entry.name)}: {fault}") from fault
+
+    def _append_rest(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
+        start = file.seek(0, os.SEEK_END)
+        if start > entry.bytes:
+            raise _WrongContent(Reason.REPLACED_SHARD, "the cache holds more bytes than the manifest says")
+        if start == entry.bytes:
+            return
+        appender = _Appender(file, path, entry.bytes - start, self.closed)
+        address = self.address(entry.name)
+        if self._scheme == "s3":
+            while appender.room:
+                low = entry.bytes - appender.room
+                high = min(low + _RANGE_BYTES, entry.bytes)
+                if appender.write(self._fs.cat_file(address, start=low, end=high)) < high - low:
+                    break
+        else:
+            byte_range = {"Range": f"bytes={start}-"} if start else {}
+            # with compression, the range would count compressed bytes
+            self._fs.get_file(address, appender, headers={"Accept-Encoding": "identity", **byte_range})
+        if appender.room:
+            detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
+            raise _WrongContent(Reason.TRUNCATED_SHARD, detail)
+
+    def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
+        """Return the result of ``attempt`` and retry it as described in the module's docstring.
+
+        Args:
+            progress: number of bytes held. While it grows, the count of failures starts again.
+
+        Raises:
+            UnreachableError: all retries failed.
+            UserError: a retry cannot help.
         """
         failures, farthest = 0, progress()
         while True:
@@ -225,43 +228,48 @@ class RemoteFolder:
             except (FileNotFoundError, UserError):
                 raise
             except Exception as error:
-                self._refuse_lasting(name, error)
+                self._raise_permanent(name, error)
                 last = error
             if (held := progress()) > farthest:
                 failures, farthest = 0, held
             failures += 1
-            fault = f"{type(last).__name__}: {last}" if str(last) else type(last).__name__
-            fault = " ".join(fault.split())
+            fault = " ".join(f"{type(last).__name__}: {last}".removesuffix(": ").split())
             if failures > self._retries:
                 raise UnreachableError(
-                    f"{self.address(name)} could not be read in {failures} tries, the last ended with {fault}: check "
+                    f"{self.address(name)} could not be read in {failures} tries, the last error was {fault}: check "
                     "the server, the network and data.remote_timeout, then start again"
                 ) from last
-            logger.warning("%s: %s; trying again", self.address(name), fault)
+            logger.warning("%s: %s; retrying", self.address(name), fault)
             self.pause(failures - 1)
 
-    def pause(self, repetition: int) -> None:
-        """Wait before a repetition (from 0), twice as long each time.
+    def pause(self, retry: int) -> None:
+        """Wait before a retry (counted from 0), twice as long each time.
 
         Raises:
             CancelledError: the folder was closed.
         """
-        if self.closed.wait(min(FIRST_DELAY * 2**repetition, LONGEST_DELAY)):
+        if self.closed.wait(min(FIRST_DELAY * 2**retry, LONGEST_DELAY)):
             raise CancelledError
 
-    def _refuse_lasting(self, name: str, error: Exception) -> None:
-        """Raise what another try would not mend: a refusal as UserError, what is no fault of the transport as it is."""
+    def _raise_permanent(self, name: str, error: Exception) -> None:
+        """Raise UserError for a permanent refusal, and ``error`` itself if the connection is not the cause."""
         status = getattr(error, "status", 0)
         if status == 416:
-            raise _Spoiled(Reason.TRUNCATED_SHARD, "more was kept of it than it holds now") from error
+            raise _WrongContent(Reason.TRUNCATED_SHARD, "it is now shorter than the bytes in the cache") from error
         no_credentials = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
         if isinstance(error, PermissionError) or status in (401, 403) or no_credentials:
             detail = " ".join(str(error).split())
             raise UserError(
                 f"no access to {self.address(name)} ({detail}): check the credentials of this machine"
             ) from error
-        if status and 400 <= status < 500 and status not in _MAY_PASS:
+        if status and 400 <= status < 500 and status not in _TEMPORARY_STATUS:
             raise UserError(f"{self.address(name)} is refused with HTTP status {status}: check the URL") from error
         package = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError | TimeoutError) and package not in _TRANSPORT:
             raise error
+
+
+def _check_sha256(entry: ShardEntry, file: BinaryIO) -> None:
+    file.seek(0)
+    if (found := sha256_of(file)) != entry.sha256:
+        raise _WrongContent(Reason.REPLACED_SHARD, f"its sha256 is {found}, the manifest says {entry.sha256}")

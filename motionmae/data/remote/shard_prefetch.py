@@ -1,7 +1,7 @@
-"""Fetch remote shards before their turn: those of the window being read, then those of the next one, no further.
+"""Prefetch remote shards: those of the current shuffle window, then those of the next one.
 
-A rank's thread starts at a place of its own in each window and passes by what another rank is fetching, so that the
-ranks of a node share the work. What goes wrong here is only logged: the reader meets it again, and answers for it.
+Each rank starts at a different shard of the window and skips shards that another rank is downloading. The ranks of a
+node therefore share the work. Errors are only logged here, because the reader gets and reports the same error.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
-from motionmae.data.remote.cache import CacheFullError
+from motionmae.data.remote.cache import CacheFullError, ShardCache
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
@@ -18,83 +18,76 @@ from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 1.0  # seconds between looks at a full cache
+_FULL_CACHE_POLL_SECONDS = 1.0
 
 
 class ShardPrefetcher:
-    """The thread that fetches, told by :meth:`reach` how far the reading is.
+    """Background thread that downloads shards. :meth:`advance_to` gives it the current shuffle window."""
 
-    Args:
-        reader: of remote shards.
-        order_of: order of an epoch.
-        rank: of this process.
-    """
-
-    def __init__(self, reader: ShardReader, order_of: Callable[[int], EpochSampler], rank: int):
-        assert reader.cache is not None
-        self._cache, self._reader, self._order_of, self._rank = reader.cache, reader, order_of, rank
-        self._window: tuple[int, range] = (-1, range(0))  # epoch and positions of the window being read
-        self._wanted: list[int] | None = None  # news for the thread: numbers of shards
+    def __init__(self, reader: ShardReader, cache: ShardCache, sampler_of: Callable[[int], EpochSampler], rank: int):
+        self._reader, self._cache, self._sampler_of, self._rank = reader, cache, sampler_of, rank
+        self._window: tuple[int, range] = (-1, range(0))  # epoch and shuffle indices
+        self._requested: list[int] | None = None  # numbers of shards that the thread has not seen yet
         self._closed = False
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="shard-lookahead", daemon=True)
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
         self._thread.start()
 
-    def advance_to(self, order: EpochSampler, position: int) -> None:
-        """Say that ``position`` is read now. Shards that neither its window nor the next needs are closed."""
-        epoch, positions = self._window
-        if order.epoch == epoch and position in positions:
+    def advance_to(self, sampler: EpochSampler, index: int) -> None:
+        """Set the current shuffle index. Closes shards that neither its window nor the next one needs."""
+        epoch, indices = self._window
+        if sampler.epoch == epoch and index in indices:
             return
-        positions, current = order.window(position)
-        self._window = (order.epoch, positions)
-        if positions.stop < order.positions:
-            _, following = order.window(positions.stop)
+        indices, current_shards = sampler.window(index)
+        self._window = (sampler.epoch, indices)
+        if indices.stop < sampler.num_samples:
+            _, next_shards = sampler.window(indices.stop)
         else:
-            _, following = self._order_of(order.epoch + 1).window(0)
-        with self._news:
-            self._wanted = [*self._from_own_place(current), *self._from_own_place(following)]
-            self._news.notify()
+            _, next_shards = self._sampler_of(sampler.epoch + 1).window(0)
+        with self._changed:
+            self._requested = [*self._rotated(current_shards), *self._rotated(next_shards)]
+            self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; the reader's transfers must have been ended before."""
-        with self._news:
+        """End the thread. Close the reader first: it cancels the downloads."""
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join()
 
-    def _from_own_place(self, shards: list[int]) -> list[int]:
-        place = self._rank % len(shards)
-        return shards[place:] + shards[:place]
+    def _rotated(self, shards: list[int]) -> list[int]:
+        start = self._rank % len(shards)
+        return shards[start:] + shards[:start]
 
     def _run(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._closed or self._wanted is not None)
-                wanted, self._wanted = self._wanted, None
-            if self._closed or wanted is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._requested is not None)
+                requested, self._requested = self._requested, None
+            if self._closed or requested is None:
                 return
-            self._fetch(wanted)
+            self._prefetch(requested)
 
-    def _fetch(self, wanted: list[int]) -> None:
+    def _prefetch(self, numbers: list[int]) -> None:
         shards = self._reader.manifest.shards
-        spared = [shards[number] for number in wanted]
-        self._reader.keep_only(set(wanted))
-        pending = deque(wanted)
+        protected = [shards[number] for number in numbers]
+        self._reader.keep_only(set(numbers))
+        pending = deque(numbers)
         while pending:
-            if self._closed or self._wanted is not None:  # the reading is further on
+            if self._closed or self._requested is not None:  # the window has changed
                 return
             try:
-                self._cache.prefetch(shards[pending[0]], spared)
+                self._cache.prefetch(shards[pending[0]], protected)
                 pending.popleft()
             except CancelledError:
                 return
             except CorruptSample as fault:
-                logger.warning("looking ahead: %s", fault)
+                logger.warning("prefetch: %s", fault)
                 pending.popleft()
-            except CacheFullError:  # the last readers of the former window are about to let go
-                self._reader.keep_only(set(wanted))
-                with self._news:
-                    self._news.wait(_PATIENCE)
+            except CacheFullError:  # readers will soon close the shards of the previous window
+                self._reader.keep_only(set(numbers))
+                with self._changed:
+                    self._changed.wait(_FULL_CACHE_POLL_SECONDS)
             except UserError as error:
-                logger.warning("looking ahead stops until the next window of shards: %s", error)
+                logger.warning("prefetch stops until the next shuffle window: %s", error)
                 return

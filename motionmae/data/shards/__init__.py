@@ -1,1 +1,1 @@
-"""The shard format: writing, reading, manifest, errors."""
+"""Shards: their format on disk, their manifest, and the reader."""

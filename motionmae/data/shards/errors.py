@@ -1,38 +1,37 @@
-"""What can be wrong with a stored sample: a closed list of reasons, and the exception that carries one."""
+"""Errors of stored samples."""
 
 from enum import Enum
 
 
 class Reason(str, Enum):
-    """Why a sample could not be used; counters and logs are keyed by these values."""
+    """Reason why a sample cannot be used. Counters and logs use these values as keys."""
 
     MISSING_SHARD = "missing_shard"
-    """The shard or its index is not where the manifest says."""
+    """The shard or its index does not exist."""
     TRUNCATED_SHARD = "truncated_shard"
     """The shard is shorter than the manifest says."""
     REPLACED_SHARD = "replaced_shard"
-    """The shard or its index is not the one the manifest names (other size, sha256 or count)."""
+    """The shard or its index differs from the manifest in size, sha256 or number of samples."""
     BAD_INDEX = "bad_index"
-    """The index of the shard cannot be read as one."""
+    """The index of the shard cannot be parsed."""
     CHECKSUM = "checksum"
-    """Stored bytes differ from their checksum."""
+    """The stored bytes do not match their checksum."""
     DECODE = "decode"
-    """The bytes are as they were written, but are no picture of the size that the index names."""
+    """The bytes match their checksum, but do not decode to a picture of the size in the index."""
     UNREADABLE = "unreadable"
     """The file system reported an error."""
 
 
-class CorruptSample(Exception):  # noqa: N818 - it names a thing found, not a failure of ours
-    """A stored sample (or a whole shard) is not what was written.
+class CorruptSample(Exception):  # noqa: N818 - names a property of the data, not a failure of the program
+    """A stored sample or a whole shard is missing or damaged.
 
     Attributes:
-        reason: one of :class:`Reason`.
-        where: shard name, with the sample's key where one is to blame.
-        detail: what was found and what was expected.
+        where: shard name, followed by the key of the sample if only one is affected.
+        detail: the value found and the value expected.
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):
-        super().__init__(reason, where, detail)  # which pickle gives back, between processes
+        super().__init__(reason, where, detail)  # pickle passes these arguments to another process
         self.reason = reason
         self.where = where
         self.detail = detail

@@ -1,18 +1,19 @@
-"""The shard format: the one place that knows how clips lie in bytes.
+"""The shard format. Only this module knows the layout of the bytes.
 
-A shard is a plain WebDataset tar (``NAME.tar``) of pre-decoded videos, one sample a video::
+A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample a video::
 
-    KEY.crcs   u32 little-endian crc32 of each stored frame, so that a partial read can be checked
+    KEY.crcs   u32 little-endian crc32 of each stored frame; a partial read is checked with them
     KEY.jpgs   u32 little-endian offsets[T + 1] from the start of the member, then T JPEGs end to end
-    KEY.rgbs   in place of KEY.jpgs where frames are stored raw: offsets, then T pictures of uint8 (height, width, 3)
+    KEY.rgbs   replaces KEY.jpgs in raw shards: offsets[T + 1], then T pictures of uint8 (height, width, 3)
     KEY.json   label, class name, source, fps, frames, stride, height, width, times (see :data:`META_KEYS`)
     KEY.flow   optional: offsets[T + 1] like KEY.jpgs, then T optical-flow fields (motionmae.data.flow)
 
-Beside it lies its index ``NAME.idx.json``: where each member starts, its size, and what a loader must know to cut a
-clip without opening KEY.json. The tar is written under a temporary name, flushed and renamed; the index follows and
-marks the shard as complete. The bytes depend on the samples alone: no times, owners or host names.
+The index ``NAME.idx.json`` lies beside the tar. It holds the offset and the size of each member, and the values that a
+loader needs to cut a clip without KEY.json. The tar is written under a temporary name, flushed and renamed. The index
+is written after it and marks the shard as complete. The bytes depend only on the samples: they contain no times, owners
+or host names.
 
-``motionmae.data.shards.manifest`` names the shards of a data set; ``motionmae.data.shards.reader`` reads samples back.
+``motionmae.data.shards.manifest`` lists the shards of a data set, ``motionmae.data.shards.reader`` reads samples.
 """
 
 import contextlib
@@ -35,14 +36,17 @@ from motionmae.errors import UserError
 from motionmae.files import sync_folder, write_atomically
 
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
-"""How frames can be stored -> the ending of the member that holds them (``jpgs`` in the columns of the index)."""
+"""Encoding of the frames -> suffix of the member that holds them. The columns of the index always say ``jpgs``."""
 
 FORMAT_VERSION = 2
-"""Changes when a reader of the former version would misread a shard; 2: manifests hold their indexes' sha256."""
+"""Changes when a reader of the previous version would misread a shard. 2: manifests hold the sha256 of indexes."""
+
+ORDER_VERSION = 1
+"""Changes when the same seed would give another order of samples (motionmae.data.sampler)."""
 
 META_KEYS = ("label", "class_name", "source", "fps", "frames", "stride", "height", "width", "times")
-"""What every KEY.json holds: class number (-1: none) and name; path of the video within its data set; its frames a
-second; stored frames; distance of stored frames in source frames; stored pixels; seconds of each stored frame."""
+"""Keys of every KEY.json: class number (-1: none) and class name; path of the video within its data set; frames a
+second of the video; number of stored frames; their distance in source frames; their pixels; their times in seconds."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _TAR_HEADER = tarfile.BLOCKSIZE
@@ -56,43 +60,43 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What a manifest says of one shard."""
+    """Entry of a shard in the manifest."""
 
     name: str
     """File name within the folder, ``NAME.tar``."""
     sha256: str
-    """Of the whole tar."""
+    """sha256 of the tar."""
     bytes: int
     """Size of the tar."""
     samples: int
-    """Samples in it."""
+    """Number of samples."""
     index_sha256: str
-    """Of its index, the file ``NAME.idx.json``."""
+    """sha256 of the index ``NAME.idx.json``."""
 
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
-    """The blob of a sample: u32 offsets[T + 1] from its own start, then the T frames end to end."""
+    """Pack the frames of a sample: u32 offsets[T + 1] from the start of the blob, then the T frames end to end."""
     return b"".join(_blob(frames))
 
 
 def _blob(frames: Sequence[bytes]) -> list[bytes]:
-    """The parts of :func:`pack_frames`, which are megabytes and need not be copied to be written."""
+    """Parts of :func:`pack_frames`. They are megabytes, and are written without being joined."""
     start = 4 * (len(frames) + 1)
     offsets = [start]
     for frame in frames:
         offsets.append(offsets[-1] + len(frame))
     if offsets[-1] >= 2**32:
-        raise UserError(f"a sample of {offsets[-1]} bytes exceeds a shard's 4 GiB a sample: store fewer frames")
+        raise UserError(f"a sample of {offsets[-1]} bytes exceeds the limit of 4 GiB: store fewer frames")
     return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
 
 
 def index_path(shard: Path) -> Path:
-    """``NAME.idx.json`` of ``NAME.tar``."""
+    """Return the path of the index, ``NAME.idx.json``, of a shard ``NAME.tar``."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
 
 
 class _HashedFile:
-    """A file that is only appended to, and knows the sha256 of what it holds."""
+    """Append-only file that computes the sha256 of its content."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -106,14 +110,14 @@ class _HashedFile:
 
 
 class ShardWriter:
-    """Write one shard; it exists, complete, after a clean exit of the ``with`` block and not at all otherwise.
+    """Write one shard. The shard appears, complete, at the end of the ``with`` block and replaces an older one.
 
-    A leaving exception removes the unfinished file and passes on. A killed process leaves ``NAME.tar.tmp``, which the
-    next writer of the same shard overwrites. An older shard of that name is replaced.
+    An exception in the block removes the unfinished file. A killed process leaves ``NAME.tar.tmp``, which the next
+    writer of the same shard overwrites.
 
     Args:
-        path: where the shard goes; its name ends in ``.tar``.
-        encoding: of the frames, a key of :data:`ENCODINGS`.
+        path: file name that ends in ``.tar``.
+        encoding: a key of :data:`ENCODINGS`.
 
     Example::
 
@@ -124,7 +128,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, encoding: str = "jpeg"):
         if path.suffix != ".tar":
-            raise UserError(f"a shard's name ends in .tar: {path}")
+            raise UserError(f"the name of the shard {path} must end in .tar")
         self.path = path
         self.encoding = encoding
         self.entry: ShardEntry | None = None
@@ -141,16 +145,16 @@ class ShardWriter:
 
         Args:
             key: unique in the data set; letters, digits, ``_`` and ``-`` (WebDataset cuts names at the first dot).
-            jpegs: the stored frames in order, at least one, all of meta's height and width.
-            meta: all of :data:`META_KEYS`, plus what the maker wants to note; ``windows`` lists the first frame of
-                each stored window where only parts of a video are stored (default ``[0]``): no clip crosses one.
+            jpegs: stored frames in order, at least one, all with the height and width of ``meta``.
+            meta: all of :data:`META_KEYS` and optional notes. ``windows`` lists the first frame of each stored window
+                if only parts of a video are stored (default ``[0]``). No clip crosses the end of a window.
             flow: optical-flow fields, one a frame (motionmae.data.flow.encode_flow), or none.
 
         Raises:
-            UserError: for a key, meta or number of frames that a reader could not make sense of.
+            UserError: the key, ``meta`` or the number of frames is invalid.
         """
         meta = {"windows": [0], **meta}
-        self._refuse_nonsense(key, jpegs, meta, flow)
+        self._check_sample(key, jpegs, meta, flow)
         members = {
             "crcs": [struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs))],
             "jpgs": _blob(jpegs),
@@ -162,14 +166,14 @@ class ShardWriter:
         crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
         row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
         for suffix, parts in members.items():
-            ending = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
+            stored_suffix = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
             row[f"{suffix}_offset"] = self._file.size + _TAR_HEADER
-            row[f"{suffix}_size"] = self._append(f"{key}.{ending}", parts)
+            row[f"{suffix}_size"] = self._append(f"{key}.{stored_suffix}", parts)
         for name, column in self._columns.items():
             column.append(row[name])
 
     def _append(self, name: str, parts: Sequence[bytes]) -> int:
-        """Write a member part by part (``TarFile`` wants it in one piece, a copy of megabytes); returns its bytes."""
+        """Write a member part by part and return its size. ``TarFile`` would need one piece, a copy of megabytes."""
         info = tarfile.TarInfo(name)  # mtime 0, no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -178,15 +182,13 @@ class ShardWriter:
         self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
         return info.size
 
-    def _refuse_nonsense(
-        self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]
-    ) -> None:
+    def _check_sample(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]) -> None:
         missing = [name for name in META_KEYS if name not in meta]
         windows = meta["windows"]
         if not _KEY.fullmatch(key):
-            raise UserError(f"the sample key {key!r} needs 1 to 80 letters, digits, '_' or '-'")
+            raise UserError(f"the sample key {key!r} must have 1 to 80 letters, digits, '_' or '-'")
         if key in self._columns["key"]:
-            raise UserError(f"the sample key {key!r} occurs twice in {self.path.name}: give every sample its own")
+            raise UserError(f"the sample key {key!r} occurs twice in {self.path.name}: give each sample another key")
         if missing:
             raise UserError(f"the meta of sample {key} lacks {', '.join(missing)}")
         if not jpegs or not len(jpegs) == meta["frames"] == len(meta["times"]):
@@ -195,9 +197,13 @@ class ShardWriter:
                 "they must be equal and at least 1"
             )
         if flow and len(flow) != len(jpegs):
-            raise UserError(f"sample {key} has {len(flow)} flow fields for {len(jpegs)} frames: store one a frame")
+            raise UserError(
+                f"sample {key} has {len(flow)} flow fields for {len(jpegs)} frames: store one field a frame"
+            )
         if not windows or windows[0] != 0 or sorted(set(windows)) != list(windows) or windows[-1] >= len(jpegs):
-            raise UserError(f"sample {key}: windows={windows} must rise from 0 to less than frames={len(jpegs)}")
+            raise UserError(
+                f"sample {key}: windows={windows} must start at 0, increase, and stay below frames={len(jpegs)}"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -206,24 +212,24 @@ class ShardWriter:
             self._discard()
             return
         try:
-            end = self._file.size + 2 * tarfile.BLOCKSIZE  # two empty blocks, then to the end of a record
+            end = self._file.size + 2 * tarfile.BLOCKSIZE  # two empty blocks, then padding to a full record
             self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.size))
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()
-        except OSError:  # a full disk, most often
+        except OSError:  # usually a full disk
             self._discard()
             raise
         self._publish()
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):  # flushing what is left may fail again
+        with contextlib.suppress(OSError):  # closing flushes the buffer, which may fail again
             self._raw.close()
         self._temporary.unlink()
 
     def _publish(self) -> None:
         index = index_path(self.path)
-        index.unlink(missing_ok=True)  # until the new index is there, the shard does not count as complete
+        index.unlink(missing_ok=True)  # without an index the shard counts as incomplete
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
         content = {
@@ -239,7 +245,7 @@ class ShardWriter:
 
 
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
-    """Write a shard's index, atomically; returns the shard's row of a manifest."""
+    """Write the index of a shard, atomically, and return the shard's entry of the manifest."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     write_atomically(index_path(shard), raw, unique=False)
     return _entry(content, raw)
@@ -251,11 +257,11 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """The index of a shard, see :func:`parse_index`.
+    """Read the index of a shard, see :func:`parse_index`.
 
     Raises:
-        CorruptSample: it is missing, is no index, or is not the one that the manifest names.
-        UserError: without ``entry``: another format version wrote it.
+        CorruptSample: the index is missing, damaged, or differs from ``entry``.
+        UserError: without ``entry``: the index has another format version.
     """
     path = index_path(shard)
     try:
@@ -270,19 +276,18 @@ def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry
 def parse_index(
     path: Path | str, raw: bytes, entry: ShardEntry | None = None
 ) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Entry of a shard, and the columns of its index (a list of one value a sample each).
+    """Parse an index. Returns the shard's entry and the columns, each a list of one value a sample.
 
     Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
     the members crcs, jpgs, json, flow (size 0: none).
 
     Args:
-        path: where the index lies, for messages.
-        raw: what it holds.
-        entry: the shard's row of the manifest, whose checksum is held against ``raw``; None: ``raw`` is believed.
+        path: location of the index, for messages.
+        entry: the shard's entry of the manifest, to check ``raw`` against; None skips the check.
 
     Raises:
-        CorruptSample: it is no index, or not the one that the manifest names.
-        UserError: without ``entry``: another format version wrote it.
+        CorruptSample: the index is damaged or differs from ``entry``.
+        UserError: without ``entry``: the index has another format version.
     """
     shard = Path(path).name.removesuffix(".idx.json") + ".tar"
     if entry is not None and hashlib.sha256(raw).hexdigest() != entry.index_sha256:
@@ -291,7 +296,7 @@ def parse_index(
         content = json.loads(raw)
         version = content["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} is no shard index ({error})") from error
+        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} is not a shard index ({error})") from error
     check_version(path, version)
     try:
         found = _entry(content, raw)
@@ -304,29 +309,29 @@ def parse_index(
 
 
 def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
-    """What is wrong with an index whose checksum is not the manifest's: another shard's, or damaged."""
+    """Tell whether an index with a wrong checksum is damaged or belongs to another shard."""
     try:
         found, _ = parse_index(path, raw)
     except (CorruptSample, UserError):
         found = entry
     if replace(found, index_sha256=entry.index_sha256) != entry:
         return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
-    return CorruptSample(Reason.BAD_INDEX, entry.name, f"{path} is not what was written: its sha256 is another")
+    return CorruptSample(Reason.BAD_INDEX, entry.name, f"{path} was changed: its sha256 differs from the manifest")
 
 
 def check_version(path: Path | str, version: object) -> None:
-    """Refuse what another format version wrote, before anything else in it is believed."""
+    """Raise UserError for another format version. Called before other values of the file are used."""
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path} has shard format version {version}, this program reads version {FORMAT_VERSION}: "
+            f"{path} has shard format version {version}, but this program reads version {FORMAT_VERSION}: "
             "make the shards again, or use the program that wrote them"
         )
 
 
 def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
-    """Whether a shard was written to its end: its index, written last, is there and the tar has the size it names.
+    """Whether a shard was written completely: its index exists, and the tar has the size in the index.
 
-    With ``entry`` the index must be the one that was written with the shard.
+    With ``entry`` the index must also have the checksum in the manifest.
     """
     try:
         indexed, _ = load_index(shard, entry)
@@ -337,7 +342,7 @@ def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """The sha256 of the rest of a file, as hexadecimal text."""
+    """Hash a file from its current position to its end. Returns the sha256 in hexadecimal."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -345,10 +350,10 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def check_size(shard: Path, entry: ShardEntry) -> None:
-    """Hold a shard's size against its entry.
+    """Compare the size of a shard with its entry.
 
     Raises:
-        CorruptSample: missing, truncated or replaced.
+        CorruptSample: the shard is missing, truncated or replaced.
     """
     try:
         size = shard.stat().st_size

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a folder of shards holds, written last, so that it marks the folder as complete."""
+"""``manifest.json`` lists the shards of a folder. It is written last and thereby marks the folder as complete."""
 
 import hashlib
 import json
@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motionmae.config import DataConfig
-from motionmae.data.remote.download import RemoteFolder, is_remote
-from motionmae.data.sampler import ORDER_VERSION
-from motionmae.data.shards.format import ENCODINGS, FORMAT_VERSION, ShardEntry, check_version
+from motionmae.data.shards.format import ENCODINGS, FORMAT_VERSION, ORDER_VERSION, ShardEntry, check_version
+from motionmae.data.shards.store import ShardFolder
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -20,7 +18,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How the videos were turned into stored frames."""
+    """Settings with which the videos were turned into stored frames."""
 
     short_side: int
     """Pixels of the shorter side."""
@@ -29,20 +27,20 @@ class EncoderSettings:
     stride: int = 1
     """Distance of stored frames, in source frames."""
     clips: int = 0
-    """Stored windows a video; 0: the whole video."""
+    """Stored windows of a video; 0: the whole video."""
     flow_distance: int = 0
-    """Source frames between the two pictures of a stored flow field; 0: no flow stored."""
+    """Source frames between the two pictures of a stored flow field; 0: no flow is stored."""
     encoding: str = "jpeg"
-    """How a frame is stored: jpeg, or raw (uint8 RGB)."""
+    """Encoding of a frame: jpeg, or raw (uint8 RGB)."""
     window: int = 0
     """Source frames of a stored window; 0: the whole video."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder of shards.
+    """Content of ``manifest.json``.
 
-    ``samples`` of the written file is the sum over the shards; it is not a field, so that it cannot be wrong.
+    ``samples`` in the file is the sum over the shards. It is a property here, and therefore cannot be wrong.
     """
 
     dataset: str
@@ -52,72 +50,56 @@ class Manifest:
     class_names: tuple[str, ...]
     """Name of each label."""
     encoder: EncoderSettings
-    """How frames were stored."""
     shards: tuple[ShardEntry, ...]
-    """In the order in which samples are numbered."""
+    """Sample ids count through the shards in this order."""
     quarantined: int = 0
     """Videos of the split that could not be stored (rows of quarantine.jsonl)."""
     split_file: str = ""
-    """Name of the annotation file the split was read from."""
+    """Name of the annotation file of the split."""
     split_sha256: str = ""
-    """Its sha256."""
+    """sha256 of the annotation file."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Libraries that shaped the bytes, e.g. {"av": "18.1.0"}."""
+    """Versions of the libraries that shaped the bytes, e.g. {"av": "18.1.0"}."""
     order_version: int = ORDER_VERSION
-    """Order of an epoch at the time of writing (a run's state holds the one it uses)."""
+    """Order of an epoch when the shards were written. A run's state holds the version that the run uses."""
 
     @property
     def samples(self) -> int:
-        """Samples of all shards."""
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the stored samples and their numbering: equal for folders that train alike."""
+        """Hash of the stored samples and their ids. Folders with equal fingerprints give the same training."""
         rows = [(shard.name, shard.sha256, shard.samples) for shard in self.shards]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder/manifest.json``, atomically."""
+    """Write ``manifest.json`` into a folder, atomically."""
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
 
 
-def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
-    """Read ``folder/manifest.json``.
-
-    Args:
-        folder: of shards; a path, or a URL.
-        data: how patient to be with a URL.
+def read_manifest(folder: ShardFolder) -> Manifest:
+    """Read ``manifest.json`` of a folder. :func:`motionmae.data.open_shards.load_manifest` takes a path or a URL.
 
     Raises:
-        UserError: no folder is named, it is none, has no manifest, another format version wrote it, or it is no
-            manifest; behind a URL, ``motionmae.data.remote.download.UnreachableError`` where another time may help.
+        UserError: the folder or its manifest is missing, damaged, or has another format version.
     """
-    if not folder:
-        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out of data_tools/make_shards")
-    path: Path | str
+    path = f"{folder.location}/{MANIFEST}"
     try:
-        if is_remote(folder):
-            remote = RemoteFolder(str(folder), data or DataConfig())
-            path = remote.address(MANIFEST)
-            raw = remote.read(MANIFEST)
-        else:
-            path = Path(folder) / MANIFEST
-            if not path.parent.is_dir():
-                raise UserError(f"the folder of shards {path.parent} does not exist: give the --out of make_shards")
-            raw = path.read_bytes()
-        content = json.loads(raw)
-        version = content["format_version"]
+        raw = folder.read(MANIFEST)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy it"
+            f"{folder.location} has no {MANIFEST}, which is written last: run make_shards again to finish it, "
+            "or copy the file"
         ) from None
-    except UserError:
-        raise
+    try:
+        content = json.loads(raw)
+        version = content["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no manifest of shards ({error}): run make_shards again") from error
+        raise UserError(f"{path} is not a manifest of shards ({error}): run make_shards again") from error
     check_version(path, version)
     try:
         manifest = _parse(content)
@@ -125,28 +107,30 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         raise UserError(f"{path} is damaged ({error}): run make_shards again") from error
     if manifest.encoder.encoding not in ENCODINGS:
         raise UserError(
-            f"{path}: frames stored as {manifest.encoder.encoding} cannot be read, only {' and '.join(ENCODINGS)}"
+            f"{path}: frames with the encoding {manifest.encoder.encoding} cannot be read, only "
+            f"{' and '.join(ENCODINGS)}: make the shards again"
         )
     if content["samples"] != manifest.samples:
-        raise UserError(f"{path} says {content['samples']} samples, its shards hold {manifest.samples}: make it again")
+        raise UserError(
+            f"{path} says {content['samples']} samples, but its shards hold {manifest.samples}: run make_shards again"
+        )
     return manifest
 
 
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Refuse shards made with ``--clips``, even where their videos are so short that all of them are whole.
+    """Refuse shards that were made with ``--clips``, even if their videos are short and stored whole.
 
     Args:
-        manifest: theirs.
-        shards: where they are, for the message.
-        user: what needs whole videos, likewise.
+        shards: location of the shards, for the message.
+        user: the task that needs whole videos, for the message.
 
     Raises:
-        UserError: they were made with it.
+        UserError: the shards were made with ``--clips``.
     """
     if manifest.encoder.clips:
         raise UserError(
-            f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), and {user} needs whole "
-            "ones: make them without --clips"
+            f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "
+            "videos: make the shards without --clips"
         )
 
 

@@ -1,10 +1,8 @@
-"""Read samples out of a folder of shards: index entries, single frames, nothing more than asked for.
+"""Read samples from shards: index entries and single frames, without reading whole shards.
 
-The folder may be a URL (motionmae.data.remote.cache); its shards are then opened in the node's cache.
-
-Indexes and files are opened when first needed and the least recently used are closed, so that 20,000 shards cost no
-more than the few in use. Reads are `pread` calls, safe from any thread; unlike a memory map, they answer a file that
-shrinks under them with an error and not with a signal.
+Shards are opened at their first use, and the least recently used are closed. 20,000 shards therefore cost no more than
+the few in use. Reads are `pread` calls, which are safe from any thread. If a file shrinks during a read, `pread` gives
+an error, where a memory map would end the process with a signal.
 """
 
 import json
@@ -16,47 +14,43 @@ from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from motionmae.config import DataConfig
-from motionmae.data.remote.cache import ShardCache
-from motionmae.data.remote.download import is_remote
 from motionmae.data.shards.errors import CorruptSample, Reason
-from motionmae.data.shards.format import ShardEntry, check_size, load_index
-from motionmae.data.shards.manifest import Manifest, load_manifest
+from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.store import OpenedShard, ShardStore
 from motionmae.errors import UserError
 
 
 @dataclass(frozen=True)
 class SampleMeta:
-    """What the index says of a sample: enough to choose frames and crop."""
+    """Index entry of a sample: all that is needed to choose frames and a crop."""
 
     shard: str
     """Name of its shard."""
     key: str
-    """Its key there."""
+    """Key within the shard."""
     label: int
     """Class number, -1 for none."""
     fps: float
-    """Source frames a second."""
+    """Frames a second of the source video."""
     frames: int
-    """Stored frames."""
+    """Number of stored frames."""
     stride: int
     """Distance of stored frames, in source frames."""
     height: int
-    """Stored pixels."""
+    """Pixels of a stored frame."""
     width: int
-    """Stored pixels."""
+    """Pixels of a stored frame."""
     windows: tuple[int, ...]
-    """First stored frame of each window; a clip stays within one."""
+    """First stored frame of each window. A clip never crosses the end of its window."""
     has_flow: bool
     """Whether optical flow is stored."""
 
     encoding: str = "jpeg"
-    """How its frames are stored (motionmae.data.shards.format.ENCODINGS)."""
+    """Encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS."""
 
     @property
     def where(self) -> str:
@@ -65,29 +59,26 @@ class SampleMeta:
 
 
 class _OpenShard:
-    """One shard's index and file; closed when the last user lets go of it."""
+    """Index and file of one shard. The file is closed when the last reference is gone."""
 
-    def __init__(self, encoding: str, entry: ShardEntry, path: Path, file: BinaryIO | None = None):
-        if file is not None:
-            self._file = file
-        _, columns = load_index(path, entry)
-        check_size(path, entry)
-        self.name, self.encoding = entry.name, encoding
-        self._texts = columns.pop("key")
-        self._windows = [tuple(windows) for windows in columns.pop("windows")]
-        self._columns = {name: np.asarray(column) for name, column in columns.items()}
-        if file is None:
-            try:
-                self._file = path.open("rb", buffering=0)
-            except OSError as error:
-                raise CorruptSample(Reason.UNREADABLE, entry.name, str(error)) from error
+    def __init__(self, name: str, encoding: str, opened: OpenedShard):
+        self.name, self.encoding = name, encoding
+        self._file, columns = opened
+        self._keys = columns["key"]
+        self._windows = [tuple(windows) for windows in columns["windows"]]
+        self._columns = {
+            column: np.asarray(values) for column, values in columns.items() if column not in ("key", "windows")
+        }
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._file.close()
+
+    def where(self, row: int) -> str:
+        """Name of a sample for messages."""
+        return f"{self.name}:{self._keys[row]}"
 
     def value(self, column: str, row: int) -> Any:
-        """One entry of the index as a Python number."""
+        """Return a value of the index as a Python number."""
         return self._columns[column][row].item()
 
     def meta(self, row: int) -> SampleMeta:
@@ -95,7 +86,7 @@ class _OpenShard:
         has_flow = self.value("flow_size", row) > 0
         return SampleMeta(
             shard=self.name,
-            key=self._texts[row],
+            key=self._keys[row],
             windows=self._windows[row],
             has_flow=has_flow,
             encoding=self.encoding,
@@ -106,30 +97,30 @@ class _OpenShard:
         try:
             content = os.pread(self._file.fileno(), size, offset)
         except OSError as error:
-            raise CorruptSample(Reason.UNREADABLE, f"{self.name}:{self._texts[row]}", str(error)) from error
+            raise CorruptSample(Reason.UNREADABLE, self.where(row), str(error)) from error
         if len(content) != size:
             detail = f"the file ends within the {size} bytes at {offset}"
-            raise CorruptSample(Reason.TRUNCATED_SHARD, f"{self.name}:{self._texts[row]}", detail)
+            raise CorruptSample(Reason.TRUNCATED_SHARD, self.where(row), detail)
         return content
 
     def read_member(self, row: int, member: str) -> bytes:
         return self.read(row, self.value(f"{member}_offset", row), self.value(f"{member}_size", row))
 
     def read_ranges(self, row: int, member: str, header: np.ndarray, numbers: Sequence[int]) -> dict[int, memoryview]:
-        """The frames ``numbers`` of a packed member, whose offsets are ``header``; neighbours in one read."""
+        """Read the frames ``numbers`` of a packed member with the offsets ``header``, adjacent frames in one read."""
         start, size = self.value(f"{member}_offset", row), self.value(f"{member}_size", row)
         offsets = header.tolist()
         frames: dict[int, memoryview] = {}
         runs = _runs(sorted(set(numbers)))
-        with suppress(OSError):  # the disk gets all requests at once; one after the other they would wait in turn
+        with suppress(OSError):  # the disk gets all requests at once and need not wait between them
             for first, last in runs:
                 low, high = offsets[first], offsets[last + 1]
                 os.posix_fadvise(self._file.fileno(), start + low, max(1, high - low), os.POSIX_FADV_WILLNEED)
         for first, last in runs:
             bounds = offsets[first : last + 2]
             if sorted(bounds) != bounds or bounds[-1] > size:
-                detail = f"the table of frames of KEY.{member} does not rise: {bounds}"
-                raise CorruptSample(Reason.CHECKSUM, f"{self.name}:{self._texts[row]}", detail)
+                detail = f"the frame offsets of KEY.{member} do not increase: {bounds}"
+                raise CorruptSample(Reason.CHECKSUM, self.where(row), detail)
             content = self.read(row, start + bounds[0], bounds[-1] - bounds[0])
             if first == last:
                 frames[first] = memoryview(content)
@@ -140,7 +131,7 @@ class _OpenShard:
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each row of consecutive numbers; the numbers rise."""
+    """First and last number of each run of consecutive numbers. ``numbers`` increase."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -151,132 +142,108 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ShardReader:
-    """Samples of a folder of shards by their id, 0 to ``manifest.samples`` - 1.
+    """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
 
     Args:
-        folder: folder of shards, a path or a URL.
-        manifest: what it holds; read from the folder by default.
-        open_shards: most shards kept open at a time (a file descriptor and about 100 KB each).
-        data: cache, retries and time-out of a URL.
+        open_shards: maximum number of open shards (a file descriptor and about 100 KB each).
 
     Raises:
-        UserError: shards that the manifest names are not there, or a URL is of no use.
+        UserError: shards of the manifest are missing.
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        manifest: Manifest | None = None,
-        open_shards: int = 256,
-        data: DataConfig | None = None,
-    ):
-        data = data or DataConfig()
-        self.folder = str(folder) if is_remote(folder) else Path(folder)
-        self.manifest = manifest or load_manifest(self.folder, data)
-        self.cache: ShardCache | None = None
-        self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
+    def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
+        self.store, self.manifest = store, manifest
+        self.folder = store.location
+        store.check_present(manifest.shards)
+        self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._open_shards = open_shards
+        self._open_shards = store.most_open(manifest.shards, open_shards)
         self._lock = threading.Lock()
-        if isinstance(self.folder, str):
-            self.cache = ShardCache(self.folder, data)
-            self._open_shards = self.cache.most_open(self.manifest.shards, open_shards)
-            return
-        present = {path.name for path in self.folder.iterdir()}
-        missing = [shard.name for shard in self.manifest.shards if shard.name not in present]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(self.manifest.shards)} shards named by the manifest of {self.folder} are "
-                f"missing, the first {missing[0]}: copy them again, or run make_shards again to fill the gaps"
-            )
 
     def _find(self, sample_id: int) -> tuple[_OpenShard, int]:
-        """The shard of a sample and its row there."""
+        """Return the shard of a sample and its row in the index."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         if sample_id < 0 or number >= len(self.manifest.shards):
-            raise UserError(f"there is no sample {sample_id}: {self.folder} holds 0 to {self.manifest.samples - 1}")
+            raise UserError(
+                f"sample {sample_id} does not exist: {self.folder} holds samples 0 to {self.manifest.samples - 1}"
+            )
         with self._lock:
             shard = self._open.get(number)
             if shard is not None:
                 self._open.move_to_end(number)
         if shard is None:
-            shard = self._open_shard(self.manifest.shards[number])  # two threads may both open it: harmless
+            entry = self.manifest.shards[number]
+            # two threads may both open it, which is harmless
+            shard = _OpenShard(entry.name, self.manifest.encoder.encoding, self.store.open(entry))
             with self._lock:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
         return shard, sample_id - int(self._starts[number])
 
-    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
-        encoding = self.manifest.encoder.encoding
-        if self.cache:
-            return _OpenShard(encoding, entry, *self.cache.open(entry))
-        return _OpenShard(encoding, entry, Path(self.folder) / entry.name)
-
     def keep_only(self, shards: Set[int]) -> None:
-        """Close every shard but these (their numbers in the manifest), so that a full cache can let go of the rest."""
+        """Close all shards except these numbers of the manifest. A full cache can then remove the closed ones."""
         with self._lock:
             for number in self._open.keys() - shards:
                 del self._open[number]
 
     def close(self) -> None:
-        """Close all shards and end transfers under way."""
+        """Close all shards and cancel downloads."""
         self.keep_only(frozenset())
-        if self.cache:
-            self.cache.close()
+        self.store.close()
 
     def read_meta(self, sample_id: int) -> SampleMeta:
-        """What the index says of a sample.
+        """Read the index entry of a sample.
 
         Raises:
-            CorruptSample: its shard is missing, truncated or replaced, or its index unreadable.
+            CorruptSample: its shard is missing, truncated or replaced, or its index is unreadable.
         """
         shard, row = self._find(sample_id)
         return shard.meta(row)
 
     def read_json(self, sample_id: int) -> dict[str, Any]:
-        """The whole KEY.json of a sample: source path, frame times and all.
+        """Read KEY.json of a sample, with source path and frame times.
 
         Raises:
-            CorruptSample: it is not what was written.
+            CorruptSample: the stored bytes are damaged.
         """
         shard, row = self._find(sample_id)
         try:
             return json.loads(shard.read_member(row, "json"))
         except ValueError as error:
-            raise CorruptSample(Reason.CHECKSUM, shard.meta(row).where, f"KEY.json: {error}") from error
+            raise CorruptSample(Reason.CHECKSUM, shard.where(row), f"KEY.json: {error}") from error
 
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
-        """The stored JPEGs of the asked frames, in the asked order; each is checked against its crc32.
+        """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
-        Reads the table of frames and the byte ranges of these frames only, a repeated frame once.
+        Only the frame table and the byte ranges of these frames are read, a repeated frame once.
 
         Raises:
-            CorruptSample: the bytes are not what was written.
+            CorruptSample: the stored bytes are damaged.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)
         start = shard.value("crcs_offset", row)
-        # KEY.crcs lies right before KEY.jpgs: checksums and offsets take one read
+        # KEY.crcs lies directly before KEY.jpgs: one read gets checksums and offsets
         head = shard.read(row, start, shard.value("jpgs_offset", row) + 4 * (frames + 1) - start)
         checksums = np.frombuffer(head, "<u4", frames)
         offsets = np.frombuffer(head, "<u4", frames + 1, len(head) - 4 * (frames + 1))
         found = shard.read_ranges(row, "jpgs", offsets, frame_indices)
         for number, content in found.items():
             if zlib.crc32(content) != checksums[number]:
-                raise CorruptSample(Reason.CHECKSUM, shard.meta(row).where, f"frame {number} was changed")
+                raise CorruptSample(Reason.CHECKSUM, shard.where(row), f"frame {number} was changed")
         return [found[number] for number in frame_indices]
 
     def read_flow(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
-        """The stored flow fields (motionmae.data.flow) of the asked frames, in the asked order.
+        """Read stored flow fields (motionmae.data.flow) in the order of ``frame_indices``.
 
         Raises:
-            CorruptSample: the bytes are not what was written.
-            UserError: the sample has none.
+            CorruptSample: the stored bytes are damaged.
+            UserError: the sample has no optical flow.
         """
         shard, row = self._find(sample_id)
         if shard.value("flow_size", row) == 0:
-            raise UserError(f"{shard.meta(row).where} holds no optical flow: make the shards with --flow")
+            raise UserError(f"{shard.where(row)} holds no optical flow: make the shards with --flow")
         head = shard.read(row, shard.value("flow_offset", row), 4 * (shard.value("frames", row) + 1))
         found = shard.read_ranges(row, "flow", np.frombuffer(head, "<u4"), frame_indices)
         return [found[number] for number in frame_indices]

@@ -1,1 +1,1 @@
-"""Video object segmentation on DAVIS-2017."""
+"""DAVIS-2017: video object segmentation by label propagation, and its scores."""

@@ -1,9 +1,9 @@
-"""DAVIS-2017 in its official layout: sequences, palette masks, scores of a folder of masks.
+"""The DAVIS-2017 data set in its official layout, palette masks, and the scores of a folder of masks.
 
 ::
 
     DAVIS/JPEGImages/480p/SEQ/00000.jpg
-    DAVIS/Annotations/480p/SEQ/00000.png      palette PNG; at least the first where only propagation is wanted
+    DAVIS/Annotations/480p/SEQ/00000.png      palette PNG; propagation needs only the first
     DAVIS/ImageSets/2017/val.txt              names of the sequences
     RESULTS/SEQ/00000.png                     predictions
 """
@@ -24,12 +24,12 @@ from motionmae.files import write_atomically
 RESOLUTION = "480p"
 
 Scores = dict[str, dict[str, Score]]
-"""J and F of each object, ``SEQ_ID``."""
+"""J and F by object, ``SEQ_ID``."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One video of the data set."""
+    """A video of the data set."""
 
     name: str
     frames: tuple[Path, ...]
@@ -37,115 +37,117 @@ class Sequence:
 
     @property
     def annotated(self) -> bool:
-        """Whether every frame has a mask, as scores need."""
+        """Whether every frame has a mask. Scores need this."""
         return len(self.masks) == len(self.frames)
 
     def first_mask(self) -> NDArray[np.uint8]:
-        """Object numbers (H, W) of the first frame; void is background."""
+        """Return the object numbers (H, W) of the first frame, with void as background."""
         mask = read_mask(self.masks[0])
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """A frame, uint8 (H, W, 3) RGB.
+        """Read a frame, uint8 (H, W, 3) RGB.
 
         Raises:
-            UserError: it is no picture.
+            UserError: the file is not a readable image.
         """
-        picture = cv2.imread(str(self.frames[number]))
-        if picture is None:
-            raise UserError(f"{self.frames[number]} is no readable picture: get the data set again")
-        return np.ascontiguousarray(picture[..., ::-1])
+        image = cv2.imread(str(self.frames[number]))
+        if image is None:
+            raise UserError(f"{self.frames[number]} is not a readable image: download the data set again")
+        return np.ascontiguousarray(image[..., ::-1])
 
 
 def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
-    """The sequences that ``ImageSets/IMAGE_SET.txt`` lists.
+    """Read the sequences named in ``ImageSets/IMAGE_SET.txt``.
 
     Raises:
-        UserError: no such list, or an empty one, or frames or masks are missing.
+        UserError: the list is missing or empty, or frames or masks are missing.
     """
-    listing = davis / "ImageSets" / f"{image_set}.txt"
-    if not listing.is_file():
-        raise UserError(f"{davis} has no {listing.relative_to(davis)}: give the DAVIS folder with JPEGImages in it")
+    names = davis / "ImageSets" / f"{image_set}.txt"
+    if not names.is_file():
+        raise UserError(f"{davis} has no {names.relative_to(davis)}: give the DAVIS folder, which contains JPEGImages")
     sequences = []
-    for name in listing.read_text().split():
+    for name in names.read_text().split():
         frames = sorted((davis / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
         masks = sorted((davis / "Annotations" / RESOLUTION / name).glob("*.png"))
         if not masks:
             raise UserError(
-                f"{davis}/Annotations/{RESOLUTION}/{name} holds no masks: get the annotations of DAVIS 2017"
+                f"{davis}/Annotations/{RESOLUTION}/{name} contains no masks: download the annotations of DAVIS 2017"
             )
         if not frames or frames[0].stem != masks[0].stem:
             raise UserError(
-                f"{davis}/JPEGImages/{RESOLUTION}/{name} lacks the frame of {masks[0].name}: get the frames"
+                f"{davis}/JPEGImages/{RESOLUTION}/{name} lacks the frame of {masks[0].name}: download the frames"
             )
         sequences.append(Sequence(name, tuple(frames), tuple(masks)))
     if not sequences:
-        raise UserError(f"{listing} names no sequence: write the name of one a line, or get the data set again")
+        raise UserError(f"{names} names no sequence: write one name per line, or download the data set again")
     return sequences
 
 
 def score_folder(sequences: list[Sequence], results: Path) -> Scores:
-    """Scores of the masks below ``results`` by object: ``SEQ_ID`` -> J and F.
+    """Score the masks below ``results``: J and F by object.
 
     Raises:
-        UserError: a mask is missing or of another size, the annotations are not of the whole sequence, or there is
-            nothing to score.
+        UserError: a mask is missing or has another size, a sequence is not annotated in full, or there are no objects.
     """
     scores: Scores = {}
     for sequence in sequences:
         if not sequence.annotated:
             raise UserError(
                 f"{sequence.name} has {len(sequence.frames)} frames and {len(sequence.masks)} annotated masks: "
-                "scores need all of them"
+                "scores need a mask for every frame"
             )
         if len(sequence.frames) < 3:
             raise UserError(
-                f"{sequence.name} has {len(sequence.frames)} frames, and the first and last do not count: leave it out"
+                f"{sequence.name} has {len(sequence.frames)} frames, and the first and the last do not count: "
+                "remove it from the list"
             )
         truth = [read_mask(path) for path in sequence.masks]
         found = []
         for path, true in zip(sequence.masks, truth, strict=True):
             prediction = results / sequence.name / path.name
             if not prediction.is_file():
-                raise UserError(f"{prediction} is missing: every frame of {sequence.name} needs a mask there")
+                raise UserError(f"{prediction} is missing: every frame of {sequence.name} needs a mask")
             found.append(read_mask(prediction))
             if found[-1].shape != true.shape:
                 raise UserError(f"{prediction} is {found[-1].shape}, the annotation is {true.shape}: resize it")
         for number, score in score_sequence(np.stack(truth), np.stack(found)).items():
             scores[f"{sequence.name}_{number}"] = score
     if not scores:
-        raise UserError(f"no first mask of {len(sequences)} sequences holds an object, so there is nothing to score")
+        raise UserError(
+            f"there are no objects in the first masks of {len(sequences)} sequences: choose another --image-set"
+        )
     return scores
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Object numbers (H, W) of a palette or grey PNG.
+    """Read the object numbers (H, W) of a palette or grey PNG.
 
     Raises:
-        UserError: it is no picture with one number a pixel.
+        UserError: the file is not an image with one number per pixel.
     """
     try:
-        with Image.open(path) as picture:
-            mask = np.array(picture)
+        with Image.open(path) as image:
+            mask = np.array(image)
     except OSError as error:
-        raise UserError(f"{path} is no readable picture: {error}") from error
+        raise UserError(f"{path} is not a readable image ({error}): write it again") from error
     if mask.ndim != 2:
-        raise UserError(f"{path} has {mask.shape[2]} channels: a mask is a palette PNG of object numbers")
+        raise UserError(f"{path} has {mask.shape[2]} channels: masks must be palette PNGs of object numbers")
     return mask.astype(np.uint8)
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
-    """Write object numbers (H, W) as a PNG with DAVIS's palette, atomically."""
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(palette().flatten().tolist())
+    """Write object numbers (H, W) as a PNG with DAVIS's palette."""
+    image = Image.fromarray(mask, mode="P")
+    image.putpalette(palette().flatten().tolist())
     content = io.BytesIO()
-    picture.save(content, format="PNG")
+    image.save(content, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
 
 
 def palette() -> NDArray[np.uint8]:
-    """Colours (256, 3) of PASCAL VOC and DAVIS: bits of the number spread over the high bits of red, green, blue."""
+    """Return the colours (256, 3) of PASCAL VOC and DAVIS: bits of the number become high bits of the colours."""
     numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -155,7 +157,7 @@ def palette() -> NDArray[np.uint8]:
 
 
 def overlay(frame: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame with its objects tinted in their colours, their outlines drawn full."""
+    """Return a frame with its objects tinted and outlined in their colours."""
     tinted = frame.copy()
     inside = mask > 0
     colours = palette()[mask]

@@ -1,12 +1,12 @@
-"""Features of single frames from a video encoder, at any resolution, and the baselines they are held against.
+"""Features of single frames from a video encoder, at any resolution, and the pixel baseline.
 
-A video encoder takes cubes of several frames. Three adapters make features of one frame of it; none looks ahead:
+A video encoder takes cubes of several frames. Three adapters give it a single frame. None uses later frames:
 
-- ``duplicate``: the frame fills a cube by itself, repeated, at the positions of the first time slot;
-- ``pairs``: a cube holds the frame before it and the frame;
-- ``sliding``: a whole clip that ends with the frame, which fills the last cube; features are those of that cube.
+- ``duplicate``: a clip of one time step, whose cubes repeat the frame;
+- ``pairs``: a clip of one time step, whose cubes contain the previous frame and the frame;
+- ``sliding``: a whole clip of the preceding frames. Its last time step repeats the frame and gives the features.
 
-Position tables are cut into time slots, and each is interpolated in space.
+The position table is interpolated in space, for each time step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, Encoder
 def encoder_features(
     frames: Iterable[Tensor], encoder: Encoder, adapter: str, device: torch.device
 ) -> Iterator[Tensor]:
-    """Features (width, rows, columns) of each of ``frames``, uint8 (H, W, 3), whose sides are whole cubes."""
+    """Yield the features (width, rows, columns) of each frame, uint8 (H, W, 3), with H and W multiples of the cube."""
     clip = encoder.clip
     before: list[Tensor] = []
     length = {"duplicate": 1, "pairs": 2, "sliding": (clip.temporal_patches - 1) * clip.cube_frames + 1}[adapter]
     for frame in frames:
         before = [*before, frame][-length:]
-        window = [before[0]] * (length - len(before)) + before  # a video begins with its first frame standing still
+        window = [before[0]] * (length - len(before)) + before  # repeat the first frame before the start of the video
         if adapter == "pairs":
             window = [window[0]] * (clip.cube_frames - 1) + window[1:]
         else:
@@ -38,26 +38,26 @@ def encoder_features(
 
 @torch.inference_mode()
 def encode(window: Tensor, encoder: Encoder) -> Tensor:
-    """Features (width, rows, columns) of the last cubes of a window of frames, uint8 (T, H, W, 3)."""
+    """Return the features (width, rows, columns) of the last time step of frames uint8 (T, H, W, 3)."""
     clip = encoder.clip
     rows, columns = (side // clip.cube_size for side in window.shape[1:3])
     pixels = all_cubes(cut_patches(window[None], clip.cube_size), clip.cube_frames)  # (1, N, values)
-    slots = len(window) // clip.cube_frames
+    steps = len(window) // clip.cube_frames
     tokens = encoder.project(torch.addcmul(encoder.shift, pixels.float(), encoder.scale))
-    tokens = encoder.norm(encoder.blocks(tokens + positions(encoder, slots, rows, columns)))
+    tokens = encoder.norm(encoder.blocks(tokens + positions(encoder, steps, rows, columns)))
     return tokens[0, -rows * columns :].t().unflatten(1, (rows, columns))
 
 
-def positions(encoder: Encoder, slots: int, rows: int, columns: int) -> Tensor:
-    """The first ``slots`` time slots of the position table, each interpolated to ``rows`` x ``columns``."""
+def positions(encoder: Encoder, steps: int, rows: int, columns: int) -> Tensor:
+    """Return the position table of the first ``steps`` time steps, interpolated to ``rows`` x ``columns``."""
     clip = encoder.clip
-    table = encoder.pos_embed.table.unflatten(0, (clip.temporal_patches, clip.grid_size, clip.grid_size))[:slots]
+    table = encoder.pos_embed.table.unflatten(0, (clip.temporal_patches, clip.grid_size, clip.grid_size))[:steps]
     table = functional.interpolate(table.permute(0, 3, 1, 2), (rows, columns), mode="bicubic", align_corners=False)
-    return table.permute(0, 2, 3, 1).flatten(0, 2)  # (slots * rows * columns, width)
+    return table.permute(0, 2, 3, 1).flatten(0, 2)  # (steps * rows * columns, width)
 
 
 def pixel_features(frames: Iterable[Tensor], cell: int) -> Iterator[Tensor]:
-    """The baseline without a network: the pixels of each cell (cell * cell * 3, rows, columns), centred."""
+    """Yield the pixel baseline without a network: normalised pixels of each cell (cell * cell * 3, rows, columns)."""
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     for frame in frames:
         pixels = ((frame.float() / 255 - mean) / std)[None, None]

@@ -1,7 +1,8 @@
 """Region similarity J and boundary accuracy F as the official DAVIS-2017 evaluator computes them (semi-supervised).
 
-Objects are those of the first mask; the first and the last frame do not count; void (255) is background on both sides;
-an object that is absent from both masks of a frame scores J = 1 and F = 1 there. Means run over objects, not sequences.
+Only objects of the first mask count. The first and the last frame do not count. Void (255) is background in both
+masks. An object that is absent from both masks of a frame scores J = 1 and F = 1 there. Means are over objects, not
+over sequences.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 VOID = 255
 BOUNDARY_SHARE = 0.008
-"""Distance at which two boundaries still match, as a share of the picture's diagonal."""
+"""Largest distance between matching boundaries, as a share of the image diagonal."""
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
@@ -21,26 +22,26 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of one object over the frames that count."""
+    """J or F of one object over the counted frames."""
 
     mean: float
     recall: float
     """Share of frames above 0.5."""
     decay: float
-    """Mean of the first quarter of the frames minus that of the last."""
+    """Mean of the first quarter of the frames minus mean of the last quarter."""
 
 
 def region_similarity(truth: Mask, found: Mask) -> float:
-    """J: intersection over union, 1 where both are empty."""
+    """J: intersection over union; 1 if both masks are empty."""
     union = np.logical_or(truth, found).sum()
     return float(np.logical_and(truth, found).sum() / union) if union else 1.0
 
 
 def boundary_accuracy(truth: Mask, found: Mask) -> float:
-    """F: harmonic mean of the precision and recall of boundary pixels, matched within a disc."""
-    reach = int(np.ceil(BOUNDARY_SHARE * np.linalg.norm(truth.shape)))
-    row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = (row**2 + column**2 <= reach**2).astype(np.uint8)
+    """F: harmonic mean of precision and recall of the boundary pixels, matched within a disc."""
+    radius = int(np.ceil(BOUNDARY_SHARE * np.linalg.norm(truth.shape)))
+    row, column = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc = (row**2 + column**2 <= radius**2).astype(np.uint8)
     ours, theirs = boundary(found), boundary(truth)
     count, true_count = ours.sum(), theirs.sum()
     if not count or not true_count:
@@ -51,18 +52,18 @@ def boundary_accuracy(truth: Mask, found: Mask) -> float:
 
 
 def boundary(mask: Mask) -> Mask:
-    """Pixels that differ from the one right of them, below them, or both; the last row and column look one way only."""
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")  # beyond the edge lies the same
+    """Return the pixels that differ from their right, lower or lower right neighbour."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")  # pixels at the edge have no neighbour that differs
     right, below, diagonal = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
 
 
 def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[int, dict[str, Score]]:
-    """J and F of every object of a sequence.
+    """Return J and F of every object of a sequence.
 
     Args:
         truth: (frames, H, W) object numbers, 255 for void.
-        found: the same of the predictions.
+        found: (frames, H, W) object numbers of the prediction.
     """
     void = truth == VOID
     truth, found = np.where(void, 0, truth), np.where(void, 0, found)
@@ -77,7 +78,7 @@ def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[i
 
 
 def summarise(values: list[float]) -> Score:
-    """Mean, recall and decay over frames; the quarters overlap in one frame, as the evaluator cuts them."""
+    """Return mean, recall and decay over frames. Quarters overlap by one frame, as in the official evaluator."""
     frames = np.array(values)
     bounds = np.round(np.linspace(1, len(frames), 5) + 1e-10).astype(int) - 1
     first, last = frames[: bounds[1] + 1], frames[bounds[3] : bounds[4] + 1]
@@ -85,10 +86,10 @@ def summarise(values: list[float]) -> Score:
 
 
 def global_means(objects: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """The evaluator's seven figures, means over objects."""
+    """Return the seven figures of the official evaluator, means over objects."""
     figures = {}
     for measure in ("J", "F"):
-        for what in ("mean", "recall", "decay"):
-            values = [getattr(scores[measure], what) for scores in objects.values()]
-            figures[f"{measure}-{what.capitalize()}"] = float(np.mean(values))
+        for statistic in ("mean", "recall", "decay"):
+            values = [getattr(scores[measure], statistic) for scores in objects.values()]
+            figures[f"{measure}-{statistic.capitalize()}"] = float(np.mean(values))
     return {"J&F-Mean": (figures["J-Mean"] + figures["F-Mean"]) / 2, **figures}

@@ -1,4 +1,4 @@
-"""From DAVIS sequences to masks: features, propagation, palette PNGs, pictures of them."""
+"""Segment DAVIS sequences: frame features, label propagation, palette PNGs, overlays."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
 
 _STRIP = 8
-"""Frames of a sequence in a PNG strip."""
+"""Number of frames in a PNG overlay."""
 PIXEL_CELL = 16
 
 
 @dataclass(frozen=True)
-class FeatureSource:
-    """Makes features of frames; the labels of ``repeat`` need none."""
+class FeatureExtractor:
+    """Computes features of frames."""
 
     cell: int
-    """Pixels a side of what has one feature."""
+    """Size of a cell, the area with one feature vector, in pixels."""
     features: Callable[[Iterable[Tensor]], Iterator[Tensor]] | None
-    """Frames uint8 (H, W, 3), sides in whole cells -> (width, rows, columns) of each."""
+    """Maps frames uint8 (H, W, 3) to features (width, rows, columns); None repeats the first mask."""
     short_side: int = SHORT_SIDE
-    """Pixels of the frames' short side when they are looked at."""
+    """Short side that frames are resized to, in pixels."""
 
 
 def open_features(
@@ -47,37 +47,34 @@ def open_features(
     adapter: str,
     davis: Path,
     short_side: int = SHORT_SIDE,
-) -> tuple[FeatureSource, CacheKey]:
-    """The features of a kind, and what tells their masks apart from others.
+) -> tuple[FeatureExtractor, CacheKey]:
+    """Make a feature extractor, and the cache key of its masks.
 
     Args:
-        kind: encoder, random (its initial weights), pixels or repeat.
-        run: folder of the run, for the first two.
-        step: of its checkpoint; None for the newest.
-        protocol: only recorded.
+        kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask).
+        run: run folder, for encoder and random.
+        step: step of the checkpoint; None for the newest.
+        protocol: part of the cache key.
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
-        davis: only recorded; not the list of sequences, on which no mask depends.
-        short_side: of the frames that an encoder sees.
+        davis: part of the cache key.
+        short_side: short side of the frames for an encoder, in pixels.
 
     Raises:
-        UserError: as :func:`motionmae.evaluation.load_run.load_embedding`; or ``short_side`` fits no
-            cell, or no encoder.
+        UserError: the run cannot be loaded, or ``short_side`` is smaller than a cell or given without an encoder.
     """
     inputs = str(davis.resolve())
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
-        raise UserError(f"--short-side is an encoder's, --features {kind} has none: leave one of them out")
+        raise UserError(f"--short-side needs an encoder, and --features {kind} has none: remove one of them")
     if kind == "repeat":
-        return FeatureSource(1, None), CacheKey("", inputs, {"features": kind})
+        return FeatureExtractor(1, None), CacheKey("", inputs, {"features": kind})
     if kind == "pixels":
         settings: dict[str, object] = {"features": kind, "protocol": protocol}
-        return FeatureSource(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL)), CacheKey(
-            "", inputs, settings
-        )
+        extractor = FeatureExtractor(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL))
+        return extractor, CacheKey("", inputs, settings)
     assert run is not None
     embedding, config, found = load_embedding(run, step)
-    encoder = build_motionmae(config).encoder if kind == "random" else embedding.encoder
     device = choose_device(config.engine.device)
-    encoder = encoder.eval().to(device)
+    encoder = (build_motionmae(config).encoder if kind == "random" else embedding.encoder).eval().to(device)
     settings = {
         "features": kind,
         "step": None if kind == "random" else found,
@@ -86,75 +83,78 @@ def open_features(
     }
     cell = config.clip.cube_size
     if short_side < cell:
-        raise UserError(f"--short-side {short_side} holds no cell of {cell} pixels ({run}): give {cell} or more")
+        raise UserError(
+            f"--short-side {short_side} is smaller than a cell of {cell} pixels ({run}): give at least {cell}"
+        )
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side
-    source = FeatureSource(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
-    return source, CacheKey(fingerprint(encoder), inputs, settings)
+    extractor = FeatureExtractor(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
+    return extractor, CacheKey(fingerprint(encoder), inputs, settings)
 
 
-def segment(sequences: list[Sequence], source: FeatureSource, protocol: str, results: Path, identity: CacheKey) -> None:
-    """Write the masks of every sequence below ``results``; those that are complete are left as they are.
+def segment(
+    sequences: list[Sequence], extractor: FeatureExtractor, protocol: str, results: Path, key: CacheKey
+) -> None:
+    """Write the masks of all sequences below ``results``; complete sequences are skipped.
 
-    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence: the hash of the frames and the first mask that they
-    were made of.
+    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. It holds the hash of their inputs: the first mask
+    and the frames.
 
     Raises:
-        UserError: ``results`` is of another identity.
+        UserError: ``results`` has another cache key.
     """
-    identity.bind(results)
-    marks = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
-    left = [s for s in sequences if not _is_made(s, results, marks[s.name])]
+    key.bind(results)
+    hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
+    left = [s for s in sequences if not _is_complete(s, results, hashes[s.name])]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("frames", total=sum(len(sequence.frames) for sequence in left))
         for sequence in left:
             progress.update(task, description=sequence.name)
-            mark = results / f"{sequence.name}.sha256"
-            mark.unlink(missing_ok=True)
-            masks = track(
-                sequence.first_mask(), (sequence.frame(n) for n in range(len(sequence.frames))), source, protocol
-            )
+            stamp = results / f"{sequence.name}.sha256"
+            stamp.unlink(missing_ok=True)
+            frames = (sequence.frame(n) for n in range(len(sequence.frames)))
+            masks = track(sequence.first_mask(), frames, extractor, protocol)
             for path, mask in zip(sequence.frames, masks, strict=True):
                 write_mask(results / sequence.name / f"{path.stem}.png", mask)
                 progress.advance(task)
-            write_atomically(mark, marks[sequence.name].encode())
+            write_atomically(stamp, hashes[sequence.name].encode())
 
 
-def _is_made(sequence: Sequence, results: Path, digest: str) -> bool:
-    """Whether all masks of a sequence lie below ``results``, made of files with that hash."""
-    mark = results / f"{sequence.name}.sha256"
+def _is_complete(sequence: Sequence, results: Path, digest: str) -> bool:
+    """Whether all masks of a sequence are below ``results``, computed from inputs with this hash."""
+    stamp = results / f"{sequence.name}.sha256"
     masks = (results / sequence.name / f"{path.stem}.png" for path in sequence.frames)
-    return mark.is_file() and mark.read_text() == digest and all(mask.is_file() for mask in masks)
+    return stamp.is_file() and stamp.read_text() == digest and all(mask.is_file() for mask in masks)
 
 
 def track(
-    first_mask: np.ndarray, frames: Iterator[np.ndarray], source: FeatureSource, protocol: str
+    first_mask: np.ndarray, frames: Iterator[np.ndarray], extractor: FeatureExtractor, protocol: str
 ) -> Iterator[np.ndarray]:
-    """Object numbers (H, W) of every frame; of the first, the given ones.
+    """Yield the object numbers (H, W) of every frame, starting with ``first_mask``.
 
     Args:
         first_mask: uint8 (H, W).
-        frames: uint8 (H, W, 3), the first included.
-        source: of features.
-        protocol: name of one of PROTOCOLS.
+        frames: uint8 (H, W, 3), including the first.
+        extractor: computes the features.
+        protocol: a key of PROTOCOLS.
     """
-    if source.features is None:
+    if extractor.features is None:
         yield from (first_mask for _ in frames)
         return
     rules = PROTOCOLS[protocol]
     height, width = first_mask.shape
-    size = working_size(height, width, source.cell, rules, source.short_side)
-    rows, columns = (side // source.cell for side in size)
+    size = working_size(height, width, extractor.cell, rules, extractor.short_side)
+    rows, columns = (side // extractor.cell for side in size)
     resized = (torch.from_numpy(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)) for frame in frames)
     labels = shrink_labels(first_mask, rows, columns, rules)
     yield first_mask
-    for soft in propagate(source.features(resized), labels, rules):
-        yield decide(soft, height, width, source.cell * SHORT_SIDE / source.short_side, rules)
+    for soft in propagate(extractor.features(resized), labels, rules):
+        yield decide(soft, height, width, extractor.cell * SHORT_SIDE / extractor.short_side, rules)
 
 
 def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterator[Path]:
-    """Draw each sequence's masks over its frames, as a strip of some frames (png) or as a video (mp4)."""
+    """Draw the masks of each sequence over its frames, as a row of some frames (png) or as a video (mp4)."""
     for sequence in sequences:
         numbers = list(range(len(sequence.frames)))
         if kind == "png":
@@ -165,6 +165,6 @@ def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterat
         if kind == "mp4":
             write_mp4(path, drawn, fps=24)
         else:
-            small = [cv2.resize(picture, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA) for picture in drawn]
+            small = [cv2.resize(image, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA) for image in drawn]
             cv2.imwrite(str(path), np.concatenate(small, axis=1)[..., ::-1])
         yield path

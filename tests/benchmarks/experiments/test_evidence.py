@@ -176,5 +176,5 @@ def test_runs_are_made_once_and_what_needs_a_failed_one_is_left_out(tmp_path: Pa
 def test_the_published_figures_belong_to_the_committed_configs():
     published = json.loads((Path(__file__).parents[3] / "docs/evidence.json").read_text())
     for record in published:
-        row = Row(record["arm"], record["seed"], record["use"])
-        assert Experiment(Path("work")).jobs(row)[-1].config.name == record["run"]
+        trial = Trial(record["arm"], record["seed"], record["use"])
+        assert Experiment(Path("work")).jobs(trial)[-1].config.name == record["run"]

@@ -16,9 +16,8 @@ import pytest
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.remote.cache import ShardCache, default_folder
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from tests.data.made_shards import make_shards, picture
 from tests.data.shard_server import serving
@@ -64,38 +63,38 @@ def taken(data):
 
 def test_samples_are_those_of_the_folder(folder, server, data):
     assert load_manifest(server.url, data) == load_manifest(folder)
-    remote, local = ShardReader(server.url, data=data), ShardReader(folder)
+    remote, local = open_reader(server.url, data=data), open_reader(folder)
     for sample in range(sum(COUNTS)):
         assert remote.read_meta(sample) == local.read_meta(sample)
         assert remote.read_json(sample) == local.read_json(sample)
         assert remote.read_frames(sample, [5, 1]) == [picture(5, 16, 24), picture(1, 16, 24)]
-    assert read_clip(remote, 7, CLIP).equal(read_clip(folder, 7, CLIP))
+    assert read_clip(remote, 7, CLIP).equal(read_clip(local, 7, CLIP))
     assert sorted(tars(server)) == sorted(set(tars(server)))
 
 
 def test_only_what_is_read_is_fetched_and_once(server, data):
     for _ in range(2):
-        ShardReader(server.url, data=data).read_frames(0, [0])
+        open_reader(server.url, data=data).read_frames(0, [0])
     assert tars(server) == ["toy-000000.tar"]
 
 
 def test_two_urls_of_equal_names_do_not_meet(tmp_path, server, data):
     make_shards(tmp_path / "other", COUNTS, FRAMES - 1)
     with serving(tmp_path / "other") as second:
-        assert ShardReader(second.url, data=data).read_meta(0).frames == FRAMES - 1
-        assert ShardReader(server.url, data=data).read_meta(0).frames == FRAMES
+        assert open_reader(second.url, data=data).read_meta(0).frames == FRAMES - 1
+        assert open_reader(server.url, data=data).read_meta(0).frames == FRAMES
     assert kept(data) == ["toy-000000.tar"] * 2
 
 
 def test_shards_made_again_at_the_same_url_are_fetched_again(folder, server, data):
-    ShardReader(server.url, data=data).read_frames(0, [0])
+    open_reader(server.url, data=data).read_frames(0, [0])
     make_shards(folder, COUNTS, FRAMES - 1)
-    assert ShardReader(server.url, data=data).read_meta(0).frames == FRAMES - 1
+    assert open_reader(server.url, data=data).read_meta(0).frames == FRAMES - 1
 
 
 def test_many_threads_fetch_a_shard_once(server, data):
     server.faults["toy-000002.tar"] = [("slow", 0.3)]
-    reader = ShardReader(server.url, data=data)
+    reader = open_reader(server.url, data=data)
     threads = [threading.Thread(target=reader.read_frames, args=(4, [0])) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -117,8 +116,8 @@ def test_processes_that_share_a_cache_fetch_each_shard_once(server, data):
     code = """
         import sys
         from motionmae.config import DataConfig
-        from motionmae.data.shards.reader import ShardReader
-        reader = ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
+        from motionmae.data.open_shards import open_reader
+        reader = open_reader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
         print([len(reader.read_frames(sample, [0, 3])) for sample in range(reader.manifest.samples)])
     """
     for process in processes(code, server.url, data.cache, number=3):
@@ -132,8 +131,8 @@ def test_a_killed_download_is_continued_by_the_next_process(folder, server, data
     code = """
         import sys
         from motionmae.config import DataConfig
-        from motionmae.data.shards.reader import ShardReader
-        ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2])).read_meta(0)
+        from motionmae.data.open_shards import open_reader
+        open_reader(sys.argv[1], data=DataConfig(cache=sys.argv[2])).read_meta(0)
     """
     (process,) = processes(code, server.url, data.cache, number=1)
     for _ in range(600):
@@ -142,7 +141,7 @@ def test_a_killed_download_is_continued_by_the_next_process(folder, server, data
         threading.Event().wait(0.05)
     process.kill()
     process.communicate()
-    assert ShardReader(server.url, data=data).read_frames(0, [0]) == [picture(0, 16, 24)]
+    assert open_reader(server.url, data=data).read_frames(0, [0]) == [picture(0, 16, 24)]
     assert server.starts("toy-000000.tar") == [0, 5000]
     assert not list(Path(data.cache).glob("*.part"))
 
@@ -158,7 +157,7 @@ class TestLimit:
         manifest = load_manifest(folder)
         cache = ShardCache(server.url, small)
         for number, entry in enumerate(manifest.shards):
-            cache.open(entry)[1].close()
+            cache.open(entry).file.close()
             assert taken(small) <= small.cache_gb * 1e9
             assert entry.name in kept(small)
             if number:  # used again and again: stays
@@ -171,23 +170,24 @@ class TestLimit:
     def test_a_shard_in_use_stays(self, folder, server, small):
         manifest = load_manifest(folder)
         cache = ShardCache(server.url, small)
-        path, held = cache.open(manifest.shards[0])
+        held = cache.open(manifest.shards[0]).file
+        path = Path(held.name)
         for entry in manifest.shards[1:] * 2:
-            ShardCache(server.url, small).open(entry)[1].close()
+            ShardCache(server.url, small).open(entry).file.close()
             assert taken(small) <= small.cache_gb * 1e9
         assert path.exists()
         held.close()
         for entry in manifest.shards[1:]:
-            cache.open(entry)[1].close()
+            cache.open(entry).file.close()
         assert not path.exists()
 
     def test_shards_in_use_that_leave_no_room_are_named(self, folder, server, small):
         manifest = load_manifest(folder)
         cache, held = ShardCache(server.url, small), []
         with pytest.raises(UserError, match=r"has no room for .*toy-.*shards in use .*raise data\.cache_gb"):
-            held.extend(cache.open(entry) for entry in manifest.shards)
+            held.extend(cache.open(entry).file for entry in manifest.shards)
         assert not list(Path(small.cache).glob("*.part"))
-        assert all(path.exists() for path, _ in held)
+        assert all(Path(file.name).exists() for file in held)
 
     def test_leftovers_of_killed_processes_make_way_and_strangers_stay(self, folder, server, small):
         manifest = load_manifest(folder)
@@ -197,12 +197,12 @@ class TestLimit:
         stranger = Path(small.cache) / "thesis.tar"
         stranger.write_bytes(b"x" * 100_000)
         os.utime(stranger, (0, 0))
-        cache.open(manifest.shards[0])[1].close()
+        cache.open(manifest.shards[0]).file.close()
         assert not leftover.exists()
         assert stranger.exists()
 
     def test_a_reader_keeps_within_the_limit(self, server, small):
-        reader = ShardReader(server.url, data=small)
+        reader = open_reader(server.url, data=small)
         for sample in [*range(sum(COUNTS)), 0]:
             assert reader.read_frames(sample, [2]) == [picture(2, 16, 24)]
             assert taken(small) <= small.cache_gb * 1e9
@@ -213,16 +213,16 @@ class TestLimit:
 
 
 def test_a_shard_cut_short_in_the_cache_is_fetched_again(server, data):
-    ShardReader(server.url, data=data).read_meta(0)
+    open_reader(server.url, data=data).read_meta(0)
     (path,) = Path(data.cache).glob("*.tar")
     os.truncate(path, 100)
-    assert ShardReader(server.url, data=data).read_frames(0, [1]) == [picture(1, 16, 24)]
+    assert open_reader(server.url, data=data).read_frames(0, [1]) == [picture(1, 16, 24)]
     assert server.starts("toy-000000.tar") == [0, 0]
 
 
 class TestFolder:
     def test_it_is_private(self, server, data):
-        ShardReader(server.url, data=data).read_meta(0)
+        open_reader(server.url, data=data).read_meta(0)
         assert Path(data.cache).stat().st_mode & 0o777 == 0o700
         (path,) = Path(data.cache).glob("*.tar")
         assert path.stat().st_mode & 0o077 == 0
@@ -230,12 +230,12 @@ class TestFolder:
     def test_its_default_is_one_a_user(self, monkeypatch, tmp_path, server, data):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "node"))
         assert default_folder() == tmp_path / "node" / f"motionmae-cache-{os.getuid()}"
-        ShardReader(server.url, data=changed(data, cache="")).read_meta(0)
+        open_reader(server.url, data=changed(data, cache="")).read_meta(0)
         assert list(default_folder().glob("*.tar"))
 
     def test_variables_are_the_nodes(self, monkeypatch, tmp_path, server, data):
         monkeypatch.setenv("NODE_DISK", str(tmp_path / "nvme"))
-        ShardReader(server.url, data=changed(data, cache="$NODE_DISK/cache")).read_meta(0)
+        open_reader(server.url, data=changed(data, cache="$NODE_DISK/cache")).read_meta(0)
         assert list((tmp_path / "nvme" / "cache").glob("*.tar"))
 
     def test_one_that_others_can_write_to_is_refused(self, tmp_path, server, data):
@@ -322,7 +322,7 @@ class TestLoader:
                     break
                 threading.Event().wait(0.05)
             threading.Event().wait(0.3)
-            order = loader._epoch_order(0)
+            order = loader._sampler_of(0)
             positions, first = order.window(0)
             _, second = order.window(positions.stop)
         assert kept(ahead) == sorted(f"toy-{number:06d}.tar" for number in first + second)

@@ -12,11 +12,10 @@ import pytest
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.remote import download
 from motionmae.data.remote.download import UnreachableError, check_url
 from motionmae.data.shards.errors import CorruptSample, Reason
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from tests.data.made_shards import flip_byte, make_shards, picture
 
@@ -40,7 +39,7 @@ def data(tmp_path, server):
 
 
 def read(data):
-    return ShardReader(data.shards, data=data).read_frames(0, [3])
+    return open_reader(data.shards, data=data).read_frames(0, [3])
 
 
 def kept(data, pattern):
@@ -85,9 +84,9 @@ class TestMended:
 
     def test_delays_double(self, server, data, monkeypatch):
         monkeypatch.setattr(download, "FIRST_DELAY", 1.0)
-        reader = ShardReader(data.shards, data=data)
+        reader = open_reader(data.shards, data=data)
         waited = []
-        monkeypatch.setattr(reader.cache.remote.closed, "wait", lambda seconds: waited.append(seconds))
+        monkeypatch.setattr(reader.store.remote.closed, "wait", lambda seconds: waited.append(seconds))
         server.faults[FIRST] = [500] * 9
         with pytest.raises(UnreachableError):
             reader.read_meta(0)
@@ -136,15 +135,15 @@ class TestEnded:
         code = """
             import resource, sys
             from motionmae.config import DataConfig
-            from motionmae.data.shards.reader import ShardReader
-            reader = ShardReader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
+            from motionmae.data.open_shards import open_reader
+            reader = open_reader(sys.argv[1], data=DataConfig(cache=sys.argv[2]))
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
             reader.read_meta(0)
         """
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", textwrap.dedent(code), data.shards, data.cache]
         found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        assert "takes no more (File too large): free space there, lower data.cache_gb" in found.stderr
+        assert "cannot be written (File too large): free space, lower data.cache_gb" in found.stderr
 
     def test_a_disk_smaller_than_a_shard(self, tmp_path, server, data):
         disk = tmp_path / "cache"
@@ -163,7 +162,7 @@ class TestCounted:
 
     @staticmethod
     def reason(data):
-        reader = ShardReader(data.shards, data=data)
+        reader = open_reader(data.shards, data=data)
         faults = []
         for _ in range(2):
             with pytest.raises(CorruptSample) as caught:
@@ -247,7 +246,7 @@ def test_urls_that_are_refused(url, words):
 
 @pytest.mark.parametrize("shards", ["pipe:cat x", "pipe://cat x", "gopen://x"])
 def test_no_shell_is_run(shards, tmp_path):
-    with pytest.raises(UserError, match=r"does not exist|give a folder"):
+    with pytest.raises(ValueError, match=r"does not exist|give a folder"):
         ClipLoader(DataConfig(shards=f"{shards}; touch {tmp_path}/ran"), CLIP, seed=0, batch=1, micro_batch_size=1)
     assert not (tmp_path / "ran").exists()
 
@@ -255,7 +254,7 @@ def test_no_shell_is_run(shards, tmp_path):
 def test_a_manifest_that_leads_out_of_the_folder_is_refused(folder, server, data):
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace(FIRST, "../../x.tar"))
-    with pytest.raises(UserError, match=r"names a shard '\.\./\.\./x\.tar'"):
+    with pytest.raises(UserError, match=r"a shard with the invalid name '\.\./\.\./x\.tar'"):
         read(data)
 
 
@@ -285,7 +284,7 @@ class TestS3:
 
     def test_samples_are_those_of_the_folder(self, folder, s3, monkeypatch):
         monkeypatch.setattr(download, "_RANGE_BYTES", 4096)
-        remote, local = ShardReader(s3.shards, data=s3), ShardReader(folder)
+        remote, local = open_reader(s3.shards, data=s3), open_reader(folder)
         for sample in range(sum(COUNTS)):
             assert remote.read_meta(sample) == local.read_meta(sample)
             assert remote.read_frames(sample, [5]) == local.read_frames(sample, [5])
@@ -298,7 +297,7 @@ class TestS3:
         changed = bytearray((folder / "toy-000002.tar").read_bytes())
         changed[5000] ^= 1
         bucket.pipe("clips/toy/toy-000002.tar", bytes(changed))
-        reader = ShardReader(s3.shards, data=s3)
+        reader = open_reader(s3.shards, data=s3)
         reasons = []
         for sample in (0, 3, 5):
             with pytest.raises(CorruptSample) as caught:

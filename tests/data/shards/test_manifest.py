@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry
-from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, load_manifest, write_manifest
+from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_fingerprint_is_of_the_samples(manifest):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(UserError, match="does not exist: give the --out of make_shards"):
+    with pytest.raises(UserError, match="does not exist: give the --out folder of make_shards"):
         load_manifest(tmp_path / "absent")
 
 
@@ -53,18 +54,18 @@ def test_unfinished_folder(tmp_path):
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "no json"])
 def test_no_manifest_at_all(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(UserError, match="is no manifest of shards"):
+    with pytest.raises(UserError, match="is not a manifest of shards"):
         load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format_version": 1}, "format version 1, this program reads version 2: make the shards again"),
-        ({"samples": 10}, "says 10 samples, its shards hold 9"),
+        ({"format_version": 1}, "format version 1, but this program reads version 2: make the shards again"),
+        ({"samples": 10}, "says 10 samples, but its shards hold 9"),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"surprise": 1}, "damaged"),
-        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "stored as bmp"),
+        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "frames with the encoding bmp"),
     ],
 )
 def test_a_changed_manifest_is_refused(tmp_path, manifest, change, says):

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from data_tools.make_shards.cli import main
-from motionmae.data.shards.manifest import load_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import load_manifest, open_reader
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 
@@ -32,7 +31,7 @@ def test_every_video_is_sharded_or_quarantined(videos, made):
     assert content["class_names"] == ["a", "b"]
     assert set(content["versions"]) == {"av", "libavcodec", "libswscale", "simplejpeg"}
     assert quarantine(made) == {"a/zero.mp4": "empty", "b/sound.m4a": "no_video_stream"}
-    reader = ShardReader(made, load_manifest(made))
+    reader = open_reader(made, load_manifest(made))
     frames = {}
     for sample in range(12):
         meta = reader.read_meta(sample)
@@ -117,7 +116,7 @@ def test_a_damaged_video_leaves_its_place_empty_and_the_others_alone(videos, mad
     before, after = fingerprint(made), fingerprint(out)
     changed = [name for name in before if name.endswith(".tar") and before[name] != after.get(name)]
     assert len(changed) == 1
-    everything, reader = ShardReader(made, load_manifest(made)), ShardReader(out, load_manifest(out))
+    everything, reader = open_reader(made, load_manifest(made)), open_reader(out, load_manifest(out))
     stored = {everything.read_meta(sample).key: everything.read_frames(sample, [0]) for sample in range(12)}
     for sample in range(11):
         assert reader.read_frames(sample, [0]) == stored[reader.read_meta(sample).key]

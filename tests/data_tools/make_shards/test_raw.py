@@ -7,7 +7,7 @@ from data_tools.verify import main as verify
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import open_reader
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 
 def test_pixels_are_those_of_the_jpegs_but_for_their_loss(folders):
-    raw, jpeg = (ShardReader(folder) for folder in folders)
+    raw, jpeg = (open_reader(folder) for folder in folders)
     assert raw.manifest.encoder.encoding == "raw"
     shapes = set()
     for sample in range(3):

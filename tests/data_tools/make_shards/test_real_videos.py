@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_tools.make_shards.cli import main
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.open_shards import open_reader
 from tests.data_tools.make_shards.runs import manifest, quarantine
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 from tests.shared_data import SHARED_DATA, needs_shared_data
@@ -41,7 +41,7 @@ def out(tmp_path_factory):
 
 def test_every_file_has_an_outcome_and_ffmpeg_agrees(out):
     files = {path.relative_to(VIDEOS).as_posix() for path in VIDEOS.rglob("*") if path.is_file()}
-    reader = ShardReader(out)
+    reader = open_reader(out)
     stored = {reader.read_json(sample)["source"]: sample for sample in range(reader.manifest.samples)}
     refused = quarantine(out)
     assert stored.keys() | refused.keys() == files - {"SOURCES.md"}

@@ -1,4 +1,4 @@
-"""J and F against scores that the official evaluator computed, and its rules for odd cases."""
+"""J and F against scores of the official evaluator, and its rules for special cases."""
 
 import json
 import shutil
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     frames = tmp_path / "JPEGImages" / "480p" / "dog"
     shutil.copytree(DAVIS / "JPEGImages" / "480p" / "dog", frames)
     assert main(["davis", "--davis", str(tmp_path), "--features", "repeat"]) == 2
-    assert "dog holds no masks" in capsys.readouterr().err
+    assert "dog contains no masks" in capsys.readouterr().err
     (tmp_path / "ImageSets" / "2017" / "none.txt").write_text("\n")
     assert main(["davis", "--davis", str(tmp_path), "--features", "repeat", "--image-set", "2017/none"]) == 2
     assert "none.txt names no sequence" in capsys.readouterr().err

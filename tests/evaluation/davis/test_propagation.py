@@ -1,4 +1,4 @@
-"""Label propagation: scenes whose answer is known, and the protocols against loops written out."""
+"""Label propagation: scenes with a known answer, and the protocols against explicit loops."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, read_mask, write_mask
 from motionmae.evaluation.davis.frame_features import encode, encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, Protocol, decide, propagate, shrink_labels, working_size
-from motionmae.evaluation.davis.run import FeatureSource, draw_overlays, segment, track
+from motionmae.evaluation.davis.run import FeatureExtractor, draw_overlays, segment, track
 from motionmae.models.cubes import cut_patches
 from motionmae.models.vit import Encoder
 from tests.models.tiny import noise_clips, tiny
@@ -26,20 +26,20 @@ CPU = torch.device("cpu")
 
 
 def texture(rows: int = 30, columns: int = 52) -> np.ndarray:
-    """A picture whose cells are all different: uint8 (rows * 16, columns * 16, 3)."""
+    """An image whose cells are all different: uint8 (rows * 16, columns * 16, 3)."""
     return np.random.default_rng(0).integers(0, 256, (rows * CELL, columns * CELL, 3), np.uint8)
 
 
 def stripes(columns: int = 52, first: int = 10) -> np.ndarray:
-    """Two objects that reach from top to bottom, on whole cells."""
+    """Two objects from top to bottom, on whole cells."""
     mask = np.zeros((480, columns * CELL), np.uint8)
     mask[:, first * CELL : (first + 5) * CELL] = 1
     mask[:, (first + 9) * CELL : (first + 12) * CELL] = 2
     return mask
 
 
-def pixels() -> FeatureSource:
-    return FeatureSource(CELL, lambda frames: pixel_features(frames, CELL))
+def pixels() -> FeatureExtractor:
+    return FeatureExtractor(CELL, lambda frames: pixel_features(frames, CELL))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -59,7 +59,7 @@ def test_small_cells_in_small_frames_are_as_many_and_draw_the_same_masks(protoco
         return pixel_features(frames, cell)
 
     scene = np.repeat(np.repeat(texture()[:120, :208], 4, axis=0), 4, axis=1)
-    masks = list(track(stripes(), iter([scene] * 3), FeatureSource(cell, features, 120), protocol))
+    masks = list(track(stripes(), iter([scene] * 3), FeatureExtractor(cell, features, 120), protocol))
     assert sizes == [(120, 208)] * 3
     assert all(np.array_equal(mask, stripes()) for mask in masks)
 
@@ -75,7 +75,7 @@ def test_a_translated_scene_is_followed(protocol: str):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_static_scene_propagates_perfectly_through_every_adapter(adapter: str):
-    """Even of an encoder that was never trained; two slots of 2 frames, cells of 8 pixels."""
+    """An untrained encoder; two time steps of 2 frames, cells of 8 pixels."""
     config = tiny()
     encoder = Encoder(config.clip, config.model).eval()
     frame = torch.from_numpy(texture(4, 6)[:64, :96].copy())
@@ -158,9 +158,9 @@ def test_a_whole_clip_at_its_own_size_encodes_as_the_encoder_does():
     config = tiny()
     encoder = Encoder(config.clip, config.model).eval()
     clip = noise_clips(config, 1)[0]
-    side = config.clip.grid_size
+    grid = config.clip.grid_size
     with torch.no_grad():
-        tokens = encoder(cut_patches(clip[None], config.clip.cube_size))[0, -side * side :]
+        tokens = encoder(cut_patches(clip[None], config.clip.cube_size))[0, -grid * grid :]
     torch.testing.assert_close(encode(clip, encoder).flatten(1).t(), tokens, atol=1e-5, rtol=1e-5)
 
 
@@ -179,25 +179,25 @@ def test_adapters_look_back_as_far_as_they_say_and_never_ahead(adapter: str, bac
 
 def test_masks_that_are_there_are_not_made_again_and_can_be_looked_at(tmp_path: Path):
     sequence = tiny_sequence(tmp_path)
-    identity = CacheKey("", str(tmp_path), {"features": "pixels", "protocol": "dino"})
-    segment([sequence], pixels(), "dino", tmp_path / "out", identity)
+    key = CacheKey("", str(tmp_path), {"features": "pixels", "protocol": "dino"})
+    segment([sequence], pixels(), "dino", tmp_path / "out", key)
     assert all(np.array_equal(read_mask(tmp_path / "out" / "roll" / p.name), stripes()) for p in sequence.masks)
 
     def never(frames: object) -> None:
         raise AssertionError("computed again")
 
-    segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", identity)
+    segment([sequence], FeatureExtractor(CELL, never), "dino", tmp_path / "out", key)
     for other in (
-        CacheKey("ab12", str(tmp_path), identity.settings),
+        CacheKey("ab12", str(tmp_path), key.settings),
         CacheKey("", str(tmp_path), {"protocol": "videowalk"}),
     ):
         with pytest.raises(
             UserError, match=r"(weights: none there, ab12|protocol: dino there, videowalk).*another --out"
         ):
-            segment([sequence], FeatureSource(CELL, never), "dino", tmp_path / "out", other)
+            segment([sequence], FeatureExtractor(CELL, never), "dino", tmp_path / "out", other)
     shifted = np.roll(stripes(), CELL, axis=1)
     write_mask(sequence.masks[0], shifted)  # under its name: what was made of the old one is stale
-    segment([sequence], pixels(), "dino", tmp_path / "out", identity)
+    segment([sequence], pixels(), "dino", tmp_path / "out", key)
     assert np.array_equal(read_mask(tmp_path / "out" / "roll" / sequence.masks[0].name), shifted)
     [strip] = draw_overlays([sequence], tmp_path / "out", "png")
     assert cv2.imread(str(strip)).std() > 10

@@ -128,7 +128,7 @@ def test_the_encoder_of_mae_st_but_for_its_class_token(tmp_path: Path):
     load_encoder(encoder, str(tmp_path / "mae_st.pyth"))
     torch.testing.assert_close(encoder(cut_patches(clips, 8)), theirs["norm"](tokens), atol=2e-5, rtol=1e-4)
 
-    with pytest.raises(UserError, match=r"pos_embed\.table unknown here \(set model\.pos_embed=learnable"):
+    with pytest.raises(UserError, match=r"unexpected pos_embed\.table \(set model\.pos_embed=learnable"):
         load_encoder(Encoder(config.clip, tiny().model), str(tmp_path / "mae_st.pyth"))
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, read back: the former by its own reader, the latter by its protocol buffers."""
+"""Files of TensorBoard and Weights & Biases, read by TensorBoard's reader and W&B's protocol buffers."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ def read(folder: RunFolder) -> EventAccumulator:
 
 
 def draw(folder: RunFolder) -> np.ndarray:
-    """A picture of the run, as OpenCV has it: blue, green, red."""
+    """Write a picture of the run; return it in OpenCV's order of channels (BGR)."""
     folder.reconstructions.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     cv2.imwrite(str(folder.reconstructions / "step-00000004.png"), picture)
@@ -41,7 +41,7 @@ def draw(folder: RunFolder) -> np.ndarray:
 PICTURE = {"kind": "picture", "step": 4, "path": "reconstructions/step-00000004.png"}
 
 
-def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
+def test_tensorboard_hides_points_beyond_the_checkpoint(tmp_path: Path):
     folder = RunFolder(tmp_path)
     first = TensorBoard(folder, 0)
     for step in range(1, 6):
@@ -60,12 +60,12 @@ def test_tensorboard_hides_what_was_drawn_beyond_the_checkpoint(tmp_path: Path):
 def test_tensorboard_shows_the_picture(tmp_path: Path):
     folder = RunFolder(tmp_path)
     picture = draw(folder)
-    board = TensorBoard(folder, 0)
-    board.event(PICTURE)
-    board.event({"kind": "picture", "step": 8, "error": "no checkpoint"})
+    logger = TensorBoard(folder, 0)
+    logger.event(PICTURE)
+    logger.event({"kind": "picture", "step": 8, "error": "no checkpoint"})
     with pytest.raises(OSError, match="cannot be read"):
-        board.event(PICTURE | {"path": "reconstructions/absent.png"})
-    board.close()
+        logger.event(PICTURE | {"path": "reconstructions/absent.png"})
+    logger.close()
     (shown,) = read(folder).Images("reconstruction")
     assert shown.step == 4
     decoded = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
@@ -73,18 +73,18 @@ def test_tensorboard_shows_the_picture(tmp_path: Path):
 
 
 def wandb_records(file: Path) -> Iterator[object]:
-    """The records of an offline run. The file is a LevelDB log: blocks of 32 KiB of (checksum, length, kind, bytes)."""
+    """Read the records of an offline run from a LevelDB log: blocks of 32 KiB with (checksum, length, kind, bytes)."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, block, place, parts = file.read_bytes(), 32768, 7, b""  # after seven bytes of W&B's own
-    while place + 7 <= len(content):
-        left = block - place % block
+    content, block, position, parts = file.read_bytes(), 32768, 7, b""  # W&B's header has seven bytes
+    while position + 7 <= len(content):
+        left = block - position % block
         if left < 7:
-            place += left
+            position += left
             continue
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):  # whole, or the last part
             record = Record()
             record.ParseFromString(parts)
@@ -93,21 +93,21 @@ def wandb_records(file: Path) -> Iterator[object]:
 
 
 @pytest.mark.long
-def test_wandb_keeps_curves_and_pictures_of_both_lives_offline(tmp_path: Path):
+def test_wandb_keeps_curves_and_pictures_of_both_attempts_offline(tmp_path: Path):
     folder = RunFolder(tmp_path)
     draw(folder)
     for losses in ({1: 0.5, 2: 0.25}, {2: 0.25, 3: 0.125}):
-        board = WeightsAndBiases(CONFIG, folder)
+        logger = WeightsAndBiases(CONFIG, folder)
         for step, loss in losses.items():
-            board.metrics({"attempt": "a", "step": step, "time": 1.0, "loss": loss})
-        board.event(PICTURE)
-        board.event({"kind": "finish", "step": 3})
-        board.close()
+            logger.metrics({"attempt": "a", "step": step, "time": 1.0, "loss": loss})
+        logger.event(PICTURE)
+        logger.event({"kind": "finish", "step": 3})
+        logger.close()
         time.sleep(1)  # W&B names files by the second
-    lives = sorted(folder.path.glob("wandb/offline-run-*/*.wandb"))
-    assert len(lives) == 2
+    attempts = sorted(folder.path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(attempts) == 2
     names, rows = set(), []
-    for file in lives:
+    for file in attempts:
         for record in wandb_records(file):
             if record.HasField("run"):
                 names.add((record.run.run_id, record.run.project, record.run.display_name))
@@ -135,7 +135,7 @@ def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
-def test_a_run_whose_board_cannot_be_opened_trains_all_the_same(tmp_path: Path):
+def test_a_run_whose_logger_cannot_be_opened_still_trains(tmp_path: Path):
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", log={"tensorboard": True})
     folder = RunFolder.of(config.output_dir, config.name)
     folder.create()

@@ -17,11 +17,11 @@ ROW = {
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.2, "0 s"), (59.6, "1 min 00 s"), (249, "4 min 09 s"), (11220, "3 h 07 min"), (183_600, "2 d 03 h")],
 )
-def test_durations_read_well(seconds: float, said: str):
-    assert duration(seconds) == said
+def test_durations_read_well(seconds: float, text: str):
+    assert duration(seconds) == text
 
 
 def test_a_log_file_gets_a_plain_line_a_row(capsys: pytest.CaptureFixture[str]):
@@ -48,7 +48,7 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]):
 def test_a_terminal_gets_a_bar_and_messages_above_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes its output for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat its output as a terminal
     monkeypatch.setenv("COLUMNS", "200")
     line = ProgressLine(40, enabled=True)
     line.on_log(ROW)

@@ -1,10 +1,10 @@
-"""What our clips look like inside an FFCV file, and how FFCV's C library decodes them. Importing this needs FFCV.
+"""Format of clips in an FFCV file, and their decoding by FFCV's C library. This module imports FFCV.
 
-One field, ``clip``, a row a sample in the order of sample ids. The row names two regions of the file: the blob, which
-is exactly the sample's KEY.jpgs (motionmae.data.shards.format), and a table of u32: the crc32 of each frame, then the first
-frame of each window. The row ends in a crc32 over itself and the table, so that nothing is believed unchecked.
+The file has one field, ``clip``, with one row a sample in the order of sample ids. The row points to two regions of the
+file. The blob is the sample's KEY.jpgs (motionmae.data.shards.format). The table of u32 holds the crc32 of each frame,
+then the first frame of each window. The row ends in a crc32 over itself and the table.
 
-The decoding loop is compiled by numba on its first call (some seconds); ctypes functions cannot be cached on disk.
+numba compiles the decoding loop at its first call, which takes some seconds. It cannot cache ctypes functions on disk.
 """
 
 import json
@@ -21,20 +21,20 @@ from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.shards.reader import SampleMeta
 
-# Under TBB, which numba would prefer, a process with one CPU that has decoded in another thread than its first hangs at
-# its exit: https://github.com/numba/numba/issues/10556
+# numba prefers TBB. With TBB, a process with one CPU hangs at its exit if it decoded in a thread other than its first:
+# https://github.com/numba/numba/issues/10556
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
 BETON_VERSION = 1
-"""Changes when a reader of the former version would misread a file."""
+"""Changes when a reader of the previous version would misread a file."""
 
 FIELD = "clip"
 """Name of the field."""
 
 ROW = np.dtype(
     [
-        ("ptr", "<u8"),  # of the blob; the names ptr and size are those that FFCV's BytesDecoder reads
+        ("ptr", "<u8"),  # of the blob; FFCV's BytesDecoder needs the names ptr and size
         ("size", "<u8"),
         ("table", "<u8"),
         ("frames", "<u4"),
@@ -51,7 +51,7 @@ ROW = np.dtype(
 
 
 class StoredClip(NamedTuple):
-    """What the field encodes."""
+    """A sample to write."""
 
     meta: SampleMeta
     blob: bytes
@@ -61,21 +61,21 @@ class StoredClip(NamedTuple):
 
     @property
     def table(self) -> bytes:
-        """The u32 beside the blob."""
+        """Table of u32, see the module."""
         return np.array([*self.checksums, *self.meta.windows], "<u4").tobytes()
 
 
 def row_checksum(row: np.void, table: bytes) -> int:
-    """crc32 over a row (but for its ``crc``) and its table."""
+    """Compute the crc32 over a row without its ``crc``, and its table."""
     return zlib.crc32(table, zlib.crc32(row.tobytes()[: ROW.fields["crc"][1]]))  # type: ignore[index]
 
 
 class ClipField(Field):
-    """FFCV's view of a stored video.
+    """FFCV field of a stored video.
 
     Args:
-        fingerprint: of the manifest whose samples the file holds.
-        version: of this layout.
+        fingerprint: fingerprint of the manifest from whose shards the file is made.
+        version: version of this format.
     """
 
     def __init__(self, fingerprint: str, version: int = BETON_VERSION):
@@ -84,21 +84,21 @@ class ClipField(Field):
 
     @property
     def metadata_type(self) -> np.dtype:
-        """:data:`ROW`."""
+        """FFCV asks for the type of a row, :data:`ROW`."""
         return ROW
 
     @staticmethod
     def from_binary(binary: np.ndarray) -> "ClipField":
-        """Read the field's arguments out of the file's header.
+        """Parse the field's arguments in the header of the file.
 
         Raises:
-            ValueError: they are not ours.
+            ValueError: another program wrote them.
         """
         content = json.loads(binary.tobytes().rstrip(b"\0"))
         return ClipField(str(content["fingerprint"]), int(content["version"]))
 
     def to_binary(self) -> np.void:
-        """The field's arguments as the file's header keeps them."""
+        """Format the field's arguments for the header of the file."""
         content = json.dumps({"fingerprint": self.fingerprint, "version": self.version}).encode()
         arguments = np.zeros(1, ARG_TYPE)[0]
         arguments[0][: len(content)] = np.frombuffer(content, np.uint8)
@@ -107,7 +107,7 @@ class ClipField(Field):
     def encode(
         self, destination: np.ndarray, clip: StoredClip, malloc: Callable[[int], tuple[int, np.ndarray]]
     ) -> None:
-        """Put one sample into a page and its row into the table of samples."""
+        """Write one sample to a page, and its row to ``destination``."""
         meta, table = clip.meta, clip.table
         row = np.zeros(1, ROW)
         for name in ("frames", "height", "width", "stride", "label", "fps"):
@@ -120,7 +120,7 @@ class ClipField(Field):
         destination[:] = row
 
     def get_decoder_class(self) -> type[Any]:
-        """FFCV's own loader gets the undecoded blobs; :func:`decode_frames` is what cuts clips out of them."""
+        """FFCV's own loader returns undecoded blobs; :func:`decode_frames` decodes clips."""
         return BytesDecoder
 
 
@@ -130,15 +130,15 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 
 @numba.njit(nogil=True)
 def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of ``target`` places the two of ``source`` that it lies between, and the second's share.
+    """Compute the two source pixels of each target pixel, and the weight of the second one.
 
-    Places and shares (in 1/2048) are those of OpenCV's bilinear resize; ``flip`` turns their row round.
+    Pixels and weights (in 1/2048) are those of OpenCV's bilinear resize. ``flip`` reverses the target pixels.
     """
     first, second = np.empty(target, np.int32), np.empty(target, np.int32)
     share = np.empty(target, np.float32)
-    for place in range(target):
-        exact = min(max((place + 0.5) * source / target - 0.5, 0.0), source - 1.0)
-        number = target - 1 - place if flip else place
+    for pixel in range(target):
+        exact = min(max((pixel + 0.5) * source / target - 0.5, 0.0), source - 1.0)
+        number = target - 1 - pixel if flip else pixel
         first[number] = int(exact)
         second[number] = min(int(exact) + 1, source - 1)
         share[number] = np.float32(round((exact - int(exact)) * 2048) / 2048)
@@ -149,9 +149,10 @@ def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, 
 def _resize_linear(
     picture: np.ndarray, top: int, bottom: int, left: int, right: int, flip: int, line: np.ndarray, out: np.ndarray
 ) -> None:
-    """Cut, resize and mirror as motionmae.data.jpeg does: FFCV's library can only average areas, at 8 times the cost.
+    """Crop, resize and mirror as motionmae.data.jpeg does.
 
-    ``picture`` is (h, w, 3), ``out`` (size, size, 3), ``line`` float32 scratch of at least 3 * (right - left).
+    FFCV's library can only average areas, which takes 8 times as long. ``picture`` is (h, w, 3), ``out`` is
+    (size, size, 3), ``line`` is a float32 buffer of at least 3 * (right - left).
     """
     rows = picture.reshape((picture.shape[0], picture.shape[1] * 3))[top:bottom, 3 * left : 3 * right]
     results = out.reshape((out.shape[0], out.shape[1] * 3))
@@ -192,17 +193,17 @@ def decode_frames(
     clips: np.ndarray,
     failed: np.ndarray,
 ) -> None:
-    """Decode, crop, resize and mirror the frames of n clips, all n * T of them in parallel.
+    """Decode, crop, resize and mirror the n * T frames of n clips in parallel.
 
     Args:
         memory: uint8, the mapped file.
-        bounds: int64 (n, T, 2), where each frame's JPEG begins and ends.
+        bounds: int64 (n, T, 2), start and end of the JPEG of each frame.
         cuts: int64 (n, 7): height and width of the stored frames; top, bottom, left, right of the crop; flip.
         rows: int64 (n,), the row of ``clips`` that each clip fills.
-        scratch: uint8 (threads, most bytes of a stored frame).
-        lines: float32 (threads, 3 * widest stored frame), scratch too.
+        scratch: uint8 buffer (threads, most bytes of a stored frame).
+        lines: float32 buffer (threads, 3 * widest stored frame).
         clips: uint8 (batch, T, size, size, 3), filled.
-        failed: uint8 (n, T), 1 where a frame cannot be decoded.
+        failed: uint8 (n, T), set to 1 for each frame that cannot be decoded.
     """
     frames = bounds.shape[1]
     for number in numba.prange(bounds.shape[0] * frames):

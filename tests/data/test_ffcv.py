@@ -11,13 +11,14 @@ import pytest
 from data_tools.make_beton import write_beton
 from motionmae.config import ClipConfig, Config, DataConfig
 from motionmae.config.resume import check_same_run
-from motionmae.data.ffcv_source import BetonReader, BetonSource
+from motionmae.data.clip_decoder import ClipRequest
+from motionmae.data.ffcv.decoder import BetonDecoder, BetonReader
 from motionmae.data.loader import ClipLoader, check_same_stream
+from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardWriter
-from motionmae.data.shards.manifest import EncoderSettings, Manifest, load_manifest, write_manifest
-from motionmae.data.shards.reader import ShardReader
+from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 from tests.data.ffcv_files import needs_ffcv
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
@@ -85,7 +86,7 @@ def test_it_gives_the_clips_of_the_shards(shards, beton, data):
 
 def test_clips_are_augmented_as_those_of_the_shards(shards, beton):
     changes = {"rand_augment": "rand-m9-n2-inc1", "random_erasing": 0.5}
-    from_shards, from_beton = (take(loader(shards, source, **changes), 4) for source in ("", beton))
+    from_shards, from_beton = (take(loader(shards, path, **changes), 4) for path in ("", beton))
     assert names(from_shards) == names(from_beton)
     apart = np.abs(pixels(from_shards) - pixels(from_beton)).mean((1, 2, 3, 4))
     plain = np.abs(pixels(from_shards) - pixels(take(loader(shards), 4))).mean((1, 2, 3, 4))
@@ -101,7 +102,7 @@ def test_windows_are_kept(tmp_path):
     write_manifest(tmp_path, Manifest("toy", "train", ("none",), settings, (shard.entry,)))
     manifest = load_manifest(tmp_path)
     write_beton(tmp_path, manifest, tmp_path / "a.beton")
-    reader, stored = BetonReader(tmp_path / "a.beton", manifest), ShardReader(tmp_path)
+    reader, stored = BetonReader(tmp_path / "a.beton", manifest), open_reader(tmp_path)
     for sample in range(6):
         found, _ = reader.read_meta(sample)
         assert found == replace(stored.read_meta(sample), shard="a.beton", key=str(sample))
@@ -123,7 +124,7 @@ def test_resuming_and_ranks_change_nothing(shards, beton):
     assert (pixels(shared) == pixels(alone[1:])).all()
 
 
-def test_a_run_may_go_on_from_the_other_source(shards, beton):
+def test_a_run_may_resume_from_the_other_format(shards, beton):
     with loader(shards) as ours, loader(shards, beton) as theirs:
         for one, other in ((ours, theirs), (theirs, ours)):
             check_same_stream(json.loads(json.dumps(one.state(2))), other.identity)
@@ -182,7 +183,7 @@ class TestCorruption:
             epoch, position = divmod(place, 30)
             order = EpochSampler(COUNTS, seed=3, epoch=epoch, shuffle_window_shards=2)
             assert whole[place][0] == 5
-            assert found[place][0] == order.sample(order.following(position))
+            assert found[place][0] == order.sample(order.next_in_window(position))
 
     def test_past_the_budget_the_run_stops(self, shards, damaged):
         ours = loader(shards, damaged("row", 28), batch=30, max_corrupt_samples=0)
@@ -195,23 +196,17 @@ class TestCorruption:
         manifest = load_manifest(tmp_path / "s")
         write_beton(tmp_path / "s", manifest, tmp_path / "a.beton")
         data = DataConfig(shards=str(tmp_path / "s"), beton=str(tmp_path / "a.beton"))
-        source = BetonSource(data, CLIP, manifest)
-        cut = source._find(take_wanted(0, 2))
+        decoder = BetonDecoder(data, CLIP, manifest)
+        cut = decoder._cut(ClipRequest(0, 3, 0, 2, 0))
         broken = cut._replace(bounds=[(low + 2, high) for low, high in cut.bounds])
         clips = np.zeros((2, 4, 32, 32, 3), np.uint8)
-        fault, none = source._decode([(0, broken), (1, cut)], clips)
-        source.close()
+        fault, none = decoder._decode([(0, broken), (1, cut)], clips)
+        decoder.close()
         assert isinstance(fault, CorruptSample)
         assert fault.reason.value == "decode"
         assert none is None
         assert not clips[0].any()
         assert clips[1].any()
-
-
-def take_wanted(row, sample):
-    from motionmae.data.clip_decoder import ClipRequest
-
-    return ClipRequest(row, 3, 0, sample, 0)
 
 
 class TestRefusals:
@@ -227,14 +222,14 @@ class TestRefusals:
     @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\2\0\1\0" + b"\0" * 4096, bytes(range(256)) * 64])
     def test_another_file(self, shards, tmp_path, content):
         (tmp_path / "x.beton").write_bytes(content)
-        with pytest.raises(UserError, match=r"x.beton is no .beton of this program"):
+        with pytest.raises(UserError, match=r"x.beton is not a .beton of this program"):
             loader(shards, tmp_path / "x.beton")
 
     @pytest.mark.parametrize("part", [0.0005, 0.5, 0.999])
     def test_a_truncated_file(self, shards, beton, tmp_path, part):
         content = beton.read_bytes()
         (tmp_path / "x.beton").write_bytes(content[: int(len(content) * part)])
-        with pytest.raises(UserError, match=r"x.beton is (no .beton|incomplete)"):
+        with pytest.raises(UserError, match=r"x.beton is (not a .beton|incomplete)"):
             loader(shards, tmp_path / "x.beton")
 
     def test_another_version(self, shards, beton, tmp_path):
@@ -299,7 +294,7 @@ def test_nothing_of_ffcv_is_imported_for_shards():
 def test_resizing_is_that_of_the_shards(crop, size, flip):
     import cv2
 
-    from motionmae.data.ffcv_format import _resize_linear
+    from motionmae.data.ffcv.format import _resize_linear
 
     stored = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     out = np.empty((size, size, 3), np.uint8)
@@ -336,10 +331,10 @@ def test_strong_shrinking_averages_areas(tmp_path, flip):
 def test_ffcvs_own_loader_reads_the_blobs(shards, beton):
     from ffcv.loader import Loader, OrderOption
 
-    from motionmae.data.ffcv_format import FIELD, ClipField
+    from motionmae.data.ffcv.format import FIELD, ClipField
 
     ours = Loader(str(beton), 5, num_workers=1, order=OrderOption.SEQUENTIAL, custom_fields={FIELD: ClipField})
     (blobs,) = next(iter(ours))
-    reader = ShardReader(shards)
+    reader = open_reader(shards)
     for sample, blob in enumerate(blobs):
         assert unpack_frames(bytes(blob.numpy())) == [bytes(jpeg) for jpeg in reader.read_frames(sample, range(12))]

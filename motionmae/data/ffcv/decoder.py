@@ -1,10 +1,10 @@
-"""Clips out of an FFCV file (``.beton``) that `data_tools/make_beton` wrote from a folder of shards.
+"""Decode clips from an FFCV file (``.beton``), which `data_tools/make_beton` writes from a folder of shards.
 
-FFCV's reader and memory manager map the file; order, frames, crops and flips are ours and keyed as ever, so a batch
-holds the same clips as from the shards. Its pixels differ by a little, for FFCV's library decodes with the system's
-libjpeg-turbo and the fast DCT, motionmae.data.jpeg with its own and the exact one (docs/ffcv.md has the figures).
+FFCV's reader and memory manager map the file. Order, frames, crops and flips are those of the shards. A batch therefore
+holds the same clips, with slightly different pixels: FFCV's library decodes with the system's libjpeg-turbo and the
+fast DCT, motionmae.data.jpeg with its own libjpeg-turbo and the exact DCT (docs/ffcv.md has the figures).
 
-FFCV is an optional extra; nothing of it is imported before a file is opened.
+FFCV is imported when a file is opened and not before.
 """
 
 import os
@@ -25,38 +25,38 @@ from motionmae.data.crops import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
+from motionmae.data.shared_buffers import SharedBuffer
 from motionmae.errors import UserError
 
-_DECODING = threading.Lock()  # numba's plainest threading layer ends the process when two threads enter it
+_DECODE_LOCK = threading.Lock()  # numba's simplest threading layer ends the process when two threads enter it
 
 
 def load_format() -> ModuleType:
-    """:mod:`motionmae.data.ffcv_format`, which imports FFCV.
+    """Import :mod:`motionmae.data.ffcv.format`, which imports FFCV.
 
     Raises:
-        UserError: FFCV is not installed, or cannot find its system libraries.
+        UserError: FFCV is not installed, or does not find its system libraries.
     """
     try:
-        from motionmae.data import ffcv_format
+        from motionmae.data.ffcv import format
     except ImportError as error:
         raise UserError(
             f"a .beton needs FFCV, which cannot be imported ({error}): apt-get install libopencv-dev "
             "libturbojpeg0-dev pkg-config, then pip install 'motionmae[ffcv]'; or leave data.beton empty"
         ) from error
-    return ffcv_format
+    return format
 
 
 class BetonReader:
-    """The samples of a .beton by their id; bytes are looked at where they lie in the mapped file.
+    """Reads samples of a .beton by their id from the mapped file.
 
-    The file must not be shortened while it is open: reading a mapped page that is gone ends the process (SIGBUS).
+    The file must not be truncated while it is open: reading a page that is gone ends the process (SIGBUS).
 
     Args:
-        path: the file.
-        manifest: of the shards it must have been made from.
+        manifest: manifest of the shards from which the file was made.
 
     Raises:
-        UserError: FFCV is missing; the file is missing, incomplete, not ours, or made from other shards.
+        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or made from other shards.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -73,32 +73,34 @@ class BetonReader:
         except FileNotFoundError:
             raise UserError(f"data.beton={path} does not exist: {remake}, or leave data.beton empty") from None
         except (AssertionError, LookupError, ValueError, TypeError, OSError) as error:
-            raise UserError(f"{path} is no .beton of this program ({error}): {remake}") from error
+            raise UserError(f"{path} is not a .beton of this program ({error}): {remake}") from error
         if field.version != self.format.BETON_VERSION:
             raise UserError(f"{path} has version {field.version}, not {self.format.BETON_VERSION}: {remake}")
         if field.fingerprint != manifest.fingerprint:
             raise UserError(f"{path} was made from other shards than those of data.shards: {remake}")
         if not len(rows) == len(reader.alloc_table) // 2 == manifest.samples:
-            raise UserError(f"{path} is incomplete, it holds not all of {manifest.samples} samples: {remake}")
+            raise UserError(f"{path} is incomplete, it lacks some of the {manifest.samples} samples: {remake}")
         self._rows = rows
         self._memory_context = OSCacheManager(reader).schedule_epoch([])
         self._memory_context.__enter__()
         self.memory: np.ndarray = np.asarray(self._memory_context.state[0]).view(np.ndarray)
-        """uint8, the whole file."""
+        """The whole file as uint8."""
 
     def _where(self, sample: int) -> str:
         return f"{self.path.name}:{sample}"
 
     def _bytes(self, sample: int, start: int, size: int) -> bytes:
         if start + size > len(self.memory):
-            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), f"its row points past the file's end: {start}")
+            raise CorruptSample(
+                Reason.BAD_INDEX, self._where(sample), f"its row points beyond the end of the file: {start}"
+            )
         return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """What the row of a sample says, and the crc32 of each of its frames.
+        """Read the row of a sample, and the crc32 of each of its frames.
 
         Raises:
-            CorruptSample: the row or its table is not what was written.
+            CorruptSample: the row or its table is damaged.
         """
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
@@ -114,10 +116,10 @@ class BetonReader:
         return meta, checksums[:frames]
 
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
-        """Where the JPEG of each asked frame begins and ends in ``memory``; each is checked against its crc32.
+        """Find start and end of the JPEGs of frames in ``memory``, and check each JPEG against its crc32.
 
         Raises:
-            CorruptSample: the bytes are not what was written.
+            CorruptSample: the bytes are damaged.
         """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()
@@ -139,61 +141,58 @@ class _Cut(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The row of ``cuts`` of :func:`motionmae.data.ffcv_format.decode_frames`."""
+        """Row of ``cuts`` for :func:`motionmae.data.ffcv.format.decode_frames`."""
         crop = self.crop
         edges = (crop.top, crop.top + crop.height, crop.left, crop.left + crop.width)
         return (self.meta.height, self.meta.width, *edges, int(crop.flip))
 
 
-class BetonSource:
-    """Clips out of a .beton (:class:`motionmae.data.clip_decoder.ClipDecoder`), a whole micro-batch in one parallel loop.
+class BetonDecoder:
+    """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton. One parallel loop decodes a whole micro-batch.
 
-    Args:
-        data: the file, and how clips are cut; at most as many of its threads are used as numba has.
-        clip: frames, stride, size.
-        manifest: of the shards it was made from.
+    ``data.threads`` threads are used, at most as many as numba has.
 
     Raises:
         UserError: see :class:`BetonReader`.
     """
 
-    threads = 1  # fill is parallel inside
+    threads = 1  # decode_into is parallel itself
     reader: None = None
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip
-        self._reader = BetonReader(Path(os.path.expandvars(data.beton)).expanduser(), manifest)
+        self._beton = BetonReader(Path(os.path.expandvars(data.beton)).expanduser(), manifest)
         self._augment = clip_augment(data, clip)
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")
 
     def decode_into(
-        self, wanted: Sequence[ClipRequest], clips: np.ndarray, flows: np.ndarray | None
+        self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`motionmae.data.clip_decoder.ClipDecoder.fill`; there is no flow in a .beton."""
         assert flows is None, "a .beton holds no optical flow"
-        found = list(self._pool.map(self._find, wanted))
-        sound = [(clip.row, cut) for clip, cut in zip(wanted, found, strict=True) if isinstance(cut, _Cut)]
-        undecoded = iter(self._decode(sound, clips) if sound else ())
-        outcomes: list[SampleMeta | CorruptSample] = []
-        for cut in found:
-            outcomes.append((next(undecoded) or cut.meta) if isinstance(cut, _Cut) else cut)
+        cuts = list(self._pool.map(self._cut, requests))
+        intact = [(request.row, cut) for request, cut in zip(requests, cuts, strict=True) if isinstance(cut, _Cut)]
+        faults = iter(self._decode(intact, clips.array) if intact else ())
+        outcomes: list[SampleMeta | CorruptSample] = [
+            (next(faults) or cut.meta) if isinstance(cut, _Cut) else cut for cut in cuts
+        ]
         if self._augment:
-            whole = [one for one, outcome in zip(wanted, outcomes, strict=True) if isinstance(outcome, SampleMeta)]
-            list(self._pool.map(self._augment, (clips[one.row] for one in whole), (o.augment_random for o in whole)))
+            decoded = [one for one, outcome in zip(requests, outcomes, strict=True) if isinstance(outcome, SampleMeta)]
+            rows, randoms = (clips.array[one.row] for one in decoded), (one.augment_random for one in decoded)
+            list(self._pool.map(self._augment, rows, randoms))
         return outcomes
 
-    def _find(self, clip: ClipRequest) -> _Cut | CorruptSample:
+    def _cut(self, request: ClipRequest) -> _Cut | CorruptSample:
         """Choose the frames and the crop of a clip and check its bytes."""
         try:
-            meta, checksums = self._reader.read_meta(clip.sample)
-            frames, crop = random_cut(meta, self._data, self._clip, clip.random)
-            return _Cut(meta, self._reader.find_frames(clip.sample, frames, checksums), crop)
+            meta, checksums = self._beton.read_meta(request.sample)
+            frames, crop = random_cut(meta, self._data, self._clip, request.random)
+            return _Cut(meta, self._beton.find_frames(request.sample, frames, checksums), crop)
         except CorruptSample as fault:
             return fault
 
     def _decode(self, cuts: list[tuple[int, _Cut]], clips: np.ndarray) -> list[CorruptSample | None]:
-        """Decode checked clips into their rows; what is wrong with each, None for nothing."""
+        """Decode checked clips into their rows. Returns the fault of each clip, None for an intact one."""
         import numba
 
         threads = min(self._data.threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
@@ -205,18 +204,17 @@ class BetonSource:
         failed = np.zeros(bounds.shape[:2], np.uint8)
         rows = np.array([row for row, _ in cuts])
         numbers = np.array([cut.numbers for _, cut in cuts], np.int64)
-        with _DECODING:
+        with _DECODE_LOCK:
             numba.set_num_threads(threads)
-            self._reader.format.decode_frames(
-                self._reader.memory, bounds, numbers, rows, self._scratch, lines, clips, failed
+            self._beton.format.decode_frames(
+                self._beton.memory, bounds, numbers, rows, self._scratch, lines, clips, failed
             )
         return [
-            CorruptSample(Reason.DECODE, cut.meta.where, f"frame of the clip {bad.argmax()} is no JPEG")
+            CorruptSample(Reason.DECODE, cut.meta.where, f"frame {bad.argmax()} of the clip is not a JPEG")
             if bad.any()
             else None
             for (_, cut), bad in zip(cuts, failed, strict=True)
         ]
 
     def close(self) -> None:
-        """End its threads; may be called again."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,100 @@
+"""`motionmae config`: list, show and compare configurations, and print their JSON schema. Imports no torch."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from motionmae.config import Config, flat, load_config
+from motionmae.config.load import CONFIG_FOLDER, known_configs
+from motionmae.config.trees import merge, nest
+from motionmae.config.yaml_text import to_yaml
+
+_WHAT = "name of a config, path of a YAML file, or run folder"
+
+
+_EPILOG = """\
+examples:
+  python -m motionmae config list
+  python -m motionmae config show vitl_k400 optim.epochs=800 --changed
+  python -m motionmae config diff vitb_k400 runs/vitb_k400
+  python -m motionmae config schema > motionmae.schema.json
+
+Editors with a YAML language server complete and explain keys by the schema, if a config begins with
+# yaml-language-server: $schema=motionmae.schema.json"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "config",
+        help="list, show and compare configs",
+        description="List, show and compare configurations.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    actions.add_parser("list", help="list the configs that come with the code").set_defaults(run=list_configs)
+    shown = actions.add_parser("show", help="print a configuration with all inherited and default values")
+    shown.add_argument("config", metavar="NAME", help=_WHAT)
+    shown.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
+    shown.add_argument("--changed", action="store_true", help="print only values that are not the default")
+    shown.set_defaults(run=show)
+    compared = actions.add_parser("diff", help="print the values in which two configurations differ; 1 if any do")
+    for name in ("a", "b"):
+        compared.add_argument(name, metavar=name.upper(), help=_WHAT)
+    compared.set_defaults(run=diff)
+    actions.add_parser("schema", help="print the JSON schema of a config file").set_defaults(run=schema)
+
+
+def _load(name: str, overrides: Sequence[str] = ()) -> Config:
+    saved = Path(name) / "config.yaml"
+    return load_config(str(saved) if saved.is_file() else name, overrides)
+
+
+def list_configs(arguments: argparse.Namespace) -> int:
+    """Print the name of every config, with the comment in its first line."""
+    names = known_configs()
+    width = max(map(len, names), default=0)
+    for name in names:
+        first = (CONFIG_FOLDER / f"{name}.yaml").read_text().partition("\n")[0]
+        print(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print a configuration as YAML."""
+    tree = _load(arguments.config, arguments.overrides).model_dump(mode="json")
+    if arguments.changed:
+        tree = _changed(tree)
+    print(to_yaml(tree), end="")
+    return 0
+
+
+def _changed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The values of ``tree`` that differ from the defaults."""
+    defaults = flat(Config().model_dump(mode="json"))
+    changed: dict[str, Any] = {}
+    for key, value in flat(tree).items():
+        if value != defaults[key]:
+            changed = merge(changed, nest(key, value))
+    return changed
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """Print the keys in which two configurations differ. Returns 1 if there are any, as `diff` does."""
+    a, b = (flat(_load(name).model_dump(mode="json")) for name in (arguments.a, arguments.b))
+    differing = [key for key in a if a[key] != b[key] and key != "name"]
+    width = max(map(len, differing), default=0)
+    for key in differing:
+        print(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
+    return 1 if differing else 0
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON schema of a config file."""
+    described = Config.model_json_schema()
+    described["properties"]["base"] = {"type": "string", "description": "Config whose values this file inherits."}
+    print(json.dumps(described, indent=1))
+    return 0

@@ -1,0 +1,132 @@
+"""Open a data set. This module alone chooses between local shards, remote shards and an FFCV file."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clip_decoder import ClipDecoder, ShardDecoder
+from motionmae.data.decode_workers import WorkerDecoder
+from motionmae.data.ffcv.decoder import BetonDecoder
+from motionmae.data.remote.cache import ShardCache
+from motionmae.data.remote.download import RemoteFolder, is_remote
+from motionmae.data.remote.shard_prefetch import ShardPrefetcher
+from motionmae.data.sampler import EpochSampler
+from motionmae.data.shards.manifest import Manifest, check_whole, read_manifest
+from motionmae.data.shards.reader import ShardReader
+from motionmae.data.shards.store import LocalFolder, ShardStore
+from motionmae.data.temporal_sampling import check_windows
+from motionmae.errors import UserError
+
+_MAX_OPEN_SHARDS = 512  # half of the usual limit of open files
+
+
+def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
+    """Read the manifest of a folder of shards.
+
+    Args:
+        folder: path or URL.
+        data: retries and timeout of a URL.
+
+    Raises:
+        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`. For a URL it may be
+            :class:`motionmae.data.remote.download.UnreachableError`, which may pass.
+    """
+    if not folder:
+        raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
+    if is_remote(folder):
+        return read_manifest(RemoteFolder(str(folder), data or DataConfig()))
+    return read_manifest(LocalFolder(Path(folder)))
+
+
+def open_reader(
+    folder: Path | str, manifest: Manifest | None = None, data: DataConfig | None = None, open_shards: int = 256
+) -> ShardReader:
+    """Open a folder of shards.
+
+    Args:
+        folder: path or URL.
+        data: cache, retries and timeout of a URL.
+        open_shards: maximum number of open shards.
+
+    Raises:
+        UserError: the folder cannot be read, or shards of the manifest are missing.
+    """
+    manifest = manifest or load_manifest(folder, data)
+    store: ShardStore = (
+        ShardCache(str(folder), data or DataConfig()) if is_remote(folder) else LocalFolder(Path(folder))
+    )
+    return ShardReader(store, manifest, open_shards)
+
+
+def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
+    """Open the data set of a run for decoding.
+
+    Raises:
+        UserError: files are missing, or do not belong to ``manifest``.
+    """
+    if data.beton:
+        return BetonDecoder(data, clip, manifest)
+    open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
+    return WorkerDecoder(open_shard_decoder, data.workers) if data.workers else open_shard_decoder()
+
+
+def _open_shard_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ShardDecoder:
+    open_shards = min(2 * data.shuffle_window_shards, _MAX_OPEN_SHARDS)
+    return ShardDecoder(open_reader(data.shards, manifest, data, open_shards), data, clip)
+
+
+def start_prefetch(
+    decoder: ClipDecoder, data: DataConfig, sampler_of: Callable[[int], EpochSampler], rank: int, in_flight: int
+) -> ShardPrefetcher | None:
+    """Start to download remote shards before they are needed; None if all files are local.
+
+    Args:
+        sampler_of: returns the sampler of an epoch.
+        in_flight: maximum distance of the shuffle indices that ranks and decoders use at the same time.
+
+    Raises:
+        UserError: the limit of the cache is too small for the shuffle window.
+    """
+    if decoder.reader is None or not isinstance(decoder.reader.store, ShardCache):
+        return None
+    decoder.reader.store.require_room(decoder.reader.manifest.shards, data.shuffle_window_shards, in_flight)
+    return ShardPrefetcher(decoder.reader, decoder.reader.store, sampler_of, rank)
+
+
+def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
+    """Refuse a data set that lacks what the clips of a run need.
+
+    Raises:
+        UserError: the stride, the flow, the length of the windows or whole videos are missing.
+    """
+    check_windows(manifest, data.shards, clip)
+    if flow and not manifest.encoder.flow_distance:
+        raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
+    if flow and data.beton:
+        raise UserError(f"data.beton={data.beton} holds no optical flow: leave data.beton empty to read the shards")
+    if data.sampling == "segments":
+        check_whole(manifest, data.shards, "data.sampling=segments")
+
+
+def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
+    """Check the file that each node reads instead of the shards. It may lie on the nodes' own disks.
+
+    Args:
+        on_this_machine: whether the run will start here.
+
+    Returns:
+        A note for the user if another machine must have the file and this one does not, or an empty text.
+
+    Raises:
+        UserError: the run will start here and the file does not exist.
+    """
+    path = data.beton
+    if not path or path.startswith("$") or Path(path).is_file():  # only the job knows $TMPDIR
+        return ""
+    if on_this_machine:
+        raise UserError(
+            f"data.beton={path} does not exist: write it with `python data_tools/make_beton {data.shards} "
+            f"--out {path}`, or leave data.beton empty"
+        )
+    return f"data.beton={path} does not exist on this machine: every node must have it on its disk"
