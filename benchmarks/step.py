@@ -1,26 +1,26 @@
-"""Seconds a clip and model FLOPs utilisation (MFU) of a training step: `python benchmarks/step.py --size small`.
+"""Seconds per clip and model FLOPs utilisation (MFU) of a training step: `python benchmarks/step.py --size small`.
 
-Times whole optimiser steps on clips of 16 x 224 x 224 that lie in memory, tube masks of 90 %, two or one decoders of
-depth 4:
+The benchmark times whole optimiser steps on clips of 16 x 224 x 224 in memory, with tube masks of 90 % and one or two
+decoders of depth 4:
 
-    motionmae   ours, frame and motion, two decoders: the real loop on DeepSpeed, a row of metrics in every step
-    videomae    ours with target.kind=frame, one decoder: the same loop
-    plain       the model of `motionmae` in plain torch: what is between the two is the engine's and the loop's
+    motionmae   MotionMAE with frame and motion targets and two decoders: the real trainer on DeepSpeed, with metrics
+    videomae    MotionMAE with target.kind=frame and one decoder: the same trainer
+    plain       the model of `motionmae` in plain torch. The difference is the cost of engine and trainer
     hf          transformers' VideoMAEForPreTraining in plain torch
-    official    VideoMAE's own code in plain torch, from a checkout (--official DIR)
+    official    VideoMAE's code in plain torch, from a checkout (--official DIR)
 
-Contestants take turns, a step each, and medians over the rounds are printed. MFU is the operations that the model needs
-(motionmae/planning/flops.py; recomputed ones do not count) over the time and the best rate at which this machine
-multiplied square matrices of the same number format in the same run. "CPU" are seconds of processors, of all threads,
-in the round that took least, and MFU by these: on a machine that others keep busy they say more, best with
+The contestants take turns, one step each. The table shows medians over the rounds. MFU is the number of operations of
+the model (motionmae/planning/flops.py, without recomputation), divided by the time and by the machine's best rate for
+square matrix products of the same number format in the same run. "CPU" is the processor time of all threads in the
+fastest round, and the MFU next to it uses this time. It is more reliable on a busy machine, best with
 OMP_NUM_THREADS=1.
 
 Examples:
   python benchmarks/step.py --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
   python benchmarks/step.py engine.compile=true --size base --dtype bf16 --only motionmae videomae
   python benchmarks/step.py mask.decoder_ratio=0.5 --size base --only motionmae videomae hf
-  python benchmarks/step.py --size base --engine               # DeepSpeed at ZeRO 0 to 3 against plain torch
-  python benchmarks/step.py --size small --ranks 2             # two ranks against one, on the same cores
+  python benchmarks/step.py --size base --engine               # DeepSpeed at ZeRO 0 to 3, and plain torch
+  python benchmarks/step.py --size small --ranks 2             # two ranks and one rank on the same cores
   python benchmarks/step.py --size base model.activation_checkpointing=full
 """
 
@@ -65,28 +65,28 @@ PEERS = ("hf", "official")
 
 
 class Took(NamedTuple):
-    """What something took."""
+    """Duration of an action."""
 
     seconds: float
     processor: float
-    """Seconds of processors, of all threads of the process."""
+    """Processor seconds of all threads of the process."""
 
 
 class Contestant(Protocol):
-    """Something that trains."""
+    """A model in training."""
 
     def step(self) -> Phases:
-        """Take a step; the seconds of its parts."""
+        """Take a step and return the seconds of its parts."""
 
 
 def names(options: argparse.Namespace) -> dict[str, Config]:
-    """Who competes, with the config by which its operations are counted."""
+    """Return the contestants, each with the config that gives its number of operations."""
     config, videomae = config_of(options), config_of(options, "target.kind=frame")
     if options.engine:
         return {"plain": config} | {
             f"zero{stage}": config_of(options, f"engine.zero_stage={stage}") for stage in range(4)
         }
-    theirs = videomae.updated({"mask.decoder_ratio": 0.0})  # they rebuild all that is hidden
+    theirs = videomae.updated({"mask.decoder_ratio": 0.0})  # the others predict all masked cubes
     found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": theirs}
     if options.official:
         found["official"] = theirs
@@ -98,7 +98,7 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
 def contestant(
     name: str, config: Config, options: argparse.Namespace, rank: DistributedContext, sinks: list[Sink]
 ) -> Contestant:
-    """Make one of :func:`names`."""
+    """Make a contestant of :func:`names`."""
     batch, bf16 = random_batch(config, options.batch), options.dtype == "bf16"
     if name == "plain":
         return ours(config, batch, rank.device, bf16)
@@ -111,9 +111,9 @@ def contestant(
 
 @contextmanager
 def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, list[Sink]]]:
-    """The process of a contestant: ours as a run prepares it, a peer's as torch leaves it, as its users train.
+    """Set up the process of a contestant: like a run for our models, torch's defaults for the others.
 
-    Part of preparing is to have glibc keep freed memory, without which the official code takes a quarter more time.
+    A run makes glibc keep freed memory. Without this, the official code takes a quarter more time.
     """
     if name in PEERS:
         yield DistributedContext(0, 1, 0, choose_device(config.engine.device)), []
@@ -123,9 +123,9 @@ def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, 
 
 
 def serve(name: str, config: Config, options: argparse.Namespace, parent: Connection) -> None:
-    """Be one contestant in a process of its own, so that none lives with another's memory or settings.
+    """Run one contestant in a separate process, which isolates memory and settings.
 
-    Answers every message with a step's parts and what it took, until the other end is closed.
+    Every message is answered with the parts of a step and its duration, until the parent closes the connection.
     """
     with process_of(name, config) as (rank, sinks):
         training = contestant(name, config, options, rank, sinks)
@@ -133,8 +133,8 @@ def serve(name: str, config: Config, options: argparse.Namespace, parent: Connec
         with suppress(EOFError):
             while parent.recv():
                 if rank.world > 1:
-                    gather_objects(None)  # ranks begin together
-                gc.collect()  # rubbish of this process is none of the step's
+                    gather_objects(None)  # all ranks start the step together
+                gc.collect()  # keeps garbage collection out of the step
                 spent, took = timed(training.step, rank.device)
                 if targets:
                     spent["targets"] = timed(targets, rank.device)[1].seconds
@@ -145,67 +145,72 @@ def serve(name: str, config: Config, options: argparse.Namespace, parent: Connec
 
 
 class Contest:
-    """Contestants in processes of their own that step when told to, one contestant after the other."""
+    """Contestants in separate processes, which step in turns."""
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
-        self._talks: dict[str, list[Connection]] = {}
+        self._connections: dict[str, list[Connection]] = {}
         self.phases: dict[str, list[Phases]] = {}
-        """Seconds of rank 0's parts of each step that counts."""
+        """Parts of each counted step on rank 0."""
         self.took: dict[str, list[Took]] = {}
-        """What each step that counts took, on the slowest rank."""
+        """Duration of each counted step on the slowest rank."""
 
-    def add(self, name: str, config: Config, place: dict[str, int | str], label: str = "") -> None:
-        """Start one as the ranks that ``place`` describes: WORLD_SIZE and what else they find in their environment."""
+    def add(self, name: str, config: Config, environment: dict[str, int | str], label: str = "") -> None:
+        """Start the ranks of a contestant with ``environment``, which contains WORLD_SIZE."""
         context, label = get_context("spawn"), label or name
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        self._talks[label], self.phases[label], self.took[label] = [], [], []
-        for rank in range(int(place["WORLD_SIZE"])):
-            mine = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            talk, other = context.Pipe()
-            with patch.dict(os.environ, {key: str(value) for key, value in mine.items()}):
+        self._connections[label], self.phases[label], self.took[label] = [], [], []
+        for rank in range(int(environment["WORLD_SIZE"])):
+            variables = environment | {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            connection, other = context.Pipe()
+            with patch.dict(os.environ, {key: str(value) for key, value in variables.items()}):
                 context.Process(target=serve, args=(name, config, self._options, other), daemon=True).start()
-            other.close()  # or its end would not be noticed here
-            self._talks[label].append(talk)
+            other.close()  # an open copy would hide the end of the process
+            self._connections[label].append(connection)
 
     def hold(self, between: Callable[[], None] = lambda: None) -> None:
-        """Have the rounds stepped, and ``between`` called after each."""
+        """Run all rounds, and call ``between`` after each."""
         for number in range(-self._options.warmup, self._options.rounds):
-            for label, talks in self._talks.items():
-                spent, took = self._step(label, talks)
+            for label, connections in self._connections.items():
+                spent, took = self._step(label, connections)
                 if number >= 0:
                     self.phases[label].append(spent)
                     self.took[label].append(took)
             between()
 
     @staticmethod
-    def _step(label: str, talks: list[Connection]) -> tuple[Phases, Took]:
-        for talk in talks:
-            talk.send(True)
+    def _step(label: str, connections: list[Connection]) -> tuple[Phases, Took]:
+        for connection in connections:
+            connection.send(True)
         try:
-            answers = [talk.recv() for talk in talks]
+            answers = [connection.recv() for connection in connections]
         except EOFError:
             sys.exit(f"{label} failed, see above")
         return answers[0][0], max(took for _, took in answers)
 
 
 def config_of(options: argparse.Namespace, *changes: str, ranks: int = 1) -> Config:
-    """The paper's K400 configuration at the size, batch and precision asked for."""
-    asked = [
+    """Return the paper's K400 configuration with the requested size, batch and precision."""
+    settings = [
         f"model.size={SIZES[options.size]}",
         f"engine.precision={options.dtype}",
         f"engine.micro_batch_size={options.batch}",
         f"optim.global_batch_size={options.batch * ranks}",
-        "watchdog.step_seconds=0",  # others' steps lie between two of ours
+        "watchdog.step_seconds=0",  # the steps of other contestants lie between two steps
         "monitoring.linger_seconds=0",
         f"output_dir={options.runs}",
     ]
-    return load_config("vitb_k400", [*asked, *changes, *options.overrides])
+    return load_config("vitb_k400", [*settings, *changes, *options.overrides])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Have the contestants step in turns; the figures by name."""
+    """Time all contestants and return the figures by name."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     competing = names(options)
     device = choose_device(config_of(options).engine.device)
@@ -241,7 +246,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(action: Callable[[], Any], device: torch.device) -> tuple[Any, Took]:
-    """What ``action`` returns, and what it takes until the device is done."""
+    """Return the result of ``action``, and its duration until the device has finished."""
     begin, busy = time.perf_counter(), time.process_time()
     result = action()
     if device.type == "cuda":
@@ -250,10 +255,9 @@ def timed(action: Callable[[], Any], device: torch.device) -> tuple[Any, Took]:
 
 
 def gemm_time(dtype: torch.dtype, device: torch.device) -> Took:
-    """The least that an operation of a product of square matrices takes.
+    """Return the shortest time per operation of square matrix products.
 
-    Processors' time is the mean of products in a row: Linux brings another thread's up to date only now and then, and
-    one product is over before.
+    Processor time is a mean over several products, because Linux updates the time of other threads only now and then.
     """
     found = []
     for side in GEMM_SIDES:
@@ -268,12 +272,12 @@ def gemm_time(dtype: torch.dtype, device: torch.device) -> Took:
 
 
 def of_ranks(options: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second of `motionmae` as one rank and as several, each time with all cores shared out evenly."""
+    """Return the clips per second of `motionmae` on one rank and on several, with all cores divided evenly."""
     cores, contest = len(os.sched_getaffinity(0)), Contest(options)
     worlds = {str(world): world for world in (1, options.ranks)}
     for label, world in worlds.items():
-        place: dict[str, int | str] = {"WORLD_SIZE": world, "OMP_NUM_THREADS": max(cores // world, 1)}
-        contest.add("motionmae", config_of(options, ranks=world), place, label)
+        environment: dict[str, int | str] = {"WORLD_SIZE": world, "OMP_NUM_THREADS": max(cores // world, 1)}
+        contest.add("motionmae", config_of(options, ranks=world), environment, label)
     contest.hold()
     rates = {
         label: worlds[label] * options.batch / median(took.seconds for took in found)
@@ -307,24 +311,24 @@ def main() -> None:
     parser.add_argument("--official", type=Path, metavar="DIR", help="a checkout of github.com/MCG-NJU/VideoMAE")
     parser.add_argument("--size", choices=SIZES, default="small", help="ViT-S, B, L or H (default: small)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast (default: fp32)")
-    parser.add_argument("--batch", type=int, default=4, help="clips of a step and rank (default: 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each that count (default: 5)")
-    parser.add_argument("--warmup", type=int, default=1, help="steps of each before (default: 1)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the others out")
+    parser.add_argument("--batch", type=int, default=4, help="clips per step and rank (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each contestant (default: 5)")
     parser.add_argument(
-        "--engine", action="store_true", help="compare ZeRO 0 to 3, which one rank would not use, with plain torch"
+        "--warmup", type=int, default=1, help="steps of each contestant before the counted ones (default: 1)"
     )
-    parser.add_argument("--ranks", type=int, default=1, help="compare so many ranks with one, on the same cores")
-    parser.add_argument("--json", type=output_file, help="write the figures there")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config of ours")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants to run (default: all)")
+    parser.add_argument("--engine", action="store_true", help="compare ZeRO 0 to 3 on one rank with plain torch")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="compare this number of ranks with one rank, on the same cores"
+    )
+    parser.add_argument("--json", type=output_file, help="file for the figures")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config of MotionMAE")
     options = parser.parse_args()
-    # Made here, since the contestants are killed at the end: nothing of theirs is to be taken for the run of this name.
+    # the contestants are killed at the end and cannot remove this folder
     with TemporaryDirectory(ignore_cleanup_errors=True) as options.runs:
         figures = of_ranks(options) if options.ranks > 1 else measure(options)
     if options.ranks > 1:
-        print(
-            f"{options.ranks} ranks train at {figures['share']:.2f} of one rank: {figures['clips_per_second']} clips/s"
-        )
+        print(f"{options.ranks} ranks reach {figures['share']:.2f} of one rank: {figures['clips_per_second']} clips/s")
     else:
         show(figures)
     if options.json:

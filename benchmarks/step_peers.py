@@ -1,7 +1,6 @@
-"""What benchmarks/step.py times: a model in plain torch, whoever wrote it, and ours in its real training loop.
+"""The contestants of benchmarks/step.py: models in plain torch, and MotionMAE in its trainer.
 
-Every contestant takes one whole training step of the same clips, which lie in memory, decoded and cut: in the layout
-and number format that its own data loader would give it.
+All contestants train on the same decoded clips in memory, in the layout and number format of their data loaders.
 """
 
 import importlib
@@ -43,19 +42,17 @@ from motionmae.training.step_timer import StepTimer
 from motionmae.training.trainer import Trainer
 
 Phases = dict[str, float]
-"""Seconds of a step by what was done in them."""
+"""Seconds of the parts of a step."""
 
 
 class Plain:
-    """A model in plain torch: forward, backward, AdamW, the loss read in every step as the official code does.
+    """A model in plain torch: forward, backward, AdamW. The loss is read in every step, as in the official code.
 
     Args:
-        model: to be trained.
-        loss: its forward pass.
-        device: where it runs.
-        bf16: under autocast to bfloat16.
-        targets: makes what ``loss`` is called with, where that is not part of the model; timed by itself.
-        fused: torch's fused AdamW, in place of the default.
+        loss: the forward pass.
+        bf16: autocast to bfloat16.
+        targets: computes the argument of ``loss``, if the model does not; timed separately.
+        fused: use torch's fused AdamW.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class Plain:
         )
 
     def step(self) -> Phases:
-        """Take a step."""
+        """Take a step and return the seconds of its parts."""
         clock, spent = StepTimer.of(self._device), {}
         arguments = ()
         if self._targets:
@@ -95,14 +92,12 @@ class Plain:
 
 
 class InLoop:
-    """MotionMAE as a run trains it: DeepSpeed, schedule, signals, watchdog, and a row of metrics in every step.
+    """MotionMAE in the trainer of a run: DeepSpeed, schedule, signals, watchdog, and a row of metrics in every step.
 
     Args:
-        config: of the run.
-        batch: clips and seeds, taken again in every step.
-        rank: of this process.
-        sinks: told of every row, besides the run folder's own.
-        stage: of ZeRO, where it is to be another than a run would take.
+        batch: clips and seeds of every step.
+        sinks: additional sinks for events and metrics.
+        stage: overrides the ZeRO stage of the run.
     """
 
     def __init__(
@@ -145,7 +140,7 @@ class InLoop:
         collector.on_train_start()
 
     def step(self) -> Phases:
-        """Take a step and log it, as :meth:`motionmae.training.trainer.Trainer.fit` does."""
+        """Take a step and log it like :meth:`motionmae.training.trainer.Trainer.fit`."""
         trainer = self._trainer
         trainer.timer.take()  # the time of other contestants
         result = trainer.train_step(self._batches)
@@ -156,19 +151,19 @@ class InLoop:
         return self._spent
 
     def metrics(self, row: Row) -> None:
-        """Be the sink that hears where the step's seconds went."""
+        """Keep the seconds of the step's phases (Sink)."""
         self._spent = {phase.value: row[f"{phase.value}_seconds"] for phase in Phase}
 
     def event(self, row: Row) -> None:
-        """Hear what else there is."""
+        """Ignore events (Sink)."""
 
     def close(self) -> None:
-        """End the run; its log closes this sink, for which nothing is left to do then."""
+        """End the run. The event log calls this again, which does nothing."""
         self._stack.pop_all().close()
 
 
 class OneBatch:
-    """Stands in for the loader, so that no decoding is timed: one micro-batch for ever."""
+    """Replaces the loader and repeats one micro-batch. No decoding is timed."""
 
     steps_per_epoch = 10_000
     ready = 0
@@ -178,12 +173,12 @@ class OneBatch:
         self.corrupt_samples: dict[int, str] = {}
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """The batch again and again."""
+        """Repeat the batch."""
         return itertools.repeat(self._batch)
 
 
 def random_batch(config: Config, clips: int) -> Batch:
-    """Clips of noise."""
+    """Return clips of noise."""
     shape = (clips, config.clip.frames, config.clip.size, config.clip.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     numbers = torch.arange(clips)
@@ -191,22 +186,22 @@ def random_batch(config: Config, clips: int) -> Batch:
 
 
 def ours(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plain:
-    """Our model without engine and loop."""
+    """Return our model in plain torch."""
     model = build_motionmae(config)
     inputs = batch.to(device)
     return Plain(model, lambda: model(inputs.clips, inputs.seeds).total, device, bf16=bf16, fused=True)
 
 
 def only_targets(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
-    """The part of our forward pass that makes what the heads are held against."""
-    model = _unmade(config)
-    rebuilt = model.draw_queries(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
+    """Return the part of our forward pass that computes the targets."""
+    model = _on_meta(config)
+    query = model.draw_queries(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
     clips = batch.clips.to(device)
-    return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), rebuilt)
+    return lambda: make_targets(config, cut_patches(clips, config.clip.cube_size), query)
 
 
 def hugging_face(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plain:
-    """VideoMAE of transformers, which makes the target itself."""
+    """Return transformers' VideoMAE, which computes its targets in the model."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     model = VideoMAEForPreTraining(VideoMAEConfig(**huggingface_config(config)))
@@ -214,12 +209,12 @@ def hugging_face(config: Config, batch: Batch, device: torch.device, bf16: bool)
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     clips = _normalised(batch).to(device)  # (B, T, C, H, W)
-    hidden = _hidden(config, batch.seeds).to(device)
-    return Plain(model, lambda: model(clips, bool_masked_pos=hidden).loss, device, bf16=bf16)
+    masked = _masked(config, batch.seeds).to(device)
+    return Plain(model, lambda: model(clips, bool_masked_pos=masked).loss, device, bf16=bf16)
 
 
 def official(folder: Path, config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plain:
-    """VideoMAE's own code in ``folder``, a checkout of github.com/MCG-NJU/VideoMAE, and its normalised target."""
+    """Return VideoMAE from ``folder``, a checkout of github.com/MCG-NJU/VideoMAE, with its normalised targets."""
     sys.path.insert(0, str(folder))
     try:
         theirs = importlib.import_module("modeling_pretrain")
@@ -231,39 +226,39 @@ def official(folder: Path, config: Config, batch: Batch, device: torch.device, b
     model = make(decoder_depth=config.model.decoder_depth, use_checkpoint=recompute)
     model.train()
     clips = _normalised(batch).transpose(1, 2).contiguous().to(device)  # (B, C, T, H, W)
-    hidden = _hidden(config, batch.seeds).to(device)
+    masked = _masked(config, batch.seeds).to(device)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD))
     cube = {"p0": config.clip.cube_frames, "p1": config.clip.cube_size, "p2": config.clip.cube_size}
 
     def targets() -> Tensor:
-        """As its engine_for_pretraining.py: all cubes' pixels are normalised, then the masked ones are kept."""
+        """Compute targets like engine_for_pretraining.py: normalise all cubes, then keep the masked ones."""
         pixels = rearrange(clips * std + mean, "b c (t p0) (h p1) (w p2) -> b (t h w) (p0 p1 p2) c", **cube)
         deviation = pixels.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6
         cubes = rearrange((pixels - pixels.mean(dim=-2, keepdim=True)) / deviation, "b n p c -> b n (p c)")
-        return cubes[hidden].reshape(len(clips), -1, cubes.shape[2])
+        return cubes[masked].reshape(len(clips), -1, cubes.shape[2])
 
-    def loss(wanted: Tensor) -> Tensor:
-        return functional.mse_loss(model(clips, hidden), wanted)
+    def loss(target: Tensor) -> Tensor:
+        return functional.mse_loss(model(clips, masked), target)
 
     return Plain(model, loss, device, bf16=bf16, targets=targets)
 
 
 def _normalised(batch: Batch) -> Tensor:
-    """Float pixels (B, T, C, H, W), as their loaders give."""
+    """Return normalised pixels (B, T, C, H, W), like the loaders of the other projects."""
     pixels = (batch.clips / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     return pixels.permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _unmade(config: Config) -> MotionMAE:
-    """Our model without weights, which draws masks."""
+def _on_meta(config: Config) -> MotionMAE:
+    """Return our model without weights. It can draw masks."""
     with torch.device("meta"):
         return MotionMAE(config)
 
 
-def _hidden(config: Config, seeds: Tensor) -> Tensor:
-    """Bool (B, cubes): True where ours masks."""
-    masked = _unmade(config).draw_masks(seeds).masked
-    return torch.zeros(len(seeds), config.clip.cubes, dtype=torch.bool).scatter(1, masked, True)
+def _masked(config: Config, seeds: Tensor) -> Tensor:
+    """Return bool (B, N): True where our model masks."""
+    cubes = _on_meta(config).draw_masks(seeds).masked
+    return torch.zeros(len(seeds), config.clip.cubes, dtype=torch.bool).scatter(1, cubes, True)
 
 
 def _named(spent: dict[Phase, float]) -> Phases:

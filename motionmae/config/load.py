@@ -126,13 +126,12 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
 def _base_of(path: Path, base: str) -> Path:
     """The file that ``base:`` names, with or without its ending: absolute, beside ``path``, or among the presets."""
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
-    places = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise UserError(
-            f"{path}: base: {base} is not there (looked for {' and '.join(dict.fromkeys(map(str, places)))})"
-        )
-    return found
+    candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = " and ".join(dict.fromkeys(map(str, candidates)))
+    raise UserError(f"{path}: base: {base} is not there (looked for {looked})")
 
 
 def _parse_override(text: str) -> Layer:

@@ -92,9 +92,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
     """Call :func:`load_pretrained` or :func:`load_finetuned`, according to the run's task."""
-    folder = RunFolder(run)
-    task = load_config(str(folder.config)).task if folder.config.is_file() else "pretrain"
-    return load_finetuned(run, step) if task == "finetune" else load_pretrained(run, step)
+    return load_finetuned(run, step) if _config_of(run).task == "finetune" else load_pretrained(run, step)
 
 
 def _config_of(run: Path) -> Config:

@@ -61,7 +61,7 @@ def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContex
 
 
 def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
-    """Return the folder of the results, which is different for each checkpoint, views and videos."""
+    """Return the folder of the results, which differs with the checkpoint, the views and the videos."""
     views = trained.config.test
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
     return run / "test" / f"{name}_{key.digest}"

@@ -46,8 +46,8 @@ def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> t
         UserError: a sample does not exist, cannot be read, or has no flow.
     """
     clip = config.clip
-    wanted = config.target.has_motion and config.target.motion_source == "flow"
-    flow = np.zeros((len(samples), clip.frames, clip.size, clip.size, 2), np.float16) if wanted else None
+    needs_flow = config.target.has_motion and config.target.motion_source == "flow"
+    flow = np.zeros((len(samples), clip.frames, clip.size, clip.size, 2), np.float16) if needs_flow else None
     try:
         clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
     except CorruptSample as error:

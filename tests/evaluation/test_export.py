@@ -1,4 +1,4 @@
-"""Exported weights read by others (transformers, timm) and by ourselves."""
+"""Exported weights, read by transformers, by timm and by MotionMAE."""
 
 import json
 from pathlib import Path
@@ -73,10 +73,10 @@ def test_transformers_rebuilds_frames_as_the_space_head_does(runs: tuple[Path, P
     ours = load_pretrained(pretrained)
     clips, seeds = noise_clips(ours.config), torch.arange(4)
     mask = ours.model.draw_masks(seeds).masked
-    hidden = torch.zeros(4, ours.config.clip.cubes, dtype=torch.bool).scatter(1, mask, True)
+    masked = torch.zeros(4, ours.config.clip.cubes, dtype=torch.bool).scatter(1, mask, True)
     theirs.decoder.norm.eps = 1e-6  # VideoMAE's own, which this implementation leaves at torch's 1e-5
     with torch.no_grad():
-        expected = theirs.eval()(pixels_of(clips), bool_masked_pos=hidden).loss
+        expected = theirs.eval()(pixels_of(clips), bool_masked_pos=masked).loss
         assert ours.model(clips, seeds).space.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -85,8 +85,8 @@ def test_export_and_import_are_the_same_bit_for_bit(kind: str, runs: tuple[Path,
     for run in runs[:2]:
         state = load_state(run).state
         back = load_state(export(run, kind, tmp_path / f"{run.name}_{kind}")).state
-        kept = {name for name in state if kind == "safetensors" or not name.startswith("decoders.time.")}
-        assert back.keys() == kept
+        exported = {name for name in state if kind == "safetensors" or not name.startswith("decoders.time.")}
+        assert back.keys() == exported
         assert all(torch.equal(value, state[name]) for name, value in back.items())
 
 

@@ -28,13 +28,13 @@ from tests.training.shards import make_shards
 def write_video(path: Path, frames: int = 20, height: int = 40, width: int = 56, seed: int = 0) -> Path:
     """A bright bar that moves over a still gradient."""
     ramp = np.broadcast_to(np.linspace(0, 100, width)[None, :, None], (height, width, 3))
-    pictures = []
+    images = []
     for number in range(frames):
-        picture = ramp + 10 * seed
-        picture[:, (3 * number) % width : (3 * number) % width + 6] = 230
-        pictures.append(picture.astype(np.uint8))
+        image = ramp + 10 * seed
+        image[:, (3 * number) % width : (3 * number) % width + 6] = 230
+        images.append(image.astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(path, pictures, fps=10)
+    write_mp4(path, images, fps=10)
     return path
 
 
@@ -73,9 +73,9 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
         write_video(videos / "deep" / f"{number}.mp4", seed=number)
     (videos / "deep" / "2.mp4").rename(videos / "deep" / "2.3G2")
     (videos / "broken.mp4").write_bytes(b"no video")
-    (videos / "notes.txt").write_text("not asked for")
-    words = ["features", str(trained_run), "--videos", str(videos), "--out", str(out)]
-    assert main(words) == 0
+    (videos / "notes.txt").write_text("no video")
+    argv = ["features", str(trained_run), "--videos", str(videos), "--out", str(out)]
+    assert main(argv) == 0
     found = np.load(out)
     assert found["names"].tolist() == ["deep/0.mp4", "deep/1.mp4", "deep/2.3G2"]
     assert found["unreadable"].tolist() == ["broken.mp4"]
@@ -89,30 +89,30 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
 
     parts = list((tmp_path / "out.npz.parts").rglob("*.jsonl"))
     write_video(videos / "late.mp4")
-    assert main(words) == 0
+    assert main(argv) == 0
     assert len(np.load(out)["names"]) == 4
     [new] = set((tmp_path / "out.npz.parts").rglob("*.jsonl")) - set(parts)
     assert [json.loads(line)["item"] for line in new.read_text().splitlines()] == ["late.mp4"]  # only the new video
 
-    write_video(videos / "broken.mp4")  # mended
+    write_video(videos / "broken.mp4")  # repaired
     write_video(videos / "late.mp4", seed=5)  # another one under the same name
     before = dict(zip(*(np.load(out)[key] for key in ("names", "features")), strict=True))
-    assert main(words) == 0
+    assert main(argv) == 0
     after = dict(zip(*(np.load(out)[key] for key in ("names", "features")), strict=True))
     assert set(after) == {*before, "broken.mp4"}
     assert {name for name, feature in before.items() if not np.array_equal(feature, after[name])} == {"late.mp4"}
     (videos / "broken.mp4").write_bytes(b"no video")
     other = shutil.copytree(videos, tmp_path / "other")
     capsys.readouterr()
-    assert main([*words[:3], str(other), *words[4:]]) == 2
+    assert main([*argv[:3], str(other), *argv[4:]]) == 2
     said = capsys.readouterr().err
     assert f"inputs: {videos} there, {other} here" in said
     assert "choose another --out" in said
-    assert main([*words[:1], str(trained_run), "--step", "8", *words[2:]]) == 2
+    assert main([*argv[:1], str(trained_run), "--step", "8", *argv[2:]]) == 2
     assert "weights: " in capsys.readouterr().err
 
     table = tmp_path / "out.parquet"
-    assert main([*words[:-1], str(table)]) == 0
+    assert main([*argv[:-1], str(table)]) == 0
     rows = {row["name"]: row for row in parquet.read_table(table).to_pylist()}
     assert sorted(rows) == ["broken.mp4", "deep/0.mp4", "deep/1.mp4", "deep/2.3G2", "late.mp4"]
     assert rows["deep/1.mp4"]["feature"] == found["features"][1].tolist()
@@ -120,7 +120,7 @@ def test_features_of_a_folder(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert "cannot be read" in rows["broken.mp4"]["reason"]
 
     with pytest.raises(SystemExit, match="2"):
-        main([*words[:-1], str(tmp_path / "out.csv")])
+        main([*argv[:-1], str(tmp_path / "out.csv")])
     assert "must end in .npz or .parquet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["features", str(trained_run), "--videos", str(tmp_path / "empty"), "--out", str(out)]) == 2
@@ -141,17 +141,17 @@ def test_neighbours_vote_by_similarity():
 
 def test_knn_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, test = (str(make_shards(tmp_path / name, classes=2)) for name in ("train", "test"))
-    words = ["knn", str(trained_run), "--train", train, "--test", test, "--k", "1", "--json", str(tmp_path / "k.json")]
-    assert main(words) == 0
+    argv = ["knn", str(trained_run), "--train", train, "--test", test, "--k", "1", "--json", str(tmp_path / "k.json")]
+    assert main(argv) == 0
     figures = json.loads((tmp_path / "k.json").read_text())
     assert figures["top1"] == 100  # the same videos: each is its own nearest neighbour
     assert figures["chance"] == 50
-    assert main([*words, "--k", "0"]) == 2
+    assert main([*argv, "--k", "0"]) == 2
     assert "--k must be" in capsys.readouterr().err
     gone = make_shards(tmp_path / "gone", shards=1, classes=2)
     for shard in gone.glob("*.tar"):
         shard.write_bytes(b"")
-    assert main([*words[:5], str(gone), *words[6:]]) == 2
+    assert main([*argv[:5], str(gone), *argv[6:]]) == 2
     said = capsys.readouterr()
     assert f"none of the 9 videos of {gone} could be read" in said.err
     assert said.out.count("not read: ") == 9
@@ -162,37 +162,40 @@ def test_ranks_read_the_same_checkpoint_of_a_run_that_saves_meanwhile(command: s
     run = shutil.copytree(trained_run, tmp_path / "run")
     if command == "knn":
         train, test = (str(make_shards(tmp_path / name, classes=2)) for name in ("train", "test"))
-        words = ["--train", train, "--test", test]
+        argv = ["--train", train, "--test", test]
     else:
         write_video(tmp_path / "videos" / "a.mp4")
-        words = ["--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out.npz")]
+        argv = ["--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out.npz")]
     before, newest = hide_newest(run)
-    found = run_ranks(2, read_while_it_saves, run, newest, main, [command, str(run), *words])
+    found = run_ranks(2, read_while_it_saves, run, newest, main, [command, str(run), *argv])
     assert found == [[before], [before]]
     assert (run / "checkpoints" / newest).is_dir()
 
 
 def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     videos = [str(write_video(tmp_path / f"{number}.mp4", seed=number)) for number in range(2)]
-    words = ["reconstruct", str(trained_run), "--video", *videos, "--ratio", "0.9", "0.95"]
+    argv = ["reconstruct", str(trained_run), "--video", *videos, "--ratio", "0.9", "0.95"]
     for ending in ("png", "gif", "mp4"):
-        assert main([*words, "--out", str(tmp_path / f"picture.{ending}")]) == 0
-    assert cv2.imread(str(tmp_path / "picture.png")).std() > 10
-    with Image.open(tmp_path / "picture.gif") as gif, av.open(str(tmp_path / "picture.mp4")) as movie:
+        assert main([*argv, "--out", str(tmp_path / f"out.{ending}")]) == 0
+    assert cv2.imread(str(tmp_path / "out.png")).std() > 10
+    with Image.open(tmp_path / "out.gif") as gif, av.open(str(tmp_path / "out.mp4")) as movie:
         assert gif.n_frames == len(list(movie.decode(video=0))) == 4
         # five panels a line (original, masked, space head, motion, time head), four lines: two videos, two ratios, each
-        # below its title; on top the heading, a note of borrowed contrasts (one line) and the names of the panels
+        # below its title; on top the heading, a note on true contrasts (one line) and the names of the panels
         panel, text = 4 * 32, reconstructions.LINE
         assert gif.size == (5 * (panel + 4), 3 * text + 4 * (text + panel))
-        seen = np.array(gif.convert("L"))
+        shown = np.array(gif.convert("L"))
         for top in (0, text, 2 * text, 3 * text, 4 * text + panel):
-            assert seen[top : top + text, :60].min() < 100, top
-        assert seen[2 * text : 3 * text, 4 * (panel + 4) :].min() < 100  # "time head"
+            assert shown[top : top + text, :60].min() < 100, top
+        assert shown[2 * text : 3 * text, 4 * (panel + 4) :].min() < 100  # "time head"
     with pytest.raises(SystemExit, match="2"):
-        main([*words, "--out", str(tmp_path / "picture.bmp")])
+        main([*argv, "--out", str(tmp_path / "out.bmp")])
     assert "must end in .png or .gif or .mp4" in capsys.readouterr().err
-    for words_of, said in ((["--ratio", "-0.1"], "--ratio -0.1 is no share"), (["--frames", "0"], "--frames 0 leaves")):
-        assert main(["reconstruct", str(trained_run), *words_of]) == 2
+    for arguments, said in (
+        (["--ratio", "-0.1"], "--ratio -0.1 is no share"),
+        (["--frames", "0"], "--frames 0 leaves"),
+    ):
+        assert main(["reconstruct", str(trained_run), *arguments]) == 2
         assert said in capsys.readouterr().err
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert main(["reconstruct", str(trained_run), "--video", str(tmp_path / "broken.mp4")]) == 2

@@ -47,7 +47,7 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 
 def test_reconstruct_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "picture.png"
+    out = tmp_path / "out.png"
     assert main(["reconstruct", str(trained_run), "--out", str(out), "--ratio", "0.5", "0.9"]) == 0
     assert cv2.imread(str(out)).std() > 10
     assert main(["reconstruct", str(trained_run), "--samples", "999"]) == 2

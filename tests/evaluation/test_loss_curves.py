@@ -49,12 +49,12 @@ def test_a_head_that_is_not_trained_has_no_curve(tmp_path: Path) -> None:
     trained = read_history(write_metrics(tmp_path / "run", [("a", 1, 9.0), ("a", 2, 7.0)]))
     frame_only = RunHistory(tmp_path / "run")
     frame_only.rows = [row | {"loss_time": 0.0} for row in trained.rows]
-    pictures = []
+    images = []
     for number, histories in enumerate(([trained, frame_only], [frame_only, frame_only])):
         plot_curves(histories, [{}, {}], tmp_path / f"{number}.png")
-        picture = cv2.imread(str(tmp_path / f"{number}.png"))
-        pictures.append(picture[: len(picture) // 2, picture.shape[1] // 2 :])  # the time head's panel
-    coloured = [int((np.ptp(picture.astype(int), axis=2) > 60).sum()) for picture in pictures]
+        image = cv2.imread(str(tmp_path / f"{number}.png"))
+        images.append(image[: len(image) // 2, image.shape[1] // 2 :])  # the time head's panel
+    coloured = [int((np.ptp(image.astype(int), axis=2) > 60).sum()) for image in images]
     assert coloured[0] > 0
     assert coloured[1] == 0
 
@@ -67,8 +67,8 @@ def test_a_run_that_logged_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_command_writes_picture_and_figures(trained_run: Path, tmp_path: Path) -> None:
     out, figures = tmp_path / "curves.png", tmp_path / "figures.json"
-    words = ["curves", str(trained_run), "--held-out", load_config(str(trained_run / "config.yaml")).data.shards]
-    assert main([*words, "--out", str(out), "--json", str(figures)]) == 0
+    argv = ["curves", str(trained_run), "--held-out", load_config(str(trained_run / "config.yaml")).data.shards]
+    assert main([*argv, "--out", str(out), "--json", str(figures)]) == 0
     assert cv2.imread(str(out)).std() > 10
     rows = json.loads(figures.read_text())
     assert [(row["head"], row["steps"]) for row in rows] == [("space", 9), ("time", 9)]

@@ -34,7 +34,7 @@ def test_raw_frames_by_hand(shards: Path, tmp_path: Path) -> None:
 def test_normalised_frames_have_unit_variance(shards: Path, tmp_path: Path) -> None:
     losses = mean_baseline_losses(tiny_run(shards, tmp_path))
     assert 0.8 < losses["space"] < 1
-    assert 0 < losses["time"] < losses["space"]  # most of the picture stands still
+    assert 0 < losses["time"] < losses["space"]  # most of the frame is static
 
 
 def test_only_trained_heads(shards: Path, tmp_path: Path) -> None:

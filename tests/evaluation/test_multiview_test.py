@@ -30,8 +30,8 @@ from tests.training.shards import make_shards, tiny_run
 CLASSES = 6
 
 
-def run_command(*words: str) -> int:
-    return main(["test", *words])
+def run_command(*argv: str) -> int:
+    return main(["test", *argv])
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def probabilities_by_hand(model: torch.nn.Module, reader: ShardReader, sample: i
     chances = []
     for frames in dense_views(meta.frames, 4, 1, 2):
         jpegs = reader.read_frames(sample, frames)
-        pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for jpeg in jpegs]
-        wide = np.stack([cv2.resize(picture, (41, 32), interpolation=cv2.INTER_LINEAR) for picture in pictures])
+        images = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for jpeg in jpegs]
+        wide = np.stack([cv2.resize(image, (41, 32), interpolation=cv2.INTER_LINEAR) for image in images])
         for left in (0, 4, 9):
             clip = torch.from_numpy(np.ascontiguousarray(wide[None, :, :, left : left + 32]))
             with torch.no_grad():

@@ -72,8 +72,8 @@ def test_squares_span_the_long_side(long_side: int, crops: int):
 @pytest.mark.parametrize("upright", [False, True])
 def test_views_are_cut_along_the_long_side_whichever_it_is(upright: bool):
     wide = np.random.default_rng(0).integers(0, 256, (4, 32, 50, 3), np.uint8)
-    pictures = wide.transpose(0, 2, 1, 3) if upright else wide
-    views = cut_views(pictures, [[0, 1], [2, 3]], ClipConfig(frames=2, size=32), 3)
+    images = wide.transpose(0, 2, 1, 3) if upright else wide
+    views = cut_views(images, [[0, 1], [2, 3]], ClipConfig(frames=2, size=32), 3)
     assert views.shape == (6, 2, 32, 32, 3)
     expected = wide[2:4, :, 9:41]
     assert np.array_equal(views[4], expected.transpose(0, 2, 1, 3) if upright else expected)

@@ -118,6 +118,14 @@ def test_every_flag_reaches_its_key() -> None:
     assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
 
 
+def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: {array: 0-3}")
+    status, _, error = _run(capsys, "--config", "demo", "--site", str(site), "--dry-run")
+    assert status == 2
+    assert f"{site}: sbatch array conflicts with the launcher: use --seeds" in error
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

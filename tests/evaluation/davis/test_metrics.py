@@ -21,17 +21,17 @@ def expected(which: str) -> dict[str, dict[str, float]]:
     return json.loads((DAVIS / "expected_scores.json").read_text())["scores"][which]
 
 
-def assert_equal(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, float]]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, scores in wanted.items():
+def assert_equal(found: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]]) -> None:
+    assert found.keys() == theirs.keys()
+    for name, scores in theirs.items():
         assert found[name] == {key: pytest.approx(value, abs=1e-6) for key, value in scores.items()}, name
 
 
 @needs_shared_data
 def test_osvos_scores_as_with_the_official_evaluator(tmp_path: Path):
     out = tmp_path / "scores.json"
-    words = ["davis", "--davis", str(DAVIS), "--evaluate-only", str(DAVIS / "osvos"), "--json", str(out)]
-    assert main(words) == 0
+    argv = ["davis", "--davis", str(DAVIS), "--evaluate-only", str(DAVIS / "osvos"), "--json", str(out)]
+    assert main(argv) == 0
     figures = json.loads(out.read_text())
     assert_equal(figures["per_object"], expected("osvos"))
     assert figures["J-Mean"] == pytest.approx(np.mean([s["J"] for s in expected("osvos").values()]), abs=1e-6)
@@ -41,7 +41,7 @@ def test_osvos_scores_as_with_the_official_evaluator(tmp_path: Path):
 @needs_shared_data
 def test_the_repeated_first_mask_scores_as_with_the_official_evaluator(tmp_path: Path):
     out = tmp_path / "scores.json"
-    words = [
+    argv = [
         "davis",
         "--davis",
         str(DAVIS),
@@ -52,7 +52,7 @@ def test_the_repeated_first_mask_scores_as_with_the_official_evaluator(tmp_path:
         "--json",
         str(out),
     ]
-    assert main(words) == 0
+    assert main(argv) == 0
     assert_equal(json.loads(out.read_text())["per_object"], expected("copyfirst"))
 
 
@@ -64,26 +64,26 @@ def test_palette_masks_are_written_as_davis_has_them(tmp_path: Path):
     write_mask(tmp_path / "mask.png", mask)
     with Image.open(source) as theirs, Image.open(tmp_path / "mask.png") as ours:
         assert ours.mode == "P"
-        colours = [np.array(picture.convert("RGB"))[mask < 255] for picture in (theirs, ours)]
+        colours = [np.array(image.convert("RGB"))[mask < 255] for image in (theirs, ours)]
     assert np.array_equal(*colours)
     assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
 
 
 @needs_shared_data
 def test_several_objects_and_void_of_real_masks():
-    """Tennis, frame 0 as the prediction of frame 1: two objects; what is void in the truth counts for neither side."""
+    """Tennis, frame 0 as the prediction of frame 1: two objects; void pixels of the truth count for neither mask."""
     folder = DAVIS / "pieces_2017" / "Annotations" / "480p" / "tennis"
     first, second = (read_mask(folder / f"0000{number}.png") for number in range(2))
     truth = np.stack([first, second, second])  # the last frame does not count
     scores = score_sequence(truth, np.stack([first, first, first]))
     assert set(scores) == {1, 2}
     for number, score in scores.items():
-        kept = second != 255
-        inter = ((first == number) & (second == number) & kept).sum()
-        union = (((first == number) | (second == number)) & kept).sum()
+        counted = second != 255
+        inter = ((first == number) & (second == number) & counted).sum()
+        union = (((first == number) | (second == number)) & counted).sum()
         assert score["J"].mean == pytest.approx(inter / union)
         assert 0 < score["F"].mean < 1
-    perfect = score_sequence(truth, np.where(truth == 255, 1, truth))  # whatever is said of void
+    perfect = score_sequence(truth, np.where(truth == 255, 1, truth))  # predictions in void pixels do not count
     assert all(score["J"].mean == score["F"].mean == 1 for score in perfect.values())
 
 
@@ -97,7 +97,7 @@ def test_empty_masks():
 def test_only_objects_of_the_first_frame_and_inner_frames_count():
     truth = np.zeros((4, 16, 16), np.uint8)
     truth[:, 4:8, 4:8] = 1
-    truth[2, 10:12, 10:12] = 2  # appears later: no object of the task
+    truth[2, 10:12, 10:12] = 2  # appears later and is not an object of the task
     found = truth.copy()
     found[0] = found[3] = 0
     scores = score_sequence(truth, found)
@@ -141,23 +141,23 @@ def test_where_only_first_masks_are_annotated_masks_are_written_and_not_scored(
             shutil.copy(DAVIS / kind / "480p" / "dog" / name, folder / name)
     (davis / "ImageSets" / "2017").mkdir(parents=True)
     (davis / "ImageSets" / "2017" / "val.txt").write_text("dog\n")
-    words = ["davis", "--davis", str(davis), "--features", "pixels", "--out", str(tmp_path / "out")]
-    assert main([*words, "--overlay", "png"]) == 0
+    argv = ["davis", "--davis", str(davis), "--features", "pixels", "--out", str(tmp_path / "out")]
+    assert main([*argv, "--overlay", "png"]) == 0
     assert "not scored: 1 of 1 sequences" in capsys.readouterr().out
     written = sorted(path.name for path in (tmp_path / "out" / "dog").iterdir())
     assert written == ["00000.png", "00001.png", "00002.png"]
     assert (tmp_path / "out" / "dog.png").is_file()
-    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 2
+    assert main([*argv, "--json", str(tmp_path / "scores.json")]) == 2
     assert "leave out --json" in capsys.readouterr().err
-    assert main([*words, "--protocol", "dino"]) == 2
+    assert main([*argv, "--protocol", "dino"]) == 2
     assert "protocol: videowalk there, dino here" in capsys.readouterr().err
 
     for number in (1, 2):
         name = f"{number:05d}.png"
         shutil.copy(DAVIS / "Annotations" / "480p" / "dog" / name, davis / "Annotations" / "480p" / "dog" / name)
     (tmp_path / "out" / "dog.png").unlink()
-    words = ["davis", "--davis", str(davis), "--evaluate-only", str(tmp_path / "out"), "--overlay", "png"]
-    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
+    argv = ["davis", "--davis", str(davis), "--evaluate-only", str(tmp_path / "out"), "--overlay", "png"]
+    assert main([*argv, "--json", str(tmp_path / "scores.json")]) == 0
     assert (tmp_path / "out" / "dog.png").is_file()
     figures = json.loads((tmp_path / "scores.json").read_text())
     assert figures["settings"] == {"features": "pixels", "protocol": "videowalk"}  # as the masks were made

@@ -140,7 +140,7 @@ def test_sizes_of_the_protocols():
 
 
 def test_a_mask_off_the_grid_is_shrunk_as_dino_does():
-    """DINO's read_seg: the mask's own picture, resized by Pillow to the nearest pixel."""
+    """DINO's read_seg: the mask's image, resized by Pillow to the nearest pixel."""
     mask = np.zeros((480, 832), np.uint8)
     cv2.circle(mask, (301, 203), 77, 1, -1)
     cv2.circle(mask, (611, 290), 50, 2, -1)
