@@ -9,7 +9,7 @@ SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-de
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	@$(PY) slurm/demo.py
+	@$(PY) -m motionmae demo
 
 test: $(VENV)/.test system-packages
 	@echo "== tests"

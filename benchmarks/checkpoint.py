@@ -9,7 +9,6 @@ rank.
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
-from benchmarks.entry import run_script
+from benchmarks.script import run_script
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.distributed.context import broadcast_object, gather_objects
@@ -45,7 +42,7 @@ def slowest(seconds: float) -> float:
 
 def step_seconds(matrix: torch.Tensor, until: Any) -> float:
     """Median time of a step of matrix products, repeated until ``until()`` is true."""
-    times = []
+    times: list[float] = []
     while not times or not until():
         start = time.perf_counter()
         for _ in range(4):
@@ -87,16 +84,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             end = time.perf_counter() + 2
             alone = step_seconds(matrix, lambda: time.perf_counter() > end)
             stalls, wholes, beside = [], [], []
-            size = 0
+            saved: SaveResult | None = None
             for step in range(1, arguments.saves + 2):
                 checkpointer.start(engine, step, {}, time.perf_counter())
                 beside.append(step_seconds(matrix, lambda: not checkpointer.is_writing))
-                saved: SaveResult | None = checkpointer.wait()
+                saved = checkpointer.wait()
                 assert saved is not None
                 assert saved.checkpoint is not None, saved.error
                 stalls.append(slowest(saved.blocking))
                 wholes.append(slowest(saved.seconds))
-                size = saved.checkpoint.bytes
+            assert saved is not None
+            assert saved.checkpoint is not None
+            size = saved.checkpoint.bytes
             check_written(engine, saved.checkpoint)
             engine.close()
             return {
@@ -146,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    run_script(main)

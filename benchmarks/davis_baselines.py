@@ -7,26 +7,22 @@ Masks are kept below --out. An interrupted run continues.
 """
 
 import argparse
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.entry import run_script  # noqa: E402
-from motionmae.checkpointing.load_weights import fingerprint  # noqa: E402
-from motionmae.config import load_config  # noqa: E402
-from motionmae.evaluation.cache_key import CacheKey  # noqa: E402
-from motionmae.evaluation.davis.dataset import read_sequences, score_folder  # noqa: E402
-from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features  # noqa: E402
-from motionmae.evaluation.davis.metrics import global_means  # noqa: E402
-from motionmae.evaluation.davis.run import FeatureExtractor, segment  # noqa: E402
-from motionmae.files import output_file, write_atomically  # noqa: E402
-from motionmae.models.motionmae import build_motionmae  # noqa: E402
+from benchmarks.script import run_script
+from motionmae.checkpointing.load_weights import fingerprint
+from motionmae.config import load_config
+from motionmae.evaluation.cache_key import CacheKey
+from motionmae.evaluation.davis.dataset import read_sequences, score_folder
+from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features
+from motionmae.evaluation.davis.metrics import global_means
+from motionmae.evaluation.davis.run import FeatureExtractor, segment
+from motionmae.files import output_file, write_atomically
+from motionmae.models.motionmae import build_motionmae
 
 CELL = 16
 CPU = torch.device("cpu")
@@ -50,7 +46,7 @@ def main() -> int:
     }
     for adapter in arguments.adapters:
         extractors[f"random {arguments.size}, {adapter}"] = FeatureExtractor(
-            CELL, lambda frames, adapter=adapter: encoder_features(frames, encoder, adapter, CPU)
+            CELL, partial(encoder_features, encoder=encoder, adapter=adapter, device=CPU)
         )
     sequences = read_sequences(arguments.davis)
     lines = [
@@ -79,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    run_script(main)

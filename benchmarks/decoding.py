@@ -10,17 +10,15 @@ PSNR in dB of the first and last stored frame to ffmpeg's (brightness alone, and
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 import av
 import numpy as np
 from av.stream import Disposition
 
-from data_tools.make_shards.cli import main as make_shards
+from benchmarks.script import run_script
+from motionmae.commands.app import main as motionmae
 from motionmae.data.open_shards import open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.files import output_file, write_atomically
@@ -53,7 +51,7 @@ def codec_of(path: Path) -> str:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:
                 return ""
-            return f"{stream.codec_context.name} {stream.codec_context.pix_fmt or ''}".strip()
+            return f"{stream.codec_context.name} {getattr(stream.codec_context, 'pix_fmt', None) or ''}".strip()
     except (av.FFmpegError, AttributeError):
         return ""
 
@@ -86,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         shards = Path(name) / "shards"
-        status = make_shards(["folder", "--videos", str(options.videos), "--out", str(shards)])
+        status = motionmae(["shards", "make", "folder", "--videos", str(options.videos), "--out", str(shards)])
         assert status == 0, f"make_shards ended with status {status}"
         reader = open_reader(shards)
         rows = {}
@@ -105,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

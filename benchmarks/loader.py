@@ -38,16 +38,15 @@ from typing import Any
 # Under TBB, numba's first choice, FFCV's loader keeps a process with one CPU from ending (numba issue 10556).
 os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
 import cv2
-import loader_peers
 import numpy as np
 import simplejpeg
 
+from benchmarks import loader_peers
+from benchmarks.script import run_script
 from data_tools.make_beton import write_beton
-from data_tools.make_shards.cli import main as make_shards
 from data_tools.make_toy_dataset.real import find_real_videos
+from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import random_cut
 from motionmae.data.loader import ClipLoader
@@ -70,7 +69,9 @@ def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path
     for number, video in zip(range(samples), cycle(videos), strict=False):
         (links / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
     out = folder / "shards"
-    status = make_shards(["folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options])
+    status = motionmae(
+        ["shards", "make", "folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options]
+    )
     assert status == 0, f"make_shards ended with status {status}"
     return out
 
@@ -140,7 +141,9 @@ class Bench:
         from ffcv.writer import DatasetWriter
 
         if not self.raw.exists():
-            pixels = [(_decode(clip) and clip[2],) for clip in self.clips]
+            for clip in self.clips:
+                _decode(clip)
+            pixels = [(clip[2],) for clip in self.clips]
             field = NDArrayField(np.dtype("uint8"), pixels[0][0].shape)
             DatasetWriter(str(self.raw), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
         pipelines = {"clip": [NDArrayDecoder(), ToTensor()]}
@@ -166,7 +169,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _in_workers(self, dataset: Any) -> Iterator[Iterator[int]]:
-        batches = iter(loader_peers.in_workers(dataset, self.batch, self.cores))
+        batches: Any = iter(loader_peers.in_workers(dataset, self.batch, self.cores))
         yield (len(batch) for batch in batches)
         batches._shutdown_workers()  # without it they decode ahead during the next turn
 
@@ -296,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

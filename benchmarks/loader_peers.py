@@ -46,7 +46,13 @@ def decord(path: str, random: np.random.Generator) -> torch.Tensor:
     top, left, height, width = _scaled_crop(pictures[0].height, pictures[0].width, random)
     box = (left, top, left + width, top + height)
     cut = [picture.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for picture in pictures]
-    stacked = torch.from_numpy(np.concatenate(cut, axis=2)).permute(2, 0, 1).contiguous().float().div(255)
+    stacked = (
+        torch.from_numpy(np.concatenate([np.asarray(picture) for picture in cut], axis=2))
+        .permute(2, 0, 1)
+        .contiguous()
+        .float()
+        .div(255)
+    )
     mean, std = (torch.tensor(values * FRAMES)[:, None, None] for values in (MEAN, STD))
     return stacked.sub_(mean).div_(std).view(FRAMES, 3, SIZE, SIZE).transpose(0, 1)
 
@@ -57,7 +63,7 @@ def torchcodec(path: str, random: np.random.Generator) -> torch.Tensor:
 
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
     frames = decoder.get_frames_at(_frames(len(decoder), random)).data
-    top, left, height, width = _scaled_crop(*frames.shape[2:], random)
+    top, left, height, width = _scaled_crop(frames.shape[2], frames.shape[3], random)
     cut = frames[:, :, top : top + height, left : left + width]
     return torch.nn.functional.interpolate(cut, (SIZE, SIZE), mode="bilinear")
 
@@ -70,7 +76,9 @@ def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         rate, base = stream.average_rate, stream.time_base
-        length = container.duration / av.time_base if stream.duration is None else stream.duration * base
+        assert rate is not None, f"{path} has no frame rate"
+        assert base is not None, f"{path} has no time base"
+        length = (container.duration or 0) / av.time_base if stream.duration is None else stream.duration * base
         numbers = _frames(int(length * rate), random)
         container.seek(int(numbers[0] / rate / base), stream=stream)
         found: list[np.ndarray] = []
@@ -85,7 +93,7 @@ def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
 
 def _cut(pictures: list[np.ndarray], random: np.random.Generator) -> torch.Tensor:
     """One crop of all pictures, resized: uint8 (T, H, W, C)."""
-    top, left, height, width = _scaled_crop(*pictures[0].shape[:2], random)
+    top, left, height, width = _scaled_crop(pictures[0].shape[0], pictures[0].shape[1], random)
     cut = [picture[top : top + height, left : left + width] for picture in pictures]
     return torch.from_numpy(np.stack([cv2.resize(picture, (SIZE, SIZE)) for picture in cut]))
 

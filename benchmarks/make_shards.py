@@ -26,10 +26,9 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
-from data_tools.make_shards.cli import main as make_shards
+from benchmarks.script import run_script
 from data_tools.make_toy_dataset.real import find_real_videos
+from motionmae.commands.app import main as motionmae
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file, write_atomically
 
@@ -50,7 +49,7 @@ def ours(videos: list[Path]) -> Figures:
         command = ["folder", "--videos", str(folder / "videos"), "--out", str(folder / "out"), "--workers", "1"]
         command += ["--short-side", str(SHORT_SIDE), "--quality", str(QUALITY), "--json", str(folder / "figures.json")]
         started = time.perf_counter()
-        status = make_shards(command)
+        status = motionmae(["shards", "make", *command])
         seconds = time.perf_counter() - started
         assert status == 0, f"make_shards ended with status {status}"
         found = json.loads((folder / "figures.json").read_text())
@@ -111,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

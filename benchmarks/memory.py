@@ -1,4 +1,4 @@
-"""Memory of a training step: measurement and prediction of `python -m motionmae plan`.
+"""Memory of a training step: measurement and prediction of `motionmae plan`.
 
 Examples::
 
@@ -23,8 +23,6 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,8 +30,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks.entry import run_script
 from benchmarks.processes import run_ranks
+from benchmarks.script import run_script
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
@@ -255,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    run_script(main)

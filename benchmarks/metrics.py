@@ -10,7 +10,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.parse
@@ -20,11 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.script import run_script
 from monitoring.collector import NodeCollector
 from monitoring.discovery import Target
 from monitoring.exporter import Settings, listen
@@ -199,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,9 @@ def run_ranks(ranks: int, arguments: list[str]) -> Any:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         eager = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **eager}
-        command = [*launcher, sys.argv[0], *arguments, f"--json={out}"]
+        spec = sys.modules["__main__"].__spec__  # None for a script that was started by its path
+        program = ["-m", spec.name] if spec else [sys.argv[0]]
+        command = [*launcher, *program, *arguments, f"--json={out}"]
         if subprocess.run(command, env=environment, check=False).returncode:
             sys.exit(f"the {ranks} processes of the benchmark failed: see the messages above")
         return json.loads(out.read_text())

@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.script import run_script
 from motionmae.files import output_file
 from motionmae.runs.events import Row, read_rows
 
@@ -71,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

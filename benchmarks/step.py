@@ -41,15 +41,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 from unittest.mock import patch
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from torch import Tensor
 
-from benchmarks.entry import run_script
+from benchmarks.script import run_script
+from benchmarks.step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from monitoring.exporter_process import monitoring_sinks
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, choose_device, gather_objects
@@ -219,10 +217,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         contest.add(name, config, {"WORLD_SIZE": 1})
     contest.hold(between=lambda: rates.append(gemm_time(dtype, device)))
     peak, processor_peak = (1 / min(values) for values in zip(*rates, strict=True))
-    per_clip, processor = (
-        {name: typical(took[kind] for took in values) / options.batch for name, values in contest.took.items()}
-        for kind, typical in enumerate((median, min))
-    )
+    per_clip = {name: median(took[0] for took in values) / options.batch for name, values in contest.took.items()}
+    processor = {name: min(took[1] for took in values) / options.batch for name, values in contest.took.items()}
     flops = {name: step_flops(config).model for name, config in competing.items()}
     return {
         "size": options.size,
@@ -336,4 +332,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    run_script(main)

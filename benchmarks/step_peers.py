@@ -73,7 +73,7 @@ class Plain:
     def step(self) -> Phases:
         """Take a step and return the seconds of its parts."""
         clock, spent = StepTimer.of(self._device), {}
-        arguments = ()
+        arguments: tuple[Tensor, ...] = ()
         if self._targets:
             clock.enter(Phase.FORWARD)
             with torch.no_grad():

@@ -1,7 +1,8 @@
 """Progress bars and JSON files of the tools."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from motionmae.data.shards.errors import CorruptSample
+from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 
@@ -30,3 +33,12 @@ def progress_bar(*more: ProgressColumn) -> Progress:
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     """Write the figures of ``--json``."""
     write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def damage_as_user_error() -> Iterator[None]:
+    """Raise a damaged sample as a :class:`UserError` that names the command which lists all damage."""
+    try:
+        yield
+    except CorruptSample as error:
+        raise UserError(f"{error}; `motionmae shards verify` lists all damage") from error

@@ -1,4 +1,4 @@
-"""``make demo``: the whole path on two CPU cores, through the commands that a user would type.
+"""`motionmae demo`: the whole path on two CPU cores, through the commands that a user would type.
 
 Videos are rendered (and real ones added where a package ships some), sharded, trained on by two ranks, preempted
 half-way by the signal that Slurm sends, resumed, and looked at. What is there already is not made again.
@@ -10,55 +10,44 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+from rich.console import Console
+from rich.table import Table
 
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from motionmae.errors import UserError  # noqa: E402
-from motionmae.runs.directory import RunFolder  # noqa: E402
-from motionmae.runs.events import Kind, Row  # noqa: E402
-from motionmae.runs.history import RunHistory  # noqa: E402
-from slurm.job_state import JobRecord  # noqa: E402
+from motionmae.commands.app import PROGRAM, Command
+from motionmae.runs.directory import RunFolder
+from motionmae.runs.events import Kind, Row
+from motionmae.runs.history import RunHistory
+from slurm.job_state import JobRecord
 
 VIDEOS = Path("data/demo/videos")
 SHARDS = Path("data/demo/shards")
 RUN = RunFolder(Path("runs/demo"))
 PICTURE, CURVES, FIGURES = (RUN.path / name for name in ("reconstruction.png", "curves.png", "curves.json"))
-SUBMIT = ["slurm/submit.py", "--cluster", "local", "--config", "demo", "--follow"]
+SUBMIT = ["submit", "--cluster", "local", "--config", "demo", "--follow"]
 
 
-def main() -> int:
-    """Run the demo from the repository's root; returns the exit status."""
-    argparse.ArgumentParser(
-        description="Render and shard videos, train on them on two CPU cores, preempt and resume the run, and show it."
-    ).parse_args()
-    os.chdir(ROOT)
+def run(_: argparse.Namespace) -> int:
+    """Run the demo in the working directory."""
     started = time.monotonic()
     try:
         step("1/5 videos: rendered classes that differ in motion only, real clips, and one damaged file")
-        command("data_tools/make_toy_dataset", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
+        command("shards", "toy", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
         damage_one_video()
         step("2/5 shards: every video decoded once; what cannot be read is listed with its reason")
-        command("data_tools/make_shards", "folder", "--videos", str(VIDEOS), "--split", "train", "--out", str(SHARDS))
+        videos = ("--videos", str(VIDEOS), "--split", "train")
+        command("shards", "make", "folder", *videos, "--out", str(SHARDS))
         step("3/5 training on two ranks; half-way SIGUSR2 preempts the run, as Slurm would, and it resumes by itself")
         train()
         step("4/5 pictures")
-        command("-m", "motionmae", "reconstruct", str(RUN.path), "--out", str(PICTURE))
-        command("-m", "motionmae", "curves", str(RUN.path), "--out", str(CURVES), "--json", str(FIGURES))
+        command("reconstruct", str(RUN.path), "--out", str(PICTURE))
+        command("curves", str(RUN.path), "--out", str(CURVES), "--json", str(FIGURES))
     except subprocess.CalledProcessError as error:
         print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
         return 1
-    except UserError as error:
-        print(f"error: {error}")
-        return 2
     step("5/5 what happened")
     Console().print(summary(time.monotonic() - started))
     return 0
@@ -71,8 +60,8 @@ def step(text: str) -> None:
 
 def command(*words: str) -> None:
     """Show a command as a user would type it, and run it."""
-    print(f"$ python {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, *words], check=True)
+    print(f"$ motionmae {shlex.join(words)}", flush=True)
+    subprocess.run([*PROGRAM, *words], check=True)
 
 
 def damage_one_video() -> None:
@@ -90,8 +79,8 @@ def train() -> None:
     Raises:
         CalledProcessError: if the run did not finish.
     """
-    print(f"$ python {shlex.join(SUBMIT)}", flush=True)
-    with subprocess.Popen([sys.executable, *SUBMIT]) as follower:
+    print(f"$ motionmae {shlex.join(SUBMIT)}", flush=True)
+    with subprocess.Popen([*PROGRAM, *SUBMIT]) as follower:
         while follower.poll() is None:
             if half_way():
                 preempt()
@@ -163,5 +152,9 @@ def summary(seconds: float) -> Table:
     return table
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command(
+    lambda parser: None,
+    run,
+    description="Render and shard videos, train on them on two CPU cores, preempt and resume the run, and show it.\n"
+    "The files go to data/demo and runs/demo in the working directory.",
+)

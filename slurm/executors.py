@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
@@ -16,7 +16,7 @@ from slurm.local_executor import DetachedLocalExecutor
 
 def log_folder(run: Path) -> Path:
     """Folder for the pickle and the logs of a new submission."""
-    return run / "logs" / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return run / "logs" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,41 +1,31 @@
-r"""Make the shards of a large data set as a Slurm array: one job per part, then a job that writes the manifest.
-
-examples::
-
-  python slurm/shard.py --parts 16 --cpus 16 --time 12:00:00 -- \
-      k400 --videos /data/K400 --annotations /data/K400/annotations --split train --out /data/k400/train
-  python slurm/shard.py --parts 4 --dry-run -- folder --videos data/toy_videos --split train --out data/toy/train
-
-The arguments after ``--`` are those of data_tools/make_shards. The folders must be on storage that all nodes share. A
-preempted or killed part continues at the shard where it stopped. The last job starts when all parts have ended,
-successfully or not; it makes the missing shards and writes the manifest. The same command continues an unfinished set.
-"""
+"""`motionmae shards submit`: make shards as a Slurm array, and then their manifest in one more job."""
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_tools.make_shards.cli import parser as make_shards_parser
 from data_tools.make_shards.shard_plan import STATE
+from motionmae.commands import app
 from motionmae.errors import UserError
 from slurm.sbatch import batch_script, sbatch
 
-ROOT = Path(__file__).resolve().parents[1]
+_DESCRIPTION = """\
+Make the shards of a large data set as a Slurm array: one job per part, then a job that writes the manifest.
+
+The arguments after -- are those of `motionmae shards make`. The folders must be on storage that all nodes share. A
+preempted or killed part continues at the shard where it stopped. The last job starts when all parts have ended,
+successfully or not; it makes the missing shards and writes the manifest. The same command continues an unfinished
+set."""
+_EPILOG = """\
+examples:
+  motionmae shards submit --parts 16 --cpus 16 --time 12:00:00 -- \\
+      k400 --videos /data/K400 --annotations /data/K400/annotations --split train --out /data/k400/train
+  motionmae shards submit --parts 4 --dry-run -- folder --videos data/toy_videos --split train --out data/toy/train"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="slurm/shard.py",
-        description=description,
-        epilog=examples.replace("::", ":").replace("``", ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("--parts", type=int, required=True, help="number of jobs in the array")
     parser.add_argument(
         "--cpus", type=int, default=8, help="cores per job, with one decoding process each (%(default)s)"
@@ -49,18 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="any other sbatch option, e.g. partition=cpu; may be repeated",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the two scripts; submit nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- MAKE_SHARDS_ARGUMENTS")
-    options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SHARDS_MAKE_ARGUMENTS")
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Submit the jobs."""
     command = options.command[options.command[:1] == ["--"] :]
-    parsed = make_shards_parser().parse_args(command)
+    _, parsed = app.parse(["shards", "make", *command])
     if parsed.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and the array sets --part: leave --part out")
     if parsed.json:
@@ -93,10 +78,9 @@ def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **fu
     }
     if "array" not in further:  # the parts have retried already
         command = [argument for argument in command if argument != "--retry"]
-    run = [sys.executable, str(ROOT / "data_tools" / "make_shards"), "--workers", str(options.cpus), *command]
+    run = [*app.PROGRAM, "shards", "make", "--workers", str(options.cpus), *command]
     part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{options.parts}"' if "array" in further else ""
     return batch_script(settings, [f"exec {shlex.join(run)}{part}"])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = app.Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

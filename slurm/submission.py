@@ -125,8 +125,9 @@ def check_weights(config: Config) -> None:
 
 def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
     """Job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == "submit.py" else str(ROOT / "slurm/submit.py")
-    command = shlex.join(["python", script, *_resume_argv(argv)])
+    is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
+    program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
+    command = shlex.join([*program, *_resume_argv(argv)])
     if record.cluster == "slurm":
         stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
     else:

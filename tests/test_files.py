@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.make_shards.cli import main as make_shards
 from motionmae.__main__ import main
 from motionmae.files import atomic_path, output_file, write_atomically
+from tests.commands import make_shards
 
 
 def test_the_folder_of_an_output_is_made(tmp_path):

@@ -5,13 +5,17 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from motionmae.__main__ import build_parser, main
+from motionmae.__main__ import main
+from motionmae.commands import app
 from motionmae.config import save_config
+from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
+from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.events import current_rows, read_rows
 from tests.training.launch import ROOT, free_port, wait_until
 from tests.training.shards import STEPS, make_shards, tiny_run
@@ -47,21 +51,120 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert sentence in error
 
 
-def test_help_of_every_command_comes_without_importing_torch():
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["pretrian"], "error: there is no command 'pretrian': did you mean `motionmae pretrain`?"),
+        (["verify"], "did you mean `motionmae shards verify`?"),
+        (["xyzzy"], "error: there is no command 'xyzzy': `motionmae --help` lists all commands"),
+    ],
+)
+def test_an_unknown_command_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):
+    assert main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_group_without_a_command_lists_its_commands(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["shards"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["shards", "--help"])
+    shown = capsys.readouterr()
+    assert "motionmae shards: error: the following arguments are required: COMMAND" in shown.err
+    assert all(f" {name} " in shown.out for name in ("make", "submit", "verify", "stats", "preview", "merge", "toy"))
+
+
+def test_overrides_may_stand_between_options():
+    _, arguments = app.parse(["plan", "optim.epochs=2", "--config", "demo", "seed=1", "--nodes", "1", "seed=2"])
+    assert (arguments.config, arguments.nodes) == ("demo", 1)
+    assert arguments.overrides == ["optim.epochs=2", "seed=1", "seed=2"]
+    assert arguments.argv[0] == "optim.epochs=2"
+
+
+def test_the_version_names_the_git_revision():
+    ended = run("--version")
+    assert re.fullmatch(r"motionmae \d+\.\d+\.\d+( \(git [0-9a-f]{40}(, changed)?\))?\n", ended.stdout)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("no such thing: do this"), 2, "error: no such thing: do this\n"),
+        (UserError("said by rank 0", already_reported=True), 2, ""),
+        (LeaseLost("a newer attempt owns runs/x"), 80, "error: a newer attempt owns runs/x\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("stopped: start it again"), 130, "stopped: start it again\n"),
+    ],
+)
+def test_an_error_is_a_message_and_a_status(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    def fail() -> int:
+        raise error
+
+    assert app.run(fail) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]):
+    assert app.run(lambda: 1 // 0) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_broken_pipe_is_silent_only_if_it_is_that_of_stdout(tmp_path: Path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    quiet = subprocess.run(command(), cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (quiet.returncode, quiet.stderr) == (128 + signal.SIGPIPE, b"")
     script = (
-        "import sys; from motionmae.__main__ import build_parser; build_parser(); "
-        "sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+        "import sys; from motionmae.commands import app\ndef fail(): raise BrokenPipeError\nsys.exit(app.run(fail))"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+    loud = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert loud.returncode == 1
+    assert "BrokenPipeError" in loud.stderr
 
 
-def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--help"])
-    examples = re.findall(r"-m motionmae (pretrain --config .*)", capsys.readouterr().out)
-    assert len(examples) == 4
-    for example in examples:
-        assert build_parser().parse_args(example.split()).config
+def test_a_package_of_another_project_is_refused(tmp_path: Path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/__init__.py").touch()
+    ended = subprocess.run(
+        command("plan", "--config", "demo"), cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert f"the package `slurm` of MotionMAE is {tmp_path}/slurm/__init__.py, but must be in {ROOT}" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "script", ["slurm/submit.py", "data_tools/make_shards", "data_tools/verify", "benchmarks/step.py"]
+)
+def test_a_clone_needs_no_installation(script: str, tmp_path: Path):
+    libraries = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / script), "--help"],  # -S: an editable installation is not on the path
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": libraries}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def complete(line: str) -> list[str]:
+    """What the shell would offer at the end of ``line``."""
+    with tempfile.NamedTemporaryFile() as file:
+        variables = {
+            "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n",
+            "_ARGCOMPLETE_STDOUT_FILENAME": file.name,
+        }  # fmt: skip
+        subprocess.run(command(), cwd=ROOT, env={**ENVIRONMENT, **variables}, check=True)
+        return [word.strip() for word in Path(file.name).read_text().split("\n")]
+
+
+def test_the_shell_completes_commands_options_and_configs():
+    pytest.importorskip("argcomplete")
+    assert complete("motionmae pre") == ["pretrain"]
+    assert {"make", "verify", "toy"} <= set(complete("motionmae shards "))
+    assert "--dry-run" in complete("motionmae submit --dr")
+    assert complete("motionmae pretrain --config tiny_t") == ["tiny_toy"]
 
 
 @pytest.mark.long

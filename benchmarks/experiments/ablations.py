@@ -7,41 +7,35 @@ the jobs run on this machine, one after the other.
 
 Examples::
 
-    python benchmarks/experiments/ablations.py --tables 5a 5b --dry-run
-    python benchmarks/experiments/ablations.py -- --partition gpu --qos low
-    python benchmarks/experiments/ablations.py --collect --markdown ablations.md
+    python -m benchmarks.experiments.ablations --tables 5a 5b --dry-run
+    python -m benchmarks.experiments.ablations -- --partition gpu --qos low
+    python -m benchmarks.experiments.ablations --collect --markdown ablations.md
 """
 
+import argparse
+import shlex
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # Python put this file's folder there; the packages lie above it
+from benchmarks.experiments.ablation_table import AblationRow, RowJob, markdown, select
+from motionmae.commands import app
+from motionmae.errors import UserError
+from motionmae.files import output_file, write_atomically
+from slurm import submit_cli as submit
+from slurm.executors import job_environment
+from slurm.job_state import JobRecord
+from slurm.launch_options import sbatch_options
+from slurm.sbatch import batch_script, sbatch
+from slurm.submission import ROOT, further_options
 
-import argparse  # noqa: E402
-import shlex  # noqa: E402
-import subprocess  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-
-from benchmarks.experiments.ablation_table import AblationRow, RowJob, markdown, select  # noqa: E402
-from motionmae.commands.app import exit_quietly_on_broken_pipe  # noqa: E402
-from motionmae.errors import UserError  # noqa: E402
-from motionmae.files import output_file, write_atomically  # noqa: E402
-from slurm import submit  # noqa: E402
-from slurm.executors import job_environment  # noqa: E402
-from slurm.job_state import JobRecord  # noqa: E402
-from slurm.launch_options import sbatch_options  # noqa: E402
-from slurm.sbatch import batch_script, sbatch  # noqa: E402
-from slurm.submission import further_options  # noqa: E402
-
-INTERRUPTED = 130
 _REFUSED = ("--config", "--seeds", "--dependency", "--dry-run", "--follow", "name=", "output_dir=", "finetune.init=")
 
 
 def remaining_jobs(row: AblationRow, further: Sequence[str]) -> list[tuple[RowJob, list[str]]]:
-    """The remaining jobs of a row, each with its arguments of slurm/submit.py, or of `python` for a test.
+    """The remaining jobs of a row, each with its arguments of `motionmae submit`, or of `python` for a test.
 
     Raises:
         UserError: if the row's folders belong to other runs, or a config is not possible.
@@ -96,8 +90,6 @@ def run_row_here(row: AblationRow, further: Sequence[str]) -> None:
             status = subprocess.run([sys.executable, *argv], cwd=ROOT).returncode
         else:
             status = submit.run_command([*argv, "--follow"])
-        if status == INTERRUPTED:
-            raise KeyboardInterrupt
         if status:
             raise UserError(f"the {job.kind} of {row.name} ended with status {status}: see {job.folder}, then repeat")
 
@@ -136,10 +128,14 @@ def start_rows(rows: Sequence[AblationRow], further: Sequence[str], dry_run: boo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run the command and return its exit status."""
+    return app.run(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
     description, _, examples = (__doc__ or "").partition("Examples::")
     parser = argparse.ArgumentParser(
-        prog="benchmarks/experiments/ablations.py",
+        prog="python -m benchmarks.experiments.ablations",
         description=description.replace("``", ""),
         epilog=f"examples:{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -149,7 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect", action="store_true", help="only print the table")
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs that would start")
     parser.add_argument("--markdown", type=output_file, help="file for the table")
-    argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
     arguments, further = parser.parse_args(argv[:split]), argv[split + 1 :]
     try:
@@ -158,12 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = select(arguments.tables, arguments.runs.resolve())
         status = 0 if arguments.collect else start_rows(rows, further, arguments.dry_run)
         text = markdown(rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; repeat the command to continue", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error}\ninterrupted; repeat the command to continue") from None
     print(text)
     if arguments.markdown:
         write_atomically(arguments.markdown, f"{text}\n".encode())
@@ -171,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_quietly_on_broken_pipe(main))
+    sys.exit(main())

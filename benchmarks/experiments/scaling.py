@@ -1,6 +1,6 @@
 """Scaling limits of a run: a training step on 1 to 1,024 GPUs by the model of benchmarks/experiments/network.py.
 
-Examples (SCALING stands for `python benchmarks/experiments/scaling.py`)::
+Examples (SCALING stands for `python -m benchmarks.experiments.scaling`)::
 
   SCALING --config vitl_k400 --gpu a100-80 --mfu 0.4 --picture docs/pictures/scaling.png
   SCALING --config vitb_k400 --gpu h100-80 --seconds-per-clip 0.006 --outside-gbs 50 --overlap 0.8
@@ -24,20 +24,19 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # a checkout needs no installation
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.entry import run_script
 from benchmarks.experiments.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
+from benchmarks.script import run_script
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
@@ -181,8 +180,8 @@ def measure_link(world: int) -> dict[str, list[float]]:
         whole, part = torch.zeros(size // 4), torch.zeros(size // 4 // world)
         repeats = 50 if size < 1e6 else 10
         actions: dict[str, Callable[[], Any]] = {
-            "all_reduce": lambda whole=whole: dist.all_reduce(whole),
-            "all_gather": lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part),
+            "all_reduce": partial(dist.all_reduce, whole),
+            "all_gather": partial(dist.all_gather_into_tensor, whole, part),
         }
         for name, action in actions.items():
             found[name].append(slowest([timed(action) for _ in range(repeats)]))
@@ -261,7 +260,9 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
         for stage in STAGES:
             phases = alone["steps"][str(stage)]
             work = Work(
-                *(slower * phases[name] for name in ("forward", "backward", "optimizer")),
+                slower * phases["forward"],
+                slower * phases["backward"],
+                slower * phases["optimizer"],
                 count_parameters(config).total,
                 matrices(config),
                 compute_bytes(config) < FP32,
@@ -312,7 +313,7 @@ def main() -> None:
     """Compute or check the model, print the table, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="vitl_k400", help="config of model and batch (default: vitl_k400)")
-    parser.add_argument("--gpu", default=DEFAULT, help=f"GPU of `python -m motionmae plan` (default: {DEFAULT})")
+    parser.add_argument("--gpu", default=DEFAULT, help=f"GPU of `motionmae plan` (default: {DEFAULT})")
     parser.add_argument(
         "--mfu", type=float, default=0.4, help="model FLOPs utilisation without --seconds-per-clip (default: 0.4)"
     )
@@ -369,4 +370,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    run_script(main)

@@ -1,24 +1,24 @@
-"""Write a folder of shards as one FFCV file (.beton), the fast path for a node's own disk (docs/ffcv.md).
+"""Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/ffcv.md).
 
-The JPEGs are copied as they are, each checked on the way, in the order of sample ids; a run that names the file in
-data.beton sees the same clips as from the shards. The file appears under its name when it is complete and not before.
+The JPEGs are checked and copied unchanged, in the order of sample ids. A run with data.beton gets the same clips as
+from the shards. The file gets its name when it is complete.
 """
 
 import argparse
 import contextlib
 import multiprocessing
 import queue
-import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import simplejpeg
 from rich.filesize import decimal
 
-from data_tools.reporting import progress_bar
+from data_tools.reporting import damage_as_user_error, progress_bar
+from motionmae.commands.app import Command
 from motionmae.data.ffcv.decoder import load_format
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -32,37 +32,32 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  python data_tools/make_beton data/toy/train --out data/toy/train.beton
-  python data_tools/make_beton data/k400/train --out /local/k400_train.beton
-then, with the shards' folder still named for its manifest.json:
-  python -m motionmae pretrain --config vitb_k400 data.shards=data/k400/train data.beton=/local/k400_train.beton
+  motionmae shards beton data/toy/train --out data/toy/train.beton
+  motionmae shards beton data/k400/train --out /local/k400_train.beton
+then train; the folder of the shards is still needed for its manifest.json:
+  motionmae pretrain --config vitb_k400 data.shards=data/k400/train data.beton=/local/k400_train.beton
 
-exit status: 0 the file is written (or was there already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
+exit status: 0 the file is written (or exists already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
 
 _MIN_PAGE, _MAX_PAGE = 2**21, 2**31  # FFCV's limits: a power of two from 2 MiB to below 4 GiB
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="make_beton", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--out", type=output_file, required=True, help="the file to write, NAME.beton")
-    parser.add_argument("--force", action="store_true", help="write it again though it is there")
-    options = parser.parse_args(arguments)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
+    parser.add_argument("--out", type=output_file, required=True, help="file to write, NAME.beton")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+@damage_as_user_error()
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file."""
     try:
-        return _run(options.shards, options.out, options.force)
-    except (UserError, CorruptSample) as error:
-        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
-        print(f"error: {error}{remedy}", file=sys.stderr)
-        return 2
+        return _run(arguments.shards, arguments.out, arguments.force)
     except OSError as error:
-        print(f"error: {options.out} cannot be written ({error}): make room and run it again", file=sys.stderr)
-        return 2
+        raise UserError(f"{arguments.out} cannot be written ({error}): free space and run the command again") from error
     except KeyboardInterrupt:
-        print(f"stopped: {options.out} was not written", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"stopped: {arguments.out} was not written") from None
 
 
 def _run(shards: Path, out: Path, force: bool) -> int:
@@ -203,3 +198,6 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
         )
         writer.finalize(allocations.get())
     return page
+
+
+COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

@@ -1,12 +1,9 @@
-"""Start of ``python data_tools/make_beton`` and of ``python -m data_tools.make_beton``."""
+"""`python data_tools/make_beton` is `motionmae shards beton`, and needs no installation."""
 
 import sys
 from pathlib import Path
-
-if not __package__:  # started as a folder, whose own path stands first; the packages lie two levels up
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from data_tools.make_beton import main
+from runpy import run_path
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv[1:1] = ["shards", "beton"]
+    run_path(str(Path(__file__).resolve().parents[2] / "motionmae"), run_name="__main__")

@@ -1,1 +1,1 @@
-"""Write shards of videos; see ``python data_tools/make_shards --help``."""
+"""Videos -> shards; `motionmae shards make --help` explains how."""

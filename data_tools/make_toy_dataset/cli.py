@@ -1,4 +1,4 @@
-"""The command line of make_toy_dataset: render, encode, write the lists."""
+"""Command line of make_toy_dataset: renders and encodes the videos, and writes the lists."""
 
 import argparse
 import hashlib
@@ -7,9 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -23,12 +21,13 @@ from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
 from data_tools.make_toy_dataset.render import SHAKE, render
 from data_tools.reporting import progress_bar
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 _DESCRIPTION = f"""\
-Render labelled videos whose {len(MOTIONS)} classes differ in motion only: what moves, where, how large and before what
-is drawn without looking at the class, so that no single frame tells it. Codecs, sizes and frame rates are mixed.
+Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
+background do not depend on the class, and no single frame shows the class. Codecs, sizes and frame rates are mixed.
 
   {", ".join(MOTIONS)}
 
@@ -37,11 +36,11 @@ classInd.txt. The same seed gives the same videos."""
 
 _EXAMPLES = """\
 examples:
-  python data_tools/make_toy_dataset --out data/toy_videos
-  python data_tools/make_toy_dataset --out data/small_toy_videos --train 28 --val 14 --size 64 --seed 7
+  motionmae shards toy --out data/toy_videos
+  motionmae shards toy --out data/small_toy_videos --train 28 --val 14 --size 64 --seed 7
 and then
-  python data_tools/make_shards folder --videos data/toy_videos --split train --out data/toy/train
-  python data_tools/make_shards folder --videos data/toy_videos --split val --out data/toy/val"""
+  motionmae shards make folder --videos data/toy_videos --split train --out data/toy/train
+  motionmae shards make folder --videos data/toy_videos --split val --out data/toy/val"""
 
 _SHAPES = (1.0, 4 / 3, 16 / 9, 3 / 4)
 _RATES = (Fraction(12), Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
@@ -83,33 +82,26 @@ class _Task:
     number: int
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="make_toy_dataset",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the videos; made if needed")
-    parser.add_argument("--train", type=int, default=168, help="training videos (%(default)s: 12 a class)")
-    parser.add_argument("--val", type=int, default=56, help="validation videos (%(default)s: 4 a class)")
-    parser.add_argument("--size", type=int, default=128, help="pixels of the short side, about (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (%(default)s)")
-    parser.add_argument("--shake", type=float, default=SHAKE, help="pixels of camera shake, at most (%(default)s)")
-    parser.add_argument("--square", action="store_true", help="no other shapes: a square clip sees all of a video")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for the videos; created if needed")
+    parser.add_argument("--train", type=int, default=168, help="training videos (%(default)s: 12 per class)")
+    parser.add_argument("--val", type=int, default=56, help="validation videos (%(default)s: 4 per class)")
+    parser.add_argument("--size", type=int, default=128, help="approximate short side in pixels (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed renders the same videos (%(default)s)")
+    parser.add_argument("--shake", type=float, default=SHAKE, help="maximum camera shake in pixels (%(default)s)")
+    parser.add_argument("--square", action="store_true", help="square videos only, which a square clip shows entirely")
     parser.add_argument("--real", action="store_true", help="add real footage, unlabelled, to the training videos")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Render the data set."""
+    settings = ToySettings(**{key.name: getattr(arguments, key.name) for key in fields(ToySettings)})
     try:
-        settings = ToySettings(**{key.name: getattr(options, key.name) for key in fields(ToySettings)})
-        return make_toy_dataset(settings, options.out, max(1, options.workers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return make_toy_dataset(settings, arguments.out, max(1, arguments.workers))
     except KeyboardInterrupt:
-        print("stopped: the same command starts again", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("stopped: repeat the command to start again") from None
 
 
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
@@ -206,3 +198,6 @@ def _add_real(out: Path) -> list[str]:
         shutil.copyfile(path, folder / path.name)
         sources.append(f"real/{path.name}")
     return sources
+
+
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

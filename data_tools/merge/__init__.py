@@ -1,17 +1,17 @@
-"""Several folders of shards -> one folder, without copying the shards where the disk allows hard links."""
+"""Merge several folders of shards into one. Shards are hard links, and are copied only if the disk has no links."""
 
 import argparse
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_tools.reporting import damage_as_user_error
+from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
@@ -19,32 +19,29 @@ from motionmae.files import atomic_path, sync_folder, write_atomically
 
 _EXAMPLES = """\
 examples:
-  python data_tools/merge data/toy/train data/toy/val --out data/toy/all
-  python data_tools/merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
+  motionmae shards merge data/toy/train data/toy/val --out data/toy/all
+  motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
 
-The folders must have been made with the same settings of what is stored. Shards are renamed and linked (copied where
-the disks differ); the folders that were merged stay as they are."""
+The folders must have the same frame settings. Shards are linked under a new name, or copied to another disk. The merged
+folders do not change."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="merge", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, nargs="+", help="folders of shards, in the order of their samples")
-    parser.add_argument("--out", type=Path, required=True, help="the new folder")
-    parser.add_argument("--without-labels", action="store_true", help="for folders whose classes differ")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--without-labels", action="store_true", help="drop the labels, if the classes differ")
+
+
+@damage_as_user_error()
+def run(arguments: argparse.Namespace) -> int:
+    """Merge the folders."""
+    out, folders = arguments.out, arguments.shards
     try:
-        merged = merge(options.shards, options.out, options.without_labels)
-    except (UserError, CorruptSample) as error:
-        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
-        print(f"error: {error}{remedy}", file=sys.stderr)
-        return 2
+        merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
-        print(f"error: {options.out} cannot be written ({error}): mend that and run the command again", file=sys.stderr)
-        return 2
-    print(f"{options.out}: {merged.samples} samples in {len(merged.shards)} shards of {len(options.shards)} folders")
+        raise UserError(f"{out} cannot be written ({error}): correct that and run the command again") from error
+    print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 
 
@@ -134,3 +131,6 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}
     return write_index(to, content)
+
+
+COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

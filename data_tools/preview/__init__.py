@@ -1,25 +1,24 @@
-"""A contact sheet of a folder of shards: a row a video, its frames from first to last, its class and file above."""
+"""Draw a contact sheet of a folder of shards: one row per video, with frames from first to last, class and file."""
 
 import argparse
 import hashlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data_tools.reporting import damage_as_user_error
+from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.files import output_ending, write_atomically
 
 _EXAMPLES = """\
 examples:
-  python data_tools/preview data/toy/train --out sheet.png
-  python data_tools/preview data/toy/train --out sheet.png --videos 20 --frames 12 --seed 1"""
+  motionmae shards preview data/toy/train --out sheet.png
+  motionmae shards preview data/toy/train --out sheet.png --videos 20 --frames 12 --seed 1"""
 
 Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 
@@ -27,29 +26,25 @@ _CAPTION_HEIGHT = 18
 _GAP = 4
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="preview", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
-    parser.add_argument("--out", type=picture, default="preview.png", help="the picture (%(default)s)")
-    parser.add_argument("--videos", type=int, default=12, help="rows (%(default)s)")
-    parser.add_argument("--frames", type=int, default=8, help="frames a row (%(default)s)")
-    parser.add_argument("--height", type=int, default=112, help="pixels of a frame (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed shows other videos (%(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        if min(options.videos, options.frames) < 1 or options.height < 16:
-            raise UserError("--videos and --frames must be at least 1, --height at least 16")
-        sheet = contact_sheet(options.shards, options.videos, options.frames, options.height, options.seed)
-        _write(options.out, sheet)
-    except (UserError, CorruptSample) as error:
-        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
-        print(f"error: {error}{remedy}", file=sys.stderr)
-        return 2
-    print(f"{options.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
+    parser.add_argument("--out", type=picture, default="preview.png", help="picture to write (%(default)s)")
+    parser.add_argument("--videos", type=int, default=12, help="number of rows (%(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="frames per row (%(default)s)")
+    parser.add_argument("--height", type=int, default=112, help="height of a frame in pixels (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of videos (%(default)s)")
+
+
+@damage_as_user_error()
+def run(arguments: argparse.Namespace) -> int:
+    """Draw the contact sheet."""
+    if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:
+        raise UserError("--videos and --frames must be at least 1, and --height at least 16")
+    sheet = contact_sheet(arguments.shards, arguments.videos, arguments.frames, arguments.height, arguments.seed)
+    _write(arguments.out, sheet)
+    print(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
     return 0
 
 
@@ -95,3 +90,6 @@ def _write(path: Path, picture: Picture) -> None:
         write_atomically(path, content.tobytes())
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error}): choose another file") from error
+
+
+COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

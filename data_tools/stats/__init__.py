@@ -1,8 +1,7 @@
-"""Figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
+"""Print figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from data_tools.reporting import write_json
+from data_tools.reporting import damage_as_user_error, write_json
+from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
@@ -23,33 +22,28 @@ from motionmae.files import output_ending, output_file
 
 _EXAMPLES = """\
 examples:
-  python data_tools/stats data/toy/train
-  python data_tools/stats data/toy/train --json stats.json --picture classes.png"""
+  motionmae shards stats data/toy/train
+  motionmae shards stats data/toy/train --json stats.json --picture classes.png"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="stats", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     picture = output_ending(".png", ".pdf", ".svg")
-    parser.add_argument("--picture", type=picture, metavar="FILE", help="draw videos a class there (png, pdf, svg)")
-    parser.add_argument("--classes", type=int, default=20, help="most classes to list (%(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        manifest = load_manifest(options.shards)
-        figures = collect(options.shards, manifest)
-        show(figures, options.shards, options.classes)
-        if options.json:
-            write_json(options.json, figures)
-        if options.picture:
-            draw_classes(figures, options.picture)
-    except (UserError, CorruptSample) as error:
-        remedy = "" if isinstance(error, UserError) else "; `python data_tools/verify` names all damage"
-        print(f"error: {error}{remedy}", file=sys.stderr)
-        return 2
+    parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
+    parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
+
+
+@damage_as_user_error()
+def run(arguments: argparse.Namespace) -> int:
+    """Print the figures; optionally write and draw them."""
+    figures = collect(arguments.shards, load_manifest(arguments.shards))
+    show(figures, arguments.shards, arguments.classes)
+    if arguments.json:
+        write_json(arguments.json, figures)
+    if arguments.picture:
+        draw_classes(figures, arguments.picture)
     return 0
 
 
@@ -148,3 +142,6 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error
+
+
+COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

@@ -1,4 +1,4 @@
-"""Check a folder of shards: every byte against its checksums, and some frames by decoding them."""
+"""Check a folder of shards: compare every byte with the checksums, and decode some frames."""
 
 import argparse
 import hashlib
@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,48 +13,40 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from data_tools.reporting import progress_bar
+from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index, sha256_of
 from motionmae.data.shards.manifest import Manifest
-from motionmae.errors import UserError
 
 _EXAMPLES = """\
 examples:
-  python data_tools/verify data/toy/train
-  python data_tools/verify data/toy/train --decode 64
+  motionmae shards verify data/toy/train
+  motionmae shards verify data/toy/train --decode 64
 
-exit status: 0 all is well, 1 something is damaged (each fault is named), 2 there are no shards to check."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="verify", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
-    parser.add_argument("--decode", type=int, default=2, help="samples of each shard to decode frames of (%(default)s)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one a core)")
-    options = parser.parse_args(arguments)
-    try:
-        return _run(options.shards, options.decode, max(1, options.workers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+exit status: 0 the shards are intact, 1 there is damage (every fault is printed), 2 there are no shards."""
 
 
-def _run(folder: Path, decode: int, workers: int) -> int:
-    started = time.monotonic()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
+    parser.add_argument("--decode", type=int, default=2, help="samples per shard to decode (%(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the shards, and print each fault."""
+    started, folder = time.monotonic(), arguments.shards
     manifest = load_manifest(folder)
-    faults = find_faults(folder, manifest, decode, workers)
+    faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
     for fault in faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if faults:
         shards = sorted({fault.where.partition(":")[0] for fault in faults})
         print(
             f"{len(shards)} of {len(manifest.shards)} shards are damaged: copy them again from an intact folder, or "
-            f"delete them and repeat the make_shards command, which makes them again ({', '.join(shards)})",
+            f"delete them and repeat the command that made them ({', '.join(shards)})",
             file=sys.stderr,
         )
         return 1
@@ -125,3 +116,6 @@ def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntr
             except CorruptSample as fault:
                 faults.append(CorruptSample(fault.reason, fault.where, f"frame {frame}: {fault.detail}"))
     return faults
+
+
+COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

@@ -1,4 +1,5 @@
-"""The subcommands of ``python -m motionmae``, a module each: ``add_parser(subparsers)`` and ``run(arguments) -> int``.
+"""The commands of `motionmae`, one in a module; :mod:`motionmae.commands.table` lists them.
 
-Every module is imported to build ``--help``, so what takes long to import (torch, DeepSpeed) is imported in ``run``.
+A module defines `COMMAND`, a :class:`motionmae.commands.app.Command`. Its arguments must be known without importing
+torch or DeepSpeed, so `run` imports what is slow.
 """

@@ -1,21 +1,216 @@
-"""Commands whose output somebody reads the head of."""
+"""The application `motionmae`: finds a command, parses its arguments, and turns errors into messages and exit statuses.
 
+Every program of the repository runs through :func:`run`, which is the one place that catches errors. A command is a
+:class:`Command` in the module that :mod:`motionmae.commands.table` names. Only the module of the command that is asked
+for is imported, and neither `--help` nor `--version` imports torch.
+"""
+
+import argparse
+import difflib
+import importlib
+import importlib.util
 import os
+import select
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import motionmae
+from motionmae.commands.table import COMMANDS, GUIDE
+from motionmae.errors import UserError
+from motionmae.runs.end_reason import LeaseLost, classify_error
+
+_NEIGHBOURS = ("data_tools", "monitoring", "slurm")
+"""Packages that are installed beside motionmae. Their names are common, so other packages may hide them."""
+
+PROGRAM = (sys.executable, str(Path(motionmae.__file__).resolve().parent))
+"""Command line that starts this application in a process, also where it is not installed."""
 
 
-def exit_quietly_on_broken_pipe(main: Callable[[], int]) -> int:
-    """The exit status of ``main``; once nobody reads what it prints it ends in silence, as `cat` does.
+@dataclass(frozen=True)
+class Command:
+    """A command's arguments, work and help text.
 
-    The status is then what a shell gives for SIGPIPE, because what was left to do is not done.
+    `run` may raise KeyboardInterrupt with a sentence, which is printed in place of "interrupted".
+    """
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    description: str
+    epilog: str = ""
+
+    def fill(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add the arguments and the help text to ``parser``, and return it."""
+        parser.description, parser.epilog = self.description, self.epilog
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.add_arguments(parser)
+        return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config NAME` and the overrides `key=value`, which may stand before and after options."""
+    config = parser.add_argument("--config", required=True, help="name of a config, or path of a YAML file")
+    config.completer = complete_config  # type: ignore[attr-defined]  # argcomplete's convention
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
+
+
+def complete_config(**_: object) -> list[str]:
+    """Names for the completion of an argument that takes a config."""
+    from motionmae.config.load import known_configs
+
+    return known_configs()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of `motionmae` and return its exit status."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda: _run_command(words))
+
+
+def run(program: Callable[[], int | None]) -> int:
+    """Run ``program`` and return its exit status.
+
+    A UserError is one sentence on standard error. A closed standard output (`| head`) ends the program silently with
+    the status that a shell gives for SIGPIPE. Unexpected errors keep their traceback.
     """
     try:
-        status = main()
+        status = program() or 0
         sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # Python flushes once more at its end, and would complain
-        return 128 + signal.SIGPIPE
-    return status
+        return status
+    except (UserError, LeaseLost) as error:
+        if not (isinstance(error, UserError) and error.already_reported):
+            print(f"error: {error}", file=sys.stderr)
+        return classify_error(error).exit_code
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+            return 128 + signal.SIGPIPE
+        traceback.print_exc()
+        return classify_error(error).exit_code
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of standard output is gone."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # reports errors only
+        return bool(poll.poll(0))
+    return False
+
+
+def _run_command(words: list[str]) -> int:
+    if not words:
+        print(f"MotionMAE {motionmae.__version__}: {GUIDE}", end="")
+        return 0
+    check_neighbours()
+    command, arguments = parse(words)
+    return command.run(arguments)
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command that ``argv`` begins with, and its arguments; `argv` in them holds the command's own words.
+
+    Raises:
+        UserError: there is no such command.
+        SystemExit: the arguments are wrong, or ask for help; argparse has printed a message.
+    """
+    name = _name_of(argv)
+    if name is None:
+        build_parser(argv).parse_args(argv)
+        raise AssertionError("argparse ends where a command is missing")
+    command = load_command(name)
+    parser = command.fill(argparse.ArgumentParser(prog=f"motionmae {name}"))
+    words = list(argv[len(name.split()) :])
+    intermixed = any(action.dest == "overrides" for action in parser._actions)
+    arguments = parser.parse_intermixed_args(words) if intermixed else parser.parse_args(words)
+    arguments.argv = words
+    return command, arguments
+
+
+def _name_of(argv: Sequence[str]) -> str | None:
+    """Name of the command that ``argv`` begins with; None where argparse has to answer."""
+    for length in (2, 1):
+        if (name := " ".join(argv[:length])) in COMMANDS:
+            return name
+    first = argv[0]
+    if not first.startswith("-") and first not in {name.split()[0] for name in COMMANDS}:
+        known = {name.split()[-1]: name for name in COMMANDS} | {name.split()[0]: name.split()[0] for name in COMMANDS}
+        close = difflib.get_close_matches(first, known, n=1)
+        mean = f"did you mean `motionmae {known[close[0]]}`? " if close else ""
+        raise UserError(f"there is no command {first!r}: {mean}`motionmae --help` lists all commands")
+    return None
+
+
+def load_command(name: str) -> Command:
+    """Import the command called ``name``."""
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    command = getattr(importlib.import_module(module), attribute or "COMMAND")
+    assert isinstance(command, Command)
+    return command
+
+
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all commands, in which only the commands whose names stand in ``words`` have their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="motionmae",
+        description="Self-supervised video pre-training with motion-aware masked autoencoders.",
+        epilog="`motionmae` alone prints the steps from videos to a tested model. Shell completion: add\n"
+        '`eval "$(register-python-argcomplete motionmae)"` to ~/.bashrc.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and the git revision")
+    groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+    for name, entry in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if group not in groups:
+            made = groups[""].add_parser(group, help=entry.group)
+            groups[group] = made.add_subparsers(metavar="COMMAND", required=True)
+        leaf = groups[group].add_parser(last, help=entry.summary)
+        if set(name.split()) <= set(words):
+            load_command(name).fill(leaf)
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Reads the git revision only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from motionmae.runs.git_revision import git_revision
+
+        plain, revision = f"motionmae {motionmae.__version__}", git_revision()
+        print(plain if revision == plain else f"{plain} (git {revision})")
+        parser.exit()
+
+
+def check_neighbours() -> None:
+    """Refuse to run where other packages hide ours.
+
+    Raises:
+        UserError: a package beside motionmae is missing, or comes from another folder.
+    """
+    root = Path(motionmae.__file__).resolve().parents[1]
+    for name in _NEIGHBOURS:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parents[1] != root:
+            found = f"is {origin}" if origin else "is missing"
+            raise UserError(
+                f"the package `{name}` of MotionMAE {found}, but must be in {root}: "
+                "install motionmae into a virtual environment without other packages of that name"
+            )
+
+
+def _complete() -> None:
+    """Answer the shell's request for completions, and exit."""
+    import argcomplete
+
+    argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))

@@ -1,4 +1,4 @@
-"""``python -m motionmae checkpoints``: what a run has saved, whether it is whole, and cleaning up after damage."""
+"""`motionmae checkpoints`: list, verify and repair the checkpoints of a run."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file
 
@@ -15,39 +16,30 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  python -m motionmae checkpoints runs/vitb_ssv2
-  python -m motionmae checkpoints runs/vitb_ssv2 --verify
-  python -m motionmae checkpoints runs/vitb_ssv2 --repair
+  motionmae checkpoints runs/vitb_ssv2
+  motionmae checkpoints runs/vitb_ssv2 --verify
+  motionmae checkpoints runs/vitb_ssv2 --repair
 
-exit status: 0 all is well or was repaired, 1 something is damaged or cannot be read, 2 the command could not do its
-work"""
+exit status: 0 all checkpoints are valid or were repaired, 1 one is damaged or cannot be read, 2 an error stopped the
+command"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "checkpoints",
-        help="list, verify and repair the checkpoints of a run",
-        description="List the checkpoints of a run, newest first, and say which one a resume takes. Without --verify "
-        "only the sizes of their files are compared with what was written.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare checksums")
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="verify, then delete damaged checkpoints and what interrupted writes left; never the last valid one, and "
-        "only where surely no rank of the run writes",
+        help="verify, then delete damaged checkpoints and leftovers of interrupted writes; the newest valid checkpoint "
+        "stays, and nothing is deleted while a rank may be writing",
     )
-    parser.add_argument("--force", action="store_true", help="repair although a rank may write: I know that none does")
+    parser.add_argument("--force", action="store_true", help="repair even if a rank may be writing")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table there")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, repair where asked, and return the exit status."""
+    """Print the table, and repair if asked to."""
     from rich.console import Console
 
     from motionmae.files import write_atomically
@@ -58,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = RunFolder(arguments.folder)
     if not folder.checkpoints.is_dir():
-        raise UserError(f"{folder.path} is no run folder, it has no checkpoints/: give RUNS/NAME")
+        raise UserError(f"{folder.path} is not a run folder because it has no checkpoints/: give the folder of a run")
     owner = current_holder(folder.path)
     if arguments.repair and owner and not arguments.force:
-        raise UserError(f"{owner}, and what it writes must not be deleted: stop it, or add --force if it is dead")
+        raise UserError(f"{owner}, and a repair could delete what it is writing: stop it, or add --force if it is dead")
     inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
     Console().print(_table(inspected) if inspected else f"{folder.path} has no checkpoints yet")
     if arguments.json:
@@ -74,16 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     damaged, unreadable = ([f for f in inspected if f.status.value == kind] for kind in ("damaged", "unreadable"))
     if damaged:
-        print(f"{len(damaged)} damaged: `python -m motionmae checkpoints {folder.path} --repair` deletes them")
+        print(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
     if unreadable:
-        print(f"{len(unreadable)} cannot be read and may be whole: see to the storage; until then no resume goes on")
+        print(f"{len(unreadable)} cannot be read but may be valid: repair the storage, no resume can start before")
     return 1 if damaged or unreadable else 0
 
 
 def _progress(found: list[Any]) -> Iterable[Any]:
     from rich.progress import track
 
-    return track(found, "looking at checkpoints", transient=True)
+    return track(found, "reading checkpoints", transient=True)
 
 
 def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
@@ -117,6 +109,17 @@ def _table(inspected: "list[InspectedCheckpoint]") -> Any:
             f"{checkpoint.bytes / 1e6:.1f} MB",
             duration(time.time() - checkpoint.modified),
             f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
-            escape(status) + (" [bold]<- a resume takes this one[/]" if checkpoint.resumes else ""),
+            escape(status) + (" [bold]<- a resume loads this one[/]" if checkpoint.resumes else ""),
         )
     return table
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description=(
+        "List the checkpoints of a run, newest first, and mark the one that a resume would load. Without "
+        "--verify only file sizes are compared with the manifest."
+    ),
+    epilog=_EPILOG,
+)

@@ -6,46 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from motionmae.commands import app
 from motionmae.config import Config, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.trees import merge, nest
 from motionmae.config.yaml_text import to_yaml
 
 _WHAT = "name of a config, path of a YAML file, or run folder"
-
-
-_EPILOG = """\
-examples:
-  python -m motionmae config list
-  python -m motionmae config show vitl_k400 optim.epochs=800 --changed
-  python -m motionmae config diff vitb_k400 runs/vitb_k400
-  python -m motionmae config schema > motionmae.schema.json
-
-Editors with a YAML language server complete and explain keys by the schema, if a config begins with
-# yaml-language-server: $schema=motionmae.schema.json"""
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "config",
-        help="list, show and compare configs",
-        description="List, show and compare configurations.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    actions.add_parser("list", help="list the configs that come with the code").set_defaults(run=list_configs)
-    shown = actions.add_parser("show", help="print a configuration with all inherited and default values")
-    shown.add_argument("config", metavar="NAME", help=_WHAT)
-    shown.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
-    shown.add_argument("--changed", action="store_true", help="print only values that are not the default")
-    shown.set_defaults(run=show)
-    compared = actions.add_parser("diff", help="print the values in which two configurations differ; 1 if any do")
-    for name in ("a", "b"):
-        compared.add_argument(name, metavar=name.upper(), help=_WHAT)
-    compared.set_defaults(run=diff)
-    actions.add_parser("schema", help="print the JSON schema of a config file").set_defaults(run=schema)
 
 
 def _load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -98,3 +65,52 @@ def schema(arguments: argparse.Namespace) -> int:
     described["properties"]["base"] = {"type": "string", "description": "Config whose values this file inherits."}
     print(json.dumps(described, indent=1))
     return 0
+
+
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    name = parser.add_argument("config", metavar="NAME", help=_WHAT)
+    name.completer = app.complete_config  # type: ignore[attr-defined]
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
+    parser.add_argument("--changed", action="store_true", help="print only values that are not the default")
+
+
+def _add_diff_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help=_WHAT)
+
+
+LIST = app.Command(
+    lambda parser: None,
+    list_configs,
+    description="List the configs that come with the code.",
+    epilog="examples:\n  motionmae config list",
+)
+SHOW = app.Command(
+    _add_show_arguments,
+    show,
+    description="Print a config with all inherited and default values.",
+    epilog="""\
+examples:
+  motionmae config show vitl_k400
+  motionmae config show vitl_k400 optim.epochs=800 --changed""",
+)
+DIFF = app.Command(
+    _add_diff_arguments,
+    diff,
+    description="Print the values in which two configs differ. Exit status 1 if any do.",
+    epilog="""\
+examples:
+  motionmae config diff vitb_k400 vitl_k400
+  motionmae config diff vitb_k400 runs/vitb_k400""",
+)
+SCHEMA = app.Command(
+    lambda parser: None,
+    schema,
+    description="Print the JSON schema of a config file.",
+    epilog="""\
+examples:
+  motionmae config schema > motionmae.schema.json
+
+Editors with a YAML language server complete and explain keys by the schema, if a config begins with
+# yaml-language-server: $schema=motionmae.schema.json""",
+)

@@ -1,4 +1,4 @@
-"""``python -m motionmae curves``: how the losses of some runs fell, as a picture and a table."""
+"""`motionmae curves`: draw the losses of runs, and compare them with predicting the mean."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file
 
@@ -14,36 +15,29 @@ if TYPE_CHECKING:
 
     from motionmae.runs.history import RunHistory
 
-_EXAMPLES = """examples:
-  python -m motionmae curves runs/demo
-  python -m motionmae curves runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.png
-  python -m motionmae curves runs/ut_interaction --held-out data/ut_interaction/val
+_EPILOG = """\
+examples:
+  motionmae curves runs/demo
+  motionmae curves runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.png
+  motionmae curves runs/ut_interaction --held-out data/ut_interaction/val
 """
 _HEADS = {"space": "loss_space", "time": "loss_time"}
 _LAST_ROWS = 5
-"""Logged rows that "last loss" is the mean of."""
+"""Number of logged rows that are averaged into "last loss"."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "curves",
-        help="draw the losses of runs, and hold them against predicting the mean",
-        description="Draw losses, learning rate and throughput of runs; print where each loss started and ended.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=output_file, help="PNG to write (default: curves.png in the first run's folder)")
     parser.add_argument(
-        "--held-out", metavar="SHARDS", help="also say what the heads explain of these shards' clips, of 256 at most"
+        "--held-out", metavar="SHARDS", help="also print the explained variance on at most 256 clips of these shards"
     )
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's figures there")
-    parser.set_defaults(run=run)
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the table as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture, print the table, return the exit status."""
+    """Write the picture and print the table."""
     from rich.console import Console
 
     from motionmae.evaluation.loss_curves import plot_curves, read_history
@@ -64,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _marks(folder: Path) -> dict[str, float]:
-    """Losses of predicting the mean; none where the run's shards are not on this machine."""
+    """Losses of predicting the mean; empty if the run's shards are not on this machine."""
     from motionmae.config import load_config
     from motionmae.evaluation.mean_baseline import mean_baseline_losses
 
@@ -76,7 +70,7 @@ def _marks(folder: Path) -> dict[str, float]:
 
 
 def _figures(history: "RunHistory", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each head that was trained; a step's loss is noisy, so the last few rows are averaged."""
+    """One row per trained head. The last few losses are averaged because the loss of one step is noisy."""
     finite = {head: [row[key] for row in history.rows if row[key] is not None] for head, key in _HEADS.items()}
     return [
         {
@@ -97,7 +91,7 @@ def _table(figures: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table()
-    table.add_column("run", min_width=max(len(row["run"]) for row in figures))  # names are there to be copied
+    table.add_column("run", min_width=max(len(row["run"]) for row in figures))  # keep names whole for copying
     headings = ["head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"]
     if held_out := "explained_held_out" in figures[0]:
         headings.append("explained, held out")
@@ -110,3 +104,11 @@ def _table(figures: list[dict[str, Any]]) -> "Table":
         losses = (f"{row[key]:.4f}" for key in ("first", "last"))
         table.add_row(row["run"], row["head"], str(row["steps"]), *losses, *compared, *explained)
     return table
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Draw losses, learning rate and throughput of runs, and print the first and last value of each loss.",
+    epilog=_EPILOG,
+)

@@ -1,9 +1,10 @@
-"""``python -m motionmae davis``: video object segmentation by label propagation, and its scores."""
+"""`motionmae davis`: segment video objects by label propagation, and score the masks."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
 from motionmae.files import output_file
@@ -13,51 +14,42 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Propagate the first mask of every DAVIS-2017 sequence through the video by nearest neighbours in a frozen encoder's
-features, write palette PNGs, and score them as the official evaluator does. Sequences whose masks are all there already
-are not computed again; masks of another encoder, protocol or data set are never taken for them. Where only first masks
-are annotated, masks are written and not scored."""
+features, write palette PNGs, and score them as the official evaluator does. Finished sequences are reused if encoder,
+protocol and data set are the same. Sequences that annotate only the first frame get masks but no score."""
 
 _EPILOG = """\
 examples:
-  python -m motionmae davis runs/vitb_k400 --davis DAVIS --out results --json scores.json
-  python -m motionmae davis runs/vitb_k400 --davis DAVIS --protocol dino --adapter sliding --overlay mp4
-  python -m motionmae davis --davis DAVIS --features pixels
-  python -m motionmae davis --davis DAVIS --evaluate-only results --json scores.json --overlay png"""
+  motionmae davis runs/vitb_k400 --davis DAVIS --out results --json scores.json
+  motionmae davis runs/vitb_k400 --davis DAVIS --protocol dino --adapter sliding --overlay mp4
+  motionmae davis --davis DAVIS --features pixels
+  motionmae davis --davis DAVIS --evaluate-only results --json scores.json --overlay png"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "davis",
-        help="video object segmentation on DAVIS-2017",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="run folder whose encoder is used")
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--image-set", default="2017/val", help="list of sequences (default: 2017/val)")
     parser.add_argument(
         "--features", choices=("encoder", "random", "pixels", "repeat"), default="encoder",
-        help="random: the run's encoder before training; pixels, repeat (the first mask): baselines without a run",
+        help="random: the run's encoder before training; baselines without a run: pixels, repeat (the first mask)",
     )  # fmt: skip
     parser.add_argument("--protocol", choices=("videowalk", "dino"), default="videowalk", help="default: videowalk")
     parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
     parser.add_argument(
         "--short-side", type=int, default=480, metavar="PIXELS",
-        help="what an encoder's frames are resized to (default: 480, for cells of 16 pixels); one of smaller cubes has "
-        "as many cells in smaller frames",
+        help="short side of an encoder's frames (default: 480, for cubes of 16 pixels; smaller in proportion for smaller "
+        "cubes)",
     )  # fmt: skip
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
-    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks of this folder")
-    parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks over the frames")
-    parser.add_argument("--json", type=output_file, help="write scores there")
-    parser.set_defaults(run=run)
+    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="score the masks of this folder only")
+    parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
+    parser.add_argument("--json", type=output_file, help="also write the scores as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Propagate, score, print, and return the exit status."""
+    """Propagate the masks, and print their scores."""
     from motionmae.evaluation.cache_key import read_cache_key
     from motionmae.evaluation.davis import dataset, run
 
@@ -65,14 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
     if unmarked and arguments.json:
         raise UserError(
-            f"{len(unmarked)} of {len(sequences)} sequences have no mask for every frame ({unmarked[0]} first), and "
-            "without there are no scores: leave out --json, or list the others with --image-set"
+            f"{len(unmarked)} of {len(sequences)} sequences lack masks of some frames ({unmarked[0]} first) and cannot "
+            "be scored: leave out --json, or list the other sequences with --image-set"
         )
     if arguments.evaluate_only:
         results = arguments.evaluate_only
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
-            raise UserError(f"--features {arguments.features} needs a RUN folder: name one, or use --features pixels")
+            raise UserError(f"--features {arguments.features} needs a run folder: give RUN, or use --features pixels")
         extractor, key = run.open_features(
             arguments.features,
             arguments.folder,
@@ -120,3 +112,6 @@ def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out:
         per_object = {name: {measure: score.mean for measure, score in pair.items()} for name, pair in scores.items()}
         content = {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)}
         write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+
+
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

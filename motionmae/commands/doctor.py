@@ -1,4 +1,4 @@
-"""``python -m motionmae doctor data``: whether loading keeps up with a GPU."""
+"""`motionmae doctor data`: measure whether the loader keeps up with a GPU."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from motionmae.commands.app import Command, add_config_arguments
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.files import output_file
@@ -17,45 +18,32 @@ from motionmae.files import output_file
 if TYPE_CHECKING:
     from motionmae.data.profile_loader import LoaderProfile
 
-_EXAMPLES = """examples:
-  python -m motionmae doctor data --config tiny_toy
-  python -m motionmae doctor data --config vitb_k400 data.workers=4 --gpu-clips 150 --seconds 20 --json loading.json
+_EPILOG = """\
+examples:
+  motionmae doctor data --config tiny_toy
+  motionmae doctor data --config vitb_k400 data.workers=4 --gpu-clips 150 --seconds 20 --json loading.json
 
-Run it on a node, with the cores that a rank gets (srun --cpus-per-task 12 ...).
-"""
+Run the command on a node with the cores of one rank (srun --cpus-per-task 12 ...)."""
 _RATES = (50.0, 100.0, 200.0, 400.0, 800.0)
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    doctor = subparsers.add_parser("doctor", help="measure what may hold training up")
-    parser = doctor.add_subparsers(metavar="WHAT", required=True).add_parser(
-        "data",
-        help="clips a second of a rank's loader, and the cores that a GPU needs",
-        description="Measure a rank's loader on this machine: clips and bytes a second, the share of decoding, and how "
-        "many cores feed a GPU. Nothing is trained or written.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
-    parser.add_argument(
-        "--gpu-clips", type=float, help="clips a second that one GPU trains (metrics: clips_per_second)"
-    )
-    parser.add_argument("--seconds", type=float, default=10, help="of measuring the loader (%(default)g)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures there too")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_config_arguments(parser)
+    parser.add_argument("--gpu-clips", type=float, help="clips per second of one GPU (clips_per_second of a run)")
+    parser.add_argument("--seconds", type=float, default=10, help="duration of the measurement (%(default)g)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, and return the exit status."""
-    from motionmae.data.profile_loader import profile_loader  # torch is slow to import
+    """Measure the loader, and print the figures."""
+    from motionmae.data.profile_loader import profile_loader  # imports torch
     from motionmae.files import write_atomically
 
     config = load_config(arguments.config, arguments.overrides)
-    asked = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
-    if not all(0 < value < math.inf for value in asked):
-        raise UserError("--seconds and --gpu-clips must be positive numbers")
+    given = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
+    if not all(0 < value < math.inf for value in given):
+        raise UserError("--seconds or --gpu-clips is not possible: give a positive number")
     found = profile_loader(config.data, config.clip, config.engine.micro_batch_size, arguments.seconds)
     rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
     show(found, rates)
@@ -78,12 +66,21 @@ def show(found: "LoaderProfile", rates: tuple[float, ...]) -> None:
     table.add_row("CPU a clip", f"{found.cpu_ms:.2f} ms end to end, of which decoding {found.decode_share:.0%}")
     table.add_row("clips a second a core", f"{found.clips_per_core:.1f}")
     if found.corrupt:
-        table.add_row("unreadable samples", f"{found.corrupt}: `python data_tools/verify` names them")
+        table.add_row("unreadable samples", f"{found.corrupt}: `motionmae shards verify` names them")
     for rate in rates:
-        enough = ", which this loader has" if rate <= found.clips_per_second else ""
+        enough = ": this loader has enough" if rate <= found.clips_per_second else ""
         table.add_row(f"a GPU of {rate:g} clips/s needs", f"{_count(found.cores(rate), 'core')}{enough}")
     Console().print(table)
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Measure the loader of one rank on this machine: clips and bytes per second, the share of decoding,\n"
+    "and the number of cores that feed a GPU. The command trains nothing and writes nothing.",
+    epilog=_EPILOG,
+)

@@ -1,41 +1,34 @@
-"""``python -m motionmae features``: clip features of a folder of videos as npz or parquet."""
+"""`motionmae features`: write the clip features of a folder of videos as npz or parquet."""
 
 import argparse
 from pathlib import Path
 
+from motionmae.commands.app import Command
 from motionmae.files import output_ending
 
 _EPILOG = """\
 examples:
-  python -m motionmae features runs/demo --videos data/demo/videos --out features.npz
-  python -m motionmae features runs/demo --videos data/demo/videos --out features.parquet
+  motionmae features runs/demo --videos data/demo/videos --out features.npz
+  motionmae features runs/demo --videos data/demo/videos --out features.parquet
   torchrun --nproc-per-node 2 -m motionmae features runs/demo --videos data/demo/videos --out features.npz
 
-An npz holds `names` (paths below the folder), `features` (float32, one row a name), `unreadable` and `reasons`; a
-parquet file (pip install 'motionmae[parquet]') a row a video of `name`, `feature` and, where that is null, `reason`.
-The same command again goes on where it was interrupted (in OUT.parts), and tries again what could not be read; another
-run or folder takes another --out."""
+An npz file holds `names` (paths below the folder), `features` (float32, one row per name), `unreadable` and `reasons`.
+A parquet file (pip install 'motionmae[parquet]') holds one row per video: `name`, `feature` and, if that is null,
+`reason`. The same command continues an interrupted run from OUT.parts and retries unreadable videos. Use a different
+--out for each run and folder."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "features",
-        help="clip features of a folder of videos",
-        description="Write the mean token of each video's middle clip, by a run's frozen encoder.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
-    parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched with all below it")
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched recursively")
     table = output_ending(".npz", ".parquet")
     parser.add_argument("--out", type=table, required=True, help="file to write, .npz or .parquet")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute, write, and return the exit status."""
+    """Compute and write the features."""
     from motionmae.config import EngineConfig
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
@@ -59,3 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"skipped {others} files without the suffix of a video")
             print(f"wrote {out}: {count} videos by step {step}, {missing} not read")
     return 0
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Write the mean token of each video's central clip, computed by a run's frozen encoder.",
+    epilog=_EPILOG,
+)

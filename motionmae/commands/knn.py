@@ -1,38 +1,31 @@
-"""``python -m motionmae knn``: nearest neighbours on frozen features, a health check of an encoder in a minute."""
+"""`motionmae knn`: classify videos by nearest neighbours on frozen features, a quick check of an encoder."""
 
 import argparse
 from pathlib import Path
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file
 
 _EPILOG = """\
 examples:
-  python -m motionmae knn runs/tiny_ut_interaction --train data/ut_interaction/train --test data/ut_interaction/val
-  python -m motionmae knn runs/vitb_k400 --train data/k400/train --test data/k400/val --step 50000 --json knn.json"""
+  motionmae knn runs/tiny_ut_interaction --train data/ut_interaction/train --test data/ut_interaction/val
+  motionmae knn runs/vitb_k400 --train data/k400/train --test data/k400/val --step 50000 --json knn.json"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "knn",
-        help="nearest-neighbour accuracy of a run's frozen features",
-        description="Classify the middle clip of each test video by its nearest training videos in feature space.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
     parser.add_argument("--train", required=True, help="folder or URL of labelled shards")
     parser.add_argument("--test", required=True, help="folder or URL of labelled shards with the same classes")
-    parser.add_argument("--k", type=int, default=20, help="neighbours that vote (default: 20)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of their weights (default: 0.07)")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="write the figures there")
-    parser.set_defaults(run=run)
+    parser.add_argument("--k", type=int, default=20, help="number of neighbours (default: 20)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="temperature of their weights (default: 0.07)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify, print, and return the exit status."""
+    """Classify the test videos, and print the accuracy."""
     import json
     from dataclasses import asdict
 
@@ -64,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
                     print(f"not read: {reason}")
                 if not part.values:
                     raise UserError(
-                        f"none of the {len(part.unreadable)} videos of {shards} could be read, so there are no "
-                        f"neighbours to ask: look at them with `python data_tools/verify {shards}`"
+                        f"none of the {len(part.unreadable)} videos of {shards} could be read: "
+                        f"check them with `motionmae shards verify {shards}`"
                     )
             train_labels = labels_of(readers[0], train, np.arange(len(names)))
             truth = labels_of(readers[1], test, logits)
@@ -86,3 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 write_atomically(arguments.json, (json.dumps({"step": step, **asdict(report)}) + "\n").encode())
     return 0
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Classify the central clip of each test video by its nearest training videos in feature space.",
+    epilog=_EPILOG,
+)

@@ -1,4 +1,4 @@
-"""``python -m motionmae plan``: what a run will take, before anything is asked of a cluster."""
+"""`motionmae plan`: estimate parameters, memory and time of a run before it is submitted."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from motionmae.commands.app import Command, add_config_arguments
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.files import output_file
@@ -19,61 +20,50 @@ if TYPE_CHECKING:
 
 MFU = 0.4
 LOADER_SPEED = 170.0
-"""As in :mod:`motionmae.planning.estimate`, whose import is too slow for --help."""
+"""Copies of the defaults in :mod:`motionmae.planning.estimate`, which is too slow to import for --help."""
 _GB = 1e9
-_EXAMPLES = """examples:
-  python -m motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
-  python -m motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero_stage=2 model.activation_checkpointing=full
-  python -m motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
+_EPILOG = """\
+examples:
+  motionmae plan --config vitl_k400 --nodes 4 --gpu a100-80
+  motionmae plan --config vith_k400 --nodes 4 --gpu h100-80 engine.zero_stage=2 model.activation_checkpointing=full
+  motionmae plan --config vitb_k400 --gpu a100-40 --mfu 0.35 --videos 240000 --json plan.json
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "plan",
-        help="estimate parameters, memory and time of a run",
-        description="Estimate what a run will take: parameters, memory a rank by ZeRO stage and activation\n"
-        "checkpointing, the largest micro batch that fits, work, time, cores for the loader.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
-    parser.add_argument("--nodes", type=int, help="nodes of the job (launch.nodes)")
-    parser.add_argument(
-        "--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default, where it has GPUs: {DEFAULT})"
-    )
-    parser.add_argument("--peak-tflops", type=float, help="of one GPU (default: the data sheet's)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_config_arguments(parser)
+    parser.add_argument("--nodes", type=int, help="number of nodes (launch.nodes)")
+    parser.add_argument("--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default for runs on GPUs: {DEFAULT})")
+    parser.add_argument("--peak-tflops", type=float, help="peak of one GPU (default: from its data sheet)")
     parser.add_argument(
         "--mfu",
         type=float,
         default=MFU,
-        help="share of the peak that training without recomputation reaches (default: 0.4)",
+        help="share of the peak that training reaches, without recomputation (default: 0.4)",
     )
-    parser.add_argument("--videos", type=int, help="of the training set (default: counted in data.shards)")
+    parser.add_argument("--videos", type=int, help="size of the training set (default: from data.shards)")
     parser.add_argument(
         "--loader-speed",
         type=float,
         default=LOADER_SPEED,
         metavar="CLIPS",
-        help="clips of 16 frames that one core decodes a second (default: 170, as benchmarks/loader.py measured)",
+        help="clips of 16 frames that one core decodes per second (default: 170, measured by benchmarks/loader.py)",
     )
-    parser.add_argument("--json", type=output_file, help="write the figures there")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.set_defaults(run=run)
+    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the tables and return the exit status."""
+    """Print the estimate of a run."""
     from motionmae.files import write_atomically
     from motionmae.planning.estimate import Assumptions
 
     for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
         value = getattr(arguments, flag)
         if value is not None and not 0 < value < math.inf:  # false for nan too
-            raise UserError(f"--{flag.replace('_', '-')} {value}: it must be positive and finite")
+            raise UserError(f"--{flag.replace('_', '-')} {value} is not possible: give a positive, finite number")
     if arguments.mfu > 1:
-        raise UserError(f"--mfu {arguments.mfu}: it is a share of the peak, 1 at most (0.4 is a good run's)")
+        raise UserError(f"--mfu {arguments.mfu} is not possible: give a share of the peak up to 1, for example 0.4")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
     config = load_config(arguments.config, [*arguments.overrides, *nodes])
     assumed = None
@@ -88,17 +78,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None = None) -> dict[str, Any]:
-    """Print what the run of ``config`` takes, and return the figures.
+    """Print the estimate of a run, and return its figures.
 
     Args:
-        config: of the run.
-        assumed: what a GPU does; None on the CPU: neither time nor what fits is told then.
-        videos: of an epoch; None to count those of the shards.
+        config: the run.
+        assumed: None leaves out times and the largest micro batch.
+        videos: size of the training set; None reads it from the shards.
 
     Raises:
         UserError: see :func:`motionmae.planning.estimate.make_plan`.
     """
-    from motionmae.planning import estimate as plans  # torch and timm: slow, and not needed for --help
+    from motionmae.planning import estimate as plans  # imports torch and timm
 
     plan = plans.make_plan(config, videos)
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
@@ -121,7 +111,7 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
 
 
 def default_assumptions(config: Config) -> "Assumptions | None":
-    """What is assumed of a run whose hardware nobody has named."""
+    """Assumptions about a run whose command line names no hardware; None for a run without GPUs."""
     from motionmae.planning.estimate import Assumptions
 
     return Assumptions(find_gpu(DEFAULT), MFU) if config.launch.gpus_per_node else None
@@ -129,10 +119,10 @@ def default_assumptions(config: Config) -> "Assumptions | None":
 
 def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
     encoder, decoders = plan.encoder_parameters / 1e6, plan.decoder_parameters / 1e6
-    parts = f" (encoder {encoder:.1f} M, decoders {decoders:.1f} M)" if decoders else " without the classes' layer"
+    parts = f" (encoder {encoder:.1f} M, decoders {decoders:.1f} M)" if decoders else " without a classification layer"
     unit = "GPU" if config.launch.gpus_per_node else "rank"
     chosen = f"ZeRO stage {_stage(config)}, activation_checkpointing={config.model.activation_checkpointing}"
-    uncounted = "unknown: data.shards names no folder with a manifest.json yet (or say --videos)"
+    uncounted = "unknown: data.shards has no manifest.json yet (or give --videos)"
     return [
         ("parameters", f"{encoder + decoders:.1f} M{parts}"),
         (
@@ -208,7 +198,7 @@ def _choice_table(choices: "list[Choice]", plan: "Plan", config: Config, assumed
 
 
 def _verdict(choices: "list[Choice]", config: Config, plan: "Plan", assumed: "Assumptions") -> str:
-    """One sentence about the configured case."""
+    """One sentence on whether the configured micro batch fits."""
     chosen = next(choice for choice in choices if _is_chosen(choice, config))
     videos, largest = config.engine.micro_batch_size, chosen.largest_micro_batch
     what = f"engine.zero_stage={chosen.zero} model.activation_checkpointing={chosen.checkpointing}"
@@ -233,3 +223,14 @@ def _stage(config: Config) -> int:
     from motionmae.engine.deepspeed_engine import stage_of
 
     return stage_of(config, config.launch.nodes * config.launch.ntasks_per_node)
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description=(
+        "Estimate a run: parameters, memory per rank by ZeRO stage and activation checkpointing,\n"
+        "the largest micro batch that fits, FLOPs, time, and CPU cores for the loader."
+    ),
+    epilog=_EPILOG,
+)

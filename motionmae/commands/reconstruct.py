@@ -1,50 +1,44 @@
-"""``python -m motionmae reconstruct``: Figure 3 for a run's own model, on clips of shards or of any video file."""
+"""`motionmae reconstruct`: draw what a run's heads reconstruct, on clips of shards or of video files."""
 
 import argparse
 from pathlib import Path
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_ending
 
-_EXAMPLES = """examples:
-  python -m motionmae reconstruct runs/demo
-  python -m motionmae reconstruct runs/demo --samples 0 7 --ratio 0.9 0.95 --out figure3.png
-  python -m motionmae reconstruct runs/demo --video cat.mp4 dog.webm --ratio 0.9 0.95 --out figure3.gif
-  python -m motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
+_EPILOG = """\
+examples:
+  motionmae reconstruct runs/demo
+  motionmae reconstruct runs/demo --samples 0 7 --ratio 0.9 0.95 --out figure3.png
+  motionmae reconstruct runs/demo --video cat.mp4 dog.webm --ratio 0.9 0.95 --out figure3.gif
+  motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
 """
 
 _ENDINGS = (".png", ".gif", ".mp4")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "reconstruct",
-        help="draw what a run's heads rebuild",
-        description="Draw original, masked input, rebuilt frames, true motion and rebuilt motion of some clips.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
         "--out", type=output_ending(*_ENDINGS), help="PNG, GIF or mp4 (default: RUN/reconstruction.png)"
     )
-    parser.add_argument("--video", type=Path, nargs="+", help="video files to take the middle clips of")
-    parser.add_argument("--shards", help="folder or URL of shards to take clips from (default: the run's)")
-    parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="numbers of the samples (default: 0 1)")
+    parser.add_argument("--video", type=Path, nargs="+", help="video files, whose central clips are used")
+    parser.add_argument("--shards", help="folder or URL of shards (default: the run's)")
+    parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="sample numbers (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a clip that a PNG shows (default: 8)")
+    parser.add_argument("--frames", type=int, default=8, help="frames per clip in a PNG (default: 8)")
     parser.add_argument(
         "--masked-only",
         action="store_true",
-        help="show what the heads drew alone: visible cubes, which hold the truth, are grey, or without motion",
+        help="show reconstructed cubes only; visible cubes are grey, or without motion",
     )
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture and return the exit status."""
+    """Write the picture."""
     import torch
 
     from motionmae.data.open_shards import open_reader
@@ -54,15 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:
-        raise UserError(f"--frames {arguments.frames} leaves nothing to see: give at least 1")
+        raise UserError(f"--frames {arguments.frames} is not possible: give at least 1")
     for ratio in arguments.ratio or ():
         if not 0 < ratio < 1:
-            raise UserError(f"--ratio {ratio} is no share of the cubes: give one between 0 and 1, such as 0.9")
+            raise UserError(f"--ratio {ratio} is not possible: give a share between 0 and 1, for example 0.9")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if arguments.video:
         if config.target.has_motion and config.target.motion_source == "flow":
-            raise UserError(f"{arguments.folder} was trained on optical flow, which --video files lack: use --shards")
+            raise UserError(f"{arguments.folder} was trained on optical flow, which video files lack: use --shards")
         names, flow = [path.name for path in arguments.video], None
         try:
             clips = torch.stack([read_central_clip(path, config.clip) for path in arguments.video])
@@ -76,14 +70,22 @@ def run(arguments: argparse.Namespace) -> int:
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames
     blocks = []
     for ratio in arguments.ratio or [config.mask.ratio]:
-        found = loaded.model.reconstruct(clips, seeds, ratio, flow)
-        for place, name in enumerate(names):
+        reconstructions = loaded.model.reconstruct(clips, seeds, ratio, flow)
+        for clip, name in enumerate(names):
             title = f"{name}, {ratio:.0%} masked ({config.mask.kind})"
-            block = make_block(title, found, place, columns, masked_only=arguments.masked_only)
-            blocks.append((place, block))
-    blocks.sort(key=lambda block: block[0])  # one clip's ratios below each other
+            block = make_block(title, reconstructions, clip, columns, masked_only=arguments.masked_only)
+            blocks.append((clip, block))
+    blocks.sort(key=lambda block: block[0])  # all ratios of a clip below each other
     ordered = [block for _, block in blocks]
     write = write_png if out.suffix == ".png" else write_video
     write(ordered, out, f"{config.name}, step {loaded.step}")
     print(f"wrote {out}")
     return 0
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Draw original, masked input, reconstruction, motion and reconstructed motion of some clips.",
+    epilog=_EPILOG,
+)

@@ -1,38 +1,32 @@
-"""``python -m motionmae report``: a run, or several beside each other, as one HTML file."""
+"""`motionmae report`: write one HTML file about a run, or about several side by side."""
 
 import argparse
 from pathlib import Path
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file
 
-_EXAMPLES = """examples:
-  python -m motionmae report runs/demo
-  python -m motionmae report runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.html
-  python -m motionmae report runs/vitl_k400 --no-pictures
+_EPILOG = """\
+examples:
+  motionmae report runs/demo
+  motionmae report runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.html
+  motionmae report runs/vitl_k400 --no-pictures
 
-The file needs nothing else: open it in any browser, mail it, keep it."""
+The file is self-contained: open it in any browser, or mail it."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write a run's report: curves, goodput, faults, reconstructions, config",
-        description="Write one HTML file about a run, or about several runs beside each other.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=output_file, help="file to write (default: report.html in the first RUN)")
     parser.add_argument(
-        "--no-pictures", action="store_true", help="leave out the reconstructions, which load the model"
+        "--no-pictures", action="store_true", help="leave out the reconstructions, which need the model"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report and return the exit status."""
+    """Write the report."""
     from monitoring.report.page import write_report
     from monitoring.report.pictures import Picture, reconstructions
     from motionmae.runs.history import RunHistory
@@ -48,3 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     write_report(histories, out, pictures)
     print(f"wrote {out}")
     return 0
+
+
+COMMAND = Command(
+    add_arguments,
+    run,
+    description="Write one HTML file about a run, or about several runs side by side.",
+    epilog=_EPILOG,
+)

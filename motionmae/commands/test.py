@@ -1,9 +1,10 @@
-"""``python -m motionmae test``: the K x 3-view accuracy of a fine-tuned run."""
+"""`motionmae test`: measure the K x 3-view accuracy of a fine-tuned run."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file
 
@@ -11,37 +12,29 @@ if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
-Test a fine-tuning run on every video of its test shards: clips x crops views of each, softmax, mean. Figures, per-class
-accuracy, predictions and the confusion matrix go to RUN/test/. The same command again goes on where it was interrupted;
-under torchrun or srun the ranks share the videos, and the figures are the same for any number of them."""
+Test a fine-tuning run on all videos of its test shards: the softmax outputs of clips x crops views per video are
+averaged. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same command continues
+an interrupted test. Under torchrun or srun the ranks share the videos; the result does not depend on their number."""
 
 _EPILOG = """\
 examples:
-  python -m motionmae test runs/finetune_tiny_ut_interaction
-  python -m motionmae test finetune_tiny_ut_interaction --shards data/ut_interaction/val --clips 1 --crops 1
+  motionmae test runs/finetune_tiny_ut_interaction
+  motionmae test finetune_tiny_ut_interaction --shards data/ut_interaction/val --clips 1 --crops 1
   torchrun --nproc-per-node 2 -m motionmae test finetune_tiny_ut_interaction --json figures.json"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "test",
-        help="multi-view accuracy of a fine-tuned run",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
-    parser.add_argument("--shards", help="folder or URL of shards to test on (default: the run's views.shards)")
-    parser.add_argument("--clips", type=int, help="clips of a video (default: the run's views.clips)")
-    parser.add_argument("--crops", type=int, help="squares of a clip (default: the run's views.crops)")
-    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="write the figures there too")
-    parser.set_defaults(run=run)
+    parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
+    parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
+    parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Test, print and write, and return the exit status."""
+    """Test the run, and print and write its accuracy."""
     from dataclasses import replace
 
     import numpy as np
@@ -69,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         config = trained.config.updated(changes)
         views = config.test
         if not views.shards:
-            raise UserError("test.shards is empty: add --shards FOLDER, the --out of make_shards for the test split")
+            raise UserError(
+                "test.shards is empty: add --shards FOLDER, made of the test split by `motionmae shards make`"
+            )
         trained = replace(trained, config=config)
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
@@ -114,3 +109,6 @@ def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
     for name, reason in unreadable.items():
         console.print(f"not read: video {name}: {reason}", markup=False, highlight=False)
     console.print(f"predictions, confusion matrix, figures: {out}", markup=False, highlight=False)
+
+
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

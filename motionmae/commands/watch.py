@@ -1,46 +1,40 @@
-"""``python -m motionmae watch``: a run as it goes, in a terminal."""
+"""`motionmae watch`: follow a run in the terminal."""
 
 import argparse
 import threading
 import time
 from pathlib import Path
 
+from motionmae.commands.app import Command
 from motionmae.errors import UserError
 
-_EXAMPLES = """examples:
-  python -m motionmae watch runs/demo
-  python -m motionmae watch runs/vitl_k400 --every 10
-  python -m motionmae watch runs/demo --once
+_EPILOG = """\
+examples:
+  motionmae watch runs/demo
+  motionmae watch runs/vitl_k400 --every 10
+  motionmae watch runs/demo --once
 
-It reads the run's files and nothing else: use it over SSH, on any node that sees them.
-Ctrl-C ends it, never the run."""
+The command only reads the run's files, and works on any node that sees them.
+Ctrl-C ends the command but not the run."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "watch",
-        help="follow a run in the terminal: losses, pace, phases, goodput, faults",
-        description="Follow a run in the terminal until it has finished.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="how often to look (default: 2)")
-    parser.add_argument("--once", action="store_true", help="print it once and end")
-    parser.set_defaults(run=run)
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="refresh interval (default: 2)")
+    parser.add_argument("--once", action="store_true", help="print the state once and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the run until it has finished or Ctrl-C; returns the exit status."""
+    """Show the run until it has finished, or until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
 
     from monitoring.watch import view
     from motionmae.runs.history import RunHistory
 
-    if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # what sleep takes; false for nan too
-        raise UserError(f"--every {arguments.every}: give a positive number of seconds, for example 2")
+    if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # the range of sleep(); excludes NaN
+        raise UserError(f"--every {arguments.every} is not possible: give a positive number of seconds, for example 2")
     console = Console()
     history = RunHistory(arguments.folder).require_events()
     if arguments.once:
@@ -56,5 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
                 live.update(view(history, console.width), refresh=True)
     except KeyboardInterrupt:
         pass
-    console.print(view(history, console.width))  # what stays after the screen is given back
+    console.print(view(history, console.width))  # remains in the terminal after the alternate screen closes
     return 0
+
+
+COMMAND = Command(add_arguments, run, description="Follow a run in the terminal until it has finished.", epilog=_EPILOG)

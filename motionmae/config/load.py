@@ -20,10 +20,10 @@ from motionmae.files import write_atomically
 
 _ENDINGS = (".yaml", ".yml")
 _PACKAGE = Path(__file__).resolve().parents[1]
-_CHECKOUT = _PACKAGE.parent / "configs"
+_INSTALLED = _PACKAGE / "presets"
 
-CONFIG_FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else _PACKAGE / "presets"
-"""The configs that come with the code: in a checkout, or in the installed package."""
+CONFIG_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+"""The configs that come with the code: in the installed package, or in a checkout."""
 
 
 @dataclass(frozen=True)

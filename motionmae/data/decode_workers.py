@@ -157,5 +157,5 @@ def _decode(
         return decoder.decode_into(requests, clips, flows)
     except UserError as error:
         return error
-    except Exception:  # a bug: the traceback of the training process would not show its place
+    except Exception:  # a bug: the traceback of the training process would not show it
         return WorkerFailed(f"in a decoding process:\n{traceback.format_exc()}")

@@ -126,7 +126,7 @@ def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
         return ""
     if on_this_machine:
         raise UserError(
-            f"data.beton={path} does not exist: write it with `python data_tools/make_beton {data.shards} "
+            f"data.beton={path} does not exist: write it with `motionmae shards beton {data.shards} "
             f"--out {path}`, or leave data.beton empty"
         )
     return f"data.beton={path} does not exist on this machine: every node must have it on its disk"

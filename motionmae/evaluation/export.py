@@ -129,8 +129,8 @@ _LOADING = {
     'model = VideoMAEForVideoClassification.from_pretrained("FOLDER")',
     ("hf", "pretrain"): "from transformers import VideoMAEForPreTraining\n\n"
     'model = VideoMAEForPreTraining.from_pretrained("FOLDER")',
-    ("safetensors", "finetune"): "python -m motionmae finetune --config NAME finetune.init=FOLDER",
-    ("safetensors", "pretrain"): "python -m motionmae finetune --config NAME finetune.init=FOLDER",
+    ("safetensors", "finetune"): "motionmae finetune --config NAME finetune.init=FOLDER",
+    ("safetensors", "pretrain"): "motionmae finetune --config NAME finetune.init=FOLDER",
 }
 
 

@@ -122,7 +122,7 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
         UserError: all videos are unreadable.
     """
     if not results.values:
-        raise UserError("all videos are unreadable: check the shards with `python data_tools/verify`")
+        raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
     config, names = trained.config, trained.class_names
     probabilities = np.stack(list(results.values.values()))  # (videos, classes)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")

@@ -4,10 +4,10 @@ import os
 import numpy as np
 import pytest
 
-from data_tools.merge import main
-from data_tools.verify import main as verify
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.manifest import write_manifest
+from tests.commands import merge as main
+from tests.commands import verify
 from tests.data.made_shards import make_shards
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import pytest
 
-from data_tools import preview, stats, verify
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
+from tests.commands import preview, stats, verify
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def copy(made, tmp_path):
 
 
 def test_intact_shards_are_reported_as_intact(made, capsys):
-    assert verify.main([str(made), "--decode", "100"]) == 0
+    assert verify([str(made), "--decode", "100"]) == 0
     assert "is intact: 12 samples in 5 shards" in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def damage(folder: Path, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["flip", "index", "truncate", "remove", "replace"])
 def test_damage_is_named_with_its_shard_and_the_remedy(copy, capsys, kind):
     reason = damage(copy, kind)
-    assert verify.main([str(copy)]) == 1
+    assert verify([str(copy)]) == 1
     errors = capsys.readouterr().err
     assert f"{reason}: " in errors.splitlines()[0]
     assert "damaged: all-000001.tar" in errors
@@ -72,7 +72,7 @@ def test_the_remedy_works(made, copy, capsys):
     damage(copy, "flip")
     (copy / "all-000001.tar").unlink()
     assert make(made.parent / "videos", copy) == 0
-    assert verify.main([str(copy)]) == 0
+    assert verify([str(copy)]) == 0
     assert (copy / "all-000001.tar").read_bytes() == (made / "all-000001.tar").read_bytes()
 
 
@@ -82,22 +82,22 @@ def test_frames_that_are_no_pictures_of_their_size_are_damage(made, tmp_path, ca
     with ShardWriter(tmp_path / "x.tar") as shard:
         shard.write("0", [b"no picture"], {**meta, "height": 48, "width": 64})
     write_manifest(tmp_path, type(manifest)(**{**vars(manifest), "shards": (shard.entry,)}))
-    assert verify.main([str(tmp_path), "--decode", "0"]) == 0
-    assert verify.main([str(tmp_path)]) == 1
+    assert verify([str(tmp_path), "--decode", "0"]) == 0
+    assert verify([str(tmp_path)]) == 1
     assert "x.tar:0: decode: frame 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tool", [verify, stats, preview])
+@pytest.mark.parametrize("tool", [verify, stats, preview], ids=["verify", "stats", "preview"])
 def test_a_folder_without_shards_is_answered_in_a_sentence(tmp_path, capsys, tool):
-    assert tool.main([str(tmp_path)]) == 2
+    assert tool([str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
-    assert tool.main([str(tmp_path / "gone")]) == 2
+    assert tool([str(tmp_path / "gone")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
 def test_stats_count_what_is_there(made, tmp_path, capsys):
     picture, figures = tmp_path / "classes.png", tmp_path / "stats.json"
-    assert stats.main([str(made), "--json", str(figures), "--picture", str(picture)]) == 0
+    assert stats([str(made), "--json", str(figures), "--picture", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert "12 videos (12 labelled), 138 frames" in " ".join(printed.split())
     content = json.loads(figures.read_text())
@@ -115,13 +115,13 @@ def test_stats_count_what_is_there(made, tmp_path, capsys):
 )
 def test_pictures_of_another_kind_are_refused_before_the_work(tmp_path, capsys, tool, option, name):
     with pytest.raises(SystemExit):
-        tool.main([str(tmp_path / "not_looked_at"), option, str(tmp_path / name)])
+        tool([str(tmp_path / "not_looked_at"), option, str(tmp_path / name)])
     assert " must end in .png or " in capsys.readouterr().err
 
 
 def test_stats_of_a_damaged_index_point_to_verify(copy, capsys):
     (copy / "all-000001.idx.json").write_text("{")
-    assert stats.main([str(copy)]) == 2
+    assert stats([str(copy)]) == 2
     assert "verify" in capsys.readouterr().err
 
 
@@ -129,12 +129,12 @@ def test_preview_draws_a_row_a_video(made, tmp_path, capsys):
     sheets = {}
     for name, options in {"few": ["--videos", "3"], "many": [], "others": ["--videos", "3", "--seed", "1"]}.items():
         out = tmp_path / f"{name}.png"
-        assert preview.main([str(made), "--out", str(out), "--frames", "4", "--height", "48", *options]) == 0
+        assert preview([str(made), "--out", str(out), "--frames", "4", "--height", "48", *options]) == 0
         sheets[name] = cv2.imread(str(out))
     assert sheets["few"].shape[0] * 4 == sheets["many"].shape[0] == 12 * (18 + 48 + 4)
     assert 4 * 64 < sheets["few"].shape[1] < 4 * 100
     assert sheets["few"].shape != sheets["others"].shape or (sheets["few"] != sheets["others"]).any()
-    assert preview.main([str(made), "--frames", "0"]) == 2
+    assert preview([str(made), "--frames", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --")
 
 

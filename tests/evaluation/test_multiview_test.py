@@ -210,7 +210,7 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
     assert main(["curves", str(run)]) == 2
     assert "give a run with task=pretrain" in capsys.readouterr().err
     assert main(["finetune", "--config", "tiny_toy"]) == 2
-    assert "use `python -m motionmae pretrain`" in capsys.readouterr().err
+    assert "use `motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")
     text = (bare / "config.yaml").read_text()
     (bare / "config.yaml").write_text(text.replace(trained.test.shards, "''"))

@@ -1,10 +1,9 @@
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from motionmae.commands import plan as command
+from motionmae.commands import app
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.planning.estimate import LOADER_SPEED, Assumptions, compare_choices, make_plan
@@ -97,11 +96,9 @@ def test_classes_are_those_of_the_shards(tmp_path: Path) -> None:
     assert make_plan(load_config("demo", [f"data.shards={shards}"])).classes == 3
 
 
-def _run_command(line: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(line.split())
-    return arguments.run(arguments)
+def _run_command(argv: str) -> int:
+    command, arguments = app.parse(argv.split())
+    return command.run(arguments)
 
 
 def test_the_command_prints_the_tables(
@@ -140,13 +137,13 @@ def test_the_command_reports_an_estimate_that_does_not_fit(
         "does NOT fit 16 GB; the largest that fits and divides optim.global_batch_size=512 is"
         in capsys.readouterr().out
     )
-    with pytest.raises(UserError, match=r"--mfu 0.0: it must be positive"):
+    with pytest.raises(UserError, match=r"--mfu 0.0 is not possible: give a positive"):
         _run_command("plan --config vitl_k400 --mfu 0")
-    with pytest.raises(UserError, match=r"--mfu 4.0: it is a share of the peak"):
+    with pytest.raises(UserError, match=r"--mfu 4.0 is not possible: give a share of the peak"):
         _run_command("plan --config vitl_k400 --mfu 4")
-    for option in ("--mfu nan", "--peak-tflops inf", "--loader-speed inf"):
-        with pytest.raises(UserError, match=f"{option}: it must be positive and finite"):
-            _run_command(f"plan --config vitl_k400 {option}")
+    for words in ("--mfu nan", "--peak-tflops inf", "--loader-speed inf"):
+        with pytest.raises(UserError, match=f"{words} is not possible: give a positive, finite number"):
+            _run_command(f"plan --config vitl_k400 {words}")
 
 
 def test_no_gpu_speed_is_shown_for_a_run_on_cpus(

@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_left_alone(run: Path, capsys: pytest.CaptureFixt
     assert status == 1
     found = [(row["step"], row["status"], row["resumes"]) for row in rows]
     assert found == [(30, "unreadable", False), (20, "damaged", False), (10, "valid", False)]
-    assert "1 cannot be read and may be whole" in capsys.readouterr().out
+    assert "1 cannot be read but may be valid" in capsys.readouterr().out
     assert command(run, "--repair")[0] == 0
     assert names(run) == ["step-00000010", "step-00000030"]
 
@@ -146,4 +146,4 @@ def test_it_needs_no_torch_and_says_what_is_no_run(run: Path, capsys: pytest.Cap
     child = [sys.executable, "-c", text, "checkpoints", str(run), "--verify"]
     assert subprocess.run(child, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
     assert main(["checkpoints", str(run.parent)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from tests.slurm.jobs import ROOT
 
 def _demo(code: Path) -> str:
     ended = subprocess.run(
-        [sys.executable, "slurm/demo.py"],
+        [sys.executable, "-m", "motionmae", "demo"],
         cwd=code, env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

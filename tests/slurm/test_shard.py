@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from slurm.shard import ROOT, main
+from tests.commands import submit_shards as main
+from tests.slurm.jobs import ROOT
 
 
 def test_the_dry_run_shows_an_array_and_the_job_after_it(tmp_path, capsys):
@@ -22,7 +23,22 @@ def test_the_dry_run_shows_an_array_and_the_job_after_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("more", [["--part", "0/2"], ["--no-such-option"]])
 def test_a_command_that_make_shards_would_refuse_is_not_submitted(tmp_path, more):
-    command = [sys.executable, "slurm/shard.py", "--parts", "2", "--", "folder", "--videos", "v", "--out", "o", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "motionmae",
+        "shards",
+        "submit",
+        "--parts",
+        "2",
+        "--",
+        "folder",
+        "--videos",
+        "v",
+        "--out",
+        "o",
+        *more,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert more[0].removesuffix("s") in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from motionmae.commands import app
 from motionmae.config import load_config
 from motionmae.config.site import Site
 from motionmae.data.open_shards import check_node_file
@@ -16,10 +17,11 @@ from motionmae.data.remote import download
 from motionmae.errors import UserError
 from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
-from slurm import code_snapshot, submission, submit
+from slurm import code_snapshot, submission, submit_cli
 from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
 from slurm.launch_options import LAUNCH_OPTIONS
+from tests.commands import submit
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT
@@ -30,7 +32,7 @@ LOCAL = ["--cluster", "local", "--config", "demo"]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    status = submit.main(argv)
+    status = submit(argv)
     shown = capsys.readouterr()
     return status, shown.out, shown.err
 
@@ -84,7 +86,7 @@ def test_dry_run_of_a_local_job_shows_its_command(
     assert "memory a rank" in out
 
 
-@pytest.mark.parametrize("argv", [["slurm/submit.py", "--config", "demo"], ["benchmarks/experiments/ablations.py"]])
+@pytest.mark.parametrize("argv", [["slurm/submit.py", "--config", "demo"], ["-m", "benchmarks.experiments.ablations"]])
 def test_a_dry_run_of_which_only_the_head_is_read_ends_in_silence(argv: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -113,7 +115,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--comment": "it's: 100 % {true}",
     }
     argv = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
-    launched = submit.load(submit._parser().parse_intermixed_args(argv), Site()).launch
+    launched = submit_cli.load(app.parse(["submit", *argv])[1], Site()).launch
     expected = {**given, "--time": "60"}
     assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
 
@@ -190,7 +192,7 @@ def test_a_beton_that_is_missing_is_refused_or_on_slurm_looked_for_by_the_nodes(
     shards = make_shards(tmp_path / "shards", samples=16)
     status, out, err = _run(capsys, *LOCAL, f"data.shards={shards}", "data.beton=x.beton")
     assert (status, out) == (2, "")
-    assert f"data.beton={tmp_path}/x.beton does not exist: write it with `python data_tools/make_beton" in err
+    assert f"data.beton={tmp_path}/x.beton does not exist: write it with `motionmae shards beton" in err
     assert not (tmp_path / "runs").exists()
     data = load_config("demo", [f"data.beton={tmp_path}/x.beton"]).data
     note = check_node_file(data, on_this_machine=False)
@@ -312,5 +314,5 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
 
 
 def test_what_a_run_would_not_look_at_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert submit.main(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
+    assert submit(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
     assert "finetune.init=runs/x would change nothing" in capsys.readouterr().err

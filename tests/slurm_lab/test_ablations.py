@@ -37,15 +37,16 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
     # table10_divided is the paper's default, which table5a_both trains
     command = [
         sys.executable,
-        str(ROOT / "benchmarks/experiments/ablations.py"),
+        "-m",
+        "benchmarks.experiments.ablations",
         "--tables",
         "10",
         "--runs",
         str(tmp_path / "runs"),
     ]
-    started = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
+    started = lab.run(*command, "--", *flags, *small, cwd=ROOT)
     assert started.returncode == 0, started.stderr
-    again = lab.run(*command, "--", *flags, *small, cwd=tmp_path)
+    again = lab.run(*command, "--", *flags, *small, cwd=ROOT)
     assert again.returncode == 0, again.stderr
     assert "job" not in again.stdout  # nothing is missing
     for row in (AblationRow(name, tmp_path / "runs") for name in ROWS):
@@ -53,5 +54,5 @@ def test_a_table_is_trained_fine_tuned_tested_and_printed(lab: Lab, tmp_path: Pa
         assert job is not None
         state = lab.wait_for_job(job.job_id, ("COMPLETED", "FAILED", "CANCELLED"), TIMEOUT)
         assert state == "COMPLETED", Path(job.log).read_text() if Path(job.log).exists() else "no log"
-    collected = lab.run(*command, "--collect", cwd=tmp_path).stdout
+    collected = lab.run(*command, "--collect", cwd=ROOT).stdout
     assert collected.count("| done |") == 2, collected

@@ -15,7 +15,21 @@ def test_an_array_makes_the_shards_of_one_run(lab: Lab, tmp_path) -> None:
     videos, out = small_set(tmp_path / "videos", 12), tmp_path / "out"
     assert make(videos, tmp_path / "alone") == 0
     command = ["folder", "--videos", str(videos), "--out", str(out), "--samples-per-shard", "3"]
-    script = [sys.executable, "slurm/shard.py", "--parts", "2", "--cpus", "1", "--time", "5", "--", *command]
+    script = [
+        sys.executable,
+        "-m",
+        "motionmae",
+        "shards",
+        "submit",
+        "--parts",
+        "2",
+        "--cpus",
+        "1",
+        "--time",
+        "5",
+        "--",
+        *command,
+    ]
     done = lab.run(*script, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     end = time.monotonic() + 120

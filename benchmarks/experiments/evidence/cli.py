@@ -13,6 +13,7 @@ from benchmarks.experiments.evidence.jobs import ARMS, USES, Experiment, trials_
 from benchmarks.experiments.evidence.pool import Pool
 from benchmarks.experiments.evidence.table import as_markdown, read_known, results, write_between_marks
 from motionmae import locks
+from motionmae.commands.app import run
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -27,7 +28,7 @@ arms: {", ".join(ARMS)}
 uses: {", ".join(USES)}"""
 
 _EXAMPLES = """\
-examples (EVIDENCE stands for `python benchmarks/experiments/evidence`):
+examples (EVIDENCE stands for `python -m benchmarks.experiments.evidence`):
   EVIDENCE                                                                # all trials, the most informative first
   EVIDENCE --arm both --seed 1 --use finetune10                           # one trial
   EVIDENCE --known docs/evidence.json --json docs/evidence.json           # only trials without a known result
@@ -40,21 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
-    options = parser().parse_args(argv[:split])
-    try:
-        return _run(options, tuple(argv[split + 1 :]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; repeat the command to continue", file=sys.stderr)
-        return 130
+    return run(lambda: _run(parser().parse_args(argv[:split]), tuple(argv[split + 1 :])))
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     made = argparse.ArgumentParser(
-        prog="benchmarks/experiments/evidence",
+        prog="python -m benchmarks.experiments.evidence",
         usage="%(prog)s [options] [-- key=value ...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,

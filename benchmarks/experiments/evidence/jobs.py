@@ -70,7 +70,7 @@ class Job:
     config: Config
     """Resolved config; its name ends in the hash."""
     argv: tuple[str, ...]
-    """Arguments of ``python -m motionmae``."""
+    """Arguments of `motionmae`."""
     needs: "Job | None" = None
     """Job that must finish first."""
 

@@ -65,7 +65,7 @@ class BetonReader:
         from ffcv.reader import Reader
 
         self.path = path
-        remake = f"write it again with `python data_tools/make_beton SHARDS --out {path}`"
+        remake = f"write it again with `motionmae shards beton SHARDS --out {path}`"
         try:
             reader = Reader(str(path), {self.format.FIELD: self.format.ClipField})
             field = reader.handlers[self.format.FIELD]

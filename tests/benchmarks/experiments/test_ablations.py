@@ -14,7 +14,7 @@ from benchmarks.experiments.ablations import main
 from motionmae.config import load_config, save_config
 from motionmae.config.load import known_configs
 from motionmae.runs.directory import RunFolder
-from slurm import submit
+from slurm import submit_cli as submit
 from slurm.job_state import JobRecord, JobState
 
 LOCAL = ("--", "--cluster", "local", "--nodes", "1")
@@ -151,9 +151,13 @@ def test_on_this_machine_one_job_after_the_other(
         "test table10_shared_finetune",
     ]
     assert "the test of" in capsys.readouterr().err
-    monkeypatch.setattr(ablations.submit, "run_command", lambda argv: ablations.INTERRUPTED)
+
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablations.submit, "run_command", interrupt)
     shutil.rmtree(tmp_path / "table5a_both")
-    assert main(argv) == ablations.INTERRUPTED
+    assert main(argv) == 130
 
 
 def test_a_row_is_done_by_a_test_of_its_own_finished_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.entry import run_script
 from benchmarks.experiments.network import FP32, Link, Network, Work, step_parts
 from benchmarks.experiments.scaling import MESSAGES, fit_link, last_above, matrices, predict_steps
+from motionmae.commands.app import run
 from motionmae.config import load_config
 from motionmae.models.motionmae import build_motionmae
 from motionmae.planning.flops import count_parameters
@@ -110,7 +110,7 @@ def test_the_end_of_scaling_is_the_last_number_of_gpus_above() -> None:
 
 def test_the_script_draws_and_writes(tmp_path: Path) -> None:
     picture, figures = tmp_path / "scaling.png", tmp_path / "scaling.json"
-    command = [sys.executable, "benchmarks/experiments/scaling.py", f"--picture={picture}", f"--json={figures}"]
+    command = [sys.executable, "-m", "benchmarks.experiments.scaling", f"--picture={picture}", f"--json={figures}"]
     done = subprocess.run([*command, "--seconds-per-clip=0.006"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "6.00 ms per clip (measured)" in done.stdout.replace("\n", " ")
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_sentence_and_status_2(
     script, *given = argv.split()
     monkeypatch.setattr(sys, "argv", [script, *given])
     main = importlib.import_module(f"benchmarks.{script.removesuffix('.py').replace('/', '.')}").main
-    assert run_script(main) == 2
+    assert run(main) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}")
     assert error.count("\n") == 1

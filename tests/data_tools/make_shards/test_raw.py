@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
 
-from data_tools.make_beton import main as make_beton
-from data_tools.preview import main as preview
-from data_tools.verify import main as verify
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clips import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
+from tests.commands import make_beton, preview, verify
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
 
@@ -16,7 +14,7 @@ CLIP = ClipConfig(frames=2, size=32, stride=1)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Shards of pixels and shards of JPEGs of the same videos, one of which lies on its side."""
+    """Shards of pixels and shards of JPEGs of the same videos, one of them rotated."""
     folder = tmp_path_factory.mktemp("raw")
     for number in range(3):
         write_video(folder / "v" / f"{number}.mp4", draw_frames(6, 66 + 16 * number, 48))

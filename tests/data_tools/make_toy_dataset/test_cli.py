@@ -9,9 +9,9 @@ import pytest
 
 from data_tools.annotations import read_split
 from data_tools.make_toy_dataset import real
-from data_tools.make_toy_dataset.cli import main
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.render import render
+from tests.commands import make_toy_dataset as main
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,7 +92,7 @@ def test_square_videos_and_a_calmer_camera_change_nothing_else(made, tmp_path):
             assert one.average_rate == two.average_rate
 
     def moving(**shake: float) -> list[float]:
-        """Share of pixels that change by more than noise does, of a few videos."""
+        """Fraction of pixels that change by more than the noise, for a few videos."""
         videos = [np.stack(list(render("grow", 9, 48, 48, np.random.default_rng(s), **shake))) for s in range(6)]
         return [(np.abs(np.diff(video.astype(int), axis=0)).max(axis=-1) > 30).mean() for video in videos]
 

@@ -1,0 +1,76 @@
+"""All commands of `motionmae`, in the order in which a newcomer needs them."""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """Where a command is defined, and its line in `motionmae --help`."""
+
+    target: str
+    """Module, or `module:name` where the :class:`~motionmae.commands.app.Command` has another name than COMMAND."""
+    summary: str
+    group: str = ""
+    """Line of the first word of the name, where the name has two words."""
+
+
+_SHARDS = "make shards of videos, and check, inspect and merge them"
+_CONFIG = "list, show and compare configs"
+COMMANDS = {
+    "shards make": Entry("data_tools.make_shards.cli", "decode videos into shards", _SHARDS),
+    "shards submit": Entry("slurm.shard", "make shards as a Slurm array", _SHARDS),
+    "shards verify": Entry("data_tools.verify", "check shards against their checksums", _SHARDS),
+    "shards stats": Entry("data_tools.stats", "print figures of shards: frames, durations, classes", _SHARDS),
+    "shards preview": Entry("data_tools.preview", "draw a contact sheet of shards", _SHARDS),
+    "shards merge": Entry("data_tools.merge", "merge folders of shards into one", _SHARDS),
+    "shards beton": Entry("data_tools.make_beton", "write shards as one FFCV file", _SHARDS),
+    "shards toy": Entry("data_tools.make_toy_dataset.cli", "render labelled videos to try MotionMAE on", _SHARDS),
+    "config list": Entry("motionmae.commands.config:LIST", "list the configs that come with the code", _CONFIG),
+    "config show": Entry("motionmae.commands.config:SHOW", "print a config with all its values", _CONFIG),
+    "config diff": Entry("motionmae.commands.config:DIFF", "print the differences of two configs", _CONFIG),
+    "config schema": Entry("motionmae.commands.config:SCHEMA", "print the JSON schema of a config file", _CONFIG),
+    "plan": Entry("motionmae.commands.plan", "estimate parameters, memory and time of a run"),
+    "pretrain": Entry("motionmae.commands.pretrain", "pre-train a model, or resume its run"),
+    "finetune": Entry("motionmae.commands.finetune", "fine-tune a pre-trained encoder, or resume its run"),
+    "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
+    "submit": Entry("slurm.submit_cli", "submit a run to Slurm, or start it on this machine"),
+    "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
+    "report": Entry("motionmae.commands.report", "write a run's report as one HTML file"),
+    "curves": Entry("motionmae.commands.curves", "draw the losses of runs, and compare them with a mean prediction"),
+    "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),
+    "reconstruct": Entry("motionmae.commands.reconstruct", "draw what a run's heads reconstruct"),
+    "export": Entry("motionmae.commands.export", "write a run's weights for other programs"),
+    "knn": Entry("motionmae.commands.knn", "measure the nearest-neighbour accuracy of frozen features"),
+    "features": Entry("motionmae.commands.features", "write the clip features of a folder of videos"),
+    "davis": Entry("motionmae.commands.davis", "segment video objects on DAVIS-2017"),
+    "doctor data": Entry(
+        "motionmae.commands.doctor",
+        "measure a rank's loader: clips a second, and the cores that a GPU needs",
+        "measure what may slow training down",
+    ),
+    "demo": Entry("slurm.demo", "run the whole path on two CPU cores: videos, shards, training, pictures"),
+}
+
+GUIDE = """self-supervised pre-training of video transformers
+
+From videos to a tested model, here on rendered videos and two CPU cores:
+
+  1. videos      motionmae shards toy --out data/toy_videos
+  2. shards      motionmae shards make folder --videos data/toy_videos --split train --out data/toy/train
+                 motionmae shards make folder --videos data/toy_videos --split val --out data/toy/val
+  3. pre-train   motionmae pretrain --config tiny_toy
+  4. fine-tune   motionmae finetune --config finetune_tiny_toy
+  5. test        motionmae test finetune_tiny_toy
+
+Look at a run, also while it trains:
+
+  motionmae watch runs/tiny_toy           losses, speed and faults in the terminal
+  motionmae report runs/tiny_toy          one HTML file
+  motionmae reconstruct runs/tiny_toy     what the model reconstructs
+
+On a cluster:
+
+  motionmae plan --config vitl_k400 --nodes 4               memory and time
+  motionmae submit --config vitl_k400 --nodes 4 --dry-run   the sbatch script; without --dry-run the job
+
+`motionmae --help` lists all commands, `motionmae COMMAND --help` explains one.
+"""
