@@ -19,7 +19,8 @@ from rich.table import Table
 
 from motionmae.commands.app import PROGRAM, Command
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, Row, current_rows, read_rows
+from motionmae.runs.events import Kind, Row
+from motionmae.runs.history import RunHistory
 from slurm.job_state import JobRecord
 
 VIDEOS = Path("data/demo/videos")
@@ -92,11 +93,10 @@ def train() -> None:
 
 def half_way() -> bool:
     """Whether the run has done half of its steps and was not preempted yet."""
-    events = list(read_rows(RUN.events))
-    totals = [row["total_steps"] for row in events if row["kind"] == Kind.READY.value]
-    rows = current_rows(RUN.metrics)
-    preempted = any(row["kind"] == Kind.PREEMPTION.value for row in events)
-    return bool(totals and rows and not preempted and rows[-1]["step"] >= totals[-1] // 2)
+    history = RunHistory(RUN.path)
+    if not history.total_steps or not history.rows or history.of(Kind.PREEMPTION):
+        return False
+    return history.rows[-1]["step"] >= history.total_steps // 2
 
 
 def preempt() -> None:
@@ -134,7 +134,7 @@ def summary(seconds: float) -> Table:
     """The table that ends the demo."""
     manifest = json.loads((SHARDS / "manifest.json").read_text())
     figures = json.loads(FIGURES.read_text())
-    found = preemption(list(read_rows(RUN.events)))
+    found = preemption(RunHistory(RUN.path).events)
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
     table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
     table.add_row("quarantined", f"{manifest['quarantined']} (reasons: {SHARDS / 'quarantine.jsonl'})")
