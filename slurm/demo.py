@@ -69,8 +69,8 @@ def damage_one_video() -> None:
     damaged = VIDEOS / "damaged.mp4"
     if not damaged.exists():
         damaged.write_bytes(min(VIDEOS.glob("train/**/*.mp4")).read_bytes()[2000:])
-        with (VIDEOS / "train.csv").open("a") as listing:
-            listing.write(f"{damaged.name} -1\n")
+        with (VIDEOS / "train.csv").open("a") as split_file:
+            split_file.write(f"{damaged.name} -1\n")
 
 
 def train() -> None:
