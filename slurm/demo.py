@@ -18,7 +18,8 @@ from rich.table import Table
 
 from motionmae.commands.app import PROGRAM, Command
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, current_rows, read_rows
+from motionmae.runs.events import Kind
+from motionmae.runs.history import RunHistory
 from slurm.job_state import JobRecord
 
 VIDEOS, SHARDS = Path("data/demo/videos"), Path("data/demo/shards")
@@ -63,11 +64,10 @@ def command(*argv: str, preempt: bool = False) -> None:
 
 def preempt_halfway() -> bool:
     """Preempt the run once half of its steps are done; True if the run has been preempted."""
-    newest = {Kind(row["kind"]): row for row in read_rows(RUN.events)}
-    rows = current_rows(RUN.metrics)
-    if Kind.PREEMPTION in newest:
+    history = RunHistory(RUN.path)
+    if history.of(Kind.PREEMPTION):
         return True
-    if not rows or Kind.READY not in newest or rows[-1]["step"] < newest[Kind.READY]["total_steps"] // 2:
+    if not history.rows or not history.total_steps or history.rows[-1]["step"] < history.total_steps // 2:
         return False
     record = JobRecord.read(RUN.path)
     assert record is not None, "a submission writes job.json"
@@ -79,8 +79,7 @@ def preempt_halfway() -> bool:
 def summary(seconds: float) -> Table:
     """The final table."""
     manifest, losses = (json.loads(path.read_text()) for path in (SHARDS / "manifest.json", FIGURES))
-    events = [row for row in read_rows(RUN.events) if row["kind"] in ("preemption", "resume", "ready")]
-    stop = next((index for index, row in enumerate(events) if row["kind"] == "preemption"), len(events))
+    history = RunHistory(RUN.path)
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
     table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
     table.add_row("quarantined", f"{manifest['quarantined']} (reasons: {SHARDS / 'quarantine.jsonl'})")
@@ -88,11 +87,11 @@ def summary(seconds: float) -> Table:
     for row in losses:
         mean = f"(predicting the mean: {row['predicting_the_mean']:.3f})"
         table.add_row(f"loss, {row['head']} head", f"{row['first']:.3f} -> {row['last']:.3f} {mean}")
-    if len(events) >= stop + 3:
-        preemption, resume, ready = events[stop : stop + 3]
-        pause = ready["time"] - preemption["time"]
-        table.add_row("preempted", f"at step {preemption['step']}; training again {pause:.0f} s later")
-        table.add_row("steps lost", str(preemption["step"] - resume["step"]))
+    if preemptions := history.of(Kind.PREEMPTION):
+        step, stopped = preemptions[0]["step"], preemptions[0]["time"]
+        resumed = next(one for one in history.attempts if one.ready and one.ready > stopped)
+        table.add_row("preempted", f"at step {step}; training again {(resumed.ready or 0) - stopped:.0f} s later")
+        table.add_row("steps lost", str(step - resumed.first_step))
     table.add_row("reconstructions", str(PICTURE))
     table.add_row("loss curves", str(CURVES))
     table.add_row("TensorBoard", f"tensorboard --logdir {RUN.tensorboard}")

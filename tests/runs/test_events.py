@@ -97,7 +97,7 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [r["step"] for r in memory.rows] == [0, 1, 2]
-    assert len([r for r in caplog.records if "training goes on" in r.message]) == 1
+    assert len([r for r in caplog.records if "training continues" in r.message]) == 1
     log.metrics({"step": 3})
     log.close()
     assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]
