@@ -48,7 +48,7 @@ from torch import Tensor
 
 from benchmarks.script import run_script
 from benchmarks.step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
-from monitoring.exporter_process import monitored
+from monitoring.exporter_process import monitoring_sinks
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, choose_device, gather_objects
 from motionmae.distributed.process_group import distributed
@@ -116,7 +116,7 @@ def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, 
     if name in PEERS:
         yield DistributedContext(0, 1, 0, choose_device(config.engine.device)), []
         return
-    with distributed(config.engine) as rank, monitored(config) as sinks:
+    with distributed(config.engine) as rank, monitoring_sinks(config) as sinks:
         yield rank, sinks
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ MAX_STORED_BYTES = 2**30
 """Limit for the stored frames of one video, because they are held in memory until the video is decoded."""
 
 
-class QuarantineReason(str, Enum):
+class QuarantineReason(StrEnum):
     """Why a video is quarantined."""
 
     MISSING = "missing"  # the annotations name it, but the file does not exist

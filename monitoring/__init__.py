@@ -1,1 +1,1 @@
-"""What operators and researchers see of a run: metrics, alerts, dashboards, reports."""
+"""Monitoring of a run for operators and researchers: metrics, alerts, dashboards, reports."""

@@ -1,6 +1,6 @@
-"""The prometheus_client collector of a node: snapshots of its ranks, the node, its GPUs; with rank 0, goodput.
+"""Prometheus collector of a node: its ranks' snapshots, the host, its GPUs, and on rank 0's node the goodput.
 
-Nothing that may hang is done while Prometheus waits: host and GPUs are read by a thread every few seconds.
+A thread reads host and GPUs every few seconds, because a read may hang and a scrape must not.
 """
 
 import threading
@@ -18,7 +18,7 @@ from monitoring.gpu import CLOSE_SECONDS, GpuSource
 from monitoring.host import Host, resident_bytes
 from monitoring.metric_definitions import METRICS, STEP_BUCKETS
 from monitoring.rank_snapshots import Sample, Snapshot, read_all
-from motionmae.runs.tail import RunTail
+from motionmae.runs.history import RunTail
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _FAMILIES: dict[str, Any] = {
@@ -27,34 +27,33 @@ _FAMILIES: dict[str, Any] = {
     "histogram": HistogramMetricFamily,
 }
 SAMPLE_SECONDS = 5.0
-"""How old the values of host, GPUs and goodput may be."""
+"""Interval between readings of host, GPUs and goodput."""
 
 
 class NodeCollector(Collector):
     """Yields every metric family that has a value.
 
     Args:
-        folder: of the node's snapshots.
-        host: this node.
-        gpus: its GPUs; closed with it.
-        books: the run folder, on rank 0's node alone.
+        folder: the node's snapshot folder.
+        gpus: closed with the collector.
+        run: the run directory on rank 0's node; None on other nodes.
     """
 
-    def __init__(self, folder: Path, host: Host, gpus: GpuSource, books: Path | None) -> None:
+    def __init__(self, folder: Path, host: Host, gpus: GpuSource, run: Path | None) -> None:
         self._folder, self._host, self._gpus = folder, host, gpus
-        self._tail = RunTail(books) if books else None
-        self._ledger = GoodputTracker()
-        self._slow: list[Sample] = []
+        self._tail = RunTail(run) if run else None
+        self._goodput = GoodputTracker()
+        self._readings: list[Sample] = []
         self._closed = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)
         self._sampler.start()
         self.last_scrape: float | None = None
 
     def collect(self) -> Iterator[Family]:
-        """The families, each with all of its samples."""
+        """Metric families with all samples."""
         self.last_scrape = time.monotonic()
         families: dict[str, Family] = {}
-        for name, labels, value in self._slow:
+        for name, labels, value in self._readings:
             _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
         for snapshot in read_all(self._folder):
             rank = {"rank": str(snapshot.rank)}
@@ -70,15 +69,15 @@ class NodeCollector(Collector):
         yield from families.values()
 
     def close(self) -> None:
-        """Stop the thread, then let go of the GPUs; a thread that hangs in their driver keeps them."""
+        """Stop the thread and close the GPUs. A thread that hangs in the GPU driver keeps them open."""
         self._closed.set()
         self._sampler.join(CLOSE_SECONDS)
         if not self._sampler.is_alive():
             self._gpus.close()
 
     def refresh(self) -> None:
-        """Read host, GPUs and books now."""
-        self._slow = [*self._host.samples(), *self._gpus.samples(), *self._goodput()]
+        """Read host, GPUs and goodput now."""
+        self._readings = [*self._host.samples(), *self._gpus.samples(), *self._goodput_samples()]
 
     def _sample(self) -> None:
         while True:
@@ -86,18 +85,18 @@ class NodeCollector(Collector):
             if self._closed.wait(SAMPLE_SECONDS):
                 return
 
-    def _goodput(self) -> Iterator[Sample]:
+    def _goodput_samples(self) -> Iterator[Sample]:
         if self._tail is None:
             return
         for row in self._tail.new_rows():
-            self._ledger.add(row)
+            self._goodput.add(row)
         now = time.time()
-        account = self._ledger.account(now if self._ledger.silent(now) else None)
-        yield "productive_seconds", {}, account.productive
-        for cause, seconds in account.badput.items():
-            yield "badput_seconds", {"cause": cause}, max(seconds, 0.0)
-        yield "goodput_ratio", {"queue": "included"}, account.ratio
-        yield "goodput_ratio", {"queue": "excluded"}, account.ratio_without_queue
+        totals = self._goodput.totals(now if self._goodput.is_silent(now) else None)
+        yield "productive_seconds", {}, totals.productive
+        for category, seconds in totals.badput.items():
+            yield "badput_seconds", {"cause": category}, max(seconds, 0.0)
+        yield "goodput_ratio", {"queue": "included"}, totals.ratio
+        yield "goodput_ratio", {"queue": "excluded"}, totals.ratio_without_queue
 
 
 def _process(snapshot: Snapshot) -> Iterator[Sample]:

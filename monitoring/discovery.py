@@ -1,8 +1,8 @@
-"""The target files by which Prometheus finds a run's nodes (file_sd), in one folder for all runs.
+"""Target files of Prometheus's file-based service discovery (file_sd): one folder for all runs.
 
-``FOLDER/RUN-NODE.json``, one a node, written to a dotfile and renamed: Prometheus keeps the former targets when it
-meets a torn file, and inotify does not cross the clients of a network file system. The host's name is no label of the
-target: a requeue that moves rank 0 would turn its counters into other series, and increase() would lose the difference.
+``FOLDER/RUN-NODE.json`` is replaced atomically, because Prometheus ignores a torn file, and inotify would not announce
+the rest of it across clients of a network file system. The host name is no label of the target. With it, a requeue that
+moves rank 0 would start new series for its counters, and increase() would lose the difference.
 """
 
 import json
@@ -14,7 +14,7 @@ from motionmae.files import write_atomically
 
 @dataclass(frozen=True)
 class Target:
-    """One node's exporter."""
+    """Exporter of one node."""
 
     run: str
     node: int
@@ -24,18 +24,18 @@ class Target:
     tls: bool = False
 
     def content(self) -> bytes:
-        """What stands in the file."""
+        """Content of the target file."""
         labels = {"run": self.run, "instance": f"{self.run}/{self.node}"}
         if self.tls:
             labels["__scheme__"] = "https"
         return json.dumps([{"targets": [self.address], "labels": labels}], indent=1).encode()
 
     def path(self, folder: Path) -> Path:
-        """Where it is published."""
+        """Target file in ``folder``."""
         return folder / f"{self.run}-{self.node}.json"
 
     def publish(self, folder: Path) -> None:
-        """Say where this node is found, in place of what an earlier attempt said.
+        """Write the target file. It replaces that of an earlier attempt.
 
         Raises:
             OSError: if it cannot be written.
@@ -44,7 +44,7 @@ class Target:
         write_atomically(self.path(folder), self.content())
 
     def withdraw(self, folder: Path) -> None:
-        """Remove the file, unless a later attempt has published its own meanwhile."""
+        """Delete the target file, unless a later attempt has replaced it."""
         path = self.path(folder)
         try:
             if path.read_bytes() == self.content():
@@ -53,8 +53,8 @@ class Target:
             pass
 
 
-def withdraw_beyond(folder: Path, run: str, nodes: int) -> None:
-    """Remove the files of nodes that an earlier attempt of ``run`` had and this one, of ``nodes``, has not."""
+def withdraw_surplus(folder: Path, run: str, nodes: int) -> None:
+    """Delete target files of an earlier attempt of ``run`` that had more than ``nodes`` nodes."""
     for path in folder.glob(f"{run}-*.json"):
         number = path.stem.removeprefix(f"{run}-")
         if number.isdigit() and int(number) >= nodes:

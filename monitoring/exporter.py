@@ -1,9 +1,8 @@
-"""The exporter of a node: a process of its own, so that it can be scraped while the trainer hangs in a collective.
+"""Prometheus exporter of a node. A separate process, which answers while the trainer hangs in a collective.
 
-It is started by the node's first rank before that touches the device, reads its settings from standard input, and ends
-with it: at the word ``end`` because the run finished, was stopped or interrupted, or could not be what a person asked
-for; at the end of the pipe because the trainer crashed or was killed. In the second case the discovery file stays, and
-Prometheus sees the node go down.
+The node's first rank starts it before it touches the device, and writes the settings to its standard input. The
+exporter ends with the trainer. It reads ``end`` after a finish, a stop, an interrupt or a user error. It reads the end
+of the pipe if the trainer crashed or was killed: then the target file stays, and Prometheus reports the node as down.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
 from monitoring.collector import NodeCollector
-from monitoring.discovery import Target, withdraw_beyond
+from monitoring.discovery import Target, withdraw_surplus
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
 from motionmae.distributed.network import ipv4_of_interface
@@ -31,24 +30,23 @@ logger = logging.getLogger("monitoring.exporter")
 
 END = "end"
 END_AFTER_SCRAPE = "end after scrape"
-_SCRAPED_LATELY = 150.0
-"""Seconds within which somebody must have scraped for it to be worth waiting for the next time."""
+_RECENT_SCRAPE_SECONDS = 150.0
+"""The exporter waits for a last scrape only if the scrape before is not older than this."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an exporter needs to know."""
+    """Settings of an exporter."""
 
     run: str
-    """Name of the run."""
     run_folder: str
     node: int
-    """Number of this node in the run."""
+    """Index of this node in the run."""
     nodes: int
     snapshots: str
-    """Folder of the node's snapshots."""
+    """The node's snapshot folder."""
     discovery: str
-    """Folder of the target files."""
+    """Folder of the target files of Prometheus."""
     address: str
     """IP address or interface to listen on."""
     port: int
@@ -58,15 +56,15 @@ class Settings:
     tls_key: str = ""
 
     def as_line(self) -> str:
-        """What the exporter reads first."""
+        """The first line that the exporter reads."""
         return json.dumps(asdict(self)) + "\n"
 
 
 def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], None], str]:
-    """Serve ``collector`` on the first free port; returns what stops it, and its HOST:PORT.
+    """Serve ``collector`` on the first free port. Returns a function that stops the server, and HOST:PORT.
 
     Raises:
-        OSError: if there is no such address, certificate or free port.
+        OSError: if the address or the certificate is invalid, or no port is free.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
@@ -81,89 +79,88 @@ def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], N
             if port < last:
                 continue
             if error.errno == errno.EADDRINUSE:
-                raise OSError(taken(settings, host)) from error
+                raise OSError(_ports_in_use(settings, host)) from error
             raise
         name = f"[{host}]" if ":" in host else host
         return server.shutdown, f"{name}:{server.server_port}"
     raise AssertionError("settings.ports is at least 1")
 
 
-def taken(settings: Settings, host: str) -> str:
-    """What to say where no port is free."""
+def _ports_in_use(settings: Settings, host: str) -> str:
     first, last = settings.port, settings.port + settings.ports - 1
     which = f"port {first} of {host} is" if first == last else f"ports {first} to {last} of {host} are"
-    return f"{which} taken: set monitoring.ports={settings.ports + 10} to have more tried, or monitoring.port=0 for any"
+    return f"{which} in use: set monitoring.ports={settings.ports + 10} to try more, or monitoring.port=0 for any port"
 
 
 def ip_address(address: str) -> str:
-    """The address itself, or that of the interface of this name.
+    """The IP address ``address``, or the address of the network interface with that name.
 
     Raises:
-        OSError: if there is no such interface, or it has no IPv4 address.
+        OSError: if the interface does not exist or has no IPv4 address.
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
     try:
         return ipv4_of_interface(address)
     except OSError as error:
-        raise OSError(error.errno, f"no network interface {address} with an address: {error.strerror}") from error
+        raise OSError(error.errno, f"network interface {address} has no IPv4 address: {error.strerror}") from error
 
 
-def serve(settings: Settings) -> None:
-    """Be the exporter of a node until the trainer says so or is gone."""
+def run_exporter(settings: Settings) -> None:
+    """Export the metrics of a node until the trainer ends."""
     disable_created_metrics()
-    books = Path(settings.run_folder) if settings.node == 0 else None
-    collector = NodeCollector(Path(settings.snapshots), Host(Path(settings.run_folder).parent), open_gpus(), books)
+    run = Path(settings.run_folder) if settings.node == 0 else None
+    collector = NodeCollector(Path(settings.snapshots), Host(Path(settings.run_folder).parent), open_gpus(), run)
     with closing(collector):
-        tell(settings, collector)
+        serve(settings, collector)
 
 
-def tell(settings: Settings, collector: NodeCollector) -> None:
-    """Serve and announce ``collector`` until the trainer says so or is gone."""
+def serve(settings: Settings, collector: NodeCollector) -> None:
+    """Serve ``collector`` and publish its target until the trainer ends."""
     stop, address = listen(settings, collector)
     folder = Path(settings.discovery)
     target = Target(settings.run, settings.node, address, bool(settings.tls_certificate))
     try:
         if settings.node == 0:
-            withdraw_beyond(folder, settings.run, settings.nodes)
+            withdraw_surplus(folder, settings.run, settings.nodes)
         target.publish(folder)
     except OSError as error:
-        logger.warning("http://%s/metrics is not announced in %s (%s); training goes on", address, folder, error)
-    word = sys.stdin.readline().strip()
+        logger.warning("http://%s/metrics has no target file in %s (%s); training continues", address, folder, error)
+    command = sys.stdin.readline().strip()
     collector.refresh()
-    if word == END_AFTER_SCRAPE:
-        linger(collector, settings.linger_seconds)
-    if word:
+    if command == END_AFTER_SCRAPE:
+        wait_for_last_scrape(collector, settings.linger_seconds)
+    if command:
         with suppress(OSError):
             target.withdraw(folder)
     stop()
 
 
-def linger(collector: NodeCollector, seconds: float) -> None:
-    """Wait for the scrape that sees the last values, if there was one lately and for as long as the trainer lives."""
-    asked = time.monotonic()
+def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
+    """Wait until Prometheus has scraped the final values, if it scrapes this node and the trainer still waits."""
+    start = time.monotonic()
     seen = collector.last_scrape
-    if seen is None or asked - seen > _SCRAPED_LATELY:
+    if seen is None or start - seen > _RECENT_SCRAPE_SECONDS:
         return
-    while collector.last_scrape == seen and time.monotonic() < asked + seconds:
-        gone, _, _ = select.select([sys.stdin], [], [], 0.1)
-        if gone:
+    while collector.last_scrape == seen and time.monotonic() < start + seconds:
+        trainer_ended, _, _ = select.select([sys.stdin], [], [], 0.1)
+        if trainer_ended:
             return
-    time.sleep(0.2)  # until the answer is on its way
+    time.sleep(0.2)  # let the server send its answer
 
 
 def main() -> int:
-    """Entry point; whatever goes wrong is one warning, for training does without."""
+    """Entry point. A failure is one warning, because training does not need the exporter."""
     argparse.ArgumentParser(
         prog="python -m monitoring.exporter",
-        description="Serve the metrics of a node; training starts this and gives the settings on standard input.",
+        description="Serve the metrics of a node. Training starts this and writes the settings to standard input.",
     ).parse_args()
     logging.basicConfig(format="exporter: %(message)s", level=logging.INFO)
     settings = Settings(**json.loads(sys.stdin.readline()))
     try:
-        serve(settings)
+        run_exporter(settings)
     except Exception as error:
-        logger.warning("no metrics of node %d (%s); training goes on", settings.node, error)
+        logger.warning("node %d has no metrics (%s); training continues", settings.node, error)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""How much computing a step is, and what a device could do at most: from these comes MFU."""
+"""FLOPs of a step and peak FLOP/s of a device. Their ratio is the MFU."""
 
 import sys
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from motionmae.planning.gpus import peak_of_device
 
 @dataclass(frozen=True)
 class FlopsPerClip:
-    """What one clip takes in a step."""
+    """Work of one clip in a training step."""
 
     flops: int
-    """Of the model, forward and backward, a multiplication and an addition counted as two."""
+    """Forward and backward pass of the model. A multiply-add counts as two."""
     tokens: int
-    """Cubes that go through the encoder."""
+    """Cubes that pass through the encoder."""
 
 
 def flops_per_clip_of(config: Config) -> FlopsPerClip:
-    """What a clip takes in the task of ``config``; a head's share of fine-tuning is left out, as far below 1 %."""
+    """Work of one clip in the task of ``config``. Fine-tuning ignores the head, which is far below 1 %."""
     from motionmae.planning.flops import step_cubes, step_flops  # imports torch
 
     tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
@@ -26,7 +26,7 @@ def flops_per_clip_of(config: Config) -> FlopsPerClip:
 
 
 def peak_flops(config: Config) -> float | None:
-    """Operations a second that this rank's device can do at most; None where nobody knows."""
+    """Peak FLOP/s of this rank's device; None if unknown."""
     if config.monitoring.peak_tflops:
         return config.monitoring.peak_tflops * 1e12
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""GPUs as NVML sees them. A field that a device does not support is left out; a driver that fails leaves all out."""
+"""Metrics of the node's GPUs through NVML. Values that a device does not support are left out."""
 
 import logging
 import threading
@@ -14,32 +14,32 @@ from monitoring.rank_snapshots import Sample
 logger = logging.getLogger(__name__)
 
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
-"""Drivers fill a field they do not know with ones."""
+"""Drivers return all ones for an unknown value."""
 _WAIT_MILLISECONDS = 200
-"""Between two looks at whether the session ends, which the trainer waits for."""
+"""Interval at which the XID thread checks for the end. The trainer waits for it."""
 CLOSE_SECONDS = 1.0
-"""How long a thread that may be waiting for a driver is waited for at the end."""
+"""Time limit for ending a thread that may hang in the driver."""
 
 
 class GpuSource(Protocol):
-    """Tells the state of the node's GPUs."""
+    """Source of GPU metrics."""
 
     def samples(self) -> list[Sample]:
-        """One sample for each metric of :data:`monitoring.metric_definitions.GPU`, GPU and further label."""
+        """Samples of the metrics in :data:`monitoring.metric_definitions.GPU` for each GPU."""
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Close the driver."""
 
 
 class NoGpus:
-    """A node without GPUs, or without their driver."""
+    """Source for a node without GPUs or without the driver."""
 
     def samples(self) -> list[Sample]:
-        """Nothing."""
+        """No samples."""
         return []
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class _Device:
 
 
 class Nvml:
-    """The node's GPUs through nvidia-ml-py; XID events are counted by a thread that waits for them.
+    """Reads the GPUs through nvidia-ml-py. A thread waits for XID events and counts them.
 
     Raises:
-        Exception: NVML's own, if there is no driver.
+        Exception: an NVML error, if there is no driver.
     """
 
     def __init__(self) -> None:
@@ -68,14 +68,14 @@ class Nvml:
         self._watcher.start()
 
     def samples(self) -> list[Sample]:
-        """One sample for each supported metric of each GPU."""
+        """Samples of each supported metric of each GPU."""
         found: list[Sample] = []
         for device in self._devices:
             for name, more, scale, read in self._readings(device.handle):
                 try:
                     value = read()
                 except self._nvml.NVMLError as error:
-                    self._say_once(f"{name} of GPU {device.labels['gpu']}", error)
+                    self._warn_once(f"{name} of GPU {device.labels['gpu']}", error)
                     continue
                 if value not in _NOT_AVAILABLE:
                     found.append((name, {**device.labels, **more}, value * scale))
@@ -85,7 +85,7 @@ class Nvml:
         return found
 
     def close(self) -> None:
-        """End the thread and leave the driver; one that hangs is left as it is."""
+        """End the thread and close the driver. A hanging driver stays open."""
         self._closed.set()
         self._watcher.join(CLOSE_SECONDS)
         if not self._watcher.is_alive():
@@ -97,7 +97,7 @@ class Nvml:
         return _Device(handle, {"gpu": str(index), "UUID": self._nvml.nvmlDeviceGetUUID(handle)})
 
     def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], float, Callable[[], float]]]:
-        """Name, further labels, the base units in one of the driver's, and how to read it."""
+        """Readings as (metric, labels, factor to base units, function)."""
         nvml = self._nvml
         ecc, volatile = nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_VOLATILE_ECC
         reasons = {
@@ -148,7 +148,7 @@ class Nvml:
             for device in self._devices:
                 nvml.nvmlDeviceRegisterEvents(device.handle, nvml.nvmlEventTypeXidCriticalError, events)
         except nvml.NVMLError as error:
-            self._say_once("XID events", error)
+            self._warn_once("XID events", error)
             return
         by_uuid = {device.labels["UUID"]: device.labels["gpu"] for device in self._devices}
         while not self._closed.is_set():
@@ -157,22 +157,22 @@ class Nvml:
             except nvml.NVMLError_Timeout:
                 continue
             except nvml.NVMLError as error:
-                self._say_once("XID events", error)
+                self._warn_once("XID events", error)
                 return
             gpu = by_uuid.get(nvml.nvmlDeviceGetUUID(event.device))
             if gpu is not None:
                 self._xids[gpu, str(event.eventData)] += 1
 
-    def _say_once(self, what: str, error: Exception) -> None:
+    def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
             self._failed.add(what)
-            logger.warning("no %s: %s", what, error)
+            logger.warning("%s is not available: %s", what, error)
 
 
 def open_gpus() -> GpuSource:
-    """NVML where there is a driver."""
+    """NVML, or an empty source without a driver."""
     try:
         return Nvml()
-    except Exception as error:  # NVML's errors share no base class with a library that is missing
+    except Exception as error:  # NVML errors and a missing library share no base class
         logger.debug("no GPU metrics: %s", error)
         return NoGpus()

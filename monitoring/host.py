@@ -1,4 +1,4 @@
-"""The node itself, from /proc and the file systems; what cannot be read is left out."""
+"""Metrics of the node from /proc and its file systems. Values that cannot be read are left out."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from monitoring.rank_snapshots import Sample
 
 
 class Host:
-    """The node that this process runs on.
+    """Reads the metrics of this node.
 
     Args:
-        runs: folder of the run, for the room on its file system.
+        runs: folder on the file system of the run directory.
     """
 
     def __init__(self, runs: Path) -> None:
@@ -22,14 +22,14 @@ class Host:
         self._ticks = (0, 0)
 
     def samples(self) -> list[Sample]:
-        """One sample for each metric of :data:`monitoring.metric_definitions.NODE`."""
+        """Samples of the metrics in :data:`monitoring.metric_definitions.NODE`."""
         found: list[Sample] = [("node_info", {"node": socket.gethostname()}, 1)]
         with suppress(OSError, ValueError, KeyError):
             memory = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}
             found.append(("memory_available_bytes", {}, int(memory["MemAvailable"]) * 1024))
             found.append(("memory_total_bytes", {}, int(memory["MemTotal"]) * 1024))
         with suppress(OSError, ValueError):
-            found.append(("cpu_utilization_ratio", {}, self._processor_use()))
+            found.append(("cpu_utilization_ratio", {}, self._cpu_utilization()))
         for volume, path in self._volumes.items():
             with suppress(OSError):
                 usage = shutil.disk_usage(path)
@@ -37,8 +37,8 @@ class Host:
                 found.append(("disk_size_bytes", {"volume": volume}, usage.total))
         return found
 
-    def _processor_use(self) -> float:
-        """Share of processor time in use since the last call (since boot at the first)."""
+    def _cpu_utilization(self) -> float:
+        """Share of processor time in use since the last call; since boot at the first call."""
         fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         total, idle = sum(fields), fields[3] + fields[4]
         before, self._ticks = self._ticks, (total, idle)
@@ -47,7 +47,7 @@ class Host:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Memory that a process holds; None if there is no such process."""
+    """Resident memory of a process; None if it does not exist."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):

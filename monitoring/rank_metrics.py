@@ -1,23 +1,23 @@
-"""The sink of one rank: what training announces becomes the values that the node's exporter reads.
+"""Sink of one rank: turns events and metrics rows into the metric values that the node's exporter reads.
 
-Rank 0 also keeps the values of the run as a whole. Those that count over all attempts it takes from the event log,
-which it replays when it starts.
+Rank 0 also keeps the metrics of the whole run. It replays the event log at its start, because some of them count over
+all attempts.
 """
 
 import logging
 import os
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from monitoring.flops_per_clip import FlopsPerClip, peak_flops
-from monitoring.metric_definitions import METRICS, RUN, STATES, STEP_BUCKETS
+from monitoring.metric_definitions import METRICS, RANK, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
-from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.history import AttemptTracker
 
 logger = logging.getLogger(__name__)
 
@@ -25,32 +25,35 @@ _Key = tuple[str, tuple[str, ...]]
 
 
 class RankMetrics:
-    """Writes a rank's snapshot at every event and metrics row. Whatever fails here, training never hears of it.
+    """Writes a rank's snapshot at every event and metrics row. A failure here never reaches training.
 
     Args:
-        config: of the run.
-        rank: of this process.
         folder: the node's snapshot folder.
-        history: events of earlier attempts; rank 0's affair.
-        work: what a clip takes.
-        info: labels of run_info but world_size; rank 0's affair.
+        history: events of earlier attempts; empty on ranks other than 0.
+        info: labels of run_info without world_size; empty on ranks other than 0.
     """
 
     def __init__(
-        self, config: Config, rank: int, folder: Path, history: Iterable[Row], work: FlopsPerClip, info: dict[str, str]
+        self,
+        config: Config,
+        rank: int,
+        folder: Path,
+        history: Iterable[Row],
+        flops_per_clip: FlopsPerClip,
+        info: dict[str, str],
     ) -> None:
-        self._config, self._rank, self._folder, self._work, self._info = config, rank, folder, work, info
+        self._config, self._rank, self._folder, self._info = config, rank, folder, info
+        self._flops_per_clip = flops_per_clip
+        self._metrics = (*RUN, *RANK) if rank == 0 else RANK
         self._values: dict[_Key, float] = {}
         self._histogram = [0] * (len(STEP_BUCKETS) + 1) if rank == 0 else []
         self._histogram_sum = 0.0
-        self._incarnation = ""
-        self._before = ""
-        self._finished = False
-        self._step = 0
+        self._tracker = AttemptTracker()
+        self._attempt_id = ""
         self._world = 1
         self._warned = False
-        for metric in METRICS.values():
-            if metric.kind == "counter" and (metric.per_rank or (rank == 0 and metric in RUN)):
+        for metric in self._metrics:
+            if metric.kind == "counter":
                 self._values |= {(metric.name, labels): 0.0 for labels in metric.combinations()}
         for row in history:
             self._guarded(self._take_event, row)
@@ -67,14 +70,14 @@ class RankMetrics:
         self._guarded(self._write, row)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is open."""
 
     def _guarded(self, action: Callable[[Row], None], row: Row) -> None:
         try:
             action(row)
         except Exception as error:
             if not self._warned:
-                logger.warning("metrics of rank %d are not up to date (%s); training goes on", self._rank, error)
+                logger.warning("metrics of rank %d are out of date (%s); training continues", self._rank, error)
             self._warned = True
 
     def _write(self, row: Row) -> None:
@@ -83,98 +86,88 @@ class RankMetrics:
             for (name, labels), value in self._values.items()
         ]
         Snapshot(
-            self._rank, os.getpid(), self._incarnation, time.time(), samples, self._histogram, self._histogram_sum
+            self._rank, os.getpid(), self._attempt_id, time.time(), samples, self._histogram, self._histogram_sum
         ).write(self._folder)
 
     def _take_event(self, row: Row) -> None:
         kind = row["kind"]
-        if kind == Kind.START.value:
-            self._start(row)
-        elif kind == Kind.STOP.value and "OutOfMemoryError" in str(row.get("error")):
+        self._tracker.add(row)
+        if kind == Kind.START:
+            self._attempt_id, self._world = row["attempt"], row["world"]
+        elif kind == Kind.STOP and "OutOfMemoryError" in str(row.get("error")):
             self._add("cuda_ooms_total", 1)
         if self._rank == 0:
-            self._take_run_event(kind, row)
+            self._copy(row)
+            self._take_run_event(row)
+            self._set_attempt_metrics()
 
-    def _start(self, row: Row) -> None:
-        self._world = row["world"]
-        if self._rank == 0 and self._incarnation and not self._finished:
-            self._add("restarts_total", 1, self._before or "lost")
-        self._incarnation, self._before = row["attempt"], ""
-        if self._rank == 0:
+    def _take_run_event(self, row: Row) -> None:
+        kind = row["kind"]
+        if kind == Kind.START:
             self._drop("run_info")
             labels = {**self._info, "world_size": str(self._world)}
             self._set("run_info", 1, *(labels[name] for name in METRICS["run_info"].label_names))
-            self._be("starting")
-
-    def _take_run_event(self, kind: str, row: Row) -> None:
-        if kind == Kind.READY.value:
-            self._step = row["step"]
-            self._set("steps_target", row["total_steps"])
-            self._progress(row["step"])
-            self._be("training")
-        elif kind == Kind.RESUME.value:
+        elif kind == Kind.READY:
+            self._set_progress(row["step"])
+        elif kind == Kind.RESUME:
             self._set("checkpoint_duration_seconds", row["seconds"], "restore", "true")
-        elif kind == Kind.CHECKPOINT.value:
+        elif kind == Kind.CHECKPOINT:
             self._set("checkpoint_duration_seconds", row["blocking"], "save", "true")
             self._set("checkpoint_duration_seconds", max(row["seconds"] - row["blocking"], 0), "save", "false")
-            self._set("checkpoint_last_success_timestamp_seconds", row["time"])
-            self._set("checkpoint_last_step", row["step"])
-            self._set("checkpoint_size_bytes", row["bytes"])
-        elif kind == Kind.CHECKPOINT_FAILED.value:
+        elif kind == Kind.CHECKPOINT_FAILED:
             self._add("checkpoint_failures_total", 1)
-        elif kind == Kind.CORRUPT_SAMPLE.value:
+        elif kind == Kind.CORRUPT_SAMPLE:
             for reason, count in row["reasons"].items():
                 self._set("corrupt_samples_total", count, reason)
-        elif kind == Kind.NONFINITE.value:
+        elif kind == Kind.NONFINITE:
             self._add("nonfinite_steps_total", 1, row["cause"])
-        elif kind == Kind.STOP.value:
-            reason = EndReason(row["reason"])
-            self._before = reason.restart_reason
-            self._be(reason.run_state)
-        elif kind == Kind.FINISH.value:
-            self._finished = True  # whoever starts it again finds nothing left to do, which is no restart
-            self._be("finished")
+
+    def _set_attempt_metrics(self) -> None:
+        attempts = self._tracker.attempts
+        if not attempts:
+            return
+        for state in STATES:
+            self._set("run_state", float(state == attempts[-1].run_state), state)
+        reasons = Counter(attempt.end.restart_reason if attempt.end else "lost" for attempt in attempts[:-1])
+        for reason, count in reasons.items():
+            self._set("restarts_total", count, reason)
 
     def _take_metrics(self, row: Row) -> None:
-        steps = row["steps"]
-        for phase in Phase:
-            self._add("phase_seconds_total", steps * row[f"{phase.value}_seconds"], phase.value)
-        self._set("rank_step", row["step"])
-        self._set("last_step_timestamp_seconds", row["time"])
-        self._set("straggler_score", row["straggler_score"])
-        self._set("dataloader_queue_depth", row["loader_ready"])
+        self._copy(row)
         if self._rank == 0:
-            self._take_run_metrics(row, steps)
+            self._take_run_metrics(row)
 
-    def _take_run_metrics(self, row: Row, steps: int) -> None:
-        for name, component in (("loss", "total"), ("loss_space", "space"), ("loss_time", "time")):
-            if name in row:
-                self._set("loss", _number(row[name]), component)
-        self._set("grad_norm", _number(row["grad_norm"]))
-        self._set("learning_rate", row["lr"])
-        self._set("epoch", row["epoch"])
-        self._progress(row["step"])
-        seconds = row["step_seconds"]
-        target = self._values["steps_target", ()]
-        self._set("eta_seconds", (target - row["step"]) * seconds)
-        clips = row["clips_per_second"] * seconds
-        self._add("clips_total", steps * clips)
-        self._add("tokens_total", steps * clips * self._work.tokens)
-        self._add("flops_total", steps * clips * self._work.flops)
+    def _take_run_metrics(self, row: Row) -> None:
+        steps, seconds, clips_per_second = row["steps"], row["step_seconds"], row["clips_per_second"]
+        self._set_progress(row["step"])
+        self._set("eta_seconds", (self._values["steps_target", ()] - row["step"]) * seconds)
+        clips = steps * clips_per_second * seconds
+        self._add("clips_total", clips)
+        self._add("tokens_total", clips * self._flops_per_clip.tokens)
+        self._add("flops_total", clips * self._flops_per_clip.flops)
         self._histogram[bisect_left(STEP_BUCKETS, seconds)] += steps
         self._histogram_sum += steps * seconds
-        peak = peak_flops(self._config)
-        if peak:
-            self._set("mfu_ratio", row["clips_per_second"] * self._work.flops / (peak * self._world))
+        if peak := peak_flops(self._config):
+            self._set("mfu_ratio", clips_per_second * self._flops_per_clip.flops / (peak * self._world))
 
-    def _progress(self, step: int) -> None:
+    def _copy(self, row: Row) -> None:
+        """Take the values that the definitions name by key. A row has null instead of a number that is not finite."""
+        for metric in self._metrics:
+            if metric.event != row.get("kind"):
+                continue
+            for key, labels in metric.row_keys.items():
+                if key not in row:
+                    continue
+                value = float("nan") if row[key] is None else row[key]
+                if metric.kind == "counter":
+                    self._add(metric.name, row["steps"] * value, *labels)
+                else:
+                    self._set(metric.name, value, *labels)
+
+    def _set_progress(self, step: int) -> None:
         target = self._values["steps_target", ()]
         self._set("step", step)
         self._set("progress_ratio", step / target if target else 0)
-
-    def _be(self, state: str) -> None:
-        for each in STATES:
-            self._set("run_state", float(each == state), each)
 
     def _set(self, name: str, value: float, *labels: str) -> None:
         self._values[name, labels] = value
@@ -184,8 +177,3 @@ class RankMetrics:
 
     def _drop(self, name: str) -> None:
         self._values = {key: value for key, value in self._values.items() if key[0] != name}
-
-
-def _number(value: float | None) -> float:
-    """Rows have null where a number was not finite."""
-    return float("nan") if value is None else value

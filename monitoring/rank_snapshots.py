@@ -1,10 +1,10 @@
-"""What each rank of a node last said, in small files that the node's exporter reads.
+"""Snapshots of the ranks' metric values: small files of a node that the node's exporter reads.
 
 ::
 
-    TMP/motionmae-UID/KEY/3.json    rank 3's; written to a temporary name and renamed, so never seen half
+    TMP/motionmae-UID/KEY/3.json    values of rank 3, replaced atomically
 
-The folder lies on the node itself and belongs to the user alone. A rank that hangs leaves its file, whose age tells.
+The folder is local to the node and private to the user. The file of a hanging rank stays, and its age shows the hang.
 """
 
 import json
@@ -18,63 +18,63 @@ from pathlib import Path
 
 from motionmae.files import atomic_path
 
-_FORGOTTEN = 7 * 86400.0
-"""Seconds without a new snapshot after which nobody needs a job's folder."""
+_EXPIRY_SECONDS = 7 * 86400.0
+"""Age at which the folder of another job is deleted."""
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The values of one rank."""
+    """Metric values of one rank."""
 
     rank: int
     pid: int
     attempt: str
     time: float
-    """When they were written, in seconds since the epoch."""
+    """Time of writing, in seconds since the epoch."""
     samples: list[Sample]
     histogram: list[int] = field(default_factory=list)
-    """Steps by bucket of catalogue.STEP_BUCKETS, the last one for all beyond; empty on ranks but 0."""
+    """Steps by bucket of STEP_BUCKETS, with one more bucket for longer steps; empty on ranks other than 0."""
     histogram_sum: float = 0.0
 
     def write(self, folder: Path) -> None:
-        """Put it in place of the rank's former one. Not synced: it is of no use to the next boot.
+        """Replace the rank's earlier snapshot. The file is not flushed, because it is useless after a reboot.
 
         Raises:
             OSError: if it cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
+        with atomic_path(folder / f"{self.rank}.json", durable=False, unique=False) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
 
 def node_folder(key: str) -> Path:
-    """The folder of the job ``key`` on this node, made if need be.
+    """The snapshot folder of the job ``key`` on this node. It is created if absent.
 
     Raises:
-        OSError: if it cannot be made, or somebody else has made it.
+        OSError: if it cannot be created, or belongs to another user.
     """
-    mine = Path(tempfile.gettempdir()) / f"motionmae-{os.getuid()}"
-    mine.mkdir(mode=0o700, exist_ok=True)
-    status = mine.lstat()
-    if status.st_uid != os.getuid() or mine.is_symlink() or status.st_mode & 0o022:
-        raise PermissionError(f"{mine} is not this user's own folder")
-    folder = mine / key
+    root = Path(tempfile.gettempdir()) / f"motionmae-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    status = root.lstat()
+    if status.st_uid != os.getuid() or root.is_symlink() or status.st_mode & 0o022:
+        raise PermissionError(f"{root} is not a private folder of this user")
+    folder = root / key
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier attempt left here, and what is left of jobs that ended on this node long ago."""
+    """Delete the snapshots of an earlier attempt, and expired folders of other jobs."""
     for path in [*folder.glob("*.json"), *folder.glob("*.tmp")]:
         path.unlink(missing_ok=True)
     for other in folder.parent.iterdir():
-        if other.stat().st_mtime < time.time() - _FORGOTTEN:
+        if other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:
-    """The snapshots of a folder by rank; what is no snapshot is passed over."""
+    """Snapshots of a folder in order of rank. Other files are skipped."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.name.zfill(20)):
         try:
             fields = json.loads(path.read_text())

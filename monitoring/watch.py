@@ -1,4 +1,4 @@
-"""The live view of a run in a terminal: read from its files, so it works over SSH, on any node, and after the fact."""
+"""Live view of a run in a terminal. It reads the run directory only, and works over SSH and on any node."""
 
 import time
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from monitoring.report.sections import CAUSES
+from monitoring.goodput import Goodput, goodput_of
+from monitoring.report.sections import CATEGORIES
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.formatting import duration
-from motionmae.runs.history import Story
+from motionmae.runs.history import RunHistory
 from motionmae.runs.phases import Phase
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,45 +32,44 @@ _BAD = (
     Kind.FAILURE,
 )
 _RECENT = 50
-"""Logged rows that averages are over."""
+"""Number of logged rows in the averages."""
 
 
-def view(story: Story, width: int, now: float | None = None) -> RenderableType:
-    """What stands on the screen.
+def view(history: RunHistory, width: int, now: float | None = None) -> RenderableType:
+    """Content of the screen.
 
     Args:
-        story: the run.
-        width: of the terminal, in characters.
-        now: seconds since the epoch.
+        width: characters of the terminal.
+        now: seconds since the epoch; None for the current time.
     """
     now = time.time() if now is None else now
-    rows = story.rows[-_RECENT:]
-    parts: list[RenderableType] = [_header(story, now)]
+    rows = history.rows[-_RECENT:]
+    parts: list[RenderableType] = [_header(history, now)]
     if rows:
-        parts.append(_progress(story))
-        panels = [_losses(story, 24 if width < 100 else 32), _pace(story, rows), _goodput(story)]
+        parts.append(_progress(history))
+        panels = [_losses(history, 24 if width < 100 else 32), _speed(history, rows), _goodput(goodput_of(history))]
         parts.append(Columns(panels) if width >= 60 else Group(*panels))
-    parts.append(_happened(story, now))
+    parts.append(_recent_events(history, now))
     return Group(*parts)
 
 
-def _header(story: Story, now: float) -> Text:
-    state = story.state
+def _header(history: RunHistory, now: float) -> Text:
+    state = history.state
     style = {"finished": "green", "under way": "cyan", "preempted": "yellow"}.get(state, "red")
-    text = Text.assemble((story.name, "bold"), "  ", (state, f"bold {style}"))
-    if story.lives:
-        life = story.lives[-1]
-        hosts = ", ".join(life.hosts[:4]) + (f" and {len(life.hosts) - 4} more" if len(life.hosts) > 4 else "")
-        text.append(f"  {life.world} ranks on {hosts}; life {len(story.lives)}", "bright_black")
-        silence = now - life.ended
+    text = Text.assemble((history.name, "bold"), "  ", (state, f"bold {style}"))
+    if history.attempts:
+        attempt = history.attempts[-1]
+        hosts = ", ".join(attempt.hosts[:4]) + (f" and {len(attempt.hosts) - 4} more" if len(attempt.hosts) > 4 else "")
+        text.append(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black")
+        idle = now - attempt.last_sign
         if state in ("under way", "silent"):
-            text.append(f"; last sign {duration(silence)} ago", "bright_black" if silence < 120 else "bold red")
+            text.append(f"; last row {duration(idle)} ago", "bright_black" if idle < 120 else "bold red")
     return text
 
 
-def _progress(story: Story) -> RenderableType:
-    row, total = story.rows[-1], story.total_steps or story.rows[-1]["step"]
-    left = (total - row["step"]) * sum(r["step_seconds"] for r in story.rows[-5:]) / len(story.rows[-5:])
+def _progress(history: RunHistory) -> RenderableType:
+    row, total = history.rows[-1], history.total_steps or history.rows[-1]["step"]
+    left = (total - row["step"]) * sum(r["step_seconds"] for r in history.rows[-5:]) / len(history.rows[-5:])
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
@@ -79,58 +79,58 @@ def _progress(story: Story) -> RenderableType:
     return table
 
 
-def _losses(story: Story, width: int) -> Panel:
+def _losses(history: RunHistory, width: int) -> Panel:
     table = _grid()
-    for key in [*story.losses, "grad_norm", "lr"]:
-        series = [row.get(key) for row in story.rows]
+    for key in [*history.losses, "grad_norm", "lr"]:
+        series = [row.get(key) for row in history.rows]
         last = next((value for value in reversed(series) if value is not None), None)
         name = key.replace("_", " ")
         table.add_row(name, Text(sparkline(series, width), "cyan"), "-" if last is None else f"{last:.4g}")
-    return Panel(table, title="over all steps", title_align="left", border_style="bright_black")
+    return Panel(table, title="all steps", title_align="left", border_style="bright_black")
 
 
-def _pace(story: Story, rows: Sequence[Row]) -> Panel:
+def _speed(history: RunHistory, rows: Sequence[Row]) -> Panel:
     table = _grid()
     steps = sum(row.get("steps", 1) for row in rows)
 
     def mean(key: str) -> float:
         return sum(row.get(key, 0.0) * row.get("steps", 1) for row in rows) / steps
 
-    table.add_row("clips a second", "", f"{mean('clips_per_second'):.1f}")
-    table.add_row("a step", "", f"{mean('step_seconds'):.3f} s")
+    table.add_row("clips per second", "", f"{mean('clips_per_second'):.1f}")
+    table.add_row("step", "", f"{mean('step_seconds'):.3f} s")
     whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
     for phase, style in _STYLES.items():
         share = mean(f"{phase.value}_seconds") / whole
         bar = Text("█" * round(share * 12), style)
         alarming = phase is Phase.DATA_WAIT and share > 0.2
         table.add_row(phase.value.replace("_", " "), bar, Text(f"{share:.0%}", "bold red" if alarming else ""))
-    slow = story.slowest().most_common(1)
-    if slow:
-        rank, count = slow[0]
-        table.add_row("slowest rank", f"{rank} on {story.host_of(rank)}", f"{count / len(story.rows):.0%}")
+    slowest = history.stragglers().most_common(1)
+    if slowest:
+        rank, count = slowest[0]
+        table.add_row("slowest rank", f"{rank} on {history.host_of(rank)}", f"{count / len(history.rows):.0%}")
     return Panel(table, title=f"last {len(rows)} rows", title_align="left", border_style="bright_black")
 
 
-def _goodput(story: Story) -> Panel:
-    goodput, table = story.goodput, _grid()
+def _goodput(goodput: Goodput) -> Panel:
+    table = _grid()
     elapsed = goodput.elapsed or 1.0
     table.add_row(Text("goodput", "green"), "", Text(f"{goodput.ratio:.1%}", "green"))
     table.add_row("without queue", "", f"{goodput.ratio_without_queue:.1%}")
-    for cause, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
+    for category, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
         if seconds / elapsed >= 0.001:
-            table.add_row(CAUSES[cause][0], duration(seconds), f"{seconds / elapsed:.1%}")
+            table.add_row(CATEGORIES[category][0], duration(seconds), f"{seconds / elapsed:.1%}")
     title = f"{duration(elapsed)} since the start"
     return Panel(table, title=title, title_align="left", border_style="bright_black")
 
 
-def _happened(story: Story, now: float) -> Panel:
+def _recent_events(history: RunHistory, now: float) -> Panel:
     table = _grid()
-    for row in story.events[-8:]:
+    for row in history.events[-8:]:
         bad = row["kind"] in {kind.value for kind in _BAD} or "error" in row
-        what = Text(row["kind"].replace("_", " "), "red" if bad else "")
-        more = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
-        table.add_row(f"{duration(max(now - row['time'], 0))} ago", what, f"step {row['step']:,}", str(more)[:60])
-    return Panel(table, title="what happened", title_align="left", border_style="bright_black")
+        kind = Text(row["kind"].replace("_", " "), "red" if bad else "")
+        details = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
+        table.add_row(f"{duration(max(now - row['time'], 0))} ago", kind, f"step {row['step']:,}", str(details)[:60])
+    return Panel(table, title="events", title_align="left", border_style="bright_black")
 
 
 def _grid() -> Table:
@@ -142,7 +142,7 @@ def _grid() -> Table:
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """A curve in one line of text; steps without a number leave a gap."""
+    """Draw a curve as one line of text. None leaves a gap."""
     size = -(-len(values) // width) or 1
     groups = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]
     means = [sum(group) / len(group) if group else None for group in groups]

@@ -7,8 +7,10 @@ from typing import IO
 _POLL_SECONDS = 0.1
 
 
-def acquire(file: int | IO[bytes] | IO[str], *, shared: bool = False, timeout: float | None = 0.0) -> bool:
-    """Lock an open file with flock; False if another holder keeps the lock.
+def acquire(
+    file: int | IO[bytes] | IO[str], *, shared: bool = False, timeout: float | None = 0.0, posix: bool = False
+) -> bool:
+    """Lock an open file; False if another holder keeps the lock.
 
     The lock lasts until this process, and every child that inherited the file, closes it.
 
@@ -16,20 +18,23 @@ def acquire(file: int | IO[bytes] | IO[str], *, shared: bool = False, timeout: f
         file: open file or file descriptor.
         shared: several shared locks may coexist, but no exclusive lock beside them.
         timeout: seconds to wait for other holders; None waits without a limit.
+        posix: take a POSIX lock, which also works between the machines of NFS and Lustre. Children do not inherit it,
+            and closing any descriptor of the file releases it.
 
     Raises:
         OSError: if the file system has no locks.
     """
+    lock = fcntl.lockf if posix else fcntl.flock
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if timeout is None:
-        fcntl.flock(file, mode)
+        lock(file, mode)
         return True
     end = time.monotonic() + timeout
     while True:
         try:
-            fcntl.flock(file, mode | fcntl.LOCK_NB)
+            lock(file, mode | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # POSIX locks report a holder in both ways
             if time.monotonic() >= end:
                 return False
         time.sleep(_POLL_SECONDS)

@@ -65,7 +65,7 @@ class TrainJob(Checkpointable):
         if environment.cluster == "local":
             stop_with_controller()
         # torch and DeepSpeed import slowly, and a login node does not need them
-        from monitoring.exporter_process import monitored
+        from monitoring.exporter_process import monitoring_sinks
         from motionmae.distributed.stop_requests import StopSignals
         from motionmae.training.setup import run_training
 
@@ -74,7 +74,7 @@ class TrainJob(Checkpointable):
             try:
                 if environment.cluster == "slurm":
                     self.preflight(environment)
-                with monitored(self.config) as sinks:
+                with monitoring_sinks(self.config) as sinks:
                     reason = run_training(self.config, signals=signals, sinks=sinks)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)

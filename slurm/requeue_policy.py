@@ -27,7 +27,8 @@ from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
-from motionmae.runs.events import EventLog, JsonLines, Kind, read_rows
+from motionmae.runs.events import EventLog, JsonLines, Kind
+from motionmae.runs.history import RunHistory
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
 from slurm.failure_cause import Failure, find_failure
@@ -125,8 +126,9 @@ class RequeuePolicy:
 
     def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
         """Write an event `failure` to events.jsonl."""
-        starts = [row for row in read_rows(self.run.events) if row["kind"] == Kind.START.value]
-        events = EventLog(starts[-1]["attempt"] if starts else "", [JsonLines(self.run.events, self.run.metrics)])
+        attempts = RunHistory(self.run.path).attempts
+        attempt_id = attempts[-1].attempt.id if attempts else ""
+        events = EventLog(attempt_id, [JsonLines(self.run.events, self.run.metrics)])
         events.event(
             Kind.FAILURE,
             step,

@@ -67,7 +67,7 @@ def test_what_needs_no_command_imports_only_the_standard_library(option: str | N
     "words",
     [
         ["motionmae", "demo"],
-        *(["-m", f"monitoring.{name}"] for name in ("dashboards", "exporter", "metric_definitions")),
+        *(["-m", f"monitoring.{name}"] for name in ("exporter", "metric_definitions")),
     ],
     ids=lambda words: words[-1],
 )

@@ -18,7 +18,7 @@ from motionmae.config.resume import RESULT_KEYS
 from motionmae.config.yaml_text import read_yaml
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, read_rows
+from motionmae.runs.history import RunHistory
 from slurm.job_state import JobRecord, state_of
 
 
@@ -31,7 +31,7 @@ class RowJob:
     folder: Path
     """Folder of job.json."""
     argv: tuple[str, ...]
-    """Arguments of slurm/submit.py; of `python` for a test."""
+    """Arguments of `motionmae submit`; of `python` for a test."""
 
     def active_record(self) -> JobRecord | None:
         """The job in the queue or running; None if there is none."""
@@ -166,7 +166,7 @@ def shared_configs() -> dict[str, str]:
 
 def final_step(run: RunFolder) -> int | None:
     """Last step of a finished run; None if the run has not finished."""
-    return next((row["step"] for row in read_rows(run.events) if row["kind"] == Kind.FINISH.value), None)
+    return RunHistory(run.path).finished_step
 
 
 def _differences(run: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:

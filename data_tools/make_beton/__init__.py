@@ -1,7 +1,7 @@
-"""Write a folder of shards as one FFCV file (.beton), the fast path for a node's own disk (docs/ffcv.md).
+"""Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/ffcv.md).
 
-The JPEGs are copied as they are, each checked on the way, in the order of sample ids; a run that names the file in
-data.beton sees the same clips as from the shards. The file appears under its name when it is complete and not before.
+The JPEGs are checked and copied unchanged, in the order of sample ids. A run with data.beton gets the same clips as
+from the shards. The file gets its name when it is complete.
 """
 
 import argparse
@@ -34,17 +34,17 @@ _EXAMPLES = """\
 examples:
   motionmae shards beton data/toy/train --out data/toy/train.beton
   motionmae shards beton data/k400/train --out /local/k400_train.beton
-then, with the shards' folder still named for its manifest.json:
+then train; the folder of the shards is still needed for its manifest.json:
   motionmae pretrain --config vitb_k400 data.shards=data/k400/train data.beton=/local/k400_train.beton
 
-exit status: 0 the file is written (or was there already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
+exit status: 0 the file is written (or exists already), 2 wrong input or damaged shards, 130 stopped by Ctrl-C."""
 
 _MIN_PAGE, _MAX_PAGE = 2**21, 2**31  # FFCV's limits: a power of two from 2 MiB to below 4 GiB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--out", type=output_file, required=True, help="file to write, NAME.beton")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments.shards, arguments.out, arguments.force)
     except OSError as error:
-        raise UserError(f"{arguments.out} cannot be written ({error}): make room and run the command again") from error
+        raise UserError(f"{arguments.out} cannot be written ({error}): free space and run the command again") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: {arguments.out} was not written") from None
 

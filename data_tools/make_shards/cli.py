@@ -1,4 +1,4 @@
-"""The command line of make_shards."""
+"""Command line of make_shards."""
 
 import argparse
 import contextlib
@@ -27,16 +27,16 @@ from motionmae.files import output_file
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
 
-Every video of the split ends in a shard or, with a reason, in OUT/quarantine.jsonl. The bytes depend on the list, the
-settings and the library versions alone. A stopped run goes on where it was when the same command is given again; a
-finished one does nothing."""
+Every video of the split is stored in a shard, or is listed in OUT/quarantine.jsonl with a reason. The bytes depend only
+on the list of videos, the settings and the library versions. Repeat the command to continue a stopped run; a finished
+run does nothing."""
 
 _EXAMPLES = """\
 examples:
-  a rendered set to try it on, then shards of its training videos:
+  render a small data set and make shards of its training videos:
     motionmae shards toy --out data/toy_videos
     motionmae shards make folder --videos data/toy_videos --split train --out data/toy/train
-  Kinetics-400, clips unpacked anywhere below one folder, csv files in another:
+  Kinetics-400, with clips anywhere below one folder and csv files in another:
     motionmae shards make k400 --videos K400 --annotations K400/annotations --split train --out data/k400/train
   Something-Something V2, UCF101, HMDB51:
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2/train
@@ -45,10 +45,10 @@ examples:
   a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
-  any folder: by its train.csv / val.csv ("path label" lines), its class folders, or flat:
+  any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
-exit status: 0 shards are made (some videos may be quarantined), 2 wrong input or nothing could be stored,
+exit status: 0 shards are made (some videos may be quarantined), 2 wrong input or no video could be stored,
 3 with --strict: some videos are quarantined, 130 stopped by Ctrl-C."""
 
 
@@ -56,34 +56,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
-    add("--videos", type=Path, required=True, help="folder of the videos, laid out as you like")
-    add("--annotations", type=Path, help="folder (or file) of the official annotations (default: that of the videos)")
-    add("--split", help="train, val, test; train1 ... test3 for ucf101 and hmdb51; folder: default all there is")
-    add("--out", type=Path, required=True, help="folder for the shards; made if needed")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes (default: one a core)")
-    add("--part", type=_part, metavar="I/N", help="write every Nth shard from the Ith (from 0) on, and no manifest yet")
+    add("--videos", type=Path, required=True, help="folder of the videos, in any layout")
+    add("--annotations", type=Path, help="folder or file of the official annotations (default: --videos)")
+    add("--split", help="train, val, test; train1 ... test3 for ucf101 and hmdb51; folder: default all splits")
+    add("--out", type=Path, required=True, help="folder for the shards; created if needed")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes (default: one per core)")
+    add("--part", type=_part, metavar="I/N", help="write every Nth shard from the Ith (from 0) on, without a manifest")
     frames = FrameSettings()
-    frame = parser.add_argument_group("what is stored").add_argument
-    frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos stay small")
+    frame = parser.add_argument_group("stored frames").add_argument
+    frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos keep theirs")
     frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
-    frame(
-        "--raw", action="store_true", help="store pixels, 13 times the bytes: loading takes half the CPU (docs/data.md)"
-    )
-    frame("--stride", type=int, default=frames.stride, help="store every so many frames (%(default)s: all)")
-    frame("--clips", type=int, default=frames.clips, help="store so many windows a video (%(default)s: all of it)")
-    frame("--window", type=int, default=frames.window, help="source frames of such a window (%(default)s)")
-    frame(
-        "--flow", type=int, default=frames.flow, metavar="FRAMES", help="store optical flow over so many frames (none)"
-    )
-    frame("--samples-per-shard", type=int, help="videos of a shard (64; fewer where that makes under 16 shards)")
-    frame("--seed", type=int, default=0, help="of the order in which videos are stored (%(default)s)")
-    other = parser.add_argument_group("trouble").add_argument
-    other(
-        "--timeout", type=float, default=60, help="give a video up after so many seconds without a frame (%(default)g)"
-    )
-    other("--retry", action="store_true", help="try the quarantined videos of a former run again")
+    frame("--raw", action="store_true", help="store pixels: 13 times the bytes, half the CPU to load (docs/data.md)")
+    frame("--stride", type=int, default=frames.stride, help="store one of this many frames (%(default)s: all)")
+    frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
+    frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
+    frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
+    frame("--samples-per-shard", type=int, help="videos per shard (default: 64, or fewer to get 16 shards)")
+    frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
+    other = parser.add_argument_group("failures and output").add_argument
+    other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
+    other("--retry", action="store_true", help="try quarantined videos again")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
-    other("--json", type=output_file, metavar="FILE", help="write the figures of the summary there")
+    other("--json", type=output_file, metavar="FILE", help="also write the figures of the summary as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,7 +114,7 @@ def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
             check_library_versions(plan, options.out)
             count = begin_retry(plan, options.out)
             print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
-        started = time.monotonic()
+        started, seconds = time.monotonic(), 0.0
         manifest = _load_finished(plan, options.out)
         if manifest:
             print(f"{options.out} is complete: {_describe(manifest)}; nothing to do")
@@ -130,9 +124,10 @@ def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
             with _show_progress(plan.split.name, plan.num_videos) as show:
                 total = write_shards(plan, options.out, options.workers, options.timeout, show)
             manifest = finish(plan, options.out, total)
-            print(_summary(plan.split, manifest, total, options.out, time.monotonic() - started))
+            seconds = time.monotonic() - started
+            print(_summary(plan.split, manifest, total, options.out, seconds))
         if options.json and total:
-            _write_figures(options.json, total, manifest.samples, len(manifest.shards), started)
+            _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
         end_retry(options.out)
     if not manifest.samples:
         raise UserError(f"none of the {plan.num_videos} videos could be stored: see {options.out / QUARANTINE}")
@@ -162,13 +157,14 @@ def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
         with _show_progress(f"{plan.split.name} {number}/{parts}", part.num_videos) as show:
             total = write_shards(part, options.out, options.workers, options.timeout, show)
         end_retry(options.out, options.part)
+    seconds = time.monotonic() - started
     print(
         f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
-        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, "
-        f"{time.monotonic() - started:.1f} s; when all parts are made, run the same command without --part"
+        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
+        "when all parts are made, run the same command without --part"
     )
     if options.json:
-        _write_figures(options.json, total, total.stored, len(part.shards), started)
+        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
     return 3 if options.strict and total.quarantine else 0
 
 
@@ -189,7 +185,7 @@ def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]
         yield show
 
 
-def _write_figures(path: Path, total: Counts, samples: int, shards: int, started: float) -> None:
+def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
     figures = {
         "videos": total.videos,
         "samples": samples,
@@ -197,7 +193,7 @@ def _write_figures(path: Path, total: Counts, samples: int, shards: int, started
         "shards": shards,
         "frames": total.frames,
         "bytes": total.bytes,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
     }
     write_json(path, figures)
 

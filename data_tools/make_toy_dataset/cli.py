@@ -1,4 +1,4 @@
-"""The command line of make_toy_dataset: render, encode, write the lists."""
+"""Command line of make_toy_dataset: renders and encodes the videos, and writes the lists."""
 
 import argparse
 import hashlib
@@ -26,8 +26,8 @@ from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 _DESCRIPTION = f"""\
-Render labelled videos whose {len(MOTIONS)} classes differ in motion only: what moves, where, how large and before what
-is drawn without looking at the class, so that no single frame tells it. Codecs, sizes and frame rates are mixed.
+Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
+background do not depend on the class, and no single frame shows the class. Codecs, sizes and frame rates are mixed.
 
   {", ".join(MOTIONS)}
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return make_toy_dataset(settings, arguments.out, max(1, arguments.workers))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped: the same command starts again") from None
+        raise KeyboardInterrupt("stopped: repeat the command to start again") from None
 
 
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:

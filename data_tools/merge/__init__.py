@@ -1,4 +1,4 @@
-"""Several folders of shards -> one folder, without copying the shards where the disk allows hard links."""
+"""Merge several folders of shards into one. Shards are hard links, and are copied only if the disk has no links."""
 
 import argparse
 import hashlib
@@ -22,8 +22,8 @@ examples:
   motionmae shards merge data/toy/train data/toy/val --out data/toy/all
   motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
 
-The folders must have been made with the same settings of what is stored. Shards are renamed and linked (copied where
-the disks differ); the folders that were merged stay as they are."""
+The folders must have the same frame settings. Shards are linked under a new name, or copied to another disk. The merged
+folders do not change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""A contact sheet of a folder of shards: a row a video, its frames from first to last, its class and file above."""
+"""Draw a contact sheet of a folder of shards: one row per video, with frames from first to last, class and file."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ _GAP = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
     parser.add_argument("--out", type=picture, default="preview.png", help="picture to write (%(default)s)")
     parser.add_argument("--videos", type=int, default=12, help="number of rows (%(default)s)")
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw the contact sheet."""
     if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:
-        raise UserError("--videos and --frames must be at least 1, --height at least 16")
+        raise UserError("--videos and --frames must be at least 1, and --height at least 16")
     sheet = contact_sheet(arguments.shards, arguments.videos, arguments.frames, arguments.height, arguments.seed)
     _write(arguments.out, sheet)
     print(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")

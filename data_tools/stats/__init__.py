@@ -1,4 +1,4 @@
-"""Figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
+"""Print figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     picture = output_ending(".png", ".pdf", ".svg")
     parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Print the figures, and write and draw them if asked to."""
+    """Print the figures; optionally write and draw them."""
     figures = collect(arguments.shards, load_manifest(arguments.shards))
     show(figures, arguments.shards, arguments.classes)
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Check a folder of shards: every byte against its checksums, and some frames by decoding them."""
+"""Check a folder of shards: compare every byte with the checksums, and decode some frames."""
 
 import argparse
 import hashlib
@@ -25,12 +25,12 @@ examples:
   motionmae shards verify data/toy/train
   motionmae shards verify data/toy/train --decode 64
 
-exit status: 0 all is well, 1 something is damaged (each fault is named), 2 there are no shards to check."""
+exit status: 0 the shards are intact, 1 there is damage (every fault is printed), 2 there are no shards."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("shards", type=Path, help="folder of shards (the --out of make_shards)")
+    parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--decode", type=int, default=2, help="samples per shard to decode (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         shards = sorted({fault.where.partition(":")[0] for fault in faults})
         print(
             f"{len(shards)} of {len(manifest.shards)} shards are damaged: copy them again from an intact folder, or "
-            f"delete them and repeat the make_shards command, which makes them again ({', '.join(shards)})",
+            f"delete them and repeat the command that made them ({', '.join(shards)})",
             file=sys.stderr,
         )
         return 1

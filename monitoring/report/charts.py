@@ -1,6 +1,6 @@
-"""Charts as inline SVG, readable on a phone. Colours are CSS variables, so that light and dark are one picture.
+"""Charts as inline SVG, sized for a phone. Colours are CSS variables, for a light and a dark page.
 
-Each chart carries its numbers as JSON in ``data-chart``; the page's script shows those under the pointer.
+Each chart has its numbers as JSON in ``data-chart``. The page's script shows the values under the pointer.
 """
 
 import json
@@ -13,12 +13,12 @@ from statistics import fmean
 WIDTH, HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 26
 POINTS = 300
-"""Points of a curve at most; more are averaged."""
+"""Maximum points of a curve. Longer curves are averaged."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over steps; None is a gap."""
+    """A line over steps. None is a gap."""
 
     name: str
     steps: Sequence[float]
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a whole."""
+    """A share of a ring chart."""
 
     name: str
     value: float
@@ -38,7 +38,7 @@ class Slice:
 
 
 def thin(curve: Curve) -> Curve:
-    """The curve with at most POINTS points, each the mean of its neighbourhood."""
+    """Average a curve down to at most POINTS points."""
     size = -(-len(curve.steps) // POINTS)
     if size <= 1:
         return curve
@@ -51,7 +51,7 @@ def thin(curve: Curve) -> Curve:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between ``low`` and ``high``, about ``count``."""
+    """About ``count`` round numbers between ``low`` and ``high``."""
     span = high - low
     if span <= 0:
         return [low]
@@ -63,7 +63,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 1.2k, 0.034, 3e-05."""
+    """Format a number in few characters: 1.2k, 0.034, 3e-05."""
     size = abs(value)
     if size >= 1e12 or 0 < size < 1e-3:
         return f"{value:.2g}"
@@ -76,13 +76,12 @@ def short(value: float) -> str:
 def line_chart(
     curves: Sequence[Curve], marks: Sequence[tuple[float, str]] = (), *, zero: bool = False, stacked: bool = False
 ) -> str:
-    """Curves over steps, or with ``stacked`` areas on top of each other.
+    """Draw curves over steps, or stacked areas.
 
     Args:
-        curves: those without a value are left out; for stacked ones the steps are the same and no value is None.
-        marks: steps at which a dashed line stands, and its CSS colour.
-        zero: whether the axis begins at 0.
-        stacked: areas.
+        curves: curves without a value are left out. Stacked curves share their steps and have no None.
+        marks: (step, CSS colour) of dashed vertical lines.
+        zero: start the vertical axis at 0.
     """
     curves = [thin(curve) for curve in curves if any(value is not None for value in curve.values)]
     if not curves:
@@ -132,7 +131,7 @@ def line_chart(
 
 
 def donut(slices: Sequence[Slice], middle: str, below: str) -> str:
-    """Shares of a whole as a ring, with words in its middle."""
+    """Draw a ring chart with two lines of text in its middle."""
     total = sum(part.value for part in slices) or 1.0
     radius, parts, angle = 40.0, [], 0.0
     around = 2 * math.pi * radius
@@ -150,7 +149,7 @@ def donut(slices: Sequence[Slice], middle: str, below: str) -> str:
 
 
 def strip(slices: Sequence[tuple[float, float, str, str]]) -> str:
-    """Stretches of time along a line: (begin, end, colour, what), in seconds from the start."""
+    """Draw intervals of time on a line, as (begin, end, colour, title) in seconds from the start."""
     total = max((end for _, end, _, _ in slices), default=1.0) or 1.0
     blocks = "".join(
         f'<rect x="{begin / total * 1000:.2f}" width="{max(end - begin, 0) / total * 1000:.2f}" y="0" height="26" '

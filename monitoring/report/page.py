@@ -1,4 +1,4 @@
-"""The report's HTML: one file without any resource from elsewhere."""
+"""The report as one self-contained HTML file."""
 
 import time
 from collections.abc import Sequence
@@ -8,34 +8,28 @@ from pathlib import Path
 from monitoring.report import sections
 from monitoring.report.pictures import Picture
 from motionmae.files import write_atomically
-from motionmae.runs.history import Story
+from motionmae.runs.history import RunHistory
 
 _HERE = Path(__file__).parent
 
 
-def write_report(stories: Sequence[Story], out: Path, pictures: Sequence[Picture] = ()) -> None:
-    """Write the report of one run, or of several beside each other.
-
-    Args:
-        stories: the runs.
-        out: HTML file.
-        pictures: of what the runs' heads rebuild, oldest first.
-    """
-    write_atomically(out, render(stories, pictures).encode())
+def write_report(histories: Sequence[RunHistory], out: Path, pictures: Sequence[Picture] = ()) -> None:
+    """Write the report of one run, or of several side by side, to the HTML file ``out``."""
+    write_atomically(out, render(histories, pictures).encode())
 
 
-def render(stories: Sequence[Story], pictures: Sequence[Picture] = ()) -> str:
-    """The page."""
-    title = " and ".join(story.name for story in stories)
+def render(histories: Sequence[RunHistory], pictures: Sequence[Picture] = ()) -> str:
+    """HTML of the page."""
+    title = " and ".join(history.name for history in histories)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">MotionMAE, {time.strftime("%Y-%m-%d %H:%M %Z")}. Dashed lines: the run was resumed.</p>',
-        *(sections.summary(story, number) for number, story in enumerate(stories)),
-        sections.curves(stories),
-        *(section(story, len(stories) > 1) for story in stories for section in sections.OF_EACH_RUN),
+        *(sections.summary(history, number) for number, history in enumerate(histories)),
+        sections.curves(histories),
+        *(section(history, len(histories) > 1) for history in histories for section in sections.SECTIONS_PER_RUN),
         sections.reconstructions(pictures),
-        sections.config_difference(stories),
-        *(sections.whole_config(story) for story in stories),
+        sections.config_difference(histories),
+        *(sections.whole_config(history) for history in histories),
     ]
     style, script = ((_HERE / name).read_text() for name in ("style.css", "script.js"))
     body = "\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""What the heads of a run rebuild, at several of its checkpoints, as pictures that go into the page."""
+"""Reconstructions of a run at several steps, as pictures inside the HTML."""
 
 import base64
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from motionmae.runs.directory import RunFolder
 
 Item = TypeVar("Item")
 
-BORROWED = "hidden cubes borrow the true cube's mean and contrast, which the model does not tell"
+BORROWED = "masked cubes use the mean and contrast of the original, which the model does not predict"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One clip as a run's model rebuilds it at one step."""
+    """Reconstruction of one clip at one step."""
 
     title: str
     strips: list[tuple[str, str]]
-    """Label and picture, a data URL, of rows of frames; a picture that has its labels in it has none here."""
+    """Rows of frames as (label, data URL). The label is empty if the picture contains it."""
 
 
 def reconstructions(run: Path) -> list[Picture]:
-    """The same clips at the first, a middle and the last step that the run has drawn (``log.reconstruction_every_steps``).
+    """Pictures of the first, a middle and the last step that the run drew (`log.reconstruction_every_steps`).
 
-    Of a run that has drawn nothing: one clip at the first, a middle and the last checkpoint that are kept.
+    A run without drawn pictures gets one clip, reconstructed at its first, a middle and its last checkpoint.
 
     Raises:
-        UserError: if there is no checkpoint, or the shards are not there.
+        UserError: if there is no checkpoint, or the shards are missing.
     """
     drawn = sorted(RunFolder(run).reconstructions.glob("step-*.png"))
     if drawn:
@@ -55,7 +55,7 @@ def reconstructions(run: Path) -> list[Picture]:
 
 
 def embed(picture: Any) -> str:
-    """A picture, float (H, W, 3) in [0, 1], as a data URL."""
+    """Encode a picture, float (H, W, 3) in [0, 1], as a data URL."""
     import cv2
 
     _, png = cv2.imencode(".png", (picture[..., ::-1] * 255).round().astype("uint8"))
@@ -63,7 +63,7 @@ def embed(picture: Any) -> str:
 
 
 def data_url(png: bytes) -> str:
-    """A PNG as a data URL."""
+    """Encode a PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from motionmae.errors import UserError
 from motionmae.models.convert import huggingface, released
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, damage_of, read_manifest
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, defect_of, read_manifest
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
@@ -140,7 +140,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """Read the weights of a checkpoint, or their moving average if it has one."""
     try:
         checkpoint = read_manifest(folder)
-        reason = damage_of(checkpoint)
+        reason = defect_of(checkpoint)
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror or error}): check its storage") from error
     if reason or isinstance(checkpoint, str):

@@ -12,7 +12,7 @@ from motionmae.errors import UserError
 from motionmae.files import output_file
 
 if TYPE_CHECKING:
-    from motionmae.runs.checkpoint_inspect import Finding
+    from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
 
 _EPILOG = """\
 examples:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from motionmae.files import write_atomically
-    from motionmae.runs.checkpoint_inspect import repair, survey
+    from motionmae.runs.checkpoint_inspect import inspect, repair
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
     from motionmae.runs.lease import current_holder
@@ -54,15 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
     owner = current_holder(folder.path)
     if arguments.repair and owner and not arguments.force:
         raise UserError(f"{owner}, and a repair could delete what it is writing: stop it, or add --force if it is dead")
-    findings = survey(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
-    Console().print(_table(findings) if findings else f"{folder.path} has no checkpoints yet")
+    inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
+    Console().print(_table(inspected) if inspected else f"{folder.path} has no checkpoints yet")
     if arguments.json:
-        write_atomically(arguments.json, json.dumps([_figures(finding) for finding in findings], indent=1).encode())
+        write_atomically(
+            arguments.json, json.dumps([_figures(checkpoint) for checkpoint in inspected], indent=1).encode()
+        )
     if arguments.repair:
-        deleted = repair(findings)
+        deleted = repair(inspected)
         print(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")
         return 0
-    damaged, unreadable = ([f for f in findings if f.condition.value == kind] for kind in ("damaged", "unreadable"))
+    damaged, unreadable = ([f for f in inspected if f.status.value == kind] for kind in ("damaged", "unreadable"))
     if damaged:
         print(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
     if unreadable:
@@ -76,38 +78,38 @@ def _progress(found: list[Any]) -> Iterable[Any]:
     return track(found, "reading checkpoints", transient=True)
 
 
-def _figures(finding: "Finding") -> dict[str, Any]:
+def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
     return {
-        "name": finding.folder.name,
-        "step": finding.step,
-        "bytes": finding.bytes,
-        "modified": finding.modified,
-        "condition": finding.condition.value,
-        "reason": finding.reason,
-        "resumes": finding.resumes,
-        "writer": finding.writer,
+        "name": checkpoint.folder.name,
+        "step": checkpoint.step,
+        "bytes": checkpoint.bytes,
+        "modified": checkpoint.modified,
+        "status": checkpoint.status.value,
+        "reason": checkpoint.reason,
+        "resumes": checkpoint.resumes,
+        "writer": checkpoint.writer,
     }
 
 
-def _table(findings: "list[Finding]") -> Any:
+def _table(inspected: "list[InspectedCheckpoint]") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
     from motionmae.runs.formatting import duration
 
     table = Table()
-    for heading in ("checkpoint", "step", "size", "age", "written by", "condition"):
+    for heading in ("checkpoint", "step", "size", "age", "written by", "status"):
         table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left")
-    for finding in findings:
-        writer = finding.writer
-        condition = finding.condition.value + (f": {finding.reason}" if finding.reason else "")
+    for checkpoint in inspected:
+        writer = checkpoint.writer
+        status = checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else "")
         table.add_row(
-            escape(finding.folder.name),
-            str(finding.step),
-            f"{finding.bytes / 1e6:.1f} MB",
-            duration(time.time() - finding.modified),
+            escape(checkpoint.folder.name),
+            str(checkpoint.step),
+            f"{checkpoint.bytes / 1e6:.1f} MB",
+            duration(time.time() - checkpoint.modified),
             f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
-            escape(condition) + (" [bold]<- a resume loads this one[/]" if finding.resumes else ""),
+            escape(status) + (" [bold]<- a resume loads this one[/]" if checkpoint.resumes else ""),
         )
     return table
 

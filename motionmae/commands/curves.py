@@ -13,7 +13,7 @@ from motionmae.files import output_file
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from motionmae.evaluation.loss_curves import History
+    from motionmae.runs.history import RunHistory
 
 _EPILOG = """\
 examples:
@@ -69,7 +69,7 @@ def _marks(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _figures(history: "History", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
+def _figures(history: "RunHistory", mark: dict[str, float], explained: dict[str, float]) -> list[dict[str, Any]]:
     """One row per trained head. The last few losses are averaged because the loss of one step is noisy."""
     finite = {head: [row[key] for row in history.rows if row[key] is not None] for head, key in _HEADS.items()}
     return [

@@ -41,9 +41,9 @@ def train(arguments: argparse.Namespace, task: str) -> int:
     except UserError as error:  # all ranks have the same arguments
         error.already_reported = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
-    from monitoring.exporter_process import monitored
+    from monitoring.exporter_process import monitoring_sinks
 
-    with monitored(config) as sinks:
+    with monitoring_sinks(config) as sinks:
         from motionmae.training.setup import run_training
 
         return run_training(config, sinks=sinks).exit_code

@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the report."""
     from monitoring.report.page import write_report
     from monitoring.report.pictures import Picture, reconstructions
-    from motionmae.runs.history import read_story
+    from motionmae.runs.history import RunHistory
 
-    stories = [read_story(folder) for folder in arguments.folders]
+    histories = [RunHistory(folder).require_events() for folder in arguments.folders]
     pictures: list[Picture] = []
     for folder in [] if arguments.no_pictures else arguments.folders:
         try:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
             print(f"note: {folder.name}: no reconstructions ({error})")
     out = arguments.out or arguments.folders[0] / "report.html"
-    write_report(stories, out, pictures)
+    write_report(histories, out, pictures)
     print(f"wrote {out}")
     return 0
 

@@ -31,24 +31,26 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.live import Live
 
     from monitoring.watch import view
-    from motionmae.runs.history import read_story
+    from motionmae.runs.history import RunHistory
 
     if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # the range of sleep(); excludes NaN
         raise UserError(f"--every {arguments.every} is not possible: give a positive number of seconds, for example 2")
     console = Console()
-    story = read_story(arguments.folder)
+    history = RunHistory(arguments.folder).require_events()
     if arguments.once:
-        console.print(view(story, console.width))
+        console.print(view(history, console.width))
         return 0
     try:
-        with Live(view(story, console.width), console=console, auto_refresh=False, screen=console.is_terminal) as live:
-            while story.state != "finished":
+        with Live(
+            view(history, console.width), console=console, auto_refresh=False, screen=console.is_terminal
+        ) as live:
+            while history.state != "finished":
                 time.sleep(arguments.every)
-                story = read_story(arguments.folder)
-                live.update(view(story, console.width), refresh=True)
+                history = RunHistory(arguments.folder).require_events()
+                live.update(view(history, console.width), refresh=True)
     except KeyboardInterrupt:
         pass
-    console.print(view(story, console.width))  # remains in the terminal after the alternate screen closes
+    console.print(view(history, console.width))  # remains in the terminal after the alternate screen closes
     return 0
 
 

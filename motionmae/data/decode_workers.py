@@ -25,14 +25,13 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.shared_buffers import SharedBuffer, map_block
 from motionmae.errors import UserError
+from motionmae.process_signals import KEPT_FROM_CHILDREN, start_children_without_signals
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
 """Pipes of a worker. It decodes for one while the training process handles the answer of the other."""
 _JOIN_LOCK = threading.Lock()
 """If two threads join one process at the same time, one of them does not get the exit code."""
-_BLOCKED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-"""Signals that only the training process handles. Slurm and a terminal send them to all processes of a job step."""
 
 
 class WorkerFailed(RuntimeError):  # noqa: N818 - names an event
@@ -118,13 +117,10 @@ def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list
     pipes = [_CONTEXT.Pipe() for _ in range(_PIPES)]
     worker_ends = [connection for _, connection in pipes]
     process = _CONTEXT.Process(target=_serve, args=(worker_ends, open_decoder), name="clip-worker", daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)  # the worker inherits the mask
-    try:
+    with start_children_without_signals():
         resource_tracker.ensure_running()  # starting this helper of multiprocessing unblocks two of the signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_CHILDREN)
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for connection in worker_ends:
         connection.close()
     return process, [connection for connection, _ in pipes]
@@ -161,5 +157,5 @@ def _decode(
         return decoder.decode_into(requests, clips, flows)
     except UserError as error:
         return error
-    except Exception:  # a bug: the traceback of the training process would not show its place
+    except Exception:  # a bug: the traceback of the training process would not show it
         return WorkerFailed(f"in a decoding process:\n{traceback.format_exc()}")

@@ -11,7 +11,7 @@ from motionmae.data.loader import Batch
 class _Copy(NamedTuple):
     """A copy in progress."""
 
-    source: Batch
+    original: Batch
     """Keeps the CPU memory: the loader must not reuse it before the copy is done."""
     target: Batch
     done: Any

@@ -51,7 +51,7 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, firs
                 frames.append(picture)
         return not most or len(frames) < most
 
-    detail = for_each_frame(path, keep)
+    _, detail = _for_each_frame(path, keep)
     if not frames:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
     return np.stack(frames)
@@ -68,7 +68,10 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     """
     import torch  # slow to import; data_tools needs only the suffixes
 
-    count = -(-_count_frames(path) // clip.stride)
+    total, detail = _for_each_frame(path, lambda number, frame: True)
+    if not total:
+        raise UnreadableVideo(f"{path} cannot be read: {detail}")
+    count = -(-total // clip.stride)
     start = max(0, count - clip.frames) // 2
     frames = read_video(path, clip.size, clip.stride, clip.frames, start)
     if len(frames) < min(count, clip.frames):
@@ -78,28 +81,13 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
 
 
-def _count_frames(path: Path) -> int:
-    """Number of frames that can be decoded."""
-    count = 0
-
-    def increment(number: int, frame: Any) -> bool:
-        nonlocal count
-        count += 1
-        return True
-
-    detail = for_each_frame(path, increment)
-    if not count:
-        raise UnreadableVideo(f"{path} cannot be read: {detail}")
-    return count
-
-
-def for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
+def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> tuple[int, str]:
     """Call ``visit(number, frame)`` for each decoded frame, until it returns False.
 
     Packets that cannot be decoded are skipped, as the ffmpeg program does.
 
     Returns:
-        The last error, to be reported if there was no frame.
+        The number of visited frames, and the last error, to be reported if there was no frame.
 
     Raises:
         UnreadableVideo: there is no video stream.
@@ -120,12 +108,12 @@ def for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> str:
                     detail = str(error.strerror)
                     continue
                 for frame in decoded:
-                    if not visit(number, frame):
-                        return detail
                     number += 1
+                    if not visit(number - 1, frame):
+                        return number, detail
     except (OSError, av.FFmpegError) as error:
         detail = str(error.strerror)
-    return detail
+    return number, detail
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:

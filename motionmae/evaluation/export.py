@@ -22,9 +22,8 @@ from motionmae.evaluation.load_run import load_run
 from motionmae.files import write_atomically
 from motionmae.models.convert.huggingface import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, read_rows
 from motionmae.runs.git_revision import git_revision
+from motionmae.runs.history import RunHistory
 
 FORMATS = ("safetensors", "hf")
 
@@ -122,8 +121,7 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 
 def recorded_commit(run: Path) -> str:
     """Return the commit that trained the run last, or the commit of this code with a remark."""
-    starts = [row["code"] for row in read_rows(RunFolder(run).events) if row["kind"] == Kind.START and row.get("code")]
-    return str(starts[-1]) if starts else f"not recorded by the run, exported by {git_revision()}"
+    return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
 
 
 _LOADING = {

@@ -1,16 +1,13 @@
 """Plot the loss curves of one or more runs from their ``metrics.jsonl``, with a mark at every resume."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from motionmae.errors import UserError
 from motionmae.files import atomic_path
-from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Row, current_rows
+from motionmae.runs.history import RunHistory
 
 PANELS = (
     ("loss_space", "space head: loss on masked frame cubes"),
@@ -20,31 +17,21 @@ PANELS = (
 )
 
 
-@dataclass(frozen=True)
-class History:
-    """Metrics of one run. A step that was trained again has the row of the newest attempt."""
-
-    name: str
-    rows: list[Row]
-    """One row per logged step, in order."""
-    resumes: list[int]
-    """First logged step of every attempt after the first."""
-
-
-def read_history(run: Path) -> History:
+def read_history(run: Path) -> RunHistory:
     """Read the metrics of a run folder.
 
     Raises:
         UserError: the folder has no logged step, or the run is a fine-tuning run.
     """
-    path = RunFolder(run).metrics
-    rows = current_rows(path)
-    if not rows:
-        raise UserError(f"{path} contains no logged step: give the folder of a run that has started, such as runs/demo")
-    if "loss_space" not in rows[-1]:
+    history = RunHistory(run)
+    if not history.rows:
+        raise UserError(
+            f"{history.folder.metrics} contains no logged step: "
+            "give the folder of a run that has started, such as runs/demo"
+        )
+    if "loss_space" not in history.rows[-1]:
         raise UserError(f"{run} has task=finetune: give a run with task=pretrain, or see its loss in TensorBoard")
-    resumes = [later["step"] for former, later in itertools.pairwise(rows) if former["attempt"] != later["attempt"]]
-    return History(run.name, rows, resumes)
+    return history
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -55,7 +42,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [fmean(part) if part else math.nan for part in finite]
 
 
-def plot_curves(histories: Sequence[History], marks: Sequence[Mapping[str, float]], out: Path) -> None:
+def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, float]], out: Path) -> None:
     """Write a PNG with four panels: both losses, the learning rate and the throughput.
 
     Thin lines show the logged steps, thick lines their moving mean. Dashed vertical lines mark resumes. Dotted

@@ -1,6 +1,6 @@
-"""The checkpoints of a run as a person asks for them: which are whole, which one a resume takes, and cleaning up.
+"""List a run's checkpoints: valid or not, which one a resume would load, and delete broken ones.
 
-No torch here: it works on a login node, beside a running job.
+No torch: this works on a login node, beside a running job.
 """
 
 import json
@@ -12,100 +12,102 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, damage_of, step_of
+from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, defect_of, step_of
 
 
-class Condition(str, Enum):
-    """What a folder below ``checkpoints`` holds."""
+class CheckpointStatus(str, Enum):
+    """Status of a folder below ``checkpoints``."""
 
     VALID = "valid"
-    """Every byte is as it was written."""
+    """All bytes match the manifest's checksums."""
     COMPLETE = "complete"
-    """Its files are there in their full sizes; their content was not compared."""
+    """All files have the manifest's sizes. Their content was not read."""
     DAMAGED = "damaged"
-    """A resume passes over it, or did."""
+    """A resume skips it, or skipped it."""
     UNREADABLE = "unreadable"
-    """Storage would not give it, and it may be whole: neither a resume nor a repair touches it."""
+    """Storage failed to read it. It may be intact, so neither a resume nor a repair touches it."""
     UNFINISHED = "unfinished"
-    """A write or a removal that was interrupted, or is under way."""
+    """An interrupted or current write or deletion."""
 
     @property
     def usable(self) -> bool:
-        """Whether a resume may take it."""
-        return self in (Condition.VALID, Condition.COMPLETE)
+        """Whether a resume may load it."""
+        return self in (CheckpointStatus.VALID, CheckpointStatus.COMPLETE)
 
 
 @dataclass(frozen=True)
-class Finding:
+class InspectedCheckpoint:
     """One folder below ``checkpoints``."""
 
     folder: Path
-    condition: Condition
+    status: CheckpointStatus
     reason: str
-    """Why it is damaged, or cannot be read."""
+    """Why it is damaged or unreadable."""
     step: int
     bytes: int
-    """On the disk."""
+    """Size on disk."""
     modified: float
     """Seconds since the epoch."""
     writer: dict[str, Any]
-    """World size, ZeRO stage and more of the ranks that wrote it, as far as it can be read."""
+    """World size, ZeRO stage and more of the writing attempt; empty if unreadable."""
     resumes: bool = False
-    """Whether a resume takes this one."""
+    """A resume loads this checkpoint."""
 
 
-def survey(
-    store: CheckpointStore, verify: bool, watch: Callable[[list[Any]], Iterable[Any]] = lambda found: found
-) -> list[Finding]:
-    """Look at every folder of the store, newest first.
+def inspect(
+    store: CheckpointStore, verify: bool, progress: Callable[[list[Any]], Iterable[Any]] = lambda found: found
+) -> list[InspectedCheckpoint]:
+    """Inspect every folder of the store, newest first.
 
     Args:
-        store: the run's checkpoints.
-        verify: read every byte, in place of comparing sizes.
-        watch: wraps the list of what is looked at, e.g. in a progress bar.
+        verify: read every byte. Without it, only file sizes are compared.
+        progress: wraps the list of checkpoints, for example in a progress bar.
     """
-    findings: list[Finding] = []
-    for folder, checkpoint in watch(store.newest_first()):
+    inspected: list[InspectedCheckpoint] = []
+    for folder, checkpoint in progress(store.newest_first()):
         try:
-            reason = damage_of(checkpoint, sizes_only=not verify)
-            condition = Condition.DAMAGED if reason else Condition.VALID if verify else Condition.COMPLETE
+            reason = defect_of(checkpoint, sizes_only=not verify)
+            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
+            status = CheckpointStatus.DAMAGED if reason else intact
         except OSError as error:
-            reason, condition = error.strerror or str(error), Condition.UNREADABLE
-        decided = any(earlier.resumes or earlier.condition is Condition.UNREADABLE for earlier in findings)
-        resumes = condition.usable and not decided
-        findings.append(_finding(folder, condition, reason, checkpoint, resumes))
-    findings += [_finding(folder, Condition.DAMAGED, "set aside by a resume") for folder in store.set_aside()]
-    findings += [_finding(folder, Condition.UNFINISHED) for folder in store.unfinished()]
-    return findings
+            reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
+        decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
+        resumes = status.usable and not decided
+        inspected.append(_describe(folder, status, reason, checkpoint, resumes))
+    inspected += [
+        _describe(folder, CheckpointStatus.DAMAGED, "renamed by a resume") for folder in store.renamed_damaged()
+    ]
+    inspected += [_describe(folder, CheckpointStatus.UNFINISHED) for folder in store.unfinished()]
+    return inspected
 
 
-def repair(findings: list[Finding]) -> list[Path]:
-    """Delete what is damaged or unfinished; returns the folders.
+def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
+    """Delete damaged and unfinished folders, and return them.
 
     Args:
-        findings: of a survey that verified, while nobody writes.
+        inspected: result of :func:`inspect` with ``verify``, while no attempt writes.
 
     Raises:
-        UserError: if no checkpoint is valid, so that the damaged ones are all there is of the run.
+        UserError: if no checkpoint is valid, because the damaged ones are then all that is left of the run.
     """
-    useless = [found for found in findings if found.condition in (Condition.DAMAGED, Condition.UNFINISHED)]
-    damaged = [finding for finding in useless if finding.condition is Condition.DAMAGED]
-    if damaged and not any(finding.condition is Condition.VALID for finding in findings):
+    broken = [found for found in inspected if found.status in (CheckpointStatus.DAMAGED, CheckpointStatus.UNFINISHED)]
+    damaged = [found for found in broken if found.status is CheckpointStatus.DAMAGED]
+    if damaged and not any(found.status is CheckpointStatus.VALID for found in inspected):
         raise UserError(
-            f"all {len(damaged)} checkpoints in {damaged[0].folder.parent} are damaged, nothing was deleted: put one "
-            "back from a backup, or delete them by hand to start the run from its first step"
+            f"all {len(damaged)} checkpoints in {damaged[0].folder.parent} are damaged, nothing was deleted: restore "
+            "one from a backup, or delete them by hand to start the run from its first step"
         )
-    for finding in useless:
+    for found in broken:
         try:
-            shutil.rmtree(finding.folder)
+            shutil.rmtree(found.folder)
         except OSError as error:
-            raise UserError(f"{finding.folder} cannot be deleted ({error.strerror}): see whose it is") from error
-    return [finding.folder for finding in useless]
+            raise UserError(f"{found.folder} cannot be deleted ({error.strerror}): check who owns it") from error
+    return [found.folder for found in broken]
 
 
-def _finding(
-    folder: Path, condition: Condition, reason: str = "", checkpoint: Found = "", resumes: bool = False
-) -> Finding:
+def _describe(
+    folder: Path, status: CheckpointStatus, reason: str = "", checkpoint: Found = "", resumes: bool = False
+) -> InspectedCheckpoint:
     writer: dict[str, Any] = {}
     size, modified = 0, 0.0
     try:
@@ -113,6 +115,6 @@ def _finding(
         size = sum(path.stat().st_size for path in folder.iterdir())
         writer = json.loads((folder / "state.json").read_text())["writer"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # damaged, unfinished, or removed while it was looked at
+        pass  # damaged, unfinished, or deleted meanwhile
     step = checkpoint.step if isinstance(checkpoint, Checkpoint) else step_of(folder)
-    return Finding(folder, condition, reason, step, size, modified, writer, resumes)
+    return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes)

@@ -1,17 +1,17 @@
-"""Folders of checkpoints on disk: committed by a manifest and a rename, verified by size and sha256.
+"""Checkpoint folders on disk: committed by a manifest and a rename, verified by size and sha256.
 
 ::
 
     checkpoints/
         step-00000500/
             manifest.json                          written last: names, sizes and sha256 of the others
-            state.json                             step, place in the data stream, config
-            model-00000-of-00002.safetensors       weights, shared out over the ranks that wrote them
+            state.json                             step, position in the data stream, config
+            model-00000-of-00002.safetensors       weights, divided among the writing ranks
             optimizer-00000-of-00002.safetensors   AdamW's two moments of the same parameters
-        .unfinished-2-step-00001000                being written by attempt 2 or removed, or what was left of that
-        damaged-step-00001500                      failed its verification; kept for a person to look at
+        .unfinished-2-step-00001000                written by attempt 2, or being deleted; or left over from either
+        damaged-step-00001500                      failed its verification; kept for inspection
 
-No torch here and no ranks: only rank 0 calls these, except for the files it writes into the folder it was given.
+No torch. Only rank 0 calls these functions; the other ranks write files into a folder that rank 0 created.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from motionmae.files import sync_folder, write_atomically
 from motionmae.runs.end_reason import StorageError
 
 FORMAT = 1
-"""Version of the folder's layout; another one is refused."""
+"""Version of the folder's layout. Other versions are refused."""
 
 _MANIFEST, _STATE = "manifest.json", "state.json"
 _COMPLETE, _UNFINISHED, _DAMAGED = "step-", ".unfinished-", "damaged-"
 _MISSING = (FileNotFoundError, NotADirectoryError)
-"""Errors that say something of a checkpoint. Others (a stale handle, a server that is away) say it of the storage."""
+"""Errors that prove damage. Others, such as a stale handle or an unreachable server, are storage failures."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FileEntry:
     bytes: int
     sha256: str
     tensors: tuple[str, ...] = ()
-    """Parameters whose tensors it holds."""
+    """Parameters whose tensors the file contains."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +56,37 @@ class Checkpoint:
     step: int
     files: tuple[FileEntry, ...]
     position: int
-    """Steps' worth of samples consumed: rises with every save, also where a run has gone back to an earlier step."""
+    """Steps of data consumed. It rises with every save, even after a rollback to an earlier step."""
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """Size of all files."""
         return sum(entry.bytes for entry in self.files)
 
     def state(self) -> dict[str, Any]:
-        """What state.json holds: the trainer's state, the loader's, the config."""
+        """Content of state.json: state of the trainer and the loader, config."""
         return json.loads((self.folder / _STATE).read_text())
 
-    def damage(self, sizes_only: bool = False) -> str:
-        """What is wrong with it, nothing if all is well. Reads every byte, unless only sizes are to be compared.
+    def defect(self, sizes_only: bool = False) -> str:
+        """Describe the damage; empty if the checkpoint is intact. Reads every byte, or compares only sizes.
 
         Raises:
-            OSError: if storage fails, which says nothing of the files.
+            OSError: if storage fails; the files may be intact.
         """
         if sizes_only:
-            return next(filter(None, map(self._wrong_size, self.files)), "")
+            return next(filter(None, map(self._size_defect, self.files)), "")
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
-            return next(filter(None, pool.map(self._damage_of, self.files)), "")
+            return next(filter(None, pool.map(self._file_defect, self.files)), "")
 
-    def _wrong_size(self, entry: FileEntry) -> str:
+    def _size_defect(self, entry: FileEntry) -> str:
         try:
             found = (self.folder / entry.name).stat().st_size
         except _MISSING as error:
             return f"{entry.name}: {error.strerror or error}"
         return "" if found == entry.bytes else f"{entry.name} has {found} bytes, its manifest says {entry.bytes}"
 
-    def _damage_of(self, entry: FileEntry) -> str:
-        if reason := self._wrong_size(entry):
+    def _file_defect(self, entry: FileEntry) -> str:
+        if reason := self._size_defect(entry):
             return reason
         try:
             found = describe(self.folder / entry.name)
@@ -96,65 +96,65 @@ class Checkpoint:
 
 
 Found: TypeAlias = Checkpoint | str | OSError
-"""What is in a checkpoint's folder: the checkpoint, what is wrong with its manifest, or why that cannot be read."""
+"""Content of a checkpoint folder: the checkpoint, a defect of its manifest, or the error of reading it."""
 
 
-def damage_of(found: Found, sizes_only: bool = False) -> str:
-    """What is wrong with a checkpoint, see :meth:`Checkpoint.damage`."""
+def defect_of(found: Found, sizes_only: bool = False) -> str:
+    """Describe the damage of a checkpoint, see :meth:`Checkpoint.defect`."""
     if isinstance(found, OSError):
         raise found
-    return found if isinstance(found, str) else found.damage(sizes_only)
+    return found if isinstance(found, str) else found.defect(sizes_only)
 
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one run, below ``folder``."""
+    """Checkpoints of one run, below ``folder``."""
 
     folder: Path
 
     def complete(self) -> list[Checkpoint]:
-        """Committed checkpoints in the order in which they were saved; only their manifests are read."""
+        """Committed checkpoints in the order of saving. Only their manifests are read."""
         return [checkpoint for _, checkpoint in reversed(self.newest_first()) if isinstance(checkpoint, Checkpoint)]
 
     def newest_valid(self, report: Callable[[Path, str], None], before: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where the run has saved none yet.
+        """Find the newest intact checkpoint; None if the run has saved none.
 
-        Each damaged one met on the way is renamed, so that it neither counts as kept nor blocks its name, and told to
-        ``report(folder, reason)``. Damage is what can be seen: files that are missing or other than they were written.
+        Newer damaged checkpoints (files missing or changed) are renamed. They then neither count as kept nor block
+        their name.
 
         Args:
-            report: is told of damage.
-            before: look only at checkpoints of fewer steps or, where none is kept, at the oldest.
+            report: called with the folder and the defect of each damaged checkpoint.
+            before: consider only checkpoints of fewer steps; if none is kept, the oldest.
 
         Raises:
-            UserError: if there are checkpoints and all are damaged: starting over would throw the run away.
-            StorageError: if one cannot be read, which an older one must not replace.
+            UserError: if all checkpoints are damaged. A fresh start would discard the run.
+            StorageError: if a checkpoint cannot be read. An older one must not replace it.
         """
         candidates = self.newest_first()
         if before is not None:
             candidates = [found for found in candidates if step_of(found[0]) < before] or candidates[-1:]
         for folder, checkpoint in candidates:
             try:
-                reason = damage_of(checkpoint)
+                reason = defect_of(checkpoint)
             except OSError as error:
                 raise StorageError(
-                    f"{folder} cannot be read ({error.strerror or error}) and may be whole, so nothing was changed: "
-                    "start again when the storage answers, or move the folder away if it is lost"
+                    f"{folder} cannot be read ({error.strerror or error}) and may be intact, and nothing was changed: "
+                    "start again when the storage works, or move the folder away if it is lost"
                 ) from error
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint
-            self._set_aside(folder)
+            self._rename_damaged(folder)
             report(folder, reason)
-        damaged = self.set_aside()
+        damaged = self.renamed_damaged()
         if damaged and before is None:
             raise UserError(
-                f"no checkpoint in {self.folder} can be read, {len(damaged)} are damaged: put one back from a backup, "
-                "or start afresh under another name=..."
+                f"no checkpoint in {self.folder} can be read, {len(damaged)} are damaged: restore one from a backup, "
+                "or start a new run with another name=..."
             )
         return None
 
     def newest_first(self) -> list[tuple[Path, Found]]:
-        """Every folder that has a checkpoint's name, with what is found in it."""
+        """Every folder with a checkpoint's name, and its content."""
 
         def position(pair: tuple[Path, Found]) -> int:
             return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
@@ -162,21 +162,21 @@ class CheckpointStore:
         found = [(folder, _find(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
         return sorted(found, key=position, reverse=True)
 
-    def set_aside(self) -> list[Path]:
+    def renamed_damaged(self) -> list[Path]:
         """Damaged checkpoints that were renamed."""
         return sorted(self.folder.glob(f"{_DAMAGED}*"))
 
     def begin(self, step: int, attempt: int = 0) -> Path:
-        """Make the empty folder in which an attempt writes the checkpoint of ``step``."""
+        """Create the empty folder in which an attempt writes the checkpoint of ``step``."""
         temporary = self.folder / f"{_UNFINISHED}{attempt}-{_COMPLETE}{step:08d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return temporary
 
     def commit(self, temporary: Path, step: int, state: dict[str, Any], files: list[FileEntry]) -> Checkpoint:
-        """Write state and manifest, flush them, and give the folder its name: from now on the checkpoint exists.
+        """Write and flush state and manifest, then rename the folder. The rename makes the checkpoint exist.
 
-        The other files must have been flushed by those who wrote them.
+        The writers of the other files must have flushed them.
         """
         position = state.get("trainer", {}).get("data_step", step)
         write_atomically(temporary / _STATE, json.dumps(state, indent=1).encode())
@@ -184,49 +184,49 @@ class CheckpointStore:
         content = {"format": FORMAT, "step": step, "position": position, "files": [asdict(e) for e in entries]}
         write_atomically(temporary / _MANIFEST, json.dumps(content, indent=1).encode())
         final = self.folder / f"{_COMPLETE}{step:08d}"
-        if final.exists():  # the run has gone back and come by again
+        if final.exists():  # the run was rolled back and reached the step again
             self._remove(final)
         temporary.rename(final)
         sync_folder(self.folder)
         return Checkpoint(final, step, tuple(entries), position)
 
     def unfinished(self) -> list[Path]:
-        """What saves and removals that never ended, or are under way, have in the folder."""
+        """Folders of interrupted or current saves and deletions."""
         return sorted(self.folder.glob(f"{_UNFINISHED}*"))
 
     def discard_unfinished(self, attempt: int | None = None) -> None:
-        """Remove what saves and removals that never ended have left behind: all of it, or one attempt's."""
+        """Delete folders of interrupted saves and deletions: all, or those of one attempt."""
         for path in self.unfinished():
             if attempt is None or path.name.startswith(f"{_UNFINISHED}{attempt}-"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def prune(self, keep_last: int, keep_every: int) -> None:
-        """Remove all but the newest ``keep_last`` (never fewer than two) and the multiples of ``keep_every``."""
+        """Delete all but the newest ``keep_last`` (at least two) and the multiples of ``keep_every``."""
         for old in self.complete()[: -max(keep_last, 2)]:
             if keep_every == 0 or old.step % keep_every:
-                with suppress(OSError):  # what cannot be removed now is tried again after the next save
+                with suppress(OSError):  # the next save tries again
                     self._remove(old.folder)
 
     def _remove(self, folder: Path) -> None:
-        # Under that name it is no checkpoint any more, however far the removal gets.
+        # With this name it is no checkpoint, even if the deletion is interrupted.
         doomed = folder.with_name(_UNFINISHED + folder.name)
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def _set_aside(self, folder: Path) -> None:
+    def _rename_damaged(self, folder: Path) -> None:
         aside = folder.with_name(_DAMAGED + folder.name)
         shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # a folder that cannot be renamed is passed over all the same
+        with suppress(OSError):  # it is skipped all the same
             folder.rename(aside)
 
 
 def read_manifest(folder: Path) -> Checkpoint | str:
-    """The checkpoint in ``folder`` as its manifest describes it, or what is wrong with the manifest.
+    """Read the manifest in ``folder``; returns the checkpoint, or a defect of the manifest.
 
     Raises:
         UserError: if the checkpoint has another format version.
-        OSError: if storage fails, which says nothing of the manifest.
+        OSError: if storage fails; the manifest may be intact.
     """
     try:
         content = json.loads((folder / _MANIFEST).read_text())
@@ -254,13 +254,13 @@ def _find(folder: Path) -> Found:
 
 
 def step_of(folder: Path) -> int:
-    """The step in the name of a checkpoint's folder; -1 for another name."""
+    """Step in the name of a checkpoint folder; -1 for another name."""
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 
 
 def describe(path: Path, tensors: tuple[str, ...] = ()) -> FileEntry:
-    """Size and sha256 of a file."""
+    """Describe a file by size and sha256."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The folder of a run and the names in it."""
+"""Names of the files in a run directory."""
 
 from pathlib import Path
 
@@ -6,45 +6,44 @@ from motionmae.errors import UserError
 
 
 class RunFolder:
-    """``RUNS/NAME``: everything a run leaves behind."""
+    """The run directory ``OUTPUT_DIR/NAME``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        """The folder."""
         self.config = path / "config.yaml"
-        """The resolved config of the newest attempt."""
+        """Resolved config of the newest attempt."""
         self.code = path / "code"
-        """The code as submitted."""
+        """Code snapshot of the submission."""
         self.events = path / "events.jsonl"
-        """Starts, checkpoints, preemptions, faults; one JSON object a line."""
+        """Starts, checkpoints, preemptions and faults; one JSON object per line."""
         self.metrics = path / "metrics.jsonl"
-        """Loss, rates and times; one JSON object every few steps."""
+        """Loss, throughput and times of logged steps; one JSON object per line."""
         self.checkpoints = path / "checkpoints"
         """See :mod:`motionmae.runs.checkpoint_store`."""
         self.encoder = path / "encoder.safetensors"
-        """A probe's frozen encoder, which its checkpoints leave out."""
+        """Frozen encoder of a probe; its checkpoints do not contain it."""
         self.logs = path / "logs"
         """Standard output and error of the job's processes."""
         self.tensorboard = path / "tensorboard"
-        """The metrics for TensorBoard."""
         self.reconstructions = path / "reconstructions"
-        """What the heads rebuild at some of its steps, see :mod:`motionmae.training.callbacks.reconstructions`."""
+        """Pictures of :mod:`motionmae.training.callbacks.reconstructions`."""
 
     @classmethod
     def of(cls, runs: str | Path, name: str) -> "RunFolder":
-        """The folder of run ``name`` below ``runs``, whether it exists or not."""
+        """The directory of run ``name`` below ``runs``. It may be absent."""
         return cls(Path(runs) / name)
 
     def create(self) -> None:
-        """Make the folder and those below it that training fills.
+        """Create the directory and the folders in it that training fills.
 
         Raises:
-            UserError: if they cannot be made.
+            UserError: if they cannot be created.
         """
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be made ({error.strerror}): set output_dir=FOLDER to one you can write to"
+                f"the run directory {self.path} cannot be created ({error.strerror}): "
+                "set output_dir=FOLDER to a folder that you can write to"
             ) from error

@@ -1,7 +1,7 @@
-"""What a run says about itself: events and metrics rows, told to sinks; JSON lines are the source of truth.
+"""Events and metrics rows of a run, and the sinks that receive them. JSON lines are the source of truth.
 
-Every row carries the attempt that wrote it. A resumed run goes back to its checkpoint and repeats steps, so the
-files hold some steps twice: :func:`current_rows` gives the rows that count. Only rank 0 writes.
+Each row has the id of the attempt that wrote it. A resumed run repeats the steps after its checkpoint, so the files
+contain some steps twice: :func:`current_rows` returns the rows that count. Only rank 0 writes the files.
 """
 
 import errno
@@ -12,51 +12,48 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
-
-from motionmae.runs.end_reason import EndReason
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
 
-class Kind(str, Enum):
-    """Kinds of events."""
+class Kind(StrEnum):
+    """Kinds of events. The docstrings name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
 
     SUBMITTED = "submitted"
-    """The run was handed to a scheduler; belongs to no attempt."""
+    """The run was submitted to a scheduler. The event belongs to no attempt."""
     START = "start"
-    """An attempt begins: world size, hosts in the order of their ranks, seconds since its process was started, the
-    commit of its code."""
+    """An attempt begins: world size, hosts in rank order, age of the process in seconds, commit of the code."""
     RESUME = "resume"
-    """It took up a checkpoint: its folder, seconds of verifying and loading."""
+    """The attempt loaded a checkpoint: its folder, seconds of verifying and loading."""
     READY = "ready"
-    """All is built and loaded, the first step begins: steps of the run, seconds since the start of the process and of
-    each stage since (:class:`motionmae.training.step_timer.StartupTimer`)."""
+    """The first step begins: total steps, seconds since the process start and of each stage
+    (:class:`motionmae.training.step_timer.StartupTimer`)."""
     FIRST_STEP = "first_step"
-    """The first step of the attempt is taken: its seconds, and those since the start of the process."""
+    """The attempt took its first step: its seconds, and seconds since the process start."""
     CHECKPOINT = "checkpoint"
-    """One was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` of them that held up training
-    (``waited`` of these for the write before)."""
+    """A checkpoint was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` seconds of training
+    (``waited`` of them for the write before)."""
     CHECKPOINT_FAILED = "checkpoint_failed"
-    """One could not be written, for how many saves in a row; training goes on."""
+    """A checkpoint could not be written: the error, failed saves in a row. Training continues."""
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
-    """One failed its verification and was passed over."""
+    """A checkpoint failed its verification and was skipped."""
     PREEMPTION = "preemption"
-    """A signal asked the run to stop; it saves and does."""
+    """A signal or the stop file asked the run to stop. It saves and stops."""
     CORRUPT_SAMPLE = "corrupt_sample"
-    """Samples could not be read and were replaced: new ones by reason, all so far."""
+    """Samples could not be read and were replaced: new samples with reasons, counts of all so far."""
     HANG = "hang"
-    """The watchdog ends this rank: what took too long, the file of its stacks."""
+    """The watchdog ends this rank: the work that exceeded its limit, the file of the stacks."""
     NONFINITE = "nonfinite"
-    """A step was skipped because of its loss or gradient: which, on which ranks, the samples."""
+    """A step was skipped as non-finite: loss or gradient, ranks, samples."""
     ROLLBACK = "rollback"
-    """Too many steps were skipped: the run is at an earlier checkpoint, and goes on with the samples after them."""
+    """Too many steps were skipped. The run returned to an earlier checkpoint and continues with later samples."""
     PICTURE = "picture"
-    """What the heads rebuild was drawn from the checkpoint of this step: path in the run folder, or the error."""
+    """Reconstructions were drawn from this step's checkpoint: path in the run directory, or the error."""
     FINISH = "finish"
     """The last step was taken and saved."""
     STOP = "stop"
@@ -65,25 +62,25 @@ class Kind(str, Enum):
     """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether it is retried."""
 
 
-_OF_A_CHECKPOINT = (Kind.CHECKPOINT.value, Kind.CHECKPOINT_FAILED.value, Kind.PICTURE.value)
-"""Their step is the checkpoint's: when they are announced, the run may be far beyond it."""
+_OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
+"""Events whose ``step`` is the checkpoint's step, which may be older than the current step."""
 
 
 class Sink(Protocol):
-    """Somewhere events and metrics go; monitoring, W&B and the like implement it. OSErrors are logged, not raised."""
+    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised."""
 
     def event(self, row: Row) -> None:
-        """Take an event: ``attempt``, ``kind``, ``step``, ``time`` and the kind's own fields."""
+        """Take an event."""
 
     def metrics(self, row: Row) -> None:
-        """Take a metrics row (fields: see :func:`motionmae.training.callbacks.metrics.StepMetrics`)."""
+        """Take a metrics row : see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
 
 
 class JsonLines:
-    """The sink that writes ``events.jsonl`` and ``metrics.jsonl``."""
+    """Sink that writes ``events.jsonl`` and ``metrics.jsonl``."""
 
     def __init__(self, events: Path, metrics: Path) -> None:
         self._events, self._metrics = LineFile(events), LineFile(metrics)
@@ -103,48 +100,46 @@ class JsonLines:
 
 
 class EventLog:
-    """Stamps rows with attempt and time and hands them to every sink; without sinks (ranks but 0) does nothing.
+    """Adds attempt and time to rows and passes them to every sink. Several threads may use it.
 
-    A sink that fails (full disk, lost mount) is warned about once and kept: recording never stops training. Rows may
-    come from several threads.
+    A sink that fails (full disk, lost mount) is logged once and kept: recording never stops training.
 
     Args:
-        attempt: name of this life of the run.
-        sinks: who is told.
-        check: called before each row; what it raises, but for an OSError, keeps the row from being written.
+        attempt: id of the attempt.
+        check: called before each row. An exception other than an OSError keeps the row from being written.
     """
 
     def __init__(self, attempt: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
         self.attempt = attempt
         self.last_step = 0
-        """Steps done, as far as anybody has said."""
+        """Step of the newest row."""
         self._sinks = list(sinks)
         self._check = check
         self._failed: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, sink: Sink) -> None:
-        """Tell ``sink`` everything from now on."""
+        """Pass all further rows to ``sink``."""
         self._sinks.append(sink)
 
     def event(self, kind: Kind, step: int, **fields: Any) -> None:
-        """Record that something happened when ``step`` steps were done."""
+        """Record an event after ``step`` steps."""
         row = {"attempt": self.attempt, "kind": kind.value, "step": step, "time": time.time(), **fields}
-        self._tell("event", row)
+        self._record("event", row)
 
     def metrics(self, row: Row) -> None:
-        """Record how training goes."""
-        self._tell("metrics", {"attempt": self.attempt, **row, "time": time.time()})
+        """Record a metrics row."""
+        self._record("metrics", {"attempt": self.attempt, **row, "time": time.time()})
 
     def close(self) -> None:
-        """Close the sinks; what one cannot flush is warned about, and keeps no other from closing."""
+        """Close all sinks. A sink that cannot flush is logged."""
         for sink in self._sinks:
             try:
                 sink.close()
             except OSError as error:
                 self._warn(type(sink).__name__, error)
 
-    def _tell(self, what: str, row: Row) -> None:
+    def _record(self, method: str, row: Row) -> None:
         if row.get("kind") not in _OF_A_CHECKPOINT:
             self.last_step = row["step"]
         row = {key: _plain(value) for key, value in row.items()}
@@ -154,26 +149,26 @@ class EventLog:
             try:
                 if self._check:
                     self._check()
-            except OSError as error:  # whose the files are cannot be found out
-                self._warn("the run folder", error)
+            except OSError as error:  # the lease could not be read
+                self._warn("the run directory", error)
                 return
             for sink in self._sinks:
                 try:
-                    getattr(sink, what)(row)
+                    getattr(sink, method)(row)
                 except OSError as error:
                     self._warn(type(sink).__name__, error)
 
-    def _warn(self, who: str, error: OSError) -> None:
-        if who not in self._failed:
-            logger.warning("%s fails (%s), rows are lost; training goes on", who, error)
-        self._failed.add(who)
+    def _warn(self, sink: str, error: OSError) -> None:
+        if sink not in self._failed:
+            logger.warning("%s fails (%s), rows are lost; training continues", sink, error)
+        self._failed.add(sink)
 
 
 class LineFile:
-    """A file of JSON objects, one a line, to which each line is appended by a single write.
+    """Appends JSON objects to a file, one per line. Each line is a single write.
 
-    A process that is killed leaves at most its last line torn. The next one to open the file starts a new line, and
-    :func:`read_rows` passes over the torn one.
+    A killed process leaves at most one torn line. The next process starts a new line, and :func:`read_rows` skips the
+    torn one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,10 +177,10 @@ class LineFile:
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, row: Row) -> None:
-        """Add a line.
+        """Append a line.
 
         Raises:
-            OSError: if it could not be written, or only in part.
+            OSError: if the line was not written completely.
         """
         line = (b"\n" if self._torn else b"") + json.dumps(row).encode() + b"\n"
         self._torn = True
@@ -199,7 +194,7 @@ class LineFile:
 
 
 def process_age() -> float:
-    """Seconds since this process was started, which went into imports and waiting for peers; 0 if not on Linux."""
+    """Seconds since this process started; 0 if not on Linux."""
     try:
         began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
@@ -207,41 +202,34 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
+def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
+    """Rows of JSON lines, without torn lines."""
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSON lines file, oldest first, without torn lines; none if there is no file."""
-    if not path.exists():
-        return
-    with path.open(errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
+    """Rows of a JSON lines file, oldest first, without torn lines; none if the file is absent."""
+    if path.exists():
+        with path.open(errors="replace") as file:
+            yield from parse_rows(file)
 
 
 def current_rows(path: Path) -> list[Row]:
-    """The metrics rows that count, one a step, steps rising: what a later attempt repeated replaces the former."""
-    rows: list[Row] = []
+    """The metrics rows that count: one for each step, steps rising. A later attempt's row replaces earlier ones."""
+    current: list[Row] = []
     for row in read_rows(path):
-        while rows and rows[-1]["step"] >= row["step"]:
-            rows.pop()
-        rows.append(row)
-    return rows
-
-
-def idle_category(row: Row) -> str:
-    """Badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
-
-    Args:
-        row: an event ``stop``, ``finish``, ``submitted`` or ``failure``.
-    """
-    if row["kind"] == Kind.STOP:
-        return EndReason(row["reason"]).badput
-    return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
+        while current and current[-1]["step"] >= row["step"]:
+            current.pop()
+        current.append(row)
+    return current
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ from motionmae.runs.events import Row
 
 
 def describe_row(row: Row, seconds_left: float) -> str:
-    """A metrics row on one line, with the time that is left."""
+    """Format a metrics row and the remaining time on one line."""
     wait = row["data_wait_seconds"] / max(row["step_seconds"], 1e-9)
     parts = ", ".join(f"{key[5:]} {value:.4f}" for key, value in row.items() if key.startswith("loss_"))
     return (
@@ -16,7 +16,7 @@ def describe_row(row: Row, seconds_left: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``2 d 03 h``, ``3 h 07 min``, ``4 min 09 s``, ``12 s``."""
+    """Format seconds: ``2 d 03 h``, ``3 h 07 min``, ``4 min 09 s``, ``12 s``."""
     whole = round(seconds)
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:

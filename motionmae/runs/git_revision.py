@@ -1,4 +1,4 @@
-"""Which code trains: what a run's events and a model card say of it."""
+"""Git revision of the code, for a run's events and model cards."""
 
 import json
 import subprocess
@@ -10,11 +10,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def git_revision(root: Path = _ROOT) -> str:
-    """The commit of this code, with ``, changed`` where files differ from it; without git, the package's version.
+    """Commit of this code, with ``, changed`` if files differ from it; without git, the package's version.
 
     Args:
-        root: folder of the packages: a checkout, the snapshot of a submitted run (whose note lies beside it), or where
-            pip has put them.
+        root: folder of the packages: a checkout, site-packages, or the code snapshot of a submitted run, which has a
+            note with its commit beside it.
     """
     note = root.with_name(f"{root.name}.json")
     if root.parent.name == "code" and note.is_file():
@@ -22,7 +22,7 @@ def git_revision(root: Path = _ROOT) -> str:
         commit, changed = str(found.get("commit", "")), bool(found.get("changed"))
     else:
         top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").rpartition("\n")
-        if Path(top or "/").resolve() != root:  # a repository that only happens to lie around it
+        if Path(top or "/").resolve() != root:  # another project's repository around the packages
             commit = ""
         changed = bool(commit) and bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     if not commit:
@@ -31,7 +31,7 @@ def git_revision(root: Path = _ROOT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What git says; empty where there is no git or no repository."""
+    """Output of a git command; empty without git or without a repository."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     except OSError:

@@ -1,174 +1,265 @@
-"""What a run folder tells, gathered for the report and the live view."""
+"""The history of a run, read from its events.jsonl and metrics.jsonl."""
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from monitoring.flops_per_clip import FlopsPerClip, flops_per_clip_of
-from monitoring.goodput import Goodput, GoodputTracker, ledger_of
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
+from motionmae.runs.attempt import Attempt
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind, Row, current_rows, idle_category, read_rows
+from motionmae.runs.events import Kind, Row, current_rows, parse_rows, read_rows
 
-_PAUSING = (Kind.STOP.value, Kind.FAILURE.value, Kind.SUBMITTED.value)
-_LATELY = 900.0
-"""Seconds without a sign after which a run is no longer said to be under way."""
+_SILENT_SECONDS = 900.0
+"""A run without a new row for so long is reported as silent."""
+_STRAGGLER_SCORE = 1.1
+"""A rank counts as the slowest from this multiple of the median rank's time."""
 
 
 @dataclass
-class Life:
-    """One attempt."""
+class AttemptRecord:
+    """One attempt of a run, as its rows describe it."""
 
+    attempt: Attempt
     began: float
-    """When its process was started, in seconds since the epoch."""
+    """Start time of rank 0's process, in seconds since the epoch."""
     hosts: list[str]
     world: int
     ready: float | None = None
-    """When its first step began."""
+    """Time at which the first step began."""
     first_step: int = 0
-    """Steps done before its own."""
+    """Steps that earlier attempts had completed."""
     last_step: int = 0
-    ended: float = 0.0
-    """Its last sign of life."""
+    last_sign: float = 0.0
+    """Time of the last row."""
     end: EndReason | None = None
-    """How it ended. None without a word: it runs, or it was lost."""
+    """End reason in the attempt's own rows; None while it runs, and after it died without one."""
     error: str = ""
-    """The error that ended it."""
-    pauses: list[tuple[float, str]] = field(default_factory=list)
-    """What was said when it was over: the moment, and the cause that the time since then has in the books."""
+    """The error that ended the attempt."""
+    failure: EndReason | None = None
+    """End reason that the requeue policy found from outside."""
+    idle_marks: list[tuple[float, str]] = field(default_factory=list)
+    """Events after the end: (time, badput category of the idle time that follows)."""
 
     @property
-    def ended_by(self) -> str:
-        """A clause that says how it ended."""
-        return self.error or (self.end.description if self.end else "silent")
+    def run_state(self) -> str:
+        """Value of the metric run_state."""
+        if self.end:
+            return self.end.run_state
+        return "starting" if self.ready is None else "training"
 
-    def silence(self, until: float) -> list[tuple[float, float, str]]:
-        """Stretches of the time after it, (begin, end, cause), until the next one begins."""
-        marks = [(self.ended, "downtime"), *((max(moment, self.ended), cause) for moment, cause in self.pauses)]
-        stretches = pairwise([*marks, (until, "")])
-        return [(begin, end, cause) for (begin, cause), (end, _) in stretches if begin < end]
+    @property
+    def end_text(self) -> str:
+        """A clause about the end, for people."""
+        end = self.end or self.failure
+        return self.error or (end.description if end else "silent")
+
+    def idle_until(self, until: float) -> list[tuple[float, float, str]]:
+        """Intervals of idle time after the attempt, as (begin, end, badput category)."""
+        marks = [(self.last_sign, "downtime")]
+        marks += [(max(moment, self.last_sign), category) for moment, category in self.idle_marks]
+        intervals = pairwise([*marks, (until, "")])
+        return [(begin, end, category) for (begin, category), (end, _) in intervals if begin < end]
 
 
-@dataclass
-class Story:
-    """A run."""
+class AttemptTracker:
+    """Builds the attempts of a run from its events in order. A start of a finished run counts as no attempt."""
 
-    name: str
-    folder: Path
-    events: list[Row]
-    rows: list[Row]
-    """One metrics row a logged step, steps rising: what a later attempt repeated replaces the former."""
-    lives: list[Life]
-    goodput: Goodput
-    config: Config | None
-    """None where config.yaml is missing or of another version."""
-    submitted: list[float] = field(default_factory=list)
+    def __init__(self, events: Iterable[Row] = ()) -> None:
+        self.attempts: list[AttemptRecord] = []
+        for row in events:
+            self.add(row)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken and saved its last step."""
+        return bool(self.attempts) and self.attempts[-1].end is EndReason.FINISHED
+
+    def add(self, row: Row) -> None:
+        """Take the next event."""
+        if self.finished:
+            return
+        kind = row["kind"]
+        if kind == Kind.START:
+            self.attempts.append(_begin(row))
+        if not self.attempts:
+            return
+        last = self.attempts[-1]
+        if kind in (Kind.STOP, Kind.FAILURE, Kind.SUBMITTED):
+            last.idle_marks.append((row["time"], idle_category(row)))
+        if row["attempt"] != last.attempt.id:
+            return
+        if kind == Kind.FAILURE:
+            last.failure = EndReason(row["reason"])
+            return
+        last.last_sign = row["time"]
+        if kind == Kind.READY:
+            last.ready, last.first_step, last.last_step = row["time"], row["step"], row["step"]
+        elif kind == Kind.STOP:
+            last.end, last.error = EndReason(row["reason"]), row.get("error", "")
+        elif kind == Kind.FINISH:
+            last.end = EndReason.FINISHED
+
+
+def _begin(row: Row) -> AttemptRecord:
+    host = row.get("host", "?")
+    attempt = Attempt(row.get("number", 0), row["attempt"], host, row.get("job", ""), row.get("restart", 0))
+    return AttemptRecord(attempt, row["time"] - row.get("age", 0.0), row.get("hosts", [host]), row["world"])
+
+
+class RunHistory:
+    """Everything that a run directory records about a run. The files are read on first use and may be absent.
+
+    Attributes:
+        folder: the run directory.
+        name: the run's name.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = RunFolder(run)
+        self.name = run.resolve().name
+
+    @cached_property
+    def events(self) -> list[Row]:
+        """Rows of events.jsonl."""
+        return [row for row in read_rows(self.folder.events) if "kind" in row and "time" in row]
+
+    @cached_property
+    def all_rows(self) -> list[Row]:
+        """Rows of metrics.jsonl, with steps that a later attempt repeated."""
+        return [row for row in read_rows(self.folder.metrics) if "time" in row and "step" in row]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows of metrics.jsonl that count: one for each logged step, steps rising."""
+        return current_rows(self.folder.metrics)
+
+    @cached_property
+    def attempts(self) -> list[AttemptRecord]:
+        """The attempts, oldest first."""
+        attempts = AttemptTracker(self.events).attempts
+        by_id = {record.attempt.id: record for record in attempts}
+        for row in self.all_rows:
+            if record := by_id.get(row["attempt"]):
+                record.last_step = row["step"]
+                record.last_sign = max(record.last_sign, row["time"])
+        return attempts
+
+    @cached_property
+    def config(self) -> Config | None:
+        """The newest attempt's config; None if config.yaml is absent or cannot be read."""
+        try:
+            return load_config(str(self.folder.config)) if self.folder.config.is_file() else None
+        except UserError:
+            return None
+
+    def require_events(self) -> "RunHistory":
+        """Return this history, and refuse a run that has not begun.
+
+        Raises:
+            UserError: if the run has no events.
+        """
+        if not self.events:
+            raise UserError(
+                f"{self.folder.events} has no events: give the directory of a run that has begun, such as runs/demo"
+            )
+        return self
+
+    def of(self, *kinds: Kind) -> list[Row]:
+        """Events of the given kinds."""
+        return [row for row in self.events if row["kind"] in kinds]
+
+    def ended(self, attempt_id: str) -> bool:
+        """Whether the attempt has recorded its end."""
+        return any(row["attempt"] == attempt_id for row in self.of(Kind.STOP, Kind.FINISH))
+
+    @property
+    def finished_step(self) -> int | None:
+        """Step at which the run finished; None if it has not."""
+        return next((row["step"] for row in self.of(Kind.FINISH)), None)
+
+    @property
+    def submitted(self) -> list[float]:
+        """Times of submission."""
+        return [row["time"] for row in self.of(Kind.SUBMITTED)]
+
+    @property
+    def git_revision(self) -> str:
+        """Commit of the newest attempt that recorded one; empty if none did."""
+        return next((row["code"] for row in reversed(self.of(Kind.START)) if row.get("code")), "")
 
     @property
     def resumes(self) -> list[int]:
-        """First logged step of every attempt but the first."""
-        return [b["step"] for a, b in pairwise(self.rows) if a["attempt"] != b["attempt"]]
+        """First logged step of every attempt after the first."""
+        return [after["step"] for before, after in pairwise(self.rows) if before["attempt"] != after["attempt"]]
 
     @property
     def total_steps(self) -> int | None:
-        """Steps the run will take; None before it is ready."""
-        totals = [row["total_steps"] for row in self.events if row["kind"] == Kind.READY.value]
+        """Steps of the whole run; None before the first attempt is ready."""
+        totals = [row["total_steps"] for row in self.of(Kind.READY)]
         return totals[-1] if totals else None
 
     @property
     def state(self) -> str:
-        """How it stands, in a word or two."""
-        if not self.lives:
+        """The run's state in one or two words."""
+        if not self.attempts:
             return "submitted"
-        if end := self.lives[-1].end:
+        last = self.attempts[-1]
+        if end := last.end or last.failure:
             return end.run_state
-        return "under way" if time.time() - self.lives[-1].ended < _LATELY else "silent"
+        return "under way" if time.time() - last.last_sign < _SILENT_SECONDS else "silent"
 
     @property
     def losses(self) -> list[str]:
-        """Keys of the losses, as the run logged them."""
+        """Keys of the losses that are not 0 throughout, in logged order."""
         keys = [key for key in self.rows[-1] if key == "loss" or key.startswith("loss_")] if self.rows else []
         return [key for key in keys if any(row.get(key) for row in self.rows)]
 
-    def of(self, *kinds: Kind) -> list[Row]:
-        """Events of some kinds."""
-        names = {kind.value for kind in kinds}
-        return [row for row in self.events if row["kind"] in names]
-
-    def slowest(self) -> Counter[int]:
-        """How often each rank was the slowest of all by a tenth or more, by logged steps."""
-        return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > 1.1)
+    def stragglers(self) -> Counter[int]:
+        """Logged steps at which each rank was the slowest, by at least 10 % over the median."""
+        return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
 
     def host_of(self, rank: int) -> str:
-        """The host that a rank of the last attempt ran on."""
-        life = self.lives[-1]
-        return life.hosts[rank * len(life.hosts) // life.world] if life.hosts else "?"
-
-    def work(self) -> FlopsPerClip | None:
-        """What a clip takes; None where the config is not known."""
-        return flops_per_clip_of(self.config) if self.config else None
+        """Host of a rank of the newest attempt."""
+        last = self.attempts[-1]
+        return last.hosts[rank * len(last.hosts) // last.world] if last.hosts else "?"
 
 
-def read_story(run: Path) -> Story:
-    """Read a run folder, which need not be complete.
+def idle_category(row: Row) -> str:
+    """Badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
 
-    Raises:
-        UserError: if it is no run's.
+    Args:
+        row: an event `stop`, `submitted` or `failure`.
     """
-    folder = RunFolder(run)
-    events = [row for row in read_rows(folder.events) if "kind" in row and "time" in row]
-    if not events:
-        raise UserError(f"{folder.events} tells of nothing: give the folder of a run that has begun, such as runs/demo")
-    all_rows = [row for row in read_rows(folder.metrics) if "time" in row and "step" in row]
-    ledger: GoodputTracker = ledger_of([*events, *all_rows])
-    try:
-        config = load_config(str(folder.config)) if folder.config.is_file() else None
-    except UserError:
-        config = None
-    return Story(
-        name=run.resolve().name,
-        folder=run,
-        events=events,
-        rows=current_rows(folder.metrics),
-        lives=lives_of(events, all_rows),
-        goodput=ledger.account(),
-        config=config,
-        submitted=[row["time"] for row in events if row["kind"] == Kind.SUBMITTED.value],
-    )
+    if row["kind"] == Kind.STOP:
+        return EndReason(row["reason"]).badput
+    return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
 
 
-def lives_of(events: list[Row], rows: list[Row]) -> list[Life]:
-    """The attempts, in order; starting a finished run again makes none."""
-    lives: dict[str, Life] = {}
-    for row in events:
-        name, kind = row.get("attempt", ""), row["kind"]
-        if kind == Kind.START.value:
-            if lives and list(lives.values())[-1].end is EndReason.FINISHED:
-                break
-            lives[name] = Life(
-                row["time"] - row.get("age", 0.0), row.get("hosts", [row.get("host", "?")]), row["world"]
-            )
-        elif kind in _PAUSING and lives:
-            list(lives.values())[-1].pauses.append((row["time"], idle_category(row)))
-        if name not in lives:
-            continue
-        life = lives[name]
-        if kind == Kind.FAILURE.value:  # the batch script's word, after the life was over
-            life.end = life.end or EndReason(row["reason"])
-            continue
-        life.ended = row["time"]
-        if kind == Kind.READY.value:
-            life.ready, life.first_step, life.last_step = row["time"], row["step"], row["step"]
-        elif kind == Kind.STOP.value:
-            life.end, life.error = EndReason(row["reason"]), row.get("error", "")
-        elif kind == Kind.FINISH.value:
-            life.end = EndReason.FINISHED
-    for row in rows:
-        if life := lives.get(row["attempt"]):  # type: ignore[assignment]
-            life.last_step = row["step"]
-            life.ended = max(life.ended, row["time"])
-    return list(lives.values())
+class RunTail:
+    """Reads rows that a running run appends to its files."""
+
+    def __init__(self, run: Path) -> None:
+        folder = RunFolder(run)
+        self._positions = {folder.events: 0, folder.metrics: 0}
+
+    def new_rows(self) -> list[Row]:
+        """Events and metrics rows written since the last call, by time. Incomplete lines wait for the next call."""
+        rows = [row for path in self._positions for row in self._read_on(path) if "time" in row]
+        return sorted(rows, key=lambda row: row["time"])
+
+    def _read_on(self, path: Path) -> list[Row]:
+        try:
+            with path.open("rb") as file:
+                file.seek(self._positions[path])
+                data = file.read()
+        except OSError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._positions[path] += len(complete)
+        return list(parse_rows(complete.splitlines()))

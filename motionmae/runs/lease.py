@@ -1,16 +1,15 @@
-"""Which life of a run owns its folder. The newest start does; an older one that still lives must write nothing more.
+"""Lease on the run directory. Only the newest attempt may write; an older one that is alive must stop (fencing).
 
-A node that is cut off the network keeps its rank running beside the attempt that Slurm starts elsewhere. So rank 0
-leases the run folder when it starts, by replacing ``RUN/lease.json``, and everything written there afterwards,
-by whatever rank, is preceded by a look at that file (:meth:`Lease.check`). Opening a file makes an NFS client
-ask its server, so the look sees a lease made on another node.
+The ranks of a node that lost the network keep running beside the attempt that Slurm starts on other nodes. Therefore
+rank 0 takes the lease at its start: it replaces ``RUN/lease.json``. Every rank checks that file before it writes to the
+run directory (:meth:`Lease.check`). An NFS client asks its server when it opens a file, so the check sees a lease that
+was taken on another node.
 
-Between the look and the write a newer lease can still come in; this takes a lease within microseconds of a rename and
-leaves at worst a row or a whole checkpoint of the older life, never a torn one.
+A newer lease can appear between a check and the write. Then at most one row or one whole checkpoint of the older
+attempt is written, and never a torn one.
 """
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -21,46 +20,45 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import LeaseLost
-from motionmae.runs.events import Kind, read_rows
+from motionmae.runs.history import RunHistory
 
 FILE = "lease.json"
-"""Name of the file in the run folder that says whose it is."""
-
-LOCK_SECONDS = 120.0
-"""How long to wait for another lease: longer than NFS takes to drop the lock of a machine that died in the middle."""
+"""Name of the lease file in the run directory."""
+LOCK_TIMEOUT = 120.0
+"""Seconds to wait while another attempt takes the lease. NFS releases the lock of a dead machine sooner."""
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The lease of one life of a run, an attempt."""
+    """The lease that an attempt holds."""
 
     file: Path
-    """The run folder's FILE."""
     attempt: Attempt
-    """The holder."""
 
     def check(self) -> None:
-        """Make sure that the run folder is still this attempt's.
+        """Check that this attempt still holds the lease.
 
         Raises:
-            LeaseLost: if a newer one has claimed it.
-            OSError: if that cannot be found out, so that nothing is written on a guess.
+            LeaseLost: if a newer attempt has taken it.
+            OSError: if the lease cannot be read. Then nothing may be written either.
         """
-        owner = _read(self.file)
-        if owner["id"] != self.attempt.id:
+        holder = _read(self.file)
+        if holder["id"] != self.attempt.id:
             raise LeaseLost(
-                f"attempt {owner['number']} of this run, started on {owner['host']} at "
-                f"{time.strftime('%H:%M:%S UTC', time.gmtime(owner['time']))}, has taken over {self.file.parent}; "
+                f"attempt {holder['number']} of this run, started on {holder['host']} at "
+                f"{time.strftime('%H:%M:%S UTC', time.gmtime(holder['time']))}, has taken over {self.file.parent}; "
                 f"attempt {self.attempt.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
 
 def acquire_lease(folder: Path) -> Lease:
-    """Take over the run in ``folder``, on rank 0: from now on every older attempt is refused.
+    """Begin a new attempt of the run in ``folder``, on rank 0. Older attempts fail their next check.
 
     Raises:
         UserError: if the lease file is damaged or cannot be written.
@@ -70,32 +68,29 @@ def acquire_lease(folder: Path) -> Lease:
         with _locked(folder / ".lease.lock"):
             number = _read(file)["number"] + 1 if file.exists() else 1
             attempt = Attempt.begin(number)
-            owner = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
-            write_atomically(file, json.dumps(owner, indent=1).encode())
+            holder = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
+            write_atomically(file, json.dumps(holder, indent=1).encode())
     except OSError as error:
         raise UserError(
-            f"{file} cannot be written ({error.strerror}): see that {folder} has room and is yours"
+            f"{file} cannot be written ({error.strerror}): check that {folder} has free space and belongs to you"
         ) from error
     return Lease(file, attempt)
 
 
 def current_holder(folder: Path) -> str:
-    """Who may be writing to the run in ``folder`` right now; empty if surely nobody does.
+    """A clause about the attempt that may be writing to ``folder`` now; empty if none can be.
 
-    An attempt is over if it said so in events.jsonl, or if it was on this machine and its process is gone.
+    An attempt is over if events.jsonl has its end, or if its process on this machine is gone.
     """
     file = folder / FILE
     if not file.exists():
         return ""
-    owner = _read(file)
-    for row in read_rows(folder / "events.jsonl"):
-        if row["attempt"] == owner["id"] and row["kind"] in (Kind.STOP.value, Kind.FINISH.value):
-            return ""
-    here = owner["host"] == socket.gethostname()
-    if here and not Path(f"/proc/{owner['pid']}").exists():
+    holder = _read(file)
+    here = holder["host"] == socket.gethostname()
+    if RunHistory(folder).ended(holder["id"]) or (here and not Path(f"/proc/{holder['pid']}").exists()):
         return ""
-    certainty = "runs" if here else "may run"
-    return f"attempt {owner['number']} of this run {certainty} as process {owner['pid']} on {owner['host']}"
+    verb = "runs" if here else "may run"
+    return f"attempt {holder['number']} of this run {verb} as process {holder['pid']} on {holder['host']}"
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -104,26 +99,21 @@ def _read(file: Path) -> dict[str, Any]:
         return {key: content[key] for key in ("number", "id", "host", "pid", "time")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): see that no job trains in its folder, then delete it"
+            f"{file} is damaged ({error!r}): make sure that no job trains in its directory, then delete the file"
         ) from error
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a POSIX lock, which NFS and Lustre know too; a file system without locks goes without."""
+    """Hold the lock that serialises leases. A file system without locks does without."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    end = time.monotonic() + LOCK_SECONDS
     try:
-        while True:
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN) and time.monotonic() < end:
-                    time.sleep(0.05)
-                    continue
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-            break
+        try:
+            if not locks.acquire(descriptor, timeout=LOCK_TIMEOUT, posix=True):
+                raise TimeoutError(errno.ETIMEDOUT, f"another process holds {path.name}")
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
         yield
     finally:
         os.close(descriptor)

@@ -1,20 +1,20 @@
-"""The phases of a training step."""
+"""Phases of a training step."""
 
 from enum import Enum
 
 
 class Phase(str, Enum):
-    """What a rank does."""
+    """Phase of a training step on one rank."""
 
     DATA_WAIT = "data_wait"
-    """It waits for a micro-batch."""
+    """Waiting for a micro-batch."""
     FORWARD = "forward"
     """Copy to the device and forward pass."""
     BACKWARD = "backward"
-    """Backward pass with the reduction of gradients: here ranks wait for each other."""
+    """Backward pass and gradient reduction, in which ranks wait for each other."""
     OPTIMIZER = "optimizer"
-    """The update."""
+    """Parameter update."""
     CHECKPOINT = "checkpoint"
-    """Training is held up by a save."""
+    """The part of a save that blocks training."""
     OTHER = "other"
-    """Schedule, agreement on signals, metrics."""
+    """Schedule, signal checks and metrics."""

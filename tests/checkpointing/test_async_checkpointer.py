@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from monitoring.goodput import goodput_of
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.checkpointing.sharded import PinnedStagingBuffer
@@ -15,7 +16,7 @@ from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import read_rows
-from motionmae.runs.history import read_story
+from motionmae.runs.history import RunHistory
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.save_workers import (
@@ -102,7 +103,7 @@ def assert_same_end(config: Config, other: Config) -> None:
 
 def assert_goodput_adds_up(config: Config) -> None:
     """Every second has a category, and some work was lost."""
-    goodput = read_story(RunFolder.of(config.output_dir, config.name).path).goodput
+    goodput = goodput_of(RunHistory(RunFolder.of(config.output_dir, config.name).path))
     assert goodput.productive + sum(goodput.badput.values()) == pytest.approx(goodput.elapsed)
     assert goodput.productive > 0
     assert goodput.badput["lost_work"] > 0

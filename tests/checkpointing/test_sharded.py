@@ -99,4 +99,4 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_leaves_the_store_unc
         assert f"rank {world - 1}: " in error
         assert "File too large" in error
         assert names == ["step-00000001"]
-    assert CheckpointStore(tmp_path).complete()[0].damage() == ""
+    assert CheckpointStore(tmp_path).complete()[0].defect() == ""

@@ -11,14 +11,14 @@ from tests.data.shard_server import ShardServer, serving
 
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails is tried again at once, and no proxy stands before loopback."""
+    """Retry without delay, and without a proxy for loopback."""
     monkeypatch.setattr(download, "FIRST_DELAY", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[ShardServer]:
-    """An HTTP server of the shards that the test's own fixture ``folder`` made."""
+    """HTTP server of the shards of the test's fixture ``folder``."""
     with serving(folder) as running:
         yield running
 
@@ -32,5 +32,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(shards: Path) -> list[list[tuple]]:
-    """Nine steps (two epochs of four and one more) of a single rank with one thread."""
+    """Nine steps (two epochs of four steps and one more) of a single rank with one thread."""
     return steps(shards, 0, 9, threads=1)

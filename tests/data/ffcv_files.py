@@ -1,4 +1,4 @@
-"""Where FFCV is needed: skipped with a reason on a developer's machine without it, never in continuous integration."""
+"""Mark of tests that need FFCV: skipped on a developer's machine without it, never in continuous integration."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A loader on small shards, and what tests hold against each other of it."""
+"""A loader of small shards, and its output in a form that tests can compare."""
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
@@ -13,13 +13,13 @@ def loader(folder, batch=12, micro_batch_size=2, rank=0, world=1, seed=3, clip=C
 
 
 def rows(batch):
-    """What identifies each clip of a batch: sample, label, mask seed and every pixel."""
+    """Identity of each clip of a batch: sample, label, mask seed and every pixel."""
     numbers = zip(batch.samples.tolist(), batch.labels.tolist(), batch.seeds.tolist(), strict=True)
     return [(*number, clip.numpy().tobytes()) for number, clip in zip(numbers, batch.clips, strict=True)]
 
 
 def steps(folder, first, number, world=1, **options):
-    """The clips of ``number`` steps over all ranks, each step a list in order of position."""
+    """The clips of ``number`` steps over all ranks, each step a list in the order of the shuffle indices."""
     found = [[] for _ in range(number)]
     loaders = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
     streams = [one.batches(first) for one in loaders]

@@ -1,4 +1,4 @@
-"""Shards of rendered clips whose pixels say which frame, row and column they are."""
+"""Shards of rendered clips. Their pixels encode frame, row and column."""
 
 import struct
 from functools import cache
@@ -16,7 +16,7 @@ FRAME_STEP = 6  # grey levels between neighbouring frames: survives JPEG
 
 @cache
 def picture(frame: int, height: int, width: int) -> bytes:
-    """JPEG whose red is the frame's number, green rises downwards and blue to the right, each over 0 to 240."""
+    """JPEG. Red encodes the frame; green increases downwards and blue to the right, each from 0 to 240."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[..., 0] = frame * FRAME_STEP % 250
     pixels[..., 1] = np.linspace(0, 240, height)[:, None]
@@ -25,12 +25,12 @@ def picture(frame: int, height: int, width: int) -> bytes:
 
 
 def frame_numbers(clip: np.ndarray) -> list[int]:
-    """What :func:`picture` wrote into the frames of a clip (T, H, W, 3)."""
+    """Read the frame numbers that :func:`picture` wrote into a clip (T, H, W, 3)."""
     return np.rint(np.median(clip[..., 0], axis=(1, 2)) / FRAME_STEP).astype(int).tolist()
 
 
 def meta(frames: int, height: int, width: int, **changes: object) -> dict[str, object]:
-    """A KEY.json with everything in it."""
+    """A complete KEY.json."""
     return {
         "label": 0,
         "class_name": "none",
@@ -45,7 +45,7 @@ def meta(frames: int, height: int, width: int, **changes: object) -> dict[str, o
 
 
 def unpack_frames(blob: bytes) -> list[bytes]:
-    """The frames of a KEY.jpgs, by the words of the format's description."""
+    """The frames of a KEY.jpgs, by the description of the format."""
     (start,) = struct.unpack_from("<I", blob)
     offsets = struct.unpack_from(f"<{start // 4}I", blob)
     return [blob[low:high] for low, high in pairwise(offsets)]

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that serves a folder of shards, and fails where a test asks it to."""
+"""HTTP server on loopback that serves a folder of shards, with failures that a test defines."""
 
 import threading
 from collections import defaultdict
@@ -70,8 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return None
 
-    def log_message(self, *words):
-        """Say nothing."""
+    def log_message(self, *arguments):
+        """Do not log requests."""
 
     def handle(self):
         try:

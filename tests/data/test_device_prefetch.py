@@ -1,4 +1,4 @@
-"""Uploads, on streams that write down what is asked of them: no GPU is here."""
+"""Device prefetch with fake streams that record their calls, because there is no GPU."""
 
 import itertools
 import weakref
@@ -36,7 +36,7 @@ class Stream:
 
 
 class Streams:
-    """In place of ``torch.cuda``."""
+    """Replaces ``torch.cuda``."""
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
@@ -62,7 +62,7 @@ class Streams:
 
 
 class Values:
-    """A tensor that notes on which stream it is copied."""
+    """A tensor that records the stream of its copy."""
 
     def __init__(self, name: str, streams: Streams) -> None:
         self.name, self.streams = name, streams

@@ -191,7 +191,7 @@ class TestCorruption:
             take(ours, 6)
 
     def test_bytes_that_are_no_jpeg(self, tmp_path):
-        """What a checksum does not find: it was stored like this."""
+        """A checksum does not find bytes that were stored wrongly."""
         make_shards(tmp_path / "s", (4,), frames=8)
         manifest = load_manifest(tmp_path / "s")
         write_beton(tmp_path / "s", manifest, tmp_path / "a.beton")

@@ -77,7 +77,7 @@ def test_another_seed_gives_other_clips(shards, one_rank):
 
 
 class TestPixels:
-    """The frames' numbers and the crop's place are read back from the pictures."""
+    """Frame numbers and crops are read back from the pixels."""
 
     @pytest.mark.parametrize(("stored", "stride", "step"), [(1, 3, 3), (1, 1, 1), (2, 4, 2)])
     def test_frames_stand_at_the_asked_stride(self, tmp_path, stored, stride, step):
@@ -223,7 +223,7 @@ class TestCorruption:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("options", "says"),
+        ("options", "message"),
         [
             (
                 {"batch": 60},
@@ -233,8 +233,8 @@ class TestRefusals:
             ({"micro_batch_size": 5}, "engine.micro_batch_size=5"),
         ],
     )
-    def test_impossible_batches(self, shards, options, says):
-        with pytest.raises(ValueError, match=says):
+    def test_impossible_batches(self, shards, options, message):
+        with pytest.raises(ValueError, match=message):
             loader(shards, **options)
 
     def test_impossible_stride(self, tmp_path):
@@ -275,7 +275,7 @@ class TestState:
             check_same_stream(state, other.identity)
 
     @pytest.mark.parametrize(
-        ("options", "says"),
+        ("options", "message"),
         [
             ({"seed": 9}, "seed was 3 and is 9"),
             ({"batch": 24}, "batch was 12 and is 24"),
@@ -283,8 +283,8 @@ class TestState:
             ({"seed": 9, "batch": 24}, "seed was 3 and is 9; batch was 12 and is 24"),
         ],
     )
-    def test_what_differs_is_named(self, shards, options, says):
-        with loader(shards) as ours, loader(shards, **options) as other, pytest.raises(UserError, match=says):
+    def test_what_differs_is_named(self, shards, options, message):
+        with loader(shards) as ours, loader(shards, **options) as other, pytest.raises(UserError, match=message):
             check_same_stream(ours.state(1), other.identity)
 
     def test_other_shards_are_refused(self, shards, tmp_path):

@@ -77,7 +77,7 @@ class TestResources:
                 list(itertools.islice(stream, 9))
 
     def test_workers_end_when_nobody_holds_their_pipes(self, shards):
-        """As when the training process is killed: the system closes what it had open."""
+        """The system closes the pipes when the training process is killed."""
         with loader(shards, workers=2) as ours:
             next(ours.batches(0))
             workers = [child for child in multiprocessing.active_children() if child.name == "clip-worker"]

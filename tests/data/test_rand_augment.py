@@ -1,4 +1,4 @@
-"""RandAugment and erasing of clips: timm's operations and chances, one draw a clip, keyed."""
+"""RandAugment and erasing of clips: timm's operations and probabilities, drawn once a clip by key."""
 
 import random
 
@@ -43,7 +43,7 @@ def test_one_policy_for_all_frames_keyed_by_the_sample_and_nothing_else():
 
 
 def test_operations_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch):
-    """The same operations, as often, on arguments from the same ranges: 4,000 draws of both."""
+    """4,000 draws of both have the same operations, frequencies and ranges of arguments."""
     seen: dict[str, dict[str, list[float]]] = {"timm": {}, "ours": {}}
     who = "timm"
 

@@ -73,7 +73,7 @@ def windows_of(size, shards, seed, number=1):
 
 
 def chi2_per_freedom(observed, expected):
-    """About 1 where the counts are drawn evenly; returned in standard deviations from it."""
+    """Deviation of chi2 per degree of freedom from 1, in standard deviations. Near 0 for an even distribution."""
     observed = np.asarray(observed)
     freedom = observed.size - 1
     return (((observed - expected) ** 2 / expected).sum() / freedom - 1) / math.sqrt(2 / freedom)
@@ -105,7 +105,7 @@ def test_shards_follow_each_other_evenly():
 
 
 def test_pairs_are_torn_apart():
-    """Samples stored side by side come to lie as far apart as in a true shuffle."""
+    """Samples that are adjacent in a shard are as far apart as in a true shuffle."""
     counts = [50] * 8
     total = sum(counts)
     places = [np.argsort(whole(counts, 0, epoch, 8)) for epoch in range(60)]

@@ -1,4 +1,4 @@
-"""The clip in the middle of a video file, beside the whole video; see also tests/evaluation/test_features.py."""
+"""The clip in the middle of a video file, compared with the whole video. See also tests/evaluation/test_features.py."""
 
 import struct
 import tracemalloc

@@ -65,7 +65,7 @@ def test_colours_are_right_whatever_matrix_and_range_the_video_uses(tmp_path, co
         (40, 60, 210),
         (235, 235, 235),
     )
-    # AVCOL_SPC_BT709 is 1 as SWS_CS_ITU709 is; AVCOL_SPC_BT470BG is 5 as SWS_CS_ITU601 is
+    # AVCOL_SPC_BT709 and SWS_CS_ITU709 are both 1; AVCOL_SPC_BT470BG and SWS_CS_ITU601 are both 5
     path = write_video(tmp_path / "v.mp4", drawn, colorspace=colorspace, full_range=full_range, options={"crf": "4"})
     stored = decode_jpegs(decode_video(path, WHOLE).jpegs)[0].astype(int)
     for rows, columns in ((8, 8), (8, 40), (40, 8), (40, 40)):
@@ -94,7 +94,7 @@ def test_frames_that_keep_their_size_are_what_swscale_makes_of_them(matrix, colo
     ("matrix", "upright"),
     [
         ((1, 0, 0, 1), lambda frames: frames),
-        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, (1, 2))),  # a phone held upright
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, (1, 2))),  # a phone in portrait orientation
         ((-1, 0, 0, -1), lambda frames: np.rot90(frames, 2, (1, 2))),
         ((0, -1, 1, 0), lambda frames: np.rot90(frames, 1, (1, 2))),
         ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
@@ -283,8 +283,8 @@ def test_impossible_settings_are_refused_by_name(settings):
     ("name", "frames"),
     [
         ("hmdb51/cartwheel/hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi", 83),  # Latin-1 title
-        ("hmdb51/wave/TrumanShow_wave_f_nm_np1_fr_med_26.avi", 48),  # header says 49, times step back
-        ("general/tree.avi", 68),  # header says 444
+        ("hmdb51/wave/TrumanShow_wave_f_nm_np1_fr_med_26.avi", 48),  # the header has 49, and times step back
+        ("general/tree.avi", 68),  # the header has 444
         ("awkward/decord_corrupted.mp4", 49),  # one packet of 50 does not decode
         ("awkward/-video-with-dash-.mp4", 5),  # 1 x 1 pixels
     ],

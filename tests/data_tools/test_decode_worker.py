@@ -25,7 +25,7 @@ def worker():
 
 @pytest.fixture
 def pipe(tmp_path):
-    """A file whose opening blocks for ever, as a dead disk's would."""
+    """A file that blocks on open, as on a dead disk."""
     path = tmp_path / "hangs.mp4"
     os.mkfifo(path)
     return path
@@ -75,7 +75,7 @@ def test_stopping_takes_no_time(tmp_path, worker):
     worker.decode(write_video(tmp_path / "v.mp4", draw_frames(3)))
     process, started = worker._process, time.monotonic()
     worker.stop()
-    assert time.monotonic() - started < 0.15  # a run has hundreds, and stops them one by one
+    assert time.monotonic() - started < 0.15  # a run stops hundreds of workers one after another
     assert process.exitcode == -signal.SIGKILL
 
 

@@ -1,4 +1,4 @@
-"""The examples that the help of the data tools prints run as they stand (the first one on fewer videos, for time)."""
+"""The examples of --help run unchanged, except that the first one gets fewer videos to save time."""
 
 import importlib.util
 import os

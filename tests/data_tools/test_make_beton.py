@@ -49,7 +49,7 @@ def test_the_bytes_are_the_same_each_time(shards, tmp_path):
 
 
 def test_samples_over_many_pages(tmp_path, monkeypatch):
-    """What does not fit in the rest of a page begins the next one."""
+    """A sample that does not fit into the rest of a page starts the next page."""
     make_shards(tmp_path / "s", (40,), frames=90, height=120, width=160)
     monkeypatch.setattr(make_beton, "_MAX_PAGE", make_beton._MIN_PAGE)
     assert run(tmp_path / "s", tmp_path / "a.beton") == 0
@@ -97,7 +97,7 @@ def test_another_file_is_not_replaced_unasked(shards, tmp_path, capsys):
 
 
 class TestDamage:
-    """FFCV's own writer would wait for ever; ours ends, and leaves nothing."""
+    """FFCV's own writer would wait forever. make_beton ends with an error and leaves no file."""
 
     def refused(self, shards, tmp_path, capsys, says):
         assert run(shards, tmp_path / "a.beton") == 2
@@ -147,6 +147,7 @@ def test_an_impossible_name(shards, tmp_path, capsys):
 def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
     code = f"""
 import os, signal, sys
+from pathlib import Path
 from data_tools.make_beton import write_beton
 from motionmae.data.open_shards import load_manifest
 left = [7]

@@ -1,4 +1,4 @@
-"""Real, small, encoded videos for tests: a bright square crosses a gradient, so that every frame and side is known."""
+"""Small encoded videos for tests. A bright square crosses a gradient, and every frame and side is known."""
 
 import struct
 import subprocess
@@ -13,7 +13,7 @@ Frames = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
 
 
 def draw_frames(count: int = 24, width: int = 64, height: int = 48) -> Frames:
-    """(count, height, width, 3) RGB; top left is reddish, a white square moves to the right."""
+    """(count, height, width, 3) RGB: the top left is reddish, and a white square moves to the right."""
     y, x = np.mgrid[0:height, 0:width]
     background = np.stack([200 - 160 * x // width, 40 + 120 * y // height, 60 + 0 * x], axis=-1)
     frames = np.repeat(background[None].astype(np.uint8), count, axis=0)
@@ -35,7 +35,7 @@ def write_video(
     colorspace: int | None = None,
     full_range: bool = False,
 ) -> Path:
-    """Encode frames; ``times`` (in frame durations) makes the rate variable. The container is the name's ending."""
+    """Encode frames; ``times`` (in frame durations) gives a variable rate. The ending sets the container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -58,7 +58,7 @@ def write_video(
 
 
 def write_sound(path: Path, seconds: float = 0.5) -> Path:
-    """A file with a sine and nothing else."""
+    """Write a file with a sine tone only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac" if path.suffix != ".wav" else "pcm_s16le", rate=16000, layout="mono")
         samples = np.sin(np.arange(int(16000 * seconds)) / 10)[None].astype(np.float32)
@@ -72,7 +72,7 @@ def write_sound(path: Path, seconds: float = 0.5) -> Path:
 
 
 def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
-    """Give an mp4's track the matrix (a b / c d), which players apply: x' = a x + c y, y' = b x + d y."""
+    """Set the display matrix (a b / c d) of an mp4 track: x' = a x + c y, y' = b x + d y."""
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40
     one = 1 << 16
@@ -87,16 +87,16 @@ def decode_jpegs(jpegs: list[bytes]) -> Frames:
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two 8-bit pictures, or of the worst of two stacks."""
+    """Peak signal-to-noise ratio in dB of two 8-bit pictures, or the minimum over two stacks."""
     errors = ((one.astype(float) - other) ** 2).mean(axis=(-3, -2, -1))
     return float(10 * np.log10(255**2 / max(errors.max(), 1e-9)))
 
 
-_FFMPEG = ("ffmpeg", "-v", "quiet", "-nostdin", "-threads", "1")  # more threads conceal damage in another way
+_FFMPEG = ("ffmpeg", "-v", "quiet", "-nostdin", "-threads", "1")  # more threads replace damaged parts differently
 
 
 def ffmpeg_count(path: Path) -> int:
-    """Frames that the ffmpeg program decodes of its best video stream."""
+    """Number of frames that the ffmpeg program decodes."""
     command = [*_FFMPEG, "-i", f"file:{path}", "-vsync", "0", "-an", "-f", "null"]
     result = subprocess.run([*command, "-progress", "pipe:1", "/dev/null"], capture_output=True, text=True, check=False)
     counts = [line for line in result.stdout.splitlines() if line.startswith("frame=")]
@@ -104,7 +104,7 @@ def ffmpeg_count(path: Path) -> int:
 
 
 def ffmpeg_frames(path: Path, width: int, height: int, choice: str = "null") -> Frames:
-    """RGB frames as the ffmpeg program decodes, turns and scales them; ``choice`` is a filter that picks some."""
+    """RGB frames, decoded, rotated and scaled by the ffmpeg program; ``choice`` is a filter that selects frames."""
     command = [*_FFMPEG, "-i", f"file:{path}", "-vsync", "0", "-an"]
     command += ["-vf", f"{choice},scale={width}:{height}:flags=bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     result = subprocess.run(command, capture_output=True, check=True)

@@ -170,7 +170,7 @@ def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_sc
         assert exporter.process.wait(30) == 0
 
 
-def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
+def test_the_target_of_a_later_attempt_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
@@ -182,7 +182,7 @@ def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(
     assert path.read_text() == "of the new attempt"
 
 
-def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Path):
+def test_a_taken_port_is_skipped_in_a_range_and_without_one_is_a_warning(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -194,8 +194,8 @@ def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Pat
         with Exporter(alone, tmp_path / "log") as exporter:
             assert exporter.process.wait(30) == 1
     said = (tmp_path / "log").read_text()
-    assert f"no metrics of node 0 (port {port} of 127.0.0.1 is taken: set monitoring.ports=11 to " in said
-    assert "training goes on" in said
+    assert f"node 0 has no metrics (port {port} of 127.0.0.1 is in use: set monitoring.ports=11 to " in said
+    assert "training continues" in said
 
 
 def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/.sd").write_text("a file where a folder should be")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
-        wait_until(lambda: "is not announced" in (tmp_path / "log").read_text(), "the warning", 30)
+        wait_until(lambda: "has no target file" in (tmp_path / "log").read_text(), "the warning", 30)
         address = (tmp_path / "log").read_text().split("http://")[1].split("/")[0]
         assert "motionmae_node_info" in scrape(address)
         assert exporter.process.poll() is None
@@ -216,7 +216,7 @@ def test_it_listens_on_the_interface_it_was_given_and_on_no_other(tmp_path: Path
         port = exporter.address().rpartition(":")[2]
         with pytest.raises(OSError, match="refused"):
             scrape(f"127.0.0.2:{port}")
-    with pytest.raises(OSError, match="no network interface nosuch0"):
+    with pytest.raises(OSError, match="network interface nosuch0 has no IPv4 address"):
         ip_address("nosuch0")
     for everywhere in ("0.0.0.0", "::", ""):
         with pytest.raises(UserError, match="not all of them"):

@@ -53,8 +53,9 @@ def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Pa
 
 def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Config, tmp_path: Path):
     script = (
-        "import sys, time\nfrom monitoring.exporter_process import monitored\nfrom tests.monitoring.runs import config_of\n"
-        f"with monitored(config_of({alone.output_dir!r})):\n    print('up', flush=True)\n    time.sleep(99)"
+        "import sys, time\nfrom monitoring.exporter_process import monitoring_sinks\n"
+        "from tests.monitoring.runs import config_of\n"
+        f"with monitoring_sinks(config_of({alone.output_dir!r})):\n    print('up', flush=True)\n    time.sleep(99)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
@@ -68,7 +69,7 @@ def test_the_exporter_dies_with_a_killed_trainer_and_its_target_stays(alone: Con
 
 
 def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
-    with exporter_process.monitored(alone) as sinks:
+    with exporter_process.monitoring_sinks(alone) as sinks:
         for sink in sinks:
             sink.event({"attempt": "a", "kind": Kind.START.value, "step": 0, "time": 1.0, "world": 1})
             sink.event({"attempt": "a", "kind": Kind.FINISH.value, "step": 0, "time": 2.0})
@@ -94,7 +95,7 @@ def test_a_target_stays_after_a_crash_alone(error: BaseException, stays: bool, a
         wait_until(target_of(alone).exists, "the target", 60)
         raise error
 
-    with pytest.raises(type(error)), exporter_process.monitored(alone):
+    with pytest.raises(type(error)), exporter_process.monitoring_sinks(alone):
         train()
     assert target_of(alone).exists() == stays
 
@@ -105,7 +106,7 @@ def test_an_interrupt_while_monitoring_begins_leaves_no_target(alone: Config, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporter_process, "run_labels", interrupted)
-    with pytest.raises(KeyboardInterrupt), exporter_process.monitored(alone):
+    with pytest.raises(KeyboardInterrupt), exporter_process.monitoring_sinks(alone):
         pass
     assert not target_of(alone).exists()
 
@@ -117,7 +118,7 @@ def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path)
         cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
-    assert "no metrics" not in ended.stderr
+    assert "has no metrics" not in ended.stderr
     assert not list(Path(alone.output_dir).glob(".sd/*"))
 
 
@@ -125,13 +126,13 @@ def test_without_a_place_for_snapshots_training_goes_on(
     alone: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     (tmp_path / f"motionmae-{os.getuid()}").write_text("no folder")
-    with exporter_process.monitored(alone) as sinks:
+    with exporter_process.monitoring_sinks(alone) as sinks:
         assert sinks == []
     assert "is not monitored" in caplog.text
 
 
 def test_it_can_be_switched_off(alone: Config, tmp_path: Path):
-    with exporter_process.monitored(config_of(tmp_path / "runs", enabled=False)) as sinks:
+    with exporter_process.monitoring_sinks(config_of(tmp_path / "runs", enabled=False)) as sinks:
         assert sinks == []
     assert not (tmp_path / "runs").exists()
 
@@ -149,7 +150,7 @@ def test_a_full_disk_is_one_warning_and_the_next_row_is_written(
         patch.setattr(rank_snapshots, "atomic_path", full_disk)
         run.metrics(1)
         run.metrics(2)
-    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+    assert len([record for record in caplog.records if "training continues" in record.message]) == 1
     assert (tmp_path / "0.json").read_text() == before
     run.metrics(3)
     assert ["step", {}, 3] in json.loads((tmp_path / "0.json").read_text())["samples"]
@@ -161,7 +162,7 @@ def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monke
     mine = tmp_path / f"motionmae-{os.getuid()}"
     mine.rename(tmp_path / "moved")
     mine.symlink_to(tmp_path / "moved")
-    with pytest.raises(PermissionError, match="not this user's own"):
+    with pytest.raises(PermissionError, match="not a private folder of this user"):
         node_folder("job")
 
 

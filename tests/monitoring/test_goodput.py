@@ -1,24 +1,24 @@
-"""The books of runs whose every second is known, and of runs with random histories."""
+"""Goodput of runs in which every second is known, and of runs with random histories."""
 
 import random
 from typing import Any
 
 import pytest
 
-from monitoring.goodput import CAUSES, Goodput, GoodputTracker, ledger_of
+from monitoring.goodput import CATEGORIES, Goodput, GoodputTracker, track_goodput
 from motionmae.runs.end_reason import EndReason
 
 Row = dict[str, Any]
 
 
-class History:
+class FakeRun:
     """Writes a run's rows as training does, and keeps the true account beside it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.rows: list[Row] = []
-        self.truth = dict.fromkeys(("productive", *CAUSES), 0.0)
-        self.lives = 0
+        self.truth = dict.fromkeys(("productive", *CATEGORIES), 0.0)
+        self.attempts = 0
         self.step = self.saved = 0
         self.pending: list[float] = []  # productive seconds of the steps since the last save
 
@@ -27,10 +27,10 @@ class History:
         self.truth[cause] += seconds
 
     def event(self, kind: str, **fields: Any) -> None:
-        self.rows.append({"attempt": str(self.lives), "kind": kind, "step": self.step, "time": self.now, **fields})
+        self.rows.append({"attempt": str(self.attempts), "kind": kind, "step": self.step, "time": self.now, **fields})
 
     def start(self, init: float = 20.0, restore: float = 5.0) -> None:
-        self.lives += 1
+        self.attempts += 1
         self.spend("init", init / 2)
         self.step = self.saved
         self.event("start", age=init / 2)
@@ -52,7 +52,7 @@ class History:
             self.pending.append(seconds)
         self.step += steps
         row = {"step_seconds": seconds + wait + other, "data_wait_seconds": wait, "other_seconds": other}
-        self.rows.append({"attempt": str(self.lives), "step": self.step, "time": self.now, **row})
+        self.rows.append({"attempt": str(self.attempts), "step": self.step, "time": self.now, **row})
 
     def save(self, seconds: float = 2.0) -> None:
         self.spend("checkpoint_blocking", seconds)
@@ -64,21 +64,21 @@ class History:
         self.event("stop", reason=reason)
 
 
-def assert_is(found: Goodput, history: History) -> None:
-    assert found.productive == pytest.approx(history.truth["productive"])
-    assert found.badput == pytest.approx({cause: history.truth[cause] for cause in CAUSES})
+def assert_is(found: Goodput, run: FakeRun) -> None:
+    assert found.productive == pytest.approx(run.truth["productive"])
+    assert found.badput == pytest.approx({category: run.truth[category] for category in CATEGORIES})
     assert found.productive + sum(found.badput.values()) == pytest.approx(found.elapsed)
 
 
 def test_an_undisturbed_run():
-    run = History()
+    run = FakeRun()
     run.event("submitted")
     run.spend("queue_wait", 300)
     run.start()
     run.train(10)
     run.save()
     run.event("finish")
-    found = ledger_of(run.rows).account()
+    found = track_goodput(run.rows).totals()
     assert_is(found, run)
     assert found.elapsed == pytest.approx(300 + 20 + 10 * 1.3 + 2)
     assert found.ratio == pytest.approx(10 / 335)
@@ -86,18 +86,18 @@ def test_an_undisturbed_run():
 
 
 def test_a_preemption_costs_queue_init_and_restore_though_no_step_is_repeated():
-    run = History()
+    run = FakeRun()
     run.start()
     run.train(10)
     run.stop(EndReason.PREEMPTED)
     run.spend("queue_wait", 100)
     run.start()
     run.train(10)
-    assert_is(ledger_of(run.rows).account(), run)
+    assert_is(track_goodput(run.rows).totals(), run)
 
 
 def test_a_kill_loses_the_steps_since_the_save_in_the_middle_of_a_row():
-    run = History()
+    run = FakeRun()
     run.start()
     run.train(4, wait=0, other=0)
     run.save()
@@ -106,63 +106,63 @@ def test_a_kill_loses_the_steps_since_the_save_in_the_middle_of_a_row():
     run.spend("downtime", 50)
     run.start()  # at step 4 again
     run.train(12, wait=0, other=0)
-    found = ledger_of(run.rows).account()
+    found = track_goodput(run.rows).totals()
     assert_is(found, run)
     assert found.badput["lost_work"] == 12
     run.saved = 9  # a checkpoint in the middle of what one row tells of
     run.pending = [1.0] * 7
     run.start(restore=0)
-    assert ledger_of(run.rows).account().badput["lost_work"] == 12 + 7
+    assert track_goodput(run.rows).totals().badput["lost_work"] == 12 + 7
 
 
 def test_skipped_steps_are_lost_work():
-    run = History()
+    run = FakeRun()
     run.start()
     run.rows.append({"kind": "nonfinite", "step": 2, "time": run.now + 1.0})
     run.train(4, wait=0, other=0)
-    assert ledger_of(run.rows).account().badput["lost_work"] == 1
-    assert ledger_of(run.rows).account().productive == 3
+    assert track_goodput(run.rows).totals().badput["lost_work"] == 1
+    assert track_goodput(run.rows).totals().productive == 3
 
 
 def test_starting_a_finished_run_again_changes_nothing():
-    run = History()
+    run = FakeRun()
     run.start()
     run.train(3)
     run.event("finish")
-    before = ledger_of(run.rows).account()
+    before = track_goodput(run.rows).totals()
     run.now += 86400
     run.event("start", age=1)
     run.event("finish")
-    assert ledger_of(run.rows).account() == before == ledger_of(run.rows).account(run.now)
+    assert track_goodput(run.rows).totals() == before == track_goodput(run.rows).totals(run.now)
 
 
 def test_silence_is_down_time_and_in_the_queue_it_is_waiting():
-    run = History()
+    run = FakeRun()
     run.start()
     run.train(3)
-    assert ledger_of(run.rows).account(run.now + 50).badput["downtime"] == pytest.approx(50)
+    assert track_goodput(run.rows).totals(run.now + 50).badput["downtime"] == pytest.approx(50)
     run.stop(EndReason.PREEMPTED)
-    assert ledger_of(run.rows).account(run.now + 50).badput["queue_wait"] == pytest.approx(50)
+    assert track_goodput(run.rows).totals(run.now + 50).badput["queue_wait"] == pytest.approx(50)
 
 
 def test_a_run_that_dies_while_it_is_built():
-    run = History()
+    run = FakeRun()
     run.event("start", age=0)
     run.spend("init", 7)
     run.event("stop", reason=EndReason.USER_ERROR, error="UserError")
     run.spend("downtime", 60)
     run.start()
-    assert_is(ledger_of(run.rows).account(), run)
+    assert_is(track_goodput(run.rows).totals(), run)
 
 
 def test_no_rows():
-    assert ledger_of([]).account().ratio == 0 == ledger_of([]).account().ratio_without_queue
+    assert track_goodput([]).totals().ratio == 0 == track_goodput([]).totals().ratio_without_queue
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
     dice = random.Random(seed)
-    run = History()
+    run = FakeRun()
     for _ in range(dice.randint(1, 6)):
         run.start(init=dice.uniform(1, 30), restore=dice.uniform(0, 5))
         for _ in range(dice.randint(0, 8)):
@@ -176,24 +176,24 @@ def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
             run.spend("downtime", dice.uniform(1, 100))
     run.start()
     dice.shuffle(run.rows)
-    assert_is(ledger_of(run.rows).account(), run)
+    assert_is(track_goodput(run.rows).totals(), run)
 
 
 def test_reading_on_while_it_runs_gives_the_same_account():
-    run = History()
-    ledger = GoodputTracker()
+    run = FakeRun()
+    tracker = GoodputTracker()
     run.start()
     for _ in range(5):
         run.train(3)
         run.save()
     for number, row in enumerate(run.rows):
-        ledger.add(row)
-        assert ledger.account().elapsed == ledger_of(run.rows[: number + 1]).account().elapsed
-    assert_is(ledger.account(), run)
+        tracker.add(row)
+        assert tracker.totals().elapsed == track_goodput(run.rows[: number + 1]).totals().elapsed
+    assert_is(tracker.totals(), run)
 
 
 def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
-    run = History()
+    run = FakeRun()
     run.start()
     run.train(4, wait=0, other=0)
     run.save()
@@ -205,7 +205,7 @@ def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
     run.event("failure", reason=EndReason.NODE_DOWN, again=True)
     run.now += 50
     run.rows.append({"kind": "start", "attempt": "2", "step": 0, "time": run.now, "age": 0})
-    found = ledger_of(run.rows).account()
+    found = track_goodput(run.rows).totals()
     assert found.badput["lost_work"] == 3
     assert found.productive == 4 + 2
     assert found.badput["downtime"] == pytest.approx(30)

@@ -7,14 +7,14 @@ from rich.console import Console
 
 from monitoring.watch import sparkline, view
 from motionmae.__main__ import main
-from motionmae.runs.history import read_story
+from motionmae.runs.history import RunHistory
 from tests.monitoring.report.test_report import write_run
 
 
 def shown(run: Path, width: int, now: float | None = None) -> list[str]:
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(view(read_story(run), width, now))
+        console.print(view(RunHistory(run), width, now))
     return captured.get().splitlines()
 
 
@@ -32,9 +32,9 @@ def test_a_run_that_is_silent_is_shown_as_such(tmp_path: Path):
     run = write_run(tmp_path, "demo")
     events = (run / "events.jsonl").read_text().splitlines()
     (run / "events.jsonl").write_text("\n".join(events[:-1]) + "\n")  # without its finish
-    last = read_story(run).lives[-1].ended
+    last = RunHistory(run).attempts[-1].last_sign
     assert "silent" in shown(run, 80, last + 600)[0]
-    assert "last sign 10 min 00 s ago" in shown(run, 120, last + 600)[0]
+    assert "last row 10 min 00 s ago" in shown(run, 120, last + 600)[0]
 
 
 def test_a_sparkline_has_the_curves_shape():

@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Path:
     for step in (10, 20, 30):
         save(CheckpointStore(folder / "checkpoints"), step)
     events = LineFile(folder / "events.jsonl")
-    events.append({"attempt": acquire_lease(folder).attempt.id, "kind": Kind.STOP.value, "step": 30})
+    events.append({"attempt": acquire_lease(folder).attempt.id, "kind": Kind.STOP, "step": 30, "time": 1.0})
     events.close()
     return folder
 
@@ -56,7 +56,7 @@ def names(run: Path) -> list[str]:
 def test_the_newest_is_what_a_resume_takes(run: Path, capsys: pytest.CaptureFixture[str]):
     status, rows = command(run)
     assert status == 0
-    assert [(row["step"], row["condition"], row["resumes"]) for row in rows] == [
+    assert [(row["step"], row["status"], row["resumes"]) for row in rows] == [
         (30, "complete", True), (20, "complete", False), (10, "complete", False),
     ]  # fmt: skip
     assert rows[0]["bytes"] > 7000
@@ -75,7 +75,7 @@ def test_damage_is_found_as_a_resume_finds_it_and_repaired(run: Path, capsys: py
     assert command(run)[0] == 1  # sizes alone show one of the two
     status, rows = command(run, "--verify")
     assert status == 1
-    found = [(row["name"], row["condition"], row["resumes"]) for row in rows]
+    found = [(row["name"], row["status"], row["resumes"]) for row in rows]
     assert found == [
         ("step-00000030", "damaged", False),
         ("step-00000020", "damaged", False),
@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_left_alone(run: Path, capsys: pytest.CaptureFixt
             path.symlink_to(path.name)
     status, rows = command(run, "--verify")
     assert status == 1
-    found = [(row["step"], row["condition"], row["resumes"]) for row in rows]
+    found = [(row["step"], row["status"], row["resumes"]) for row in rows]
     assert found == [(30, "unreadable", False), (20, "damaged", False), (10, "valid", False)]
     assert "1 cannot be read but may be valid" in capsys.readouterr().out
     assert command(run, "--repair")[0] == 0

@@ -26,7 +26,7 @@ def write(path: Path, *rows: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("torn", ["{", '{"step": 3, "lo', '{"step": 3, "loss": 1.0}'[:-1]])
-def test_a_torn_last_line_is_passed_over_and_the_next_row_stands_alone(tmp_path: Path, torn: str):
+def test_a_torn_last_line_is_skipped_and_the_next_row_stands_alone(tmp_path: Path, torn: str):
     path = tmp_path / "metrics.jsonl"
     write(path, row(1), row(2))
     with path.open("a") as file:
@@ -97,7 +97,7 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [r["step"] for r in memory.rows] == [0, 1, 2]
-    assert len([r for r in caplog.records if "training goes on" in r.message]) == 1
+    assert len([r for r in caplog.records if "training continues" in r.message]) == 1
     log.metrics({"step": 3})
     log.close()
     assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]

@@ -14,7 +14,7 @@ from motionmae.config import Config, flat, load_config
 from motionmae.config.resume import RESULT_KEYS
 from motionmae.data.open_shards import load_manifest
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, current_rows, read_rows
+from motionmae.runs.history import RunHistory
 
 SCRATCH = "scratch"
 _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "optim.min_lr=0")
@@ -101,7 +101,7 @@ class Job:
     def is_finished(self) -> bool:
         if self.is_test:
             return self.report() is not None
-        return any(trial["kind"] == Kind.FINISH.value for trial in read_rows(self.run.events))
+        return RunHistory(self.run.path).finished_step is not None
 
     def steps(self) -> int:
         """Total steps of the run."""
@@ -111,7 +111,7 @@ class Job:
 
     def steps_done(self) -> int:
         """Steps taken according to the log."""
-        rows = current_rows(self.run.metrics)
+        rows = RunHistory(self.run.path).rows
         return rows[-1]["step"] if rows else 0
 
 

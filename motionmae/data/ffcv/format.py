@@ -171,17 +171,6 @@ def _resize_linear(
             result[to + 2] = np.uint8(line[low + 2] + (line[high + 2] - line[low + 2]) * part + half)
 
 
-@numba.njit(nogil=True)
-def _mirror(picture: np.ndarray) -> None:
-    height, width, _ = picture.shape
-    for y in range(height):
-        for x in range(width // 2):
-            for channel in range(3):
-                left = picture[y, x, channel]
-                picture[y, x, channel] = picture[y, width - 1 - x, channel]
-                picture[y, width - 1 - x, channel] = left
-
-
 @numba.njit(parallel=True, nogil=True)
 def decode_frames(
     memory: np.ndarray,
@@ -218,6 +207,6 @@ def decode_frames(
             if min(bottom - top, right - left) > 2 * out.shape[0]:  # bilinear would alias
                 _resize_crop(picture, top, bottom, left, right, out)
                 if flip:
-                    _mirror(out)
+                    out[:] = out[:, ::-1].copy()
             else:
                 _resize_linear(picture, top, bottom, left, right, flip, lines[numba.get_thread_id()], out)

@@ -114,7 +114,7 @@ class ShardCache:
         return self.remote.read(name)
 
     def check_present(self, shards: Sequence[ShardEntry]) -> None:
-        pass
+        """Each shard is checked when it is opened."""
 
     def close(self) -> None:
         self.remote.closed.set()

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -165,29 +166,25 @@ class RemoteFolder:
             FileNotFoundError: the shard does not exist.
             UserError: there is no access, all retries failed, or the disk is full.
         """
+        for restart in (False, True):
+            try:
+                append = partial(self._append_rest, entry, file, path, restart)
+                self._retry(entry.name, append, partial(file.seek, 0, os.SEEK_END))
+                file.seek(0)
+                if (found := sha256_of(file)) != entry.sha256:
+                    detail = f"its sha256 is {found}, the manifest says {entry.sha256}"
+                    raise _WrongContent(Reason.REPLACED_SHARD, detail)
+                return
+            except _WrongContent as fault:  # also if a server answered a request for the rest with the whole shard
+                file.truncate(0)
+                message = f"{self.address(entry.name)}: {fault}"
+                if restart:
+                    raise CorruptSample(fault.reason, entry.name, message) from fault
+                logger.info("%s; downloading it again from the start", message)
 
-        def size() -> int:
-            return file.seek(0, os.SEEK_END)
-
-        try:
-            self._retry(entry.name, lambda: self._append_rest(entry, file, path), size)
-            _check_sha256(entry, file)
-            return
-        except _WrongContent as fault:  # also if a server answered a request for the rest with the whole shard
-            logger.info("%s: %s; downloading it again from the start", self.address(entry.name), fault)
-
-        def start_again() -> None:
+    def _append_rest(self, entry: ShardEntry, file: BinaryIO, path: Path, restart: bool) -> None:
+        if restart:
             file.truncate(0)
-            self._append_rest(entry, file, path)
-
-        try:
-            self._retry(entry.name, start_again, size)
-            _check_sha256(entry, file)
-        except _WrongContent as fault:
-            file.truncate(0)
-            raise CorruptSample(fault.reason, entry.name, f"{self.address(entry.name)}: {fault}") from fault
-
-    def _append_rest(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
         start = file.seek(0, os.SEEK_END)
         if start > entry.bytes:
             raise _WrongContent(Reason.REPLACED_SHARD, "the cache holds more bytes than the manifest says")
@@ -267,9 +264,3 @@ class RemoteFolder:
         package = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError | TimeoutError) and package not in _TRANSPORT:
             raise error
-
-
-def _check_sha256(entry: ShardEntry, file: BinaryIO) -> None:
-    file.seek(0)
-    if (found := sha256_of(file)) != entry.sha256:
-        raise _WrongContent(Reason.REPLACED_SHARD, f"its sha256 is {found}, the manifest says {entry.sha256}")

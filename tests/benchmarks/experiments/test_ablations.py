@@ -30,7 +30,8 @@ def finish(argv: Sequence[str], runs: Path, *overrides: str) -> RunFolder:
     run = RunFolder.of(config.output_dir, config.name)
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
-    run.events.write_text('{"kind": "start"}\n{"kind": "finish", "step": 9}\n')
+    row = {"attempt": "a", "time": 1.0, "step": 9}
+    run.events.write_text("".join(f"{json.dumps({**row, 'kind': kind})}\n" for kind in ("start", "finish")))
     return run
 
 

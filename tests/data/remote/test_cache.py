@@ -1,4 +1,4 @@
-"""Remote shards against a real HTTP server: the cache, its sharing between processes, its limit, the loader."""
+"""Remote shards with a real HTTP server: the cache, its sharing between processes, its limit, the loader."""
 
 import json
 import os
@@ -103,9 +103,9 @@ def test_many_threads_fetch_a_shard_once(server, data):
     assert tars(server) == ["toy-000002.tar"]
 
 
-def processes(code, *words, number=2):
+def processes(code, *arguments, number=2):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(code), *words]
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen(command, env=environment, **pipes) for _ in range(number)]
 

@@ -1,4 +1,4 @@
-"""What a failing server, a damaged remote shard or a full disk leads to; and the S3 protocol."""
+"""Remote shards with a failing server, damaged shards or a full disk, and the S3 protocol."""
 
 import hashlib
 import os
@@ -47,7 +47,7 @@ def kept(data, pattern):
 
 
 class TestMended:
-    """Failures that pass."""
+    """Temporary failures."""
 
     @pytest.mark.parametrize("fault", [500, 503, 429, 408, ("cut", 0), ("stall", 0)])
     @pytest.mark.parametrize("name", ["manifest.json", "toy-000000.idx.json", FIRST])
@@ -94,7 +94,7 @@ class TestMended:
 
 
 class TestEnded:
-    """Failures that last: the run stops with a sentence."""
+    """Permanent failures end the run with one sentence."""
 
     @pytest.mark.parametrize("fault", [500, ("cut", 0), ("stall", 0)])
     @pytest.mark.parametrize("name", ["manifest.json", FIRST])
@@ -119,10 +119,10 @@ class TestEnded:
         with pytest.raises(UnreachableError, match=r"could not be read in 3 tries"):
             load_manifest(url, data)
 
-    @pytest.mark.parametrize(("status", "words"), [(403, "no access"), (401, "no access"), (410, "HTTP status 410")])
-    def test_a_refusal_is_not_tried_again(self, server, data, status, words):
+    @pytest.mark.parametrize(("status", "message"), [(403, "no access"), (401, "no access"), (410, "HTTP status 410")])
+    def test_a_refusal_is_not_tried_again(self, server, data, status, message):
         server.faults[FIRST] = [status]
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             read(data)
         assert server.starts(FIRST) == [0]
 
@@ -158,7 +158,7 @@ class TestEnded:
 
 
 class TestCounted:
-    """Remote shards that are not what the manifest names: their samples are corrupt, and the run goes on."""
+    """Samples of remote shards that differ from the manifest are corrupt, and the run continues."""
 
     @staticmethod
     def reason(data):
@@ -227,7 +227,7 @@ class TestCounted:
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
         ("pipe://cat x", "give a folder, or a URL of http, https, s3"),
         ("file:///data/toy", "give a folder"),
@@ -237,9 +237,9 @@ class TestCounted:
         ("https://host/toy?token=secret", "query or fragment"),
     ],
 )
-def test_urls_that_are_refused(url, words):
+def test_urls_that_are_refused(url, message):
     for call in (check_url, load_manifest):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             call(url)
         assert "me:secret" not in str(caught.value)
 
@@ -259,7 +259,7 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(folder, server, data
 
 
 class TestS3:
-    """Against moto's server."""
+    """With moto's server."""
 
     @pytest.fixture
     def bucket(self, folder, data, monkeypatch):

@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "changes", "jpegs", "flow", "says"),
+    ("key", "changes", "jpegs", "flow", "message"),
     [
         ("a.b", {}, 2, 0, "letters"),
         ("", {}, 2, 0, "letters"),
@@ -140,10 +140,10 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
         ("k", {"windows": [0, 1, 1]}, 2, 0, "windows"),
     ],
 )
-def test_the_writer_refuses_what_no_reader_could_use(tmp_path, key, changes, jpegs, flow, says):
+def test_the_writer_refuses_what_no_reader_could_use(tmp_path, key, changes, jpegs, flow, message):
     with ShardWriter(tmp_path / "a.tar") as shard:
         shard.write("first", [picture(0, 16, 24)], meta(1, 16, 24))
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             shard.write(key, [picture(0, 16, 24)] * jpegs, meta(2, 16, 24) | changes, [b"f"] * flow)
 
 

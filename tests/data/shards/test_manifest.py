@@ -59,7 +59,7 @@ def test_no_manifest_at_all(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"format_version": 1}, "format version 1, but this program reads version 2: make the shards again"),
         ({"samples": 10}, "says 10 samples, but its shards hold 9"),
@@ -68,9 +68,9 @@ def test_no_manifest_at_all(tmp_path, content):
         ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "frames with the encoding bmp"),
     ],
 )
-def test_a_changed_manifest_is_refused(tmp_path, manifest, change, says):
+def test_a_changed_manifest_is_refused(tmp_path, manifest, change, message):
     write_manifest(tmp_path, manifest)
     content = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(content | change))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         load_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""Folders of empty files and small annotation files, and what a reader makes of them."""
+"""Folders of empty files, small annotation files, and the results of reading them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from motionmae.errors import UserError
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Make empty files (a reader looks at names alone); returns the folder."""
+    """Create empty files (readers use only names); returns the folder."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,19 +18,19 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def write(path: Path, text: str) -> Path:
-    """Write a file, its line ends untouched; returns its path."""
+    """Write a file with unchanged line ends; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
     return path
 
 
 def facts(split: Split) -> list[tuple[str, bool, int, str]]:
-    """(source, whether the file is there, label, class name) of each video."""
+    """(source, whether the file exists, label, class name) of each video."""
     return [(video.source, video.path is not None, video.label, video.class_name) for video in split.videos]
 
 
 def refusal(dataset: str, videos: Path, annotations: Path | None, split: str | None) -> str:
-    """The sentence with which reading is refused."""
+    """The message of the UserError that reading raises."""
     with pytest.raises(UserError) as caught:
         read_split(dataset, videos, annotations, split)
     return str(caught.value)

@@ -75,6 +75,6 @@ def test_k400_official_files():
     assert (len(val.videos), len(val.class_names), val.notes) == (19_906, 400, ())
     found = {row.source: row.class_name for row in val.videos if row.path}
     assert found == {f"{name}.mp4": "using segway" for name in ("R6llTwEh07w", "SOX5yA1l24A", "WUzgd7C1pWA")}
-    with (FORMATS / "kinetics400" / "kinetics-400_val.csv").open() as file:  # the label map is the alphabet
+    with (FORMATS / "kinetics400" / "kinetics-400_val.csv").open() as file:  # the label map is in alphabetical order
         assert tuple(sorted({row["label"] for row in csv.DictReader(file)})) == val.class_names
     assert "none of the 38685 videos" in refusal("k400", CLIPS / "kinetics400", FORMATS / "kinetics400", "test")

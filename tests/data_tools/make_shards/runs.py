@@ -1,4 +1,4 @@
-"""Runs of make_shards on small videos, and what they leave behind."""
+"""Runs of make_shards on small videos, and readers of their output."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def small_set(folder: Path, videos: int = 12) -> Path:
-    """Videos of two classes and several codecs, and two files that are none."""
+    """Write videos of two classes and several codecs, and two files without video."""
     for index in range(videos):
         codec, ending = [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm")][index % 3]
         name = f"{'ab'[index % 2]}/{index:02d}.{ending}"
@@ -25,7 +25,7 @@ def small_set(folder: Path, videos: int = 12) -> Path:
 
 
 def arguments(videos: Path, out: Path, *more: str) -> list[str]:
-    """A command line for a set that is read by its folders."""
+    """Arguments for a data set that is described by its folders."""
     return ["folder", "--videos", str(videos), "--out", str(out), *more]
 
 
@@ -35,20 +35,20 @@ def make(videos: Path, out: Path, *more: str) -> int:
 
 
 def start(videos: Path, out: Path, *more: str, as_folder: bool = True) -> "subprocess.Popen[str]":
-    """Start the command as a person does."""
+    """Start the command in a process."""
     how = ["data_tools/make_shards"] if as_folder else ["-m", "data_tools.make_shards"]
     command = [sys.executable, *how, *arguments(videos, out, "--samples-per-shard", "3", *more)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """Hash of every file below a folder but the locks."""
+    """Path -> hash of every file below a folder, except locks."""
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith("lock"))
     return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def manifest(out: Path) -> dict[str, Any]:
-    """The manifest as any JSON reader sees it."""
+    """The manifest as JSON."""
     return json.loads((out / "manifest.json").read_text())
 
 

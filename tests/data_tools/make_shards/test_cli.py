@@ -61,7 +61,7 @@ def test_plain_tar_and_webdataset_read_the_shards(videos, made):
 
 @pytest.mark.parametrize("workers", ["2", "4"])
 def test_bytes_do_not_depend_on_the_number_of_workers(videos, made, tmp_path, workers):
-    """``made`` was made by one."""
+    """``made`` was made with one worker."""
     assert make(videos, tmp_path / "out", "--workers", workers) == 0
     assert fingerprint(tmp_path / "out") == fingerprint(made)
 
@@ -121,7 +121,7 @@ def test_a_damaged_video_leaves_its_place_empty_and_the_others_alone(videos, mad
     for sample in range(11):
         assert reader.read_frames(sample, [0]) == stored[reader.read_meta(sample).key]
 
-    # mended, and tried again
+    # repair the video and retry
     (copy / "a" / "04.avi").write_bytes((videos / "a" / "04.avi").read_bytes())
     figures = tmp_path / "figures.json"
     assert make(copy, out, "--json", str(figures)) == 0

@@ -37,7 +37,7 @@ def finished(out) -> int:
 
 
 def made(out) -> dict:
-    """When each finished shard was written."""
+    """Path -> modification time of each finished shard."""
     finished_shards = (path for path in out.glob("*.tar") if (out / STATE / f"{path.stem}.json").exists())
     return {path: path.stat().st_mtime_ns for path in finished_shards}
 
@@ -45,7 +45,7 @@ def made(out) -> dict:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(10))
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(videos, undisturbed, tmp_path, seed):
-    """Twenty kills in all, two a folder: while starting, while planning, while shards are open, between shards."""
+    """Twenty kills, two per folder: at the start, during planning, while shards are open, between shards."""
     out, random, kept = tmp_path / "out", Random(seed), {}
     workers, kills = str([1, 2, 4][seed % 3]), 0
     while kills < 2:
@@ -58,7 +58,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(videos, undist
         time.sleep(random.uniform(0, 1 if goal == "start" else 0.05))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if (out / "manifest.json").exists():  # on a busy machine it may be done before the signal is sent: once more
+        if (out / "manifest.json").exists():  # under load it may finish before the signal: start again
             shutil.rmtree(out)
             kills, kept = 0, {}
             continue
@@ -82,7 +82,7 @@ def test_parts_that_run_at_once_make_the_bytes_of_one_run(videos, undisturbed, t
     assert make(videos, out) == 0
     assert made(out) == before
     assert fingerprint(out) == undisturbed
-    assert make(videos, out, "--part", "1/3") == 0  # nothing is left to do, and the manifest stays
+    assert make(videos, out, "--part", "1/3") == 0  # nothing is missing, and the manifest is kept
     assert fingerprint(out) == undisturbed
 
 

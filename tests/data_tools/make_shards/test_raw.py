@@ -14,7 +14,7 @@ CLIP = ClipConfig(frames=2, size=32, stride=1)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Shards of pixels and shards of JPEGs of the same videos, one of which lies on its side."""
+    """Shards of pixels and shards of JPEGs of the same videos, one of them rotated."""
     folder = tmp_path_factory.mktemp("raw")
     for number in range(3):
         write_video(folder / "v" / f"{number}.mp4", draw_frames(6, 66 + 16 * number, 48))

@@ -29,7 +29,7 @@ REASONS = {
     "torchcodec_sine_mono_s16.wav": "no_video_stream",
 }
 CHROMA_LIMITED = ("torchcodec_av1_video.mkv", "torchcodec_h264_10bits.mp4", "decord_corrupted.mp4")
-"""Rendered test patterns whose colours change from pixel to pixel: 4:2:0 alone costs more than 30 dB allow."""
+"""Rendered test patterns whose colours change from pixel to pixel: 4:2:0 alone gives less than 30 dB."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_file_has_an_outcome_and_ffmpeg_agrees(out):
         meta = reader.read_meta(sample)
         ends = sorted({0, meta.frames - 1})
         theirs = ffmpeg_frames(VIDEOS / path, meta.width, meta.height, f"select='eq(n,0)+gte(n,{ends[-1]})'")
-        assert len(theirs) == len(ends), path  # so theirs has the same last frame; it is upright, too
+        assert len(theirs) == len(ends), path  # ffmpeg has the same last frame and is upright
         ours = decode_jpegs([bytes(jpeg) for jpeg in reader.read_frames(sample, ends)])
         assert psnr(_luma(ours), _luma(theirs)) > 30, path
         if not path.endswith(CHROMA_LIMITED):

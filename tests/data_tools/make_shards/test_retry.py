@@ -41,7 +41,7 @@ def test_a_retry_that_was_stopped_goes_on_where_it_was(two_lack_a_video, monkeyp
     assert len(records(out)) == len(before) - 1
     between = times(out)
     assert make(videos, out, *part, "--retry") == 0
-    assert between.items() <= times(out).items()  # what was tried again before the stop is not tried a third time
+    assert between.items() <= times(out).items()  # shards made before the stop are not made a third time
     assert make(videos, out) == 0
     assert fingerprint(out) == bytes_before
 

@@ -92,7 +92,7 @@ def test_square_videos_and_a_calmer_camera_change_nothing_else(made, tmp_path):
             assert one.average_rate == two.average_rate
 
     def moving(**shake: float) -> list[float]:
-        """Share of pixels that change by more than noise does, of a few videos."""
+        """Fraction of pixels that change by more than the noise, for a few videos."""
         videos = [np.stack(list(render("grow", 9, 48, 48, np.random.default_rng(s), **shake))) for s in range(6)]
         return [(np.abs(np.diff(video.astype(int), axis=0)).max(axis=-1) > 30).mean() for video in videos]
 

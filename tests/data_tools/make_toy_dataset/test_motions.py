@@ -7,7 +7,7 @@ FRAMES = 64
 
 
 def moves(motion: str, videos: int = 50) -> np.ndarray:
-    """(videos, frames - 1, 4): what is added to the state each frame, the short way round."""
+    """(videos, frames - 1, 4): change of the state per frame, wrapped to the shorter direction."""
     tracks = np.stack([make_track(motion, FRAMES, np.random.default_rng(seed)) for seed in range(videos)])
     return (np.diff(tracks, axis=1) + 0.5) % 1.0 - 0.5
 

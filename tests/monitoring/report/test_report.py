@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from monitoring.goodput import goodput_of
 from monitoring.report import charts
 from monitoring.report.page import render, write_report
 from monitoring.report.pictures import Picture
@@ -16,45 +17,45 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, LineFile
-from motionmae.runs.history import Story, read_story
+from motionmae.runs.history import RunHistory
 from tests.monitoring.runs import metrics_row
-from tests.monitoring.test_goodput import History
+from tests.monitoring.test_goodput import FakeRun
 
 
 def write_run(folder: Path, name: str = "long<b>", **changes: str) -> Path:
     """A run of 60 steps: preempted at 20 and 40, killed at 50 with five steps not saved."""
     run = RunFolder(folder / name)
     run.create()
-    history = History()
+    fake = FakeRun()
 
     def train(steps: int) -> None:
         for _ in range(steps):
-            history.train(1)
-            row = history.rows.pop()
-            history.rows.append({**metrics_row(history.step, seconds=1.3, slowest_rank=1, slowest_score=1.5), **row})
+            fake.train(1)
+            row = fake.rows.pop()
+            fake.rows.append({**metrics_row(fake.step, seconds=1.3, slowest_rank=1, slowest_score=1.5), **row})
 
-    history.event("submitted")
-    history.spend("queue_wait", 50)
+    fake.event("submitted")
+    fake.spend("queue_wait", 50)
     for steps in (20, 20, 5):
-        history.start()
-        history.rows[-1]["total_steps"] = 60
-        history.rows[-3 if history.lives > 1 else -2] |= {"world": 2, "hosts": ["node1", "node2"]}
+        fake.start()
+        fake.rows[-1]["total_steps"] = 60
+        fake.rows[-3 if fake.attempts > 1 else -2] |= {"world": 2, "hosts": ["node1", "node2"]}
         train(steps)
-        history.save()
-        history.rows[-1] |= {"bytes": 10**6, "seconds": 3.0}
+        fake.save()
+        fake.rows[-1] |= {"bytes": 10**6, "seconds": 3.0}
         if steps == 20:
-            history.event("stop", reason=EndReason.PREEMPTED)
-            history.spend("queue_wait", 30)
+            fake.event("stop", reason=EndReason.PREEMPTED)
+            fake.spend("queue_wait", 30)
     train(5)
-    history.spend("downtime", 40)
-    history.start()
-    history.rows[-1]["total_steps"] = 60
-    history.rows[-3] |= {"world": 2, "hosts": ["node1", "node3"]}
-    history.event("nonfinite", cause="loss", ranks=[1], samples=[7])
+    fake.spend("downtime", 40)
+    fake.start()
+    fake.rows[-1]["total_steps"] = 60
+    fake.rows[-3] |= {"world": 2, "hosts": ["node1", "node3"]}
+    fake.event("nonfinite", cause="loss", ranks=[1], samples=[7])
     train(15)
-    history.event("finish")
+    fake.event("finish")
     events, metrics = LineFile(run.events), LineFile(run.metrics)
-    for row in history.rows:
+    for row in fake.rows:
         (events if "kind" in row else metrics).append(row)
     events.close()
     metrics.close()
@@ -63,32 +64,32 @@ def write_run(folder: Path, name: str = "long<b>", **changes: str) -> Path:
 
 
 @pytest.fixture
-def story(tmp_path: Path) -> Story:
-    return read_story(write_run(tmp_path))
+def history(tmp_path: Path) -> RunHistory:
+    return RunHistory(write_run(tmp_path))
 
 
-def test_it_tells_the_lives_of_the_run(story: Story):
-    assert [(life.first_step, life.last_step, life.end) for life in story.lives] == [
+def test_attempts_of_a_run(history: RunHistory):
+    assert [(attempt.first_step, attempt.last_step, attempt.end) for attempt in history.attempts] == [
         (0, 20, EndReason.PREEMPTED), (20, 40, EndReason.PREEMPTED), (40, 50, None), (45, 60, EndReason.FINISHED),
     ]  # fmt: skip
-    assert story.resumes == [21, 41, 46]
-    assert [row["step"] for row in story.rows] == list(range(1, 61))
-    assert story.state == "finished"
-    assert story.host_of(1) == "node3"
+    assert history.resumes == [21, 41, 46]
+    assert [row["step"] for row in history.rows] == list(range(1, 61))
+    assert history.state == "finished"
+    assert history.host_of(1) == "node3"
 
 
-def test_its_goodput_adds_up_to_the_elapsed_time(story: Story):
-    goodput = story.goodput
+def test_its_goodput_adds_up_to_the_elapsed_time(history: RunHistory):
+    goodput = goodput_of(history)
     assert goodput.productive + sum(goodput.badput.values()) == pytest.approx(goodput.elapsed, rel=0.01)
-    assert goodput.elapsed == story.events[-1]["time"] - story.events[0]["time"]
+    assert goodput.elapsed == history.events[-1]["time"] - history.events[0]["time"]
     assert goodput.badput["queue_wait"] == pytest.approx(110)
     assert goodput.badput["lost_work"] == pytest.approx(5 * 1.25 + 1, rel=0.05)
-    page = render([story])
+    page = render([history])
     assert "100.0%" in re.findall(r"together</td>.*?</tr>", page)[0]
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(story: Story):
-    page = render([story], [Picture("step <1>", [("masked", "data:image/png;base64,AAAA")])])
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(history: RunHistory):
+    page = render([history], [Picture("step <1>", [("masked", "data:image/png;base64,AAAA")])])
     assert not re.findall(r'(?:https?:)?//[\w.]|@import|url\(|<link|src="(?!data:)', page)
     assert "<b>" not in page.replace('<div class="card"><b>', "")
     assert "long&lt;b&gt;" in page
@@ -107,45 +108,45 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(story: Story):
 
 def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_path: Path):
     """Nobody queues the run until a person submits it again; a failure that Slurm tries again is queued at once."""
-    run, history = RunFolder(tmp_path / "stopped"), History()
+    run, fake = RunFolder(tmp_path / "stopped"), FakeRun()
     run.create()
 
     def live() -> None:
-        history.start(init=0, restore=0)
-        history.rows[-1]["total_steps"] = 60
-        next(row for row in reversed(history.rows) if row["kind"] == "start")["world"] = 1
-        history.train(10)
+        fake.start(init=0, restore=0)
+        fake.rows[-1]["total_steps"] = 60
+        next(row for row in reversed(fake.rows) if row["kind"] == "start")["world"] = 1
+        fake.train(10)
 
     live()
-    history.event("stop", reason=EndReason.STOPPED)
-    history.spend("downtime", 40)
-    history.event("submitted")
-    history.rows[-1]["attempt"] = ""
-    history.spend("queue_wait", 20)
+    fake.event("stop", reason=EndReason.STOPPED)
+    fake.spend("downtime", 40)
+    fake.event("submitted")
+    fake.rows[-1]["attempt"] = ""
+    fake.spend("queue_wait", 20)
     live()
-    history.spend("downtime", 7)
-    history.event("failure", reason=EndReason.NODE_DOWN, again=True)
-    history.spend("queue_wait", 30)
+    fake.spend("downtime", 7)
+    fake.event("failure", reason=EndReason.NODE_DOWN, again=True)
+    fake.spend("queue_wait", 30)
     live()
     events, metrics = LineFile(run.events), LineFile(run.metrics)
-    for row in history.rows:
+    for row in fake.rows:
         (events if "kind" in row else metrics).append({**metrics_row(max(row["step"], 1)), **row})
     events.close()
     metrics.close()
-    story = read_story(run.path)
-    page = render([story])
+    history = RunHistory(run.path)
+    page = render([history])
     (strip,) = re.findall(r'<svg class="strip".*?</svg>', page, re.DOTALL)
     drawn = [(float(width), what) for width, what in re.findall(r'width="([\d.]+)".*?<title>(.*?)</title>', strip)]
     for cause, name in (("downtime", "; down"), ("queue_wait", "; waiting in the queue")):
-        seconds = sum(width for width, what in drawn if what.endswith(name)) / 1000 * story.goodput.elapsed
-        assert seconds == pytest.approx(story.goodput.badput[cause], rel=0.01), cause
-    assert story.goodput.badput["downtime"] == pytest.approx(47)
+        seconds = sum(width for width, what in drawn if what.endswith(name)) / 1000 * goodput_of(history).elapsed
+        assert seconds == pytest.approx(goodput_of(history).badput[cause], rel=0.01), cause
+    assert goodput_of(history).badput["downtime"] == pytest.approx(47)
 
 
 def test_runs_beside_each_other_show_what_differs_in_their_configs(tmp_path: Path):
     folders = [write_run(tmp_path, "one"), write_run(tmp_path, "two", **{"mask.ratio": "0.8"})]
-    page = render([read_story(folder) for folder in folders])
-    (table,) = re.findall(r"Config: what differs</h2>(.*?)</table>", page, re.DOTALL)
+    page = render([RunHistory(folder) for folder in folders])
+    (table,) = re.findall(r"Config: differences</h2>(.*?)</table>", page, re.DOTALL)
     assert re.findall(r"<td>(.*?)</td>", table) == ["mask.ratio", "0.75", "0.8"]
     assert "loss, space head" in page
 
@@ -153,21 +154,21 @@ def test_runs_beside_each_other_show_what_differs_in_their_configs(tmp_path: Pat
 def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path):
     run = RunFolder(tmp_path / "young")
     run.create()
-    with pytest.raises(UserError, match="tells of nothing"):
-        read_story(run.path)
+    with pytest.raises(UserError, match="has no events"):
+        RunHistory(run.path).require_events()
     events = LineFile(run.events)
     events.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": 1.0})
-    assert "nothing logged" in render([read_story(run.path)])
+    assert "nothing logged" in render([RunHistory(run.path)])
     events.append({"attempt": "a", "kind": Kind.START.value, "step": 0, "time": 9.0, "world": 1, "hosts": ["h"]})
     events.close()
-    assert "starting" in render([read_story(run.path)])
+    assert "starting" in render([RunHistory(run.path)])
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="apt-get install chromium")
 @pytest.mark.parametrize("width", [500, 1500])
-def test_a_browser_lays_it_out_without_an_error_or_a_sideways_scroll(story: Story, width: int, tmp_path: Path):
+def test_a_browser_lays_it_out_without_an_error_or_a_sideways_scroll(history: RunHistory, width: int, tmp_path: Path):
     page = tmp_path / "report.html"
-    write_report([story], page)
+    write_report([history], page)
     probe = """<script>
     const chart = document.querySelector(".chart"), box = chart.getBoundingClientRect();
     chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width, clientY: box.top + 40}));
