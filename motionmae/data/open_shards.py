@@ -22,11 +22,7 @@ _MAX_OPEN_SHARDS = 512  # half of the usual limit of open files
 
 
 def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
-    """Read the manifest of a folder of shards.
-
-    Args:
-        folder: path or URL.
-        data: retries and timeout of a URL.
+    """Read the manifest of a folder of shards, a path or a URL. ``data`` holds the retries and timeout of a URL.
 
     Raises:
         UserError: see :func:`motionmae.data.shards.manifest.read_manifest`. For a URL it may be
@@ -42,12 +38,7 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
 def open_reader(
     folder: Path | str, manifest: Manifest | None = None, data: DataConfig | None = None, open_shards: int = 256
 ) -> ShardReader:
-    """Open a folder of shards.
-
-    Args:
-        folder: path or URL.
-        data: cache, retries and timeout of a URL.
-        open_shards: maximum number of open shards.
+    """Open a folder of shards, a path or a URL. ``data`` holds the cache, retries and timeout of a URL.
 
     Raises:
         UserError: the folder cannot be read, or shards of the manifest are missing.
@@ -111,9 +102,6 @@ def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: b
 
 def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
     """Check the file that each node reads instead of the shards. It may lie on the nodes' own disks.
-
-    Args:
-        on_this_machine: whether the run will start here.
 
     Returns:
         A note for the user if another machine must have the file and this one does not, or an empty text.

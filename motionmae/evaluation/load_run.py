@@ -39,10 +39,8 @@ class Finetuned:
     model: Classifier
     config: Config
     step: int
-    class_names: tuple[str, ...]
-    """In the order of the logits."""
-    fingerprint: str
-    """Hash of the model's weights."""
+    class_names: tuple[str, ...]  # in the order of the logits
+    fingerprint: str  # hash of the model's weights
 
 
 def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
@@ -91,7 +89,6 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
 
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
-    """Call :func:`load_pretrained` or :func:`load_finetuned`, according to the run's task."""
     return load_finetuned(run, step) if _config_of(run).task == "finetune" else load_pretrained(run, step)
 
 
@@ -122,10 +119,6 @@ class Embedding(nn.Module):
 
 
 def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
-    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step.
-
-    Raises:
-        UserError: as :func:`load_pretrained` and :func:`load_finetuned`.
-    """
+    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step."""
     loaded = load_run(run, step)
     return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

@@ -49,9 +49,7 @@ def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, fl
     horizontal lines mark the loss of predicting the mean.
 
     Args:
-        histories: the runs.
         marks: for each run, the loss of predicting the mean by head (``space``, ``time``), where known.
-        out: path of the PNG.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 

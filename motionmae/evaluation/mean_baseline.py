@@ -34,10 +34,10 @@ def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
 def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, float]:
     """Return the explained variance of each trained head: 1 - its loss / the loss of predicting the mean.
 
+    The newest checkpoint is measured on the first ``clips`` clips of the stream, cropped and masked as in training.
+
     Args:
-        run: run folder; its newest checkpoint is used.
         shards: folder or URL of the clips. Held-out shards show overfitting.
-        clips: number of clips, the first of the stream, cropped and masked as in training.
 
     Raises:
         UserError: as :func:`motionmae.evaluation.load_run.load_pretrained`, or the shards are missing.

@@ -30,25 +30,18 @@ class Report:
 
     top1: float
     top5: float
-    mean_class: float
-    """Mean of the top-1 per class, over the classes that occur."""
-    videos: int
-    """Number of videos of the split, including unreadable ones."""
+    mean_class: float  # mean of the top-1 per class, over the classes that occur
+    videos: int  # number of videos of the split, including unreadable ones
     missing: int
     """Number of unreadable videos. They are counted neither as correct nor as wrong."""
-    views: str
-    """Clips x crops."""
-    gflops_per_view: float
-    """10^9 multiply-additions, as in the papers."""
-    gflops: float
-    """For all views of a video."""
+    views: str  # clips x crops
+    gflops_per_view: float  # 10^9 multiply-additions, as in the papers
+    gflops: float  # for all views of a video
     parameters: int
-    per_class: dict[str, float | None]
-    """Top-1 of each class; None if no video of the class was read."""
+    per_class: dict[str, float | None]  # top-1 of each class; None if no video of the class was read
 
 
 def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
-    """Return the cache key of the predictions."""
     config = trained.config
     settings = {
         "clips": config.test.clips,
@@ -184,7 +177,6 @@ def _origin(reader: ShardReader, sample: int) -> list[str]:
 
 
 def write_report(path: Path, report: Report, **more: object) -> None:
-    """Write the report as JSON, with the keys of ``more`` added."""
     write_atomically(path, (json.dumps({**asdict(report), **more}, indent=1) + "\n").encode())
 
 

@@ -41,7 +41,6 @@ def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
 
 
 def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int]]:
-    """Return the stored frames of each clip, for a video of ``frames`` stored frames."""
     clip = config.clip
     if config.data.sampling == "segments":
         return segment_views(frames, clip.frames, config.test.clips)

@@ -19,12 +19,9 @@ from motionmae.models.vit import Decoder, Encoder
 class Losses(NamedTuple):
     """0-dim float32 tensors; the loss of an untrained head is 0."""
 
-    total: Tensor
-    """The training loss: ``target.frame_weight * space + target.motion_weight * time``."""
-    space: Tensor
-    """Mean loss of the space head over masked cubes."""
-    time: Tensor
-    """Mean loss of the time head over masked cubes."""
+    total: Tensor  # the training loss: ``target.frame_weight * space + target.motion_weight * time``
+    space: Tensor  # mean loss of the space head over masked cubes
+    time: Tensor  # mean loss of the time head over masked cubes
 
 
 class Reconstruction(NamedTuple):
@@ -33,18 +30,14 @@ class Reconstruction(NamedTuple):
     Visible cubes show the truth in every row. Optical flow and signed motion may be negative.
     """
 
-    clip: Tensor
-    """The input, in [0, 1]."""
-    masked: Tensor
-    """The input with masked cubes in grey, 0.5."""
-    space: Tensor | None
-    """The space head's prediction of masked cubes; None if the model has no such head."""
+    clip: Tensor  # the input, in [0, 1]
+    masked: Tensor  # the input with masked cubes in grey, 0.5
+    space: Tensor | None  # the space head's prediction of masked cubes; None if the model has no such head
     motion: Tensor | None
     """The true motion, in pixel values of [0, 1] (flow: (B, T, H, W, 2), in pixels); None without a time head."""
     time: Tensor | None
     """The time head's prediction of the motion of masked cubes; None if the model has no such head."""
-    mask: Tensor
-    """bool (B, temporal patches, grid size, grid size): True where a cube is masked."""
+    mask: Tensor  # bool (B, temporal patches, grid size, grid size): True where a cube is masked
     true_statistics: bool
     """True if predictions use the true mean and deviation of each masked cube, because targets are normalised."""
 
@@ -104,12 +97,10 @@ class MotionMAE(nn.Module):
         return query, is_masked.scatter(1, mask.visible, False).gather(1, query)
 
     def predict(self, patches: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Return each head's prediction of the query cubes from the visible cubes.
+        """Return each head's prediction of the query cubes, int64 (B, Q), from the visible cubes, int64 (B, V).
 
         Args:
             patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-            visible: int64 (B, V), the cubes that the encoder sees.
-            query: int64 (B, Q), the cubes to predict.
 
         Returns:
             For each head (B, Q, values of a cube), in the order of ``query``.

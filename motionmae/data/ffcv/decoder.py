@@ -52,11 +52,9 @@ class BetonReader:
 
     The file must not be truncated while it is open: reading a page that is gone ends the process (SIGBUS).
 
-    Args:
-        manifest: manifest of the shards from which the file was made.
-
     Raises:
-        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or made from other shards.
+        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or was made from
+            other shards than those of ``manifest``.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -151,9 +149,6 @@ class BetonDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton. One parallel loop decodes a whole micro-batch.
 
     ``data.threads`` threads are used, at most as many as numba has.
-
-    Raises:
-        UserError: see :class:`BetonReader`.
     """
 
     threads = 1  # decode_into is parallel itself
@@ -183,7 +178,6 @@ class BetonDecoder:
         return outcomes
 
     def _cut(self, request: ClipRequest) -> _Cut | CorruptSample:
-        """Choose the frames and the crop of a clip and check its bytes."""
         try:
             meta, checksums = self._beton.read_meta(request.sample)
             frames, crop = random_cut(meta, self._data, self._clip, request.random)

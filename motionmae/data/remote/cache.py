@@ -61,10 +61,8 @@ class _CachedFile(NamedTuple):
 
     path: Path
     stem: str
-    bytes: int
-    """Size; for a ``.part`` the size of the complete shard."""
-    used: float
-    """Time of the last use in seconds."""
+    bytes: int  # size; for a ``.part`` the size of the complete shard
+    used: float  # time of the last use in seconds
 
     @property
     def is_index(self) -> bool:
@@ -93,11 +91,7 @@ def _private_folder(path: Path) -> Path:
 
 
 class ShardCache:
-    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe from several threads and processes.
-
-    Raises:
-        UserError: the URL or the cache folder is refused.
-    """
+    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe from several threads and processes."""
 
     def __init__(self, url: str, data: DataConfig):
         self.remote = RemoteFolder(url, data)

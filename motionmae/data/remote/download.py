@@ -34,13 +34,8 @@ LONGEST_DELAY = 60.0
 
 _RANGE_BYTES = 16 << 20  # of one request to an object store
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that a retry may solve
-_TRANSPORT = (
-    "aiohttp",
-    "aiobotocore",
-    "asyncio",
-    "botocore",
-    "fsspec",
-)  # packages whose exceptions mean the connection
+# packages whose exceptions mean the connection
+_TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
 
 Result = TypeVar("Result")
 
@@ -50,7 +45,6 @@ class UnreachableError(UserError):
 
 
 def is_remote(folder: Path | str) -> bool:
-    """Whether ``folder`` is a URL."""
     return "://" in str(folder)
 
 
@@ -143,7 +137,6 @@ class RemoteFolder:
         """Once set, downloads and waits for a retry end with CancelledError."""
 
     def address(self, name: str) -> str:
-        """URL of a file of the folder."""
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:

@@ -25,9 +25,8 @@ class Reason(str, Enum):
 class CorruptSample(Exception):  # noqa: N818 - names a property of the data, not a failure of the program
     """A stored sample or a whole shard is missing or damaged.
 
-    Attributes:
-        where: shard name, followed by the key of the sample if only one is affected.
-        detail: the value found and the value expected.
+    ``where`` is the name of the shard, followed by the key of the sample if only one is affected. ``detail`` holds the
+    value found and the value expected.
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):

@@ -28,7 +28,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -62,16 +61,11 @@ _COLUMNS = (
 class ShardEntry:
     """Entry of a shard in the manifest."""
 
-    name: str
-    """File name within the folder, ``NAME.tar``."""
-    sha256: str
-    """sha256 of the tar."""
-    bytes: int
-    """Size of the tar."""
+    name: str  # file name within the folder, ``NAME.tar``
+    sha256: str  # sha256 of the tar
+    bytes: int  # size of the tar
     samples: int
-    """Number of samples."""
-    index_sha256: str
-    """sha256 of the index ``NAME.idx.json``."""
+    index_sha256: str  # sha256 of the index ``NAME.idx.json``
 
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
@@ -205,9 +199,7 @@ class ShardWriter:
                 f"sample {key}: windows={windows} must start at 0, increase, and stay below frames={len(jpegs)}"
             )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             self._discard()
             return
@@ -278,12 +270,10 @@ def parse_index(
 ) -> tuple[ShardEntry, dict[str, list[Any]]]:
     """Parse an index. Returns the shard's entry and the columns, each a list of one value a sample.
 
+    With ``entry``, the entry of the manifest, the checksum of ``raw`` is checked.
+
     Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
     the members crcs, jpgs, json, flow (size 0: none).
-
-    Args:
-        path: location of the index, for messages.
-        entry: the shard's entry of the manifest, to check ``raw`` against; None skips the check.
 
     Raises:
         CorruptSample: the index is damaged or differs from ``entry``.

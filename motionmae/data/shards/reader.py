@@ -29,32 +29,21 @@ class SampleMeta:
     """Index entry of a sample: all that is needed to choose frames and a crop."""
 
     shard: str
-    """Name of its shard."""
     key: str
-    """Key within the shard."""
-    label: int
-    """Class number, -1 for none."""
-    fps: float
-    """Frames a second of the source video."""
+    label: int  # class number, -1 for none
+    fps: float  # frames a second of the source video
     frames: int
-    """Number of stored frames."""
-    stride: int
-    """Distance of stored frames, in source frames."""
-    height: int
-    """Pixels of a stored frame."""
-    width: int
-    """Pixels of a stored frame."""
+    stride: int  # distance of stored frames, in source frames
+    height: int  # pixels of a stored frame
+    width: int  # pixels of a stored frame
     windows: tuple[int, ...]
     """First stored frame of each window. A clip never crosses the end of its window."""
-    has_flow: bool
-    """Whether optical flow is stored."""
+    has_flow: bool  # whether optical flow is stored
 
-    encoding: str = "jpeg"
-    """Encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS."""
+    encoding: str = "jpeg"  # encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS
 
     @property
     def where(self) -> str:
-        """Name for messages and logs."""
         return f"{self.shard}:{self.key}"
 
 
@@ -74,11 +63,9 @@ class _OpenShard:
         self._file.close()
 
     def where(self, row: int) -> str:
-        """Name of a sample for messages."""
         return f"{self.name}:{self._keys[row]}"
 
     def value(self, column: str, row: int) -> Any:
-        """Return a value of the index as a Python number."""
         return self._columns[column][row].item()
 
     def meta(self, row: int) -> SampleMeta:

@@ -23,8 +23,7 @@ from motionmae.files import write_atomically
 
 RESOLUTION = "480p"
 
-Scores = dict[str, dict[str, Score]]
-"""J and F by object, ``SEQ_ID``."""
+Scores = dict[str, dict[str, Score]]  # j and F by object, ``SEQ_ID``
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,7 @@ class Sequence:
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """Read a frame, uint8 (H, W, 3) RGB.
-
-        Raises:
-            UserError: the file is not a readable image.
-        """
+        """Read a frame, uint8 (H, W, 3) RGB. Raises UserError if the file is not a readable image."""
         image = cv2.imread(str(self.frames[number]))
         if image is None:
             raise UserError(f"{self.frames[number]} is not a readable image: download the data set again")

@@ -17,8 +17,7 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 
 State = Mapping[str, Tensor]
 
-MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225
-"""MAE-ST's mean and standard deviation of every colour."""
+MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225  # MAE-ST's mean and standard deviation of every colour
 
 # Pattern of their name, our name.
 _VIDEOMAE = (
@@ -99,5 +98,4 @@ def flat_kernel(kernel: Tensor) -> Tensor:
 
 
 def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    """Return our name by the first pattern that matches, or None."""
     return next((re.sub(pattern, ours, name) for pattern, ours in table if re.match(pattern, name)), None)
