@@ -86,8 +86,7 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse to resume from ``state`` (:meth:`ClipLoader.state`) with another stream of samples.
 
-    Raises:
-        UserError: names all values that differ.
+    The UserError names all values that differ.
     """
     differing = [
         f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value

@@ -25,8 +25,8 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
     """Read the manifest of a folder of shards, a path or a URL. ``data`` holds the retries and timeout of a URL.
 
     Raises:
-        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`. For a URL it may be
-            :class:`motionmae.data.remote.download.UnreachableError`, which may pass.
+        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`.
+        UnreachableError: the URL could not be read. A later try may succeed.
     """
     if not folder:
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
@@ -51,11 +51,7 @@ def open_reader(
 
 
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open the data set of a run for decoding.
-
-    Raises:
-        UserError: files are missing, or do not belong to ``manifest``.
-    """
+    """Open the data set of a run. Raises UserError if files are missing or do not belong to ``manifest``."""
     if data.beton:
         return BetonDecoder(data, clip, manifest)
     open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
@@ -86,11 +82,7 @@ def start_prefetch(
 
 
 def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
-    """Refuse a data set that lacks what the clips of a run need.
-
-    Raises:
-        UserError: the stride, the flow, the length of the windows or whole videos are missing.
-    """
+    """Refuse shards that lack the stride, the flow, the window length or the whole videos that a run needs."""
     check_windows(manifest, data.shards, clip)
     if flow and not manifest.encoder.flow_distance:
         raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")

@@ -28,11 +28,7 @@ _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "Trans
 
 
 class ClipAugment:
-    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``.
-
-    Raises:
-        UserError: timm does not know ``data.rand_augment``.
-    """
+    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``."""
 
     def __init__(self, data: DataConfig, size: int):
         self._erase = data.random_erasing

@@ -77,11 +77,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
 
 
 def as_videomae(exported: Exported) -> Exported:
-    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head.
-
-    Raises:
-        UserError: VideoMAE has no such model.
-    """
+    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head."""
     config, state, note = exported.config, exported.state, ""
     pretraining = config.task == "pretrain"
     if pretraining and config.target.kind == "both" and config.model.decoder == "divided":

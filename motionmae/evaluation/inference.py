@@ -119,9 +119,7 @@ def _read_ahead(
 class FrozenModel:
     """A model in evaluation mode, on the device of ``rank``, with the precision of its training.
 
-    Args:
-        precision: fp32, bf16 or fp16.
-        batch: number of clips in a forward pass.
+    A forward pass takes ``batch`` clips.
     """
 
     def __init__(self, model: nn.Module, rank: DistributedContext, precision: str, batch: int):

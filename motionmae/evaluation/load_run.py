@@ -1,4 +1,7 @@
-"""Load the model of a run from one of its checkpoints. The run folder is only read."""
+"""Load the model of a run from one of its checkpoints. The run folder is only read.
+
+A run or checkpoint that is missing or damaged raises UserError, and so does the missing encoder of a probe.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +50,6 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
     """Return the step of the checkpoint to load: ``step``, or the newest that rank 0 finds. Collective.
 
     If every rank looked for the newest checkpoint, a save in between would give them different weights.
-
-    Raises:
-        UserError: there is no such run or checkpoint.
     """
 
     def choose() -> int:
@@ -60,11 +60,7 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
-    """Load the checkpoint of ``step``, or the newest one, of a pre-training run.
-
-    Raises:
-        UserError: there is no such run or checkpoint, or its files are damaged.
-    """
+    """Load the checkpoint of ``step``, or the newest one, of a pre-training run."""
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
     load_state_dict_strict(model, weights.state, weights.origin)
@@ -72,11 +68,7 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
 
 
 def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
-    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run.
-
-    Raises:
-        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is missing.
-    """
+    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run."""
     config, weights, saved = _load(run, step, "finetune")
     names = tuple(saved["task"]["class_names"])
     model = build_classifier(config, len(names))

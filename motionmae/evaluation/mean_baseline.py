@@ -23,9 +23,6 @@ def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
     It is measured on the first ``clips`` clips of the run's stream, cropped and masked as in training, with the run's
     targets and loss. With normalised targets it is close to 1 for frames. It is smaller for motion, because
     ``target.motion_eps`` keeps static cubes near zero.
-
-    Raises:
-        UserError: the shards are missing.
     """
     return _mean_losses(config, *_first_clips(config, clips))
 
@@ -34,13 +31,8 @@ def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
 def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, float]:
     """Return the explained variance of each trained head: 1 - its loss / the loss of predicting the mean.
 
-    The newest checkpoint is measured on the first ``clips`` clips of the stream, cropped and masked as in training.
-
-    Args:
-        shards: folder or URL of the clips. Held-out shards show overfitting.
-
-    Raises:
-        UserError: as :func:`motionmae.evaluation.load_run.load_pretrained`, or the shards are missing.
+    The newest checkpoint is measured on the first ``clips`` clips of ``shards`` (a folder or a URL), cropped and masked
+    as in training. Held-out shards show overfitting.
     """
     loaded = load_pretrained(run)
     config = loaded.config.updated({"data.shards": shards})

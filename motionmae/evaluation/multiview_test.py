@@ -76,11 +76,7 @@ def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the logit of each label of the tested shards, matched by class name.
-
-    Raises:
-        UserError: the model was not trained on a class.
-    """
+    """Return the logit of each label, matched by class name. Raises UserError if the model does not know a class."""
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
@@ -109,11 +105,7 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """Return the report, and the confusion matrix of counts (true class, predicted class).
-
-    Raises:
-        UserError: all videos are unreadable.
-    """
+    """Return the report and counts (true class, predicted class). Raises UserError if all videos are unreadable."""
     if not results.values:
         raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
     config, names = trained.config, trained.class_names

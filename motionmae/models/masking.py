@@ -65,12 +65,9 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
 def running_cells(seeds: Tensor, *, ratio: float, temporal_patches: int, grid_size: int) -> Tensor:
     """Draw the cubes that decoders rebuild in training if they skip ``ratio`` of them (VideoMAEv2's running cells).
 
-    A cell is 2 x 2 cubes of a time step. ``4 * ratio`` cubes of every cell, consecutive in reading order, are skipped.
-    The next time step skips the cubes one position further. The clip's seed draws the first position.
-
-    Args:
-        ratio: 0.25, 0.5 or 0.75.
-        grid_size: an even number.
+    A cell is 2 x 2 cubes of a time step, and ``grid_size`` is even. ``4 * ratio`` cubes of every cell, consecutive in
+    reading order, are skipped: ``ratio`` is 0.25, 0.5 or 0.75. The next time step skips the cubes one position further.
+    The clip's seed draws the first position.
 
     Returns:
         int64 (B, N * (1 - ratio)) of N cubes, ascending in each row. Visible cubes may be among them.

@@ -97,13 +97,9 @@ class MotionMAE(nn.Module):
         return query, is_masked.scatter(1, mask.visible, False).gather(1, query)
 
     def predict(self, patches: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Return each head's prediction of the query cubes, int64 (B, Q), from the visible cubes, int64 (B, V).
+        """Predict the query cubes, int64 (B, Q), from the visible cubes, int64 (B, V).
 
-        Args:
-            patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-
-        Returns:
-            For each head (B, Q, values of a cube), in the order of ``query``.
+        ``patches`` is uint8 (B, T, P, R). Each head gives (B, Q, values of a cube) in the order of ``query``.
         """
         encoded = self.encoder(patches, visible)
         predictions: dict[str, Tensor] = {}
@@ -121,14 +117,8 @@ class MotionMAE(nn.Module):
         reconstruction then takes the true mean and standard deviation of every masked cube, as VideoMAE's and MAE's
         figures do, and ``Reconstruction.true_statistics`` is True. It looks better than the model's own prediction.
 
-        Args:
-            clips: uint8 (B, T, H, W, 3).
-            seeds: int64 (B,).
-            ratio: overrides ``mask.ratio``.
-            flow: (B, T, H, W, 2), required if ``target.motion_source=flow``.
-
-        Raises:
-            UserError: ``ratio`` masks all cubes or none.
+        Clips, seeds and flow are those of :meth:`forward`. ``ratio`` overrides ``mask.ratio``. A ratio that masks all
+        cubes or none raises UserError.
         """
         clip = self.config.clip
         mask = self.draw_masks(seeds, ratio)

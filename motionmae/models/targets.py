@@ -127,14 +127,7 @@ def motion_cubes(patches: Tensor, cubes: Tensor, cube_frames: int, target: Targe
 
     Motion at frame t compares the frames t - granularity and t: the absolute difference, or previous minus current if
     signed. The first ``granularity`` frames have no earlier frame and repeat the first difference. Motion then has as
-    many frames as the clip.
-
-    Args:
-        patches: uint8 (B, T, P, R).
-        cubes: int64 (B, M).
-
-    Returns:
-        float32 (B, M, cube_frames * R).
+    many frames as the clip. Patches uint8 (B, T, P, R) and cubes int64 (B, M) give float32 (B, M, cube_frames * R).
     """
     positions, granularity = cubes % patches.shape[2], target.motion_granularity
     later = frames_of(cubes, patches.shape[2], cube_frames).clamp(min=granularity)

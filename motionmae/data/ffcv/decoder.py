@@ -32,11 +32,7 @@ _DECODE_LOCK = threading.Lock()  # numba's simplest threading layer ends the pro
 
 
 def load_format() -> ModuleType:
-    """Import :mod:`motionmae.data.ffcv.format`, which imports FFCV.
-
-    Raises:
-        UserError: FFCV is not installed, or does not find its system libraries.
-    """
+    """Import the module that needs FFCV. Raises UserError if FFCV or one of its system libraries is missing."""
     try:
         from motionmae.data.ffcv import format
     except ImportError as error:
@@ -95,11 +91,7 @@ class BetonReader:
         return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """Read the row of a sample, and the crc32 of each of its frames.
-
-        Raises:
-            CorruptSample: the row or its table is damaged.
-        """
+        """Read the row of a sample, and the crc32 of each of its frames. Raises CorruptSample if they are damaged."""
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))
@@ -116,8 +108,7 @@ class BetonReader:
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
         """Find start and end of the JPEGs of frames in ``memory``, and check each JPEG against its crc32.
 
-        Raises:
-            CorruptSample: the bytes are damaged.
+        Raises CorruptSample if one was changed.
         """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()

@@ -135,11 +135,8 @@ class ShardCache:
     def prefetch(self, entry: ShardEntry, protected: Sequence[ShardEntry] = ()) -> None:
         """Download a shard unless another process is downloading it, and mark it as just used.
 
-        Args:
-            protected: shards that are not removed to make room.
-
-        Raises:
-            CorruptSample, UserError: see :meth:`open`. CacheFullError is raised at once and not after retries.
+        The shards in ``protected`` are not removed to make room. The errors are those of :meth:`open`. CacheFullError
+        is raised at once and not after retries.
         """
         path = self._path(entry)
         if (opened := self._open_shared(path, entry)) is not None:
@@ -151,7 +148,6 @@ class ShardCache:
         """Refuse a limit that would download shards several times an epoch.
 
         Args:
-            shards: all shards.
             in_flight: maximum distance of shuffle indices that are in use at the same time.
 
         Raises:

@@ -107,11 +107,7 @@ class ShardWriter:
     """Write one shard. The shard appears, complete, at the end of the ``with`` block and replaces an older one.
 
     An exception in the block removes the unfinished file. A killed process leaves ``NAME.tar.tmp``, which the next
-    writer of the same shard overwrites.
-
-    Args:
-        path: file name that ends in ``.tar``.
-        encoding: a key of :data:`ENCODINGS`.
+    writer of the same shard overwrites. ``encoding`` is a key of :data:`ENCODINGS`.
 
     Example::
 
@@ -249,12 +245,7 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Read the index of a shard, see :func:`parse_index`.
-
-    Raises:
-        CorruptSample: the index is missing, damaged, or differs from ``entry``.
-        UserError: without ``entry``: the index has another format version.
-    """
+    """Read the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
     path = index_path(shard)
     try:
         raw = path.read_bytes()
@@ -340,11 +331,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def check_size(shard: Path, entry: ShardEntry) -> None:
-    """Compare the size of a shard with its entry.
-
-    Raises:
-        CorruptSample: the shard is missing, truncated or replaced.
-    """
+    """Raise CorruptSample if a shard is missing or has another size than its entry."""
     try:
         size = shard.stat().st_size
     except FileNotFoundError:

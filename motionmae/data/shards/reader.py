@@ -131,11 +131,8 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 class ShardReader:
     """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
 
-    Args:
-        open_shards: maximum number of open shards (a file descriptor and about 100 KB each).
-
-    Raises:
-        UserError: shards of the manifest are missing.
+    An open shard takes a file descriptor and about 100 KB. Missing shards raise UserError here. The methods raise
+    CorruptSample if a shard or a sample is missing, changed or damaged.
     """
 
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
@@ -180,20 +177,12 @@ class ShardReader:
         self.store.close()
 
     def read_meta(self, sample_id: int) -> SampleMeta:
-        """Read the index entry of a sample.
-
-        Raises:
-            CorruptSample: its shard is missing, truncated or replaced, or its index is unreadable.
-        """
+        """Read the index entry of a sample."""
         shard, row = self._find(sample_id)
         return shard.meta(row)
 
     def read_json(self, sample_id: int) -> dict[str, Any]:
-        """Read KEY.json of a sample, with source path and frame times.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
-        """
+        """Read KEY.json of a sample, with source path and frame times."""
         shard, row = self._find(sample_id)
         try:
             return json.loads(shard.read_member(row, "json"))
@@ -204,9 +193,6 @@ class ShardReader:
         """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
         Only the frame table and the byte ranges of these frames are read, a repeated frame once.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)
@@ -222,12 +208,7 @@ class ShardReader:
         return [found[number] for number in frame_indices]
 
     def read_flow(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
-        """Read stored flow fields (motionmae.data.flow) in the order of ``frame_indices``.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
-            UserError: the sample has no optical flow.
-        """
+        """Read stored flow fields in the order of ``frame_indices``. Raises UserError if the sample has none."""
         shard, row = self._find(sample_id)
         if shard.value("flow_size", row) == 0:
             raise UserError(f"{shard.where(row)} holds no optical flow: make the shards with --flow")

@@ -107,10 +107,8 @@ def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) ->
 def _labels_of(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, protocol: Protocol) -> Tensor:
     """Return the labels (objects + 1, q) of queries (width, q).
 
-    Args:
-        keys: (width, contexts * cells).
-        values: (objects + 1, contexts * cells), labels of the keys.
-        near: bool (q, cells), the cells within the radius.
+    ``keys`` are (width, contexts * cells), their labels ``values`` are (objects + 1, contexts * cells), and ``near`` is
+    bool (q, cells), the cells within the radius.
     """
     similarity = queries.t() @ keys / protocol.temperature  # (q, contexts * cells)
     allowed = near.repeat(1, keys.shape[1] // near.shape[1])

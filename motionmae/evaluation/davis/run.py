@@ -94,9 +94,6 @@ def segment(
 
     ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. It holds the hash of their inputs: the first mask
     and the frames.
-
-    Raises:
-        UserError: ``results`` has another cache key.
     """
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
@@ -126,12 +123,7 @@ def _is_complete(sequence: Sequence, results: Path, digest: str) -> bool:
 def track(
     first_mask: np.ndarray, frames: Iterator[np.ndarray], extractor: FeatureExtractor, protocol: str
 ) -> Iterator[np.ndarray]:
-    """Yield the object numbers (H, W) of every frame, starting with ``first_mask``.
-
-    Args:
-        first_mask: uint8 (H, W).
-        frames: uint8 (H, W, 3), including the first.
-    """
+    """Yield the object numbers (H, W) of every frame, uint8 (H, W, 3), starting with ``first_mask``."""
     if extractor.features is None:
         yield from (first_mask for _ in frames)
         return

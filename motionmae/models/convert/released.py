@@ -4,6 +4,8 @@ VideoMAE's weights are converted exactly. Of MAE-ST only the encoder is converte
 spatial and temporal positions are added to one learnable table. Its pixel normalisation is folded into the projection.
 Its k biases are dropped, because they do not change attention. Its class token is lost, which our encoder does not
 have: fine-tuning recovers from this, but frozen features differ slightly from MAE-ST's.
+
+A weight that is missing or unknown raises UserError.
 """
 
 import re
@@ -48,11 +50,7 @@ def is_videomae(state: State) -> bool:
 
 
 def from_videomae(state: State) -> dict[str, Tensor]:
-    """Convert VideoMAE's weights to those of ``MotionMAE`` with a space head, or of ``Classifier``.
-
-    Raises:
-        UserError: a weight is not one of VideoMAE's.
-    """
+    """Convert VideoMAE's weights to those of ``MotionMAE`` with a space head, or of ``Classifier``."""
     ours = {}
     for name, value in state.items():
         renamed = _rename(name, _VIDEOMAE)
@@ -66,11 +64,7 @@ def from_videomae(state: State) -> dict[str, Tensor]:
 
 
 def from_mae_st(state: State) -> dict[str, Tensor]:
-    """Convert MAE-ST's encoder to that of ``MotionMAE`` with learnable positions. Other weights are dropped.
-
-    Raises:
-        UserError: a weight is missing.
-    """
+    """Convert MAE-ST's encoder to that of ``MotionMAE`` with learnable positions. Other weights are dropped."""
     ours = {renamed: value for name, value in state.items() if (renamed := _rename(name, _MAE_ST))}
     try:
         space, time = state["pos_embed_spatial"][0], state["pos_embed_temporal"][0]  # (P, width), (T / p0, width)
