@@ -69,7 +69,6 @@ def start_prefetch(
     """Start to download remote shards before they are needed; None if all files are local.
 
     Args:
-        sampler_of: returns the sampler of an epoch.
         in_flight: maximum distance of the shuffle indices that ranks and decoders use at the same time.
 
     Raises:

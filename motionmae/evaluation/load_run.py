@@ -1,6 +1,6 @@
 """Load the model of a run from one of its checkpoints. The run folder is only read.
 
-A run or checkpoint that is missing or damaged raises UserError, and so does the missing encoder of a probe.
+A missing or damaged run or checkpoint raises UserError. A probe also needs the run of its encoder.
 """
 
 from dataclasses import dataclass

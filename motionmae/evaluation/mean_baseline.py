@@ -11,7 +11,7 @@ from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import choose_device
 from motionmae.evaluation.load_run import load_pretrained
 from motionmae.models.cubes import cut_patches
-from motionmae.models.masking import draw_masks
+from motionmae.models.motionmae import masks_of
 from motionmae.models.targets import loss_of, make_targets
 
 _BATCH = 32  # clips in a forward pass
@@ -59,17 +59,9 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
-    clip, mask = config.clip, config.mask
-    masks = draw_masks(
-        seeds,
-        kind=mask.kind,
-        ratio=mask.ratio,
-        temporal_patches=clip.temporal_patches,
-        spatial_patches=clip.spatial_patches,
-    )
-    patches = cut_patches(clips, clip.cube_size)
+    patches = cut_patches(clips, config.clip.cube_size)
     losses = {}
-    for head, target in make_targets(config, patches, masks.masked, flow).items():
+    for head, target in make_targets(config, patches, masks_of(config, seeds).masked, flow).items():
         mean = target.values.mean(dim=(0, 1)).expand_as(target.values)
         losses[head] = float(loss_of(mean, target.values, config.target.loss))
     return losses

@@ -56,7 +56,6 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, ma
     """Arrange the frames of one clip of a batch in the rows of Figure 3.
 
     Args:
-        found: result of ``MotionMAE.reconstruct``.
         columns: number of frames, evenly spaced over the clip.
         masked_only: show only predictions; visible cubes are grey, or have no motion.
     """

@@ -74,15 +74,7 @@ class MotionMAE(nn.Module):
         return Losses(target.frame_weight * space + target.motion_weight * time, space, time)
 
     def draw_masks(self, seeds: Tensor, ratio: float | None = None) -> Mask:
-        """Draw the masks of ``seeds``; ``ratio`` overrides ``mask.ratio``."""
-        clip, mask = self.config.clip, self.config.mask
-        return draw_masks(
-            seeds,
-            kind=mask.kind,
-            ratio=mask.ratio if ratio is None else ratio,
-            temporal_patches=clip.temporal_patches,
-            spatial_patches=clip.spatial_patches,
-        )
+        return masks_of(self.config, seeds, ratio)
 
     def draw_queries(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """Return the cubes that the heads predict in training, int64 (B, Q), and which of them the loss counts.
@@ -154,6 +146,18 @@ class MotionMAE(nn.Module):
             mask=is_masked.view(-1, clip.temporal_patches, clip.grid_size, clip.grid_size),
             true_statistics=self.config.target.normalize,
         )
+
+
+def masks_of(config: Config, seeds: Tensor, ratio: float | None = None) -> Mask:
+    """Draw one mask per seed as in training; ``ratio`` overrides ``mask.ratio``."""
+    clip, mask = config.clip, config.mask
+    return draw_masks(
+        seeds,
+        kind=mask.kind,
+        ratio=mask.ratio if ratio is None else ratio,
+        temporal_patches=clip.temporal_patches,
+        spatial_patches=clip.spatial_patches,
+    )
 
 
 def build_motionmae(config: Config) -> MotionMAE:

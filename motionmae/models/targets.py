@@ -79,9 +79,6 @@ def make_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | 
         patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
         cubes: int64 (B, M).
         flow: (B, T, H, W, 2), required if ``target.motion_source=flow``.
-
-    Raises:
-        UserError: ``flow`` is required and missing.
     """
     return {
         name: _finish(raw, config.target.normalize, config.clip.cube_size)

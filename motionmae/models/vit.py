@@ -106,7 +106,7 @@ class Encoder(nn.Module):
             init_linear(self.project)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
-        """Encode the visible cubes int64 (B, V), or all N cubes of the clip without ``cubes``.
+        """Encode the visible cubes, int64 (B, V). Without ``cubes``, encode all N cubes of the clip.
 
         Patches are uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`. The result is (B, V, width).
         """

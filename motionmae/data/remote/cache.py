@@ -317,7 +317,6 @@ class ShardCache:
 
 
 def _is_same_file(path: Path, file: BinaryIO) -> bool:
-    """Whether ``path`` still names the open ``file``."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     return False

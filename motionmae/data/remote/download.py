@@ -140,7 +140,6 @@ class RemoteFolder:
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
-        """Read a small file."""
         return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
     def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:

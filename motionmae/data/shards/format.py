@@ -85,7 +85,6 @@ def _blob(frames: Sequence[bytes]) -> list[bytes]:
 
 
 def index_path(shard: Path) -> Path:
-    """Return the path of the index, ``NAME.idx.json``, of a shard ``NAME.tar``."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
 
 

@@ -145,7 +145,6 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def _find(self, sample_id: int) -> tuple[_OpenShard, int]:
-        """Return the shard of a sample and its row in the index."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         if sample_id < 0 or number >= len(self.manifest.shards):
             raise UserError(
@@ -177,7 +176,6 @@ class ShardReader:
         self.store.close()
 
     def read_meta(self, sample_id: int) -> SampleMeta:
-        """Read the index entry of a sample."""
         shard, row = self._find(sample_id)
         return shard.meta(row)
 

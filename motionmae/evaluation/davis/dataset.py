@@ -47,7 +47,6 @@ class Sequence:
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """Read a frame, uint8 (H, W, 3) RGB."""
         image = cv2.imread(str(self.frames[number]))
         if image is None:
             raise UserError(f"{self.frames[number]} is not a readable image: download the data set again")

@@ -40,12 +40,10 @@ _MAE_ST = (
 
 
 def is_mae_st(state: State) -> bool:
-    """Whether the names are those of MAE-ST's files."""
     return "pos_embed_spatial" in state
 
 
 def is_videomae(state: State) -> bool:
-    """Whether the names are those of VideoMAE's files, pre-trained or fine-tuned."""
     return "encoder.patch_embed.proj.weight" in state or ("patch_embed.proj.weight" in state and not is_mae_st(state))
 
 
