@@ -147,6 +147,7 @@ def test_an_impossible_name(shards, tmp_path, capsys):
 def test_a_killed_run_leaves_no_file_of_that_name(shards, tmp_path):
     code = f"""
 import os, signal, sys
+from pathlib import Path
 from data_tools.make_beton import write_beton
 from motionmae.data.open_shards import load_manifest
 left = [7]
