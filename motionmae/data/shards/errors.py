@@ -8,9 +8,7 @@ class Reason(str, Enum):
 
     MISSING_SHARD = "missing_shard"  # the shard or its index does not exist
     TRUNCATED_SHARD = "truncated_shard"  # the shard is shorter than the manifest says
-    REPLACED_SHARD = (
-        "replaced_shard"  # shard or index differs from the manifest in size, sha256 or number of samples
-    )
+    REPLACED_SHARD = "replaced_shard"  # shard or index differs from the manifest in size, sha256 or number of samples
     BAD_INDEX = "bad_index"  # the index of the shard cannot be parsed
     CHECKSUM = "checksum"  # the stored bytes do not match their checksum
     DECODE = "decode"  # the bytes match their checksum, but do not decode to a picture of the size in the index
