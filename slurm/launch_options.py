@@ -1,4 +1,4 @@
-"""The one table from the config section `launch` to the flags of slurm/submit.py and the options of sbatch."""
+"""The one table from the config section `launch` to the flags of `motionmae submit` and the options of sbatch."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ class LaunchOption:
 
     @property
     def flag(self) -> str:
-        """Flag of slurm/submit.py, e.g. ``--cpus-per-task``."""
+        """Flag of `motionmae submit`, e.g. ``--cpus-per-task``."""
         return "--" + self.field.replace("_", "-")
 
 

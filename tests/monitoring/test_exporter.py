@@ -170,7 +170,7 @@ def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_sc
         assert exporter.process.wait(30) == 0
 
 
-def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
+def test_the_target_of_a_later_attempt_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
@@ -182,7 +182,7 @@ def test_a_later_incarnations_target_is_not_withdrawn_by_a_node_that_comes_back(
     assert path.read_text() == "of the new attempt"
 
 
-def test_a_taken_port_is_passed_over_in_a_range_and_else_a_warning(tmp_path: Path):
+def test_a_taken_port_is_skipped_in_a_range_and_without_one_is_a_warning(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""The books of runs whose every second is known, and of runs with random histories."""
+"""Goodput of runs in which every second is known, and of runs with random histories."""
 
 import random
 from typing import Any

@@ -77,7 +77,7 @@ def _lives(run: Path) -> int:
 
 @pytest.fixture
 def paced_lab(lab: Lab) -> Iterator[Lab]:  # noqa: F811
-    """Steps take a quarter of a second, so that every life of a run is scraped from its first steps on."""
+    """Steps take a quarter of a second: Prometheus scrapes every attempt from its first steps on."""
     with Lab(nodes=4, rate=RATE) as started:
         yield started
 

@@ -87,7 +87,7 @@ def empty_manifest(folder: Path) -> None:
         (empty_manifest, "manifest.json is not readable"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store: CheckpointStore, harm, reason: str):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store: CheckpointStore, harm, reason: str):
     save(store, 40)
     save(store, 47)
     harm(store.folder / "step-00000047")

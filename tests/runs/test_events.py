@@ -26,7 +26,7 @@ def write(path: Path, *rows: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("torn", ["{", '{"step": 3, "lo', '{"step": 3, "loss": 1.0}'[:-1]])
-def test_a_torn_last_line_is_passed_over_and_the_next_row_stands_alone(tmp_path: Path, torn: str):
+def test_a_torn_last_line_is_skipped_and_the_next_row_stands_alone(tmp_path: Path, torn: str):
     path = tmp_path / "metrics.jsonl"
     write(path, row(1), row(2))
     with path.open("a") as file:
