@@ -23,18 +23,10 @@ class AttemptLog:
         self.path = run / "attempts.jsonl"
 
     def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        """Append the start of an attempt."""
         self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
-        """Append the failure of an attempt.
-
-        Args:
-            attempt: failed attempt.
-            reason: reason of the failure.
-            step: step of the newest checkpoint.
-            node: node at fault, if known.
-        """
+        """Append the failure of an attempt: the step of its newest checkpoint, and the node at fault if known."""
         row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
         self._append({**row, "reason": reason, "step": step, "node": node})
 
@@ -57,7 +49,6 @@ class AttemptLog:
         }
 
     def has_failure(self, attempt: Attempt, node: str) -> bool:
-        """Whether a failure of ``attempt`` because of ``node`` is logged."""
         key = attempt.job, attempt.restart, node
         return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
 

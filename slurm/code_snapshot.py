@@ -27,65 +27,49 @@ _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "py
 
 @dataclass(frozen=True)
 class CodeSnapshot:
-    """Files to copy and their git state.
+    """Files to copy and their git state."""
 
-    Args:
-        root: repository root.
-        files: paths to copy, relative to ``root``.
-        commit: checked-out git commit; empty without git.
-        diff: difference of the tracked files to ``commit``.
-        left_out: untracked files over :data:`LARGEST_UNTRACKED`.
-    """
-
-    root: Path
-    files: tuple[Path, ...]
-    commit: str = ""
-    diff: bytes = b""
-    left_out: tuple[Path, ...] = ()
+    root: Path  # repository root
+    files: tuple[Path, ...]  # paths to copy, relative to root
+    commit: str = ""  # checked-out git commit; empty without git
+    diff: bytes = b""  # difference of the tracked files to the commit
+    left_out: tuple[Path, ...] = ()  # untracked files over LARGEST_UNTRACKED
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", _content_name(self.root, self.files))
 
     def folder(self, run: Path) -> Path:
-        """Folder of this snapshot in the run folder ``run``."""
         return run / "code" / self.name
 
     def write(self, run: Path) -> Path:
         """Copy the files into the run folder, unless the snapshot exists, and return the snapshot's folder.
 
-        Raises:
-            OSError: if a file cannot be copied; the partial copy is removed.
+        If a file cannot be copied, the partial copy is removed.
         """
         target = self.folder(run)
         if target.is_dir():
             return target
+        record = {
+            "commit": self.commit,
+            "changed": bool(self.diff),
+            "files": len(self.files),
+            "left_out": [str(path) for path in self.left_out],
+        }
         with atomic_path(target, durable=False) as temporary:
             for path in self.files:
                 copy = temporary / path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / path, copy)
             target.with_suffix(".diff").write_bytes(self.diff)
-            target.with_suffix(".json").write_text(json.dumps(self._record(), indent=1))
+            target.with_suffix(".json").write_text(json.dumps(record, indent=1))
         return target
-
-    def _record(self) -> dict[str, object]:
-        return {
-            "commit": self.commit,
-            "changed": bool(self.diff),
-            "files": len(self.files),
-            "left_out": [str(path) for path in self.left_out],
-        }
 
 
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
-    """List the code below ``root``.
+    """List the code below the repository root, except the folders ``outside`` (such as the output folder).
 
     With git: tracked files and untracked files that are not ignored. Without git: the packages and the configs.
-
-    Args:
-        root: repository root.
-        outside: folders to skip, such as the output folder.
     """
     listed = _git(root, "ls-files", "-z", "--cached")
     if listed is None:

@@ -1,7 +1,7 @@
-"""`motionmae demo`: the whole path on two CPU cores, through the commands that a user would type.
+"""`motionmae demo`: run the whole pipeline on two CPU cores, through the commands that a user would type.
 
-Videos are rendered (and real ones added where a package ships some), sharded, trained on by two ranks, preempted
-half-way by the signal that Slurm sends, resumed, and looked at. What is there already is not made again.
+The demo renders videos (and adds real ones if an installed package ships some), makes shards, trains with two ranks,
+preempts the run half-way by Slurm's signal, resumes it, and draws the results. Existing files are not made again.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -31,13 +30,12 @@ SUBMIT = ["submit", "--cluster", "local", "--config", "demo", "--follow"]
 
 
 def run(_: argparse.Namespace) -> int:
-    """Run the demo in the working directory."""
     started = time.monotonic()
     try:
         step("1/5 videos: rendered classes that differ in motion only, real clips, and one damaged file")
         command("shards", "toy", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
         damage_one_video()
-        step("2/5 shards: every video decoded once; what cannot be read is listed with its reason")
+        step("2/5 shards: every video is decoded once; unreadable videos are listed with the reason")
         videos = ("--videos", str(VIDEOS), "--split", "train")
         command("shards", "make", "folder", *videos, "--out", str(SHARDS))
         step("3/5 training on two ranks; half-way SIGUSR2 preempts the run, as Slurm would, and it resumes by itself")
@@ -48,37 +46,32 @@ def run(_: argparse.Namespace) -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
         return 1
-    step("5/5 what happened")
+    step("5/5 summary")
     Console().print(summary(time.monotonic() - started))
     return 0
 
 
 def step(text: str) -> None:
-    """Say what comes next."""
     print(f"\n== {text}", flush=True)
 
 
 def command(*words: str) -> None:
-    """Show a command as a user would type it, and run it."""
+    """Print a command as a user would type it, and run it."""
     print(f"$ motionmae {shlex.join(words)}", flush=True)
     subprocess.run([*PROGRAM, *words], check=True)
 
 
 def damage_one_video() -> None:
-    """Add a video without its beginning, where its headers were, so that the quarantine has something to say."""
+    """Add a video without its header, which the quarantine will list."""
     damaged = VIDEOS / "damaged.mp4"
     if not damaged.exists():
         damaged.write_bytes(min(VIDEOS.glob("train/**/*.mp4")).read_bytes()[2000:])
-        with (VIDEOS / "train.csv").open("a") as listing:
-            listing.write(f"{damaged.name} -1\n")
+        with (VIDEOS / "train.csv").open("a") as split_list:
+            split_list.write(f"{damaged.name} -1\n")
 
 
 def train() -> None:
-    """Train to the end, preempting the run once when half of its steps are done.
-
-    Raises:
-        CalledProcessError: if the run did not finish.
-    """
+    """Train to the end, and preempt the run once after half of its steps. CalledProcessError: it did not finish."""
     print(f"$ motionmae {shlex.join(SUBMIT)}", flush=True)
     with subprocess.Popen([*PROGRAM, *SUBMIT]) as follower:
         while follower.poll() is None:
@@ -100,41 +93,31 @@ def half_way() -> bool:
 
 
 def preempt() -> None:
-    """Send the controller of the local job what Slurm sends when it preempts or time runs out."""
+    """Send SIGUSR2 to the local job's controller, as Slurm does at a preemption and before the time limit."""
     record = JobRecord.read(RUN.path)
     assert record is not None, "a run that has logged steps was submitted"
     print(f"$ kill -USR2 {record.job_id}", flush=True)
     os.kill(int(record.job_id), signal.SIGUSR2)
 
 
-@dataclass(frozen=True)
-class Preemption:
-    """What the preemption cost."""
-
-    step: int
-    """Steps done when the signal was answered."""
-    lost: int
-    """Steps that had to be done again."""
-    seconds: float
-    """From the answer to the signal until the next attempt was ready."""
-
-
-def preemption(events: list[Row]) -> Preemption | None:
-    """The first preemption of the run and what followed it; None if there was none."""
+def preemption_rows(events: list[Row]) -> list[tuple[str, str]]:
+    """Table rows with the step and the cost of the first preemption; empty if there was none."""
     kinds = [row["kind"] for row in events]
     if Kind.PREEMPTION.value not in kinds or Kind.RESUME.value not in kinds:
-        return None
-    asked = events[kinds.index(Kind.PREEMPTION.value)]
-    resumed = next(row for row in events if row["kind"] == Kind.RESUME.value and row["time"] > asked["time"])
-    ready = next(row for row in events if row["kind"] == Kind.READY.value and row["time"] > asked["time"])
-    return Preemption(asked["step"], asked["step"] - resumed["step"], ready["time"] - asked["time"])
+        return []
+    saved = events[kinds.index(Kind.PREEMPTION.value)]
+    later = [row for row in events if row["time"] > saved["time"]]
+    resumed = next(row for row in later if row["kind"] == Kind.RESUME.value)
+    ready = next(row for row in later if row["kind"] == Kind.READY.value)
+    return [
+        ("preempted", f"at step {saved['step']}; training again {ready['time'] - saved['time']:.0f} s later"),
+        ("steps lost", str(saved["step"] - resumed["step"])),
+    ]
 
 
 def summary(seconds: float) -> Table:
-    """The table that ends the demo."""
     manifest = json.loads((SHARDS / "manifest.json").read_text())
     figures = json.loads(FIGURES.read_text())
-    found = preemption(RunHistory(RUN.path).events)
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
     table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
     table.add_row("quarantined", f"{manifest['quarantined']} (reasons: {SHARDS / 'quarantine.jsonl'})")
@@ -142,9 +125,8 @@ def summary(seconds: float) -> Table:
     for row in figures:
         losses = f"{row['first']:.3f} -> {row['last']:.3f} (predicting the mean: {row['predicting_the_mean']:.3f})"
         table.add_row(f"loss, {row['head']} head", losses)
-    if found:
-        table.add_row("preempted", f"at step {found.step}; training again {found.seconds:.0f} s later")
-        table.add_row("steps lost", str(found.lost))
+    for cells in preemption_rows(RunHistory(RUN.path).events):
+        table.add_row(*cells)
     table.add_row("reconstructions", str(PICTURE))
     table.add_row("loss curves", str(CURVES))
     table.add_row("TensorBoard", f"tensorboard --logdir {RUN.tensorboard}")

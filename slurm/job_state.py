@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from motionmae import locks
@@ -29,26 +29,15 @@ _ENDED = ("COMPLETED", *_FAILED)
 class JobRecord:
     """The job that was submitted last for a run."""
 
-    cluster: str
-    """slurm or local."""
-    job_id: str
-    """Slurm's job id, or the process id of the local controller."""
-    log: str
-    """Log file of rank 0, over all attempts of the job."""
-    code: str
-    """Folder of the code snapshot."""
-    submitted: float
-    """Seconds since the epoch."""
-    exit_code: int | None = None
-    """Exit status of a local job that has ended. Slurm stores those of its own jobs."""
+    cluster: str  # slurm or local
+    job_id: str  # Slurm's job id, or the process id of the local controller
+    log: str  # log file of rank 0, over all attempts of the job
+    code: str  # folder of the code snapshot
+    submitted: float  # seconds since the epoch
+    exit_code: int | None = None  # of a local job that has ended; Slurm stores those of its own jobs
 
     def write(self, run: Path) -> None:
-        """Store this record in the run folder."""
         write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
-
-    def ended(self, exit_code: int) -> "JobRecord":
-        """Copy of the record with an exit status."""
-        return replace(self, exit_code=exit_code)
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":
@@ -71,14 +60,10 @@ class JobRecord:
 class JobState:
     """State of a job in Slurm's terms."""
 
-    name: str
-    """PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job."""
-    detail: str = ""
-    """Nodes of a running job, or the reason why it waits."""
-    restarts: int = 0
-    """Number of requeues."""
-    exit_code: int | None = None
-    """Exit status of a job that has ended; None if unknown. 128 + signal number for a killed job."""
+    name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
+    detail: str = ""  # nodes of a running job, or the reason why it waits
+    restarts: int = 0  # number of requeues
+    exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
 
     @property
     def active(self) -> bool:

@@ -40,8 +40,6 @@ class DetachedLocalExecutor(LocalExecutor):
     """Starts a job on this machine that outlives the submitting process.
 
     Args:
-        folder: folder for submitit's pickles and logs.
-        run: run folder.
         code: code snapshot; the working directory and the first import path of the job.
         environment: variables of the ranks, added to those of this process.
         lock: file descriptor of the run folder's lock; the controller inherits it.
@@ -175,8 +173,8 @@ def main(folder: Path, run: Path) -> int:
     """Run the controller of the job in ``folder`` and write its exit status to the run folder."""
     started = time.time()
     status = LocalController(folder).run_to_end()
-    record = JobRecord("local", str(os.getpid()), str(rank_log(folder, str(os.getpid()))), str(Path.cwd()), started)
-    record.ended(status).write(run)
+    job_id = str(os.getpid())
+    JobRecord("local", job_id, str(rank_log(folder, job_id)), str(Path.cwd()), started, status).write(run)
     print(f"ended with status {status}", flush=True)
     return status
 

@@ -40,13 +40,7 @@ FIRST_PAUSE = 60
 
 
 class RequeuePolicy:
-    """Decides for one attempt of a job whether and where the job is retried.
-
-    Args:
-        run: run folder.
-        attempt: attempt of this job.
-        max_retries: launch.max_retries.
-    """
+    """Decides for one attempt of a job whether and where the job is retried."""
 
     def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
         self.run, self.attempt, self.max_retries = run, attempt, max_retries
@@ -125,7 +119,6 @@ class RequeuePolicy:
             self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
     def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
-        """Write an event `failure` to events.jsonl."""
         attempts = RunHistory(self.run.path).attempts
         attempt_id = attempts[-1].attempt.id if attempts else ""
         events = EventLog(attempt_id, [JsonLines(self.run.events, self.run.metrics)])

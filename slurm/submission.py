@@ -48,10 +48,6 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
     """Copy the code, submit the job, and write its record to the run folder.
 
     Args:
-        arguments: the command line.
-        site: the site file.
-        config: config of the run.
-        run: run folder.
         before: record of the run folder at the moment when it had no active job.
 
     Raises:
@@ -113,11 +109,6 @@ def check_shards(config: Config) -> None:
 
 
 def check_weights(config: Config) -> None:
-    """Check that the initial weights of a fine-tuning exist.
-
-    Raises:
-        UserError: if ``finetune.init`` does not exist.
-    """
     init = config.finetune.init
     if config.task == "finetune" and init != "scratch" and not Path(init).exists():
         raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")

@@ -43,7 +43,6 @@ _MIN_PAGE, _MAX_PAGE = 2**21, 2**31  # FFCV's limits: a power of two from 2 MiB 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--out", type=output_file, required=True, help="file to write, NAME.beton")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file."""
     try:
         return _run(arguments.shards, arguments.out, arguments.force)
     except OSError as error:

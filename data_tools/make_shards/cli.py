@@ -53,7 +53,6 @@ exit status: 0 shards are made (some videos may be quarantined), 2 wrong input o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     add = parser.add_argument
     add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
     add("--videos", type=Path, required=True, help="folder of the videos, in any layout")
@@ -81,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the shards."""
     try:
         return _run(arguments)
     except KeyboardInterrupt:

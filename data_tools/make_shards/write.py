@@ -48,16 +48,13 @@ class Counts:
 
     @property
     def stored(self) -> int:
-        """Number of stored videos."""
         return self.videos - len(self.quarantine)
 
     @property
     def reasons(self) -> Counter[str]:
-        """Number of quarantined videos by reason."""
         return Counter(row["reason"] for row in self.quarantine)
 
     def add(self, other: "Counts") -> None:
-        """Add the counts of another part."""
         self.videos += other.videos
         self.frames += other.frames
         self.bytes += other.bytes
@@ -73,7 +70,6 @@ class ShardRecord:
     entry: ShardEntry | None  # row of the manifest; None if none of the videos could be stored
 
     def write(self, path: Path) -> None:
-        """Write the record atomically."""
         content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
         write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
 
@@ -98,7 +94,6 @@ def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | Non
 
 
 def record_path(out: Path, shard: PlannedShard) -> Path:
-    """File of a shard's record."""
     return out / STATE / f"{Path(shard.name).stem}.json"
 
 
@@ -152,7 +147,6 @@ def write_shards(
     """Write every planned shard that is not finished.
 
     Args:
-        plan: the plan, after :func:`write_or_check_plan`.
         workers: number of decoding processes.
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times a second from this thread.
@@ -221,7 +215,6 @@ class _Writer:
             self._idle.put(decoder)
 
     def write(self, shard: PlannedShard) -> None:
-        """Write a shard and its record."""
         counts = Counts()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:

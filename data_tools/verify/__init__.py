@@ -29,14 +29,12 @@ exit status: 0 the shards are intact, 1 there is damage (every fault is printed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--decode", type=int, default=2, help="samples per shard to decode (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the shards, and print each fault."""
     started, folder = time.monotonic(), arguments.shards
     manifest = load_manifest(folder)
     faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
@@ -62,7 +60,6 @@ def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int 
 
     Args:
         decode: number of samples of each shard whose first, middle and last frame are decoded.
-        workers: number of threads.
     """
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
         found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
