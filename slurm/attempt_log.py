@@ -4,6 +4,7 @@
 a failed job is retried. Delete the file to use all nodes again.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ class AttemptLog:
         self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
-        """Append the failure of an attempt: the step of its newest checkpoint, and the node at fault if known."""
+        """Append the failure of an attempt. ``step``: of the newest checkpoint; ``node``: at fault, if known."""
         row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
         self._append({**row, "reason": reason, "step": step, "node": node})
 
@@ -61,8 +62,5 @@ class AttemptLog:
         return [row for row in read_rows(self.path) if row["what"] == "failure"]
 
     def _append(self, row: Row) -> None:
-        file = LineFile(self.path)
-        try:
+        with contextlib.closing(LineFile(self.path)) as file:
             file.append({**row, "time": time.time()})
-        finally:
-            file.close()

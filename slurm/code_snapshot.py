@@ -9,13 +9,14 @@
 The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.files import atomic_path
@@ -34,10 +35,16 @@ class CodeSnapshot:
     commit: str = ""  # checked-out git commit; empty without git
     diff: bytes = b""  # difference of the tracked files to the commit
     left_out: tuple[Path, ...] = ()  # untracked files over LARGEST_UNTRACKED
-    name: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", _content_name(self.root, self.files))
+    @functools.cached_property
+    def name(self) -> str:
+        """Hash of the content."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            content = (self.root / path).read_bytes()
+            executable = os.access(self.root / path, os.X_OK)
+            digest.update(f"{path}\0{len(content)}\0{executable}\0".encode(errors="surrogateescape") + content)
+        return digest.hexdigest()[:12]
 
     def folder(self, run: Path) -> Path:
         return run / "code" / self.name
@@ -102,12 +109,3 @@ def _git(root: Path, *arguments: str) -> bytes | None:
 def _package_files(root: Path) -> list[Path]:
     found = [path for name in _WITHOUT_GIT for path in ((root / name), *(root / name).rglob("*")) if path.is_file()]
     return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
-
-
-def _content_name(root: Path, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        content = (root / path).read_bytes()
-        executable = os.access(root / path, os.X_OK)
-        digest.update(f"{path}\0{len(content)}\0{executable}\0".encode(errors="surrogateescape") + content)
-    return digest.hexdigest()[:12]

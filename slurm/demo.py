@@ -71,7 +71,7 @@ def damage_one_video() -> None:
 
 
 def train() -> None:
-    """Train to the end, and preempt the run once after half of its steps. CalledProcessError: it did not finish."""
+    """Train to the end, and preempt the run once after half of its steps."""
     print(f"$ motionmae {shlex.join(SUBMIT)}", flush=True)
     with subprocess.Popen([*PROGRAM, *SUBMIT]) as follower:
         while follower.poll() is None:

@@ -1,8 +1,8 @@
 """The job of a run folder and its state.
 
 ``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
-``--cluster local``, for as long as the job's controller lives. The system releases the lock when its holder dies, so
-nothing has to be cleaned up after a crash.
+``--cluster local``, for as long as the job's controller lives. The system releases the lock when its holder dies.
+A crash leaves nothing to clean up.
 """
 
 import json
@@ -41,11 +41,7 @@ class JobRecord:
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":
-        """The last job of a run, or None if the run was never submitted.
-
-        Raises:
-            UserError: if job.json is damaged.
-        """
+        """The last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
             return JobRecord(**json.loads((run / "job.json").read_text()))
         except (FileNotFoundError, NotADirectoryError):
@@ -72,11 +68,7 @@ class JobState:
 
 
 def state_of(record: JobRecord, run: Path) -> JobState:
-    """State of a job from Slurm, or from the lock of a local job.
-
-    Raises:
-        UserError: if Slurm does not answer.
-    """
+    """State of a job from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
     return _slurm_state(record.job_id) if record.cluster == "slurm" else _local_state(run)
 
 
@@ -84,8 +76,7 @@ def state_of(record: JobRecord, run: Path) -> JobState:
 def submission_lock(run: Path) -> Iterator[int]:
     """Hold the run folder's lock. Yields its file descriptor: a child process that inherits it keeps the lock.
 
-    Raises:
-        UserError: if another process still holds the lock after LOCK_TIMEOUT.
+    Raises UserError if another process still holds the lock after LOCK_TIMEOUT.
     """
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -58,7 +58,7 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def launch_overrides(arguments: argparse.Namespace) -> list[str]:
-    """The given flags as overrides of the config; UserError for a time limit that cannot be parsed."""
+    """The given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
     overrides = []
     for option in LAUNCH_OPTIONS:
         value = getattr(arguments, option.field)
@@ -84,9 +84,7 @@ def sbatch_options(launch: LaunchConfig) -> dict[str, str]:
 def refuse_reserved_option(option: str, origin: str) -> None:
     """Refuse an sbatch option that would break requeueing, e.g. an array that trains several times in one folder.
 
-    Args:
-        option: long sbatch option without its dashes.
-        origin: where the option was given; the message begins with it.
+    ``option`` is a long sbatch option without its dashes. The message begins with ``origin``.
     """
     if option in _FLAG_OF_RESERVED:
         raise UserError(f"{origin} {option} conflicts with the launcher: use {_FLAG_OF_RESERVED[option]}")
@@ -95,7 +93,7 @@ def refuse_reserved_option(option: str, origin: str) -> None:
 
 
 def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
-    """Parse the values of ``--sbatch KEY=VALUE``; UserError for a missing equals sign or a reserved option."""
+    """Parse the values of ``--sbatch KEY=VALUE``. Raises UserError for a reserved option."""
     options = {}
     for text in texts:
         key, equals, value = text.removeprefix("--").partition("=")
@@ -109,7 +107,7 @@ def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
 def parse_minutes(text: str) -> int:
     """Parse a time limit in Slurm's forms: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Seconds round up.
 
-    Any other form raises UserError.
+    Raises UserError for any other form.
     """
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")

@@ -2,7 +2,7 @@
 
 Added to submitit's executor:
 
-- The controller runs in a session of its own and logs to a file. The job outlives the shell that started it.
+- The controller runs in a separate session and logs to a file. The job outlives the shell that started it.
 - SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
   CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
 - If the controller is killed, the ranks stop. They never train on in a run folder that looks free.

@@ -60,11 +60,7 @@ def preflight(
 
 
 def check_within(seconds: float, check: Callable[[], None], name: str) -> None:
-    """Run ``check`` in a thread, and abandon the thread if it hangs.
-
-    Raises:
-        BadNode: if the check fails or takes longer than ``seconds``.
-    """
+    """Run ``check`` in a thread. Raises BadNode if it fails, or hangs for ``seconds`` and is abandoned."""
     failures: list[BaseException] = []
 
     def run_check() -> None:

@@ -47,7 +47,7 @@ class RequeuePolicy:
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless it was cancelled or somebody else has requeued it already."""
+        """Retry a failed job, unless it was cancelled or is requeued already."""
         job = scontrol.show(self.attempt.job)
         if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
             return
@@ -55,7 +55,7 @@ class RequeuePolicy:
             self.retry(failure)
 
     def decide_at_time_limit(self) -> None:
-        """Retry a job that has reached its time limit, unless somebody else has requeued it already."""
+        """Retry a job that has reached its time limit, unless it is requeued already."""
         job = scontrol.show(self.attempt.job)
         if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
             self.retry(Failure(EndReason.TIME_LIMIT))
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def burn_step_ids(restart: int) -> None:
-    """Start 0 to 2 empty job steps, so that the training step has another ID than in the previous attempt.
+    """Start 0 to 2 empty job steps. The ID of the training step then differs from that of the previous attempt.
 
     Slurm 22.05 may deliver a late signal to a step with the ID of an old step. Two cases were seen: the srun of an old
     attempt on a node whose cable is plugged in again, and a busy controller that repeats an unanswered signal after a

@@ -89,6 +89,5 @@ def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
 
 
 def usable_nodes(partition: str) -> list[str]:
-    """Nodes of a partition that are up."""
     states = "idle,mixed,alloc,comp,resv"
     return run_command("sinfo", "-h", "-N", "-p", partition, "-r", "-t", states, "-o", "%N").stdout.split()

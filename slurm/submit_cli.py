@@ -93,7 +93,7 @@ def with_seed(config: Config, seed: int) -> Config:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse ``0-4``, ``1,3,7``, or a mixture of both; UserError for any other text."""
+    """Parse ``0-4``, ``1,3,7``, or a mixture of both. Raises UserError for any other text."""
     ranges = [part.split("-") for part in text.split(",")]
     if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
         raise UserError(f"--seeds {text} is not a list of seeds: write for example 0-4 or 1,3,7")
@@ -106,8 +106,7 @@ def parse_seeds(text: str) -> list[int]:
 def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
     """Submit the run and print its job. With --follow, an active job of the run is returned instead.
 
-    Raises:
-        UserError: if the run has an active job and --follow is missing, or the run cannot be submitted.
+    Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
     """
     run = Path(config.output_dir) / config.name
     record = JobRecord.read(run)

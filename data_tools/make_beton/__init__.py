@@ -100,11 +100,7 @@ class _Clips:
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":
-        """A sample, as a tuple with its only field.
-
-        Raises:
-            CorruptSample: the sample is damaged, or the size of a frame differs from the index.
-        """
+        """A sample, as a tuple with its only field. Raises CorruptSample if a frame is damaged or has another size."""
         meta = self._reader.read_meta(sample)
         jpegs = self._reader.read_frames(sample, range(meta.frames))
         for number, jpeg in enumerate(jpegs):

@@ -106,7 +106,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
-    """Write every shard, then the manifest."""
     with lock_output(options.out):
         if options.retry:
             check_library_versions(plan, options.out)
@@ -168,7 +167,6 @@ def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
-    """A progress bar with rate, bytes and quarantined videos."""
     with progress_bar(TextColumn("{task.fields[details]}")) as bar:
         task = bar.add_task(name, total=videos, details="")
 

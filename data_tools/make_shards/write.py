@@ -101,11 +101,8 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock the folder against a second run of the same part, and against the whole while a part is written.
 
-    Args:
-        part: (number, parts); None for the whole.
-
-    Raises:
-        UserError: another run writes, or the folder was started with another number of parts.
+    ``part`` is (number, parts), or None for the whole. Raises UserError if another run writes, or the folder was started
+    with another number of parts.
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)
@@ -151,12 +148,9 @@ def write_shards(
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times a second from this thread.
 
-    Returns:
-        Counts of all planned shards, including those that were finished before.
-
-    Raises:
-        UserError: the folder cannot be written (for example, the disk is full).
-        KeyboardInterrupt: raised after the processes have ended. Finished shards are kept.
+    Returns counts of all planned shards, including those that were finished before. Raises UserError if the folder
+    cannot be written, for example to a full disk. KeyboardInterrupt is raised after the processes have ended, and
+    finished shards are kept.
     """
     total = Counts()
     pending: list[PlannedShard] = []
@@ -267,11 +261,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``.
-
-    Raises:
-        UserError: a shard has been lost or damaged since it was written.
-    """
+    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard has been lost or damaged."""
     entries = finished_entries(plan, out)
     if entries is None:
         raise UserError(f"finished shards of {out} have changed during this run: run the same command again")

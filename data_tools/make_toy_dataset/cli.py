@@ -98,8 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
     """Render the data set into ``out`` unless it exists; returns the exit status.
 
-    Raises:
-        UserError: the folder cannot be written, or holds other data.
+    Raises UserError if the folder cannot be written, or holds other data.
     """
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):

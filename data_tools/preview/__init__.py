@@ -51,11 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
-    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB.
-
-    Raises:
-        CorruptSample: a chosen sample is damaged.
-    """
+    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB."""
     reader = open_reader(folder, load_manifest(folder))
     order = sorted(
         range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()

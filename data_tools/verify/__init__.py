@@ -56,11 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """All damage of a folder of shards, in the order of the shards.
-
-    Args:
-        decode: number of samples of each shard whose first, middle and last frame are decoded.
-    """
+    """All damage, in the order of the shards. Decodes the first, middle and last frame of ``decode`` samples a shard."""
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
         found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
         return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
@@ -95,7 +91,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
         return [fault]
     except OSError as error:
         return [CorruptSample(Reason.UNREADABLE, shard.name, str(error))]
-    detail = f"sha256 is {whole}, its index says {indexed.sha256}"
+    detail = f"sha256 is {whole}, but its index has {indexed.sha256}"
     return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
 
 
