@@ -101,8 +101,8 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock the folder against a second run of the same part, and against the whole while a part is written.
 
-    ``part`` is (number, parts), or None for the whole. Raises UserError if another run writes, or the folder was started
-    with another number of parts.
+    ``part`` is (number, parts), or None for the whole. Raises UserError if another run writes, or the folder was
+    started with another number of parts.
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)

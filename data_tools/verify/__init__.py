@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """All damage, in the order of the shards. Decodes the first, middle and last frame of ``decode`` samples a shard."""
+    """Damage in the order of the shards. Decodes the first, middle and last frame of ``decode`` samples a shard."""
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
         found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
         return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
