@@ -16,10 +16,12 @@ test: $(VENV)/.test system-packages
 	@$(PY) -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.test
-	@echo "== lint, format, types"
+	@echo "== lint, format, types, imports, names"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) .ci/check_words.py
 
 # Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml.
 $(VENV)/.%: pyproject.toml constraints.txt

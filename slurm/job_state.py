@@ -1,7 +1,7 @@
 """The job of a run folder and its state.
 
 ``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
-``--cluster local``, for as long as the job's controller lives. The system releases the lock when its holder dies.
+``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies.
 A crash leaves nothing to clean up.
 """
 

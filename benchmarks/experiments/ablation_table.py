@@ -31,7 +31,7 @@ class RowJob:
     folder: Path
     """Folder of job.json."""
     argv: tuple[str, ...]
-    """Arguments of slurm/submit.py; of `python` for a test."""
+    """Arguments of `motionmae submit`; of `python` for a test."""
 
     def active_record(self) -> JobRecord | None:
         """The job in the queue or running; None if there is none."""

@@ -2,8 +2,8 @@
 
 Every file of configs/ablations/ is a row of three jobs that depend on each other: pre-training, fine-tuning by the
 recipe of its data set (Table 6b), and test. Rows with the same settings are trained once. Repeat the command to submit
-the jobs that are still missing. Options and overrides after ``--`` go to slurm/submit.py; with ``-- --cluster local``
-the jobs run on this machine, one after the other.
+the jobs that are still missing. Options and overrides after ``--`` go to `motionmae submit`. The jobs run on this
+machine, one after the other, with ``-- --cluster local``.
 
 Examples::
 

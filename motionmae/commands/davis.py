@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
     parser.add_argument(
         "--short-side", type=int, default=480, metavar="PIXELS",
-        help="short side of an encoder's frames (default: 480, for cubes of 16 pixels; smaller in proportion for smaller "
-        "cubes)",
+        help="short side of an encoder's frames (default: 480, for cubes of 16 pixels; reduce it in proportion for "
+        "smaller cubes)",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")

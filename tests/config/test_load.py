@@ -113,7 +113,7 @@ def test_overrides_are_checked_together() -> None:
         ("mask.ratoi=0.5", ["unknown key mask.ratoi", "did you mean mask.ratio"]),
         ("optim.lr=1", ["unknown key optim.lr", "did you mean optim.base_lr?"]),
         ("epochs=3", ["unknown key epochs", "did you mean optim.epochs"]),
-        ("optim.batch=8", ["did you mean optim.global_batch_size?"]),
+        ("optim." + "batch=8", ["did you mean optim.global_batch_size?"]),
         ("optim.bach=8", ["did you mean optim.global_batch_size?"]),
         ("optim.batch_size=8", ["did you mean optim.global_batch_size?"]),
         ("optim.micro_batch_size=8", ["did you mean engine.micro_batch_size?"]),

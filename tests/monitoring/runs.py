@@ -64,7 +64,8 @@ class FedRun:
 def settings_of(config: Config, folder: Path, node: int = 0, nodes: int = 1) -> Settings:
     monitoring = config.monitoring
     return Settings(
-        config.name, str(Path(config.output_dir) / config.name), node, nodes, str(folder), str(Path(config.output_dir) / ".sd"),
+        config.name, str(Path(config.output_dir) / config.name), node, nodes, str(folder),
+        str(Path(config.output_dir) / ".sd"),
         monitoring.address, monitoring.port, monitoring.ports, monitoring.linger_seconds,
         monitoring.tls_certificate, monitoring.tls_key,
     )  # fmt: skip

@@ -281,14 +281,14 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     shards = make_shards(tmp_path / "shards", samples=8)
     command = [sys.executable, str(program), *LOCAL, *tiny.overrides(shards), "--follow"]
     run = tmp_path / "runs/demo"
-    watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(tiny.rows(run)) >= 5, "metrics", 120)
     watcher.send_signal(signal.SIGINT)
-    shown, _ = watcher.communicate(timeout=30)
+    _, message = watcher.communicate(timeout=30)
     record = JobRecord.read(run)
     assert record is not None
     assert watcher.returncode == 130
-    assert f"job {record.job_id} continues" in shown
+    assert f"job {record.job_id} continues" in message
 
     for module in ("training/trainer", "training/setup", "engine/deepspeed_engine"):  # --follow imports none of these
         edited = program.parents[1] / f"motionmae/{module}.py"

@@ -1,1 +1,1 @@
-"""A small experiment that measures the value of pre-training; see `python -m benchmarks.experiments.evidence --help`."""
+"""A small experiment that measures the value of pre-training: `python -m benchmarks.experiments.evidence --help`."""
