@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 class ClipRequest(NamedTuple):
     """One clip to decode."""
 
-    row: int
-    """Row of the batch that the clip fills."""
+    row: int  # row of the batch that the clip fills
     seed: int
-    """Seed of the run."""
     epoch: int
-    sample: int
-    """Sample id."""
-    repeat: int
-    """From 0, if a sample gives several clips."""
+    sample: int  # sample id
+    repeat: int  # from 0, if a sample gives several clips
 
     @property
     def random(self) -> KeyedRandom:
@@ -41,8 +37,7 @@ class ClipRequest(NamedTuple):
 class ClipDecoder(Protocol):
     """Decodes random clips of stored samples."""
 
-    threads: int
-    """Number of threads that may call :meth:`decode_into` at the same time."""
+    threads: int  # number of threads that may call :meth:`decode_into` at the same time
 
     @property
     def reader(self) -> ShardReader | None:
@@ -66,11 +61,7 @@ class ClipDecoder(Protocol):
 
 
 def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
-    """Return the augmentation beyond crop and flip, or None if it is off.
-
-    Raises:
-        UserError: see :class:`motionmae.data.rand_augment.ClipAugment`.
-    """
+    """Return the augmentation beyond crop and flip, or None if it is off."""
     if not data.rand_augment and not data.random_erasing:
         return None
     from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training does not need it

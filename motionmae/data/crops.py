@@ -26,12 +26,9 @@ class Crop:
 
 
 def random_crop(height: int, width: int, size: int, data: DataConfig, random: KeyedRandom) -> Crop:
-    """Draw the crop of one training clip by ``data.crop``, mirrored with probability 1/2 if ``data.flip``.
+    """Draw the crop of one training clip of ``size`` pixels from stored frames of ``height`` x ``width`` pixels.
 
-    Args:
-        height: pixels of the stored frames.
-        width: pixels of the stored frames.
-        size: pixels of the clip's side.
+    ``data.crop`` chooses the method. The crop is mirrored with probability 1/2 if ``data.flip``.
     """
     flip = random.uniform() < 0.5  # always drawn, and drawn first: the flip does not depend on other settings
     if data.crop == "multi_scale":

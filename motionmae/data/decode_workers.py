@@ -42,8 +42,7 @@ class _Task(NamedTuple):
     """Message to a worker."""
 
     requests: list[ClipRequest]
-    handles: list[int]
-    """Handles of the clips' buffer and, if requested, the flows' buffer."""
+    handles: list[int]  # handles of the clips' buffer and, if requested, the flows' buffer
     shapes: list[tuple[int, ...]]
     new: list[bool]
     """Whether the buffer's file descriptor follows. The worker then maps it."""
@@ -54,8 +53,7 @@ class _Pipe(NamedTuple):
 
     process: SpawnProcess
     connection: Connection
-    known: set[int]
-    """Handles of buffers that the worker has mapped through this pipe."""
+    known: set[int]  # handles of buffers that the worker has mapped through this pipe
 
 
 class WorkerDecoder:
@@ -79,11 +77,7 @@ class WorkerDecoder:
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """See :meth:`motionmae.data.clip_decoder.ClipDecoder.decode_into`.
-
-        Raises:
-            WorkerFailed: the process was killed, usually because the memory was full.
-        """
+        """Raises WorkerFailed if the process was killed, usually because the memory was full."""
         buffers = [clips] if flows is None else [clips, flows]
         handles, shapes = [one.handle for one in buffers], [one.array.shape for one in buffers]
         pipe = self._free.get()
@@ -137,16 +131,10 @@ def _serve(connections: list[Connection], open_decoder: Callable[[], ShardDecode
                 task: _Task = connection.recv()
                 for handle, shape, is_new, kind in zip(*task[1:], (np.uint8, np.float16), strict=False):
                     if is_new:
-                        buffers[handle] = SharedBuffer(_receive(connection, shape, np.dtype(kind)), handle)
+                        file = recv_handle(connection)
+                        buffers[handle] = SharedBuffer(map_block(file, shape, np.dtype(kind)), handle)
+                        os.close(file)
                 connection.send(_decode(decoder, task.requests, *(buffers[handle] for handle in task.handles)))
-
-
-def _receive(connection: Connection, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    file = recv_handle(connection)
-    try:
-        return map_block(file, shape, dtype)
-    finally:
-        os.close(file)
 
 
 def _decode(

@@ -11,11 +11,9 @@ from motionmae.data.loader import Batch
 class _Copy(NamedTuple):
     """A copy in progress."""
 
-    original: Batch
-    """Keeps the CPU memory: the loader must not reuse it before the copy is done."""
+    original: Batch  # keeps the CPU memory: the loader must not reuse it before the copy is done
     target: Batch
-    done: Any
-    """Event of the copy stream."""
+    done: Any  # event of the copy stream
 
 
 class DevicePrefetcher:

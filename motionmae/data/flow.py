@@ -36,15 +36,9 @@ def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
 
 
 def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", out: np.ndarray) -> None:
-    """Unpack one field into ``out``, cropped and resized like the pixels of the clip.
+    """Unpack one field into ``out``, float16 (size, size, 2), cropped and resized like the pixels of the clip.
 
-    The vectors are scaled to pixels of the clip. A flip negates their x.
-
-    Args:
-        out: float16 (size, size, 2), filled.
-
-    Raises:
-        CorruptSample: the field is damaged.
+    The vectors are scaled to pixels of the clip. A flip negates their x. A damaged field raises CorruptSample.
     """
     try:
         height, width = _SIZE.unpack_from(content)

@@ -53,15 +53,10 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
 
 
 def decode_clip(jpegs: Sequence[bytes | memoryview], meta: SampleMeta, crop: Crop, out: np.ndarray) -> None:
-    """Decode, crop, resize and mirror the T frames of a clip into ``out``.
+    """Decode, crop, resize and mirror the T frames of a clip into ``out``, contiguous uint8 (T, size, size, 3).
 
     Resizing is bilinear. A crop that shrinks to less than half is averaged by area, because bilinear would alias.
-
-    Args:
-        out: contiguous uint8 (T, size, size, 3), filled.
-
-    Raises:
-        CorruptSample: a frame does not decode to a picture of the size in the index.
+    A frame that does not decode raises CorruptSample.
     """
     size = out.shape[1]
     method = cv2.INTER_AREA if min(crop.height, crop.width) > 2 * size else cv2.INTER_LINEAR

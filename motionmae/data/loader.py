@@ -14,7 +14,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,14 +39,11 @@ class Batch(NamedTuple):
 
     clips: torch.Tensor
     """uint8 (n, T, H, W, 3), pinned with CUDA. The memory is reused when no tensor refers to it."""
-    labels: torch.Tensor
-    """int64 (n,)."""
-    seeds: torch.Tensor
-    """int64 (n,), seeds of the masks."""
+    labels: torch.Tensor  # int64 (n,)
+    seeds: torch.Tensor  # int64 (n,), seeds of the masks
     samples: torch.Tensor
     """int64 (n,), ids of the samples used. For a replaced sample it is the replacement's id."""
-    flow: torch.Tensor | None
-    """float16 (n, T, H, W, 2) in pixels, if requested."""
+    flow: torch.Tensor | None  # float16 (n, T, H, W, 2) in pixels, if requested
 
     def to(self, device: torch.device) -> "Batch":
         """Copy all tensors to ``device``, except the sample ids, which are for messages."""
@@ -70,10 +66,8 @@ class _Target(NamedTuple):
 class _Item(NamedTuple):
     """A sample to decode."""
 
-    row: int
-    """Number of the sample within the micro-batch."""
-    shuffle_index: int
-    """Position in the order of the epoch, see EpochSampler."""
+    row: int  # number of the sample within the micro-batch
+    shuffle_index: int  # position in the order of the epoch, see EpochSampler
     sample: int
 
 
@@ -92,8 +86,7 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse to resume from ``state`` (:meth:`ClipLoader.state`) with another stream of samples.
 
-    Raises:
-        UserError: names all values that differ.
+    The UserError names all values that differ.
     """
     differing = [
         f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
@@ -110,14 +103,11 @@ class ClipLoader:
 
     Args:
         batch: samples of a step over all ranks.
-        micro_batch_size: samples of a micro-batch.
-        world: number of ranks.
-        flow: read stored optical flow too.
         labelled: refuse samples without a class.
 
     Raises:
-        UserError: there are no shards or fewer samples than a batch, the ranks cannot share a batch evenly, or see
-            :func:`motionmae.data.open_shards.check_stored`.
+        UserError: there are no shards or fewer samples than a batch, the ranks cannot share a batch evenly, or the
+            shards lack what a clip needs.
     """
 
     def __init__(
@@ -165,9 +155,7 @@ class ClipLoader:
     def __enter__(self) -> "ClipLoader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -184,7 +172,6 @@ class ClipLoader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See :func:`stream_identity`."""
         return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -281,11 +268,7 @@ class ClipLoader:
         return faults
 
     def _count_corrupt(self, sample: int, fault: CorruptSample) -> None:
-        """Count a corrupt sample, once a run.
-
-        Raises:
-            UserError: there are more than ``data.max_corrupt_samples``.
-        """
+        """Count a corrupt sample, once a run. Raises UserError if there are more than ``data.max_corrupt_samples``."""
         with self._lock:
             if sample not in self.corrupt_samples:
                 self.corrupt_samples[sample] = fault.reason.value

@@ -22,15 +22,11 @@ _MAX_OPEN_SHARDS = 512  # half of the usual limit of open files
 
 
 def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
-    """Read the manifest of a folder of shards.
-
-    Args:
-        folder: path or URL.
-        data: retries and timeout of a URL.
+    """Read the manifest of a folder of shards, a path or a URL. ``data`` holds the retries and timeout of a URL.
 
     Raises:
-        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`. For a URL it may be
-            :class:`motionmae.data.remote.download.UnreachableError`, which may pass.
+        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`.
+        UnreachableError: the URL could not be read. A later try may succeed.
     """
     if not folder:
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
@@ -42,12 +38,7 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
 def open_reader(
     folder: Path | str, manifest: Manifest | None = None, data: DataConfig | None = None, open_shards: int = 256
 ) -> ShardReader:
-    """Open a folder of shards.
-
-    Args:
-        folder: path or URL.
-        data: cache, retries and timeout of a URL.
-        open_shards: maximum number of open shards.
+    """Open a folder of shards, a path or a URL. ``data`` holds the cache, retries and timeout of a URL.
 
     Raises:
         UserError: the folder cannot be read, or shards of the manifest are missing.
@@ -60,11 +51,7 @@ def open_reader(
 
 
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open the data set of a run for decoding.
-
-    Raises:
-        UserError: files are missing, or do not belong to ``manifest``.
-    """
+    """Open the data set of a run. Raises UserError if files are missing or do not belong to ``manifest``."""
     if data.beton:
         return BetonDecoder(data, clip, manifest)
     open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
@@ -82,7 +69,6 @@ def start_prefetch(
     """Start to download remote shards before they are needed; None if all files are local.
 
     Args:
-        sampler_of: returns the sampler of an epoch.
         in_flight: maximum distance of the shuffle indices that ranks and decoders use at the same time.
 
     Raises:
@@ -95,11 +81,7 @@ def start_prefetch(
 
 
 def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
-    """Refuse a data set that lacks what the clips of a run need.
-
-    Raises:
-        UserError: the stride, the flow, the length of the windows or whole videos are missing.
-    """
+    """Refuse shards that lack the stride, the flow, the window length or the whole videos that a run needs."""
     check_windows(manifest, data.shards, clip)
     if flow and not manifest.encoder.flow_distance:
         raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
@@ -111,9 +93,6 @@ def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: b
 
 def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
     """Check the file that each node reads instead of the shards. It may lie on the nodes' own disks.
-
-    Args:
-        on_this_machine: whether the run will start here.
 
     Returns:
         A note for the user if another machine must have the file and this one does not, or an empty text.

@@ -23,24 +23,17 @@ from motionmae.errors import UserError
 class LoaderProfile:
     """Measurements of the loader of one rank."""
 
-    clips_per_second: float
-    """Rate of the loader with the settings of the configuration."""
-    decoders: int
-    """Number of decoding processes or threads."""
-    bytes_per_clip: float
-    """Stored bytes read for a clip."""
-    cpu_ms: float
-    """CPU milliseconds a clip of all threads and processes of the loader."""
+    clips_per_second: float  # rate of the loader with the settings of the configuration
+    decoders: int  # number of decoding processes or threads
+    bytes_per_clip: float  # stored bytes read for a clip
+    cpu_ms: float  # CPU milliseconds a clip of all threads and processes of the loader
     read_ms: float
     """CPU milliseconds a clip to find, read and check the frames, measured alone on one core."""
-    decode_ms: float
-    """CPU milliseconds a clip to decode, crop and resize, measured alone on one core."""
+    decode_ms: float  # CPU milliseconds a clip to decode, crop and resize, measured alone on one core
     corrupt: int
-    """Number of corrupt samples found."""
 
     @property
     def bytes_per_second(self) -> float:
-        """Rate at which the loader reads."""
         return self.clips_per_second * self.bytes_per_clip
 
     @property
@@ -85,7 +78,6 @@ def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, se
 
 
 def _cpu_seconds() -> float:
-    """CPU seconds used by this process and its children."""
     this = psutil.Process()
     return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user, system
 

@@ -28,14 +28,7 @@ _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "Trans
 
 
 class ClipAugment:
-    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``.
-
-    Args:
-        size: pixels of the clips' side.
-
-    Raises:
-        UserError: timm does not know the policy.
-    """
+    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``."""
 
     def __init__(self, data: DataConfig, size: int):
         self._erase = data.random_erasing

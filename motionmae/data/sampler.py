@@ -49,7 +49,6 @@ class EpochSampler:
 
     Args:
         counts: samples of each shard in the order of the manifest. Sample ids count through them.
-        epoch: from 0.
         shuffle_window_shards: maximum number of shards whose samples are shuffled together.
     """
 

@@ -21,11 +21,7 @@ from motionmae.errors import UserError
 
 
 def stored_step(clip: ClipConfig, stored_stride: int) -> int:
-    """Distance of a clip's frames in stored frames.
-
-    Raises:
-        UserError: the shards lack frames that the clip needs.
-    """
+    """Distance of a clip's frames in stored frames. Raises UserError if the shards lack frames that the clip needs."""
     if clip.stride % stored_stride:
         raise UserError(
             f"clip.stride={clip.stride} is not possible, because the shards store every {stored_stride}th frame: "
@@ -36,9 +32,6 @@ def stored_step(clip: ClipConfig, stored_stride: int) -> int:
 
 def check_windows(manifest: Manifest, shards: Path | str, clip: ClipConfig) -> None:
     """Refuse shards made with ``--clips`` whose windows are shorter than a clip.
-
-    Args:
-        shards: location of the shards, for the message.
 
     Raises:
         UserError: a clip does not fit in a window, or see :func:`stored_step`.
@@ -70,9 +63,8 @@ def random_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> li
     """Choose the stored frames of one random clip. Every possible start is equally likely."""
     step = stored_step(clip, meta.stride)
     windows = _windows(meta, (clip.frames - 1) * step + 1)
-    pick = random.below(
-        max(1, sum(starts for _, _, starts in windows))
-    )  # always draws one number: the crop's numbers do not shift
+    # one number is always drawn, and the crop's numbers do not shift
+    pick = random.below(max(1, sum(starts for _, _, starts in windows)))
     for low, length, starts in windows:
         if pick < starts:
             return _frames(low + pick, low + length, clip.frames, step)

@@ -20,16 +20,12 @@ FILE_NAME = "cache_key.json"
 class CacheKey:
     """All that determines the result of an evaluation."""
 
-    weights: str
-    """Fingerprint of the model; empty without a model."""
-    inputs: str
-    """Fingerprint of a manifest, or absolute path of a folder of videos."""
-    settings: dict[str, object]
-    """All other settings that change a result; JSON values."""
+    weights: str  # fingerprint of the model; empty without a model
+    inputs: str  # fingerprint of a manifest, or absolute path of a folder of videos
+    settings: dict[str, object]  # all other settings that change a result; JSON values
 
     @property
     def digest(self) -> str:
-        """Short hash of the key."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def bind(self, folder: Path) -> None:

@@ -37,8 +37,7 @@ class Exported:
     step: int
     class_names: tuple[str, ...]
     commit: str
-    note: str = ""
-    """Note for the model card about omitted weights."""
+    note: str = ""  # note for the model card about omitted weights
 
 
 def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
@@ -78,11 +77,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
 
 
 def as_videomae(exported: Exported) -> Exported:
-    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head.
-
-    Raises:
-        UserError: VideoMAE has no such model.
-    """
+    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head."""
     config, state, note = exported.config, exported.state, ""
     pretraining = config.task == "pretrain"
     if pretraining and config.target.kind == "both" and config.model.decoder == "divided":
@@ -95,7 +90,6 @@ def as_videomae(exported: Exported) -> Exported:
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
-    """Return the ``config.json`` of a transformers folder."""
     classes = {str(number): name for number, name in enumerate(exported.class_names)}
     kind = CLASSIFIER if classes else PRETRAINING
     labels = {"id2label": classes, "label2id": {name: int(number) for number, name in classes.items()}}
@@ -124,22 +118,14 @@ def recorded_commit(run: Path) -> str:
     return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
 
 
-_LOADING = {
-    ("hf", "finetune"): "from transformers import VideoMAEForVideoClassification\n\n"
-    'model = VideoMAEForVideoClassification.from_pretrained("FOLDER")',
-    ("hf", "pretrain"): "from transformers import VideoMAEForPreTraining\n\n"
-    'model = VideoMAEForPreTraining.from_pretrained("FOLDER")',
-    ("safetensors", "finetune"): "motionmae finetune --config NAME finetune.init=FOLDER",
-    ("safetensors", "pretrain"): "motionmae finetune --config NAME finetune.init=FOLDER",
-}
-
-
 def model_card(exported: Exported, kind: str) -> str:
-    """Return the README of an exported folder."""
     config = exported.config
     model = f"classifier of {len(exported.class_names)} classes" if exported.class_names else "pre-trained encoder"
-    settings = config_yaml(config)
-    language = "python" if kind == "hf" else "sh"
+    if kind == "hf":
+        name = CLASSIFIER if config.task == "finetune" else PRETRAINING
+        loading = f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```'
+    else:
+        loading = "```sh\nmotionmae finetune --config NAME finetune.init=FOLDER\n```"
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
         f"# {config.name}: {model} (MotionMAE, {config.model.size})",
@@ -149,7 +135,7 @@ def model_card(exported: Exported, kind: str) -> str:
         f"- code: {exported.commit}",
         f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
         f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
-        f"```{language}\n{_LOADING[kind, config.task]}\n```",
-        f"## Settings\n```yaml\n{settings}```",
+        loading,
+        f"## Settings\n```yaml\n{config_yaml(config)}```",
     ]
     return "\n\n".join(filter(None, lines)) + "\n"

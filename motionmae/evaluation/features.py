@@ -24,13 +24,10 @@ from motionmae.evaluation.load_run import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:
-    """Find the video files below a folder, and count the skipped files.
+    """Find the video files below a folder. Raises UserError if there are none.
 
     Returns:
         Sorted paths relative to the folder, each with a stamp that changes with the file; the number of other files.
-
-    Raises:
-        UserError: there are no video files.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -45,11 +42,7 @@ def find_videos(folder: Path) -> tuple[dict[str, str], int]:
 def features_of_files(
     model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the features of ``videos`` (of :func:`find_videos`). Resumable in ``work``. Collective.
-
-    Raises:
-        UserError: ``work`` belongs to another folder or model.
-    """
+    """Compute the features of ``videos`` (of :func:`find_videos`). Resumable in ``work``. Collective."""
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
@@ -61,11 +54,7 @@ def features_of_files(
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the feature of every sample of the shards, by sample number. Resumable below ``work``. Collective.
-
-    Raises:
-        UserError: the shards hold windows shorter than a clip.
-    """
+    """Compute the feature of every sample of the shards, by sample number. Resumable below ``work``. Collective."""
     check_windows(reader.manifest, reader.folder, config.clip)
 
     def read(name: str) -> NDArray[np.uint8]:

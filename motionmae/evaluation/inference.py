@@ -25,18 +25,15 @@ from motionmae.distributed.context import DistributedContext, broadcast_object, 
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 
-UNREADABLE = (CorruptSample, UnreadableVideo)
-"""Exceptions of an unreadable video."""
+UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions of an unreadable video
 
 
 @dataclass(frozen=True)
 class Results:
     """Results of all items, by name."""
 
-    values: dict[str, np.ndarray]
-    """float32 arrays of the readable items."""
-    unreadable: dict[str, str]
-    """Reasons of the unreadable items."""
+    values: dict[str, np.ndarray]  # float32 arrays of the readable items
+    unreadable: dict[str, str]  # reasons of the unreadable items
 
 
 def infer(
@@ -56,10 +53,6 @@ def infer(
         read: returns the model's input for an item, or raises one of UNREADABLE. Runs in threads.
         compute: returns float32 values for this input.
         parts: folder of the finished results.
-        key: cache key of ``parts``.
-        rank: this process.
-        title: label of the progress bar.
-        threads: number of threads that read ahead.
 
     Raises:
         UserError: ``parts`` has another cache key.
@@ -79,9 +72,8 @@ def infer(
             packed = base64.b64encode(values.tobytes()).decode()
             file.append({"item": name, "stamp": items[name], "shape": values.shape, "values": packed})
     file.close()
-    reasons = {
-        name: why for part in gather_objects(unreadable) for name, why in part.items()
-    }  # after this all ranks have written
+    gathered = gather_objects(unreadable)  # after this all ranks have written
+    reasons = {name: why for part in gathered for name, why in part.items()}
     rows = _rows(parts, items)
     found = {
         name: np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4").reshape(rows[name]["shape"])
@@ -127,9 +119,7 @@ def _read_ahead(
 class FrozenModel:
     """A model in evaluation mode, on the device of ``rank``, with the precision of its training.
 
-    Args:
-        precision: fp32, bf16 or fp16.
-        batch: number of clips in a forward pass.
+    A forward pass takes ``batch`` clips.
     """
 
     def __init__(self, model: nn.Module, rank: DistributedContext, precision: str, batch: int):

@@ -10,15 +10,11 @@ from numpy.typing import NDArray
 class KnnResult:
     """Accuracy of nearest neighbours as a classifier."""
 
-    top1: float
-    """Percent."""
-    chance: float
-    """Percent of the most frequent class among the test videos."""
+    top1: float  # percent
+    chance: float  # percent of the most frequent class among the test videos
     videos: int
-    missing: int
-    """Unreadable test videos."""
-    train_missing: int
-    """Unreadable training videos."""
+    missing: int  # unreadable test videos
+    train_missing: int  # unreadable training videos
 
 
 def classify_by_neighbours(

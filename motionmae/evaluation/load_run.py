@@ -1,4 +1,7 @@
-"""Load the model of a run from one of its checkpoints. The run folder is only read."""
+"""Load the model of a run from one of its checkpoints. The run folder is only read.
+
+A missing or damaged run or checkpoint raises UserError. A probe also needs the run of its encoder.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +42,14 @@ class Finetuned:
     model: Classifier
     config: Config
     step: int
-    class_names: tuple[str, ...]
-    """In the order of the logits."""
-    fingerprint: str
-    """Hash of the model's weights."""
+    class_names: tuple[str, ...]  # in the order of the logits
+    fingerprint: str  # hash of the model's weights
 
 
 def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
     """Return the step of the checkpoint to load: ``step``, or the newest that rank 0 finds. Collective.
 
     If every rank looked for the newest checkpoint, a save in between would give them different weights.
-
-    Raises:
-        UserError: there is no such run or checkpoint.
     """
 
     def choose() -> int:
@@ -62,11 +60,7 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
-    """Load the checkpoint of ``step``, or the newest one, of a pre-training run.
-
-    Raises:
-        UserError: there is no such run or checkpoint, or its files are damaged.
-    """
+    """Load the checkpoint of ``step``, or the newest one, of a pre-training run."""
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
     load_state_dict_strict(model, weights.state, weights.origin)
@@ -74,11 +68,7 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
 
 
 def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
-    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run.
-
-    Raises:
-        UserError: there is no such run or checkpoint, its files are damaged, or a probe's encoder is missing.
-    """
+    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run."""
     config, weights, saved = _load(run, step, "finetune")
     names = tuple(saved["task"]["class_names"])
     model = build_classifier(config, len(names))
@@ -91,7 +81,6 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
 
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
-    """Call :func:`load_pretrained` or :func:`load_finetuned`, according to the run's task."""
     return load_finetuned(run, step) if _config_of(run).task == "finetune" else load_pretrained(run, step)
 
 
@@ -122,10 +111,6 @@ class Embedding(nn.Module):
 
 
 def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
-    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step.
-
-    Raises:
-        UserError: as :func:`load_pretrained` and :func:`load_finetuned`.
-    """
+    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step."""
     loaded = load_run(run, step)
     return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

@@ -18,11 +18,7 @@ PANELS = (
 
 
 def read_history(run: Path) -> RunHistory:
-    """Read the metrics of a run folder.
-
-    Raises:
-        UserError: the folder has no logged step, or the run is a fine-tuning run.
-    """
+    """Read a pre-training run. Raises UserError if it has no logged step or is a fine-tuning run."""
     history = RunHistory(run)
     if not history.rows:
         raise UserError(
@@ -46,12 +42,8 @@ def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, fl
     """Write a PNG with four panels: both losses, the learning rate and the throughput.
 
     Thin lines show the logged steps, thick lines their moving mean. Dashed vertical lines mark resumes. Dotted
-    horizontal lines mark the loss of predicting the mean.
-
-    Args:
-        histories: the runs.
-        marks: for each run, the loss of predicting the mean by head (``space``, ``time``), where known.
-        out: path of the PNG.
+    horizontal lines mark the loss of predicting the mean, which ``marks`` holds for each run by head (``space``,
+    ``time``) where it is known.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 

@@ -11,7 +11,7 @@ from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import choose_device
 from motionmae.evaluation.load_run import load_pretrained
 from motionmae.models.cubes import cut_patches
-from motionmae.models.masking import draw_masks
+from motionmae.models.motionmae import masks_of
 from motionmae.models.targets import loss_of, make_targets
 
 _BATCH = 32  # clips in a forward pass
@@ -23,9 +23,6 @@ def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
     It is measured on the first ``clips`` clips of the run's stream, cropped and masked as in training, with the run's
     targets and loss. With normalised targets it is close to 1 for frames. It is smaller for motion, because
     ``target.motion_eps`` keeps static cubes near zero.
-
-    Raises:
-        UserError: the shards are missing.
     """
     return _mean_losses(config, *_first_clips(config, clips))
 
@@ -34,13 +31,8 @@ def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
 def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, float]:
     """Return the explained variance of each trained head: 1 - its loss / the loss of predicting the mean.
 
-    Args:
-        run: run folder; its newest checkpoint is used.
-        shards: folder or URL of the clips. Held-out shards show overfitting.
-        clips: number of clips, the first of the stream, cropped and masked as in training.
-
-    Raises:
-        UserError: as :func:`motionmae.evaluation.load_run.load_pretrained`, or the shards are missing.
+    The newest checkpoint is measured on the first ``clips`` clips of ``shards`` (a folder or a URL), cropped and masked
+    as in training. Held-out shards show overfitting.
     """
     loaded = load_pretrained(run)
     config = loaded.config.updated({"data.shards": shards})
@@ -67,17 +59,9 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
-    clip, mask = config.clip, config.mask
-    masks = draw_masks(
-        seeds,
-        kind=mask.kind,
-        ratio=mask.ratio,
-        temporal_patches=clip.temporal_patches,
-        spatial_patches=clip.spatial_patches,
-    )
-    patches = cut_patches(clips, clip.cube_size)
+    patches = cut_patches(clips, config.clip.cube_size)
     losses = {}
-    for head, target in make_targets(config, patches, masks.masked, flow).items():
+    for head, target in make_targets(config, patches, masks_of(config, seeds).masked, flow).items():
         mean = target.values.mean(dim=(0, 1)).expand_as(target.values)
         losses[head] = float(loss_of(mean, target.values, config.target.loss))
     return losses

@@ -30,25 +30,18 @@ class Report:
 
     top1: float
     top5: float
-    mean_class: float
-    """Mean of the top-1 per class, over the classes that occur."""
-    videos: int
-    """Number of videos of the split, including unreadable ones."""
+    mean_class: float  # mean of the top-1 per class, over the classes that occur
+    videos: int  # number of videos of the split, including unreadable ones
     missing: int
     """Number of unreadable videos. They are counted neither as correct nor as wrong."""
-    views: str
-    """Clips x crops."""
-    gflops_per_view: float
-    """10^9 multiply-additions, as in the papers."""
-    gflops: float
-    """For all views of a video."""
+    views: str  # clips x crops
+    gflops_per_view: float  # 10^9 multiply-additions, as in the papers
+    gflops: float  # for all views of a video
     parameters: int
-    per_class: dict[str, float | None]
-    """Top-1 of each class; None if no video of the class was read."""
+    per_class: dict[str, float | None]  # top-1 of each class; None if no video of the class was read
 
 
 def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
-    """Return the cache key of the predictions."""
     config = trained.config
     settings = {
         "clips": config.test.clips,
@@ -83,11 +76,7 @@ def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the logit of each label of the tested shards, matched by class name.
-
-    Raises:
-        UserError: the model was not trained on a class.
-    """
+    """Return the logit of each label, matched by class name. Raises UserError if the model does not know a class."""
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
@@ -116,11 +105,7 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """Return the report, and the confusion matrix of counts (true class, predicted class).
-
-    Raises:
-        UserError: all videos are unreadable.
-    """
+    """Return the report and counts (true class, predicted class). Raises UserError if all videos are unreadable."""
     if not results.values:
         raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
     config, names = trained.config, trained.class_names
@@ -184,7 +169,6 @@ def _origin(reader: ShardReader, sample: int) -> list[str]:
 
 
 def write_report(path: Path, report: Report, **more: object) -> None:
-    """Write the report as JSON, with the keys of ``more`` added."""
     write_atomically(path, (json.dumps({**asdict(report), **more}, indent=1) + "\n").encode())
 
 

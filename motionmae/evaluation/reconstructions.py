@@ -24,8 +24,7 @@ from motionmae.models.motionmae import Reconstruction
 Strip = NDArray[np.float32]
 NOTE = "masked cubes have the mean and contrast of the true cube, because the model predicts normalised targets"
 
-LINE = 18
-"""Height of a line of text in a video, in pixels."""
+LINE = 18  # height of a line of text in a video, in pixels
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,8 @@ class Block:
     """The rows of one clip with one mask."""
 
     title: str
-    rows: list[tuple[str, Strip]]
-    """Label and n frames side by side, float (H, n * (W + gap), 3) in [0, 1]."""
-    true_statistics: bool
-    """See :class:`Reconstruction`."""
+    rows: list[tuple[str, Strip]]  # label and n frames side by side, float (H, n * (W + gap), 3) in [0, 1]
+    true_statistics: bool  # see :class:`Reconstruction`
 
 
 def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
@@ -59,9 +56,6 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, ma
     """Arrange the frames of one clip of a batch in the rows of Figure 3.
 
     Args:
-        title: heading of the block.
-        found: result of ``MotionMAE.reconstruct``.
-        clip: index of the clip in the batch.
         columns: number of frames, evenly spaced over the clip.
         masked_only: show only predictions; visible cubes are grey, or have no motion.
     """

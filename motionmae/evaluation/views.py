@@ -41,7 +41,6 @@ def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
 
 
 def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int]]:
-    """Return the stored frames of each clip, for a video of ``frames`` stored frames."""
     clip = config.clip
     if config.data.sampling == "segments":
         return segment_views(frames, clip.frames, config.test.clips)
@@ -51,8 +50,7 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
     """Read all views of a video: uint8 (clips * crops, T, size, size, 3), crops of the same clip together.
 
-    Raises:
-        CorruptSample: the sample is corrupt; it is not replaced by another.
+    A corrupt sample raises CorruptSample and is not replaced by another.
     """
     meta = reader.read_meta(sample_id)
     clips = clip_views(meta.frames, meta.stride, config)

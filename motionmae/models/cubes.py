@@ -23,15 +23,9 @@ def cut_patches(clips: Tensor, size: int) -> Tensor:
 
 
 def gather_patches(patches: Tensor, frames: Tensor, positions: Tensor) -> Tensor:
-    """Gather one patch position from several frames, for each of K cubes.
+    """Gather one patch position from F frames, for each of K cubes: contiguous patches (B, T, P, R) -> (B, K, F * R).
 
-    Args:
-        patches: (B, T, P, R), contiguous.
-        frames: int64 (B, K, F), the F frames of each cube.
-        positions: int64 (B, K), the position in the frame, less than P.
-
-    Returns:
-        (B, K, F * R), a new tensor.
+    ``frames`` is int64 (B, K, F). ``positions`` is int64 (B, K), the position in the frame, less than P.
     """
     batch, total_frames, spatial_patches, length = patches.shape
     first = torch.arange(batch, device=patches.device).view(batch, 1, 1) * total_frames

@@ -24,10 +24,8 @@ _SECOND = _signed(0x94D049BB133111EB)
 class Mask(NamedTuple):
     """Cube numbers, ascending in each row. Every clip of a run has the same counts, which keeps shapes static."""
 
-    visible: Tensor
-    """int64 (B, V): cubes that the encoder sees."""
-    masked: Tensor
-    """int64 (B, M): cubes that the heads rebuild."""
+    visible: Tensor  # int64 (B, V): cubes that the encoder sees
+    masked: Tensor  # int64 (B, M): cubes that the heads rebuild
 
 
 def masked_cubes(kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> int:
@@ -47,9 +45,6 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
         kind: ``random`` masks ``int(ratio * spatial_patches)`` cubes of every time step, drawn anew for each;
             ``tube`` masks the same positions in all time steps (VideoMAE; the paper's space-only); ``time`` masks all
             cubes of a time step; ``global`` draws from all cubes of the clip (MAE-ST).
-        ratio: share of masked cubes.
-        temporal_patches: number of cubes along time.
-        spatial_patches: number of cubes in a time step.
     """
     batch, device = seeds.shape[0], seeds.device
     cubes = torch.arange(temporal_patches * spatial_patches, device=device).view(temporal_patches, spatial_patches)
@@ -70,14 +65,9 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
 def running_cells(seeds: Tensor, *, ratio: float, temporal_patches: int, grid_size: int) -> Tensor:
     """Draw the cubes that decoders rebuild in training if they skip ``ratio`` of them (VideoMAEv2's running cells).
 
-    A cell is 2 x 2 cubes of a time step. ``4 * ratio`` cubes of every cell, consecutive in reading order, are skipped.
-    The next time step skips the cubes one position further. The clip's seed draws the first position.
-
-    Args:
-        seeds: int64 (B,).
-        ratio: 0.25, 0.5 or 0.75.
-        temporal_patches: number of cubes along time.
-        grid_size: number of cubes along height and along width, an even number.
+    A cell is 2 x 2 cubes of a time step, and ``grid_size`` is even. ``4 * ratio`` cubes of every cell, consecutive in
+    reading order, are skipped: ``ratio`` is 0.25, 0.5 or 0.75. The next time step skips the cubes one position further.
+    The clip's seed draws the first position.
 
     Returns:
         int64 (B, N * (1 - ratio)) of N cubes, ascending in each row. Visible cubes may be among them.

@@ -19,12 +19,9 @@ from motionmae.models.vit import Decoder, Encoder
 class Losses(NamedTuple):
     """0-dim float32 tensors; the loss of an untrained head is 0."""
 
-    total: Tensor
-    """The training loss: ``target.frame_weight * space + target.motion_weight * time``."""
-    space: Tensor
-    """Mean loss of the space head over masked cubes."""
-    time: Tensor
-    """Mean loss of the time head over masked cubes."""
+    total: Tensor  # the training loss: ``target.frame_weight * space + target.motion_weight * time``
+    space: Tensor  # mean loss of the space head over masked cubes
+    time: Tensor  # mean loss of the time head over masked cubes
 
 
 class Reconstruction(NamedTuple):
@@ -33,18 +30,14 @@ class Reconstruction(NamedTuple):
     Visible cubes show the truth in every row. Optical flow and signed motion may be negative.
     """
 
-    clip: Tensor
-    """The input, in [0, 1]."""
-    masked: Tensor
-    """The input with masked cubes in grey, 0.5."""
-    space: Tensor | None
-    """The space head's prediction of masked cubes; None if the model has no such head."""
+    clip: Tensor  # the input, in [0, 1]
+    masked: Tensor  # the input with masked cubes in grey, 0.5
+    space: Tensor | None  # the space head's prediction of masked cubes; None if the model has no such head
     motion: Tensor | None
     """The true motion, in pixel values of [0, 1] (flow: (B, T, H, W, 2), in pixels); None without a time head."""
     time: Tensor | None
     """The time head's prediction of the motion of masked cubes; None if the model has no such head."""
-    mask: Tensor
-    """bool (B, temporal patches, grid size, grid size): True where a cube is masked."""
+    mask: Tensor  # bool (B, temporal patches, grid size, grid size): True where a cube is masked
     true_statistics: bool
     """True if predictions use the true mean and deviation of each masked cube, because targets are normalised."""
 
@@ -81,15 +74,7 @@ class MotionMAE(nn.Module):
         return Losses(target.frame_weight * space + target.motion_weight * time, space, time)
 
     def draw_masks(self, seeds: Tensor, ratio: float | None = None) -> Mask:
-        """Draw the masks of ``seeds``; ``ratio`` overrides ``mask.ratio``."""
-        clip, mask = self.config.clip, self.config.mask
-        return draw_masks(
-            seeds,
-            kind=mask.kind,
-            ratio=mask.ratio if ratio is None else ratio,
-            temporal_patches=clip.temporal_patches,
-            spatial_patches=clip.spatial_patches,
-        )
+        return masks_of(self.config, seeds, ratio)
 
     def draw_queries(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """Return the cubes that the heads predict in training, int64 (B, Q), and which of them the loss counts.
@@ -104,15 +89,9 @@ class MotionMAE(nn.Module):
         return query, is_masked.scatter(1, mask.visible, False).gather(1, query)
 
     def predict(self, patches: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Return each head's prediction of the query cubes from the visible cubes.
+        """Predict the query cubes, int64 (B, Q), from the visible cubes, int64 (B, V).
 
-        Args:
-            patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-            visible: int64 (B, V), the cubes that the encoder sees.
-            query: int64 (B, Q), the cubes to predict.
-
-        Returns:
-            For each head (B, Q, values of a cube), in the order of ``query``.
+        ``patches`` is uint8 (B, T, P, R). Each head gives (B, Q, values of a cube) in the order of ``query``.
         """
         encoded = self.encoder(patches, visible)
         predictions: dict[str, Tensor] = {}
@@ -130,14 +109,8 @@ class MotionMAE(nn.Module):
         reconstruction then takes the true mean and standard deviation of every masked cube, as VideoMAE's and MAE's
         figures do, and ``Reconstruction.true_statistics`` is True. It looks better than the model's own prediction.
 
-        Args:
-            clips: uint8 (B, T, H, W, 3).
-            seeds: int64 (B,).
-            ratio: overrides ``mask.ratio``.
-            flow: (B, T, H, W, 2), required if ``target.motion_source=flow``.
-
-        Raises:
-            UserError: ``ratio`` masks all cubes or none.
+        Clips, seeds and flow are those of :meth:`forward`. ``ratio`` overrides ``mask.ratio``. A ratio that masks all
+        cubes or none raises UserError.
         """
         clip = self.config.clip
         mask = self.draw_masks(seeds, ratio)
@@ -173,6 +146,18 @@ class MotionMAE(nn.Module):
             mask=is_masked.view(-1, clip.temporal_patches, clip.grid_size, clip.grid_size),
             true_statistics=self.config.target.normalize,
         )
+
+
+def masks_of(config: Config, seeds: Tensor, ratio: float | None = None) -> Mask:
+    """Draw one mask per seed as in training; ``ratio`` overrides ``mask.ratio``."""
+    clip, mask = config.clip, config.mask
+    return draw_masks(
+        seeds,
+        kind=mask.kind,
+        ratio=mask.ratio if ratio is None else ratio,
+        temporal_patches=clip.temporal_patches,
+        spatial_patches=clip.spatial_patches,
+    )
 
 
 def build_motionmae(config: Config) -> MotionMAE:

@@ -33,8 +33,7 @@ from motionmae.config import Config, TargetConfig
 from motionmae.errors import UserError
 from motionmae.models.cubes import cut_patches, frames_of, gather_cubes, gather_patches
 
-GREY_LEVELS = 255
-"""Grey levels per unit: targets and epsilons are given for pixels in [0, 1]."""
+GREY_LEVELS = 255  # grey levels per unit: targets and epsilons are given for pixels in [0, 1]
 
 
 class RawTarget(NamedTuple):
@@ -42,21 +41,16 @@ class RawTarget(NamedTuple):
 
     values: Tensor
     """float32 (B, M, L). Divided by ``unit`` they are pixels in [0, 1], or flow in pixels."""
-    eps: float
-    """Added to the standard deviation of a cube; for values divided by ``unit``."""
-    unit: int
-    """255 for frames and their differences; 1 for optical flow."""
-    channels: int
-    """Values per pixel: 3, or 2 for optical flow."""
-    std: float
-    """Constant divisor, used if ``target.normalize`` is off."""
+    eps: float  # added to the standard deviation of a cube; for values divided by ``unit``
+    unit: int  # 255 for frames and their differences; 1 for optical flow
+    channels: int  # values per pixel: 3, or 2 for optical flow
+    std: float  # constant divisor, used if ``target.normalize`` is off
 
 
 class Target(NamedTuple):
     """Target of a head, and how to map it to pixels: ``values * scale + mean`` per cube and channel."""
 
-    values: Tensor
-    """float32 (B, M, L)."""
+    values: Tensor  # float32 (B, M, L)
     mean: Tensor | None
     """float32 (B, M, channels), mean of the true cube in [0, 1]; None if targets are not normalised."""
     scale: Tensor | float
@@ -79,16 +73,12 @@ def output_sizes(config: Config) -> dict[str, int]:
 
 
 def make_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | None = None) -> dict[str, Target]:
-    """Return the target of each trained head for the given cubes.
+    """Return the target of each head that ``target.kind`` selects, for the given cubes.
 
     Args:
-        config: ``target.kind`` selects the heads.
         patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
         cubes: int64 (B, M).
         flow: (B, T, H, W, 2), required if ``target.motion_source=flow``.
-
-    Raises:
-        UserError: ``flow`` is required and missing.
     """
     return {
         name: _finish(raw, config.target.normalize, config.clip.cube_size)
@@ -134,16 +124,7 @@ def motion_cubes(patches: Tensor, cubes: Tensor, cube_frames: int, target: Targe
 
     Motion at frame t compares the frames t - granularity and t: the absolute difference, or previous minus current if
     signed. The first ``granularity`` frames have no earlier frame and repeat the first difference. Motion then has as
-    many frames as the clip.
-
-    Args:
-        patches: uint8 (B, T, P, R).
-        cubes: int64 (B, M).
-        cube_frames: frames of a cube, p0.
-        target: ``motion_granularity`` and ``motion_sign`` are used.
-
-    Returns:
-        float32 (B, M, p0 * R).
+    many frames as the clip. Patches uint8 (B, T, P, R) and cubes int64 (B, M) give float32 (B, M, cube_frames * R).
     """
     positions, granularity = cubes % patches.shape[2], target.motion_granularity
     later = frames_of(cubes, patches.shape[2], cube_frames).clamp(min=granularity)
@@ -161,7 +142,6 @@ def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Te
         values: (B, M, L), L = pixels * channels with channels innermost.
         eps: in the unit of ``values``.
         line: values of one line of a cube, p2 * channels. It sets the block size of the sums and changes no result.
-        channels: values of a pixel.
 
     Returns:
         Mean and standard deviation, (B, M, channels) each.

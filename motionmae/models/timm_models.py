@@ -26,29 +26,24 @@ def _build(size: str, num_classes: int, drop_path_rate: float, **unused: Any) ->
 
 @register_model
 def motionmae_vit_tiny_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    """ViT-Ti over 16 frames in cubes of 2 x 16 x 16."""
     return _build("vit_ti", num_classes, drop_path_rate, **unused)
 
 
 @register_model
 def motionmae_vit_small_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    """ViT-S over 16 frames in cubes of 2 x 16 x 16."""
     return _build("vit_s", num_classes, drop_path_rate, **unused)
 
 
 @register_model
 def motionmae_vit_base_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    """ViT-B over 16 frames in cubes of 2 x 16 x 16."""
     return _build("vit_b", num_classes, drop_path_rate, **unused)
 
 
 @register_model
 def motionmae_vit_large_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    """ViT-L over 16 frames in cubes of 2 x 16 x 16."""
     return _build("vit_l", num_classes, drop_path_rate, **unused)
 
 
 @register_model
 def motionmae_vit_huge_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    """ViT-H over 16 frames in cubes of 2 x 16 x 16."""
     return _build("vit_h", num_classes, drop_path_rate, **unused)

@@ -106,14 +106,9 @@ class Encoder(nn.Module):
             init_linear(self.project)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
-        """Encode the given cubes, or all N cubes of the clip.
+        """Encode the visible cubes, int64 (B, V). Without ``cubes``, encode all N cubes of the clip.
 
-        Args:
-            patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-            cubes: int64 (B, V), the visible cubes; None for all N.
-
-        Returns:
-            (B, V, width).
+        Patches are uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`. The result is (B, V, width).
         """
         if cubes is None:
             pixels = all_cubes(patches, self.clip.cube_frames)
@@ -140,15 +135,9 @@ class Decoder(nn.Module):
         init_linear(self)
 
     def forward(self, encoded: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Predict the targets of the query cubes from the encoded visible cubes.
+        """Predict the targets of the query cubes, int64 (B, Q), from the encoded visible cubes, int64 (B, V).
 
-        Args:
-            encoded: (B, V, encoder width), the encoder's output.
-            visible: int64 (B, V), the numbers of the encoded cubes.
-            query: int64 (B, Q), the numbers of the cubes to predict.
-
-        Returns:
-            For each head (B, Q, values), in the order of ``query``.
+        ``encoded`` is (B, V, encoder width). The result is (B, Q, values) for each head, in the order of ``query``.
         """
         visible_tokens = self.embed(encoded) + self.pos_embed(visible)
         query_tokens = self.mask_token + self.pos_embed(query)

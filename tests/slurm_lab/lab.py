@@ -181,8 +181,8 @@ class Lab:
 
     def job(self, job_id: str) -> dict[str, str]:
         """The fields of ``scontrol show job``."""
-        words = self.run("scontrol", "show", "job", "-o", job_id).stdout.split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        fields = self.run("scontrol", "show", "job", "-o", job_id).stdout.split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def wait_for_job(self, job_id: str, states: tuple[str, ...], seconds: float) -> str:
         """Wait until the job is in one of ``states``; returns the state.
@@ -242,8 +242,8 @@ class Lab:
         self._machines.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _ip(self, *words: str) -> bool:
-        return self.run("ip", *words).returncode == 0
+    def _ip(self, *argv: str) -> bool:
+        return self.run("ip", *argv).returncode == 0
 
     def _write_files(self) -> None:
         for name in ("log", "state", "spool", "munge", *(f"spool/node{n}" for n in range(1, self.nodes + 1))):

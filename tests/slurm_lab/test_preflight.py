@@ -19,8 +19,8 @@ def test_a_node_whose_storage_is_read_only_is_named_and_left_out(tmp_path: Path)
             lab, tmp_path, shards, "--nodes", "2", "optim.warmup_epochs=0", "launch.preflight_seconds=40", steps=4
         )
         run.path.mkdir(parents=True)
-        for words in (["--bind", str(run.path)], ["-o", "remount,ro,bind"]):
-            subprocess.run([*lab.on_node("node2"), "mount", *words, str(run.path)], check=True)
+        for argv in (["--bind", str(run.path)], ["-o", "remount,ro,bind"]):
+            subprocess.run([*lab.on_node("node2"), "mount", *argv, str(run.path)], check=True)
         run.submit()
         run.finish()
         job = run.job()

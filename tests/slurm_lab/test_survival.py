@@ -104,14 +104,14 @@ def elastic(folder: Path, shards: Path) -> RunResult:
         run = TrainingRun(lab, folder, shards)
         printed, damages = {}, []
         run.submit("--nodes", "4")
-        for number, words in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch_size=4"))):
+        for number, argv in ((2, ("--nodes", "2")), (3, ("--nodes", "3", "engine.micro_batch_size=4"))):
             run.wait_for_steps(4)
             before = run.attempts()
             lab.run("scancel", run.record.job_id)
             lab.wait_for_job(run.record.job_id, ("CANCELLED",), 60)
             if number == 3:
                 printed["indivisible"] = lab.run(*run.command, "--nodes", "3", cwd=folder).stderr
-            run.submit(*words)
+            run.submit(*argv)
             damages.append(faults.aftermath(run, f"stopped, submitted on {number} nodes", time.time(), before))
         return _end(run, damages, printed)
 

@@ -32,11 +32,7 @@ _DECODE_LOCK = threading.Lock()  # numba's simplest threading layer ends the pro
 
 
 def load_format() -> ModuleType:
-    """Import :mod:`motionmae.data.ffcv.format`, which imports FFCV.
-
-    Raises:
-        UserError: FFCV is not installed, or does not find its system libraries.
-    """
+    """Import the module that needs FFCV. Raises UserError if FFCV or one of its system libraries is missing."""
     try:
         from motionmae.data.ffcv import format
     except ImportError as error:
@@ -52,11 +48,9 @@ class BetonReader:
 
     The file must not be truncated while it is open: reading a page that is gone ends the process (SIGBUS).
 
-    Args:
-        manifest: manifest of the shards from which the file was made.
-
     Raises:
-        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or made from other shards.
+        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or was made from
+            other shards than those of ``manifest``.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -97,11 +91,7 @@ class BetonReader:
         return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """Read the row of a sample, and the crc32 of each of its frames.
-
-        Raises:
-            CorruptSample: the row or its table is damaged.
-        """
+        """Read the row of a sample, and the crc32 of each of its frames. Raises CorruptSample if they are damaged."""
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))
@@ -118,8 +108,7 @@ class BetonReader:
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
         """Find start and end of the JPEGs of frames in ``memory``, and check each JPEG against its crc32.
 
-        Raises:
-            CorruptSample: the bytes are damaged.
+        Raises CorruptSample if one was changed.
         """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()
@@ -151,9 +140,6 @@ class BetonDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton. One parallel loop decodes a whole micro-batch.
 
     ``data.threads`` threads are used, at most as many as numba has.
-
-    Raises:
-        UserError: see :class:`BetonReader`.
     """
 
     threads = 1  # decode_into is parallel itself
@@ -183,7 +169,6 @@ class BetonDecoder:
         return outcomes
 
     def _cut(self, request: ClipRequest) -> _Cut | CorruptSample:
-        """Choose the frames and the crop of a clip and check its bytes."""
         try:
             meta, checksums = self._beton.read_meta(request.sample)
             frames, crop = random_cut(meta, self._data, self._clip, request.random)

@@ -26,11 +26,9 @@ from motionmae.data.shards.reader import SampleMeta
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
-BETON_VERSION = 1
-"""Changes when a reader of the previous version would misread a file."""
+BETON_VERSION = 1  # changes when a reader of the previous version would misread a file
 
 FIELD = "clip"
-"""Name of the field."""
 
 ROW = np.dtype(
     [
@@ -47,17 +45,14 @@ ROW = np.dtype(
         ("crc", "<u4"),
     ]
 )
-"""Metadata of a sample."""
 
 
 class StoredClip(NamedTuple):
     """A sample to write."""
 
     meta: SampleMeta
-    blob: bytes
-    """Content of KEY.jpgs."""
-    checksums: list[int]
-    """crc32 of each frame."""
+    blob: bytes  # content of KEY.jpgs
+    checksums: list[int]  # crc32 of each frame
 
     @property
     def table(self) -> bytes:
@@ -71,12 +66,7 @@ def row_checksum(row: np.void, table: bytes) -> int:
 
 
 class ClipField(Field):
-    """FFCV field of a stored video.
-
-    Args:
-        fingerprint: fingerprint of the manifest from whose shards the file is made.
-        version: version of this format.
-    """
+    """FFCV field of a stored video, with the fingerprint of the manifest of its shards."""
 
     def __init__(self, fingerprint: str, version: int = BETON_VERSION):
         self.fingerprint = fingerprint
@@ -84,21 +74,15 @@ class ClipField(Field):
 
     @property
     def metadata_type(self) -> np.dtype:
-        """FFCV asks for the type of a row, :data:`ROW`."""
         return ROW
 
     @staticmethod
     def from_binary(binary: np.ndarray) -> "ClipField":
-        """Parse the field's arguments in the header of the file.
-
-        Raises:
-            ValueError: another program wrote them.
-        """
+        """Parse the field's arguments in the header of the file. Raises ValueError if another program wrote them."""
         content = json.loads(binary.tobytes().rstrip(b"\0"))
         return ClipField(str(content["fingerprint"]), int(content["version"]))
 
     def to_binary(self) -> np.void:
-        """Format the field's arguments for the header of the file."""
         content = json.dumps({"fingerprint": self.fingerprint, "version": self.version}).encode()
         arguments = np.zeros(1, ARG_TYPE)[0]
         arguments[0][: len(content)] = np.frombuffer(content, np.uint8)

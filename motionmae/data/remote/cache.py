@@ -61,10 +61,8 @@ class _CachedFile(NamedTuple):
 
     path: Path
     stem: str
-    bytes: int
-    """Size; for a ``.part`` the size of the complete shard."""
-    used: float
-    """Time of the last use in seconds."""
+    bytes: int  # size; for a ``.part`` the size of the complete shard
+    used: float  # time of the last use in seconds
 
     @property
     def is_index(self) -> bool:
@@ -93,11 +91,7 @@ def _private_folder(path: Path) -> Path:
 
 
 class ShardCache:
-    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe from several threads and processes.
-
-    Raises:
-        UserError: the URL or the cache folder is refused.
-    """
+    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe from several threads and processes."""
 
     def __init__(self, url: str, data: DataConfig):
         self.remote = RemoteFolder(url, data)
@@ -141,11 +135,8 @@ class ShardCache:
     def prefetch(self, entry: ShardEntry, protected: Sequence[ShardEntry] = ()) -> None:
         """Download a shard unless another process is downloading it, and mark it as just used.
 
-        Args:
-            protected: shards that are not removed to make room.
-
-        Raises:
-            CorruptSample, UserError: see :meth:`open`. CacheFullError is raised at once and not after retries.
+        The shards in ``protected`` are not removed to make room. The errors are those of :meth:`open`. CacheFullError
+        is raised at once and not after retries.
         """
         path = self._path(entry)
         if (opened := self._open_shared(path, entry)) is not None:
@@ -157,7 +148,6 @@ class ShardCache:
         """Refuse a limit that would download shards several times an epoch.
 
         Args:
-            shards: all shards.
             in_flight: maximum distance of shuffle indices that are in use at the same time.
 
         Raises:
@@ -327,7 +317,6 @@ class ShardCache:
 
 
 def _is_same_file(path: Path, file: BinaryIO) -> bool:
-    """Whether ``path`` still names the open ``file``."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     return False

@@ -34,13 +34,8 @@ LONGEST_DELAY = 60.0
 
 _RANGE_BYTES = 16 << 20  # of one request to an object store
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that a retry may solve
-_TRANSPORT = (
-    "aiohttp",
-    "aiobotocore",
-    "asyncio",
-    "botocore",
-    "fsspec",
-)  # packages whose exceptions mean the connection
+# packages whose exceptions mean the connection
+_TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
 
 Result = TypeVar("Result")
 
@@ -50,7 +45,6 @@ class UnreachableError(UserError):
 
 
 def is_remote(folder: Path | str) -> bool:
-    """Whether ``folder`` is a URL."""
     return "://" in str(folder)
 
 
@@ -143,29 +137,13 @@ class RemoteFolder:
         """Once set, downloads and waits for a retry end with CancelledError."""
 
     def address(self, name: str) -> str:
-        """URL of a file of the folder."""
         return f"{self.location}/{name}"
 
     def read(self, name: str) -> bytes:
-        """Read a small file.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            UserError: there is no access, or all retries failed.
-        """
         return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
     def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
-        """Download a shard into ``file``, continuing after the bytes that it holds.
-
-        Args:
-            file: unbuffered file at ``path``.
-
-        Raises:
-            CorruptSample: the remote shard differs from ``entry``.
-            FileNotFoundError: the shard does not exist.
-            UserError: there is no access, all retries failed, or the disk is full.
-        """
+        """Download a shard into the unbuffered ``file`` at ``path``, continuing after the bytes that it holds."""
         for restart in (False, True):
             try:
                 append = partial(self._append_rest, entry, file, path, restart)
@@ -209,12 +187,7 @@ class RemoteFolder:
     def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
         """Return the result of ``attempt`` and retry it as described in the module's docstring.
 
-        Args:
-            progress: number of bytes held. While it grows, the count of failures starts again.
-
-        Raises:
-            UnreachableError: all retries failed.
-            UserError: a retry cannot help.
+        ``progress`` returns the number of bytes held. While it grows, the count of failures starts again.
         """
         failures, farthest = 0, progress()
         while True:
@@ -242,8 +215,7 @@ class RemoteFolder:
     def pause(self, retry: int) -> None:
         """Wait before a retry (counted from 0), twice as long each time.
 
-        Raises:
-            CancelledError: the folder was closed.
+        Raises CancelledError if the folder was closed.
         """
         if self.closed.wait(min(FIRST_DELAY * 2**retry, LONGEST_DELAY)):
             raise CancelledError

@@ -6,28 +6,20 @@ from enum import Enum
 class Reason(str, Enum):
     """Reason why a sample cannot be used. Counters and logs use these values as keys."""
 
-    MISSING_SHARD = "missing_shard"
-    """The shard or its index does not exist."""
-    TRUNCATED_SHARD = "truncated_shard"
-    """The shard is shorter than the manifest says."""
-    REPLACED_SHARD = "replaced_shard"
-    """The shard or its index differs from the manifest in size, sha256 or number of samples."""
-    BAD_INDEX = "bad_index"
-    """The index of the shard cannot be parsed."""
-    CHECKSUM = "checksum"
-    """The stored bytes do not match their checksum."""
-    DECODE = "decode"
-    """The bytes match their checksum, but do not decode to a picture of the size in the index."""
-    UNREADABLE = "unreadable"
-    """The file system reported an error."""
+    MISSING_SHARD = "missing_shard"  # the shard or its index does not exist
+    TRUNCATED_SHARD = "truncated_shard"  # the shard is shorter than the manifest says
+    REPLACED_SHARD = "replaced_shard"  # shard or index differs from the manifest in size, sha256 or number of samples
+    BAD_INDEX = "bad_index"  # the index of the shard cannot be parsed
+    CHECKSUM = "checksum"  # the stored bytes do not match their checksum
+    DECODE = "decode"  # the bytes match their checksum, but do not decode to a picture of the size in the index
+    UNREADABLE = "unreadable"  # the file system reported an error
 
 
 class CorruptSample(Exception):  # noqa: N818 - names a property of the data, not a failure of the program
     """A stored sample or a whole shard is missing or damaged.
 
-    Attributes:
-        where: shard name, followed by the key of the sample if only one is affected.
-        detail: the value found and the value expected.
+    ``where`` is the name of the shard, followed by the key of the sample if only one is affected. ``detail`` holds the
+    value found and the value expected.
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):

@@ -28,7 +28,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -62,16 +61,11 @@ _COLUMNS = (
 class ShardEntry:
     """Entry of a shard in the manifest."""
 
-    name: str
-    """File name within the folder, ``NAME.tar``."""
-    sha256: str
-    """sha256 of the tar."""
-    bytes: int
-    """Size of the tar."""
+    name: str  # file name within the folder, ``NAME.tar``
+    sha256: str  # sha256 of the tar
+    bytes: int  # size of the tar
     samples: int
-    """Number of samples."""
-    index_sha256: str
-    """sha256 of the index ``NAME.idx.json``."""
+    index_sha256: str  # sha256 of the index ``NAME.idx.json``
 
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
@@ -91,7 +85,6 @@ def _blob(frames: Sequence[bytes]) -> list[bytes]:
 
 
 def index_path(shard: Path) -> Path:
-    """Return the path of the index, ``NAME.idx.json``, of a shard ``NAME.tar``."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
 
 
@@ -113,11 +106,7 @@ class ShardWriter:
     """Write one shard. The shard appears, complete, at the end of the ``with`` block and replaces an older one.
 
     An exception in the block removes the unfinished file. A killed process leaves ``NAME.tar.tmp``, which the next
-    writer of the same shard overwrites.
-
-    Args:
-        path: file name that ends in ``.tar``.
-        encoding: a key of :data:`ENCODINGS`.
+    writer of the same shard overwrites. ``encoding`` is a key of :data:`ENCODINGS`.
 
     Example::
 
@@ -205,9 +194,7 @@ class ShardWriter:
                 f"sample {key}: windows={windows} must start at 0, increase, and stay below frames={len(jpegs)}"
             )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             self._discard()
             return
@@ -257,12 +244,7 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Read the index of a shard, see :func:`parse_index`.
-
-    Raises:
-        CorruptSample: the index is missing, damaged, or differs from ``entry``.
-        UserError: without ``entry``: the index has another format version.
-    """
+    """Read the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
     path = index_path(shard)
     try:
         raw = path.read_bytes()
@@ -278,12 +260,10 @@ def parse_index(
 ) -> tuple[ShardEntry, dict[str, list[Any]]]:
     """Parse an index. Returns the shard's entry and the columns, each a list of one value a sample.
 
+    With ``entry``, the entry of the manifest, the checksum of ``raw`` is checked.
+
     Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
     the members crcs, jpgs, json, flow (size 0: none).
-
-    Args:
-        path: location of the index, for messages.
-        entry: the shard's entry of the manifest, to check ``raw`` against; None skips the check.
 
     Raises:
         CorruptSample: the index is damaged or differs from ``entry``.
@@ -350,11 +330,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def check_size(shard: Path, entry: ShardEntry) -> None:
-    """Compare the size of a shard with its entry.
-
-    Raises:
-        CorruptSample: the shard is missing, truncated or replaced.
-    """
+    """Raise CorruptSample if a shard is missing or has another size than its entry."""
     try:
         size = shard.stat().st_size
     except FileNotFoundError:

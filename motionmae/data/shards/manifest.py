@@ -12,28 +12,21 @@ from motionmae.data.shards.store import ShardFolder
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
-MANIFEST = "manifest.json"
-"""File name within a folder of shards."""
+MANIFEST = "manifest.json"  # file name within a folder of shards
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
     """Settings with which the videos were turned into stored frames."""
 
-    short_side: int
-    """Pixels of the shorter side."""
-    jpeg_quality: int
-    """1 to 100."""
-    stride: int = 1
-    """Distance of stored frames, in source frames."""
-    clips: int = 0
-    """Stored windows of a video; 0: the whole video."""
+    short_side: int  # pixels of the shorter side
+    jpeg_quality: int  # 1 to 100
+    stride: int = 1  # distance of stored frames, in source frames
+    clips: int = 0  # stored windows of a video; 0: the whole video
     flow_distance: int = 0
     """Source frames between the two pictures of a stored flow field; 0: no flow is stored."""
-    encoding: str = "jpeg"
-    """Encoding of a frame: jpeg, or raw (uint8 RGB)."""
-    window: int = 0
-    """Source frames of a stored window; 0: the whole video."""
+    encoding: str = "jpeg"  # encoding of a frame: jpeg, or raw (uint8 RGB)
+    window: int = 0  # source frames of a stored window; 0: the whole video
 
 
 @dataclass(frozen=True)
@@ -43,21 +36,14 @@ class Manifest:
     ``samples`` in the file is the sum over the shards. It is a property here, and therefore cannot be wrong.
     """
 
-    dataset: str
-    """Name of the data set, e.g. k400."""
-    split: str
-    """e.g. train."""
-    class_names: tuple[str, ...]
-    """Name of each label."""
+    dataset: str  # name of the data set, e.g. k400
+    split: str  # e.g. train
+    class_names: tuple[str, ...]  # name of each label
     encoder: EncoderSettings
-    shards: tuple[ShardEntry, ...]
-    """Sample ids count through the shards in this order."""
-    quarantined: int = 0
-    """Videos of the split that could not be stored (rows of quarantine.jsonl)."""
-    split_file: str = ""
-    """Name of the annotation file of the split."""
-    split_sha256: str = ""
-    """sha256 of the annotation file."""
+    shards: tuple[ShardEntry, ...]  # sample ids count through the shards in this order
+    quarantined: int = 0  # videos of the split that could not be stored (rows of quarantine.jsonl)
+    split_file: str = ""  # name of the annotation file of the split
+    split_sha256: str = ""  # sha256 of the annotation file
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that shaped the bytes, e.g. {"av": "18.1.0"}."""
     order_version: int = ORDER_VERSION
@@ -65,7 +51,6 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @property
@@ -76,7 +61,6 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` into a folder, atomically."""
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
 
@@ -118,15 +102,7 @@ def read_manifest(folder: ShardFolder) -> Manifest:
 
 
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Refuse shards that were made with ``--clips``, even if their videos are short and stored whole.
-
-    Args:
-        shards: location of the shards, for the message.
-        user: the task that needs whole videos, for the message.
-
-    Raises:
-        UserError: the shards were made with ``--clips``.
-    """
+    """Refuse shards that were made with ``--clips``, even if their videos are short and stored whole."""
     if manifest.encoder.clips:
         raise UserError(
             f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "

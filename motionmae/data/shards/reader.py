@@ -29,32 +29,21 @@ class SampleMeta:
     """Index entry of a sample: all that is needed to choose frames and a crop."""
 
     shard: str
-    """Name of its shard."""
     key: str
-    """Key within the shard."""
-    label: int
-    """Class number, -1 for none."""
-    fps: float
-    """Frames a second of the source video."""
+    label: int  # class number, -1 for none
+    fps: float  # frames a second of the source video
     frames: int
-    """Number of stored frames."""
-    stride: int
-    """Distance of stored frames, in source frames."""
-    height: int
-    """Pixels of a stored frame."""
-    width: int
-    """Pixels of a stored frame."""
+    stride: int  # distance of stored frames, in source frames
+    height: int  # pixels of a stored frame
+    width: int  # pixels of a stored frame
     windows: tuple[int, ...]
     """First stored frame of each window. A clip never crosses the end of its window."""
-    has_flow: bool
-    """Whether optical flow is stored."""
+    has_flow: bool  # whether optical flow is stored
 
-    encoding: str = "jpeg"
-    """Encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS."""
+    encoding: str = "jpeg"  # encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS
 
     @property
     def where(self) -> str:
-        """Name for messages and logs."""
         return f"{self.shard}:{self.key}"
 
 
@@ -74,11 +63,9 @@ class _OpenShard:
         self._file.close()
 
     def where(self, row: int) -> str:
-        """Name of a sample for messages."""
         return f"{self.name}:{self._keys[row]}"
 
     def value(self, column: str, row: int) -> Any:
-        """Return a value of the index as a Python number."""
         return self._columns[column][row].item()
 
     def meta(self, row: int) -> SampleMeta:
@@ -144,11 +131,8 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 class ShardReader:
     """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
 
-    Args:
-        open_shards: maximum number of open shards (a file descriptor and about 100 KB each).
-
-    Raises:
-        UserError: shards of the manifest are missing.
+    An open shard takes a file descriptor and about 100 KB. Missing shards raise UserError here. The methods raise
+    CorruptSample if a shard or a sample is missing, changed or damaged.
     """
 
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
@@ -161,7 +145,6 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def _find(self, sample_id: int) -> tuple[_OpenShard, int]:
-        """Return the shard of a sample and its row in the index."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         if sample_id < 0 or number >= len(self.manifest.shards):
             raise UserError(
@@ -193,20 +176,11 @@ class ShardReader:
         self.store.close()
 
     def read_meta(self, sample_id: int) -> SampleMeta:
-        """Read the index entry of a sample.
-
-        Raises:
-            CorruptSample: its shard is missing, truncated or replaced, or its index is unreadable.
-        """
         shard, row = self._find(sample_id)
         return shard.meta(row)
 
     def read_json(self, sample_id: int) -> dict[str, Any]:
-        """Read KEY.json of a sample, with source path and frame times.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
-        """
+        """Read KEY.json of a sample, with source path and frame times."""
         shard, row = self._find(sample_id)
         try:
             return json.loads(shard.read_member(row, "json"))
@@ -217,9 +191,6 @@ class ShardReader:
         """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
         Only the frame table and the byte ranges of these frames are read, a repeated frame once.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)
@@ -235,12 +206,7 @@ class ShardReader:
         return [found[number] for number in frame_indices]
 
     def read_flow(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
-        """Read stored flow fields (motionmae.data.flow) in the order of ``frame_indices``.
-
-        Raises:
-            CorruptSample: the stored bytes are damaged.
-            UserError: the sample has no optical flow.
-        """
+        """Read stored flow fields in the order of ``frame_indices``. Raises UserError if the sample has none."""
         shard, row = self._find(sample_id)
         if shard.value("flow_size", row) == 0:
             raise UserError(f"{shard.where(row)} holds no optical flow: make the shards with --flow")

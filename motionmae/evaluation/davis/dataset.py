@@ -6,6 +6,8 @@
     DAVIS/Annotations/480p/SEQ/00000.png      palette PNG; propagation needs only the first
     DAVIS/ImageSets/2017/val.txt              names of the sequences
     RESULTS/SEQ/00000.png                     predictions
+
+A file that is missing or not readable raises UserError.
 """
 
 import io
@@ -23,8 +25,7 @@ from motionmae.files import write_atomically
 
 RESOLUTION = "480p"
 
-Scores = dict[str, dict[str, Score]]
-"""J and F by object, ``SEQ_ID``."""
+Scores = dict[str, dict[str, Score]]  # j and F by object, ``SEQ_ID``
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ class Sequence:
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """Read a frame, uint8 (H, W, 3) RGB.
-
-        Raises:
-            UserError: the file is not a readable image.
-        """
         image = cv2.imread(str(self.frames[number]))
         if image is None:
             raise UserError(f"{self.frames[number]} is not a readable image: download the data set again")
@@ -58,11 +54,7 @@ class Sequence:
 
 
 def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
-    """Read the sequences named in ``ImageSets/IMAGE_SET.txt``.
-
-    Raises:
-        UserError: the list is missing or empty, or frames or masks are missing.
-    """
+    """Read the sequences named in ``ImageSets/IMAGE_SET.txt``."""
     names = davis / "ImageSets" / f"{image_set}.txt"
     if not names.is_file():
         raise UserError(f"{davis} has no {names.relative_to(davis)}: give the DAVIS folder, which contains JPEGImages")
@@ -85,11 +77,7 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
 
 
 def score_folder(sequences: list[Sequence], results: Path) -> Scores:
-    """Score the masks below ``results``: J and F by object.
-
-    Raises:
-        UserError: a mask is missing or has another size, a sequence is not annotated in full, or there are no objects.
-    """
+    """Score the masks below ``results``: J and F by object. Every frame must have a mask and an annotation."""
     scores: Scores = {}
     for sequence in sequences:
         if not sequence.annotated:
@@ -121,11 +109,7 @@ def score_folder(sequences: list[Sequence], results: Path) -> Scores:
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read the object numbers (H, W) of a palette or grey PNG.
-
-    Raises:
-        UserError: the file is not an image with one number per pixel.
-    """
+    """Read the object numbers (H, W) of a palette or grey PNG."""
     try:
         with Image.open(path) as image:
             mask = np.array(image)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOID = 255
-BOUNDARY_SHARE = 0.008
-"""Largest distance between matching boundaries, as a share of the image diagonal."""
+BOUNDARY_SHARE = 0.008  # largest distance between matching boundaries, as a share of the image diagonal
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
@@ -25,10 +24,8 @@ class Score:
     """J or F of one object over the counted frames."""
 
     mean: float
-    recall: float
-    """Share of frames above 0.5."""
-    decay: float
-    """Mean of the first quarter of the frames minus mean of the last quarter."""
+    recall: float  # share of frames above 0.5
+    decay: float  # mean of the first quarter of the frames minus mean of the last quarter
 
 
 def region_similarity(truth: Mask, found: Mask) -> float:
@@ -59,12 +56,7 @@ def boundary(mask: Mask) -> Mask:
 
 
 def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[int, dict[str, Score]]:
-    """Return J and F of every object of a sequence.
-
-    Args:
-        truth: (frames, H, W) object numbers, 255 for void.
-        found: (frames, H, W) object numbers of the prediction.
-    """
+    """Return J and F of every object, from object numbers (frames, H, W). In ``truth``, 255 is void."""
     void = truth == VOID
     truth, found = np.where(void, 0, truth), np.where(void, 0, found)
     scores = {}

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-SHORT_SIDE = 480
-"""Short side of a frame in pixels, in both protocols."""
+SHORT_SIDE = 480  # short side of a frame in pixels, in both protocols
 _QUERIES = 512  # number of cells in a similarity matrix
 
 
@@ -30,23 +29,16 @@ _QUERIES = 512  # number of cells in a similarity matrix
 class Protocol:
     """Parameters of label propagation."""
 
-    recent: int
-    """Number of recent context frames, besides the first frame."""
-    top: int
-    """Number of nearest cells that give the label."""
+    recent: int  # number of recent context frames, besides the first frame
+    top: int  # number of nearest cells that give the label
     temperature: float
-    radius: float
-    """Maximum distance of these cells, in cells."""
-    square: bool
-    """Whether the radius limits a square (inclusive) or a circle (exclusive)."""
-    first_everywhere: bool
-    """Whether the first frame has no radius."""
+    radius: float  # maximum distance of these cells, in cells
+    square: bool  # whether the radius limits a square (inclusive) or a circle (exclusive)
+    first_everywhere: bool  # whether the first frame has no radius
     long_multiple: int
     """The long side is rounded down to a multiple of this many pixels, at short side 480, then to whole cells."""
-    bilinear_labels: bool
-    """Whether the first mask is resized bilinearly, or to the nearest pixel."""
-    stretch: bool
-    """Whether each object's map is stretched to [0, 1] before the decision."""
+    bilinear_labels: bool  # whether the first mask is resized bilinearly, or to the nearest pixel
+    stretch: bool  # whether each object's map is stretched to [0, 1] before the decision
 
 
 PROTOCOLS = {
@@ -115,11 +107,8 @@ def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) ->
 def _labels_of(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, protocol: Protocol) -> Tensor:
     """Return the labels (objects + 1, q) of queries (width, q).
 
-    Args:
-        queries: (width, q).
-        keys: (width, contexts * cells).
-        values: (objects + 1, contexts * cells), labels of the keys.
-        near: bool (q, cells), the cells within the radius.
+    ``keys`` are (width, contexts * cells), their labels ``values`` are (objects + 1, contexts * cells), and ``near`` is
+    bool (q, cells), the cells within the radius.
     """
     similarity = queries.t() @ keys / protocol.temperature  # (q, contexts * cells)
     allowed = near.repeat(1, keys.shape[1] // near.shape[1])

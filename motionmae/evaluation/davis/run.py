@@ -22,8 +22,7 @@ from motionmae.evaluation.video_writer import write_mp4
 from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
 
-_STRIP = 8
-"""Number of frames in a PNG overlay."""
+_STRIP = 8  # number of frames in a PNG overlay
 PIXEL_CELL = 16
 
 
@@ -31,12 +30,10 @@ PIXEL_CELL = 16
 class FeatureExtractor:
     """Computes features of frames."""
 
-    cell: int
-    """Size of a cell, the area with one feature vector, in pixels."""
+    cell: int  # size of a cell, the area with one feature vector, in pixels
     features: Callable[[Iterable[Tensor]], Iterator[Tensor]] | None
     """Maps frames uint8 (H, W, 3) to features (width, rows, columns); None repeats the first mask."""
-    short_side: int = SHORT_SIDE
-    """Short side that frames are resized to, in pixels."""
+    short_side: int = SHORT_SIDE  # short side that frames are resized to, in pixels
 
 
 def open_features(
@@ -50,13 +47,11 @@ def open_features(
 ) -> tuple[FeatureExtractor, CacheKey]:
     """Make a feature extractor, and the cache key of its masks.
 
+    ``run`` is required for encoder and random. ``protocol`` and ``davis`` are only part of the cache key.
+
     Args:
         kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask).
-        run: run folder, for encoder and random.
-        step: step of the checkpoint; None for the newest.
-        protocol: part of the cache key.
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
-        davis: part of the cache key.
         short_side: short side of the frames for an encoder, in pixels.
 
     Raises:
@@ -99,9 +94,6 @@ def segment(
 
     ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. It holds the hash of their inputs: the first mask
     and the frames.
-
-    Raises:
-        UserError: ``results`` has another cache key.
     """
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
@@ -131,14 +123,7 @@ def _is_complete(sequence: Sequence, results: Path, digest: str) -> bool:
 def track(
     first_mask: np.ndarray, frames: Iterator[np.ndarray], extractor: FeatureExtractor, protocol: str
 ) -> Iterator[np.ndarray]:
-    """Yield the object numbers (H, W) of every frame, starting with ``first_mask``.
-
-    Args:
-        first_mask: uint8 (H, W).
-        frames: uint8 (H, W, 3), including the first.
-        extractor: computes the features.
-        protocol: a key of PROTOCOLS.
-    """
+    """Yield the object numbers (H, W) of every frame, uint8 (H, W, 3), starting with ``first_mask``."""
     if extractor.features is None:
         yield from (first_mask for _ in frames)
         return

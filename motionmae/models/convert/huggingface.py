@@ -7,6 +7,8 @@
 Two differences of their code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which the
 published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5, where
 VideoMAE and we use 1e-6.
+
+A weight that is missing or has no counterpart raises UserError.
 """
 
 import re
@@ -57,11 +59,7 @@ _TABLES: dict[str, Table] = {
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
-    """Return the arguments of ``transformers.VideoMAEConfig`` for the model of ``config.task``.
-
-    Raises:
-        UserError: VideoMAE has no such model.
-    """
+    """Return the arguments of transformers' VideoMAEConfig. Raises UserError if VideoMAE has no such model."""
     target, pretraining = config.target, config.task == "pretrain"
     if config.model.pos_embed != "sinusoidal":
         raise _refusal(f"model.pos_embed={config.model.pos_embed}", "has sinusoidal positions")
@@ -96,11 +94,7 @@ def _refusal(setting: str, videomae: str) -> UserError:
 
 
 def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
-    """Convert a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
-
-    Raises:
-        UserError: a weight is missing, or VideoMAE has no such weight.
-    """
+    """Convert a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
     theirs = dict(state)
     for name in state:
         if name.endswith(("q_bias", "v_bias")):  # transformers 4, and all published files
@@ -123,8 +117,7 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
 def to_huggingface(state: State, model: str, clip: ClipConfig) -> dict[str, Tensor]:
     """Convert to a state dict of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
 
-    Raises:
-        UserError: a weight is missing, or VideoMAE has no such weight (such as a time head or learnable positions).
+    VideoMAE has no time head and no learnable positions.
     """
     theirs = _rename(state, _TABLES[model])
     for name in list(theirs):

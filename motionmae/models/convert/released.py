@@ -4,6 +4,8 @@ VideoMAE's weights are converted exactly. Of MAE-ST only the encoder is converte
 spatial and temporal positions are added to one learnable table. Its pixel normalisation is folded into the projection.
 Its k biases are dropped, because they do not change attention. Its class token is lost, which our encoder does not
 have: fine-tuning recovers from this, but frozen features differ slightly from MAE-ST's.
+
+A weight that is missing or unknown raises UserError.
 """
 
 import re
@@ -17,8 +19,7 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 
 State = Mapping[str, Tensor]
 
-MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225
-"""MAE-ST's mean and standard deviation of every colour."""
+MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225  # MAE-ST's mean and standard deviation of every colour
 
 # Pattern of their name, our name.
 _VIDEOMAE = (
@@ -39,21 +40,15 @@ _MAE_ST = (
 
 
 def is_mae_st(state: State) -> bool:
-    """Whether the names are those of MAE-ST's files."""
     return "pos_embed_spatial" in state
 
 
 def is_videomae(state: State) -> bool:
-    """Whether the names are those of VideoMAE's files, pre-trained or fine-tuned."""
     return "encoder.patch_embed.proj.weight" in state or ("patch_embed.proj.weight" in state and not is_mae_st(state))
 
 
 def from_videomae(state: State) -> dict[str, Tensor]:
-    """Convert VideoMAE's weights to those of ``MotionMAE`` with a space head, or of ``Classifier``.
-
-    Raises:
-        UserError: a weight is not one of VideoMAE's.
-    """
+    """Convert VideoMAE's weights to those of ``MotionMAE`` with a space head, or of ``Classifier``."""
     ours = {}
     for name, value in state.items():
         renamed = _rename(name, _VIDEOMAE)
@@ -67,11 +62,7 @@ def from_videomae(state: State) -> dict[str, Tensor]:
 
 
 def from_mae_st(state: State) -> dict[str, Tensor]:
-    """Convert MAE-ST's encoder to that of ``MotionMAE`` with learnable positions. Other weights are dropped.
-
-    Raises:
-        UserError: a weight is missing.
-    """
+    """Convert MAE-ST's encoder to that of ``MotionMAE`` with learnable positions. Other weights are dropped."""
     ours = {renamed: value for name, value in state.items() if (renamed := _rename(name, _MAE_ST))}
     try:
         space, time = state["pos_embed_spatial"][0], state["pos_embed_temporal"][0]  # (P, width), (T / p0, width)
@@ -99,5 +90,4 @@ def flat_kernel(kernel: Tensor) -> Tensor:
 
 
 def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    """Return our name by the first pattern that matches, or None."""
     return next((re.sub(pattern, ours, name) for pattern, ours in table if re.match(pattern, name)), None)
