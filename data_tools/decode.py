@@ -185,10 +185,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
             on_frame()
             if size > MAX_STORED_BYTES:
                 limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
-                raise UndecodableVideo(
-                    QuarantineReason.TOO_LONG,
-                    f"{len(times)} frames exceed {limit}: cut the video",
-                )
+                raise UndecodableVideo(QuarantineReason.TOO_LONG, f"{len(times)} frames exceed {limit}: cut the video")
         if not times:
             raise UndecodableVideo(QuarantineReason.NO_FRAMES, damage.description or "the file holds no frame")
         seconds, fps = _frame_times(times, stream.average_rate or stream.guessed_rate)

@@ -32,11 +32,7 @@ class WorkerStopped(Exception):  # noqa: N818 - a request, and no error
 
 
 class DecodeWorker:
-    """Decodes one video at a time in a child process.
-
-    Args:
-        stall_timeout: seconds without a frame after which the process is killed.
-    """
+    """Decodes videos in a child process, which is killed after ``stall_timeout`` seconds without a frame."""
 
     def __init__(self, settings: FrameSettings, stall_timeout: float):
         self._settings = settings

@@ -20,11 +20,7 @@ class FlowRecorder:
         self._fields: list[bytes] = []
 
     def add(self, luma: Luma, stored: bool) -> None:
-        """Add the next source frame, (height, width) uint8 at the stored size.
-
-        Raises:
-            cv2.error: the frame is too small (under about 16 pixels).
-        """
+        """Add the next source frame, (height, width) uint8 at the stored size. cv2.error: under about 16 pixels."""
         self._waiting.append((luma, stored))
         if len(self._waiting) > self._distance:
             self._compute_flow(luma)

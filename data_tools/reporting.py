@@ -31,7 +31,6 @@ def progress_bar(*more: ProgressColumn) -> Progress:
 
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write the figures of ``--json``."""
     write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 

@@ -1,1 +1,1 @@
-"""Launching on Slurm (or locally) through submitit, and surviving what a cluster does to a job."""
+"""Launch runs on Slurm or on this machine through submitit, and requeue them after preemptions and failures."""

@@ -4,6 +4,7 @@
 a failed job is retried. Delete the file to use all nodes again.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,10 @@ class AttemptLog:
         self.path = run / "attempts.jsonl"
 
     def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        """Append the start of an attempt."""
         self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
-        """Append the failure of an attempt.
-
-        Args:
-            attempt: failed attempt.
-            reason: reason of the failure.
-            step: step of the newest checkpoint.
-            node: node at fault, if known.
-        """
+        """Append the failure of an attempt. ``step``: of the newest checkpoint; ``node``: at fault, if known."""
         row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
         self._append({**row, "reason": reason, "step": step, "node": node})
 
@@ -57,7 +50,6 @@ class AttemptLog:
         }
 
     def has_failure(self, attempt: Attempt, node: str) -> bool:
-        """Whether a failure of ``attempt`` because of ``node`` is logged."""
         key = attempt.job, attempt.restart, node
         return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
 
@@ -70,8 +62,5 @@ class AttemptLog:
         return [row for row in read_rows(self.path) if row["what"] == "failure"]
 
     def _append(self, row: Row) -> None:
-        file = LineFile(self.path)
-        try:
+        with contextlib.closing(LineFile(self.path)) as file:
             file.append({**row, "time": time.time()})
-        finally:
-            file.close()

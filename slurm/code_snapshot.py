@@ -9,13 +9,14 @@
 The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.files import atomic_path
@@ -27,66 +28,56 @@ _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "py
 
 @dataclass(frozen=True)
 class CodeSnapshot:
-    """Files to copy and their git state.
+    """Files to copy and their git state."""
 
-    Args:
-        root: repository root.
-        files: paths to copy, relative to ``root``.
-        commit: checked-out git commit; empty without git.
-        diff: difference of the tracked files to ``commit``.
-        left_out: untracked files over :data:`LARGEST_UNTRACKED`.
-    """
+    root: Path  # repository root
+    files: tuple[Path, ...]  # paths to copy, relative to root
+    commit: str = ""  # checked-out git commit; empty without git
+    diff: bytes = b""  # difference of the tracked files to the commit
+    left_out: tuple[Path, ...] = ()  # untracked files over LARGEST_UNTRACKED
 
-    root: Path
-    files: tuple[Path, ...]
-    commit: str = ""
-    diff: bytes = b""
-    left_out: tuple[Path, ...] = ()
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", _content_name(self.root, self.files))
+    @functools.cached_property
+    def name(self) -> str:
+        """Hash of the content."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            content = (self.root / path).read_bytes()
+            executable = os.access(self.root / path, os.X_OK)
+            digest.update(f"{path}\0{len(content)}\0{executable}\0".encode(errors="surrogateescape") + content)
+        return digest.hexdigest()[:12]
 
     def folder(self, run: Path) -> Path:
-        """Folder of this snapshot in the run folder ``run``."""
         return run / "code" / self.name
 
     def write(self, run: Path) -> Path:
         """Copy the files into the run folder, unless the snapshot exists, and return the snapshot's folder.
 
-        Raises:
-            OSError: if a file cannot be copied; the partial copy is removed.
+        If a file cannot be copied, the partial copy is removed.
         """
         target = self.folder(run)
         if target.is_dir():
             return target
+        record = {
+            "commit": self.commit,
+            "changed": bool(self.diff),
+            "files": len(self.files),
+            "left_out": [str(path) for path in self.left_out],
+        }
         with atomic_path(target, durable=False) as temporary:
             for path in self.files:
                 copy = temporary / path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / path, copy)
             target.with_suffix(".diff").write_bytes(self.diff)
-            target.with_suffix(".json").write_text(json.dumps(self._record(), indent=1))
+            target.with_suffix(".json").write_text(json.dumps(record, indent=1))
         return target
-
-    def _record(self) -> dict[str, object]:
-        return {
-            "commit": self.commit,
-            "changed": bool(self.diff),
-            "files": len(self.files),
-            "left_out": [str(path) for path in self.left_out],
-        }
 
 
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
-    """List the code below ``root``.
+    """List the code below the repository root, except the folders ``outside`` (such as the output folder).
 
     In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
     installed wheel: the packages and the configs.
-
-    Args:
-        root: folder of the packages.
-        outside: folders to skip, such as the output folder.
     """
     listed = _git(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone
@@ -119,12 +110,3 @@ def _git(root: Path, *arguments: str) -> bytes | None:
 def _package_files(root: Path) -> list[Path]:
     found = [path for name in _WITHOUT_GIT for path in ((root / name), *(root / name).rglob("*")) if path.is_file()]
     return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
-
-
-def _content_name(root: Path, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        content = (root / path).read_bytes()
-        executable = os.access(root / path, os.X_OK)
-        digest.update(f"{path}\0{len(content)}\0{executable}\0".encode(errors="surrogateescape") + content)
-    return digest.hexdigest()[:12]

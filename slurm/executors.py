@@ -45,8 +45,6 @@ class TrainingExecutor(SlurmExecutor):
     """submitit's Slurm executor. Its script can also be printed on a machine without Slurm.
 
     Args:
-        config: config of the run.
-        folder: folder for submitit's pickles and logs.
         code: code snapshot; the working directory and the first import path of the job.
         extra: further sbatch options by long name; they take precedence.
         environment: further variables of every rank, from the site file.
@@ -81,7 +79,6 @@ class TrainingExecutor(SlurmExecutor):
         return 2
 
     def script(self) -> str:
-        """The sbatch script of a submission."""
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -94,7 +91,6 @@ class TrainingExecutor(SlurmExecutor):
 
 
 def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: int) -> DetachedLocalExecutor:
-    """The executor of ``--cluster local``; see :class:`slurm.local_executor.DetachedLocalExecutor`."""
     launch = config.launch
     environment = job_environment(config, code, "local")
     executor = DetachedLocalExecutor(folder, run, code, environment, lock, launch.max_timeouts)

@@ -40,10 +40,8 @@ class Failure:
     """Cause of a failed job step."""
 
     reason: EndReason
-    node: str = ""
-    """The node at fault, if known."""
-    status: int = 1
-    """Exit status of the failed rank; 137 for a killed rank."""
+    node: str = ""  # the node at fault, if known
+    status: int = 1  # exit status of the failed rank; 137 for a killed rank
 
 
 def find_failure(lines: Iterable[str]) -> Failure:

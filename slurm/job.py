@@ -55,11 +55,7 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank and return its end reason.
-
-        Raises:
-            SystemExit: unless the run finished; the status is the exit code of the end reason.
-        """
+        """Run one attempt on this rank and return its end reason. Exits with its exit code unless the run finished."""
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
         if environment.cluster == "local":

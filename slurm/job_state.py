@@ -1,8 +1,8 @@
 """The job of a run folder and its state.
 
 ``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
-``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies, so
-nothing has to be cleaned up after a crash.
+``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies.
+A crash leaves nothing to clean up.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from motionmae import locks
@@ -29,34 +29,19 @@ _ENDED = ("COMPLETED", *_FAILED)
 class JobRecord:
     """The job that was submitted last for a run."""
 
-    cluster: str
-    """slurm or local."""
-    job_id: str
-    """Slurm's job id, or the process id of the local controller."""
-    log: str
-    """Log file of rank 0, over all attempts of the job."""
-    code: str
-    """Folder of the code snapshot."""
-    submitted: float
-    """Seconds since the epoch."""
-    exit_code: int | None = None
-    """Exit status of a local job that has ended. Slurm stores those of its own jobs."""
+    cluster: str  # slurm or local
+    job_id: str  # Slurm's job id, or the process id of the local controller
+    log: str  # log file of rank 0, over all attempts of the job
+    code: str  # folder of the code snapshot
+    submitted: float  # seconds since the epoch
+    exit_code: int | None = None  # of a local job that has ended; Slurm stores those of its own jobs
 
     def write(self, run: Path) -> None:
-        """Store this record in the run folder."""
         write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
-
-    def ended(self, exit_code: int) -> "JobRecord":
-        """Copy of the record with an exit status."""
-        return replace(self, exit_code=exit_code)
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":
-        """The last job of a run, or None if the run was never submitted.
-
-        Raises:
-            UserError: if job.json is damaged.
-        """
+        """The last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
             return JobRecord(**json.loads((run / "job.json").read_text()))
         except (FileNotFoundError, NotADirectoryError):
@@ -71,14 +56,10 @@ class JobRecord:
 class JobState:
     """State of a job in Slurm's terms."""
 
-    name: str
-    """PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job."""
-    detail: str = ""
-    """Nodes of a running job, or the reason why it waits."""
-    restarts: int = 0
-    """Number of requeues."""
-    exit_code: int | None = None
-    """Exit status of a job that has ended; None if unknown. 128 + signal number for a killed job."""
+    name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
+    detail: str = ""  # nodes of a running job, or the reason why it waits
+    restarts: int = 0  # number of requeues
+    exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
 
     @property
     def active(self) -> bool:
@@ -87,11 +68,7 @@ class JobState:
 
 
 def state_of(record: JobRecord, run: Path) -> JobState:
-    """State of a job from Slurm, or from the lock of a local job.
-
-    Raises:
-        UserError: if Slurm does not answer.
-    """
+    """State of a job from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
     return _slurm_state(record.job_id) if record.cluster == "slurm" else _local_state(run)
 
 
@@ -99,8 +76,7 @@ def state_of(record: JobRecord, run: Path) -> JobState:
 def submission_lock(run: Path) -> Iterator[int]:
     """Hold the run folder's lock. Yields its file descriptor: a child process that inherits it keeps the lock.
 
-    Raises:
-        UserError: if another process still holds the lock after LOCK_TIMEOUT.
+    Raises UserError if another process still holds the lock after LOCK_TIMEOUT.
     """
     run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)

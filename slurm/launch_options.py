@@ -1,4 +1,4 @@
-"""The one table from the config section `launch` to the flags of `motionmae submit` and the options of sbatch."""
+"""Table of the config section `launch`, with the flags of `motionmae submit` and the options of sbatch."""
 
 import argparse
 import json
@@ -17,14 +17,11 @@ class LaunchOption:
 
     field: str
     help: str
-    text: bool = False
-    """True for free text, which is quoted as YAML."""
-    sbatch: str | None = None
-    """Long sbatch option that holds the value in another form. None: the name of the flag; empty: no option."""
+    text: bool = False  # free text, which is quoted as YAML
+    sbatch: str | None = None  # long sbatch option of another form; None: the flag's name; empty: no option
 
     @property
     def flag(self) -> str:
-        """Flag of `motionmae submit`, e.g. ``--cpus-per-task``."""
         return "--" + self.field.replace("_", "-")
 
 
@@ -55,18 +52,13 @@ _RESERVED = ("ntasks", "output", "error", "open-mode", "chdir", "requeue", "no-r
 
 
 def add_launch_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of the table."""
     for option in LAUNCH_OPTIONS:
         metavar = "TEXT" if option.text else "TIME" if option.field == "time" else "N"
         parser.add_argument(option.flag, metavar=metavar, help=f"{option.help} (launch.{option.field})")
 
 
 def launch_overrides(arguments: argparse.Namespace) -> list[str]:
-    """The flags that were given, as overrides of the config.
-
-    Raises:
-        UserError: for a time limit that cannot be parsed.
-    """
+    """The given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
     overrides = []
     for option in LAUNCH_OPTIONS:
         value = getattr(arguments, option.field)
@@ -92,12 +84,7 @@ def sbatch_options(launch: LaunchConfig) -> dict[str, str]:
 def refuse_reserved_option(option: str, origin: str) -> None:
     """Refuse an sbatch option that would break requeueing, e.g. an array that trains several times in one folder.
 
-    Args:
-        option: long sbatch option without its dashes.
-        origin: where the option was given; the message begins with it.
-
-    Raises:
-        UserError: if the option is reserved; the message names the flag to use.
+    ``option`` is a long sbatch option without its dashes. The message begins with ``origin``.
     """
     if option in _FLAG_OF_RESERVED:
         raise UserError(f"{origin} {option} conflicts with the launcher: use {_FLAG_OF_RESERVED[option]}")
@@ -106,11 +93,7 @@ def refuse_reserved_option(option: str, origin: str) -> None:
 
 
 def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
-    """Parse the values of ``--sbatch KEY=VALUE``.
-
-    Raises:
-        UserError: if an equals sign is missing, or the option is reserved.
-    """
+    """Parse the values of ``--sbatch KEY=VALUE``. Raises UserError for a reserved option."""
     options = {}
     for text in texts:
         key, equals, value = text.removeprefix("--").partition("=")
@@ -124,8 +107,7 @@ def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
 def parse_minutes(text: str) -> int:
     """Parse a time limit in Slurm's forms: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Seconds round up.
 
-    Raises:
-        UserError: for any other form.
+    Raises UserError for any other form.
     """
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")

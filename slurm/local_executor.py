@@ -2,7 +2,7 @@
 
 Added to submitit's executor:
 
-- The controller runs in a session of its own and logs to a file. The job outlives the shell that started it.
+- The controller runs in a separate session and logs to a file. The job outlives the shell that started it.
 - SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
   CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
 - If the controller is killed, the ranks stop. They never train on in a run folder that looks free.
@@ -40,8 +40,6 @@ class DetachedLocalExecutor(LocalExecutor):
     """Starts a job on this machine that outlives the submitting process.
 
     Args:
-        folder: folder for submitit's pickles and logs.
-        run: run folder.
         code: code snapshot; the working directory and the first import path of the job.
         environment: variables of the ranks, added to those of this process.
         lock: file descriptor of the run folder's lock; the controller inherits it.
@@ -175,8 +173,8 @@ def main(folder: Path, run: Path) -> int:
     """Run the controller of the job in ``folder`` and write its exit status to the run folder."""
     started = time.time()
     status = LocalController(folder).run_to_end()
-    record = JobRecord("local", str(os.getpid()), str(rank_log(folder, str(os.getpid()))), str(Path.cwd()), started)
-    record.ended(status).write(run)
+    job_id = str(os.getpid())
+    JobRecord("local", job_id, str(rank_log(folder, job_id)), str(Path.cwd()), started, status).write(run)
     print(f"ended with status {status}", flush=True)
     return status
 

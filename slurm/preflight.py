@@ -31,12 +31,7 @@ class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The ranks cannot reach each other.
-
-    Args:
-        message: sentence for the log.
-        nodes: nodes that did not answer; empty if unknown.
-    """
+    """The ranks cannot reach each other. ``nodes`` did not answer; empty if unknown."""
 
     def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -49,10 +44,8 @@ def preflight(
     """Check this rank's node, then the network to the others.
 
     Args:
-        run: run folder on the shared storage.
         rank_environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this rank.
         nodes: node of each rank.
-        device: device that this rank will train on.
         seconds: time limit of each check.
 
     Raises:
@@ -67,11 +60,7 @@ def preflight(
 
 
 def check_within(seconds: float, check: Callable[[], None], name: str) -> None:
-    """Run ``check`` in a thread, and abandon the thread if it hangs.
-
-    Raises:
-        BadNode: if the check fails or takes longer than ``seconds``.
-    """
+    """Run ``check`` in a thread. Raises BadNode if it fails, or hangs for ``seconds`` and is abandoned."""
     failures: list[BaseException] = []
 
     def run_check() -> None:
@@ -118,11 +107,7 @@ def check_storage(folder: Path) -> None:
 def check_network(
     rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
 ) -> None:
-    """Rendezvous at rank 0, which sees the missing ranks, then all-reduce a one over all ranks.
-
-    Raises:
-        Unreachable: if a rank is missing, or the all-reduce fails or gives another sum.
-    """
+    """Rendezvous at rank 0, which sees the missing ranks, then all-reduce a one over all ranks."""
     rank, world, limit = int(rank_environment["RANK"]), int(rank_environment["WORLD_SIZE"]), timedelta(seconds=seconds)
     use_interface_towards(rank_environment["MASTER_ADDR"])
     port = preflight_port(int(rank_environment["MASTER_PORT"]))

@@ -40,20 +40,14 @@ FIRST_PAUSE = 60
 
 
 class RequeuePolicy:
-    """Decides for one attempt of a job whether and where the job is retried.
-
-    Args:
-        run: run folder.
-        attempt: attempt of this job.
-        max_retries: launch.max_retries.
-    """
+    """Decides for one attempt of a job whether and where the job is retried."""
 
     def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
         self.run, self.attempt, self.max_retries = run, attempt, max_retries
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless it was cancelled or somebody else has requeued it already."""
+        """Retry a failed job, unless it was cancelled or is requeued already."""
         job = scontrol.show(self.attempt.job)
         if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
             return
@@ -61,7 +55,7 @@ class RequeuePolicy:
             self.retry(failure)
 
     def decide_at_time_limit(self) -> None:
-        """Retry a job that has reached its time limit, unless somebody else has requeued it already."""
+        """Retry a job that has reached its time limit, unless it is requeued already."""
         job = scontrol.show(self.attempt.job)
         if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
             self.retry(Failure(EndReason.TIME_LIMIT))
@@ -125,7 +119,6 @@ class RequeuePolicy:
             self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
     def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
-        """Write an event `failure` to events.jsonl."""
         attempts = RunHistory(self.run.path).attempts
         attempt_id = attempts[-1].attempt.id if attempts else ""
         events = EventLog(attempt_id, [JsonLines(self.run.events, self.run.metrics)])
@@ -170,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def burn_step_ids(restart: int) -> None:
-    """Start 0 to 2 empty job steps, so that the training step has another ID than in the previous attempt.
+    """Start 0 to 2 empty job steps. The ID of the training step then differs from that of the previous attempt.
 
     Slurm 22.05 may deliver a late signal to a step with the ID of an old step. Two cases were seen: the srun of an old
     attempt on a node whose cable is plugged in again, and a busy controller that repeats an unanswered signal after a

@@ -14,11 +14,7 @@ def batch_script(options: Mapping[str, str], lines: Sequence[str]) -> str:
 
 
 def sbatch(script: str) -> str:
-    """Submit a script and return its job ID.
-
-    Raises:
-        UserError: if sbatch is not installed or refuses the job.
-    """
+    """Submit a script and return its job ID. Raises UserError if sbatch is not installed or refuses the job."""
     try:
         done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True)
     except FileNotFoundError:

@@ -16,15 +16,11 @@ CONTROLLER_TIMEOUT = 600.0
 class QueuedJob:
     """A job as ``scontrol show job`` prints it."""
 
-    state: str
-    """PENDING, RUNNING, COMPLETING, ..."""
-    reason: str
-    """Why the job waits or ended."""
-    restarts: int
-    """Number of requeues."""
+    state: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str  # why the job waits or ended
+    restarts: int  # number of requeues
     preempted: bool
-    excluded: tuple[str, ...]
-    """Nodes of ExcNodeList."""
+    excluded: tuple[str, ...]  # nodes of ExcNodeList
 
     @property
     def out_of_time(self) -> bool:
@@ -93,6 +89,5 @@ def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
 
 
 def usable_nodes(partition: str) -> list[str]:
-    """Nodes of a partition that are up."""
     states = "idle,mixed,alloc,comp,resv"
     return run_command("sinfo", "-h", "-N", "-p", partition, "-r", "-t", states, "-o", "%N").stdout.split()

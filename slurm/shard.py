@@ -25,7 +25,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("--parts", type=int, required=True, help="number of jobs in the array")
     parser.add_argument(
         "--cpus", type=int, default=8, help="cores per job, with one decoding process each (%(default)s)"
@@ -43,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Submit the jobs."""
     command = options.command[options.command[:1] == ["--"] :]
     _, parsed = app.parse(["shards", "make", *command])
     if parsed.part or options.parts < 1 or options.cpus < 1:

@@ -1,6 +1,7 @@
 """From a valid config to a job: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
 
 import argparse
+import contextlib
 import shlex
 import sys
 import time
@@ -47,15 +48,8 @@ def slurm_executor(
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
     """Copy the code, submit the job, and write its record to the run folder.
 
-    Args:
-        arguments: the command line.
-        site: the site file.
-        config: config of the run.
-        run: run folder.
-        before: record of the run folder at the moment when it had no active job.
-
-    Raises:
-        UserError: if another submission was faster, an input is missing, or Slurm refuses the job.
+    ``before`` is the record of the run folder at the moment when it had no active job. Raises UserError if another
+    submission was faster, an input is missing, or Slurm refuses the job.
     """
     check_shards(config)
     if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
@@ -93,16 +87,14 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
 
 def log_submission(run: Path) -> None:
     """Write a `submitted` event, from which goodput computes the time in the queue."""
-    log = LineFile(RunFolder(run).events)
-    log.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
-    log.close()
+    with contextlib.closing(LineFile(RunFolder(run).events)) as events:
+        events.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
 
 
 def check_shards(config: Config) -> None:
     """Check the shards before the job waits in the queue, and not only on its ranks.
 
-    Raises:
-        UserError: if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
+    Raises UserError if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
@@ -113,11 +105,6 @@ def check_shards(config: Config) -> None:
 
 
 def check_weights(config: Config) -> None:
-    """Check that the initial weights of a fine-tuning exist.
-
-    Raises:
-        UserError: if ``finetune.init`` does not exist.
-    """
     init = config.finetune.init
     if config.task == "finetune" and init != "scratch" and not Path(init).exists():
         raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")

@@ -31,7 +31,6 @@ The same command resumes a run that has ended, and with --follow attaches to a r
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     app.add_config_arguments(parser)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
     parser.add_argument(
@@ -54,11 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, site: Site) -> Config:
-    """Load the config with absolute paths. Precedence: config file < site file < key=value < flags.
-
-    Raises:
-        UserError: if the config or the combination of flags is not possible.
-    """
+    """Load the config with absolute paths. Precedence: config file < site file < key=value < flags."""
     slurm = arguments.cluster == "slurm"
     overrides = [*arguments.overrides, *launch_overrides(arguments)]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
@@ -94,16 +89,11 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
 
 
 def with_seed(config: Config, seed: int) -> Config:
-    """The config of one of several runs that differ in their seed."""
     return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse ``0-4``, ``1,3,7``, or a mixture of both.
-
-    Raises:
-        UserError: for any other text.
-    """
+    """Parse ``0-4``, ``1,3,7``, or a mixture of both. Raises UserError for any other text."""
     ranges = [part.split("-") for part in text.split(",")]
     if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
         raise UserError(f"--seeds {text} is not a list of seeds: write for example 0-4 or 1,3,7")
@@ -116,8 +106,7 @@ def parse_seeds(text: str) -> list[int]:
 def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
     """Submit the run and print its job. With --follow, an active job of the run is returned instead.
 
-    Raises:
-        UserError: if the run has an active job and --follow is missing, or the run cannot be submitted.
+    Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
     """
     run = Path(config.output_dir) / config.name
     record = JobRecord.read(run)
@@ -158,21 +147,12 @@ def submit_each_seed(arguments: argparse.Namespace, site: Site, config: Config) 
 
 
 def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
-    """Parse a command line of `motionmae submit`, and load its site file and its config.
-
-    Raises:
-        UserError: if one of them is not possible.
-    """
+    """Parse a command line of `motionmae submit`, and load its site file and its config."""
     _, arguments = app.parse(["submit", *argv])
     return arguments, *load_with_site(arguments)
 
 
 def load_with_site(arguments: argparse.Namespace) -> tuple[Site, Config]:
-    """Load the site file and the config.
-
-    Raises:
-        UserError: if one of them is not possible.
-    """
     site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
     for option in site.sbatch:
         refuse_reserved_option(option, f"{site.file}: sbatch")
@@ -180,11 +160,7 @@ def load_with_site(arguments: argparse.Namespace) -> tuple[Site, Config]:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Execute a command line of `motionmae submit`, and return the exit status.
-
-    Raises:
-        UserError: if the run cannot be submitted.
-    """
+    """Execute a command line of `motionmae submit`, and return the exit status."""
     return execute(*read(argv))
 
 

@@ -1,44 +1,34 @@
-"""Locks between processes."""
-
-import subprocess
-import sys
-import threading
+import multiprocessing
+import os
 import time
 from pathlib import Path
+
+import pytest
 
 from motionmae import locks
 
 
-def test_an_exclusive_lock_excludes_and_shared_locks_coexist(tmp_path: Path) -> None:
+def hold(path: Path, shared: bool, posix: bool, pipe) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    pipe.send(locks.acquire(descriptor, shared=shared, posix=posix))
+    pipe.recv()
+
+
+@pytest.mark.parametrize("posix", [False, True])
+def test_locks_exclude_other_processes_until_their_holder_ends(tmp_path: Path, posix: bool):
     path = tmp_path / "lock"
-    with path.open("w") as first, path.open() as second, path.open() as third:
-        assert locks.acquire(first, shared=True)
-        assert locks.acquire(second, shared=True)
-        assert not locks.acquire(third)
-        assert locks.acquire(third, shared=True)
-        assert locks.acquire(third, shared=True, timeout=None)
-
-
-def test_a_lock_is_waited_for_until_the_timeout(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    holder = path.open("w")
-    assert locks.acquire(holder)
-    with path.open() as other:
-        begun = time.monotonic()
-        assert not locks.acquire(other, timeout=0.3)
-        assert 0.3 <= time.monotonic() - begun < 5
-        threading.Timer(0.2, holder.close).start()
-        assert locks.acquire(other, timeout=30)
-
-
-def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    text = f"from motionmae import locks; f = open({str(path)!r}, 'w'); print(locks.acquire(f), flush=True); input()"
-    holder = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "True\n"
-    with path.open() as other:
-        assert not locks.acquire(other)
-        holder.kill()
-        holder.communicate()
-        assert locks.acquire(other)
+    here, there = multiprocessing.Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(path, True, posix, there))
+    holder.start()
+    assert here.recv()
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        assert locks.acquire(descriptor, shared=True, posix=posix)
+        start = time.monotonic()
+        assert not locks.acquire(descriptor, timeout=0.2, posix=posix)
+        assert time.monotonic() - start >= 0.2
+        here.send(None)
+        holder.join()
+        assert locks.acquire(descriptor, timeout=5, posix=posix)
+    finally:
+        os.close(descriptor)

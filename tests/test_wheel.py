@@ -24,7 +24,7 @@ def pip(*argv: str, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed wheel alone. It is built from a copy, because a build leaves files beside the sources."""
+    """A folder with only the installed wheel. The build runs in a copy, because it leaves files beside the sources."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = code_snapshot.collect(ROOT).write(folder)
     pip("wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), cwd=sources)

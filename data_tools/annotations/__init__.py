@@ -20,8 +20,6 @@ def read_split(
     """Read one split of a data set.
 
     Args:
-        dataset: a key of :data:`READERS`.
-        videos: folder of the videos.
         annotations: folder or file of the official annotations; default ``videos``.
         split: name of the split; optional for ``folder`` only.
         exclude: folder below ``videos`` that is not searched (the folder of the shards).

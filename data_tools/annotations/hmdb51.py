@@ -16,7 +16,6 @@ _MARK = {"train": "1", "test": "2"}
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split; see :func:`data_tools.annotations.read_split`."""
     part, number = parse_split(split)
     folder = annotation_folder(annotations, "testTrainMulti_7030_splits", f"*_test_split{number}.txt")
     files = {

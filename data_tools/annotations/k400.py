@@ -17,7 +17,6 @@ _COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split; see :func:`data_tools.annotations.read_split`."""
     if split not in SPLITS:
         raise UserError(f"--split {split} is not a split of Kinetics-400: choose train, val or test")
     split = SPLITS[split]

@@ -24,7 +24,7 @@ class VideoRecord:
 
     @property
     def identity(self) -> str:
-        """A name that does not change when a missing video is supplied later, wherever its file lies."""
+        """A name that stays the same when a missing video is added later, in any folder."""
         return self.annotation_name or self.source
 
 

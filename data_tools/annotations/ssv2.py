@@ -17,7 +17,6 @@ SPLITS = {"train": "train", "val": "validation", "validation": "validation", "te
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split; see :func:`data_tools.annotations.read_split`."""
     if split not in SPLITS:
         raise UserError(f"--split {split} is not a split of Something-Something: choose train, validation or test")
     split = SPLITS[split]

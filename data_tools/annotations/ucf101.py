@@ -15,7 +15,6 @@ _SPLIT = re.compile(r"(train|test|val)(?:list)?0?([123])?")
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split; see :func:`data_tools.annotations.read_split`."""
     part, number = parse_split(split)
     folder = annotation_folder(annotations, "ucfTrainTestlist", "classInd.txt")
     classes_file, file = folder / "classInd.txt", folder / f"{part}list0{number}.txt"

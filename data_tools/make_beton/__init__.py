@@ -43,7 +43,6 @@ _MIN_PAGE, _MAX_PAGE = 2**21, 2**31  # FFCV's limits: a power of two from 2 MiB 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--out", type=output_file, required=True, help="file to write, NAME.beton")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file."""
     try:
         return _run(arguments.shards, arguments.out, arguments.force)
     except OSError as error:
@@ -102,11 +100,7 @@ class _Clips:
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":
-        """A sample, as a tuple with its only field.
-
-        Raises:
-            CorruptSample: the sample is damaged, or the size of a frame differs from the index.
-        """
+        """A sample, as a tuple with its only field. Raises CorruptSample if a frame is damaged or has another size."""
         meta = self._reader.read_meta(sample)
         jpegs = self._reader.read_frames(sample, range(meta.frames))
         for number, jpeg in enumerate(jpegs):

@@ -53,7 +53,6 @@ exit status: 0 shards are made (some videos may be quarantined), 2 wrong input o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     add = parser.add_argument
     add("dataset", choices=sorted(READERS), metavar="DATASET", help=f"one of {', '.join(sorted(READERS))}")
     add("--videos", type=Path, required=True, help="folder of the videos, in any layout")
@@ -81,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the shards."""
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -108,7 +106,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
-    """Write every shard, then the manifest."""
     with lock_output(options.out):
         if options.retry:
             check_library_versions(plan, options.out)
@@ -170,7 +167,6 @@ def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
-    """A progress bar with rate, bytes and quarantined videos."""
     with progress_bar(TextColumn("{task.fields[details]}")) as bar:
         task = bar.add_task(name, total=videos, details="")
 

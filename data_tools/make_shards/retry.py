@@ -14,11 +14,7 @@ from motionmae.files import write_atomically
 def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
     """Mark the shards that lack a video as not finished.
 
-    Args:
-        part: (number, parts); None for all shards.
-
-    Returns:
-        The number of these shards; None if a stopped retry continues.
+    Returns the number of these shards, or None if a stopped retry continues. ``part`` is (number, parts).
     """
     marker = _marker(out, part)
     if marker.exists():

@@ -138,11 +138,7 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
 
 
 def check_library_versions(plan: ShardPlan, out: Path) -> None:
-    """Compare the libraries with those that wrote the first shards; called before more shards are written.
-
-    Raises:
-        UserError: the version of a library differs.
-    """
+    """Refuse other library versions than those that wrote the first shards. Called before more shards are written."""
     existing = json.loads(_plan_file(out).read_bytes())
     _refuse_differences(out, existing["versions"], plan.versions)
 

@@ -48,16 +48,13 @@ class Counts:
 
     @property
     def stored(self) -> int:
-        """Number of stored videos."""
         return self.videos - len(self.quarantine)
 
     @property
     def reasons(self) -> Counter[str]:
-        """Number of quarantined videos by reason."""
         return Counter(row["reason"] for row in self.quarantine)
 
     def add(self, other: "Counts") -> None:
-        """Add the counts of another part."""
         self.videos += other.videos
         self.frames += other.frames
         self.bytes += other.bytes
@@ -73,7 +70,6 @@ class ShardRecord:
     entry: ShardEntry | None  # row of the manifest; None if none of the videos could be stored
 
     def write(self, path: Path) -> None:
-        """Write the record atomically."""
         content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
         write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
 
@@ -98,7 +94,6 @@ def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | Non
 
 
 def record_path(out: Path, shard: PlannedShard) -> Path:
-    """File of a shard's record."""
     return out / STATE / f"{Path(shard.name).stem}.json"
 
 
@@ -106,11 +101,8 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock the folder against a second run of the same part, and against the whole while a part is written.
 
-    Args:
-        part: (number, parts); None for the whole.
-
-    Raises:
-        UserError: another run writes, or the folder was started with another number of parts.
+    ``part`` is (number, parts), or None for the whole. Raises UserError if another run writes, or the folder was
+    started with another number of parts.
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)
@@ -152,17 +144,13 @@ def write_shards(
     """Write every planned shard that is not finished.
 
     Args:
-        plan: the plan, after :func:`write_or_check_plan`.
         workers: number of decoding processes.
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times a second from this thread.
 
-    Returns:
-        Counts of all planned shards, including those that were finished before.
-
-    Raises:
-        UserError: the folder cannot be written (for example, the disk is full).
-        KeyboardInterrupt: raised after the processes have ended. Finished shards are kept.
+    Returns counts of all planned shards, including those that were finished before. Raises UserError if the folder
+    cannot be written, for example to a full disk. KeyboardInterrupt is raised after the processes have ended, and
+    finished shards are kept.
     """
     total = Counts()
     pending: list[PlannedShard] = []
@@ -221,7 +209,6 @@ class _Writer:
             self._idle.put(decoder)
 
     def write(self, shard: PlannedShard) -> None:
-        """Write a shard and its record."""
         counts = Counts()
         path = self._out / shard.name
         with ShardWriter(path, self._plan.encoding) as writer:
@@ -274,11 +261,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``.
-
-    Raises:
-        UserError: a shard has been lost or damaged since it was written.
-    """
+    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard has been lost or damaged."""
     entries = finished_entries(plan, out)
     if entries is None:
         raise UserError(f"finished shards of {out} have changed during this run: run the same command again")

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -74,16 +75,7 @@ class ToySettings:
             raise UserError("--train 0 --val 0 gives no video: choose at least one")
 
 
-@dataclass(frozen=True)
-class _Task:
-    settings: ToySettings
-    out: Path
-    split: str
-    number: int
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos; created if needed")
     parser.add_argument("--train", type=int, default=168, help="training videos (%(default)s: 12 per class)")
     parser.add_argument("--val", type=int, default=56, help="validation videos (%(default)s: 4 per class)")
@@ -96,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Render the data set."""
     settings = ToySettings(**{key.name: getattr(arguments, key.name) for key in fields(ToySettings)})
     try:
         return make_toy_dataset(settings, arguments.out, max(1, arguments.workers))
@@ -107,8 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
     """Render the data set into ``out`` unless it exists; returns the exit status.
 
-    Raises:
-        UserError: the folder cannot be written, or holds other data.
+    Raises UserError if the folder cannot be written, or holds other data.
     """
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
@@ -152,15 +142,15 @@ def _is_done(settings: ToySettings, out: Path) -> bool:
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
     """Render every video; returns the lines of the list of each split."""
-    tasks = [
-        _Task(settings, out, split, number) for split in ("train", "val") for number in range(getattr(settings, split))
-    ]
+    splits = ["train"] * settings.train + ["val"] * settings.val
+    numbers = [*range(settings.train), *range(settings.val)]
     lines: dict[str, list[str]] = {"train": [], "val": []}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool, progress_bar() as bar:
-        rendered = bar.track(pool.map(_render_one, tasks, chunksize=4), len(tasks), description="rendering")
-        for task, (source, label) in zip(tasks, rendered, strict=True):
-            lines[task.split].append(f"{source} {label}\n")
+        rendered = pool.map(partial(_render_one, settings, out), splits, numbers, chunksize=4)
+        videos = bar.track(rendered, len(splits), description="rendering")
+        for split, (source, label) in zip(splits, videos, strict=True):
+            lines[split].append(f"{source} {label}\n")
     return lines
 
 
@@ -169,24 +159,24 @@ def _start_process() -> None:
     cv2.setNumThreads(1)
 
 
-def _render_one(task: _Task) -> tuple[str, int]:
+def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tuple[str, int]:
     """Render one video; returns (path within the data set, label)."""
-    label = task.number % len(MOTIONS)
+    label = number % len(MOTIONS)
     motion = list(MOTIONS)[label]
-    identity = f"{task.settings.seed}:{task.split}:{task.number}".encode()
+    identity = f"{settings.seed}:{split}:{number}".encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(identity, digest_size=16).digest(), "little"))
     form = FORMATS[rng.integers(len(FORMATS))]
-    short = task.settings.size * rng.choice([0.75, 1.0, 1.25])
+    short = settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
-    if task.settings.square:
+    if settings.square:
         shape = 1.0  # after the draw, to keep the state of the random generator
     height, width = (2 * round(side / 2) for side in (short * max(1, 1 / shape), short * max(1, shape)))
     rate = _RATES[rng.integers(len(_RATES))]
-    path = task.out / task.split / motion / f"{task.number:05d}{form.suffix}"
+    path = out / split / motion / f"{number:05d}{form.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = render(motion, int(rng.integers(*_FRAMES)), height, width, rng, task.settings.shake)
+    pictures = render(motion, int(rng.integers(*_FRAMES)), height, width, rng, settings.shake)
     write_video(path, pictures, rate, form)
-    return path.relative_to(task.out).as_posix(), label
+    return path.relative_to(out).as_posix(), label
 
 
 def _add_real(out: Path) -> list[str]:

@@ -17,8 +17,7 @@ class Format:
     """A container with its usual codec."""
 
     suffix: str
-    codec: str
-    """Name of ffmpeg's encoder."""
+    codec: str  # name of ffmpeg's encoder
     options: tuple[tuple[str, str], ...]
     """Fast encoder options. One thread makes the bytes independent of the number of cores. The macroblock tree of x264
     is off, because its SIMD code reads uninitialised memory in small frames and the bytes would differ between runs."""

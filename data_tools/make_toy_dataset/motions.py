@@ -8,6 +8,7 @@ distribution in every class, and only the change between frames distinguishes th
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -17,73 +18,57 @@ Track = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 X, Y, ANGLE, SIZE = range(4)
 
 
-def _steady(axis: int, direction: int) -> Callable[[int, np.random.Generator], Track]:
+def _steady(axis: int, direction: int, frames: int, rng: np.random.Generator) -> Track:
     """One of the four numbers changes at a constant rate, by 0.6 to 1.2 turns in 60 frames."""
-
-    def motion(frames: int, rng: np.random.Generator) -> Track:
-        track = np.zeros((frames, 4))
-        track[:, axis] = direction * rng.uniform(0.010, 0.020) * np.arange(frames)
-        return track
-
-    return motion
+    track = np.zeros((frames, 4))
+    track[:, axis] = direction * rng.uniform(0.010, 0.020) * np.arange(frames)
+    return track
 
 
-def _orbit(direction: int) -> Callable[[int, np.random.Generator], Track]:
+def _orbit(direction: int, frames: int, rng: np.random.Generator) -> Track:
     """A circle around a fixed point. y points down: a rising angle is clockwise."""
-
-    def motion(frames: int, rng: np.random.Generator) -> Track:
-        track = np.zeros((frames, 4))
-        turns = rng.uniform() + direction * rng.uniform(0.015, 0.025) * np.arange(frames)
-        radius = rng.uniform(0.15, 0.25)
-        track[:, X] = radius * np.cos(2 * math.pi * turns)
-        track[:, Y] = radius * np.sin(2 * math.pi * turns)
-        return track
-
-    return motion
+    track = np.zeros((frames, 4))
+    turns = rng.uniform() + direction * rng.uniform(0.015, 0.025) * np.arange(frames)
+    radius = rng.uniform(0.15, 0.25)
+    track[:, X] = radius * np.cos(2 * math.pi * turns)
+    track[:, Y] = radius * np.sin(2 * math.pi * turns)
+    return track
 
 
-def _swing(low: float, high: float) -> Callable[[int, np.random.Generator], Track]:
+def _swing(low: float, high: float, frames: int, rng: np.random.Generator) -> Track:
     """Oscillation along a line of random direction, with a period of 1 / low to 1 / high frames."""
-
-    def motion(frames: int, rng: np.random.Generator) -> Track:
-        track = np.zeros((frames, 4))
-        heading, phase = rng.uniform(0, 2 * math.pi, 2)
-        swing = 0.12 * np.sin(phase + 2 * math.pi * rng.uniform(low, high) * np.arange(frames))
-        track[:, X], track[:, Y] = math.cos(heading) * swing, math.sin(heading) * swing
-        return track
-
-    return motion
+    track = np.zeros((frames, 4))
+    heading, phase = rng.uniform(0, 2 * math.pi, 2)
+    swing = 0.12 * np.sin(phase + 2 * math.pi * rng.uniform(low, high) * np.arange(frames))
+    track[:, X], track[:, Y] = math.cos(heading) * swing, math.sin(heading) * swing
+    return track
 
 
-def _then(first: int, second: int) -> Callable[[int, np.random.Generator], Track]:
+def _then(first: int, second: int, frames: int, rng: np.random.Generator) -> Track:
     """One of the four numbers changes in the first half, another one in the second half."""
-
-    def motion(frames: int, rng: np.random.Generator) -> Track:
-        track = np.zeros((frames, 4))
-        middle = frames // 2
-        steps = rng.uniform(0.012, 0.022, 2) * rng.choice([-1, 1], 2)
-        track[:, first] = steps[0] * np.minimum(np.arange(frames), middle)
-        track[:, second] = steps[1] * np.maximum(np.arange(frames) - middle, 0)
-        return track
-
-    return motion
+    track = np.zeros((frames, 4))
+    middle = frames // 2
+    steps = rng.uniform(0.012, 0.022, 2) * rng.choice([-1, 1], 2)
+    track[:, first] = steps[0] * np.minimum(np.arange(frames), middle)
+    track[:, second] = steps[1] * np.maximum(np.arange(frames) - middle, 0)
+    return track
 
 
 MOTIONS: dict[str, Callable[[int, np.random.Generator], Track]] = {
-    "move_left": _steady(X, -1),
-    "move_right": _steady(X, 1),
-    "move_up": _steady(Y, -1),
-    "move_down": _steady(Y, 1),
-    "turn_clockwise": _steady(ANGLE, 1),
-    "turn_counterclockwise": _steady(ANGLE, -1),
-    "grow": _steady(SIZE, 1),
-    "shrink": _steady(SIZE, -1),
-    "orbit_clockwise": _orbit(1),
-    "orbit_counterclockwise": _orbit(-1),
-    "swing_slowly": _swing(1 / 60, 1 / 45),
-    "swing_fast": _swing(1 / 16, 1 / 12),
-    "move_then_turn": _then(X, ANGLE),
-    "turn_then_move": _then(ANGLE, X),
+    "move_left": partial(_steady, X, -1),
+    "move_right": partial(_steady, X, 1),
+    "move_up": partial(_steady, Y, -1),
+    "move_down": partial(_steady, Y, 1),
+    "turn_clockwise": partial(_steady, ANGLE, 1),
+    "turn_counterclockwise": partial(_steady, ANGLE, -1),
+    "grow": partial(_steady, SIZE, 1),
+    "shrink": partial(_steady, SIZE, -1),
+    "orbit_clockwise": partial(_orbit, 1),
+    "orbit_counterclockwise": partial(_orbit, -1),
+    "swing_slowly": partial(_swing, 1 / 60, 1 / 45),
+    "swing_fast": partial(_swing, 1 / 16, 1 / 12),
+    "move_then_turn": partial(_then, X, ANGLE),
+    "turn_then_move": partial(_then, ANGLE, X),
 }
 """Class name -> track relative to the start. The label of a class is its index here."""
 

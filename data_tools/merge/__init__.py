@@ -27,7 +27,6 @@ folders do not change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, nargs="+", help="folders of shards, in the order of their samples")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--without-labels", action="store_true", help="drop the labels, if the classes differ")
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Merge the folders."""
     out, folders = arguments.out, arguments.shards
     try:
         merged = merge(folders, out, arguments.without_labels)

@@ -27,7 +27,6 @@ _GAP = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
     parser.add_argument("--out", type=picture, default="preview.png", help="picture to write (%(default)s)")
@@ -39,21 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Draw the contact sheet."""
     if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:
         raise UserError("--videos and --frames must be at least 1, and --height at least 16")
     sheet = contact_sheet(arguments.shards, arguments.videos, arguments.frames, arguments.height, arguments.seed)
-    _write(arguments.out, sheet)
+    _, content = cv2.imencode(arguments.out.suffix, sheet[:, :, ::-1])
+    try:
+        write_atomically(arguments.out, content.tobytes())
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be written ({error}): choose another file") from error
     print(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
     return 0
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
-    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB.
-
-    Raises:
-        CorruptSample: a chosen sample is damaged.
-    """
+    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB."""
     reader = open_reader(folder, load_manifest(folder))
     order = sorted(
         range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
@@ -82,14 +80,6 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
     plain = text.encode("ascii", "replace").decode()  # OpenCV draws ASCII only
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
-
-
-def _write(path: Path, picture: Picture) -> None:
-    _, content = cv2.imencode(path.suffix, picture[:, :, ::-1])
-    try:
-        write_atomically(path, content.tobytes())
-    except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error}): choose another file") from error
 
 
 COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)

@@ -27,7 +27,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     picture = output_ending(".png", ".pdf", ".svg")
@@ -37,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    """Print the figures; optionally write and draw them."""
     figures = collect(arguments.shards, load_manifest(arguments.shards))
     show(figures, arguments.shards, arguments.classes)
     if arguments.json:
@@ -126,11 +124,7 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
-    """Draw the number of videos per class, sorted by size.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Draw the number of videos per class, sorted by size."""
     from matplotlib.figure import Figure  # the import takes half a second
 
     counts = sorted(figures["classes"].values(), reverse=True)

@@ -29,14 +29,12 @@ exit status: 0 the shards are intact, 1 there is damage (every fault is printed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
     parser.add_argument("--decode", type=int, default=2, help="samples per shard to decode (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the shards, and print each fault."""
     started, folder = time.monotonic(), arguments.shards
     manifest = load_manifest(folder)
     faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
@@ -58,12 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """All damage of a folder of shards, in the order of the shards.
-
-    Args:
-        decode: number of samples of each shard whose first, middle and last frame are decoded.
-        workers: number of threads.
-    """
+    """Damage in the order of the shards. Decodes the first, middle and last frame of ``decode`` samples a shard."""
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
         found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
         return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
@@ -98,7 +91,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
         return [fault]
     except OSError as error:
         return [CorruptSample(Reason.UNREADABLE, shard.name, str(error))]
-    detail = f"sha256 is {whole}, its index says {indexed.sha256}"
+    detail = f"sha256 is {whole}, but its index has {indexed.sha256}"
     return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
 
 

@@ -1,1 +1,1 @@
-"""``python -m motionmae report``: a run, or several beside each other, as one HTML file for people."""
+"""HTML report of one run, or of several side by side: ``motionmae report``."""

@@ -2,7 +2,7 @@
 
 :meth:`AsyncCheckpointer.start` copies this rank's part into host memory that every save reuses. A thread does the rest:
 writing, flushing, hashing, the agreement of all ranks, the manifest, and the removal of old checkpoints. The threads of
-all ranks use a gloo group of their own and never interfere with a collective of training.
+all ranks use their own gloo group and never interfere with a collective of training.
 
 At most one write is in progress. A run therefore holds one copy in host memory (12 bytes a parameter over all ranks).
 If the previous write is still running, the next save waits for it and logs how long.
@@ -29,7 +29,7 @@ GROUP_TIMEOUT = timedelta(hours=4)
 """Timeout of the threads' collectives, above the watchdog's limit for a write."""
 
 CLOSE_SECONDS = 60.0
-"""Time that an attempt that failed gives a write to finish."""
+"""Time for a write in progress to finish when the attempt fails."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class SaveResult:
     checkpoint: Checkpoint | None
     """None: the save failed, and the store is unchanged."""
     error: str
-    """Cause of the failure."""
     waited: float
     """Seconds that training waited for the previous write."""
     blocking: float
@@ -54,7 +53,6 @@ class AsyncCheckpointer:
 
     Args:
         lease: must be held when a write begins and when it is committed.
-        keep: which checkpoints are kept.
     """
 
     def __init__(
@@ -86,7 +84,6 @@ class AsyncCheckpointer:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank is writing."""
         return self._thread is not None and self._thread.is_alive()
 
     def poll(self) -> SaveResult | None:

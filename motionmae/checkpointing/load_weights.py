@@ -174,7 +174,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be read. Torch's own message is not shown: it advises to unpickle without the check."""
+    """Cause of a failed read. Torch's own message is not shown: it advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
@@ -183,7 +183,6 @@ def _reason(error: Exception) -> str:
 
 
 def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Rename the tensors of a known model to our names."""
     try:
         if "encoder.project.weight" in state:
             return state

@@ -51,12 +51,9 @@ class StagedState:
 
 
 class _Fragment(NamedTuple):
-    """Fragment of one tensor of a parameter on this rank."""
-
     name: str
     kind: str
     value: Tensor
-    """Flat fragment."""
     shape: torch.Size
     """Shape of the whole tensor."""
     writer: int
@@ -85,7 +82,6 @@ class PinnedStagingBuffer:
         return host
 
     def wait(self) -> None:
-        """Wait for all copies."""
         if self._pinned:
             torch.cuda.synchronize()
 
@@ -198,13 +194,8 @@ def find_newest(
     """Return the newest valid checkpoint, or None if there is none, on every rank. Collective.
 
     Rank 0 verifies the files and calls ``log_damaged(folder, reason)`` for each damaged checkpoint. It also removes
-    unfinished checkpoints. No write may be in progress.
-
-    Args:
-        before: see :meth:`CheckpointStore.newest_valid`.
-
-    Raises:
-        UserError: on every rank, as :meth:`CheckpointStore.newest_valid` does.
+    unfinished checkpoints. No write may be in progress. :meth:`CheckpointStore.newest_valid` describes ``before`` and
+    the UserError that every rank raises.
     """
 
     def newest() -> Checkpoint | None:
@@ -297,7 +288,7 @@ def _broadcast(
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations whose outcome every rank learns. Collective."""
+    """File operations with results and errors shared by all ranks. Collective."""
 
     rank: DistributedContext
     group: dist.ProcessGroup | None

@@ -9,7 +9,7 @@ from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, PathOrUrl, Pro
 
 def _not_empty(weights: str) -> str:
     if not weights:
-        raise ValueError("name weights, or say scratch")
+        raise ValueError("give the path of weights, or scratch")
     return weights
 
 
@@ -47,12 +47,10 @@ class FinetuneConfig(Section):
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder keeps its weights."""
         return self.mode != "full"
 
     @property
     def mixes(self) -> bool:
-        """Whether clips are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
 

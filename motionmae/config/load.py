@@ -86,12 +86,10 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def config_yaml(config: Config) -> str:
-    """All settings as YAML."""
     return to_yaml(config.model_dump(mode="json"))
 
 
 def known_configs() -> list[str]:
-    """Names of the configs that come with the code."""
     return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
 
 
@@ -124,14 +122,14 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def _base_of(path: Path, base: str) -> Path:
-    """The file that ``base:`` names, with or without its ending: absolute, beside ``path``, or among the presets."""
+    """Find a base, with or without its ending: an absolute path, a file beside ``path``, or a preset."""
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = " and ".join(dict.fromkeys(map(str, candidates)))
-    raise UserError(f"{path}: base: {base} is not there (looked for {looked})")
+    looked = " or ".join(dict.fromkeys(map(str, candidates)))
+    raise UserError(f"{path}: the config of `base: {base}` does not exist: create {looked}, or correct `base:`")
 
 
 def _parse_override(text: str) -> Layer:

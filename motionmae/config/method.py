@@ -106,7 +106,6 @@ class ModelConfig(Section):
 
     @property
     def dimensions(self) -> Size:
-        """The preset's dimensions with this config's overrides."""
         preset = SIZES[self.size]
         return Size(
             self.width or preset.width,

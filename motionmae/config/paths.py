@@ -17,7 +17,6 @@ _UNCHANGED: dict[str, Callable[[str], bool]] = {
 
 
 def absolute_paths(config: Config) -> Config:
-    """A copy whose path fields are absolute."""
     values = flat(config.model_dump())
     kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
     paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _UNCHANGED[kind](values[key])}

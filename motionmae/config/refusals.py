@@ -35,7 +35,7 @@ def describe_refusal(
     Args:
         error: from the validation of ``tree`` against ``schema``.
         origins: by key, the file or override that set it.
-        source: all that was loaded, named where several keys do not fit together.
+        source: config and overrides; the message names them if several keys do not fit together.
     """
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]

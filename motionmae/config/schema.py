@@ -1,4 +1,4 @@
-"""The configuration of a run, its rules that join sections, and the numbers that depend on ranks or data."""
+"""Configuration of a run, rules for several sections, and numbers that depend on ranks or data."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from motionmae.errors import UserError
 
 def _folder_name(name: str) -> str:
     if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
-        raise ValueError("use letters, digits, '-', '_' and '.', and start with none of '-' and '.'")
+        raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
     return name
 
 

@@ -1,12 +1,12 @@
 """Base class and field types of the configuration schema.
 
-A field states its type, its limits and what it means::
+A field states its type, limits and meaning::
 
     epochs: PositiveInt = 1600
     threads: Annotated[PositiveInt, MAY_CHANGE] = 2
 
-A rule for one field is part of its type. A rule that joins several fields is a validator of their section, and a rule
-that joins sections is a validator of :class:`motionmae.config.Config`; both call :func:`check`.
+A rule for one field is part of its type. A rule for several fields is a validator of their section, and a rule for
+several sections is a validator of :class:`motionmae.config.Config`; both call :func:`check`.
 """
 
 from collections.abc import Mapping

@@ -32,17 +32,15 @@ DEFAULT = Path("~/.config/motionmae/site.yaml")
 
 def _matches(name: str, pattern: str, kind: str) -> str:
     if not re.fullmatch(pattern, name):
-        raise ValueError(f"it is no {kind}")
+        raise ValueError(f"it is not {kind}")
     return name
 
 
-Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*", "long option of sbatch"))]
-Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "name of a variable"))]
+Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*", "a long option of sbatch"))]
+Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "the name of a variable"))]
 
 
 class _Contents(Section):
-    """What a person may write in a site file."""
-
     launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
     sbatch: dict[Option, str] = Field(default_factory=dict)

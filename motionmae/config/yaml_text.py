@@ -44,23 +44,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse one YAML document.
-
-    Raises:
-        yaml.YAMLError: ``text`` is no YAML.
-    """
+    """Parse one YAML document, or raise yaml.YAMLError."""
     return yaml.load(text, _TextLoader)
 
 
 def to_yaml(tree: dict[str, Any]) -> str:
-    """The YAML of plain values, in their order."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong and in which line; the first line of YAML's own message only names its context."""
+    """Problem and its line; the first line of YAML's own message only names the context."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None or error.problem_mark is None:
         return str(error).strip().splitlines()[0]
     begun = error.context_mark
-    since = f" (in what begins in line {begun.line + 1})" if begun and begun.line != error.problem_mark.line else ""
+    since = (
+        f" (in the block that begins in line {begun.line + 1})"
+        if begun and begun.line != error.problem_mark.line
+        else ""
+    )
     return f"{error.problem} in line {error.problem_mark.line + 1}{since}"

@@ -18,7 +18,6 @@ class DistributedContext:
 
     rank: int
     world: int
-    """Number of ranks."""
     local_rank: int
     """Rank within the node; the index of the GPU."""
     device: torch.device
@@ -61,7 +60,7 @@ def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> 
 def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> Result:
     """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank. Collective.
 
-    An error that all ranks would meet is then printed once.
+    An error common to all ranks is then printed once.
     """
     results: list[Result] = []
     run_on_rank_zero(rank, lambda: results.append(action()))

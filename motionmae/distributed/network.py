@@ -4,8 +4,7 @@ import fcntl
 import socket
 import struct
 
-_SIOCGIFADDR = 0x8915
-"""From linux/sockios.h."""
+_SIOCGIFADDR = 0x8915  # from linux/sockios.h
 
 
 def ipv4_of_interface(interface: str) -> str:

@@ -89,28 +89,22 @@ def create_store(
 
 
 def use_interface_towards(host: str) -> None:
-    """Set GLOO_SOCKET_IFNAME to the interface that reaches ``host``, unless it is set.
+    """Set GLOO_SOCKET_IFNAME to the interface that reaches ``host``, unless it is set or the interface is unknown.
 
     By default gloo listens at the address of the machine's own name, which often is 127.0.1.1.
     """
-    if interface := interface_towards(host):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-
-
-def interface_towards(host: str) -> str:
-    """Return the network interface that reaches ``host``, or "" if it is unknown."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # looks up the route and sends nothing
             address = probe.getsockname()[0]
         interfaces = socket.if_nameindex()
     except OSError:
-        return ""
+        return
     for _, name in interfaces:
         with suppress(OSError):  # the interface has no IPv4 address
             if ipv4_of_interface(name) == address:
-                return name
-    return ""
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                return
 
 
 @contextmanager

@@ -24,7 +24,6 @@ def training_port(job_id: int, restarts: int, step: int = 0) -> int:
 
 
 def preflight_port(port: int) -> int:
-    """Port of the pre-flight check of a job that trains on ``port``."""
     return port + PREFLIGHT_OFFSET
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class StopSignals:
         self._interrupted = False
         self._terminal_outputs = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
-    def install(self) -> "StopSignals":
+    def __enter__(self) -> "StopSignals":
         """Install the handlers, from the main thread.
 
         Ctrl-C and hang-ups stay ignored if the process was started to ignore them (``nohup``, ``&`` in a script).
@@ -67,18 +67,9 @@ class StopSignals:
                 self.former[number] = signal.signal(number, self._handle)
         return self
 
-    def restore(self) -> None:
-        """Restore the former handlers."""
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.former.items():
             signal.signal(number, handler)
-
-    def __enter__(self) -> "StopSignals":
-        return self.install()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -36,7 +36,6 @@ class Watchdog:
     """Watches this process until ``close``.
 
     Args:
-        stacks: file for the stacks.
         report: receives one sentence before the process ends.
     """
 
@@ -67,7 +66,7 @@ class Watchdog:
 
     @contextmanager
     def during(self, what: str, limit: float, thread: str = "main") -> Iterator[None]:
-        """Watch ``what`` inside the block; the time of the work around it stands still meanwhile."""
+        """Watch ``what`` inside the block; meanwhile the clock of the work around it is paused."""
         before, began = self._current.get(thread, ("", _NEVER)), time.monotonic()
         self.expect(what, limit, thread)
         try:
@@ -79,7 +78,7 @@ class Watchdog:
                 self._step_began += paused
 
     def close(self) -> None:
-        """Stop watching. If the watchdog is ending the process, wait for that end.
+        """Stop watching. If the watchdog is ending the process, wait until it ends.
 
         The main thread may lose the other ranks meanwhile; that error is a consequence of the hang.
         """

@@ -1,8 +1,8 @@
 """The model on DeepSpeed: ZeRO 0-3, precision, gradient accumulation, clipping, and skipping of non-finite steps.
 
 DeepSpeed's ZeRO optimisers compute the gradient norm over all ranks before a step, clip by it, and skip the step on
-every rank when the norm is not finite. Stage 0 does none of this; :class:`GuardedAdamW` adds it there, and the rest of
-the program sees the same behaviour at all stages.
+every rank when the norm is not finite. Stage 0 does none of this; :class:`GuardedAdamW` adds it there. All stages then
+behave alike.
 """
 
 import importlib
@@ -68,7 +68,6 @@ class Engine:
     """A model, its optimiser and DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
 
     Args:
-        groups: parameter groups with their weight decay.
         stage: ZeRO stage for measurements; None takes :func:`stage_of`.
 
     Attributes:
@@ -163,7 +162,6 @@ class Engine:
         self.optimizer.override_loss_scale(self.loss_scale.value)
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers."""
         self.deepspeed.destroy()
 
 
@@ -176,7 +174,6 @@ def stage_of(config: Config, ranks: int) -> int:
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, stage: int) -> torch.optim.AdamW:
-    """Build AdamW over parameter groups with their own weight decay."""
     options: dict[str, Any] = {
         "lr": optim.peak_lr,
         "betas": (optim.beta1, optim.beta2),
@@ -236,7 +233,6 @@ def _import_muon() -> None:
 
 
 def make_deterministic() -> None:
-    """Make torch choose kernels that give the same bits every time."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

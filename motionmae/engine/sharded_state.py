@@ -12,7 +12,6 @@ Parameters are fp32 at every precision (autocast casts copies). Parameter and ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -42,7 +41,14 @@ def create_states(engine: HasOptimizer) -> None:
     DeepSpeed links moments to parameters when they first appear. Version 0.19 stops after the first parameter group,
     unless all states exist.
     """
-    for flat, fused in _flat_parameters(engine):
+    if engine.stage == 0:
+        flats = [p for group in engine.optimizer.param_groups for p in group["params"]]
+    elif engine.stage == 3:
+        flats = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        flats = engine.optimizer.single_partition_of_fp32_groups
+    fused = bool(engine.optimizer.param_groups[0].get("fused"))  # the fused kernel counts steps on the device
+    for flat in flats:
         engine_states(engine)[flat] = {
             "step": torch.zeros((), device=flat.device if fused else None),
             **{kind: torch.zeros_like(flat) for kind in MOMENTS},
@@ -63,7 +69,6 @@ def optimizer_steps(engine: HasOptimizer) -> int:
 
 
 def set_optimizer_steps(engine: HasOptimizer, count: int) -> None:
-    """Set the number of updates that AdamW has made."""
     for state in engine_states(engine).values():
         state["step"].fill_(count)
 
@@ -149,16 +154,3 @@ def _set_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     safe_set_local_fp32_param(parameter, fragment(values["parameter"]))
     for kind in MOMENTS:
         safe_set_local_optimizer_state(parameter, fragment(values[kind]), kind)
-
-
-def _flat_parameters(engine: HasOptimizer) -> Iterator[tuple[Tensor, bool]]:
-    """Tensors that AdamW updates on this rank; True with its fused kernel, which keeps the step count on the device."""
-    fused = bool(engine.optimizer.param_groups[0].get("fused"))
-    if engine.stage == 0:
-        flats = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    elif engine.stage == 3:
-        flats = engine.optimizer.fp32_partitioned_groups_flat
-    else:
-        flats = engine.optimizer.single_partition_of_fp32_groups
-    for flat in flats:
-        yield flat, fused

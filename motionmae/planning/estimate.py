@@ -13,8 +13,6 @@ from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 from motionmae.planning.gpus import USABLE, Gpu
 from motionmae.planning.memory import Memory, largest_micro_batch, predict_memory, trained_parameters
 
-STAGES = (0, 1, 2, 3)
-CHECKPOINTING = ("none", "every_n", "full")
 LOADER_SPEED = 170.0
 """Clips of 16 frames that one core decodes, crops, and resizes per second, as measured by `benchmarks/loader.py`."""
 
@@ -52,7 +50,6 @@ class Plan:
 
     ranks: int
     accumulation: int
-    """Micro-batches per step."""
     clips_per_step: int
     """Clips over all ranks, including repeated clips of a video."""
     encoder_parameters: int
@@ -73,7 +70,6 @@ class Plan:
     steps_per_epoch: int | None
     epochs: int
     frames: int
-    """Frames of a clip."""
 
     @property
     def steps(self) -> int | None:
@@ -137,8 +133,8 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
     """
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     choices = []
-    for stage in STAGES if ranks > 1 else STAGES[:1]:
-        for mode in CHECKPOINTING:
+    for stage in (0, 1, 2, 3) if ranks > 1 else (0,):
+        for mode in ("none", "every_n", "full"):
             case = config.updated(
                 {
                     "engine.zero_stage": stage,

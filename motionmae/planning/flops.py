@@ -67,7 +67,6 @@ def step_cubes(config: Config) -> Cubes:
 
 
 def count_parameters(config: Config) -> Parameters:
-    """Count the parameters of the pre-training model."""
     size, clip = config.model.dimensions, config.clip
     learnable = config.model.pos_embed == "learnable"
     encoder = (
@@ -122,9 +121,8 @@ def step_flops(config: Config) -> StepFlops:
     visible, tokens = cubes.visible, cubes.decoder
     encoder = _encoder_macs(config, visible)
     width = size.decoder_width
-    spared = visible * (
-        10 * width * width + 2 * tokens * width
-    )  # in the last block, visible tokens are keys and values only
+    # in the last block, visible tokens are keys and values only
+    spared = visible * (10 * width * width + 2 * tokens * width)
     trunk = visible * size.width * width + model.decoder_depth * _block_macs(tokens, width) - spared
     heads = sum(cubes.queries * width * values for values in output_sizes(config).values())
     decoders = decoder_trunks(config) * trunk + heads

@@ -1,4 +1,4 @@
-"""GPUs that a plan or an MFU may name: peak rate, memory and links, from the vendor's data sheets."""
+"""Data sheets of GPUs for plans and MFU: peak rate, memory, and links."""
 
 from dataclasses import dataclass
 
@@ -38,17 +38,13 @@ GPUS = {
     "v100-32": Gpu("V100", 125.0, 32, 150),
     "v100-16": Gpu("V100", 125.0, 16, 150),
 }
-"""GPUs by the name that `plan --gpu` takes. A longer part stands before a shorter one that it contains."""
+"""GPUs by the name that `plan --gpu` takes. A longer part comes before a shorter one that it contains."""
 
 DEFAULT = "a100-80"
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return an entry of :data:`GPUS`.
-
-    Raises:
-        UserError: there is no GPU called ``name``.
-    """
+    """Return an entry of :data:`GPUS`, or raise a UserError."""
     if name not in GPUS:
         raise UserError(f"no GPU called {name} is known: choose one of {', '.join(GPUS)}")
     return GPUS[name]

@@ -99,14 +99,15 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
     begin = activations + clips * transient.backward + waiting
     after_loss = begin - clips * saved.loss
     after_decoders = clips * (saved.encoder + transient.encoder_backward) + encoder_casts + FP32 * count.decoders
+    # At stage 2, a rank allocates its share of the gradients when the first message is full.
+    unfinished = max(1 - BUCKET / max(count.total, 1), 0.0)  # share of the activations left at that moment
     backward = {
         0: max(begin, after_decoders, trained + message),
         1: max(begin, message + max(after_loss, after_decoders, trained), trained + gradients),
-        # a rank allocates its share of the gradients when the first message is full
-        2: max(begin, message + max(after_loss, gradients + int(_unfinished(count) * after_loss))),
+        2: max(begin, message + max(after_loss, gradients + int(unfinished * after_loss))),
         3: begin,
     }[stage]
-    # the optimiser's copy of the gradients, and temporaries of an AdamW of many kernels
+    # the optimiser's copy of the gradients, and temporaries of AdamW's separate kernels
     step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients
     pixels = clips * config.clip.frames * config.clip.size**2 * 3
     if config.launch.gpus_per_node:
@@ -222,11 +223,6 @@ def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, in
     every = recompute_every(config.model)
     share = 0.0 if stage == 3 else 1 - 1 / every if every else 1.0
     return int(share * _casts(config, count.encoder)), int(share * _casts(config, count.decoders))
-
-
-def _unfinished(count: Parameters) -> float:
-    """Share of the activations that is left after the backward pass has filled one message of gradients."""
-    return max(1 - BUCKET / max(count.total, 1), 0.0)
 
 
 def _tables(config: Config) -> int:

@@ -54,7 +54,7 @@ class Finetuning:
         self._soft = SoftTargetCrossEntropy()
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """Resolve ``finetune.init`` on rank 0: a pre-training in progress may save before the last rank has looked.
+        """Resolve ``finetune.init`` on rank 0, because a pre-training in progress may save between two reads.
 
         The ranks of a probe read the encoder that rank 0 saves in the run folder.
         """
@@ -63,7 +63,7 @@ class Finetuning:
             self._init = str(run_on_rank_zero(rank, lambda: resolve_checkpoint(finetune.init)))
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """Build the classifier. No checkpoint holds a frozen encoder; rank 0, which builds first, saves it."""
+        """Build the classifier. Checkpoints do not hold a frozen encoder: rank 0 saves it in the run folder."""
         config, finetune = self._config, self._config.finetune
         classes = len(manifest.class_names)
         if classes < 2:
@@ -98,7 +98,6 @@ class Finetuning:
         )
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
-        """Cross entropy with mixed or smoothed labels."""
         if self._mixup is None:
             smoothing = self._config.finetune.label_smoothing
             logits = engine(batch.clips)
@@ -114,7 +113,7 @@ class Finetuning:
 def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping[str, Any] | None) -> str:
     """Load the encoder of a probe and return its fingerprint; the probe's checkpoints hold only the head.
 
-    The run folder's copy is loaded if there is one: the run at ``init`` may train on and delete its checkpoints.
+    The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints.
 
     Raises:
         UserError: the head in the checkpoint was trained on another encoder.
@@ -131,11 +130,7 @@ def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping
 
 
 def save_frozen(encoder: nn.Module, folder: RunFolder) -> None:
-    """Save the encoder of a probe in its run folder, with a classifier's tensor names.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Save the encoder of a probe in its run folder, with a classifier's tensor names, or raise a UserError."""
     state = {f"encoder.{name}": value.contiguous() for name, value in encoder.state_dict().items()}
     try:
         write_atomically(folder.encoder, save(state, {"format": "pt"}))

@@ -29,7 +29,7 @@ class SkippedStep:
 
     cause: str
     """"loss": a loss was not finite; "gradient": the losses were finite, the gradient was not; "overflow": the fp16
-    loss scale was too high, which is how it finds its level and does not count."""
+    loss scale was too high. Overflows are normal and do not count."""
     ranks: list[int]
     """Ranks with a non-finite loss; empty for the other causes."""
     samples: list[int]
@@ -63,12 +63,11 @@ def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
 
 
 def may_roll_back(state: TrainState) -> bool:
-    """False within two WINDOWs of a rollback: other samples did not help then."""
+    """False within two WINDOWs of a rollback, because the new samples did not help."""
     return not any(state.data_step - data_step <= 2 * WINDOW for data_step in state.rollbacks)
 
 
 def too_many_skipped(state: TrainState, skipped: SkippedStep) -> UserError:
-    """Build the error that stops the run."""
     where = f"on rank {skipped.ranks[0]}, samples {skipped.samples[:8]}" if skipped.ranks else "on all ranks"
     rollback = ", also after a rollback to an earlier checkpoint and other samples," if state.rollbacks else ""
     return UserError(

@@ -14,14 +14,10 @@ from motionmae.runs.lease import current_holder
 
 
 def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
-    """Refuse shards with fewer samples than a step, and settings or shards that differ from those of an existing run.
+    """Raise a UserError if the shards have too few samples, or settings or shards differ from those of an existing run.
 
     Nothing is changed, and damaged checkpoints are ignored here. A run without a checkpoint may start again with other
     settings, unless an attempt of it is running.
-
-    Raises:
-        UserError: see :func:`motionmae.data.shards.manifest.load_manifest`,
-            :func:`motionmae.config.resume.check_same_run` and :func:`motionmae.data.loader.check_same_stream`.
     """
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
@@ -40,7 +36,6 @@ def _identity(config: Config, manifest: Manifest | None = None) -> dict[str, Any
 
 
 def _read_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Read a checkpoint's state; None if it is damaged."""
     try:
         state = checkpoint.state()
         return state if {"config", "loader"} <= state.keys() else None

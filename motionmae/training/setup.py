@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
@@ -66,7 +66,6 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
 
 
 def make_task(config: Config) -> Task:
-    """Build the task that ``config.task`` names."""
     if config.task == "finetune":
         from motionmae.training.finetune import Finetuning  # imports timm's losses and mixup, slowly
 
@@ -116,7 +115,9 @@ def build_trainer(
     engine = build_engine(config, task, rank, loader, checkpoint, startup)
     stack.callback(engine.close)
     checkpointer = stack.enter_context(closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog)))
-    pictures = stack.enter_context(closing(build_reconstructions(config, folder, rank, events, progress.log)))
+    draws = rank.is_rank_zero and config.task == "pretrain"
+    every_steps = config.log.reconstruction_every_steps if draws else 0
+    pictures = stack.enter_context(closing(ReconstructionCallback(folder, every_steps, events, progress.log)))
     collector = stack.enter_context(closing(SynchronizedGc()))
     trainer = Trainer(
         config=config,
@@ -182,7 +183,6 @@ def record_events(
 
 
 def start_watchdog(limits: WatchdogConfig, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
-    """Start the watchdog of this rank with the limit for start-up."""
     stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
     def report(sentence: str) -> None:
@@ -195,7 +195,6 @@ def start_watchdog(limits: WatchdogConfig, folder: RunFolder, rank: DistributedC
 
 
 def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLoader:
-    """Build the loader of this rank's share of the samples."""
     return ClipLoader(
         config.data,
         config.clip,
@@ -230,11 +229,7 @@ def load_train_state(
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
-    """Add the loggers that ``config.log`` asks for.
-
-    Raises:
-        UserError: a logger's package is not installed.
-    """
+    """Add the loggers of ``config.log``, or raise a UserError if a package is not installed."""
     if config.log.tensorboard:
         try:
             events.add(TensorBoard(folder, resumed_step))
@@ -266,16 +261,7 @@ def build_engine(
     return engine
 
 
-def build_reconstructions(
-    config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog, log: Callable[[str], None]
-) -> ReconstructionCallback:
-    """Build the callback that draws pictures on rank zero of a pre-training."""
-    every_steps = config.log.reconstruction_every_steps if rank.is_rank_zero and config.task == "pretrain" else 0
-    return ReconstructionCallback(folder, every_steps, events, log)
-
-
 def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupTimer) -> None:
-    """Log the durations of start-up, the size of the run, and how it is distributed."""
     seconds, events, total_steps = startup.seconds, trainer.events, trainer.total_steps
     if checkpoint:
         resume_seconds = seconds["find_checkpoint"] + seconds["restore"]

@@ -1,18 +1,17 @@
 """Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
 
-On a CPU the host's clock measures. A GPU runs behind the host: there, CUDA events mark the borders of phases in its
-stream, including its waits for the host. They are read once per metrics row, and no step waits for them.
+On a CPU, the host's clock measures. A GPU runs later than the host: CUDA events in its stream mark the borders of
+phases, and its waits for the host count too. They are read once per metrics row, and no step waits for them.
 """
 
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from motionmae.runs.events import process_age
 from motionmae.runs.phases import Phase
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Timer(Protocol):
@@ -37,16 +36,13 @@ class HostTimer:
 class CudaTimer:
     """Timer of the current CUDA stream."""
 
-    def mark(self) -> "torch.cuda.Event":
-        import torch  # imports slowly
-
+    def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def seconds(self, first: "torch.cuda.Event", last: "torch.cuda.Event") -> float:
-        """Seconds from one mark to a later one; waits until the device has reached the later one."""
-        last.synchronize()
+    def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+        last.synchronize()  # waits until the device has reached this mark
         return first.elapsed_time(last) / 1000
 
 
@@ -54,8 +50,8 @@ class StepTimer:
     """Divides the time since the last metrics row among the phases.
 
     Attributes:
-        steps: steps since then.
-        slowest_step: host seconds of the slowest of them.
+        steps: steps since the last metrics row.
+        slowest_step: host seconds of the slowest of these steps.
     """
 
     def __init__(self, timer: Timer) -> None:
@@ -65,12 +61,10 @@ class StepTimer:
         self.begin_step()
 
     @classmethod
-    def of(cls, device: "torch.device") -> "StepTimer":
-        """Build the timer for work on ``device``."""
+    def of(cls, device: torch.device) -> "StepTimer":
         return cls(CudaTimer() if device.type == "cuda" else HostTimer())
 
     def enter(self, phase: Phase) -> None:
-        """End the current phase and begin ``phase``."""
         self._marks.append((phase, self._timer.mark()))
 
     def end_step(self) -> None:

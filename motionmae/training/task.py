@@ -37,7 +37,6 @@ class Task(Protocol):
         """Build the model with its initial weights. Rank 0 builds first.
 
         Args:
-            manifest: manifest of the training shards.
             saved: :meth:`state` in the checkpoint that will replace every trained weight; None for a new run.
 
         Raises:

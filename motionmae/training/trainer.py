@@ -73,7 +73,8 @@ class Trainer:
     def fit(self) -> EndReason:
         """Take the remaining steps and save: every ``checkpoint.every_steps``, on request, and at the end.
 
-        Checkpoints are written during the next steps. Only the last one, at the end or before a stop, is waited for.
+        Checkpoints are written during the next steps. Training waits only for the last one, at the
+        end or before a stop.
 
         Raises:
             UserError: too many steps were skipped, too many samples were corrupt, or the last save failed.
@@ -107,7 +108,6 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step is taken."""
         return self.state.step >= self.total_steps
 
     def is_due(self, every_steps: int) -> bool:
@@ -119,7 +119,6 @@ class Trainer:
         return self.prefetcher(self.loader.batches(self.state.data_step))
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
-        """Take the next step and count it."""
         self.timer.begin_step()
         self.watchdog.step(self.state.step + 1)
         self.schedule.step_update(self.state.step)
@@ -130,7 +129,6 @@ class Trainer:
         return result
 
     def forward_backward(self, batches: Iterator[Batch]) -> StepResult:
-        """Run forward and backward passes over the micro-batches of a step, then the update."""
         losses = torch.zeros(len(self.task.losses), device=self.rank.device)
         samples = []
         applied = True
@@ -293,11 +291,6 @@ class Trainer:
             callback.on_save(result.step)
 
     def log_failed_save(self, result: SaveResult) -> None:
-        """Log a failed save.
-
-        Raises:
-            UserError: the failed save was the run's last.
-        """
         self.failed_saves += 1
         message = f"no checkpoint at step {result.step}, writing it to {self.store.folder} failed ({result.error})"
         self.events.event(Kind.CHECKPOINT_FAILED, result.step, error=result.error, failures=self.failed_saves)
@@ -320,14 +313,13 @@ class Trainer:
             self.log(f"{self.folder.path} is complete after {step} steps; its weights: {newest}")
         else:
             self.events.event(Kind.STOP, step, reason=reason)
-            saved = "which could not be saved" if self.failed_saves else "all saved"
+            unsaved = "the last steps are not saved: the same command resumes from the last checkpoint"
+            saved = "all steps are saved: the same command resumes from here"
             cause = f"the file {self.folder.path / 'stop'}" if reason is EndReason.STOPPED else "a signal"
-            self.log(f"stopped by {cause} after step {step}, {saved}: the same command resumes from here")
+            self.log(f"stopped by {cause} after step {step}; {unsaved if self.failed_saves else saved}")
 
 
 def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
-    """Build the function that logs a damaged checkpoint and its defect."""
-
     def log_damage(folder: Path, defect: str) -> None:
         events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
         log(f"checkpoint {folder.name} is damaged ({defect}): trying the one before")

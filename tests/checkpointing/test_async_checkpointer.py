@@ -138,7 +138,7 @@ def test_stop_and_save_files_take_effect_once(shards: Path, undisturbed: Config,
     saves = [row["step"] for row in rows_of(config, "checkpoint")]
     assert len(saves) == 2
     assert rows_of(config, "stop")[0] == rows_of(config, "stop")[0] | {"reason": "stopped", "step": saves[1]}
-    assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}, all saved" in ranks.output()
+    assert f"stopped by the file {folder.path / 'stop'} after step {saves[1]}; all steps are saved" in ranks.output()
     assert not (folder.path / "stop").exists()
     (folder.path / "stop").touch()  # before the run starts
     assert run_ranks(1, run_training, config) == [EndReason.STOPPED]

@@ -195,7 +195,7 @@ def test_unknown_config_proposes_a_near_one() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("base: nowhere\n", "base: nowhere is not there"),
+        ("base: nowhere\n", "the config of `base: nowhere` does not exist"),
         ("base: me\n", "leads back to itself"),
         ("- a\n- b\n", "not a list"),
         ("seed: 1\nmask: {ratio: 0.5\noptim: {}\n", r"not readable YAML: .*expected ',' or '}'.* in line 3 .*line 2"),

@@ -49,7 +49,7 @@ def test_ids_are_unique_units_are_given_and_nothing_overlaps(name: str):
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in page["panels"])
 
 
-def test_expressions_and_legends_use_what_the_catalogue_has():
+def test_expressions_and_legends_use_defined_metrics_and_labels():
     for page in PAGES.values():
         for target in (target for panel in panels_of(page) for target in panel["targets"]):
             assert metrics_in(target["expr"]) <= set(METRICS)

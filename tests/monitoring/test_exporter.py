@@ -50,7 +50,7 @@ def feed(run: FedRun) -> None:
     run.event(Kind.CORRUPT_SAMPLE, 4, reasons={"decode": 2})
 
 
-def test_everything_in_the_catalogue_is_exposed_and_nothing_else(tmp_path: Path):
+def test_the_exporter_exposes_exactly_the_defined_metrics(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     run = FedRun(config, tmp_path, ranks=2)
     feed(run)
@@ -95,7 +95,7 @@ def test_everything_in_the_catalogue_is_exposed_and_nothing_else(tmp_path: Path)
             assert (linted.returncode, linted.stderr) == (0, "")
 
 
-def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_path: Path):
+def test_counters_continue_after_a_restart_and_an_end_without_a_word_is_lost(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     first = FedRun(config, tmp_path)
     feed(first)
@@ -112,7 +112,7 @@ def test_a_restart_goes_on_counting_and_a_silent_death_is_counted_as_lost(tmp_pa
     assert found["run_state", (("state", "training"),)] == 1
 
 
-def test_it_stays_scrapable_while_ranks_are_silent_and_says_for_how_long(tmp_path: Path):
+def test_it_answers_while_ranks_hang_and_shows_the_snapshot_age(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     sleeper = subprocess.Popen(["sleep", "60"])
     FedRun(config, tmp_path)
@@ -130,7 +130,7 @@ def test_it_stays_scrapable_while_ranks_are_silent_and_says_for_how_long(tmp_pat
 
 
 @pytest.mark.parametrize(("word", "stays"), [(END, False), (END_AFTER_SCRAPE, False), ("", True)])
-def test_the_discovery_file_goes_with_an_end_in_order_and_stays_after_a_crash(word: str, stays: bool, tmp_path: Path):
+def test_the_target_file_is_removed_after_an_orderly_end_only(word: str, stays: bool, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     (tmp_path / "runs/.sd").mkdir(parents=True)
     (tmp_path / "runs/.sd/demo-1.json").write_text("of an attempt on two nodes")
@@ -145,7 +145,7 @@ def test_the_discovery_file_goes_with_an_end_in_order_and_stays_after_a_crash(wo
 
 
 @pytest.mark.parametrize("word", [END, ""])
-def test_the_driver_is_left_when_the_trainer_ends_and_nobody_asks_it_any_more(word: str, tmp_path: Path):
+def test_the_gpu_driver_is_closed_when_the_trainer_ends(word: str, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
@@ -155,7 +155,7 @@ def test_the_driver_is_left_when_the_trainer_ends_and_nobody_asks_it_any_more(wo
     assert "NVML is left in order" in (tmp_path / "log").read_text()
 
 
-def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_scrapes(tmp_path: Path):
+def test_a_finished_run_waits_for_the_last_scrape(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     run = FedRun(config, tmp_path)
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
@@ -170,7 +170,7 @@ def test_a_finished_run_waits_for_the_scrape_that_sees_its_end_where_somebody_sc
         assert exporter.process.wait(30) == 0
 
 
-def test_the_target_of_a_later_attempt_is_not_withdrawn_by_a_node_that_comes_back(tmp_path: Path):
+def test_an_old_attempt_does_not_withdraw_the_target_of_a_new_one(tmp_path: Path):
     config = config_of(tmp_path / "runs")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         exporter.address()
@@ -182,7 +182,7 @@ def test_the_target_of_a_later_attempt_is_not_withdrawn_by_a_node_that_comes_bac
     assert path.read_text() == "of the new attempt"
 
 
-def test_a_taken_port_is_skipped_in_a_range_and_without_one_is_a_warning(tmp_path: Path):
+def test_the_next_free_port_is_used_and_none_is_a_warning(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -198,7 +198,7 @@ def test_a_taken_port_is_skipped_in_a_range_and_without_one_is_a_warning(tmp_pat
     assert "training continues" in said
 
 
-def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):
+def test_it_answers_without_a_writable_discovery_folder(tmp_path: Path):
     config = config_of(tmp_path / "runs", port=0)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/.sd").write_text("a file where a folder should be")
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written_leaves_it_scrapable(tmp_path: Path):
         assert exporter.process.poll() is None
 
 
-def test_it_listens_on_the_interface_it_was_given_and_on_no_other(tmp_path: Path):
+def test_it_listens_on_the_configured_interface_only(tmp_path: Path):
     config = config_of(tmp_path / "runs", address="lo")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         assert exporter.address().startswith("127.0.0.1:")

@@ -1,4 +1,4 @@
-"""A whole run under the command line, and all that may go wrong around it without touching it."""
+"""Monitoring around a training process: a full run, and failures that must not reach training."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ from tests.training.launch import wait_until
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
-    """A run of one rank with a temporary folder of its own."""
+    """A run of one rank with its own temporary folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -37,7 +37,7 @@ def target_of(config: Config) -> Path:
     return Path(config.output_dir) / ".sd/demo-0.json"
 
 
-def test_signals_of_a_scheduler_pass_the_exporter_by(alone: Config, tmp_path: Path):
+def test_the_exporter_ignores_signals_of_a_scheduler(alone: Config, tmp_path: Path):
     place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}
     exporter = exporter_process.start_exporter(alone, place, tmp_path)
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -90,7 +90,7 @@ def test_a_finished_run_leaves_no_target(alone: Config, tmp_path: Path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_target_stays_after_a_crash_alone(error: BaseException, stays: bool, alone: Config):
+def test_the_target_stays_only_after_a_crash(error: BaseException, stays: bool, alone: Config):
     def train() -> None:
         wait_until(target_of(alone).exists, "the target", 60)
         raise error
@@ -122,9 +122,7 @@ def test_a_start_that_is_refused_leaves_no_target(alone: Config, tmp_path: Path)
     assert not list(Path(alone.output_dir).glob(".sd/*"))
 
 
-def test_without_a_place_for_snapshots_training_goes_on(
-    alone: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_training_continues_without_a_snapshot_folder(alone: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / f"motionmae-{os.getuid()}").write_text("no folder")
     with exporter_process.monitoring_sinks(alone) as sinks:
         assert sinks == []
@@ -156,7 +154,7 @@ def test_a_full_disk_is_one_warning_and_the_next_row_is_written(
     assert ["step", {}, 3] in json.loads((tmp_path / "0.json").read_text())["samples"]
 
 
-def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_snapshot_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert node_folder("job").stat().st_mode & 0o077 == 0
     mine = tmp_path / f"motionmae-{os.getuid()}"
@@ -166,7 +164,7 @@ def test_snapshots_lie_in_a_folder_that_is_the_users_alone(tmp_path: Path, monke
         node_folder("job")
 
 
-def test_folders_of_jobs_long_gone_are_removed(tmp_path: Path):
+def test_expired_folders_are_deleted(tmp_path: Path):
     for name, age in (("mine", 0), ("yesterday", 1), ("forgotten", 8)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.json").write_text("{}")
@@ -188,7 +186,7 @@ def test_the_number_of_a_node(variables: dict[str, str], rank: int, node: int, m
     assert exporter_process.node_of({"RANK": rank, "WORLD_SIZE": 32}) == node
 
 
-def test_a_repository_around_the_installed_packages_is_not_named_as_their_code(tmp_path: Path):
+def test_a_repository_around_the_packages_is_not_their_revision(tmp_path: Path):
     """As pip leaves them in an environment that lies in somebody else's checkout."""
     packages = tmp_path / "site-packages"
     for name in ("motionmae", "monitoring"):
@@ -201,7 +199,7 @@ def test_a_repository_around_the_installed_packages_is_not_named_as_their_code(t
         "print(run_labels(Config())['git_sha'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(packages)}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", script], cwd=packages, env=environment, check=True, capture_output=True, text=True
     )
-    assert told.stdout.strip() == f"motionmae {__version__}"
+    assert printed.stdout.strip() == f"motionmae {__version__}"

@@ -136,7 +136,7 @@ def test_starting_a_finished_run_again_changes_nothing():
     assert track_goodput(run.rows).totals() == before == track_goodput(run.rows).totals(run.now)
 
 
-def test_silence_is_down_time_and_in_the_queue_it_is_waiting():
+def test_idle_time_is_downtime_or_queue_wait():
     run = FakeRun()
     run.start()
     run.train(3)
@@ -160,7 +160,7 @@ def test_no_rows():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
+def test_random_histories_add_up_in_any_order_of_rows(seed: int):
     dice = random.Random(seed)
     run = FakeRun()
     for _ in range(dice.randint(1, 6)):
@@ -179,7 +179,7 @@ def test_random_histories_add_up_whatever_order_they_are_read_in(seed: int):
     assert_is(track_goodput(run.rows).totals(), run)
 
 
-def test_reading_on_while_it_runs_gives_the_same_account():
+def test_incremental_reading_gives_the_same_totals():
     run = FakeRun()
     tracker = GoodputTracker()
     run.start()
@@ -192,7 +192,7 @@ def test_reading_on_while_it_runs_gives_the_same_account():
     assert_is(tracker.totals(), run)
 
 
-def test_going_back_after_bad_steps_and_a_failure_seen_by_the_batch_script():
+def test_a_rollback_and_a_failure_event():
     run = FakeRun()
     run.start()
     run.train(4, wait=0, other=0)

@@ -71,7 +71,7 @@ def _instances(prometheus: Prometheus, expression: str) -> set[str]:
     return {sample["metric"]["instance"] for sample in prometheus.query(expression)}
 
 
-def _lives(run: Path) -> int:
+def _attempts(run: Path) -> int:
     return sum(row["kind"] == "ready" for row in tiny.rows(run, "events.jsonl"))
 
 
@@ -84,7 +84,7 @@ def paced_lab(lab: Lab) -> Iterator[Lab]:  # noqa: F811
 
 @needs_prometheus
 @pytest.mark.long
-def test_a_run_on_four_nodes_is_seen_through_hang_requeue_and_end(paced_lab: Lab, tmp_path: Path) -> None:
+def test_metrics_of_four_nodes_through_hang_requeue_and_end(paced_lab: Lab, tmp_path: Path) -> None:
     lab = paced_lab  # noqa: F811
     run = tmp_path / "runs/demo"
     configuration = write_configuration(tmp_path / "prometheus", tmp_path / "runs/.sd", _sooner)
@@ -113,7 +113,7 @@ def test_a_run_on_four_nodes_is_seen_through_hang_requeue_and_end(paced_lab: Lab
 
         # a requeue: the same instances come back, as the same series
         lab.run("scontrol", "requeue", record.job_id)
-        wait_until(lambda: _lives(run) == 2, "the second life", 300)
+        wait_until(lambda: _attempts(run) == 2, "the second attempt", 300)
         assert lab.wait_for_job(record.job_id, ("COMPLETED", "FAILED"), 300) == "COMPLETED", Path(
             record.log
         ).read_text()

@@ -203,7 +203,7 @@ def metrics_in(expression: str) -> set[str]:
     return {re.sub(r"_(bucket|sum|count)$", "", name) if name not in METRICS else name for name in names}
 
 
-def test_rules_read_metrics_and_labels_of_the_catalogue():
+def test_rules_use_defined_metrics_and_labels():
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     for rule in rules():
         assert metrics_in(rule["expr"]) <= set(METRICS), rule
@@ -215,7 +215,7 @@ def test_rules_read_metrics_and_labels_of_the_catalogue():
                 assert label == "rank" or set(value.split("|")) <= set(known or ()), rule
 
 
-def test_every_alert_says_what_why_and_what_next_and_its_page_exists():
+def test_every_alert_has_all_annotations_and_a_runbook_section():
     page = (ROOT / "docs/runbook.md").read_text()
     anchors = {heading.strip().lower() for heading in re.findall(r"^## (.+)$", page, re.MULTILINE)}
     for alert in alerts():

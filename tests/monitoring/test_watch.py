@@ -19,7 +19,7 @@ def shown(run: Path, width: int, now: float | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [50, 80, 160])
-def test_it_fits_the_terminal_and_says_what_counts(width: int, tmp_path: Path):
+def test_it_fits_the_terminal_and_shows_the_key_figures(width: int, tmp_path: Path):
     lines = shown(write_run(tmp_path, "demo"), width)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
@@ -50,7 +50,7 @@ def test_it_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("every", ["-1", "0", "nan", "inf"])
-def test_a_time_that_nobody_can_wait_is_refused(every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_impossible_interval_is_refused(every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["watch", str(write_run(tmp_path, "demo")), "--every", every]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --every ")

@@ -53,7 +53,7 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_the_newest_is_what_a_resume_takes(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_resume_loads_the_newest(run: Path, capsys: pytest.CaptureFixture[str]):
     status, rows = command(run)
     assert status == 0
     assert [(row["step"], row["status"], row["resumes"]) for row in rows] == [
@@ -66,7 +66,7 @@ def test_the_newest_is_what_a_resume_takes(run: Path, capsys: pytest.CaptureFixt
     assert "4 ranks, ZeRO 2" in shown.replace("\n", " ")
 
 
-def test_damage_is_found_as_a_resume_finds_it_and_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_damage_is_found_and_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
     store = CheckpointStore(run / "checkpoints")
     flip_byte(run / "checkpoints/step-00000030")
     (run / "checkpoints/step-00000020" / WEIGHTS).write_bytes(b"short")
@@ -92,7 +92,7 @@ def test_damage_is_found_as_a_resume_finds_it_and_repaired(run: Path, capsys: py
     assert command(run, "--verify")[0] == 0
 
 
-def test_what_cannot_be_read_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unreadable_checkpoint_is_not_deleted(run: Path, capsys: pytest.CaptureFixture[str]):
     for step in (20, 30):
         path = run / f"checkpoints/step-000000{step}" / WEIGHTS
         path.unlink()
@@ -117,7 +117,7 @@ def test_the_last_checkpoints_are_never_deleted_however_damaged(run: Path, capsy
 
 def test_a_run_that_may_be_alive_is_not_repaired(run: Path, capsys: pytest.CaptureFixture[str]):
     flip_byte(run / "checkpoints/step-00000030")
-    acquire_lease(run)  # by this process, which lives
+    acquire_lease(run)  # by this running process
     assert command(run, "--verify")[0] == 1
     assert command(run, "--repair")[0] == 2
     assert f"attempt 2 of this run runs as process {os.getpid()}" in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_a_run_that_may_be_alive_is_not_repaired(run: Path, capsys: pytest.Captu
     assert len(names(run)) == 2
 
 
-def test_a_process_that_was_killed_is_no_owner(run: Path):
+def test_a_killed_process_holds_no_lease(run: Path):
     text = "import sys, pathlib; from motionmae.runs.lease import *; acquire_lease(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", text, str(run)], cwd=Path(__file__).parents[2], check=True)
     flip_byte(run / "checkpoints/step-00000030")

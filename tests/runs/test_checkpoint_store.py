@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints")
 
 
-def test_what_is_committed_is_found_whole(store: CheckpointStore):
+def test_what_is_committed_is_found_intact(store: CheckpointStore):
     written = save(store, 40)
     save(store, 50)
     assert newest(store) == (50, [])
@@ -117,7 +117,7 @@ def test_an_unfinished_save_is_no_checkpoint_and_is_removed(store: CheckpointSto
     assert newest(store) == (40, [])
     store.discard_unfinished()
     assert not folder.exists()
-    (store.begin(50) / "rest").write_bytes(b"of another life")
+    (store.begin(50) / "rest").write_bytes(b"of another attempt")
     assert list(store.begin(50).iterdir()) == []
 
 
@@ -144,13 +144,13 @@ def test_storage_that_fails_is_not_damage(store: CheckpointStore, name: str):
     """A link to itself cannot be read: the error is the file system's own."""
     save(store, 40)
     path = save(store, 50).folder / name
-    whole = path.rename(path.with_name("whole"))
+    intact = path.rename(path.with_name("intact"))
     path.symlink_to(path.name)
     for _ in range(2):
         with pytest.raises(StorageError, match=f"{path.parent} cannot be read .*symbolic links.* nothing was changed"):
             newest(store)
     assert store.complete()[0].step == 40
-    whole.replace(path)
+    intact.replace(path)
     assert newest(store) == (50, [])
 
 
@@ -175,7 +175,7 @@ def test_another_format_version_is_refused(store: CheckpointStore):
     assert folder.exists()
 
 
-def test_going_back_looks_before_a_step_or_at_the_oldest(store: CheckpointStore):
+def test_a_rollback_takes_an_earlier_checkpoint_or_the_oldest(store: CheckpointStore):
     for step in (10, 20, 30):
         save(store, step)
     for before, expected in ((30, 20), (20, 10), (5, 10)):
@@ -184,7 +184,7 @@ def test_going_back_looks_before_a_step_or_at_the_oldest(store: CheckpointStore)
         assert found.step == expected
 
 
-def test_the_newest_is_the_one_saved_last_also_where_a_run_has_gone_back(store: CheckpointStore):
+def test_the_newest_is_the_last_saved_even_after_a_rollback(store: CheckpointStore):
     for step, data_step in ((10, 10), (20, 20), (30, 30), (10, 35), (12, 37)):
         store.commit(store.begin(step), step, {"trainer": {"data_step": data_step}}, [])
     assert [c.step for c in store.complete()] == [20, 30, 10, 12]

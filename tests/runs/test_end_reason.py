@@ -3,18 +3,18 @@ import torch
 import torch.distributed as dist
 
 from motionmae.errors import UserError
-from motionmae.runs.end_reason import EndReason, LeaseLost, StorageError, classify_error
+from motionmae.runs.end_reason import EndReason, LeaseLost, Requeue, StorageError, classify_error
 from tests.training.engine_workers import lose_peer
 from tests.training.launch import Ranks
 
 
 @pytest.mark.parametrize("how", ["dies", "sleeps", "is not there"])
-def test_a_peer_that_dies_or_does_not_answer_or_never_came_is_a_lost_peer(how: str):
+def test_a_dead_silent_or_absent_peer_is_a_lost_peer(how: str):
     ranks = Ranks(2, lose_peer, how)
     assert ranks.first_result() == EndReason.LOST_PEERS
 
 
-def test_errors_have_the_class_of_what_caused_them():
+def test_errors_are_classified_by_their_cause():
     assert classify_error(UserError("no shards")) is EndReason.USER_ERROR
     assert classify_error(LeaseLost("taken over")) is EndReason.LEASE_LOST
     assert classify_error(StorageError("stale file handle")) is EndReason.NO_STORAGE
@@ -28,3 +28,26 @@ def test_errors_have_the_class_of_what_caused_them():
     chained = UserError("the save failed")
     chained.__cause__ = RuntimeError("[gloo/pair.cc] Connection closed by peer")
     assert classify_error(chained) is EndReason.USER_ERROR
+
+
+def test_end_reasons_decide_exit_code_requeue_badput_and_metrics():
+    table = {
+        end.value: (end.exit_code, end.requeue, end.badput, end.run_state, end.restart_reason) for end in EndReason
+    }
+    assert table == {
+        "finished": (0, Requeue.NEVER, "downtime", "finished", "finished"),
+        "preempted": (75, Requeue.ALWAYS, "queue_wait", "preempted", "preempted"),
+        "stopped": (81, Requeue.NEVER, "downtime", "stopped", "stopped"),
+        "terminated": (143, Requeue.BACKOFF, "queue_wait", "stopped", "stopped"),
+        "user_error": (2, Requeue.NEVER, "downtime", "failed", "failed"),
+        "lease_lost": (80, Requeue.NEVER, "downtime", "failed", "failed"),
+        "no_storage": (74, Requeue.BACKOFF, "downtime", "failed", "failed"),
+        "lost_peers": (76, Requeue.BACKOFF, "downtime", "failed", "failed"),
+        "bad_node": (77, Requeue.BACKOFF, "downtime", "failed", "failed"),
+        "hung": (79, Requeue.BACKOFF, "downtime", "failed", "hung"),
+        "crashed": (1, Requeue.ONCE, "downtime", "failed", "failed"),
+        "time_limit": (1, Requeue.BACKOFF, "downtime", "failed", "failed"),
+        "killed": (137, Requeue.BACKOFF, "downtime", "failed", "lost"),
+        "node_down": (1, Requeue.ALWAYS, "downtime", "failed", "lost"),
+        "not_started": (1, Requeue.BACKOFF, "downtime", "failed", "failed"),
+    }

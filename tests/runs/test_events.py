@@ -36,7 +36,7 @@ def test_a_torn_last_line_is_skipped_and_the_next_row_stands_alone(tmp_path: Pat
     assert [r["step"] for r in read_rows(path)] == [1, 2, 3, 4]
 
 
-def test_rows_that_a_resumed_run_repeats_replace_the_former(tmp_path: Path):
+def test_repeated_rows_replace_earlier_ones(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     write(path, *(row(step, "a", loss=1.0) for step in (1, 2, 3, 4, 5)), *(row(step, "b", loss=2.0) for step in (3, 4)))
     assert [(r["step"], r["attempt"]) for r in current_rows(path)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
@@ -48,20 +48,20 @@ def test_no_file_has_no_rows(tmp_path: Path):
 
 
 def test_log_stamps_rows_and_writes_what_json_cannot_hold_as_null(tmp_path: Path):
-    log = EventLog("life", [JsonLines(tmp_path / "events.jsonl", tmp_path / "metrics.jsonl")])
+    log = EventLog("attempt1", [JsonLines(tmp_path / "events.jsonl", tmp_path / "metrics.jsonl")])
     log.event(Kind.CHECKPOINT, 7, bytes=12)
     log.metrics({"step": 8, "loss": math.nan, "grad_norm": math.inf, "lr": 0.5})
     log.close()
     (event,) = read_rows(tmp_path / "events.jsonl")
     (metrics,) = read_rows(tmp_path / "metrics.jsonl")
-    assert event.items() >= {"attempt": "life", "kind": "checkpoint", "step": 7, "bytes": 12}.items()
-    assert metrics.items() >= {"attempt": "life", "step": 8, "loss": None, "grad_norm": None, "lr": 0.5}.items()
+    assert event.items() >= {"attempt": "attempt1", "kind": "checkpoint", "step": 7, "bytes": 12}.items()
+    assert metrics.items() >= {"attempt": "attempt1", "step": 8, "loss": None, "grad_norm": None, "lr": 0.5}.items()
     assert event["time"] <= metrics["time"]
     assert log.last_step == 8
 
 
-def test_the_last_step_is_the_runs_and_not_that_of_a_checkpoint_or_picture_announced_later():
-    log = EventLog("life")
+def test_events_of_older_checkpoints_do_not_change_the_last_step():
+    log = EventLog("attempt1")
     log.event(Kind.READY, 1400)
     log.metrics({"step": 1480})
     for kind in (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE):
@@ -88,7 +88,7 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
 
     memory = Memory()
     files = JsonLines(tmp_path / "events.jsonl", tmp_path / "metrics.jsonl")
-    log = EventLog("life", [files, memory])
+    log = EventLog("attempt1", [files, memory])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # any file may grow to ten bytes
     try:
@@ -103,7 +103,7 @@ def test_a_sink_that_cannot_write_does_not_stop_training(tmp_path: Path, caplog:
     assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [3]
 
 
-def test_a_sink_that_cannot_be_flushed_keeps_no_other_from_closing():
+def test_all_sinks_are_closed_even_if_one_fails():
     closed = []
 
     class Full:
@@ -116,5 +116,5 @@ def test_a_sink_that_cannot_be_flushed_keeps_no_other_from_closing():
             closed.append(self)
             raise OSError(28, "No space left on device")
 
-    EventLog("life", [Full(), Full()]).close()
+    EventLog("attempt1", [Full(), Full()]).close()
     assert len(closed) == 2

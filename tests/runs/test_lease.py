@@ -15,7 +15,7 @@ from tests.training.run_workers import pretrain_to_exit
 from tests.training.shards import make_shards, tiny_run
 
 
-def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
+def test_only_the_newest_lease_passes_its_check(tmp_path: Path):
     first = acquire_lease(tmp_path)
     first.check()
     second = acquire_lease(tmp_path)
@@ -25,17 +25,17 @@ def test_the_newest_claim_holds_and_every_older_one_is_refused(tmp_path: Path):
         first.check()
 
 
-def claim_often(folder: Path, times: int) -> list[int]:
+def acquire_often(folder: Path, times: int) -> list[int]:
     return [acquire_lease(folder).attempt.number for _ in range(times)]
 
 
-def test_processes_that_claim_at_the_same_time_get_numbers_of_their_own(tmp_path: Path):
+def test_concurrent_leases_get_different_numbers(tmp_path: Path):
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        numbers = pool.starmap(claim_often, [(tmp_path, 10)] * 4)
+        numbers = pool.starmap(acquire_often, [(tmp_path, 10)] * 4)
     assert sorted(number for those in numbers for number in those) == list(range(1, 41))
 
 
-def test_a_folder_whose_owner_cannot_be_told_is_not_written_to(tmp_path: Path):
+def test_an_unreadable_lease_fails_its_check(tmp_path: Path):
     mine = acquire_lease(tmp_path)
     (tmp_path / FILE).unlink()
     with pytest.raises(FileNotFoundError):
@@ -53,8 +53,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_path: Path, world: int):
-    """Its ranks stand still, as behind a pulled cable, while the same run starts elsewhere and finishes."""
+def test_a_replaced_attempt_writes_nothing(tmp_path: Path, world: int):
+    """The ranks of the old attempt are suspended while a new attempt starts and finishes."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
     folder = RunFolder.of(config.output_dir, config.name)
     old = Ranks(world, pretrain_to_exit, config)
@@ -73,8 +73,8 @@ def test_a_run_that_was_cut_off_finds_itself_replaced_and_writes_nothing(tmp_pat
 
 
 @pytest.mark.parametrize("every", [2, 1000])
-def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path, every: int):
-    """Neither after its first checkpoint nor before, while it is under way."""
+def test_a_command_with_other_settings_does_not_take_the_lease(tmp_path: Path, every: int):
+    """A running run is protected before and after its first checkpoint."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
     folder = RunFolder.of(config.output_dir, config.name)
     run = Ranks(1, pretrain_to_exit, config)
@@ -85,10 +85,10 @@ def test_a_command_with_other_settings_does_not_take_the_run_over(tmp_path: Path
         "cannot be resumed with seed=1 (was 0)": config.updated({"seed": 1}),
         "shards was": config.updated({"data.shards": str(other)}),
     }
-    answers = {words: Ranks(1, pretrain_to_exit, wrong).results() for words, wrong in mistyped.items()}
+    answers = {message: Ranks(1, pretrain_to_exit, wrong).results() for message, wrong in mistyped.items()}
     run.send(0, signal.SIGCONT)
-    for words, ((status, sentence),) in answers.items():
+    for message, ((status, sentence),) in answers.items():
         assert status == "USER_ERROR"
-        assert words in sentence
+        assert message in sentence
     assert run.results() == [("FINISHED", "")]
     assert [row["number"] for row in read_rows(folder.events) if row["kind"] == "start"] == [1]

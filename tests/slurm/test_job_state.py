@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ def _program(folder: Path, name: str, text: str) -> None:
 
 def test_a_record_comes_back_as_written(tmp_path: Path) -> None:
     assert JobRecord.read(tmp_path) is None
-    LOCAL.ended(3).write(tmp_path)
-    assert JobRecord.read(tmp_path) == LOCAL.ended(3)
+    replace(LOCAL, exit_code=3).write(tmp_path)
+    assert JobRecord.read(tmp_path) == replace(LOCAL, exit_code=3)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -51,9 +52,9 @@ def test_a_local_job_runs_for_as_long_as_its_controller_lives(tmp_path: Path) ->
     controller.kill()
     controller.communicate()
     assert state_of(LOCAL, tmp_path) == JobState("GONE", "its controller was killed")
-    LOCAL.ended(0).write(tmp_path)
+    replace(LOCAL, exit_code=0).write(tmp_path)
     assert state_of(LOCAL, tmp_path).name == "COMPLETED"
-    LOCAL.ended(3).write(tmp_path)
+    replace(LOCAL, exit_code=3).write(tmp_path)
     assert state_of(LOCAL, tmp_path) == JobState("FAILED", exit_code=3)
 
 

@@ -1,1 +1,1 @@
-"""What the trainer calls at its events: loggers, progress line, reconstructions, garbage collection."""
+"""Callbacks of the trainer: loggers, progress line, reconstructions, garbage collection."""

@@ -34,7 +34,6 @@ class TensorBoard:
         self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
 
     def metrics(self, row: Row) -> None:
-        """Write every number of the row as a scalar."""
         for key, value in _numbers(row).items():
             self._writer.add_scalar(key, value, row["step"])
         self._writer.flush()  # now, while this attempt holds the lease of the folder
@@ -59,24 +58,21 @@ class WeightsAndBiases:
             raise UserError(f"log.wandb={config.log.wandb} needs wandb: pip install 'motionmae[viz]'") from error
         self._wandb, self._run = wandb, folder.path
         try:
-            self._wandb_run = self._open(config)
+            self._wandb_run = wandb.init(
+                project=config.log.wandb_project,
+                name=config.name,
+                id=hashlib.sha256(str(self._run.resolve()).encode()).hexdigest()[:16],
+                dir=str(self._run),
+                mode="online" if config.log.wandb == "online" else "offline",
+                resume="allow",
+                config=config.model_dump(mode="json"),
+                settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+            )
         except wandb.Error as error:
             raise UserError(
                 f"log.wandb={config.log.wandb}: {str(error).splitlines()[0]}: fix that, or set log.wandb=offline"
             ) from error
         self._wandb_run.define_metric("*", step_metric="step")
-
-    def _open(self, config: Config) -> Any:
-        return self._wandb.init(
-            project=config.log.wandb_project,
-            name=config.name,
-            id=hashlib.sha256(str(self._run.resolve()).encode()).hexdigest()[:16],
-            dir=str(self._run),
-            mode="online" if config.log.wandb == "online" else "offline",
-            resume="allow",
-            config=config.model_dump(mode="json"),
-            settings=self._wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
-        )
 
     def event(self, row: Row) -> None:
         """Send a picture. Other events are in ``events.jsonl`` only."""

@@ -31,11 +31,11 @@ class ReconstructionCallback(Callback):
     Args:
         every_steps: steps between pictures. Each is drawn from the first checkpoint that follows. 0 draws none, as on
             every rank except rank zero.
-        log: receives the error of a picture that failed.
     """
 
     def __init__(self, folder: RunFolder, every_steps: int, events: EventLog, log: Callable[[str], None]) -> None:
         self._folder, self._every, self._events, self._log = folder, every_steps, events, log
+        self._log_file = folder.logs / "reconstruct.log"
         drawn = [int(path.stem[5:]) for path in folder.reconstructions.glob("step-*.png") if path.stem[5:].isdecimal()]
         self._last = max(drawn, default=0)
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,10 +110,6 @@ class ReconstructionCallback(Callback):
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, 19)
         return process
-
-    @property
-    def _log_file(self) -> Path:
-        return self._folder.logs / "reconstruct.log"
 
     def _picture(self, step: int) -> Path:
         return self._folder.reconstructions / f"step-{step:08d}.png"

@@ -88,7 +88,7 @@ def test_its_goodput_adds_up_to_the_elapsed_time(history: RunHistory):
     assert "100.0%" in re.findall(r"together</td>.*?</tr>", page)[0]
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(history: RunHistory):
+def test_the_page_is_self_contained_and_escapes_names(history: RunHistory):
     page = render([history], [Picture("step <1>", [("masked", "data:image/png;base64,AAAA")])])
     assert not re.findall(r'(?:https?:)?//[\w.]|@import|url\(|<link|src="(?!data:)', page)
     assert "<b>" not in page.replace('<div class="card"><b>', "")
@@ -106,7 +106,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names(history: RunHis
     assert page.count('class="mark"') % 3 == 0  # three resumes in each chart over steps
 
 
-def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_path: Path):
+def test_timeline_and_goodput_agree_on_idle_time(tmp_path: Path):
     """Nobody queues the run until a person submits it again; a failure that Slurm tries again is queued at once."""
     run, fake = RunFolder(tmp_path / "stopped"), FakeRun()
     run.create()
@@ -143,7 +143,7 @@ def test_time_after_a_stop_by_file_is_called_the_same_by_clock_and_books(tmp_pat
     assert goodput_of(history).badput["downtime"] == pytest.approx(47)
 
 
-def test_runs_beside_each_other_show_what_differs_in_their_configs(tmp_path: Path):
+def test_a_report_of_two_runs_shows_their_config_differences(tmp_path: Path):
     folders = [write_run(tmp_path, "one"), write_run(tmp_path, "two", **{"mask.ratio": "0.8"})]
     page = render([RunHistory(folder) for folder in folders])
     (table,) = re.findall(r"Config: differences</h2>(.*?)</table>", page, re.DOTALL)
