@@ -125,7 +125,12 @@ def serve(settings: Settings, collector: NodeCollector) -> None:
             withdraw_surplus(folder, settings.run, settings.nodes)
         target.publish(folder)
     except OSError as error:
-        logger.warning("http://%s/metrics has no target file in %s (%s); training continues", address, folder, error)
+        logger.warning(
+            "no target file in %s (%s): Prometheus will not find http://%s/metrics; training continues",
+            folder,
+            error,
+            address,
+        )
     command = sys.stdin.readline().strip()
     collector.refresh()
     if command == END_AFTER_SCRAPE:

@@ -79,7 +79,9 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path,
         try:
             job_id = executor.submit(TrainJob(config)).job_id
         except FailedJobError as error:
-            raise UserError(f"Slurm refused the job: {str(error).strip()}") from error
+            raise UserError(
+                f"Slurm refused the job ({str(error).strip()}): correct the partition, account or limits"
+            ) from error
         record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
         record.write(run)
     return record

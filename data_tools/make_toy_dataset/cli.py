@@ -72,7 +72,7 @@ class ToySettings:
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"--{name} {getattr(self, name)} is not possible: choose {low} to {high}")
         if self.train + self.val == 0:
-            raise UserError("--train 0 --val 0 gives no video: choose at least one")
+            raise UserError("--train 0 --val 0 makes an empty data set: set --train or --val to at least 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

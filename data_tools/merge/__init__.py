@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}): correct that and run the command again") from error
+        raise UserError(f"{out} cannot be written ({error}): choose another --out, or free space") from error
     print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 

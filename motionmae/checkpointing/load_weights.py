@@ -142,7 +142,9 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
         checkpoint = read_manifest(folder)
         reason = defect_of(checkpoint)
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror or error}): check its storage") from error
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror or error}): check that its disk is mounted"
+        ) from error
     if reason or isinstance(checkpoint, str):
         raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another below {folder.parent}")
     weights: dict[str, Tensor] = {}

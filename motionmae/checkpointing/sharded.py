@@ -215,8 +215,8 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
     files = {name: entry.name for entry in weights for name in entry.tensors}
     if differing := sorted(set(files) ^ set(engine.parameters)):
         raise UserError(
-            f"{checkpoint.folder} holds another model: {', '.join(differing[:3])} and {max(len(differing) - 3, 0)} "
-            "more parameters are in only one of the two: resume with the settings of model.* that it was trained with",
+            f"{checkpoint.folder} does not match the model, {len(differing)} parameters differ (for example "
+            f"{', '.join(differing[:3])}): resume with the model.* settings of the checkpoint",
             already_reported=not rank.is_rank_zero,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):

@@ -41,7 +41,7 @@ class FinetuneConfig(Section):
             self.mode == "full" or self.init != "scratch",
             "finetune.mode",
             self.mode,
-            "a probe needs trained weights, set finetune.init=RUN",
+            "a probe needs trained weights; set finetune.init=RUN",
         )
         return self
 

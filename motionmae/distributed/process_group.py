@@ -81,7 +81,7 @@ def create_store(
         if error.errno == errno.EADDRINUSE:
             raise dist.DistNetworkError(f"MASTER_PORT={port} is taken on {host}") from error
         raise UserError(
-            f"rank 0 cannot listen at MASTER_ADDR={host} ({error}): set it to an address of the machine of rank 0"
+            f"rank 0 cannot listen on MASTER_ADDR={host} ({error}): set MASTER_ADDR to an address of rank 0's node"
         ) from error
     return dist.TCPStore(
         host, port, world, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()

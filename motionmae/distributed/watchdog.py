@@ -108,7 +108,7 @@ class Watchdog:
         os._exit(EndReason.HUNG.exit_code)
 
     def _write_report(self, sentence: str) -> None:
-        print(f"error: {sentence}; stacks are in {self._stacks}; this rank ends", file=sys.stderr, flush=True)
+        print(f"error: {sentence}; stack traces: {self._stacks}; this rank exits now", file=sys.stderr, flush=True)
         with self._stacks.open("w") as file:
             file.write(f"{sentence}\n\n")
             file.flush()

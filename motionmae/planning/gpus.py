@@ -46,7 +46,7 @@ DEFAULT = "a100-80"
 def find_gpu(name: str) -> Gpu:
     """Return an entry of :data:`GPUS`, or raise a UserError."""
     if name not in GPUS:
-        raise UserError(f"no GPU called {name} is known: choose one of {', '.join(GPUS)}")
+        raise UserError(f"unknown GPU {name}: choose one of {', '.join(GPUS)}")
     return GPUS[name]
 
 

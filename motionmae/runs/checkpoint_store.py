@@ -148,7 +148,7 @@ class CheckpointStore:
         damaged = self.renamed_damaged()
         if damaged and before is None:
             raise UserError(
-                f"no checkpoint in {self.folder} can be read, {len(damaged)} are damaged: restore one from a backup, "
+                f"no checkpoint in {self.folder} can be read ({len(damaged)} damaged): restore one from a backup, "
                 "or start a new run with another name=..."
             )
         return None

@@ -123,8 +123,8 @@ def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping
     loaded = fingerprint(encoder)
     if saved is not None and saved["frozen"] != loaded:
         raise UserError(
-            f"{source} holds another encoder than the one that the head in {folder.path} was trained on: restore the "
-            f"run's {folder.encoder.name}, or train a new probe with name=..."
+            f"{source} holds a different encoder from the one that the head in {folder.path} was trained on: "
+            f"restore the run's {folder.encoder.name}, or train a new probe with name=..."
         )
     return loaded
 

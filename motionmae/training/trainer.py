@@ -276,7 +276,7 @@ class Trainer:
         if result.waited > SLOW_DISK_SECONDS:
             self.log(
                 f"training waited {result.waited:.0f} s for the write of the previous checkpoint: "
-                f"raise checkpoint.every_steps={self.config.checkpoint.every_steps}, or use a faster disk"
+                f"raise checkpoint.every_steps (now {self.config.checkpoint.every_steps}), or use a faster disk"
             )
         self.events.event(
             Kind.CHECKPOINT,

@@ -83,7 +83,7 @@ def test_local_ranks_listen_on_the_loopback_interface_alone(world: int):
 
 def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monkeypatch: pytest.MonkeyPatch):
     port = free_port()
-    with pytest.raises(UserError, match=r"cannot listen at MASTER_ADDR=192\.0\.2\.1 .* machine of rank 0"):
+    with pytest.raises(UserError, match=r"cannot listen on MASTER_ADDR=192\.0\.2\.1 .* address of rank 0's node"):
         create_store({"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": str(port)}, 0, 2)
     with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
         create_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)

@@ -203,7 +203,7 @@ def test_it_answers_without_a_writable_discovery_folder(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/.sd").write_text("a file where a folder should be")
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
-        wait_until(lambda: "has no target file" in (tmp_path / "log").read_text(), "the warning", 30)
+        wait_until(lambda: "no target file in" in (tmp_path / "log").read_text(), "the warning", 30)
         address = (tmp_path / "log").read_text().split("http://")[1].split("/")[0]
         assert "motionmae_node_info" in scrape(address)
         assert exporter.process.poll() is None

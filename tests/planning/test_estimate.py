@@ -61,7 +61,7 @@ def test_devices_are_identified_by_their_names() -> None:
     names = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA GB200": 2500, "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989}
     assert {name: peak_of_device(name) for name in names} == names
     assert peak_of_device("Quadro K2000") is None
-    with pytest.raises(UserError, match=r"no GPU called a100 is known: choose one of .*a100-80"):
+    with pytest.raises(UserError, match=r"unknown GPU a100: choose one of .*a100-80"):
         find_gpu("a100")
     assert all(name.endswith(f"-{gpu.gigabytes:.0f}") for name, gpu in GPUS.items())
 

@@ -106,7 +106,7 @@ def test_all_damaged_is_refused_again_and_again(store: CheckpointStore):
     for step in (40, 50):
         flip_byte(save(store, step).folder)
     for _ in range(2):
-        with pytest.raises(UserError, match="2 are damaged"):
+        with pytest.raises(UserError, match="2 damaged"):
             newest(store)
 
 

@@ -110,7 +110,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
     for model in (load_finetuned(first.path).model, load_finetuned(second.path).model, resumed):
         assert all(torch.equal(value, began_with[name]) for name, value in model.encoder.state_dict().items())
     save_file(others, second.encoder)
-    with pytest.raises(UserError, match="holds another encoder than the one that the head in"):
+    with pytest.raises(UserError, match="holds a different encoder from the one that the head in"):
         load_finetuned(second.path)
 
 

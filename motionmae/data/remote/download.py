@@ -59,7 +59,7 @@ def check_url(url: str) -> None:
     if parts.scheme not in REMOTE_SCHEMES:
         raise UserError(f"shards cannot be read from {url}: give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
     if not parts.netloc:
-        raise UserError(f"the URL of shards {url} names no host or bucket: write {parts.scheme}://NAME/FOLDER")
+        raise UserError(f"the shard URL {url} has no host or bucket: write {parts.scheme}://NAME/FOLDER")
     if "@" in parts.netloc:
         raise UserError(
             f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put it into "
@@ -84,7 +84,7 @@ def _file_system(scheme: str, timeout: float) -> Any:
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
-            f"shards behind {scheme}:// need further packages ({error}): pip install 'motionmae[remote]'"
+            f"reading {scheme}:// shards needs extra packages ({error}): pip install 'motionmae[remote]'"
         ) from error
 
 
@@ -232,7 +232,7 @@ class RemoteFolder:
                 f"no access to {self.address(name)} ({detail}): check the credentials of this machine"
             ) from error
         if status and 400 <= status < 500 and status not in _TEMPORARY_STATUS:
-            raise UserError(f"{self.address(name)} is refused with HTTP status {status}: check the URL") from error
+            raise UserError(f"the server answered {self.address(name)} with HTTP {status}: check the URL") from error
         package = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError | TimeoutError) and package not in _TRANSPORT:
             raise error

@@ -68,7 +68,8 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
             )
         if not frames or frames[0].stem != masks[0].stem:
             raise UserError(
-                f"{davis}/JPEGImages/{RESOLUTION}/{name} lacks the frame of {masks[0].name}: download the frames"
+                f"{davis}/JPEGImages/{RESOLUTION}/{name} has no JPEG for {masks[0].name}: "
+                "download the frames of DAVIS 2017"
             )
         sequences.append(Sequence(name, tuple(frames), tuple(masks)))
     if not sequences:

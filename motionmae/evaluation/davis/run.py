@@ -79,7 +79,7 @@ def open_features(
     cell = config.clip.cube_size
     if short_side < cell:
         raise UserError(
-            f"--short-side {short_side} is smaller than a cell of {cell} pixels ({run}): give at least {cell}"
+            f"--short-side {short_side} is smaller than the {cell}-pixel patch of {run}: give at least {cell}"
         )
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side

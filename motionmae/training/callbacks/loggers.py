@@ -70,7 +70,8 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"log.wandb={config.log.wandb}: {str(error).splitlines()[0]}: fix that, or set log.wandb=offline"
+                f"W&B could not start with log.wandb={config.log.wandb} ({str(error).splitlines()[0]}): "
+                "run `wandb login`, or set log.wandb=offline"
             ) from error
         self._wandb_run.define_metric("*", step_metric="step")
 

@@ -123,7 +123,7 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("experiments/scaling.py --gpu foo", "no GPU called foo is known"),
+        ("experiments/scaling.py --gpu foo", "unknown GPU foo"),
         ("experiments/scaling.py --config nope", "no config 'nope'"),
         ("experiments/scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
         ("experiments/scaling.py --per-node 0", "--per-node 0 is out of range: it must be above 0"),

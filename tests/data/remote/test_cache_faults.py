@@ -119,7 +119,7 @@ class TestEnded:
         with pytest.raises(UnreachableError, match=r"could not be read in 3 tries"):
             load_manifest(url, data)
 
-    @pytest.mark.parametrize(("status", "message"), [(403, "no access"), (401, "no access"), (410, "HTTP status 410")])
+    @pytest.mark.parametrize(("status", "message"), [(403, "no access"), (401, "no access"), (410, "HTTP 410")])
     def test_a_refusal_is_not_tried_again(self, server, data, status, message):
         server.faults[FIRST] = [status]
         with pytest.raises(UserError, match=message):
@@ -232,7 +232,7 @@ class TestCounted:
         ("pipe://cat x", "give a folder, or a URL of http, https, s3"),
         ("file:///data/toy", "give a folder"),
         ("ftp://host/toy", "give a folder"),
-        ("s3:///toy", "names no host or bucket"),
+        ("s3:///toy", "has no host or bucket"),
         ("http://me:secret@host/toy", "holds a user name"),
         ("https://host/toy?token=secret", "query or fragment"),
     ],
