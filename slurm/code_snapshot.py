@@ -74,7 +74,7 @@ class CodeSnapshot:
 
 
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
-    """List the code below the repository root, except the folders ``outside`` (such as the output folder).
+    """List the code in the repository, except the folders ``outside`` (such as the output folder).
 
     With git: tracked files and untracked files that are not ignored. Without git: the packages and the configs.
     """
@@ -98,7 +98,7 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """Output of a git command; None if git fails or is not installed."""
+    """Return the output of a git command; None if git fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
     except FileNotFoundError:

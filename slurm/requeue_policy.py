@@ -4,7 +4,7 @@ Slurm itself requeues a job after a preemption or a node failure, and rank 0 req
 failure, for example a killed rank, Slurm would end the job for good. This module then asks Slurm to requeue it:
 
 - never after a user error, a requested stop (``scancel``, the stop file), or when a newer attempt holds the lease;
-- at once after a SIGTERM that neither ``scancel`` nor a preemption explains, because such an attempt has saved
+- at once after a SIGTERM that neither ``scancel`` nor a preemption explains, because this attempt has saved
   (see :func:`burn_step_ids`);
 - after any other failure at once, then after FIRST_PAUSE, then after pauses that grow by a factor of four, until more
   than `launch.max_retries` attempts have failed without a new checkpoint. A program error is retried once.
@@ -96,7 +96,7 @@ class RequeuePolicy:
         return True
 
     def nodes_to_avoid(self) -> dict[str, str]:
-        """Nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
+        """Return the nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
         excluded = self.attempts.excluded_nodes()
         others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
         if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
@@ -105,7 +105,7 @@ class RequeuePolicy:
         return excluded
 
     def log_lost_nodes(self) -> None:
-        """Log the nodes of the previous attempt that are down. Slurm requeues such a job without naming the node."""
+        """Log the nodes of the previous attempt that are down. Slurm requeues the job without naming them."""
         last = self.attempts.last_start()
         if last is None or last[0].job != self.attempt.job:
             return
@@ -136,7 +136,7 @@ class RequeuePolicy:
         events.close()
 
     def newest_step(self) -> int:
-        """Step of the newest committed checkpoint, 0 before the first."""
+        """Return the step of the newest committed checkpoint, 0 before the first."""
         complete = CheckpointStore(self.run.checkpoints).complete()
         return complete[-1].step if complete else 0
 
