@@ -41,7 +41,7 @@ stand-ins? -> replacement
 launch\\.ranks_per_node|ranks-per-node|cpus.per.rank|timeout_minutes -> motionmae/config/launch.py
 cube_init|model\\.position|data\\.repeats|data\\.erase -> motionmae/config/method.py, data.py
 engine\\.zero\\b|optim\\.batch\\b|engine\\.micro_batch\\b -> motionmae/config/training.py
-until_unread -> exit_quietly_on_broken_pipe
+until_unread|exit_quietly_on_broken_pipe -> motionmae.commands.app.run
 fruitless|renumber_step|\\bconclude\\w*\\( -> failures_without_progress, burn_step_ids, decide
 \\bforeign\\( -> belongs_to_other_run
 \\bENDINGS\\b|silence_after -> EndReason, idle category

@@ -76,10 +76,11 @@ class CodeSnapshot:
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     """List the code in the repository, except the folders ``outside`` (such as the output folder).
 
-    With git: tracked files and untracked files that are not ignored. Without git: the packages and the configs.
+    In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
+    installed wheel: the packages and the configs.
     """
     listed = _git(root, "ls-files", "-z", "--cached")
-    if listed is None:
+    if not listed:  # no repository, or the site-packages of a virtual environment in a clone
         return CodeSnapshot(root, tuple(_package_files(root)))
     tracked = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
     others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""

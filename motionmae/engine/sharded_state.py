@@ -12,15 +12,12 @@ Parameters are fp32 at every precision (autocast casts copies). Parameter and ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor, nn
-
-if TYPE_CHECKING:  # the engine imports this module
-    from motionmae.engine.deepspeed_engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's moving averages of the gradient and of its square."""
@@ -29,7 +26,16 @@ KINDS = ("parameter", *MOMENTS)
 """Tensors of one parameter in a checkpoint; all have its shape."""
 
 
-def create_states(engine: Engine) -> None:
+class HasOptimizer(Protocol):
+    """The part of :class:`motionmae.engine.deepspeed_engine.Engine` that this module needs."""
+
+    stage: int
+    """ZeRO stage."""
+    optimizer: Any
+    """AdamW, or DeepSpeed's wrapper of it from stage 1 on."""
+
+
+def create_states(engine: HasOptimizer) -> None:
     """Create AdamW's state of zeros before the first step.
 
     DeepSpeed links moments to parameters when they first appear. Version 0.19 stops after the first parameter group,
@@ -51,18 +57,18 @@ def create_states(engine: Engine) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def engine_states(engine: Engine) -> dict[Tensor, dict[str, Any]]:
+def engine_states(engine: HasOptimizer) -> dict[Tensor, dict[str, Any]]:
     """AdamW's state on this rank by (flattened) parameter."""
     optimizer = engine.optimizer.optimizer if engine.stage else engine.optimizer
     return optimizer.state
 
 
-def optimizer_steps(engine: Engine) -> int:
+def optimizer_steps(engine: HasOptimizer) -> int:
     """Updates made by AdamW, without skipped steps; the exponent of its bias correction."""
     return int(next(iter(engine_states(engine).values()))["step"])
 
 
-def set_optimizer_steps(engine: Engine, count: int) -> None:
+def set_optimizer_steps(engine: HasOptimizer, count: int) -> None:
     for state in engine_states(engine).values():
         state["step"].fill_(count)
 
@@ -72,7 +78,7 @@ def shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def read(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
+def read(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
     """Gather the whole tensor of one of KINDS on the engine's device. Collective; may alias the live value."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -83,7 +89,7 @@ def read(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_full_optimizer_state(parameter, kind)
 
 
-def is_whole_here(engine: Engine, parameter: nn.Parameter) -> bool:
+def is_whole_here(engine: HasOptimizer, parameter: nn.Parameter) -> bool:
     """Whether this rank holds a parameter and its moments in full, as :func:`read_here` needs.
 
     Stages 1 and 2 split one flat tensor of all parameters among the ranks. Only parameters at the borders are split.
@@ -94,7 +100,7 @@ def is_whole_here(engine: Engine, parameter: nn.Parameter) -> bool:
     return engine.stage == 0
 
 
-def read_here(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
+def read_here(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
     """The live tensor of one of KINDS, without communication."""
     if kind == "parameter" or engine.stage == 0:
         return read(engine, parameter, kind)
@@ -115,7 +121,7 @@ def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
     return torch.cat(fragments)[: shape.numel()].view(shape)
 
 
-def set_full_state(engine: Engine, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     """Set a parameter and its moments from whole tensors of all KINDS, equal on all ranks. Collective."""
     if engine.stage == 3:
         _set_fragments(parameter, values)

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, defect_of, step_of
 
 
-class CheckpointStatus(str, Enum):
+class CheckpointStatus(StrEnum):
     """Status of a folder in ``checkpoints``."""
 
     VALID = "valid"

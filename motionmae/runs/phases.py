@@ -1,9 +1,9 @@
 """Phases of a training step."""
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """Phase of a training step on one rank."""
 
     DATA_WAIT = "data_wait"

@@ -195,9 +195,9 @@ def test_shards_of_windows_are_refused_even_with_one_window_a_video(
     manifest = load_manifest(shards)
     write_manifest(shards, replace(manifest, encoder=replace(manifest.encoder, clips=1)))
     assert main(["test", str(Path(trained.output_dir) / trained.name), "--shards", str(shards)]) == 2
-    assert "hold windows of videos (--clips 1), and a test needs whole ones" in capsys.readouterr().err
+    assert "hold windows of videos (--clips 1), but a test needs whole videos" in capsys.readouterr().err
     data = trained.data.model_copy(update={"shards": str(shards), "sampling": "segments"})
-    with pytest.raises(UserError, match="=segments needs whole ones"):
+    with pytest.raises(UserError, match="=segments needs whole videos"):
         ClipLoader(data, trained.clip, seed=0, batch=6, micro_batch_size=3)
 
 

@@ -69,7 +69,7 @@ def test_flow_is_read_with_the_clips_and_drawn(tmp_path: Path) -> None:
     hue = rows["motion target"].reshape(32, 8, 33, 3)[:, :, 5]  # (n, -2 n): one hue, brighter with n
     assert (np.diff(hue.max(-1).mean(0)) > 0).all()
     assert read_clips(reader, [0], tiny(clip={"stride": 1}))[1] is None
-    with pytest.raises(UserError, match="there is no sample 6"):
+    with pytest.raises(UserError, match="sample 6 does not exist"):
         read_clips(reader, [6], config)
 
 

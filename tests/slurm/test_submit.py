@@ -284,7 +284,7 @@ def test_a_local_run_is_preempted_and_goes_on_with_the_code_it_was_submitted_wit
     watcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(tiny.rows(run)) >= 5, "metrics", 120)
     watcher.send_signal(signal.SIGINT)
-    _, message = watcher.communicate(timeout=30)
+    _, message = watcher.communicate(timeout=30)  # standard error
     record = JobRecord.read(run)
     assert record is not None
     assert watcher.returncode == 130

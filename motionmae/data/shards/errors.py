@@ -1,9 +1,9 @@
 """Errors of stored samples."""
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Reason why a sample cannot be used. Counters and logs use these values as keys."""
 
     MISSING_SHARD = "missing_shard"  # the shard or its index does not exist
