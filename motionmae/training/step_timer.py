@@ -1,7 +1,7 @@
 """Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
 
 On a CPU, the host's clock measures. A GPU runs later than the host: CUDA events in its stream mark the borders of
-phases, and its waits for the host count too. They are read once per metrics row, and no step waits for them.
+phases, and its waits for the host count too. The events are read once per metrics row, and no step waits for them.
 """
 
 import time
@@ -18,10 +18,10 @@ class Timer(Protocol):
     """Marks moments and measures the time between them."""
 
     def mark(self) -> Any:
-        """Mark the present moment."""
+        """Return a mark of the present moment."""
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Seconds from one mark to a later one."""
+        """Return the seconds from one mark to a later mark."""
 
 
 class HostTimer:
@@ -95,7 +95,7 @@ class StartupTimer:
         self._began = time.perf_counter()
 
     def done(self, stage: str) -> None:
-        """End ``stage``, which began at the end of the previous stage."""
+        """End ``stage``, which began when the previous stage ended."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._began
         self._began = now

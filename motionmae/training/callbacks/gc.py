@@ -11,7 +11,7 @@ from motionmae.training.callbacks.base import Callback
 
 
 class SynchronizedGc(Callback):
-    """Collects garbage at each row of metrics.
+    """Callback that collects garbage at each row of metrics.
 
     Objects that exist at the start of training are excluded (``gc.freeze``); a collection then takes almost no time.
     """
