@@ -138,7 +138,7 @@ def serve(settings: Settings, collector: NodeCollector) -> None:
 
 
 def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
-    """Wait until Prometheus has scraped the final values, if it scrapes this node and the trainer still waits."""
+    """Wait until Prometheus has scraped the final values; return early if it does not scrape or the trainer is gone."""
     start = time.monotonic()
     seen = collector.last_scrape
     if seen is None or start - seen > _RECENT_SCRAPE_SECONDS:

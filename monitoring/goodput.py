@@ -47,7 +47,7 @@ class Goodput:
 
 @dataclass
 class _Steps:
-    """Steps of one metrics row that still count."""
+    """Steps of one metrics row that no later attempt has repeated."""
 
     last: int
     count: int
@@ -66,7 +66,7 @@ class _Steps:
 
 @dataclass
 class GoodputTracker:
-    """Accumulates goodput from rows in order of time. Runs of millions of steps fit in memory."""
+    """Accumulator of goodput from rows in order of time. Runs of millions of steps fit in memory."""
 
     start: float | None = None
     """Time of the submission or the first start."""

@@ -134,7 +134,7 @@ RUN = (
            cause=CATEGORIES),
     _gauge("goodput_ratio", "Share of the time that was productive.", "ratio", queue=("included", "excluded")),
 )  # fmt: skip
-"""Metrics of the run as a whole. Rank 0 writes them, and only its node exposes them."""
+"""Metrics of the run as a whole, which rank 0 writes and only its node exposes."""
 
 RANK = tuple(replace(metric, per_rank=True) for metric in (
     _counter("phase_seconds_total", "Seconds of this rank by phase of a step.", "seconds",

@@ -4,7 +4,7 @@
 
     RUN/code/3f9a1c0d22b7/        the files; working directory of the job, and therefore its first import path
     RUN/code/3f9a1c0d22b7.json    git commit, whether files differ from it, files that were left out
-    RUN/code/3f9a1c0d22b7.diff    difference to that commit
+    RUN/code/3f9a1c0d22b7.diff    difference to the commit
 
 The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """

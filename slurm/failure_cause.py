@@ -24,7 +24,7 @@ _DECISIVE = (
     EndReason.BAD_NODE,
     EndReason.NO_STORAGE,
 )
-"""Reasons that a rank reports about itself. They take precedence over ranks that only lost another rank."""
+"""Reasons that a rank reports about itself. They take precedence over failures that only report a lost rank."""
 _OF_EXIT_CODE = {
     reason.exit_code: reason
     for reason in (*_DECISIVE, EndReason.TERMINATED, EndReason.LOST_PEERS, EndReason.HUNG, EndReason.CRASHED)

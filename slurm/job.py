@@ -5,8 +5,8 @@ decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeu
 or 144 on a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
-its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
-after SIGUSR2.
+its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job in
+the same way as after SIGUSR2.
 
 submitit's pickle holds only the configuration, no step and no attempt. After a node failure Slurm starts the old pickle
 again, and the run finds its newest checkpoint by itself.

@@ -132,7 +132,7 @@ class LocalController(Controller):
     def run_to_end(self) -> int:
         """Run all attempts of the job and return its exit status.
 
-        The status is 0 if every rank finished, else that of the first failed rank (128 + signal number if killed).
+        The status is 0 if every rank finished, else the first failed rank's status (128 + signal number if killed).
         """
         restarts = 0
         while True:

@@ -107,7 +107,7 @@ def check_storage(folder: Path) -> None:
 def check_network(
     rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
 ) -> None:
-    """Rendezvous at rank 0, which sees the missing ranks, then all-reduce the value 1 over all ranks."""
+    """Join the store of rank 0, which sees the missing ranks, then all-reduce the value 1 over all ranks."""
     rank, world, limit = int(rank_environment["RANK"]), int(rank_environment["WORLD_SIZE"]), timedelta(seconds=seconds)
     use_interface_towards(rank_environment["MASTER_ADDR"])
     port = preflight_port(int(rank_environment["MASTER_PORT"]))

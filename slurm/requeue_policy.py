@@ -40,14 +40,14 @@ FIRST_PAUSE = 60
 
 
 class RequeuePolicy:
-    """Decides for one attempt of a job whether and where the job is retried."""
+    """Policy for one attempt of a job: decides whether and on which nodes the job is retried."""
 
     def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
         self.run, self.attempt, self.max_retries = run, attempt, max_retries
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless it was cancelled or is requeued already."""
+        """Retry a failed job, unless the job was cancelled or is already requeued."""
         job = scontrol.show(self.attempt.job)
         if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
             return
@@ -55,13 +55,13 @@ class RequeuePolicy:
             self.retry(failure)
 
     def decide_at_time_limit(self) -> None:
-        """Retry a job that has reached its time limit, unless it is requeued already."""
+        """Retry a job that has reached its time limit, unless the job is already requeued."""
         job = scontrol.show(self.attempt.job)
         if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
             self.retry(Failure(EndReason.TIME_LIMIT))
 
     def retry(self, failure: Failure) -> None:
-        """Log a failure and requeue the job, unless it has failed too often."""
+        """Log a failure and requeue the job, unless the job has failed too often."""
         step = self.newest_step()
         self.attempts.log_failure(self.attempt, failure.reason, step, failure.node)
         count = self.attempts.failures_without_progress(self.attempt.job)
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def burn_step_ids(restart: int) -> None:
-    """Start 0 to 2 empty job steps. The ID of the training step then differs from that of the previous attempt.
+    """Start 0 to 2 empty job steps. The ID of the training step then differs from the previous attempt's ID.
 
     Slurm 22.05 may deliver a late signal to a step with the ID of an old step. Two cases were seen: the srun of an old
     attempt on a node whose cable is plugged in again, and a busy controller that repeats an unanswered signal after a

@@ -14,7 +14,7 @@ CONTROLLER_TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job as ``scontrol show job`` prints it."""
+    """Fields of a job in the output of ``scontrol show job``."""
 
     state: str  # PENDING, RUNNING, COMPLETING, ...
     reason: str  # why the job waits or ended

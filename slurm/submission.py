@@ -92,7 +92,7 @@ def log_submission(run: Path) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Check the shards before the job waits in the queue, and not only on its ranks.
+    """Check the shards before the job waits in the queue, so that an error does not first appear on its ranks.
 
     Raises UserError if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """

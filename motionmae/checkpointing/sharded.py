@@ -294,7 +294,7 @@ class _CollectiveIO:
     group: dist.ProcessGroup | None
 
     def on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
-        """Call ``action`` on every rank and return all results; if it fails on one rank, raise on all."""
+        """Call ``action`` on every rank and return all results; if ``action`` fails on one rank, raise on all ranks."""
         result: Result | None = None
         problem: Exception | None = None
         try:

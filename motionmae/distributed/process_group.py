@@ -27,8 +27,8 @@ TIMEOUT = timedelta(minutes=30)
 def init_distributed(engine: EngineConfig) -> DistributedContext:
     """Join the process group that the environment describes, and return the context of this rank.
 
-    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then those of a Slurm
-    step. Without either, this process is a group of one. An existing group is used.
+    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then the variables of a
+    Slurm step. Without either, this process is a group of one. An existing group is used.
 
     Raises:
         UserError: some of torchrun's variables are not set, srun was forgotten in a Slurm allocation of several
@@ -89,7 +89,7 @@ def create_store(
 
 
 def use_interface_towards(host: str) -> None:
-    """Set GLOO_SOCKET_IFNAME to the interface that reaches ``host``, unless it is set or the interface is unknown.
+    """Set GLOO_SOCKET_IFNAME, if it is not set, to the interface that reaches ``host``, if there is one.
 
     By default gloo listens at the address of the machine's own name, which often is 127.0.1.1.
     """
@@ -111,7 +111,7 @@ def use_interface_towards(host: str) -> None:
 def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
     """Call :func:`init_distributed`; at the end, destroy the process group if it was created here.
 
-    After an error the group is not destroyed: other ranks may wait in a collective, and destruction waits for them.
+    After an error the group is kept: other ranks may hang in a collective, and destroying the group waits for them.
     """
     joined = dist.is_initialized()
     yield init_distributed(engine)

@@ -1,4 +1,4 @@
-"""Requests to stop or save, by signals and by files. All ranks act on them together at the end of a step.
+"""Requests to stop or save, by signals and by files. All ranks act on a request together at the end of a step.
 
 Slurm sends SIGUSR2, through submitit, before a time limit or a preemption: the run saves and is requeued. It sends
 SIGTERM where the user signal is not configured, and on ``scancel``: the run saves and is not requeued. Ctrl-C and a
@@ -87,7 +87,7 @@ class StopSignals:
 
 
 class StopRequests:
-    """Collects the requests of all ranks' signals and of the run folder's files.
+    """Collector of the requests from all ranks' signals and from the run folder's files.
 
     Args:
         is_rank_zero: rank zero checks the files, at most every POLL_SECONDS.

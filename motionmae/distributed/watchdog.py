@@ -66,7 +66,7 @@ class Watchdog:
 
     @contextmanager
     def during(self, what: str, limit: float, thread: str = "main") -> Iterator[None]:
-        """Watch ``what`` inside the block; meanwhile the clock of the work around it is paused."""
+        """Watch ``what`` inside the block, and pause the clock of the enclosing work."""
         before, began = self._current.get(thread, ("", _NEVER)), time.monotonic()
         self.expect(what, limit, thread)
         try:
@@ -78,7 +78,7 @@ class Watchdog:
                 self._step_began += paused
 
     def close(self) -> None:
-        """Stop watching. If the watchdog is ending the process, wait until it ends.
+        """Stop watching. If the watchdog is about to end the process, wait for the end.
 
         Meanwhile the main thread may lose the other ranks; the resulting error is a consequence of the hang.
         """

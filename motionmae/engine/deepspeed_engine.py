@@ -1,8 +1,8 @@
 """The model on DeepSpeed: ZeRO 0-3, precision, gradient accumulation, clipping, and skipping of non-finite steps.
 
 DeepSpeed's ZeRO optimisers compute the gradient norm over all ranks before a step, clip by it, and skip the step on
-every rank when the norm is not finite. Stage 0 does none of this; :class:`GuardedAdamW` adds it there. All stages then
-behave alike.
+every rank when the norm is not finite. DeepSpeed does none of this at stage 0, where :class:`GuardedAdamW` clips and
+skips in the same way.
 """
 
 import importlib
@@ -121,7 +121,7 @@ class Engine:
         """Add the gradient of ``loss / accumulation``; a non-finite loss makes every gradient NaN.
 
         An infinite loss can have finite gradients, which would be applied. A NaN factor travels to every rank through
-        the gradient reduction. All ranks then skip the step without another message or wait.
+        the gradient reduction. All ranks then skip the step without another message or barrier.
         """
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
         if self.loss_scale and self.stage == 0:

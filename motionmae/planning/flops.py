@@ -35,7 +35,7 @@ class StepFlops:
     decoders_forward: int
     backward: int
     recomputed: int
-    """Forward passes repeated by activation checkpointing; MFU does not count them."""
+    """Forward passes repeated by activation checkpointing, which MFU does not count."""
 
     @property
     def model(self) -> int:

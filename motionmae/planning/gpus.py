@@ -38,7 +38,7 @@ GPUS = {
     "v100-32": Gpu("V100", 125.0, 32, 150),
     "v100-16": Gpu("V100", 125.0, 16, 150),
 }
-"""GPUs by the name that `plan --gpu` takes. A longer ``part`` precedes a shorter one that is contained in it."""
+"""GPUs by the name that `plan --gpu` takes. A longer ``part`` precedes any shorter one that it contains."""
 
 DEFAULT = "a100-80"
 

@@ -60,7 +60,7 @@ class SavedBytes:
 def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Memory:
     """Predict the memory of one of ``ranks`` ranks.
 
-    At stage 3, DeepSpeed gathers a parameter before its first use. It releases the parameter only if the next use is
+    At stage 3, DeepSpeed gathers a parameter before its first use. DeepSpeed releases it only if the next use is
     more than 10^9 parameters away. Smaller models are whole on every rank from the forward to the backward pass.
 
     Args:
@@ -94,8 +94,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
     casts = 0 if stage == 3 else _casts(config, count.total)
     forward = clips * (saved.total + transient.forward) + casts + waiting
-    # The loss is freed first. Then activations of the decoders are freed and their gradients allocated, then those of
-    # the encoder.
+    # The loss is freed first. Then the decoders' activations are freed and gradients allocated, then the encoder's.
     begin = activations + clips * transient.backward + waiting
     after_loss = begin - clips * saved.loss
     after_decoders = clips * (saved.encoder + transient.encoder_backward) + encoder_casts + FP32 * count.decoders
@@ -166,7 +165,7 @@ def saved_bytes(config: Config) -> SavedBytes:
         return SavedBytes(pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads), 0, 0)
     cubes, heads, trunks = step_cubes(config), output_sizes(config), decoder_trunks(config)
     visible, queries = cubes.visible, cubes.queries
-    # in fp32 all linear layers read one tensor; autocast casts a copy for each of them
+    # in fp32 all linear layers read one tensor; autocast casts a copy for each layer
     readers = (trunks, len(heads) // trunks) if width < FP32 else (1, 1)
 
     encoder = visible * clip.cube_pixels * width

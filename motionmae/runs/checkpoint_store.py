@@ -129,7 +129,7 @@ class CheckpointStore:
 
         Raises:
             UserError: if all checkpoints are damaged. A fresh start would discard the run.
-            StorageError: if a checkpoint cannot be read. An older one must not replace it.
+            StorageError: if a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
         """
         candidates = self.newest_first()
         if before is not None:
@@ -226,7 +226,7 @@ def read_manifest(folder: Path) -> Checkpoint | str:
     """Read the manifest in ``folder``; return the checkpoint, or a description of the manifest's damage.
 
     Raises:
-        UserError: if the checkpoint has another format version.
+        UserError: if the checkpoint has a different format version.
         OSError: if storage fails; the manifest may be intact.
     """
     try:

@@ -21,7 +21,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         """Checkpoints, see :mod:`motionmae.runs.checkpoint_store`."""
         self.encoder = path / "encoder.safetensors"
-        """Frozen encoder of a probe; its checkpoints do not contain it."""
+        """Frozen encoder of a probe; the probe's checkpoints do not contain the encoder."""
         self.logs = path / "logs"
         """Standard output and error of the job's processes."""
         self.tensorboard = path / "tensorboard"
@@ -34,7 +34,7 @@ class RunFolder:
         return cls(Path(runs) / name)
 
     def create(self) -> None:
-        """Create the directory and the folders in it that training fills.
+        """Create the directory and the subfolders that training fills.
 
         Raises:
             UserError: if the directory or a folder cannot be created.

@@ -29,15 +29,15 @@ class Kind(StrEnum):
     START = "start"
     """An attempt begins: world size, hosts in rank order, age of the process in seconds, commit of the code."""
     RESUME = "resume"
-    """The attempt loaded a checkpoint: its folder, seconds of verifying and loading."""
+    """The attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading."""
     READY = "ready"
     """The first step begins: total steps, seconds since the process start and of each stage
     (:class:`motionmae.training.step_timer.StartupTimer`)."""
     FIRST_STEP = "first_step"
-    """The attempt took its first step: its seconds, and seconds since the process start."""
+    """The attempt took its first step: seconds of the step, and seconds since the process start."""
     CHECKPOINT = "checkpoint"
     """A checkpoint was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` seconds of training
-    (``waited`` of them for the write before)."""
+    (``waited`` of them for the previous write)."""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """A checkpoint could not be written: the error, failed saves in a row. Training continues."""
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
@@ -59,7 +59,7 @@ class Kind(StrEnum):
     STOP = "stop"
     """The attempt ends early: a :class:`motionmae.runs.end_reason.EndReason`, and the error if there is one."""
     FAILURE = "failure"
-    """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether it is retried."""
+    """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether the job is retried."""
 
 
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
@@ -97,7 +97,7 @@ class JsonLines:
 
 
 class EventLog:
-    """Adds attempt and time to rows and passes them to every sink. Several threads may use it.
+    """Log that adds attempt and time to each row and passes the row to every sink. Several threads may use the log.
 
     The failure of a sink (full disk, lost mount) is logged once, and the sink is kept: logging never stops training.
 

@@ -23,7 +23,7 @@ _STRAGGLER_SCORE = 1.1
 
 @dataclass
 class AttemptRecord:
-    """One attempt of a run, as its rows describe it."""
+    """One attempt of a run, as described by the rows of the attempt."""
 
     attempt: Attempt
     began: float
@@ -38,7 +38,7 @@ class AttemptRecord:
     last_sign: float = 0.0
     """Time of the last row."""
     end: EndReason | None = None
-    """End reason in the attempt's own rows; None while it runs, and after it died without one."""
+    """End reason in the attempt's own rows; None while the attempt runs, or if it died without writing one."""
     error: str = ""
     """The error that ended the attempt."""
     failure: EndReason | None = None
@@ -68,7 +68,7 @@ class AttemptRecord:
 
 
 class AttemptTracker:
-    """Builds the attempts of a run from its events in order. Starting a finished run does not count as an attempt."""
+    """Builder of a run's attempts from its events in order. Starting a finished run does not count as an attempt."""
 
     def __init__(self, events: Iterable[Row] = ()) -> None:
         self.attempts: list[AttemptRecord] = []
@@ -180,7 +180,7 @@ class RunHistory:
 
     @property
     def finished_step(self) -> int | None:
-        """Step at which the run finished; None if it has not."""
+        """Step at which the run finished; None if the run has not finished."""
         return next((row["step"] for row in self.of(Kind.FINISH)), None)
 
     @property

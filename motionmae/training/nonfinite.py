@@ -33,7 +33,7 @@ class SkippedStep:
     ranks: list[int]
     """Ranks with a non-finite loss; empty for the other causes."""
     samples: list[int]
-    """Sample IDs of those ranks in the step."""
+    """Sample IDs that the ranks in ``ranks`` used in the step."""
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:

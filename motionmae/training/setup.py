@@ -147,7 +147,7 @@ def record_events(
     """Open the event log, and record the start of the attempt and an error that ends it.
 
     Raises:
-        LeaseLost: replaces any error of an attempt that has lost its lease, such as the loss of other ranks.
+        LeaseLost: the attempt has lost its lease; raised instead of any other error, such as the loss of other ranks.
     """
     attempt = lease.attempt
     check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there

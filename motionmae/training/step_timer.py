@@ -1,7 +1,7 @@
 """Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
 
-On a CPU, the host's clock measures. A GPU runs later than the host: CUDA events in its stream mark the borders of
-phases, and its waits for the host count too. The events are read once per metrics row, and no step waits for them.
+On a CPU, the host's clock is used. A GPU runs later than the host: CUDA events in its stream mark the borders of
+phases, and the GPU's waits for the host count too. The events are read once per metrics row; no step waits for this.
 """
 
 import time
@@ -15,7 +15,7 @@ from motionmae.runs.phases import Phase
 
 
 class Timer(Protocol):
-    """Marks moments and measures the time between them."""
+    """Clock that marks moments and measures the time between marks."""
 
     def mark(self) -> Any:
         """Return a mark of the present moment."""
@@ -47,7 +47,7 @@ class CudaTimer:
 
 
 class StepTimer:
-    """Divides the time since the last metrics row among the phases.
+    """Timer that divides the time since the last metrics row among the phases.
 
     Attributes:
         steps: steps since the last metrics row.
@@ -87,7 +87,7 @@ class StepTimer:
 
 
 class StartupTimer:
-    """Measures the stages of start-up, one after the other."""
+    """Timer of the stages of start-up, one after the other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"imports": process_age()}

@@ -17,7 +17,7 @@ Groups = list[dict[str, Any]]
 
 
 class Task(Protocol):
-    """A model and its losses, built from a config; the same on every rank."""
+    """A model and its losses, built from a config, with the same result on every rank."""
 
     losses: tuple[str, ...]
     """Names in ``metrics.jsonl`` of the losses that :meth:`forward` returns; the first, ``loss``, is minimised."""
@@ -27,7 +27,7 @@ class Task(Protocol):
     """Whether every sample must have a class."""
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """Choose the initial weights of :meth:`build_model` for all ranks, before it is called. Collective.
+        """Choose the initial weights for all ranks. Called before :meth:`build_model`. Collective.
 
         Raises:
             UserError: the weights do not exist.

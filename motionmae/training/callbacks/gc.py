@@ -1,6 +1,6 @@
 """Python's garbage collection at the same steps on all ranks.
 
-By default each rank collects at a different step, and the others wait for it in the next reduction. One collection of
+By default each rank collects at a different step, and the other ranks wait in the next reduction. One collection of
 the half a million objects of torch and DeepSpeed takes 0.2 s.
 """
 

@@ -30,7 +30,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Computes the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
+    """Source of the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
 
     loss_names: Sequence[str]
     clips_per_step: int
