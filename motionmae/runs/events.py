@@ -59,7 +59,7 @@ class Kind(StrEnum):
     STOP = "stop"
     """The attempt ends early: a :class:`motionmae.runs.end_reason.EndReason`, and the error if there is one."""
     FAILURE = "failure"
-    """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether the job is retried."""
+    """The batch script saw the attempt fail: the reason, node at fault, excluded nodes, whether the job is retried."""
 
 
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
