@@ -49,7 +49,7 @@ class SaveResult:
 
 
 class AsyncCheckpointer:
-    """Saver of one run's checkpoints. All ranks call the same methods in the same order, from the main thread.
+    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread.
 
     Args:
         lease: must be held when a write begins and when the checkpoint is committed.
