@@ -1,4 +1,4 @@
-"""Prometheus collector of a node: its ranks' snapshots, the host, its GPUs, and on rank 0's node the goodput.
+"""Prometheus collector of a node: reads its ranks' snapshots, the host, the GPUs, and on rank 0's node the goodput.
 
 A thread reads host and GPUs every few seconds, because a read may hang and a scrape must not.
 """
@@ -31,11 +31,11 @@ SAMPLE_SECONDS = 5.0
 
 
 class NodeCollector(Collector):
-    """Yields every metric family that has a value.
+    """Prometheus collector that yields every metric family that has a value.
 
     Args:
         folder: the node's snapshot folder.
-        gpus: closed with the collector.
+        gpus: closed when the collector is closed.
         run: the run directory on rank 0's node; None on other nodes.
     """
 
@@ -50,7 +50,7 @@ class NodeCollector(Collector):
         self.last_scrape: float | None = None
 
     def collect(self) -> Iterator[Family]:
-        """Metric families with all samples."""
+        """Yield the metric families with all samples."""
         self.last_scrape = time.monotonic()
         families: dict[str, Family] = {}
         for name, labels, value in self._readings:
@@ -69,7 +69,7 @@ class NodeCollector(Collector):
         yield from families.values()
 
     def close(self) -> None:
-        """Stop the thread and close the GPUs. A thread that hangs in the GPU driver keeps them open."""
+        """Stop the thread and close the GPU driver, which stays open if the thread hangs in it."""
         self._closed.set()
         self._sampler.join(CLOSE_SECONDS)
         if not self._sampler.is_alive():

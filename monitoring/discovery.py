@@ -1,8 +1,8 @@
 """Target files of Prometheus's file-based service discovery (file_sd): one folder for all runs.
 
-``FOLDER/RUN-NODE.json`` is replaced atomically, because Prometheus ignores a torn file, and inotify would not announce
-the rest of it across clients of a network file system. The host name is no label of the target. With it, a requeue that
-moves rank 0 would start new series for its counters, and increase() would lose the difference.
+``FOLDER/RUN-NODE.json`` is replaced atomically, because Prometheus ignores a partly written file, and on a network
+file system inotify would not announce the rest of the file. The target has no label for the host name: with this label,
+a requeue that moves rank 0 would start new series for its counters, and increase() would lose the difference.
 """
 
 import json
@@ -14,31 +14,31 @@ from motionmae.files import write_atomically
 
 @dataclass(frozen=True)
 class Target:
-    """Exporter of one node."""
+    """One node's exporter as a Prometheus target."""
 
     run: str
     node: int
-    """Number of the node in the run."""
+    """Index of the node in the run."""
     address: str
     """HOST:PORT."""
     tls: bool = False
 
     def content(self) -> bytes:
-        """Content of the target file."""
+        """Return the JSON text of the target file."""
         labels = {"run": self.run, "instance": f"{self.run}/{self.node}"}
         if self.tls:
             labels["__scheme__"] = "https"
         return json.dumps([{"targets": [self.address], "labels": labels}], indent=1).encode()
 
     def path(self, folder: Path) -> Path:
-        """Target file in ``folder``."""
+        """Return the path of the target file in ``folder``."""
         return folder / f"{self.run}-{self.node}.json"
 
     def publish(self, folder: Path) -> None:
-        """Write the target file. It replaces that of an earlier attempt.
+        """Write the target file, and replace the file of an earlier attempt.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path(folder), self.content())

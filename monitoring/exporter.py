@@ -1,8 +1,9 @@
-"""Prometheus exporter of a node. A separate process, which answers while the trainer hangs in a collective.
+"""Prometheus exporter of a node: a separate process that still answers when the trainer hangs in a collective.
 
-The node's first rank starts it before it touches the device, and writes the settings to its standard input. The
-exporter ends with the trainer. It reads ``end`` after a finish, a stop, an interrupt or a user error. It reads the end
-of the pipe if the trainer crashed or was killed: then the target file stays, and Prometheus reports the node as down.
+The node's first rank starts the exporter before it touches the device, and writes the settings to the exporter's
+standard input. The exporter ends with the trainer. It reads ``end`` after a finish, a stop, an interrupt or a user
+error. If the trainer crashed or was killed, it reads the end of the pipe: the Prometheus target file (file_sd) stays,
+and Prometheus reports the node as down.
 """
 
 import argparse
@@ -31,12 +32,12 @@ logger = logging.getLogger("monitoring.exporter")
 END = "end"
 END_AFTER_SCRAPE = "end after scrape"
 _RECENT_SCRAPE_SECONDS = 150.0
-"""The exporter waits for a last scrape only if the scrape before is not older than this."""
+"""The exporter waits for a last scrape only if the previous scrape is at most this old."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an exporter."""
+    """Settings that the trainer sends to the exporter."""
 
     run: str
     run_folder: str
@@ -46,7 +47,7 @@ class Settings:
     snapshots: str
     """The node's snapshot folder."""
     discovery: str
-    """Folder of the target files of Prometheus."""
+    """Folder of the Prometheus target files (file_sd)."""
     address: str
     """IP address or interface to listen on."""
     port: int
@@ -56,7 +57,7 @@ class Settings:
     tls_key: str = ""
 
     def as_line(self) -> str:
-        """The first line that the exporter reads."""
+        """Format the settings as the first line that the exporter reads."""
         return json.dumps(asdict(self)) + "\n"
 
 
@@ -93,7 +94,7 @@ def _ports_in_use(settings: Settings, host: str) -> str:
 
 
 def ip_address(address: str) -> str:
-    """The IP address ``address``, or the address of the network interface with that name.
+    """Return ``address`` if it is an IP address, else the IPv4 address of the network interface with that name.
 
     Raises:
         OSError: if the interface does not exist or has no IPv4 address.
@@ -116,7 +117,7 @@ def run_exporter(settings: Settings) -> None:
 
 
 def serve(settings: Settings, collector: NodeCollector) -> None:
-    """Serve ``collector`` and publish its target until the trainer ends."""
+    """Serve ``collector`` and publish its Prometheus target until the trainer ends."""
     stop, address = listen(settings, collector)
     folder = Path(settings.discovery)
     target = Target(settings.run, settings.node, address, bool(settings.tls_certificate))
@@ -142,7 +143,7 @@ def serve(settings: Settings, collector: NodeCollector) -> None:
 
 
 def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
-    """Wait until Prometheus has scraped the final values, if it scrapes this node and the trainer still waits."""
+    """Wait until Prometheus has scraped the final values; return early if it does not scrape or the trainer is gone."""
     start = time.monotonic()
     seen = collector.last_scrape
     if seen is None or start - seen > _RECENT_SCRAPE_SECONDS:
@@ -155,7 +156,7 @@ def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
 
 
 def main() -> int:
-    """Entry point. A failure is one warning, because training does not need the exporter."""
+    """Run the exporter. A failure is logged as one warning, because training does not need the exporter."""
     argparse.ArgumentParser(
         prog="python -m monitoring.exporter",
         description="Serve the metrics of a node. Training starts this and writes the settings to standard input.",

@@ -1,6 +1,6 @@
 """Monitoring of the training process: the rank's metrics sink and, on a node's first rank, the exporter process.
 
-The command line and the Slurm job put it around training, which knows only sinks. A failure here is a warning.
+The command line and the Slurm job run training inside :func:`monitoring_sinks`. Failures are logged as warnings.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
             metrics = RankMetrics(config, ranks["RANK"], folder, history, flops_per_clip_of(config), info)
             sinks = [last_command, metrics]
         except UserError:
-            pass  # training raises it again
+            pass  # training raises the error again
         except Exception as error:
             logger.warning("this rank is not monitored (%s: %s); training continues", type(error).__name__, error)
         yield sinks
@@ -70,19 +70,19 @@ class _LastCommand:
         self.command = ""
 
     def event(self, row: Row) -> None:
-        """Take the end of the attempt."""
+        """Note how the attempt ended."""
         if row["kind"] == Kind.FINISH:
             self.command = END_AFTER_SCRAPE
         elif row["kind"] == Kind.STOP and EndReason(row["reason"]).saved:
             self.command = END
 
     def error(self, error: BaseException) -> None:
-        """Take the error that ends the attempt."""
+        """Note the error that ends the attempt."""
         if isinstance(error, KeyboardInterrupt) or classify_error(error).requeue is Requeue.NEVER:
             self.command = self.command or END
 
     def metrics(self, row: Row) -> None:
-        """Ignore metrics."""
+        """Do nothing: metrics rows do not end an attempt."""
 
     def close(self) -> None:
         """Do nothing: no resource is open."""
@@ -123,7 +123,7 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
 
 
 def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: float) -> None:
-    """Send the last command and wait for the exporter to end. It is killed after a time limit."""
+    """Send the last command and wait for the exporter to end; kill the exporter after a time limit."""
     assert exporter.stdin is not None
     with suppress(OSError):
         if command:
@@ -141,7 +141,7 @@ def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: 
 
 
 def ranks_per_node(ranks: dict[str, int]) -> int:
-    """Ranks of this node from torchrun or Slurm; all ranks if neither says."""
+    """Return the number of ranks on this node from torchrun's or Slurm's variables; the world size without either."""
     for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         count = os.environ.get(name, "").partition("(")[0]
         if count.isdigit() and int(count) > 0:
@@ -150,19 +150,19 @@ def ranks_per_node(ranks: dict[str, int]) -> int:
 
 
 def node_of(ranks: dict[str, int]) -> int:
-    """Index of this node in the run."""
+    """Return the index of this node in the run."""
     return ranks["RANK"] // ranks_per_node(ranks)
 
 
 def job_key(config: Config, port: int, node: int) -> str:
-    """Name of this job on this node, which each of its ranks computes alone."""
+    """Return a name of this job on this node that its ranks compute without communication."""
     address = os.environ.get("MASTER_ADDR", "")
     text = f"{Path(config.output_dir).resolve()}\0{config.name}\0{address}\0{port}\0{node}"
     return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def run_labels(config: Config) -> dict[str, str]:
-    """Labels of run_info without world_size."""
+    """Return the labels of the metric run_info, except world_size."""
     settings = config.model_dump(exclude={"output_dir", "launch", "monitoring"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return {

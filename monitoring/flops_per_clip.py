@@ -1,4 +1,4 @@
-"""FLOPs of a step and peak FLOP/s of a device. Their ratio is the MFU."""
+"""FLOPs of a clip and peak FLOP/s of a device, from which the MFU is computed."""
 
 import sys
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from motionmae.planning.gpus import peak_of_device
 
 @dataclass(frozen=True)
 class FlopsPerClip:
-    """Work of one clip in a training step."""
+    """FLOPs and tokens of one clip in a training step."""
 
     flops: int
     """Forward and backward pass of the model. A multiply-add counts as two."""
@@ -18,7 +18,7 @@ class FlopsPerClip:
 
 
 def flops_per_clip_of(config: Config) -> FlopsPerClip:
-    """Work of one clip in the task of ``config``. Fine-tuning ignores the head, which is far below 1 %."""
+    """Count the FLOPs and tokens of one clip in the task of ``config``, without a classifier's head (far below 1 %)."""
     from motionmae.planning.flops import step_cubes, step_flops  # imports torch
 
     tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
@@ -26,7 +26,7 @@ def flops_per_clip_of(config: Config) -> FlopsPerClip:
 
 
 def peak_flops(config: Config) -> float | None:
-    """Peak FLOP/s of this rank's device; None if unknown."""
+    """Return the peak FLOP/s of this rank's device; None if unknown."""
     if config.monitoring.peak_tflops:
         return config.monitoring.peak_tflops * 1e12
     torch = sys.modules.get("torch")

@@ -6,7 +6,7 @@ queue_wait           submitted or preempted, until the process starts (again)
 init                 imports, rendezvous, building the model
 restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
-checkpoint_blocking  a save stops training
+checkpoint_blocking  a save blocks training
 lost_work            steps repeated after a resume, and steps skipped as non-finite
 downtime             from the last row of a failed attempt, or of one that the stop file ended, until the next is
                      submitted or started
@@ -47,7 +47,7 @@ class Goodput:
 
 @dataclass
 class _Steps:
-    """Steps of one metrics row that still count."""
+    """Steps of one metrics row that no later attempt has repeated."""
 
     last: int
     count: int
@@ -66,7 +66,7 @@ class _Steps:
 
 @dataclass
 class GoodputTracker:
-    """Accumulates goodput from rows in order of time. Runs of millions of steps fit in memory."""
+    """Accumulator of goodput from rows in order of time. Runs of millions of steps fit in memory."""
 
     start: float | None = None
     """Time of the submission or the first start."""
@@ -75,13 +75,13 @@ class GoodputTracker:
     row_interval: float = 0.0
     """Longest time between two metrics rows of the current attempt."""
     finished: bool = False
-    """The last step is taken. Later rows, of another start, change nothing."""
+    """The last step was taken. The rows of a later start then change nothing."""
     _badput: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0.0))
     _steps: list[_Steps] = field(default_factory=list)
     _idle_category: str = "downtime"
     """Badput category of time without rows."""
     _began: float | None = None
-    """Start of an attempt that is not ready yet."""
+    """Start time of an attempt that has not begun its first step; None otherwise."""
     _restore_seconds: float = 0.0
     _step: int = 0
     _skipped: int = 0
@@ -119,7 +119,7 @@ class GoodputTracker:
         self.last_sign = max(self.last_sign, time)
 
     def totals(self, end: float | None = None) -> Goodput:
-        """Goodput until ``end``, or until the last row. Time after the last row counts as idle."""
+        """Return the goodput until ``end``, or until the last row. Time after the last row counts as idle."""
         badput = dict(self._badput)
         if self.start is None:
             return Goodput(0.0, 0.0, badput)
@@ -134,7 +134,7 @@ class GoodputTracker:
         return Goodput(elapsed + idle, productive, badput)
 
     def is_silent(self, now: float) -> bool:
-        """Whether the time since the last row exceeds the usual time between rows by far."""
+        """Return whether the time since the last row far exceeds the usual time between rows."""
         return now - self.last_sign > 3 * self.row_interval + 60
 
     def _begin(self, began: float) -> None:
@@ -150,7 +150,7 @@ class GoodputTracker:
             self._began = None
 
     def _continue_from(self, row: Row) -> None:
-        """Training continues from the row's step. Later steps of earlier rows are lost work."""
+        """Continue from the row's step, and count later steps of earlier rows as lost work."""
         self._end_startup(row["time"])
         self._step, self._skipped = row["step"], 0
         while self._steps and self._steps[-1].last > row["step"]:
@@ -172,7 +172,7 @@ class GoodputTracker:
 
 
 def track_goodput(rows: Iterable[Row]) -> GoodputTracker:
-    """A tracker that has taken all events and metrics rows of a run. The rows may be in any order."""
+    """Return a tracker of all events and metrics rows of a run. The rows may be in any order."""
     tracker = GoodputTracker()
     for row in sorted(rows, key=lambda row: row["time"]):
         tracker.add(row)
@@ -180,5 +180,5 @@ def track_goodput(rows: Iterable[Row]) -> GoodputTracker:
 
 
 def goodput_of(history: RunHistory) -> Goodput:
-    """Goodput of a run until its last row."""
+    """Compute the goodput of a run until its last row."""
     return track_goodput([*history.events, *history.all_rows]).totals()

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
 """Drivers return all ones for an unknown value."""
 _WAIT_MILLISECONDS = 200
-"""Interval at which the XID thread checks for the end. The trainer waits for it."""
+"""Interval at which the XID thread checks whether to end. The trainer waits for the thread."""
 CLOSE_SECONDS = 1.0
 """Time limit for ending a thread that may hang in the driver."""
 
@@ -25,7 +25,7 @@ class GpuSource(Protocol):
     """Source of GPU metrics."""
 
     def samples(self) -> list[Sample]:
-        """Samples of the metrics in :data:`monitoring.metric_definitions.GPU` for each GPU."""
+        """Return samples of the metrics in :data:`monitoring.metric_definitions.GPU` for each GPU."""
 
     def close(self) -> None:
         """Close the driver."""
@@ -35,7 +35,7 @@ class NoGpus:
     """Source for a node without GPUs or without the driver."""
 
     def samples(self) -> list[Sample]:
-        """No samples."""
+        """Return no samples."""
         return []
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class _Device:
 
 
 class Nvml:
-    """Reads the GPUs through nvidia-ml-py. A thread waits for XID events and counts them.
+    """Source that reads the GPUs through nvidia-ml-py. A thread waits for XID events and counts them.
 
     Raises:
         Exception: an NVML error, if there is no driver.
@@ -68,7 +68,7 @@ class Nvml:
         self._watcher.start()
 
     def samples(self) -> list[Sample]:
-        """Samples of each supported metric of each GPU."""
+        """Return samples of each supported metric of each GPU."""
         found: list[Sample] = []
         for device in self._devices:
             for name, more, scale, read in self._readings(device.handle):
@@ -97,7 +97,7 @@ class Nvml:
         return _Device(handle, {"gpu": str(index), "UUID": self._nvml.nvmlDeviceGetUUID(handle)})
 
     def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], float, Callable[[], float]]]:
-        """Readings as (metric, labels, factor to base units, function)."""
+        """Return the readings as (metric, labels, factor to base units, function)."""
         nvml = self._nvml
         ecc, volatile = nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_VOLATILE_ECC
         reasons = {
@@ -170,7 +170,7 @@ class Nvml:
 
 
 def open_gpus() -> GpuSource:
-    """NVML, or an empty source without a driver."""
+    """Return the NVML source, or an empty source if there is no driver."""
     try:
         return Nvml()
     except Exception as error:  # NVML errors and a missing library share no base class

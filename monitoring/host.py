@@ -11,7 +11,7 @@ from monitoring.rank_snapshots import Sample
 
 
 class Host:
-    """Reads the metrics of this node.
+    """Reader of this node's metrics.
 
     Args:
         runs: folder on the file system of the run directory.
@@ -22,7 +22,7 @@ class Host:
         self._ticks = (0, 0)
 
     def samples(self) -> list[Sample]:
-        """Samples of the metrics in :data:`monitoring.metric_definitions.NODE`."""
+        """Return samples of the metrics in :data:`monitoring.metric_definitions.NODE`."""
         found: list[Sample] = [("node_info", {"node": socket.gethostname()}, 1)]
         with suppress(OSError, ValueError, KeyError):
             memory = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}
@@ -38,7 +38,7 @@ class Host:
         return found
 
     def _cpu_utilization(self) -> float:
-        """Share of processor time in use since the last call; since boot at the first call."""
+        """Return the share of processor time in use since the last call; at the first call, since boot."""
         fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         total, idle = sum(fields), fields[3] + fields[4]
         before, self._ticks = self._ticks, (total, idle)
@@ -47,7 +47,7 @@ class Host:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process; None if it does not exist."""
+    """Return the resident memory of a process; None if the process does not exist."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):

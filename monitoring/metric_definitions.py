@@ -26,7 +26,7 @@ _RESTART_REASONS = tuple(
 )
 THROTTLE_REASONS = ("power_cap", "hardware", "thermal_hardware", "thermal_software", "power_brake")
 STEP_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds. The client library's own buckets end at 10."""
+"""Upper bounds in seconds. The client library's default buckets end at 10."""
 
 RowKeys = Mapping[str, tuple[str, ...]]
 """Keys of a row, each with the label values of the sample that takes the key's value."""
@@ -34,7 +34,7 @@ RowKeys = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric."""
+    """Definition of one metric."""
 
     name: str
     """Name without the prefix."""
@@ -66,7 +66,7 @@ class Metric:
         return (*self.values, *self.labels)
 
     def combinations(self) -> Iterator[tuple[str, ...]]:
-        """All combinations of label values; none for a metric with ``labels``."""
+        """Return all combinations of label values; none for a metric with ``labels``."""
         return product(*self.values.values()) if not self.labels else iter(())
 
 
@@ -134,7 +134,7 @@ RUN = (
            cause=CATEGORIES),
     _gauge("goodput_ratio", "Share of the time that was productive.", "ratio", queue=("included", "excluded")),
 )  # fmt: skip
-"""Metrics of the run as a whole. Rank 0 writes them, and only its node exposes them."""
+"""Metrics of the run as a whole, which rank 0 writes and only its node exposes."""
 
 RANK = tuple(replace(metric, per_rank=True) for metric in (
     _counter("phase_seconds_total", "Seconds of this rank by phase of a step.", "seconds",
@@ -186,7 +186,7 @@ METRICS = {metric.name: metric for group in GROUPS.values() for metric in group}
 
 
 def markdown() -> str:
-    """Text of docs/metrics.md."""
+    """Return the text of docs/metrics.md."""
     lines = ["# Metrics", "", "Generated: `python -m monitoring.metric_definitions > docs/metrics.md`. "
              "Prometheus adds `run` and `instance` (`RUN/NODE`), which stay the same after a requeue.", ""]  # fmt: skip
     for title, group in GROUPS.items():

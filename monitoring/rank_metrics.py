@@ -1,7 +1,7 @@
 """Sink of one rank: turns events and metrics rows into the metric values that the node's exporter reads.
 
-Rank 0 also keeps the metrics of the whole run. It replays the event log at its start, because some of them count over
-all attempts.
+Rank 0 also keeps the metrics of the whole run. At its start it replays the event log, because some of these metrics
+count over all attempts.
 """
 
 import logging
@@ -25,7 +25,7 @@ _Key = tuple[str, tuple[str, ...]]
 
 
 class RankMetrics:
-    """Writes a rank's snapshot at every event and metrics row. A failure here never reaches training.
+    """Sink that writes a rank's snapshot at every event and metrics row. Its failures never reach training.
 
     Args:
         folder: the node's snapshot folder.
@@ -60,12 +60,10 @@ class RankMetrics:
         self._set("dataloader_queue_capacity", config.data.prefetch)
 
     def event(self, row: Row) -> None:
-        """Take an event."""
         self._guarded(self._take_event, row)
         self._guarded(self._write, row)
 
     def metrics(self, row: Row) -> None:
-        """Take a metrics row."""
         self._guarded(self._take_metrics, row)
         self._guarded(self._write, row)
 
@@ -151,7 +149,7 @@ class RankMetrics:
             self._set("mfu_ratio", clips_per_second * self._flops_per_clip.flops / (peak * self._world))
 
     def _copy(self, row: Row) -> None:
-        """Take the values that the definitions name by key. A row has null instead of a number that is not finite."""
+        """Copy the values whose keys are in the metric definitions. A row has null instead of a non-finite number."""
         for metric in self._metrics:
             if metric.event != row.get("kind"):
                 continue

@@ -42,17 +42,17 @@ class Snapshot:
         """Replace the rank's earlier snapshot. The file is not flushed, because it is useless after a reboot.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the file cannot be written.
         """
         with atomic_path(folder / f"{self.rank}.json", durable=False, unique=False) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
 
 def node_folder(key: str) -> Path:
-    """The snapshot folder of the job ``key`` on this node. It is created if absent.
+    """Return the snapshot folder of the job ``key`` on this node; create the folder if it is absent.
 
     Raises:
-        OSError: if it cannot be created, or belongs to another user.
+        OSError: if the folder cannot be created, or belongs to another user.
     """
     root = Path(tempfile.gettempdir()) / f"motionmae-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +74,7 @@ def clear(folder: Path) -> None:
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:
-    """Snapshots of a folder in order of rank. Other files are skipped."""
+    """Yield the snapshots of a folder in order of rank. Other files are skipped."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.name.zfill(20)):
         try:
             fields = json.loads(path.read_text())

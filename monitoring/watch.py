@@ -36,10 +36,10 @@ _RECENT = 50
 
 
 def view(history: RunHistory, width: int, now: float | None = None) -> RenderableType:
-    """Content of the screen.
+    """Render the content of the screen.
 
     Args:
-        width: characters of the terminal.
+        width: of the terminal, in characters.
         now: seconds since the epoch; None for the current time.
     """
     now = time.time() if now is None else now

@@ -18,7 +18,7 @@ FAILURES_TO_EXCLUDE = 2
 
 
 class AttemptLog:
-    """Reads and appends to the attempts.jsonl of a run."""
+    """Reader and writer of a run's attempts.jsonl."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "attempts.jsonl"
@@ -27,17 +27,17 @@ class AttemptLog:
         self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
-        """Append the failure of an attempt. ``step``: of the newest checkpoint; ``node``: at fault, if known."""
+        """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
         row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
         self._append({**row, "reason": reason, "step": step, "node": node})
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
-        """The newest attempt and its nodes."""
+        """Return the newest attempt and its nodes; None before the first attempt."""
         starts = [row for row in read_rows(self.path) if row["what"] == "start"]
         return (Attempt(job=starts[-1]["job"], restart=starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
 
     def excluded_nodes(self) -> dict[str, str]:
-        """Nodes that the run avoids, each with the reason."""
+        """Return the nodes that the run avoids, each with the reason."""
         failures_of: dict[str, list[Row]] = {}
         for row in self._failures():
             if row["node"]:
@@ -54,7 +54,7 @@ class AttemptLog:
         return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
 
     def failures_without_progress(self, job: str) -> int:
-        """Number of failed attempts of ``job`` since its newest checkpoint."""
+        """Count the failed attempts of ``job`` since its newest checkpoint."""
         failures = [row for row in self._failures() if row["job"] == job]
         return len({row["restart"] for row in failures if row["step"] == failures[-1]["step"]})
 

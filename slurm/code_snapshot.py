@@ -4,7 +4,7 @@
 
     RUN/code/3f9a1c0d22b7/        the files; working directory of the job, and therefore its first import path
     RUN/code/3f9a1c0d22b7.json    git commit, whether files differ from it, files that were left out
-    RUN/code/3f9a1c0d22b7.diff    difference to that commit
+    RUN/code/3f9a1c0d22b7.diff    difference to the commit
 
 The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """
@@ -74,7 +74,7 @@ class CodeSnapshot:
 
 
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
-    """List the code below the repository root, except the folders ``outside`` (such as the output folder).
+    """List the code in the repository, except the folders ``outside`` (such as the output folder).
 
     In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
     installed wheel: the packages and the configs.
@@ -99,7 +99,7 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """Output of a git command; None if git fails or is not installed."""
+    """Return the output of a git command; None if git fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
     except FileNotFoundError:

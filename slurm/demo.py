@@ -53,7 +53,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def command(*argv: str, preempt: bool = False) -> None:
-    """Print and run a command of motionmae. ``preempt``: also preempt the run that it submits, halfway."""
+    """Print and run a command of motionmae; with ``preempt``, also preempt the submitted run halfway."""
     print(f"$ motionmae {shlex.join(argv)}", flush=True)
     with subprocess.Popen([*PROGRAM, *argv]) as process:
         while preempt and process.poll() is None and not preempt_halfway():
@@ -63,7 +63,7 @@ def command(*argv: str, preempt: bool = False) -> None:
 
 
 def preempt_halfway() -> bool:
-    """Preempt the run once half of its steps are done; True if the run has been preempted."""
+    """Preempt the run once half of its steps are done; return True if the run has been preempted."""
     history = RunHistory(RUN.path)
     if history.of(Kind.PREEMPTION):
         return True
@@ -77,7 +77,7 @@ def preempt_halfway() -> bool:
 
 
 def summary(seconds: float) -> Table:
-    """The final table."""
+    """Return the table that the demo prints at its end."""
     manifest, losses = (json.loads(path.read_text()) for path in (SHARDS / "manifest.json", FIGURES))
     history = RunHistory(RUN.path)
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")

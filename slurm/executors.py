@@ -1,4 +1,4 @@
-"""From the configuration to submitit's executors and the sbatch script."""
+"""Build submitit's executors and the sbatch script from the configuration."""
 
 import os
 import shlex
@@ -15,14 +15,14 @@ from slurm.local_executor import DetachedLocalExecutor
 
 
 def log_folder(run: Path) -> Path:
-    """Folder for the pickle and the logs of a new submission."""
+    """Return the folder for the pickle and the logs of a new submission."""
     return run / "logs" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables of every rank.
+    """Return the environment variables of every rank.
 
-    Precedence: our defaults < the submitting shell < the site file. PYTHONPATH always begins with the code snapshot.
+    Precedence: built-in defaults < submitting shell < site file. PYTHONPATH always begins with the code snapshot.
     A rank on a GPU gets one OpenMP thread because its cores decode; a rank on the CPU gets a thread per core. NCCL's
     flight recorder keeps the last collectives of each rank and writes them to the run folder after a timeout.
     """
@@ -70,12 +70,12 @@ class TrainingExecutor(SlurmExecutor):
 
     @classmethod
     def name(cls) -> str:
-        """Name of the submitit plugin; submitit would derive it from the class name."""
+        """Return the name of the submitit plugin, which submitit would otherwise derive from the class name."""
         return "slurm"
 
     @classmethod
     def affinity(cls) -> int:
-        """Always usable: the submission itself checks that sbatch exists."""
+        """Report this executor as always usable: the submission itself checks that sbatch exists."""
         return 2
 
     def script(self) -> str:

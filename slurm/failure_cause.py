@@ -24,7 +24,7 @@ _DECISIVE = (
     EndReason.BAD_NODE,
     EndReason.NO_STORAGE,
 )
-"""Reasons that a rank finds in itself. They take precedence over ranks that only lost another rank."""
+"""Reasons that a rank reports about itself. They take precedence over failures that only report a lost rank."""
 _OF_EXIT_CODE = {
     reason.exit_code: reason
     for reason in (*_DECISIVE, EndReason.TERMINATED, EndReason.LOST_PEERS, EndReason.HUNG, EndReason.CRASHED)
@@ -45,7 +45,7 @@ class Failure:
 
 
 def find_failure(lines: Iterable[str]) -> Failure:
-    """Cause of a failure according to srun's messages on standard error."""
+    """Return the cause of a failure according to srun's messages on standard error."""
     found = [failure for line in lines if (failure := _failure_in(line)) is not None]
     decisive = [failure for reason in _DECISIVE for failure in found if failure.reason is reason]
     return next(iter([*decisive, *found]), Failure(EndReason.NOT_STARTED))

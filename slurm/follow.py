@@ -8,18 +8,18 @@ from motionmae.errors import UserError
 from slurm.job_state import JobRecord, JobState, state_of
 
 _LOG_SECONDS = 0.5
-_STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site, do not overload it
+_STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
 class LogTail:
-    """Reads new lines of a file that may not exist yet."""
+    """Reader of the new lines of a file that may not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = 0
 
     def new_text(self) -> str:
-        """Complete lines appended since the last call."""
+        """Return the complete lines appended since the last call."""
         if not self._path.exists():
             return ""
         with self._path.open("rb") as file:
@@ -53,7 +53,7 @@ def follow(record: JobRecord, run: Path) -> int:
 
 
 def _poll_state(record: JobRecord, run: Path, previous: JobState | None) -> JobState | None:
-    """The state of the job. If Slurm does not answer: the previous state of an active job, or None."""
+    """Return the job's state. If Slurm does not answer, return the previous state of an active job, else None."""
     try:
         return state_of(record, run)
     except UserError as error:

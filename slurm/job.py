@@ -5,8 +5,8 @@ decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeu
 or 144 on a local machine), which counts time limits.
 
 A preemption sends only SIGTERM on sites without preempt_send_user_signal, and Slurm counts a job as failed that ends in
-its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job as
-after SIGUSR2.
+its grace period (seen with Slurm 22.05). Rank 0 therefore asks Slurm before it exits, and requeues a preempted job in
+the same way as after SIGUSR2.
 
 submitit's pickle holds only the configuration, no step and no attempt. After a node failure Slurm starts the old pickle
 again, and the run finds its newest checkpoint by itself.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
-    """torch.distributed's environment variables for a rank that submitit started."""
+    """Return torch.distributed's environment variables for a rank that submitit started."""
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get(RESTARTS_VARIABLE) or 0)
     step = int(os.environ.get("SLURM_STEP_ID") or 0)
     return {
@@ -55,7 +55,7 @@ class TrainJob(Checkpointable):
         self.config = config
 
     def __call__(self) -> str:
-        """Run one attempt on this rank and return its end reason. Exits with its exit code unless the run finished."""
+        """Run one attempt on this rank. Return the end reason if the run finished, else exit with the reason's code."""
         environment = submitit.JobEnvironment()
         os.environ.update(rendezvous(environment))
         if environment.cluster == "local":
@@ -89,7 +89,7 @@ class TrainJob(Checkpointable):
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
-        """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if one of them fails."""
+        """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
         from motionmae.distributed.context import choose_device
         from motionmae.runs.attempt import Attempt
         from slurm.attempt_log import AttemptLog
@@ -111,7 +111,7 @@ class TrainJob(Checkpointable):
 
 
 def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
-    """True if Slurm is preempting this running job; False also if Slurm does not answer."""
+    """Return whether Slurm is preempting this running job; False also if Slurm does not answer."""
     job = scontrol.show(environment.job_id) if environment.cluster == "slurm" else None
     return job is not None and job.state == "RUNNING" and job.preempted
 

@@ -34,14 +34,14 @@ class JobRecord:
     log: str  # log file of rank 0, over all attempts of the job
     code: str  # folder of the code snapshot
     submitted: float  # seconds since the epoch
-    exit_code: int | None = None  # of a local job that has ended; Slurm stores those of its own jobs
+    exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
 
     def write(self, run: Path) -> None:
         write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":
-        """The last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
+        """Read the last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
             return JobRecord(**json.loads((run / "job.json").read_text()))
         except (FileNotFoundError, NotADirectoryError):
@@ -68,7 +68,7 @@ class JobState:
 
 
 def state_of(record: JobRecord, run: Path) -> JobState:
-    """State of a job from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
+    """Query a job's state from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
     return _slurm_state(record.job_id) if record.cluster == "slurm" else _local_state(run)
 
 

@@ -18,7 +18,7 @@ class LaunchOption:
     field: str
     help: str
     text: bool = False  # free text, which is quoted as YAML
-    sbatch: str | None = None  # long sbatch option of another form; None: the flag's name; empty: no option
+    sbatch: str | None = None  # long sbatch option; None: the same name as the flag; empty: no sbatch option
 
     @property
     def flag(self) -> str:
@@ -58,7 +58,7 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def launch_overrides(arguments: argparse.Namespace) -> list[str]:
-    """The given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
+    """Return the given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
     overrides = []
     for option in LAUNCH_OPTIONS:
         value = getattr(arguments, option.field)
@@ -71,13 +71,13 @@ def launch_overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
-    """Values that sbatch takes as they are, by field name. Empty values are left out."""
+    """Return the values that sbatch takes as they are, by field name. Empty values are left out."""
     fields = [option.field for option in LAUNCH_OPTIONS if option.sbatch is None]
     return {field: getattr(launch, field) for field in fields if getattr(launch, field)}
 
 
 def sbatch_options(launch: LaunchConfig) -> dict[str, str]:
-    """The same values by long sbatch option, for jobs that submitit does not submit."""
+    """Return :func:`requested_resources` by long sbatch option, for jobs that submitit does not submit."""
     return {field.replace("_", "-"): str(value) for field, value in requested_resources(launch).items()}
 
 

@@ -5,7 +5,7 @@ Added to submitit's executor:
 - The controller runs in a separate session and logs to a file. The job outlives the shell that started it.
 - SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
   CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
-- If the controller is killed, the ranks stop. They never train on in a run folder that looks free.
+- If the controller is killed, the ranks stop. They never go on training in a run folder that looks free.
 - If a rank fails, the others are ended, as with ``srun --kill-on-bad-exit``. They never hang in a collective.
 - A job may be requeued any number of times (submitit: 6), and ranks know the number of restarts.
 - The job holds the run folder's lock, and writes its exit status to ``job.json``.
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class DetachedLocalExecutor(LocalExecutor):
-    """Starts a job on this machine that outlives the submitting process.
+    """Executor that starts a job on this machine. The job outlives the submitting process.
 
     Args:
         code: code snapshot; the working directory and the first import path of the job.
@@ -54,7 +54,7 @@ class DetachedLocalExecutor(LocalExecutor):
 
     @classmethod
     def name(cls) -> str:
-        """Name of the submitit plugin; the ranks look up their environment by it."""
+        """Return the name of the submitit plugin, by which the ranks look up their environment."""
         return "local"
 
     def _submit_command(self, command: str) -> LocalJob:
@@ -87,7 +87,7 @@ class DetachedLocalExecutor(LocalExecutor):
 
 
 class LocalController(Controller):
-    """Starts the ranks, forwards signals to them, requeues the job, and returns its exit status."""
+    """Controller that starts the ranks, forwards signals to them, requeues the job, and returns its exit status."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -132,7 +132,7 @@ class LocalController(Controller):
     def run_to_end(self) -> int:
         """Run all attempts of the job and return its exit status.
 
-        The status is 0 if every rank finished, else that of the first failed rank (128 + signal number if killed).
+        The status is 0 if every rank finished, else the first failed rank's status (128 + signal number if killed).
         """
         restarts = 0
         while True:
@@ -156,7 +156,7 @@ def stop_with_controller() -> None:
 
 
 def _job_status(codes: Sequence[int | None]) -> int:
-    """The job's exit status. A rank's own status counts before a signal, which usually is a consequence of it."""
+    """Return the job's exit status. A rank's own status counts before a signal, which usually follows a failure."""
     own = [code for code in codes if code is not None and code > 0]
     killed = [128 - code for code in codes if code is not None and code < 0]
     hung = [124 for code in codes if code is None]
@@ -164,7 +164,7 @@ def _job_status(codes: Sequence[int | None]) -> int:
 
 
 def command_line(folder: Path, code: Path, ranks: int) -> str:
-    """The command of a local submission, for --dry-run."""
+    """Return the command of a local submission, for --dry-run."""
     command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     return f"cd {shlex.quote(str(code))} && {command}   # x {ranks} ranks"
 
@@ -180,7 +180,7 @@ def main(folder: Path, run: Path) -> int:
 
 
 def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """Log file of a rank, over all attempts of the job, also on Slurm."""
+    """Return the log file of a rank, locally and on Slurm. All attempts of the job write to it."""
     return Path(JobPaths(folder, job_id, rank).stdout)
 
 

@@ -23,7 +23,7 @@ from motionmae.runs.end_reason import EndReason
 _STORAGE_BYTES = 1 << 20
 _MATRIX = 256
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk is no fault of this node. Training reports it when it saves."""
+"""A full disk is not the fault of this node. Training reports a full disk when it saves."""
 
 
 class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
@@ -60,7 +60,7 @@ def preflight(
 
 
 def check_within(seconds: float, check: Callable[[], None], name: str) -> None:
-    """Run ``check`` in a thread. Raises BadNode if it fails, or hangs for ``seconds`` and is abandoned."""
+    """Run ``check`` in a thread. Raises BadNode if the check fails, or hangs for ``seconds`` and is abandoned."""
     failures: list[BaseException] = []
 
     def run_check() -> None:
@@ -107,7 +107,7 @@ def check_storage(folder: Path) -> None:
 def check_network(
     rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
 ) -> None:
-    """Rendezvous at rank 0, which sees the missing ranks, then all-reduce a one over all ranks."""
+    """Join the store of rank 0, which sees the missing ranks, then all-reduce the value 1 over all ranks."""
     rank, world, limit = int(rank_environment["RANK"]), int(rank_environment["WORLD_SIZE"]), timedelta(seconds=seconds)
     use_interface_towards(rank_environment["MASTER_ADDR"])
     port = preflight_port(int(rank_environment["MASTER_PORT"]))

@@ -4,7 +4,7 @@ Slurm itself requeues a job after a preemption or a node failure, and rank 0 req
 failure, for example a killed rank, Slurm would end the job for good. This module then asks Slurm to requeue it:
 
 - never after a user error, a requested stop (``scancel``, the stop file), or when a newer attempt holds the lease;
-- at once after a SIGTERM that neither ``scancel`` nor a preemption explains, because such an attempt has saved
+- at once after a SIGTERM that neither ``scancel`` nor a preemption explains, because this attempt has saved
   (see :func:`burn_step_ids`);
 - after any other failure at once, then after FIRST_PAUSE, then after pauses that grow by a factor of four, until more
   than `launch.max_retries` attempts have failed without a new checkpoint. A program error is retried once.
@@ -40,14 +40,14 @@ FIRST_PAUSE = 60
 
 
 class RequeuePolicy:
-    """Decides for one attempt of a job whether and where the job is retried."""
+    """Policy for one attempt of a job: decides whether and on which nodes the job is retried."""
 
     def __init__(self, run: RunFolder, attempt: Attempt, max_retries: int) -> None:
         self.run, self.attempt, self.max_retries = run, attempt, max_retries
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless it was cancelled or is requeued already."""
+        """Retry a failed job, unless the job was cancelled or is already requeued."""
         job = scontrol.show(self.attempt.job)
         if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
             return
@@ -55,13 +55,13 @@ class RequeuePolicy:
             self.retry(failure)
 
     def decide_at_time_limit(self) -> None:
-        """Retry a job that has reached its time limit, unless it is requeued already."""
+        """Retry a job that has reached its time limit, unless the job is already requeued."""
         job = scontrol.show(self.attempt.job)
         if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
             self.retry(Failure(EndReason.TIME_LIMIT))
 
     def retry(self, failure: Failure) -> None:
-        """Log a failure and requeue the job, unless it has failed too often."""
+        """Log a failure and requeue the job, unless the job has failed too often."""
         step = self.newest_step()
         self.attempts.log_failure(self.attempt, failure.reason, step, failure.node)
         count = self.attempts.failures_without_progress(self.attempt.job)
@@ -96,7 +96,7 @@ class RequeuePolicy:
         return True
 
     def nodes_to_avoid(self) -> dict[str, str]:
-        """Nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
+        """Return the nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
         excluded = self.attempts.excluded_nodes()
         others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
         if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
@@ -105,7 +105,7 @@ class RequeuePolicy:
         return excluded
 
     def log_lost_nodes(self) -> None:
-        """Log the nodes of the previous attempt that are down. Slurm requeues such a job without naming the node."""
+        """Log the nodes of the previous attempt that are down. Slurm requeues the job without naming them."""
         last = self.attempts.last_start()
         if last is None or last[0].job != self.attempt.job:
             return
@@ -136,7 +136,7 @@ class RequeuePolicy:
         events.close()
 
     def newest_step(self) -> int:
-        """Step of the newest committed checkpoint, 0 before the first."""
+        """Return the step of the newest committed checkpoint, 0 before the first."""
         complete = CheckpointStore(self.run.checkpoints).complete()
         return complete[-1].step if complete else 0
 
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def burn_step_ids(restart: int) -> None:
-    """Start 0 to 2 empty job steps. The ID of the training step then differs from that of the previous attempt.
+    """Start 0 to 2 empty job steps. The ID of the training step then differs from the previous attempt's ID.
 
     Slurm 22.05 may deliver a late signal to a step with the ID of an old step. Two cases were seen: the srun of an old
     attempt on a node whose cable is plugged in again, and a busy controller that repeats an unanswered signal after a

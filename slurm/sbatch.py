@@ -8,7 +8,7 @@ from motionmae.errors import UserError
 
 
 def batch_script(options: Mapping[str, str], lines: Sequence[str]) -> str:
-    """A script with long sbatch options. Slurm requeues the job after a preemption or a node failure."""
+    """Return a script with long sbatch options. Slurm requeues the job after a preemption or a node failure."""
     directives = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
     return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 

@@ -14,7 +14,7 @@ CONTROLLER_TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job as ``scontrol show job`` prints it."""
+    """Fields of a job in the output of ``scontrol show job``."""
 
     state: str  # PENDING, RUNNING, COMPLETING, ...
     reason: str  # why the job waits or ended
@@ -29,7 +29,7 @@ class QueuedJob:
 
 
 def run_command(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command. Status 127: the command is not installed; 124: no answer within 60 s."""
+    """Run a Slurm command. Its status is 127 if the command is not installed, 124 without an answer within 60 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
@@ -39,13 +39,13 @@ def run_command(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def field(line: str, key: str) -> str:
-    """Value of ``key=`` in a line of ``scontrol show``; empty if the key is missing."""
+    """Return the value of ``key=`` in a line of ``scontrol show``; empty if the key is missing."""
     found = re.search(rf"\b{key}=(\S*)", line)
     return found.group(1) if found else ""
 
 
 def show(job_id: str) -> QueuedJob | None:
-    """The job, or None if the controller does not answer or has forgotten the job."""
+    """Query a job; return None if the controller does not answer or has forgotten the job."""
     line = run_command("scontrol", "show", "job", "-o", job_id).stdout
     if not field(line, "JobState"):
         return None
@@ -72,13 +72,13 @@ def requeue(job_id: str) -> bool:
 
 
 def update(job_id: str, changes: Mapping[str, str]) -> bool:
-    """Change a waiting job; False if Slurm refuses."""
+    """Change a waiting job; return False if Slurm refuses."""
     settings = [f"{key}={value}" for key, value in changes.items()]
     return run_command("scontrol", "update", f"JobId={job_id}", *settings).returncode == 0
 
 
 def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
-    """Nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
+    """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
     found = {}
     for line in run_command("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
         states = field(line, "State").replace("*", "+NOT_RESPONDING").split("+")

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **further: str) -> str:
-    """The batch script of the array, or of the job after it. ``further``: sbatch options of that job."""
+    """Return the batch script of the array, or of the manifest's job with its ``further`` sbatch options."""
     settings = {
         "cpus-per-task": str(options.cpus),
         "time": options.time,

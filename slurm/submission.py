@@ -1,4 +1,4 @@
-"""From a valid config to a job: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
+"""Submit a job for a valid config: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
 
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
-    """Options of sbatch beyond the launch section. Precedence: site file < --dependency < --sbatch."""
+    """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
     return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
 
@@ -38,7 +38,7 @@ def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]
 def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
-    """The executor for Slurm. It excludes the nodes on which the run failed before."""
+    """Return the executor for Slurm, which excludes the nodes on which the run failed before."""
     excluded = AttemptLog(Path(config.output_dir) / config.name).excluded_nodes()
     exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
     config = config.updated({"launch.exclude": exclude})
@@ -94,7 +94,7 @@ def log_submission(run: Path) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Check the shards before the job waits in the queue, and not only on its ranks.
+    """Check the shards before the job waits in the queue, so that an error does not first appear on its ranks.
 
     Raises UserError if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
     """
@@ -113,7 +113,7 @@ def check_weights(config: Config) -> None:
 
 
 def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
-    """Job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
+    """Return a text with job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
     is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
     program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
     command = shlex.join([*program, *_resume_argv(argv)])
@@ -137,7 +137,7 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
 
 
 def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
-    """The command line without --follow and --dependency; a dependency is over once the job has started."""
+    """Yield the command line without --follow and --dependency; a dependency is over once the job has started."""
     remaining = iter(argv)
     for argument in remaining:
         if argument == "--dependency":

@@ -104,7 +104,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
-    """Submit the run and print its job. With --follow, an active job of the run is returned instead.
+    """Submit the run and print its job. With --follow, return the run's active job instead, if any.
 
     Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
     """

@@ -18,7 +18,7 @@ POINTS = 300
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over steps. None is a gap."""
+    """A line over steps. A value of None leaves a gap."""
 
     name: str
     steps: Sequence[float]
@@ -51,7 +51,7 @@ def thin(curve: Curve) -> Curve:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers between ``low`` and ``high``."""
+    """Return about ``count`` round numbers between ``low`` and ``high``."""
     span = high - low
     if span <= 0:
         return [low]

@@ -19,7 +19,7 @@ def write_report(histories: Sequence[RunHistory], out: Path, pictures: Sequence[
 
 
 def render(histories: Sequence[RunHistory], pictures: Sequence[Picture] = ()) -> str:
-    """HTML of the page."""
+    """Return the HTML of the page."""
     title = " and ".join(history.name for history in histories)
     parts = [
         f"<h1>{escape(title)}</h1>",

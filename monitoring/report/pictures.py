@@ -22,7 +22,7 @@ class Picture:
 
 
 def reconstructions(run: Path) -> list[Picture]:
-    """Pictures of the first, a middle and the last step that the run drew (`log.reconstruction_every_steps`).
+    """Return pictures of the first, a middle and the last step drawn by the run (`log.reconstruction_every_steps`).
 
     A run without drawn pictures gets one clip, reconstructed at its first, a middle and its last checkpoint.
 

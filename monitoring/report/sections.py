@@ -38,7 +38,7 @@ _FAULTS = {
 
 
 def summary(history: RunHistory, number: int) -> str:
-    """Title and key figures of a run."""
+    """Render title and key figures of a run."""
     rows, goodput = history.rows, goodput_of(history)
     facts = [(history.state, "state")]
     if rows:
@@ -75,7 +75,7 @@ def _description(history: RunHistory) -> str:
 
 
 def curves(histories: Sequence[RunHistory]) -> str:
-    """Charts of loss, optimisation and speed over steps. Each chart has all runs."""
+    """Render charts of loss, optimisation and speed over steps. Each chart shows all runs."""
     keys = list(dict.fromkeys(key for history in histories for key in history.losses))
     cards = [_card(_loss_name(key), _lines(histories, key)) for key in keys]
     cards.append(_card("Learning rate", _lines(histories, "lr", zero=True)))
@@ -102,7 +102,7 @@ def _chart(histories: Sequence[RunHistory], values: Sequence[Sequence[float | No
 
 
 def _computing(histories: Sequence[RunHistory]) -> tuple[str, str]:
-    """Title and chart of the MFU, or of the model's FLOP/s if a config lacks the peak."""
+    """Return title and chart of the MFU, or of the model's FLOP/s if a config has no peak FLOP/s."""
     peaks = [history.config.monitoring.peak_tflops * 1e12 if history.config else 0.0 for history in histories]
     flops = [flops_per_clip_of(history.config).flops if history.config else None for history in histories]
     with_peak = all(peaks)
@@ -119,7 +119,7 @@ def _computing(histories: Sequence[RunHistory]) -> tuple[str, str]:
 
 
 def phases(history: RunHistory, named: bool) -> str:
-    """Phases of a step, goodput, and the timeline of the attempts."""
+    """Render the phases of a step, the goodput, and the timeline of the attempts."""
     known = [row for row in history.rows if "forward_seconds" in row]
     steps = [row["step"] for row in known]
     areas = [
@@ -148,7 +148,7 @@ def phases(history: RunHistory, named: bool) -> str:
 
 
 def _timeline(history: RunHistory) -> str:
-    """Attempts of the run over time."""
+    """Render the attempts of the run over time."""
     if not history.attempts:
         return ""
     start = min([*history.submitted[:1], history.attempts[0].began])
@@ -176,7 +176,7 @@ def _timeline(history: RunHistory) -> str:
 
 
 def nodes_and_faults(history: RunHistory, named: bool) -> str:
-    """Stragglers and faults."""
+    """Render stragglers and faults."""
     stragglers = history.stragglers().most_common(8)
     if stragglers:
         rows = [
@@ -198,7 +198,7 @@ def nodes_and_faults(history: RunHistory, named: bool) -> str:
 
 
 def loader_and_checkpoints(history: RunHistory, named: bool) -> str:
-    """Data loading and checkpoints."""
+    """Render the figures of data loading and checkpoints."""
     rows = [row for row in history.rows if "loader_ready" in row]
     facts = []
     if rows:
@@ -236,7 +236,7 @@ SECTIONS_PER_RUN = (phases, nodes_and_faults, loader_and_checkpoints)
 
 
 def reconstructions(pictures: Sequence[Picture]) -> str:
-    """Reconstructions at several steps."""
+    """Render reconstructions at several steps."""
     if not pictures:
         return ""
     cards = "".join(
@@ -252,7 +252,7 @@ def reconstructions(pictures: Sequence[Picture]) -> str:
 
 
 def config_difference(histories: Sequence[RunHistory]) -> str:
-    """Config keys that differ between the runs; for one run, those that differ from the defaults."""
+    """Render the config keys that differ between the runs; for one run, the keys that differ from the defaults."""
     configs = {history.name: flat(history.config.model_dump()) for history in histories if history.config}
     if not configs:
         return ""
@@ -270,7 +270,7 @@ def config_difference(histories: Sequence[RunHistory]) -> str:
 
 
 def whole_config(history: RunHistory) -> str:
-    """The config as collapsed YAML."""
+    """Render the config as collapsed YAML."""
     if history.config is None:
         return ""
     text = config_yaml(history.config)
@@ -307,7 +307,7 @@ def _loss_name(key: str) -> str:
 
 
 def _last(rows: Sequence[Row], key: str, count: int = 5) -> float:
-    """Mean of the last values, because the loss of one step is noisy."""
+    """Return the mean of the last values, because the loss of one step is noisy."""
     known = [row[key] for row in rows if row.get(key) is not None]
     return fmean(known[-count:]) if known else float("nan")
 

@@ -29,7 +29,7 @@ GROUP_TIMEOUT = timedelta(hours=4)
 """Timeout of the threads' collectives, above the watchdog's limit for a write."""
 
 CLOSE_SECONDS = 60.0
-"""Time for a write in progress to finish when the attempt fails."""
+"""Time that a write in progress has to finish after the attempt fails."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SaveResult:
 
     step: int
     checkpoint: Checkpoint | None
-    """None: the save failed, and the store is unchanged."""
+    """The committed checkpoint; None if the save failed, which leaves the store unchanged."""
     error: str
     waited: float
     """Seconds that training waited for the previous write."""
@@ -49,10 +49,10 @@ class SaveResult:
 
 
 class AsyncCheckpointer:
-    """Saves one run's checkpoints. All ranks call its methods alike, from the main thread.
+    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread.
 
     Args:
-        lease: must be held when a write begins and when it is committed.
+        lease: must be held when a write begins and when the checkpoint is committed.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class AsyncCheckpointer:
         self._error: BaseException | None = None
 
     def start(self, engine: Engine, step: int, state: dict[str, Any], requested: float, waited: float = 0.0) -> None:
-        """Copy the engine's state and begin to write it. Collective. :meth:`wait` for the previous write first.
+        """Copy the engine's state and begin to write it. Collective. Call :meth:`wait` first.
 
         Args:
             state: content of state.json.
             requested: ``time.perf_counter()`` when the save was due.
-            waited: seconds since then spent in :meth:`wait`.
+            waited: seconds since ``requested`` spent in :meth:`wait`.
         """
         assert self._thread is None, "one write at a time"
         staged = sharded.stage(engine, self._rank, step, state, self._buffer)
@@ -106,7 +106,7 @@ class AsyncCheckpointer:
         return self._result
 
     def close(self) -> None:
-        """Give a write in progress CLOSE_SECONDS to finish. The next start removes an unfinished one."""
+        """Wait up to CLOSE_SECONDS for a write in progress. The next attempt removes an unfinished checkpoint."""
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
 

@@ -1,7 +1,7 @@
-"""The one reader of weights: from a run, a checkpoint, an exported folder, Hugging Face's or the authors' files.
+"""Read weights from a run, a checkpoint, an exported folder, or files of Hugging Face or the papers' authors.
 
 Files are unpickled with ``torch.load(weights_only=True)``: tensors, plain values, and a Namespace of plain values.
-Weights that do not fit a model are refused with the names and shapes.
+Weights that do not fit a model are refused; the error names the tensors and their shapes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Weights:
-    """State dict of a ``MotionMAE`` (with some of its heads, or none) or of a ``Classifier``, under our names."""
+    """State dict of a ``MotionMAE`` (with some or none of its heads) or a ``Classifier``, with this package's names."""
 
     state: dict[str, Tensor]
     origin: str
@@ -39,7 +39,7 @@ def load_state(source: str | Path) -> Weights:
     """Load weights on the CPU from any source that docs/weights.md lists.
 
     Raises:
-        UserError: there are no weights, they are damaged, or the model is unknown.
+        UserError: there are no weights, the weights are damaged, or the model is unknown.
     """
     path = resolve_checkpoint(source)
     if (path / "manifest.json").is_file():
@@ -71,7 +71,7 @@ def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     """Return a run's checkpoint of ``step``, or its newest one, without changing the run folder.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: the checkpoint does not exist.
     """
     complete = CheckpointStore(folder.checkpoints).complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
@@ -86,7 +86,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
     """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: there are no weights, or they have another size; it names tensors and shapes.
+        UserError: there are no weights, or their shapes differ from the encoder's; the error names tensors and shapes.
     """
     weights = load_state(source)
     state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
@@ -99,7 +99,7 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
     """Load ``state``, which must hold exactly the tensors of ``module``; ``origin`` is named in the error.
 
     Raises:
-        UserError: it names missing tensors, unexpected tensors, and differing shapes.
+        UserError: tensors are missing or unexpected, or shapes differ; the error names them.
     """
     ours = module.state_dict()
     shapes = [
@@ -124,7 +124,7 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights: equal for equal bits."""
+    """Hash a module's weights; equal bits give equal hashes."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -176,7 +176,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Cause of a failed read. Torch's own message is not shown: it advises to unpickle without the check."""
+    """Describe why a read failed, without torch's message, which advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):

@@ -1,9 +1,8 @@
 """Write safetensors files in the background of a training.
 
 ``save_file`` of the safetensors library copies all tensors and holds the interpreter's lock while it writes, which
-stops training. A file is a length, a JSON header, and the bytes (https://huggingface.co/docs/safetensors). Here the
-bytes are hashed and written from where they are in memory, and every long call releases the lock. The library reads the
-result.
+stops training. A file is a length, a JSON header, and the bytes (https://huggingface.co/docs/safetensors). This
+module hashes and writes the bytes without a copy, and every long call releases the lock. The library reads the files.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[s
     """Write and flush contiguous fp32 CPU tensors; the returned entry lists ``parameters``.
 
     Raises:
-        OSError: the file could not be written in full.
+        OSError: the file could not be written completely.
     """
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -49,7 +48,7 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Little-endian length and JSON header, padded with spaces to a multiple of 8 bytes."""
+    """Return the little-endian length and the JSON header, padded with spaces to a multiple of 8 bytes."""
     entries, end = {}, 0
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32, (name, tensor.dtype)

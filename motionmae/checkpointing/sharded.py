@@ -1,7 +1,7 @@
-"""Sharded checkpoints, free of world size and ZeRO stage: every parameter and both AdamW moments in full.
+"""Sharded checkpoints for any world size and ZeRO stage: every parameter and both AdamW moments in full.
 
 All ranks share the work. A rank that holds a parameter in full copies it to host memory and writes it; where ZeRO has
-split a parameter over the ranks, one of them gathers and writes it. On resume, rank ``i % world`` of the new world
+split a parameter over the ranks, one rank gathers and writes it. On resume, rank ``i % world`` of the new world
 reads and broadcasts parameter i.
 
 Saving has two parts. :func:`stage` copies from the device and blocks training. :func:`write` needs only the staged copy
@@ -39,7 +39,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class StagedState:
-    """Part of a checkpoint that this rank writes, in host memory. Training may go on while it is written."""
+    """The part of a checkpoint that this rank writes, copied to host memory. Training may go on during the write."""
 
     step: int
     state: dict[str, Any]
@@ -91,7 +91,7 @@ class _Writer(NamedTuple):
 
     rank: int
     whole: bool
-    """This rank holds them in full; False: it gathers them from all ranks."""
+    """Whether this rank holds the parameter and moments in full; if False, the writer gathers them from all ranks."""
 
 
 def stage(
@@ -156,10 +156,10 @@ def write(
 
     Args:
         lease: checked before every write and before the commit.
-        group: CPU group of the collectives; default: the one of training.
+        group: CPU group of the collectives; by default, training's group.
 
     Raises:
-        CheckpointError: on every rank, if one of them failed (e.g. a full disk). The store is unchanged.
+        CheckpointError: on every rank, if any rank failed (e.g. a full disk). The store is unchanged.
         LeaseLost: on every rank, if a newer attempt holds the lease of the run folder.
     """
 
@@ -209,7 +209,7 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
     """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage. Collective.
 
     Raises:
-        UserError: on every rank, if the checkpoint belongs to another model.
+        UserError: on every rank, if the checkpoint belongs to a different model.
     """
     weights = [entry for entry in checkpoint.files if entry.name.startswith("model-")]
     files = {name: entry.name for entry in weights for name in entry.tensors}
@@ -236,7 +236,7 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
 def _gather_shards(
     staged: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors that this rank writes; gather those that are split over the ranks. Collective."""
+    """Return all tensors that this rank writes; gather tensors that are split over the ranks. Collective."""
     tensors = dict(staged.tensors)
     for name, kind, value, shape, writer in staged.fragments:
         parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == writer else None
@@ -277,7 +277,7 @@ def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
 def _broadcast(
     values: dict[str, Tensor], shape: torch.Size, rank: DistributedContext, source: int
 ) -> dict[str, Tensor]:
-    """Return the tensors of all KINDS of rank ``source`` on every rank and its device. Collective."""
+    """Broadcast a parameter and its moments from rank ``source`` to the device of every rank. Collective."""
     received = {}
     for kind in KINDS:
         tensor = values[kind].to(rank.device) if values else torch.empty(shape, device=rank.device)
@@ -288,13 +288,13 @@ def _broadcast(
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations with results and errors shared by all ranks. Collective."""
+    """File operations whose results and errors are shared with all ranks. Collective."""
 
     rank: DistributedContext
     group: dist.ProcessGroup | None
 
     def on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
-        """Call ``action`` on every rank and return all results; if it fails on one rank, raise on all."""
+        """Call ``action`` on every rank and return all results; if ``action`` fails on one rank, raise on all ranks."""
         result: Result | None = None
         problem: Exception | None = None
         try:

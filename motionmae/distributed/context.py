@@ -24,7 +24,7 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Rank 0 writes the files of the run directory."""
+        """Whether this is rank 0, which writes the files of the run directory."""
         return self.rank == 0
 
 
@@ -60,7 +60,7 @@ def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> 
 def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> Result:
     """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank. Collective.
 
-    An error common to all ranks is then printed once.
+    An error that every rank would hit is therefore printed once.
     """
     results: list[Result] = []
     run_on_rank_zero(rank, lambda: results.append(action()))
@@ -71,7 +71,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """Return the device of a rank for the value ``device`` of ``engine.device``.
 
     Raises:
-        UserError: this node has no such device.
+        UserError: this node does not have the device.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

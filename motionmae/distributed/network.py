@@ -8,10 +8,10 @@ _SIOCGIFADDR = 0x8915  # from linux/sockios.h
 
 
 def ipv4_of_interface(interface: str) -> str:
-    """The IPv4 address of an interface.
+    """Return the IPv4 address of an interface.
 
     Raises:
-        OSError: there is no such interface, or it has no IPv4 address.
+        OSError: the interface does not exist, or has no IPv4 address.
     """
     request = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,6 +1,6 @@
 """Process-group setup from torchrun or Slurm variables, or as a single process.
 
-A process in a multi-task allocation is refused if its rank is unknown: it must not train alone without notice.
+In a multi-task allocation, a process with an unknown rank is refused, because it would silently train alone.
 """
 
 import errno
@@ -27,8 +27,8 @@ TIMEOUT = timedelta(minutes=30)
 def init_distributed(engine: EngineConfig) -> DistributedContext:
     """Join the process group that the environment describes, and return the context of this rank.
 
-    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then those of a Slurm
-    step. Without either, this process is a group of one. A group that exists already is used.
+    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then the variables of a
+    Slurm step. Without either, this process is a group of one. An existing group is used.
 
     Raises:
         UserError: some of torchrun's variables are not set, srun was forgotten in a Slurm allocation of several
@@ -55,12 +55,12 @@ def init_distributed(engine: EngineConfig) -> DistributedContext:
 def create_store(
     environment: Mapping[str, str], rank: int, world: int, timeout: timedelta = TIMEOUT
 ) -> dist.TCPStore | None:
-    """Create the rendezvous store, or return None under torchrun, whose agent has one.
+    """Create the rendezvous store, or return None under torchrun, whose agent has created a store.
 
     Rank 0 listens at MASTER_ADDR only; torch's own store listens on all interfaces.
 
     Raises:
-        UserError: MASTER_ADDR is no address of rank 0's machine that the other ranks can reach.
+        UserError: MASTER_ADDR does not belong to rank 0's machine, or the other ranks cannot reach it.
         DistNetworkError: the port is taken, or rank 0 cannot be reached.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -89,7 +89,7 @@ def create_store(
 
 
 def use_interface_towards(host: str) -> None:
-    """Set GLOO_SOCKET_IFNAME to the interface that reaches ``host``, unless it is set or the interface is unknown.
+    """Set GLOO_SOCKET_IFNAME, if it is not set, to the interface that reaches ``host``, if there is one.
 
     By default gloo listens at the address of the machine's own name, which often is 127.0.1.1.
     """
@@ -109,9 +109,9 @@ def use_interface_towards(host: str) -> None:
 
 @contextmanager
 def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
-    """Call :func:`init_distributed`, and destroy a group made here at the end.
+    """Call :func:`init_distributed`; at the end, destroy the process group if it was created here.
 
-    After an error the group is not destroyed: other ranks may wait in a collective, and destruction waits for them.
+    After an error the group is kept: other ranks may hang in a collective, and destroying the group waits for them.
     """
     joined = dist.is_initialized()
     yield init_distributed(engine)

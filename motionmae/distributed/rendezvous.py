@@ -1,7 +1,7 @@
 """Rendezvous of the ranks: rank, world size, and master address, from torchrun or Slurm variables.
 
-Ports lie below those that Linux gives to outgoing connections (32768 and above): 20000 to 25999 for training, 26000 to
-31999 for the pre-flight check that runs before it.
+Training uses ports 20000 to 25999, and the pre-flight check before it ports 26000 to 31999. Both ranges are below the
+ports that Linux gives to outgoing connections (32768 and above).
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from motionmae.errors import UserError
 
 PREFLIGHT_OFFSET = 6_000
-"""Distance from the port of training to the port of the pre-flight check; also the number of ports of each."""
+"""Distance from the port of training to the port of the pre-flight check; also the size of each port range."""
 _FIRST_PORT = 20_000
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def training_port(job_id: int, restarts: int, step: int = 0) -> int:
-    """Port of the TCP store of a job step.
+    """Return the port of the TCP store of a job step.
 
     A requeued job keeps its ID, and a hanging rank of the previous attempt may still hold the old port. The port
     therefore changes with every restart.
@@ -28,9 +28,9 @@ def preflight_port(port: int) -> int:
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) for this process.
+    """Return torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) for this process.
 
-    They come from torchrun itself, from Slurm's variables, or describe a single process.
+    The values come from torchrun, from Slurm's variables, or describe a single process.
 
     Raises:
         UserError: see :func:`motionmae.distributed.process_group.init_distributed`.

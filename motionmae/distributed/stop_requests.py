@@ -1,11 +1,11 @@
-"""Requests to stop or save, by signals and by files. All ranks act on them together at the end of a step.
+"""Requests to stop or save, by signals and by files. All ranks act on a request together at the end of a step.
 
 Slurm sends SIGUSR2, through submitit, before a time limit or a preemption: the run saves and is requeued. It sends
 SIGTERM where the user signal is not configured, and on ``scancel``: the run saves and is not requeued. Ctrl-C and a
 closed terminal count as SIGTERM; a second Ctrl-C ends the process at once. A handler only sets a flag: a collective
 inside a handler would run on one rank only.
 
-People create files in the run folder: ``stop`` ends the run after a save, ``save`` saves. A file is removed once its
+People create files in the run folder: ``stop`` ends the run after a save, ``save`` saves. Each file is removed once its
 request is done. A file that was created before the run started takes effect after its first step.
 """
 
@@ -39,7 +39,7 @@ class Request:
     """Request that all ranks have agreed on after a step."""
 
     end: EndReason | None
-    """Save and end the attempt for this reason. None: go on."""
+    """Reason for which the attempt saves and ends; None: training goes on."""
     save: bool
 
 
@@ -48,7 +48,7 @@ class StopSignals:
 
     Attributes:
         former: former handlers by signal. A Slurm job calls submitit's after the save.
-        level: the most urgent signal so far; 0 for none.
+        level: level of the most urgent signal so far; 0 without a signal.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class StopSignals:
 
 
 class StopRequests:
-    """Collects the requests of all ranks' signals and of the run folder's files.
+    """Collector of the requests from all ranks' signals and from the run folder's files.
 
     Args:
         is_rank_zero: rank zero checks the files, at most every POLL_SECONDS.
@@ -100,7 +100,7 @@ class StopRequests:
         self._found = (False, False)
 
     def sync_across_ranks(self) -> Request:
-        """Agree on the request of all ranks. Collective on CPU tensors; no device waits for it."""
+        """Agree with all ranks on one request. Collective on CPU tensors; no device waits for it."""
         stop, save = self._poll_files()
         level = _STOP_FILE_LEVEL if stop else self._signals.level
         answer = torch.tensor([level, int(save)])

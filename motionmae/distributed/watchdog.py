@@ -23,7 +23,7 @@ from motionmae.runs.end_reason import EndReason
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 20.0
-"""Time limit for writing stacks and event: the disk may be the part that hangs."""
+"""Time limit for writing the stacks and the event, because the disk itself may hang."""
 
 GRACE_SECONDS = 5.0
 """Pause before the process ends. The other ranks write their own stacks before they lose this rank."""
@@ -33,7 +33,7 @@ _NEVER = float("inf")
 
 
 class Watchdog:
-    """Watches this process until ``close``.
+    """Watchdog of this process; it runs until ``close``.
 
     Args:
         report: receives one sentence before the process ends.
@@ -50,7 +50,7 @@ class Watchdog:
         self._thread.start()
 
     def step(self, number: int) -> None:
-        """A step begins, and the step before it has ended."""
+        """Begin to watch step ``number``; the previous step has ended."""
         now = time.monotonic()
         if self._step_began:
             self._durations.append(now - self._step_began)
@@ -66,7 +66,7 @@ class Watchdog:
 
     @contextmanager
     def during(self, what: str, limit: float, thread: str = "main") -> Iterator[None]:
-        """Watch ``what`` inside the block; meanwhile the clock of the work around it is paused."""
+        """Watch ``what`` inside the block, and pause the clock of the enclosing work."""
         before, began = self._current.get(thread, ("", _NEVER)), time.monotonic()
         self.expect(what, limit, thread)
         try:
@@ -78,9 +78,9 @@ class Watchdog:
                 self._step_began += paused
 
     def close(self) -> None:
-        """Stop watching. If the watchdog is ending the process, wait until it ends.
+        """Stop watching. If the watchdog is about to end the process, wait for the end.
 
-        The main thread may lose the other ranks meanwhile; that error is a consequence of the hang.
+        Meanwhile the main thread may lose the other ranks; the resulting error is a consequence of the hang.
         """
         self._closed.set()
         if self._ending:

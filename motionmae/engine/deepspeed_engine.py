@@ -1,8 +1,8 @@
 """The model on DeepSpeed: ZeRO 0-3, precision, gradient accumulation, clipping, and skipping of non-finite steps.
 
 DeepSpeed's ZeRO optimisers compute the gradient norm over all ranks before a step, clip by it, and skip the step on
-every rank when the norm is not finite. Stage 0 does none of this; :class:`GuardedAdamW` adds it there. All stages then
-behave alike.
+every rank when the norm is not finite. DeepSpeed does none of this at stage 0, where :class:`GuardedAdamW` clips and
+skips in the same way.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.engine.precision import LossScale, resolve_precision
 
 BUCKET = 50_000_000
-"""Elements in one message; DeepSpeed's default of 500 million takes 2 GB of every GPU."""
+"""Elements in one reduction or all-gather; DeepSpeed's default of 500 million takes 2 GB of every GPU."""
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -49,7 +49,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters, unless the norm of their gradient is not finite."""
+        """Update the parameters, or skip the step if the norm of the gradient is not finite."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         if self.loss_scale != 1.0:
@@ -68,7 +68,7 @@ class Engine:
     """A model, its optimiser and DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
 
     Args:
-        stage: ZeRO stage for measurements; None takes :func:`stage_of`.
+        stage: overrides the ZeRO stage, for measurements; None takes :func:`stage_of`.
 
     Attributes:
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
@@ -121,7 +121,7 @@ class Engine:
         """Add the gradient of ``loss / accumulation``; a non-finite loss makes every gradient NaN.
 
         An infinite loss can have finite gradients, which would be applied. A NaN factor travels to every rank through
-        the gradient reduction. All ranks then skip the step without another message or wait.
+        the gradient reduction. All ranks then skip the step without another message or barrier.
         """
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
         if self.loss_scale and self.stage == 0:
@@ -129,7 +129,7 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> bool:
-        """End a micro-batch; the last one of a step updates the weights. False: all ranks skipped that update."""
+        """End a micro-batch; the last one of a step updates the weights. Return False if all ranks skip the update."""
         last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
         if not last:
@@ -166,7 +166,7 @@ class Engine:
 
 
 def stage_of(config: Config, ranks: int) -> int:
-    """ZeRO stage of a run: ``engine.zero_stage``, but 0 for a single rank.
+    """Return the ZeRO stage of a run: ``engine.zero_stage``, but 0 for a single rank.
 
     On one rank, stages 1 to 3 only cost copies of parameters and gradients (docs/performance.md).
     """
@@ -186,7 +186,7 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, stage: int
 
 
 def deepspeed_config(config: Config, stage: int, precision: str, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, with a value for every default that matters."""
+    """Return DeepSpeed's configuration, with a value for every default that matters."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.engine.micro_batch_size * config.data.repeated_sampling,
         "gradient_accumulation_steps": accumulation,
@@ -208,7 +208,7 @@ def deepspeed_config(config: Config, stage: int, precision: str, accumulation: i
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """Import DeepSpeed set up for ``device`` and quiet except for warnings. The import takes seconds."""
+    """Import DeepSpeed, set it up for ``device``, and silence all but warnings. The import takes seconds."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls collectives by names that torch has deprecated, in every step.
@@ -217,7 +217,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
     _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
+    # DeepSpeed's shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

@@ -16,9 +16,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 class LossScale:
     """Loss scale that keeps small fp16 gradients from underflow, with the rule and numbers of ``torch.amp.GradScaler``.
 
-    An overflow halves it; ``growth_interval`` steps without one double it. DeepSpeed 0.19's own scaler under
-    ``torch_autocast`` clips before it unscales and never lowers the scale after an overflow. The engine therefore sets
-    this scale through ``override_loss_scale``.
+    An overflow halves the scale; ``growth_interval`` steps without an overflow double it. DeepSpeed 0.19's own scaler
+    under ``torch_autocast`` clips before it unscales and never lowers the scale after an overflow. The engine therefore
+    sets this scale through ``override_loss_scale``.
     """
 
     value: float = 65536.0
@@ -35,5 +35,5 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """True at the lowest scale: a further overflow is not caused by the scale."""
+        """True at the lowest scale, where the scale cannot be the cause of another overflow."""
         return self.value <= 1.0

@@ -1,6 +1,6 @@
 """Read and set whole tensors of a ZeRO engine, one parameter at a time, at every stage.
 
-A checkpoint that is free of world size and ZeRO stage needs each parameter and its two AdamW moments in full.
+A checkpoint that does not depend on world size and ZeRO stage needs each parameter and its two AdamW moments in full.
 DeepSpeed's own loaders refuse another world size, and at stage 3 they mix up parameter groups. By stage, a rank holds:
 
 - 0: the parameter and its optimiser state;
@@ -23,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's moving averages of the gradient and of its square."""
 
 KINDS = ("parameter", *MOMENTS)
-"""Tensors of one parameter in a checkpoint; all have its shape."""
+"""Tensors that a checkpoint holds for each parameter; all have the parameter's shape."""
 
 
 class HasOptimizer(Protocol):
@@ -58,13 +58,13 @@ def create_states(engine: HasOptimizer) -> None:
 
 
 def engine_states(engine: HasOptimizer) -> dict[Tensor, dict[str, Any]]:
-    """AdamW's state on this rank by (flattened) parameter."""
+    """Return AdamW's state on this rank by (flattened) parameter."""
     optimizer = engine.optimizer.optimizer if engine.stage else engine.optimizer
     return optimizer.state
 
 
 def optimizer_steps(engine: HasOptimizer) -> int:
-    """Updates made by AdamW, without skipped steps; the exponent of its bias correction."""
+    """Return the number of AdamW's updates, without skipped steps: the exponent of the bias correction."""
     return int(next(iter(engine_states(engine).values()))["step"])
 
 
@@ -74,12 +74,12 @@ def set_optimizer_steps(engine: HasOptimizer, count: int) -> None:
 
 
 def shape(parameter: nn.Parameter) -> torch.Size:
-    """The full shape of a parameter, of which this rank may hold a fragment (ZeRO-3)."""
+    """Return the full shape of a parameter, of which this rank may hold only a fragment (ZeRO-3)."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def read(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """Gather the whole tensor of one of KINDS on the engine's device. Collective; may alias the live value."""
+    """Gather a whole parameter or moment, by ``kind``, on the device. Collective; may alias the live value."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if kind == "parameter":
@@ -90,7 +90,7 @@ def read(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def is_whole_here(engine: HasOptimizer, parameter: nn.Parameter) -> bool:
-    """Whether this rank holds a parameter and its moments in full, as :func:`read_here` needs.
+    """Return whether this rank holds a parameter and its moments in full, as :func:`read_here` needs.
 
     Stages 1 and 2 split one flat tensor of all parameters among the ranks. Only parameters at the borders are split.
     """
@@ -101,14 +101,14 @@ def is_whole_here(engine: HasOptimizer, parameter: nn.Parameter) -> bool:
 
 
 def read_here(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """The live tensor of one of KINDS, without communication."""
+    """Return the live parameter or moment, by ``kind``, without communication."""
     if kind == "parameter" or engine.stage == 0:
         return read(engine, parameter, kind)
     return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
 
 
 def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
-    """Stage 3: this rank's flat fragment of one of KINDS, without communication."""
+    """Return this rank's flat fragment of a parameter or moment at stage 3, without communication."""
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
     if kind == "parameter":
@@ -122,7 +122,7 @@ def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
 
 
 def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Set a parameter and its moments from whole tensors of all KINDS, equal on all ranks. Collective."""
+    """Set a parameter and its moments from whole tensors by kind, equal on all ranks. Collective."""
     if engine.stage == 3:
         _set_fragments(parameter, values)
         return
@@ -139,7 +139,7 @@ def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[s
 
 
 def _set_fragments(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Stage 3: set this rank's fragments. DeepSpeed's setters of whole tensors cannot fill the padded last fragment."""
+    """Set this rank's fragments at stage 3. DeepSpeed's setters for whole tensors cannot fill the padded last one."""
     import deepspeed
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 

@@ -1,1 +1,1 @@
-"""Estimates before a run: FLOPs, memory, throughput, days."""
+"""Estimates for a run before it is submitted: FLOPs, memory, throughput, days."""

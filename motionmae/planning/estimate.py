@@ -39,14 +39,14 @@ class Choice:
     memory: Memory
     """Memory at the config's micro-batch size."""
     largest_micro_batch: int
-    """Largest number of videos in a forward pass that fits on the GPU; 0 if one does not fit."""
+    """Largest number of videos in a forward pass that fits on the GPU; 0 if not even one video fits."""
     recomputed_share: float
     """Recomputed operations as a share of the model's operations."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run; bytes are per rank."""
+    """Estimate of a run's size and cost; bytes are per rank."""
 
     ranks: int
     accumulation: int
@@ -55,7 +55,7 @@ class Plan:
     encoder_parameters: int
     decoder_parameters: int
     classes: int
-    """Classes of the shards, or the 400 of Kinetics if the shards have no labels."""
+    """Number of classes in the shards, or Kinetics' 400 if the shards have no labels."""
     classifier_parameters: int
     """Parameters of the encoder with a linear layer for these classes."""
     gflops_per_view: float
@@ -77,18 +77,18 @@ class Plan:
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.epochs
 
     def clips_per_second(self, assumed: Assumptions) -> float:
-        """Throughput of all ranks."""
+        """Return the throughput of all ranks."""
         work = self.flops_per_clip + self.recomputed_flops_per_clip
         return self.ranks * assumed.gpu.tflops * 1e12 * assumed.mfu / work
 
     def gpu_days(self, assumed: Assumptions) -> float | None:
-        """Duration of the run times the number of GPUs; None without shards."""
+        """Return the duration of the run times the number of GPUs; None without shards."""
         if self.steps is None:
             return None
         return self.steps * self.clips_per_step / self.clips_per_second(assumed) * self.ranks / 86_400
 
     def loader_cores(self, assumed: Assumptions, ntasks_per_node: int) -> int:
-        """Cores per node that decode as fast as its GPUs train."""
+        """Return the number of cores per node that decode as fast as the node's GPUs train."""
         clips = self.clips_per_second(assumed) * ntasks_per_node / self.ranks
         return ceil(clips * self.frames / 16 / assumed.loader_speed)
 
@@ -97,10 +97,10 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
     """Estimate a run on `launch.nodes` x `launch.ntasks_per_node` ranks.
 
     Args:
-        videos: videos per epoch; None counts those of the shards.
+        videos: videos per epoch; None counts the videos of the shards.
 
     Raises:
-        UserError: the batch does not divide over the ranks, or the shards are invalid or hold less than one step.
+        UserError: the global batch does not divide over the ranks, or the shards are invalid or too small for one step.
     """
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     parameters, flops = trained_parameters(config), step_flops(config)
@@ -151,7 +151,7 @@ def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
 
 
 def _manifest(config: Config) -> Manifest | None:
-    """Read the manifest of the shards; None if there are none yet, or this machine cannot reach them."""
+    """Read the manifest of the shards; None if the shards do not exist yet or this machine cannot reach them."""
     data = config.data
     if is_remote(data.shards):
         try:

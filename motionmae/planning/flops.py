@@ -17,7 +17,7 @@ from motionmae.models.targets import output_sizes
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of trained parameters of the pre-training model."""
+    """Trained parameters of the pre-training model by part."""
 
     encoder: int
     decoders: int
@@ -29,13 +29,13 @@ class Parameters:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Operations (2 a multiply-addition) of one clip in one pre-training step."""
+    """Operations of one clip in one pre-training step. A multiply-addition counts as two."""
 
     encoder_forward: int
     decoders_forward: int
     backward: int
     recomputed: int
-    """Forward passes repeated by activation checkpointing; MFU does not count them."""
+    """Forward passes repeated by activation checkpointing, which MFU does not count."""
 
     @property
     def model(self) -> int:
@@ -45,7 +45,7 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class Cubes:
-    """Numbers of cubes (tokens) of one clip in a pre-training step."""
+    """Counts of cubes (tokens) of one clip in a pre-training step."""
 
     visible: int
     """Tokens of the encoder, and keys and values of the decoders."""
@@ -59,7 +59,7 @@ class Cubes:
 
 
 def step_cubes(config: Config) -> Cubes:
-    """Count the cubes that ``config.mask`` leaves visible and those that each head predicts."""
+    """Count the cubes that ``config.mask`` leaves visible and the cubes that each head predicts."""
     clip, mask = config.clip, config.mask
     masked = masked_cubes(mask.kind, mask.ratio, clip.temporal_patches, clip.spatial_patches)
     queries = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
@@ -94,9 +94,9 @@ def count_classifier_parameters(config: Config, classes: int) -> int:
 
 
 def forward_gflops(config: Config, classes: int = 0) -> float:
-    """10^9 multiply-additions of the encoder on one whole clip, and of a head with ``classes``.
+    """Count the 10^9 multiply-additions of the encoder on one whole clip, and of a head with ``classes``.
 
-    The paper calls this the "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
+    The paper calls this number the "GFLOPs" of a view: 180 for ViT-B and 598 for ViT-L at 16 x 224 x 224.
     """
     width = config.model.dimensions.width
     return (_encoder_macs(config, config.clip.cubes) + width * classes) / 1e9
@@ -138,12 +138,12 @@ def step_flops(config: Config) -> StepFlops:
 
 
 def decoder_trunks(config: Config) -> int:
-    """Number of decoders: one for all heads, or one for each head."""
+    """Count the decoders: one for all heads, or one for each head."""
     return 1 if config.model.decoder == "shared" else len(output_sizes(config))
 
 
 def recompute_every(model: ModelConfig) -> int:
-    """Activation checkpointing recomputes every n-th block; 0 recomputes none."""
+    """Return n such that activation checkpointing recomputes every n-th block; 0 if it recomputes none."""
     return {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
 
 
@@ -152,18 +152,18 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def _block(width: int) -> int:
-    """Parameters of two norms; q, k, v (biases for q and v only); the projection; an MLP of four times the width."""
+    """Count a block's parameters: two norms; q, k, v (biases for q and v only); projection; an MLP of 4 x width."""
     attention = 3 * width * width + 2 * width + _linear(width, width)
     return 4 * width + attention + _linear(width, 4 * width) + _linear(4 * width, width)
 
 
 def _block_macs(tokens: int, width: int) -> int:
-    """Multiply-additions: 12 width x width matrices on each token, and two products of tokens x tokens x width."""
+    """Count a block's multiply-additions: 12 products width x width per token, and two of tokens x tokens x width."""
     return 12 * tokens * width * width + 2 * tokens * tokens * width
 
 
 def _recomputed_macs(tokens: int, width: int) -> int:
-    """A block without the MLP's second matrix: torch stops when it has every tensor that the backward pass reads."""
+    """Count a recomputed block without the MLP's second matrix, before which torch has all that backward reads."""
     return _block_macs(tokens, width) - 4 * tokens * width * width
 
 

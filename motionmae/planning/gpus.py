@@ -11,10 +11,10 @@ the rest."""
 
 @dataclass(frozen=True)
 class Gpu:
-    """Data of one GPU model."""
+    """Data-sheet figures of one GPU model."""
 
     part: str
-    """Part of the device's name that identifies the model."""
+    """Substring of the device's name that identifies the model."""
     tflops: float
     """Dense bfloat16 peak (V100: float16)."""
     gigabytes: float
@@ -38,18 +38,18 @@ GPUS = {
     "v100-32": Gpu("V100", 125.0, 32, 150),
     "v100-16": Gpu("V100", 125.0, 16, 150),
 }
-"""GPUs by the name that `plan --gpu` takes. A longer part comes before a shorter one that it contains."""
+"""GPUs by the name that `plan --gpu` takes. A longer ``part`` precedes any shorter one that it contains."""
 
 DEFAULT = "a100-80"
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return an entry of :data:`GPUS`, or raise a UserError."""
+    """Return the entry of :data:`GPUS`, or raise a UserError if ``name`` is unknown."""
     if name not in GPUS:
         raise UserError(f"unknown GPU {name}: choose one of {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def peak_of_device(device: str) -> float | None:
-    """TFLOP/s of a device by the name that CUDA reports; None if it is unknown."""
+    """Return the peak TFLOP/s of a device by the name that CUDA reports; None if the device is unknown."""
     return next((gpu.tflops for gpu in GPUS.values() if gpu.part in device), None)

@@ -22,7 +22,7 @@ from motionmae.planning.flops import (
 FP32 = 4
 """Bytes of a float32. Parameters, the residual stream, predictions, and targets are float32 at every precision."""
 _STAGE_0_MESSAGE = 500_000_000
-"""Gradients in one message of DeepSpeed at stage 0; it has no setting for this number."""
+"""Gradients in one all-reduce of DeepSpeed at stage 0; DeepSpeed has no setting for this number."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Memory:
     activations: int
     """Activations at the end of the forward pass, including 16-bit copies of the weights."""
     peak: int
-    """Peak. It may be below the sum: the backward pass frees activations while it allocates gradients."""
+    """Peak, which may be below the sum: the backward pass frees activations while it allocates gradients."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SavedBytes:
 def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Memory:
     """Predict the memory of one of ``ranks`` ranks.
 
-    At stage 3, DeepSpeed gathers a parameter before its first use. It releases the parameter only if the next use is
+    At stage 3, DeepSpeed gathers a parameter before its first use. DeepSpeed releases it only if the next use is
     more than 10^9 parameters away. Smaller models are whole on every rank from the forward to the backward pass.
 
     Args:
@@ -94,8 +94,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
     casts = 0 if stage == 3 else _casts(config, count.total)
     forward = clips * (saved.total + transient.forward) + casts + waiting
-    # The loss is freed first. Then activations of the decoders are freed and their gradients allocated, then those of
-    # the encoder.
+    # The loss is freed first. Then the decoders' activations are freed and gradients allocated, then the encoder's.
     begin = activations + clips * transient.backward + waiting
     after_loss = begin - clips * saved.loss
     after_decoders = clips * (saved.encoder + transient.encoder_backward) + encoder_casts + FP32 * count.decoders
@@ -123,7 +122,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
 
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:
-    """Largest number of videos of a rank's forward pass that fits into ``limit`` bytes; 0 if one does not fit."""
+    """Find the most videos in a rank's forward pass that fit into ``limit`` bytes; 0 if not even one fits."""
 
     def fits(videos: int) -> bool:
         return predict_memory(config, ranks, videos).peak <= limit
@@ -145,14 +144,14 @@ def trained_parameters(config: Config) -> Parameters:
 
 
 def compute_bytes(config: Config) -> int:
-    """Bytes of a value inside a block: 2 under autocast, else 4. `auto` means autocast on GPUs."""
+    """Return the bytes of a value inside a block: 2 under autocast, else 4. `auto` means autocast on GPUs."""
     precision = config.engine.precision
     full = precision == "fp32" or (precision == "auto" and config.launch.gpus_per_node == 0)
     return FP32 if full else 2
 
 
 def saved_bytes(config: Config) -> SavedBytes:
-    """Bytes that autograd saves for one clip.
+    """Count the bytes that autograd saves for one clip.
 
     For each token, a block of width D saves the inputs of two norms in float32. In the compute precision it saves 14 D
     values: the inputs of qkv and of the projection (attention's output), q, k, v, the input of the MLP, and the input
@@ -166,7 +165,7 @@ def saved_bytes(config: Config) -> SavedBytes:
         return SavedBytes(pixels + _stack_bytes(config, clip.cubes, size.width, size.depth, size.heads), 0, 0)
     cubes, heads, trunks = step_cubes(config), output_sizes(config), decoder_trunks(config)
     visible, queries = cubes.visible, cubes.queries
-    # in fp32 all linear layers read one tensor; autocast casts a copy for each of them
+    # in fp32 all linear layers read one tensor; autocast casts a copy for each layer
     readers = (trunks, len(heads) // trunks) if width < FP32 else (1, 1)
 
     encoder = visible * clip.cube_pixels * width
@@ -181,7 +180,7 @@ def saved_bytes(config: Config) -> SavedBytes:
 
 @dataclass(frozen=True)
 class Transient:
-    """Temporary bytes of one clip on top of those saved by autograd, at three moments."""
+    """Temporary bytes of one clip, besides the bytes saved by autograd, at three moments."""
 
     forward: int
     """At the computation of the loss."""
@@ -192,7 +191,7 @@ class Transient:
 
 
 def transient_bytes(config: Config) -> Transient:
-    """Temporary bytes of one clip: patches, temporaries of the loss, recomputed blocks."""
+    """Count the temporary bytes of one clip: patches, temporaries of the loss, recomputed blocks."""
     clip, size, width = config.clip, config.model.dimensions, compute_bytes(config)
     patches = clip.cubes * clip.cube_pixels
     recomputes = config.model.activation_checkpointing != "none"
@@ -211,12 +210,12 @@ def transient_bytes(config: Config) -> Transient:
 
 
 def _casts(config: Config, parameters: int) -> int:
-    """Bytes of the 16-bit copies of weights that autocast casts once per pass."""
+    """Count the bytes of the 16-bit copies of weights that autocast casts once per pass."""
     return 0 if compute_bytes(config) == FP32 else compute_bytes(config) * parameters
 
 
 def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
-    """Bytes of the 16-bit copies that encoder and decoders save for the backward pass of blocks without recomputation.
+    """Count the bytes of 16-bit weights that encoder and decoders save for blocks without recomputation.
 
     At stage 3, DeepSpeed's linear layer saves the parameter instead.
     """
@@ -226,7 +225,7 @@ def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, in
 
 
 def _tables(config: Config) -> int:
-    """Bytes of fixed position tables, one per stack. Learnable tables count as parameters."""
+    """Count the bytes of fixed position tables, one per stack. Learnable tables count as parameters."""
     if config.model.pos_embed == "learnable":
         return 0
     size = config.model.dimensions
@@ -235,7 +234,7 @@ def _tables(config: Config) -> int:
 
 
 def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int, queries: int = 0) -> int:
-    """Saved bytes of a stack of blocks; with ``queries``, its last block computes only that many tokens."""
+    """Count the saved bytes of a stack of blocks; the last block computes only ``queries`` tokens, or all if 0."""
     every = recompute_every(config.model)
     recomputed = -(-depth // every) if every else 0
     whole = _block_bytes(config, tokens, width, heads)
@@ -246,7 +245,7 @@ def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int
 
 
 def _last_block_bytes(config: Config, tokens: int, queries: int, width: int, heads: int) -> int:
-    """All tokens are normalised and become keys and values. The query tokens are copied once more."""
+    """Count the saved bytes of a last block: all tokens become keys and values, and queries are copied once more."""
     value = compute_bytes(config)
     all_tokens = tokens * (width * FP32 + 3 * width * value + 2 * FP32)
     query_tokens = queries * (width * FP32 + 12 * width * value + 2 * FP32)
@@ -260,7 +259,7 @@ def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
 
 
 def _attention_bytes(config: Config, queries: int, keys: int, heads: int) -> int:
-    """A normaliser per head and query; in bfloat16 on a CPU, all weights (:mod:`motionmae.models.attention`)."""
+    """Count a normaliser per head and query; in bfloat16 on a CPU, all weights (:mod:`motionmae.models.attention`)."""
     if config.engine.precision == "bf16" and config.launch.gpus_per_node == 0:
         return compute_bytes(config) * heads * queries * keys
     return FP32 * heads * queries

@@ -1,4 +1,4 @@
-"""One start of a run."""
+"""Identity of one start of a run."""
 
 import os
 import secrets
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run, from its first process to its last. Requeued jobs make several attempts.
+    """One start of a run, from its first process to its last. Every requeue starts a new attempt.
 
-    Code that knows only one side leaves the fields of the other side at their defaults.
+    Code that knows only the lease, or only Slurm, leaves the other fields at their defaults.
     """
 
     number: int = 0
@@ -27,7 +27,7 @@ class Attempt:
 
     @classmethod
     def begin(cls, number: int) -> "Attempt":
-        """A new attempt on this host, with a fresh id."""
+        """Return a new attempt on this host, with a fresh id."""
         identity = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         return cls(number, identity, socket.gethostname(), job, restart)

@@ -1,6 +1,6 @@
 """List a run's checkpoints: valid or not, which one a resume would load, and delete broken ones.
 
-No torch: this works on a login node, beside a running job.
+The module does not import torch. It works on a login node, also while the job runs.
 """
 
 import json
@@ -16,33 +16,33 @@ from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, 
 
 
 class CheckpointStatus(StrEnum):
-    """Status of a folder below ``checkpoints``."""
+    """Status of a folder in ``checkpoints``."""
 
     VALID = "valid"
     """All bytes match the manifest's checksums."""
     COMPLETE = "complete"
     """All files have the manifest's sizes. Their content was not read."""
     DAMAGED = "damaged"
-    """A resume skips it, or skipped it."""
+    """A resume skips this checkpoint, or has skipped and renamed it."""
     UNREADABLE = "unreadable"
-    """Storage failed to read it. It may be intact, so neither a resume nor a repair touches it."""
+    """Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them."""
     UNFINISHED = "unfinished"
-    """An interrupted or current write or deletion."""
+    """A write or deletion was interrupted or is in progress."""
 
     @property
     def usable(self) -> bool:
-        """Whether a resume may load it."""
+        """Whether a resume may load the checkpoint."""
         return self in (CheckpointStatus.VALID, CheckpointStatus.COMPLETE)
 
 
 @dataclass(frozen=True)
 class InspectedCheckpoint:
-    """One folder below ``checkpoints``."""
+    """Result of inspecting one folder in ``checkpoints``."""
 
     folder: Path
     status: CheckpointStatus
     reason: str
-    """Why it is damaged or unreadable."""
+    """Why the checkpoint is damaged or unreadable."""
     step: int
     bytes: int
     """Size on disk."""
@@ -51,7 +51,7 @@ class InspectedCheckpoint:
     writer: dict[str, Any]
     """World size, ZeRO stage and more of the writing attempt; empty if unreadable."""
     resumes: bool = False
-    """A resume loads this checkpoint."""
+    """Whether a resume would load this checkpoint."""
 
 
 def inspect(
@@ -60,7 +60,7 @@ def inspect(
     """Inspect every folder of the store, newest first.
 
     Args:
-        verify: read every byte. Without it, only file sizes are compared.
+        verify: read every byte; if False, compare only file sizes.
         progress: wraps the list of checkpoints, for example in a progress bar.
     """
     inspected: list[InspectedCheckpoint] = []
@@ -82,13 +82,13 @@ def inspect(
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
-    """Delete damaged and unfinished folders, and return them.
+    """Delete damaged and unfinished folders, and return their paths.
 
     Args:
-        inspected: result of :func:`inspect` with ``verify``, while no attempt writes.
+        inspected: result of :func:`inspect` with ``verify``. No attempt may be writing.
 
     Raises:
-        UserError: if no checkpoint is valid, because the damaged ones are then all that is left of the run.
+        UserError: if no checkpoint is valid: the damaged checkpoints are then all that is left of the run.
     """
     broken = [found for found in inspected if found.status in (CheckpointStatus.DAMAGED, CheckpointStatus.UNFINISHED)]
     damaged = [found for found in broken if found.status is CheckpointStatus.DAMAGED]

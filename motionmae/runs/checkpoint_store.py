@@ -4,14 +4,15 @@
 
     checkpoints/
         step-00000500/
-            manifest.json                          written last: names, sizes and sha256 of the others
+            manifest.json                          written last: names, sizes and sha256 of the other files
             state.json                             step, position in the data stream, config
             model-00000-of-00002.safetensors       weights, divided among the writing ranks
             optimizer-00000-of-00002.safetensors   AdamW's two moments of the same parameters
         .unfinished-2-step-00001000                written by attempt 2, or being deleted; or left over from either
         damaged-step-00001500                      failed its verification; kept for inspection
 
-No torch. Only rank 0 calls these functions; the other ranks write files into a folder that rank 0 created.
+The module does not import torch. Only rank 0 calls these functions; the other ranks write files into a folder that
+rank 0 created.
 """
 
 import hashlib
@@ -64,11 +65,11 @@ class Checkpoint:
         return sum(entry.bytes for entry in self.files)
 
     def state(self) -> dict[str, Any]:
-        """Content of state.json: state of the trainer and the loader, config."""
+        """Read state.json: state of the trainer and the loader, config."""
         return json.loads((self.folder / _STATE).read_text())
 
     def defect(self, sizes_only: bool = False) -> str:
-        """Describe the damage; empty if the checkpoint is intact. Reads every byte, or compares only sizes.
+        """Return a description of the damage; empty if the checkpoint is intact. ``sizes_only`` skips the checksums.
 
         Raises:
             OSError: if storage fails; the files may be intact.
@@ -100,7 +101,7 @@ Found: TypeAlias = Checkpoint | str | OSError
 
 
 def defect_of(found: Found, sizes_only: bool = False) -> str:
-    """Describe the damage of a checkpoint, see :meth:`Checkpoint.defect`."""
+    """Return a description of the damage of a checkpoint, see :meth:`Checkpoint.defect`."""
     if isinstance(found, OSError):
         raise found
     return found if isinstance(found, str) else found.defect(sizes_only)
@@ -108,27 +109,27 @@ def defect_of(found: Found, sizes_only: bool = False) -> str:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Checkpoints of one run, below ``folder``."""
+    """Checkpoints of one run in ``folder``."""
 
     folder: Path
 
     def complete(self) -> list[Checkpoint]:
-        """Committed checkpoints in the order of saving. Only their manifests are read."""
+        """Return the committed checkpoints in the order of saving. Only their manifests are read."""
         return [checkpoint for _, checkpoint in reversed(self.newest_first()) if isinstance(checkpoint, Checkpoint)]
 
     def newest_valid(self, report: Callable[[Path, str], None], before: int | None = None) -> Checkpoint | None:
         """Find the newest intact checkpoint; None if the run has saved none.
 
-        Newer damaged checkpoints (files missing or changed) are renamed. They then neither count as kept nor block
-        their name.
+        Newer damaged checkpoints (files missing or changed) are renamed: they no longer count as kept, and a new
+        checkpoint can take their name.
 
         Args:
             report: called with the folder and the defect of each damaged checkpoint.
-            before: consider only checkpoints of fewer steps; if none is kept, the oldest.
+            before: consider only checkpoints of fewer steps than this; if none is kept, the oldest one.
 
         Raises:
             UserError: if all checkpoints are damaged. A fresh start would discard the run.
-            StorageError: if a checkpoint cannot be read. An older one must not replace it.
+            StorageError: if a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
         """
         candidates = self.newest_first()
         if before is not None:
@@ -154,7 +155,7 @@ class CheckpointStore:
         return None
 
     def newest_first(self) -> list[tuple[Path, Found]]:
-        """Every folder with a checkpoint's name, and its content."""
+        """Return every folder with a checkpoint's name, and its content, newest first."""
 
         def position(pair: tuple[Path, Found]) -> int:
             return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
@@ -163,7 +164,7 @@ class CheckpointStore:
         return sorted(found, key=position, reverse=True)
 
     def renamed_damaged(self) -> list[Path]:
-        """Damaged checkpoints that were renamed."""
+        """Return the damaged checkpoints that were renamed."""
         return sorted(self.folder.glob(f"{_DAMAGED}*"))
 
     def begin(self, step: int, attempt: int = 0) -> Path:
@@ -191,24 +192,24 @@ class CheckpointStore:
         return Checkpoint(final, step, tuple(entries), position)
 
     def unfinished(self) -> list[Path]:
-        """Folders of interrupted or current saves and deletions."""
+        """Return the folders of saves and deletions that were interrupted or are in progress."""
         return sorted(self.folder.glob(f"{_UNFINISHED}*"))
 
     def discard_unfinished(self, attempt: int | None = None) -> None:
-        """Delete folders of interrupted saves and deletions: all, or those of one attempt."""
+        """Delete the folders of interrupted saves and deletions; with ``attempt``, only the folders of this attempt."""
         for path in self.unfinished():
             if attempt is None or path.name.startswith(f"{_UNFINISHED}{attempt}-"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def prune(self, keep_last: int, keep_every: int) -> None:
-        """Delete all but the newest ``keep_last`` (at least two) and the multiples of ``keep_every``."""
+        """Delete checkpoints except the newest ``keep_last`` (at least two) and the multiples of ``keep_every``."""
         for old in self.complete()[: -max(keep_last, 2)]:
             if keep_every == 0 or old.step % keep_every:
                 with suppress(OSError):  # the next save tries again
                     self._remove(old.folder)
 
     def _remove(self, folder: Path) -> None:
-        # With this name it is no checkpoint, even if the deletion is interrupted.
+        # A folder with this name does not count as a checkpoint, even if the deletion is interrupted.
         doomed = folder.with_name(_UNFINISHED + folder.name)
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
@@ -217,15 +218,15 @@ class CheckpointStore:
     def _rename_damaged(self, folder: Path) -> None:
         aside = folder.with_name(_DAMAGED + folder.name)
         shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # it is skipped all the same
+        with suppress(OSError):  # the damaged checkpoint is skipped all the same
             folder.rename(aside)
 
 
 def read_manifest(folder: Path) -> Checkpoint | str:
-    """Read the manifest in ``folder``; returns the checkpoint, or a defect of the manifest.
+    """Read the manifest in ``folder``; return the checkpoint, or a description of the manifest's damage.
 
     Raises:
-        UserError: if the checkpoint has another format version.
+        UserError: if the checkpoint has a different format version.
         OSError: if storage fails; the manifest may be intact.
     """
     try:
@@ -254,7 +255,7 @@ def _find(folder: Path) -> Found:
 
 
 def step_of(folder: Path) -> int:
-    """Step in the name of a checkpoint folder; -1 for another name."""
+    """Return the step in the name of a checkpoint folder; -1 for any other name."""
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 

@@ -19,9 +19,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         """Loss, throughput and times of logged steps; one JSON object per line."""
         self.checkpoints = path / "checkpoints"
-        """See :mod:`motionmae.runs.checkpoint_store`."""
+        """Checkpoints, see :mod:`motionmae.runs.checkpoint_store`."""
         self.encoder = path / "encoder.safetensors"
-        """Frozen encoder of a probe; its checkpoints do not contain it."""
+        """Frozen encoder of a probe; the probe's checkpoints do not contain the encoder."""
         self.logs = path / "logs"
         """Standard output and error of the job's processes."""
         self.tensorboard = path / "tensorboard"
@@ -30,14 +30,14 @@ class RunFolder:
 
     @classmethod
     def of(cls, runs: str | Path, name: str) -> "RunFolder":
-        """The directory of run ``name`` below ``runs``. It may be absent."""
+        """Return the directory of run ``name`` in ``runs``. The directory may be absent."""
         return cls(Path(runs) / name)
 
     def create(self) -> None:
-        """Create the directory and the folders in it that training fills.
+        """Create the directory and the subfolders that training fills.
 
         Raises:
-            UserError: if they cannot be created.
+            UserError: if the directory or a folder cannot be created.
         """
         try:
             for folder in (self.path, self.checkpoints, self.logs):

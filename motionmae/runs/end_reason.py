@@ -14,7 +14,7 @@ class StorageError(RuntimeError):
 
 
 class Requeue(Enum):
-    """Whether :mod:`slurm.requeue_policy` queues a job again."""
+    """Whether and when :mod:`slurm.requeue_policy` queues a job again."""
 
     NEVER = "never"
     ALWAYS = "always"
@@ -33,11 +33,11 @@ class EndReason(StrEnum):
     exit_code: int
     """Exit code of the rank; 1 where the rank cannot choose it."""
     requeue: Requeue
-    """What the requeue policy does next."""
+    """Whether the requeue policy queues the job again."""
     badput: str
     """Badput category of the idle time after the attempt: queue_wait or downtime."""
     description: str
-    """A clause for messages."""
+    """Text for messages, as a clause."""
 
     def __new__(
         cls,
@@ -47,25 +47,25 @@ class EndReason(StrEnum):
         badput: str = "downtime",
         description: str = "",
     ) -> "EndReason":
-        """Make a member from the constants in its definition. Other calls give the value alone."""
+        """Create a member from the constants in its definition. A lookup passes only the value."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.exit_code, member.requeue, member.badput, member.description = exit_code, requeue, badput, description
         return member
 
     FINISHED = "finished", 0, Requeue.NEVER, "downtime", "all steps are done and saved"
-    """No idle time is counted after it."""
+    """Idle time after a finished run is not counted."""
     PREEMPTED = "preempted", 75, Requeue.ALWAYS, "queue_wait", "preempted or out of time, after a save"
     """SIGUSR2 arrived (75: sysexits.h, "try again")."""
     STOPPED = "stopped", 81, Requeue.NEVER, "downtime", "stopped by the stop file, after a save"
     TERMINATED = "terminated", 143, Requeue.BACKOFF, "queue_wait", "terminated by a signal, after a save"
     """SIGTERM, Ctrl-C or a closed terminal (128 + SIGTERM). The save resets the backoff."""
     USER_ERROR = "user_error", 2, Requeue.NEVER, "downtime", "an error that a person must fix"
-    """It would happen again."""
+    """A retry would fail in the same way."""
     LEASE_LOST = "lease_lost", 80, Requeue.NEVER, "downtime", "a newer attempt has taken over the run"
-    """Nothing was written after the takeover."""
+    """This attempt wrote nothing after the takeover."""
     NO_STORAGE = "no_storage", 74, Requeue.BACKOFF, "downtime", "checkpoints could not be read"
-    """The checkpoints exist (74: sysexits.h, "input/output error")."""
+    """The checkpoints exist, but storage failed (74: sysexits.h, "input/output error")."""
     LOST_PEERS = "lost_peers", 76, Requeue.BACKOFF, "downtime", "ranks lost each other"
     """Other ranks or the network failed (76: sysexits.h, "remote error")."""
     BAD_NODE = "bad_node", 77, Requeue.BACKOFF, "downtime", "a node failed its pre-flight"
@@ -119,7 +119,7 @@ _LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 def classify_error(error: BaseException) -> EndReason:
-    """The reason for which ``error`` ends a rank. It is found in the error or in its chain of causes."""
+    """Return the reason for which ``error`` ends a rank, from the error or its chain of causes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LeaseLost):

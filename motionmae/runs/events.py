@@ -22,28 +22,28 @@ Row = dict[str, Any]
 
 
 class Kind(StrEnum):
-    """Kinds of events. The docstrings name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
+    """Kinds of events. The members' docstrings name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
 
     SUBMITTED = "submitted"
     """The run was submitted to a scheduler. The event belongs to no attempt."""
     START = "start"
     """An attempt begins: world size, hosts in rank order, age of the process in seconds, commit of the code."""
     RESUME = "resume"
-    """The attempt loaded a checkpoint: its folder, seconds of verifying and loading."""
+    """The attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading."""
     READY = "ready"
     """The first step begins: total steps, seconds since the process start and of each stage
     (:class:`motionmae.training.step_timer.StartupTimer`)."""
     FIRST_STEP = "first_step"
-    """The attempt took its first step: its seconds, and seconds since the process start."""
+    """The attempt took its first step: seconds of the step, and seconds since the process start."""
     CHECKPOINT = "checkpoint"
     """A checkpoint was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` seconds of training
-    (``waited`` of them for the write before)."""
+    (``waited`` of them for the previous write)."""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """A checkpoint could not be written: the error, failed saves in a row. Training continues."""
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
     """A checkpoint failed its verification and was skipped."""
     PREEMPTION = "preemption"
-    """A signal or the stop file asked the run to stop. It saves and stops."""
+    """A signal or the stop file asked the run to stop. The run saves and stops."""
     CORRUPT_SAMPLE = "corrupt_sample"
     """Samples could not be read and were replaced: new samples with reasons, counts of all so far."""
     HANG = "hang"
@@ -59,7 +59,7 @@ class Kind(StrEnum):
     STOP = "stop"
     """The attempt ends early: a :class:`motionmae.runs.end_reason.EndReason`, and the error if there is one."""
     FAILURE = "failure"
-    """The batch script saw the attempt fail: the reason, the node at fault, excluded nodes, whether it is retried."""
+    """The batch script saw the attempt fail: the reason, node at fault, excluded nodes, whether the job is retried."""
 
 
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
@@ -70,10 +70,10 @@ class Sink(Protocol):
     """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised."""
 
     def event(self, row: Row) -> None:
-        """Take an event."""
+        """Receive an event."""
 
     def metrics(self, row: Row) -> None:
-        """Take a metrics row : see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
+        """Receive a metrics row, see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
 
     def close(self) -> None:
         """Flush and close."""
@@ -86,23 +86,20 @@ class JsonLines:
         self._events, self._metrics = LineFile(events), LineFile(metrics)
 
     def event(self, row: Row) -> None:
-        """Append an event."""
         self._events.append(row)
 
     def metrics(self, row: Row) -> None:
-        """Append a metrics row."""
         self._metrics.append(row)
 
     def close(self) -> None:
-        """Close both files."""
         self._events.close()
         self._metrics.close()
 
 
 class EventLog:
-    """Adds attempt and time to rows and passes them to every sink. Several threads may use it.
+    """Log that adds attempt and time to each row and passes the row to every sink. Several threads may use the log.
 
-    A sink that fails (full disk, lost mount) is logged once and kept: recording never stops training.
+    The failure of a sink (full disk, lost mount) is logged once, and the sink is kept: logging never stops training.
 
     Args:
         attempt: id of the attempt.
@@ -132,7 +129,7 @@ class EventLog:
         self._record("metrics", {"attempt": self.attempt, **row, "time": time.time()})
 
     def close(self) -> None:
-        """Close all sinks. A sink that cannot flush is logged."""
+        """Close all sinks, and log the ones that cannot flush."""
         for sink in self._sinks:
             try:
                 sink.close()
@@ -165,7 +162,7 @@ class EventLog:
 
 
 class LineFile:
-    """Appends JSON objects to a file, one per line. Each line is a single write.
+    """File to which JSON objects are appended, one per line. Each line is a single write.
 
     A killed process leaves at most one torn line. The next process starts a new line, and :func:`read_rows` skips the
     torn one.
@@ -189,12 +186,11 @@ class LineFile:
         self._torn = False
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._descriptor)
 
 
 def process_age() -> float:
-    """Seconds since this process started; 0 if not on Linux."""
+    """Return the seconds since this process started; 0 if not on Linux."""
     try:
         began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
@@ -203,7 +199,7 @@ def process_age() -> float:
 
 
 def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
-    """Rows of JSON lines, without torn lines."""
+    """Yield the rows of JSON lines, and skip torn lines."""
     for line in lines:
         try:
             row = json.loads(line)
@@ -214,14 +210,14 @@ def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON lines file, oldest first, without torn lines; none if the file is absent."""
+    """Yield the rows of a JSON lines file, oldest first, and skip torn lines; none if the file is absent."""
     if path.exists():
         with path.open(errors="replace") as file:
             yield from parse_rows(file)
 
 
 def current_rows(path: Path) -> list[Row]:
-    """The metrics rows that count: one for each step, steps rising. A later attempt's row replaces earlier ones."""
+    """Return one metrics row per logged step, in order of steps. A later attempt's row replaces earlier ones."""
     current: list[Row] = []
     for row in read_rows(path):
         while current and current[-1]["step"] >= row["step"]:

@@ -10,11 +10,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def git_revision(root: Path = _ROOT) -> str:
-    """Commit of this code, with ``, changed`` if files differ from it; without git, the package's version.
+    """Return the commit of this code, with ``, changed`` if files differ from it; without git, the package's version.
 
     Args:
-        root: folder of the packages: a checkout, site-packages, or the code snapshot of a submitted run, which has a
-            note with its commit beside it.
+        root: folder of the packages: a checkout, site-packages, or the code snapshot of a submitted run, whose commit
+            is in a file beside it.
     """
     note = root.with_name(f"{root.name}.json")
     if root.parent.name == "code" and note.is_file():
@@ -31,7 +31,7 @@ def git_revision(root: Path = _ROOT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Output of a git command; empty without git or without a repository."""
+    """Return the output of a git command; empty without git or without a repository."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     except OSError:

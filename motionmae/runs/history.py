@@ -16,14 +16,14 @@ from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row, current_rows, parse_rows, read_rows
 
 _SILENT_SECONDS = 900.0
-"""A run without a new row for so long is reported as silent."""
+"""A run without a new row for this long is reported as silent."""
 _STRAGGLER_SCORE = 1.1
-"""A rank counts as the slowest from this multiple of the median rank's time."""
+"""The slowest rank counts as a straggler from this multiple of the median rank's time."""
 
 
 @dataclass
 class AttemptRecord:
-    """One attempt of a run, as its rows describe it."""
+    """One attempt of a run, as described by the rows of the attempt."""
 
     attempt: Attempt
     began: float
@@ -38,11 +38,11 @@ class AttemptRecord:
     last_sign: float = 0.0
     """Time of the last row."""
     end: EndReason | None = None
-    """End reason in the attempt's own rows; None while it runs, and after it died without one."""
+    """End reason in the attempt's own rows; None while the attempt runs, or if it died without writing one."""
     error: str = ""
     """The error that ended the attempt."""
     failure: EndReason | None = None
-    """End reason that the requeue policy found from outside."""
+    """End reason that the requeue policy determined from outside the attempt's processes."""
     idle_marks: list[tuple[float, str]] = field(default_factory=list)
     """Events after the end: (time, badput category of the idle time that follows)."""
 
@@ -60,7 +60,7 @@ class AttemptRecord:
         return self.error or (end.description if end else "silent")
 
     def idle_until(self, until: float) -> list[tuple[float, float, str]]:
-        """Intervals of idle time after the attempt, as (begin, end, badput category)."""
+        """Return the intervals of idle time after the attempt, as (begin, end, badput category)."""
         marks = [(self.last_sign, "downtime")]
         marks += [(max(moment, self.last_sign), category) for moment, category in self.idle_marks]
         intervals = pairwise([*marks, (until, "")])
@@ -68,7 +68,7 @@ class AttemptRecord:
 
 
 class AttemptTracker:
-    """Builds the attempts of a run from its events in order. A start of a finished run counts as no attempt."""
+    """Builder of a run's attempts from its events in order. Starting a finished run does not count as an attempt."""
 
     def __init__(self, events: Iterable[Row] = ()) -> None:
         self.attempts: list[AttemptRecord] = []
@@ -159,7 +159,7 @@ class RunHistory:
             return None
 
     def require_events(self) -> "RunHistory":
-        """Return this history, and refuse a run that has not begun.
+        """Return this history, or raise an error if the run has not begun.
 
         Raises:
             UserError: if the run has no events.
@@ -171,16 +171,16 @@ class RunHistory:
         return self
 
     def of(self, *kinds: Kind) -> list[Row]:
-        """Events of the given kinds."""
+        """Return the events of the given kinds."""
         return [row for row in self.events if row["kind"] in kinds]
 
     def ended(self, attempt_id: str) -> bool:
-        """Whether the attempt has recorded its end."""
+        """Return whether the attempt has recorded its end."""
         return any(row["attempt"] == attempt_id for row in self.of(Kind.STOP, Kind.FINISH))
 
     @property
     def finished_step(self) -> int | None:
-        """Step at which the run finished; None if it has not."""
+        """Step at which the run finished; None if the run has not finished."""
         return next((row["step"] for row in self.of(Kind.FINISH)), None)
 
     @property
@@ -221,20 +221,20 @@ class RunHistory:
         return [key for key in keys if any(row.get(key) for row in self.rows)]
 
     def stragglers(self) -> Counter[int]:
-        """Logged steps at which each rank was the slowest, by at least 10 % over the median."""
+        """Count the logged steps at which each rank was the slowest, by at least 10 % over the median."""
         return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
 
     def host_of(self, rank: int) -> str:
-        """Host of a rank of the newest attempt."""
+        """Return the host of a rank of the newest attempt."""
         last = self.attempts[-1]
         return last.hosts[rank * len(last.hosts) // last.world] if last.hosts else "?"
 
 
 def idle_category(row: Row) -> str:
-    """Badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
+    """Return the badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
 
     Args:
-        row: an event `stop`, `submitted` or `failure`.
+        row: an event of kind `stop`, `submitted` or `failure`.
     """
     if row["kind"] == Kind.STOP:
         return EndReason(row["reason"]).badput
@@ -242,14 +242,14 @@ def idle_category(row: Row) -> str:
 
 
 class RunTail:
-    """Reads rows that a running run appends to its files."""
+    """Reader of the rows that a running run appends to its files."""
 
     def __init__(self, run: Path) -> None:
         folder = RunFolder(run)
         self._positions = {folder.events: 0, folder.metrics: 0}
 
     def new_rows(self) -> list[Row]:
-        """Events and metrics rows written since the last call, by time. Incomplete lines wait for the next call."""
+        """Return the rows written since the last call, in order of time. Incomplete lines wait for the next call."""
         rows = [row for path in self._positions for row in self._read_on(path) if "time" in row]
         return sorted(rows, key=lambda row: row["time"])
 

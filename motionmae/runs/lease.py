@@ -45,7 +45,7 @@ class Lease:
         """Check that this attempt still holds the lease.
 
         Raises:
-            LeaseLost: if a newer attempt has taken it.
+            LeaseLost: if a newer attempt has taken the lease.
             OSError: if the lease cannot be read. Then nothing may be written either.
         """
         holder = _read(self.file)
@@ -78,7 +78,7 @@ def acquire_lease(folder: Path) -> Lease:
 
 
 def current_holder(folder: Path) -> str:
-    """A clause about the attempt that may be writing to ``folder`` now; empty if none can be.
+    """Describe the attempt that may be writing to ``folder`` now, as a clause; empty if no attempt can be.
 
     An attempt is over if events.jsonl has its end, or if its process on this machine is gone.
     """
@@ -105,7 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock that serialises leases. A file system without locks does without."""
+    """Hold the lock under which leases are taken. On a file system without locks, no lock is held."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -54,7 +54,7 @@ class Finetuning:
         self._soft = SoftTargetCrossEntropy()
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """Resolve ``finetune.init`` on rank 0, because a pre-training in progress may save between two reads.
+        """Resolve ``finetune.init`` on rank 0 only: a pre-training in progress may save between the reads of two ranks.
 
         The ranks of a probe read the encoder that rank 0 saves in the run folder.
         """
@@ -106,7 +106,7 @@ class Finetuning:
         return (self._soft(engine(clips).float(), targets),)
 
     def state(self) -> dict[str, Any]:
-        """Class names in the order of the logits, and the fingerprint of a frozen encoder."""
+        """Return the class names in the order of the logits, and the fingerprint of a frozen encoder."""
         return self._state
 
 
@@ -116,7 +116,7 @@ def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping
     The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints.
 
     Raises:
-        UserError: the head in the checkpoint was trained on another encoder.
+        UserError: the head in the checkpoint was trained on a different encoder.
     """
     source = str(folder.encoder) if folder.encoder.is_file() else init
     load_encoder(encoder, source)

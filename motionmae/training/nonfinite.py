@@ -2,8 +2,8 @@
 
 The engine skips a step with a non-finite loss or gradient on all ranks
 (:meth:`motionmae.engine.deepspeed_engine.Engine.backward`). More than BUDGET skipped steps in a WINDOW cause a rollback
-to the checkpoint before the first of them; training continues with the samples after the last
-(:meth:`motionmae.training.trainer.Trainer.rollback`). If that happens again soon after, the run stops.
+to the checkpoint before the first skipped step; training continues with the samples after the last
+(:meth:`motionmae.training.trainer.Trainer.rollback`). If too many steps are skipped again soon after, the run stops.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class SkippedStep:
     ranks: list[int]
     """Ranks with a non-finite loss; empty for the other causes."""
     samples: list[int]
-    """Sample IDs of those ranks in the step."""
+    """Sample IDs that the ranks in ``ranks`` used in the step."""
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
@@ -53,7 +53,7 @@ def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> Skipped
 
 
 def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
-    """Count the last step of ``state`` as skipped; True if the WINDOW now holds more than BUDGET of them."""
+    """Count the last step of ``state`` as skipped; return True if the WINDOW now has more than BUDGET skipped steps."""
     state.skipped += 1
     if skipped.cause == "overflow":
         return False
@@ -63,7 +63,7 @@ def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
 
 
 def may_roll_back(state: TrainState) -> bool:
-    """False within two WINDOWs of a rollback, because the new samples did not help."""
+    """Return False within two WINDOWs of a rollback: the samples after the rollback did not help."""
     return not any(state.data_step - data_step <= 2 * WINDOW for data_step in state.rollbacks)
 
 

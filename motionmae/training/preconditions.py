@@ -1,4 +1,4 @@
-"""Checks made before the run folder is created or taken over: a mistyped command changes nothing."""
+"""Checks made before the run folder is created or its lease is taken: a mistyped command changes nothing."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     """Raise a UserError if the shards have too few samples, or settings or shards differ from those of an existing run.
 
     Nothing is changed, and damaged checkpoints are ignored here. A run without a checkpoint may start again with other
-    settings, unless an attempt of it is running.
+    settings, unless an attempt of the run is in progress.
     """
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)

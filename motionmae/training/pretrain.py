@@ -1,4 +1,4 @@
-"""Pre-training: reconstruct masked cubes, frames with the space head and motion with the time head."""
+"""Pre-training: reconstruct the frames (the paper's space head) and the motion (time head) of masked cubes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ class Pretraining:
         self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """Nothing to choose: the initial weights follow from the seed."""
+        """Do nothing: the initial weights follow from the seed."""
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         return build_motionmae(self._config)

@@ -1,4 +1,4 @@
-"""Entry point of training: joins the ranks, takes over the run folder, and builds the trainer from its checkpoint."""
+"""Entry point of training: joins the process group, takes the run's lease, and builds the trainer from a checkpoint."""
 
 import logging
 import os
@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 def run_training(config: Config, *, signals: StopSignals | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
     """Run one attempt: train from the newest valid checkpoint of the run folder, or start a new run.
 
-    Every rank of the run calls this, alone, under torchrun, or under srun. The same call again resumes the run. A
-    complete run stays unchanged.
+    Every rank calls this function, under torchrun, under srun, or as a single process. The same call again resumes the
+    run; a complete run stays unchanged.
 
     Args:
         config: a resumed run may change only fields marked MAY_CHANGE (:mod:`motionmae.config.resume`).
@@ -57,7 +57,7 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
         sinks: receive this rank's events and metrics besides the run folder's files; closed at the end.
 
     Raises:
-        UserError: data, settings, launch, a full disk at the end, or too many non-finite steps.
+        UserError: invalid data, settings or launch, a full disk at the last save, or too many non-finite steps.
     """
     with ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
@@ -78,10 +78,10 @@ def build_trainer(
 ) -> Trainer | None:
     """Build the trainer of this rank with the state of the newest checkpoint, or None if the run is complete.
 
-    ``stack`` closes all of its parts. Collective.
+    ``stack`` closes all parts of the trainer. Collective.
 
     Raises:
-        UserError: settings or data are invalid, or are not those of the run.
+        UserError: settings or data are invalid, or differ from the run's.
     """
     startup = StartupTimer()
     rank = stack.enter_context(distributed(config.engine))
@@ -110,7 +110,7 @@ def build_trainer(
         lease.check()
         save_config(config, folder.config)
         if checkpoint is None:
-            folder.encoder.unlink(missing_ok=True)  # from an attempt that saved no checkpoint
+            folder.encoder.unlink(missing_ok=True)  # left by an attempt that saved no checkpoint
     run_on_rank_zero(rank, lambda: add_loggers(events, config, folder, state.step))
     engine = build_engine(config, task, rank, loader, checkpoint, startup)
     stack.callback(engine.close)
@@ -147,7 +147,7 @@ def record_events(
     """Open the event log, and record the start of the attempt and an error that ends it.
 
     Raises:
-        LeaseLost: replaces any error of an attempt that has lost its lease, such as the loss of other ranks.
+        LeaseLost: the attempt has lost its lease; raised instead of any other error, such as the loss of other ranks.
     """
     attempt = lease.attempt
     check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there

@@ -19,7 +19,7 @@ class TrainState:
     skipped: int = 0
     """Steps skipped for a non-finite loss or gradient."""
     recently_skipped: list[int] = field(default_factory=list)
-    """Recently skipped steps, for the budget of :mod:`motionmae.training.nonfinite`."""
+    """Recently skipped steps, which :mod:`motionmae.training.nonfinite` compares with its BUDGET."""
     rollbacks: list[int] = field(default_factory=list)
     """``data_step`` of each rollback."""
     corrupt: dict[str, str] = field(default_factory=dict)

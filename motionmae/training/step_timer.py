@@ -1,7 +1,7 @@
 """Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
 
-On a CPU, the host's clock measures. A GPU runs later than the host: CUDA events in its stream mark the borders of
-phases, and its waits for the host count too. They are read once per metrics row, and no step waits for them.
+On a CPU, the host's clock is used. A GPU runs later than the host: CUDA events in its stream mark the borders of
+phases, and the GPU's waits for the host count too. The events are read once per metrics row; no step waits for this.
 """
 
 import time
@@ -15,13 +15,13 @@ from motionmae.runs.phases import Phase
 
 
 class Timer(Protocol):
-    """Marks moments and measures the time between them."""
+    """Clock that marks moments and measures the time between marks."""
 
     def mark(self) -> Any:
-        """Mark the present moment."""
+        """Return a mark of the present moment."""
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Seconds from one mark to a later one."""
+        """Return the seconds from one mark to a later mark."""
 
 
 class HostTimer:
@@ -47,7 +47,7 @@ class CudaTimer:
 
 
 class StepTimer:
-    """Divides the time since the last metrics row among the phases.
+    """Timer that divides the time since the last metrics row among the phases.
 
     Attributes:
         steps: steps since the last metrics row.
@@ -87,7 +87,7 @@ class StepTimer:
 
 
 class StartupTimer:
-    """Measures the stages of start-up, one after the other."""
+    """Timer of the stages of start-up, one after the other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"imports": process_age()}
@@ -95,7 +95,7 @@ class StartupTimer:
         self._began = time.perf_counter()
 
     def done(self, stage: str) -> None:
-        """End ``stage``, which began at the end of the previous stage."""
+        """End ``stage``, which began when the previous stage ended."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._began
         self._began = now

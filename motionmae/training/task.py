@@ -17,24 +17,24 @@ Groups = list[dict[str, Any]]
 
 
 class Task(Protocol):
-    """A model and its losses, built from a config; the same on every rank."""
+    """A model and its losses, built from a config, with the same result on every rank."""
 
     losses: tuple[str, ...]
     """Names in ``metrics.jsonl`` of the losses that :meth:`forward` returns; the first, ``loss``, is minimised."""
     needs_flow: bool
-    """Batches must contain optical flow."""
+    """Whether batches must contain optical flow."""
     needs_labels: bool
-    """Every sample must have a class."""
+    """Whether every sample must have a class."""
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
-        """Choose the initial weights of :meth:`build_model` for all ranks, before it is called. Collective.
+        """Choose the initial weights for all ranks. Called before :meth:`build_model`. Collective.
 
         Raises:
-            UserError: there are no such weights.
+            UserError: the weights do not exist.
         """
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """Build the model with its initial weights. Rank 0 builds first.
+        """Build the model with its initial weights. Rank 0 calls this method before the other ranks.
 
         Args:
             saved: :meth:`state` in the checkpoint that will replace every trained weight; None for a new run.
@@ -44,17 +44,17 @@ class Task(Protocol):
         """
 
     def parameter_groups(self, model: nn.Module) -> Groups:
-        """Parameter groups for AdamW. Called before ZeRO partitions the model."""
+        """Return the parameter groups for AdamW. Called before ZeRO partitions the model."""
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
         """Compute the scalar losses of a micro-batch on the engine's device, in the order of ``losses``."""
 
     def state(self) -> dict[str, Any]:
-        """JSON content for the checkpoint that a user of the weights needs, such as class names."""
+        """Return JSON content for the checkpoint that a user of the weights needs, such as class names."""
 
 
 def decay_groups(model: nn.Module, optim: OptimConfig) -> Groups:
-    """Two parameter groups, with and without weight decay (:func:`motionmae.models.motionmae.no_decay`)."""
+    """Return two parameter groups, with and without weight decay (:func:`motionmae.models.motionmae.no_decay`)."""
     exempt = no_decay(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return [

@@ -34,14 +34,14 @@ from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
 SLOW_DISK_SECONDS = 10.0
-"""A longer wait for the previous write is logged."""
+"""Waits for the previous checkpoint write that are longer than this are logged."""
 
 
 @dataclass
 class Trainer:
     """Trains a task to its last step, or until a signal or a file of the run folder requests a stop.
 
-    Every rank has a trainer and calls its methods alike. :func:`motionmae.training.setup.build_trainer` builds it.
+    :func:`motionmae.training.setup.build_trainer` builds one on every rank. All ranks call the same methods in order.
     """
 
     config: Config
@@ -73,8 +73,7 @@ class Trainer:
     def fit(self) -> EndReason:
         """Take the remaining steps and save: every ``checkpoint.every_steps``, on request, and at the end.
 
-        Checkpoints are written during the next steps. Training waits only for the last one, at the
-        end or before a stop.
+        Checkpoints are written during the next steps. Only at the end or before a stop, training waits for the write.
 
         Raises:
             UserError: too many steps were skipped, too many samples were corrupt, or the last save failed.
@@ -111,11 +110,11 @@ class Trainer:
         return self.state.step >= self.total_steps
 
     def is_due(self, every_steps: int) -> bool:
-        """True at multiples of ``every_steps`` and after the last step."""
+        """Return True at multiples of ``every_steps`` and after the last step."""
         return self.state.step % every_steps == 0 or self.done
 
     def batches(self) -> Iterator[Batch]:
-        """Micro-batches on the device, from the current position in the data."""
+        """Yield micro-batches on the device, from the current position in the data."""
         return self.prefetcher(self.loader.batches(self.state.data_step))
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
@@ -169,7 +168,7 @@ class Trainer:
         The new state is saved at once. A run that is killed later does not repeat the skipped steps.
 
         Raises:
-            UserError: the run has no such checkpoint, or has rolled back recently.
+            UserError: the run has no checkpoint to load, or has rolled back recently.
         """
         self.log_save(self.checkpointer.wait())
         before, checkpoint = self.state, None
@@ -204,7 +203,7 @@ class Trainer:
         """Add the corrupt samples found by all ranks to the state, and log new ones. Collective.
 
         Raises:
-            UserError: there are more than ``data.max_corrupt_samples`` over all ranks.
+            UserError: there are more than ``data.max_corrupt_samples`` corrupt samples over all ranks.
         """
         new: dict[str, str] = {}
         for found in gather_objects(dict(self.loader.corrupt_samples)):
@@ -225,7 +224,7 @@ class Trainer:
             )
 
     def save(self, request: Request) -> None:
-        """Start a checkpoint; wait for it if the attempt ends with it. Collective.
+        """Start to save a checkpoint; if the attempt ends after it, wait for the write. Collective.
 
         Raises:
             UserError: the run's last save failed.
@@ -246,7 +245,7 @@ class Trainer:
         self.timer.enter(Phase.OTHER)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """Content of a checkpoint's state.json."""
+        """Return the content of a checkpoint's state.json."""
         return {
             "trainer": asdict(self.state),
             "loader": self.loader.state(self.state.data_step),
@@ -305,7 +304,7 @@ class Trainer:
         """Log the end of the attempt; after the last step, finish the callbacks' work."""
         step = self.state.step
         if reason is EndReason.FINISHED:
-            with self.watchdog.during("finishing the callbacks", 0):  # they have their own limits
+            with self.watchdog.during("finishing the callbacks", 0):  # callbacks have their own time limits
                 for callback in self.callbacks:
                     callback.on_train_end(step)
             self.events.event(Kind.FINISH, step)

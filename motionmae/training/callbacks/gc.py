@@ -1,6 +1,6 @@
 """Python's garbage collection at the same steps on all ranks.
 
-By default each rank collects at a different step, and the others wait for it in the next reduction. One collection of
+By default each rank collects at a different step, and the other ranks wait in the next reduction. One collection of
 the half a million objects of torch and DeepSpeed takes 0.2 s.
 """
 
@@ -11,7 +11,7 @@ from motionmae.training.callbacks.base import Callback
 
 
 class SynchronizedGc(Callback):
-    """Collects garbage at each row of metrics.
+    """Callback that collects garbage at each row of metrics.
 
     Objects that exist at the start of training are excluded (``gc.freeze``); a collection then takes almost no time.
     """

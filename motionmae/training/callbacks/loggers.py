@@ -23,7 +23,7 @@ class TensorBoard:
     def __init__(self, folder: RunFolder, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
-        # TensorBoard then hides the previous attempt's points beyond the resumed step.
+        # purge_step: TensorBoard hides the previous attempt's points beyond the resumed step.
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
         self._run = folder.path
 
@@ -48,7 +48,7 @@ class WeightsAndBiases:
     W&B keeps both points of a step that a resumed run repeats, on the axis ``step``. Its files are in ``RUN/wandb``.
 
     Raises:
-        UserError: wandb is not installed, or refuses the run, for example without an API key.
+        UserError: wandb is not installed, or W&B refuses the run, for example because the API key is missing.
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:

@@ -23,14 +23,14 @@ class StepResult:
     losses: Tensor
     """Means of the task's losses over the micro-batches; the first is minimised."""
     applied: bool
-    """False: all ranks skipped the update, because loss or gradient was not finite."""
+    """False if all ranks skipped the update, because loss or gradient was not finite."""
     samples: list[Tensor]
     """(b,) sample IDs of each micro-batch."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Computes rows of metrics. To add a scalar, add it here and to monitoring/metric_definitions.py."""
+    """Source of the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
 
     loss_names: Sequence[str]
     clips_per_step: int
@@ -64,7 +64,7 @@ class StepMetrics:
         }
 
     def times(self) -> Row:
-        """Mean seconds of a step on this rank since the last row; saves do not count as part of a step."""
+        """Compute the mean seconds of a step on this rank since the last row, without the time of saves."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
         seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
@@ -78,9 +78,9 @@ class StepMetrics:
 
 
 def straggler_scores(own_seconds: Tensor, rank: int) -> Row:
-    """Compare the ranks' own time in a step with its median; this rank's score and the slowest rank.
+    """Compare each rank's own time in a step with the median; return this rank's score and the slowest rank.
 
-    In the rest of a step, ranks wait for each other, and all take the same time.
+    Only the time before the backward pass is a rank's own: after it, ranks wait for each other and take equally long.
 
     Args:
         own_seconds: (world,) seconds of a step until the end of the forward pass, by rank.

@@ -11,7 +11,7 @@ from motionmae.training.callbacks.base import Callback
 
 
 class ProgressLine(Callback):
-    """Shows rows of metrics and log messages; disabled on every rank except rank zero."""
+    """Callback that shows rows of metrics and log messages; disabled on every rank except rank zero."""
 
     def __init__(self, total_steps: int, enabled: bool) -> None:
         self._total, self._enabled = total_steps, enabled

@@ -1,7 +1,7 @@
 """Pictures of reconstructed clips, drawn from a run's checkpoints by a separate process during training.
 
-The process has a low priority. It needs neither the device nor the other ranks, at any ZeRO stage, and it uses none of
-training's random generators. If it fails, training goes on.
+The process has a low priority. At any ZeRO stage it needs neither the device nor the other ranks, and it does not
+change the random state of training. If the process fails, training goes on.
 """
 
 import logging
@@ -20,17 +20,17 @@ from motionmae.training.callbacks.base import Callback
 logger = logging.getLogger(__name__)
 
 LAST_SECONDS = 120.0
-"""Time that a finished run waits for a picture."""
+"""Longest time that a finished run waits for its last picture."""
 
 _SOURCE = Path(__file__).resolve().parents[3]
 
 
 class ReconstructionCallback(Callback):
-    """Draws ``RUN/reconstructions/step-N.png``, one picture at a time, and records each in events.jsonl.
+    """Callback that draws ``RUN/reconstructions/step-N.png``, one at a time, and logs each picture in events.jsonl.
 
     Args:
-        every_steps: steps between pictures. Each is drawn from the first checkpoint that follows. 0 draws none, as on
-            every rank except rank zero.
+        every_steps: steps between pictures. A picture is drawn from the first checkpoint that follows. 0 draws none; it
+            is set on every rank except rank zero.
     """
 
     def __init__(self, folder: RunFolder, every_steps: int, events: EventLog, log: Callable[[str], None]) -> None:
@@ -54,7 +54,7 @@ class ReconstructionCallback(Callback):
         self.record(LAST_SECONDS)
 
     def draw(self, step: int) -> None:
-        """Start to draw the checkpoint of ``step``, unless it is drawn or another picture is in progress."""
+        """Start to draw the checkpoint of ``step``, unless its picture exists or another is in progress."""
         if self._every == 0 or step == self._last or self._process is not None:
             return
         self._last = step
@@ -66,7 +66,7 @@ class ReconstructionCallback(Callback):
         self._step, self._began = step, time.monotonic()
 
     def record(self, timeout: float = 0.0) -> None:
-        """Record the picture in progress once it is finished; wait for it for ``timeout`` seconds."""
+        """Log the picture in progress if it is finished within ``timeout`` seconds."""
         if (fields := self.poll(timeout)) is None:
             return
         self._events.event(Kind.PICTURE, **fields)
@@ -74,7 +74,7 @@ class ReconstructionCallback(Callback):
             self._log(f"the picture of step {fields['step']} could not be drawn: {fields['error']}")
 
     def poll(self, timeout: float = 0.0) -> Row | None:
-        """Return the event fields of the picture in progress once it is finished: step, seconds, path or error."""
+        """Return the finished picture's event fields (step, seconds, path or error); None if there is none yet."""
         if self._process is None:
             return None
         try:
