@@ -1,1 +1,1 @@
-"""From videos and official annotation files to shards; sibling tools to look at both."""
+"""Tools that make shards from videos and official annotation files, and tools that inspect shards."""

@@ -1,8 +1,8 @@
 """Decode one video file into upright JPEG frames.
 
-The frames match those of the ffmpeg program: it chooses the same video stream, outputs every frame, skips damaged
-packets, and applies edit lists and rotation. Sample aspect ratios are ignored, as in decord, torchcodec and the
-published preparations of Kinetics.
+The frames match the output of the ffmpeg program, which chooses the same video stream, outputs every frame, skips
+damaged packets, and applies edit lists and rotation. Sample aspect ratios are ignored, as in decord, torchcodec and the
+published preprocessing of Kinetics.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
 
 MAX_STORED_BYTES = 2**30
-"""Limit for the stored frames of one video, because they are held in memory until the video is decoded."""
+"""Limit on the bytes of a video's stored frames, which are held in memory until the whole video is decoded."""
 
 
 class QuarantineReason(StrEnum):
-    """Why a video is quarantined."""
+    """Reason why a video is quarantined, i.e. not stored."""
 
-    MISSING = "missing"  # the annotations name it, but the file does not exist
+    MISSING = "missing"  # the annotations name the video, but the file does not exist
     EMPTY = "empty"  # the file has no bytes
     UNREADABLE = "unreadable"  # the file system reports an error
     NOT_A_VIDEO = "not_a_video"  # the container format is unknown, or its header is lost
-    NO_VIDEO_STREAM = "no_video_stream"  # only sound, only a cover picture, or no stream
-    NO_FRAMES = "no_frames"  # nothing of the video stream decodes (damaged, encrypted, cut off before a frame)
+    NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
+    NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
     NO_FLOW = "no_flow"  # the frames are too small for optical flow
-    TOO_LONG = "too_long"  # its stored frames exceed MAX_STORED_BYTES
+    TOO_LONG = "too_long"  # the stored frames exceed MAX_STORED_BYTES
     TIMEOUT = "timeout"  # the stall timeout passed without a frame, and the decoding process was killed
-    CRASHED = "crashed"  # the decoding process died or raised an unexpected error
+    CRASHED = "crashed"  # the decoding process died or raised an unexpected exception
 
 
-class UndecodableVideo(Exception):  # noqa: N818 - a property of the file, and no failure of this program
-    """The video must be quarantined."""
+class UndecodableVideo(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
+    """The video cannot be stored and must be quarantined."""
 
     def __init__(self, reason: QuarantineReason, detail: str):
         super().__init__(f"{reason.value}: {detail}")
@@ -56,15 +56,15 @@ class UndecodableVideo(Exception):  # noqa: N818 - a property of the file, and n
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Which frames of a video are stored, and how. Every field changes the bytes of a shard."""
+    """Settings of how videos are stored. Every field changes the bytes of a shard."""
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
-    stride: int = 1  # one of ``stride`` source frames is stored
-    clips: int = 0  # number of stored windows of a video, evenly spread; 0 stores the whole video
-    window: int = 64  # source frames of a window (64 are 16 frames at stride 4)
+    stride: int = 1  # every ``stride``-th source frame is stored
+    clips: int = 0  # number of stored windows per video, evenly spaced; 0 stores the whole video
+    window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
     flow: int = 0  # distance of optical flow in source frames; 0 stores no flow
-    raw: bool = False  # stores RGB pixels, about 13 times the bytes of JPEGs
+    raw: bool = False  # whether RGB pixels replace JPEGs, which takes about 13 times the bytes
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -87,23 +87,23 @@ class DecodedVideo:
     """The stored frames of a video."""
 
     jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
-    times: list[float]  # seconds from the first frame of the video to each stored frame, strictly rising
+    times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
     fps: float  # average frame rate of the source
     height: int
     width: int
     windows: list[int]  # index of the first stored frame of each stored window
-    source_frames: int  # number of frames that decode, stored or not
-    damaged_packets: int  # number of packets that do not decode
-    flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty without flow
+    source_frames: int  # number of decoded frames, stored or not
+    damaged_packets: int  # number of packets that could not be decoded
+    flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
 
     def pack(self) -> list[bytes]:
-        """Messages of the decoding process: a JSON header, the JPEGs, the flow fields."""
+        """Split into messages for the parent process: a JSON header, the JPEGs, the flow fields."""
         header = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
         return [json.dumps(header | {"parts": len(self.jpegs) + len(self.flows)}).encode(), *self.jpegs, *self.flows]
 
     @classmethod
     def unpack(cls, receive: Callable[[], bytes]) -> "DecodedVideo":
-        """Inverse of :meth:`pack`; each call of ``receive`` returns the next message."""
+        """Undo :meth:`pack`. Each call of ``receive`` must return the next message."""
         header = json.loads(receive())
         parts = [receive() for _ in range(header.pop("parts"))]
         count = len(header["times"])
@@ -111,10 +111,10 @@ class DecodedVideo:
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
-    """Decode a video, and encode only the frames that are stored.
+    """Decode a video and encode the frames to store.
 
-    The positions of windows depend on the number of frames that decode. Packets are counted first, which is cheap. A
-    damaged file has more packets than frames, and is decoded a second time.
+    The positions of windows depend on the number of frames. The packets are therefore counted first, which is cheap.
+    If the file is damaged and has more packets than decoded frames, it is decoded a second time.
 
     Args:
         on_frame: called after each decoded frame and while packets are counted, to show that the decoder is alive.
@@ -134,19 +134,19 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         return decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
-    except OSError as error:  # some of ffmpeg's errors are OSErrors, e.g. a denied permission
+    except OSError as error:  # includes some errors of PyAV, e.g. denied permission
         raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
         raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
 
 
 def _open(path: Path) -> Any:
-    # absolute: ffmpeg reads "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
+    # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
     return av.open(str(path.absolute()), metadata_errors="replace")
 
 
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
-    """Number of frames of an undamaged file. ``on_progress`` is called when the read position moves forward."""
+    """Count packets, which gives the frames of an undamaged file. Call ``on_progress`` when reading moves forward."""
     count = farthest = 0
     with _open(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(_video_stream(container)):
@@ -158,7 +158,7 @@ def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
 
 
 def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0) -> DecodedVideo:
-    """One pass over a video. ``expected``: number of its frames, needed only to place windows."""
+    """Decode the video in one pass. ``expected`` is the number of frames, needed only to place windows."""
     selected, windows = _select_frames(expected, settings)
     stored_set = frozenset(selected) if settings.clips else None
     encoder = FrameEncoder(settings.short_side, settings.quality)
@@ -170,7 +170,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     flow = FlowRecorder(settings.flow) if settings.flow else None
     with _open(path) as container:
         stream = _video_stream(container)
-        stream.codec_context.thread_count = 1  # one process per core; damage must not depend on threads
+        stream.codec_context.thread_count = 1  # there is one process per core, and damage must not depend on threads
         for frame in _frames(container, stream, damage):
             is_stored = len(times) % settings.stride == 0 if stored_set is None else len(times) in stored_set
             if (is_stored and not settings.raw) or flow or not times:  # the first frame sets the size
@@ -203,7 +203,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
 
 
 def _video_stream(container: Any) -> VideoStream:
-    """The stream that ffmpeg chooses. A cover picture does not count as video."""
+    """Return the video stream that ffmpeg would choose. A cover picture does not count as video."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
         kinds = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
@@ -214,7 +214,7 @@ def _video_stream(container: Any) -> VideoStream:
 
 
 class _Damage:
-    """Counts packets that do not decode."""
+    """Counter of packets that could not be decoded."""
 
     packets = 0
     description = ""
@@ -225,17 +225,17 @@ class _Damage:
 
 
 def _frames(container: Any, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
-    """All frames that decode. Damaged packets are skipped, as the ffmpeg program does."""
+    """Yield all frames that decode. Damaged packets are skipped, as in the ffmpeg program."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError as error:  # the container ends here
+        except av.FFmpegError as error:  # the container cannot be read further
             damage.add(error)
             packet = None
         try:
             yield from stream.codec_context.decode(packet)  # None flushes the decoder
-        except av.EOFError:  # flushed before
+        except av.EOFError:  # the decoder was already flushed
             return
         except av.FFmpegError as error:
             damage.add(error)
@@ -244,10 +244,10 @@ def _frames(container: Any, stream: VideoStream, damage: _Damage) -> Iterator[Vi
 
 
 def _frame_times(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
-    """Seconds from the first frame to each frame, and the average frame rate.
+    """Return the seconds from the first frame to each frame, and the average frame rate.
 
-    The container's times are used if they rise strictly. Times of packed B-frames in AVI step back, and raw streams
-    have no times: their frames are placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
+    The container's timestamps are used if they increase strictly. Otherwise (packed B-frames in AVI, raw streams
+    without timestamps) frames are placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
     """
     known = [time for time in times if time is not None]
     if len(known) == len(times) > 1 and all(low < high for low, high in pairwise(known)):
@@ -258,9 +258,9 @@ def _frame_times(times: list[float | None], rate: Fraction | None) -> tuple[list
 
 
 def _select_frames(total: int, settings: FrameSettings) -> tuple[list[int], list[int]]:
-    """Source frames that are stored, and the index of each window's first frame among them.
+    """Return the source frames to store, and the index in this list of each window's first frame.
 
-    A video that is not longer than its windows together is stored whole.
+    A video that is not longer than all windows together is stored whole.
     """
     clips, window, stride = settings.clips, settings.window, settings.stride
     if clips == 0 or total <= clips * window:

@@ -1,8 +1,8 @@
-"""A decoding process that can be killed, because a video may hang or crash its decoder.
+"""Decode videos in a child process that can be killed, because a video may hang or crash the decoder.
 
-The parent sends a path, and the process answers with the frames. While frames arrive the process also sends heartbeats.
-A process that is silent for the stall timeout is killed, and the next video gets a new process. Processes are spawned,
-inherit nothing from the parent, and end with it.
+The parent sends a path, and the child answers with the frames. The child also sends heartbeats while it decodes frames.
+A child that is silent for the stall timeout is killed, and the next video gets a new process. Child processes are
+spawned, inherit nothing from the parent, and end when the parent ends.
 """
 
 import gc
@@ -27,7 +27,7 @@ _HEARTBEAT_SECONDS = 0.25
 _START_SECONDS = 120.0
 
 
-class WorkerStopped(Exception):  # noqa: N818 - a request, and no error
+class WorkerStopped(Exception):  # noqa: N818 - names a request, not an error
     """Another thread has stopped the worker."""
 
 
@@ -43,11 +43,11 @@ class DecodeWorker:
         self._stopping = False
 
     def decode(self, path: Path) -> DecodedVideo:
-        """Decode a video; blocks until it is decoded.
+        """Decode a video and block until it is decoded.
 
         Raises:
-            UndecodableVideo: no frame can be stored, the video stalled, or it crashed the process.
-            UserError: the process does not start.
+            UndecodableVideo: no frame can be stored, or decoding stalled or crashed the process.
+            UserError: the process cannot be started.
             WorkerStopped: :meth:`stop` was called.
         """
         connection = self._ready_connection()
@@ -71,7 +71,7 @@ class DecodeWorker:
             raise UndecodableVideo(QuarantineReason.CRASHED, detail) from None
 
     def stop(self) -> None:
-        """Kill the process from any thread; a blocked :meth:`decode` raises :class:`WorkerStopped`."""
+        """Kill the process. May be called from any thread; a blocked :meth:`decode` raises :class:`WorkerStopped`."""
         self._stopping = True
         self._kill(grace=0)
 
@@ -80,7 +80,7 @@ class DecodeWorker:
             raise WorkerStopped
 
     def _ready_connection(self) -> Connection:
-        """The connection to the running process; starts one if needed."""
+        """Return the connection to the process, after starting a process if none is running."""
         with self._lock:
             self._check_stopped()
             if self._process is not None:
@@ -91,7 +91,7 @@ class DecodeWorker:
             child.close()
         cause = f"no heartbeat for {_START_SECONDS:g} s"
         try:
-            if self._connection.poll(_START_SECONDS):  # the time of imports does not count as the first video's
+            if self._connection.poll(_START_SECONDS):  # imports do not count towards the first video's stall timeout
                 self._connection.recv_bytes()
                 return self._connection
             self._kill(grace=0)
@@ -101,7 +101,7 @@ class DecodeWorker:
         raise UserError(f"a decoding process did not start ({cause}): check free memory, and run the command again")
 
     def _kill(self, grace: float = 0.2) -> str:
-        """Kill the process; returns how it ended."""
+        """Kill the process; return a text that says how it ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -109,16 +109,16 @@ class DecodeWorker:
         process.join(grace)  # a process that died by itself has an exit code to report
         code = process.exitcode
         process.kill()
-        process.join(5)  # a process that hangs in the kernel (a dead network disk) is abandoned
+        process.join(5)  # a process that still hangs in the kernel (dead network disk) is abandoned
         if code is not None and code < 0:
             return signal.Signals(-code).name
         return f"exit status {code}"
 
 
 def _serve(connection: Connection, settings: FrameSettings) -> None:
-    """Main function of the decoding process: answers paths with frames until the parent closes the connection."""
-    cv2.setNumThreads(1)  # one process per core
-    gc.freeze()  # the garbage collector skips imported modules, which saves 2 % of the time
+    """Answer paths with frames until the parent closes the connection (main function of the child process)."""
+    cv2.setNumThreads(1)  # there is one process per core
+    gc.freeze()  # makes the garbage collector skip imported modules, which saves 2 % of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     connection.send_bytes(_HEARTBEAT)
@@ -153,6 +153,6 @@ def _decode_to_messages(connection: Connection, path: Path, settings: FrameSetti
         reason, detail = error.reason, error.detail
     except (EOFError, ConnectionError):
         raise
-    except Exception as error:  # one video must not end a run of days: it is quarantined
+    except Exception as error:  # quarantine the video instead of ending a run of days
         reason, detail = QuarantineReason.CRASHED, f"{type(error).__name__}: {error}"
     return _UNDECODABLE, json.dumps({"reason": reason.value, "detail": detail}).encode()

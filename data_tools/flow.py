@@ -1,4 +1,4 @@
-"""Optical flow for the paper's Table 7, by dense inverse search (Kroeger et al. 2016, OpenCV)."""
+"""Compute optical flow for the paper's Table 7 with OpenCV's dense inverse search (Kroeger et al. 2016)."""
 
 from collections import deque
 
@@ -20,13 +20,13 @@ class FlowRecorder:
         self._fields: list[bytes] = []
 
     def add(self, luma: Luma, stored: bool) -> None:
-        """Add the next source frame, (height, width) uint8 at the stored size. cv2.error: under about 16 pixels."""
+        """Add the next source frame, uint8 (height, width). Raises cv2.error for frames below about 16 pixels."""
         self._waiting.append((luma, stored))
         if len(self._waiting) > self._distance:
             self._compute_flow(luma)
 
     def finish(self) -> list[bytes]:
-        """Encoded flow field of each stored frame."""
+        """Return the encoded flow field of each stored frame."""
         while self._waiting:
             self._compute_flow(self._waiting[-1][0])
         return self._fields

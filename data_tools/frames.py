@@ -1,8 +1,8 @@
 """Encode decoded frames as upright JPEGs (or RGB pixels) of one size.
 
 swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
-encoder takes these planes directly, 1.2 times as fast as through RGB. If the size stays and only the range changes
-(common copies of Kinetics are 340x256), a lookup table gives the same result in a third of swscale's time.
+encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If the size does not change and only
+the range does (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
 """
 
 import functools
@@ -38,7 +38,7 @@ class FrameEncoder:
         self._widened: list[Plane] = []
 
     def scale(self, frame: VideoFrame) -> list[Plane]:
-        """Luma and chroma planes of a decoded frame, upright, at the stored size; valid until the next call."""
+        """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
             self._size = _stored_size(frame.width, frame.height, self._short_side)
             self._rotate = _Orientation.of(frame)
@@ -50,7 +50,7 @@ class FrameEncoder:
         return [self._rotate(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
-        """Upright RGB bytes (height, width, 3); :meth:`scale` must have been called once before."""
+        """Return upright RGB bytes (height, width, 3). :meth:`scale` must have been called before."""
         (plane,) = self._reformat(frame, "rgb24").planes
         rows = _as_array(plane, 3)
         return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
@@ -64,7 +64,7 @@ class FrameEncoder:
 
     def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
         if not self._widened:
-            self._widened = [np.empty(plane.shape, np.uint8) for plane in planes]  # new pages would double the cost
+            self._widened = [np.empty(plane.shape, np.uint8) for plane in planes]  # reused: new memory doubles the cost
         for plane, table, out in zip(planes, _range_tables(), self._widened, strict=True):
             cv2.LUT(plane, table, dst=out)
         return self._widened
@@ -76,14 +76,14 @@ def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int,
         *size,
         format=layout,
         dst_colorspace=Colorspace.ITU601,
-        dst_color_range=ColorRange.JPEG,  # the range of JFIF
-        interpolation=Interpolation.BICUBIC,  # default of the ffmpeg program
+        dst_color_range=ColorRange.JPEG,  # full range, which JFIF requires
+        interpolation=Interpolation.BICUBIC,  # the default of the ffmpeg program
         threads=1,
     )
 
 
 def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
-    """Whether swscale would only widen the range: size, layout and matrix stay."""
+    """Return whether swscale would only widen the range, and keep size, pixel layout and colour matrix."""
     return (
         (frame.width, frame.height) == size
         and frame.format.name == "yuv420p"
@@ -93,7 +93,7 @@ def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
 
 @functools.cache
 def _range_tables() -> tuple[Plane, Plane, Plane]:
-    """Swscale's output for each value of luma and of the two chroma planes."""
+    """Return lookup tables with swscale's output for each value of luma and of the two chroma planes."""
     ramp = VideoFrame(512, 2, "yuv420p")
     for plane in ramp.planes:
         _as_array(plane)[:] = np.resize(np.arange(256), plane.width)
@@ -102,7 +102,7 @@ def _range_tables() -> tuple[Plane, Plane, Plane]:
 
 
 def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Stored (width, height), both even because chroma has half the size. The short side is at most ``short_side``."""
+    """Return the stored (width, height), both even because chroma is subsampled. ``short_side`` is a maximum."""
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 
@@ -113,7 +113,7 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
 
 @dataclass(frozen=True)
 class _Orientation:
-    """Turns a decoded frame upright: transposes, then mirrors."""
+    """Rotation of a decoded frame to upright, as a transposition and then mirroring."""
 
     transpose: bool = False
     mirror_x: bool = False

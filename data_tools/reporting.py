@@ -1,4 +1,4 @@
-"""Progress bars and JSON files of the tools."""
+"""Progress bars and JSON output of the tools."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from motionmae.files import write_atomically
 
 
 def progress_bar(*more: ProgressColumn) -> Progress:
-    """A progress bar on stderr with the columns ``more``; it is shown on terminals only."""
+    """Make a progress bar on stderr with the further columns ``more``. It is shown only on terminals."""
     console = Console(stderr=True)
     count = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -36,7 +36,7 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def damage_as_user_error() -> Iterator[None]:
-    """Raise a damaged sample as a :class:`UserError` that names the command which lists all damage."""
+    """Convert CorruptSample to a UserError that names the command that lists all damage."""
     try:
         yield
     except CorruptSample as error:

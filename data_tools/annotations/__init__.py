@@ -1,4 +1,4 @@
-"""Readers of the official annotation files, one module per data set; :func:`read_split` chooses the reader."""
+"""Read official annotation files, with one module per data set. :func:`read_split` chooses the module."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from data_tools.annotations.split import Split, VideoIndex, VideoRecord
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}
-"""Data set -> ``read(videos, annotations, split, exclude) -> Split``."""
+"""Maps a data set to its reader, ``read(videos, annotations, split, exclude) -> Split``."""
 
 __all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]
 
@@ -20,12 +20,12 @@ def read_split(
     """Read one split of a data set.
 
     Args:
-        annotations: folder or file of the official annotations; default ``videos``.
-        split: name of the split; optional for ``folder`` only.
-        exclude: folder below ``videos`` that is not searched (the folder of the shards).
+        annotations: folder or file of the official annotations; by default ``videos``.
+        split: name of the split; only the data set ``folder`` does not require it.
+        exclude: folder within ``videos`` that is not searched (the folder of the shards).
 
     Raises:
-        UserError: a folder or file is missing or malformed, no video exists, or a video is named twice.
+        UserError: a folder or file is missing or malformed, no video exists, or a video is listed twice.
     """
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
@@ -45,7 +45,7 @@ def read_split(
 
 
 def _refuse_duplicates(split: Split) -> None:
-    """Refuse a video that is listed twice: it would be used twice in an epoch, or have two classes."""
+    """Raise UserError if a video is listed twice and would be used twice in an epoch or have two classes."""
     counts = Counter(os.path.normpath(video.path or video.source) for video in split.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:

@@ -1,10 +1,11 @@
-"""Any folder of videos, described by "path label" lists, by class folders, or by nothing.
+"""Read any folder of videos. The labels come from lists, from class folders, or are absent.
 
 * Lists ``train.csv``, ``val.csv``, ``test.csv`` (or ``.txt``), or one given file. Lines are "path label", "path,label"
-  or "path" (as in VideoMAE and PySlowFast; here a path may contain blanks), or a csv with the header path,label. Labels
-  are numbers, or names that are numbered alphabetically. ``classInd.txt`` ("number name") beside a list names numbers.
+  or "path" as in VideoMAE and PySlowFast, but a path may contain blanks. A csv may have the header path,label. Labels
+  are numbers, or names that are numbered alphabetically. ``classInd.txt`` ("number name") in the folder of the list
+  gives names to numbers.
 * Class folders ``CLASS/.../video`` or ``SPLIT/CLASS/.../video``. Classes are numbered alphabetically.
-* A flat folder. Its videos have no label.
+* A flat folder. The videos have no label.
 """
 
 import csv
@@ -29,14 +30,14 @@ NOT_VIDEOS = frozenset(
         *(".part", ".tar", ".torrent", ".zip"),
     }
 )
-"""Files of a folder with these endings are skipped and named in the summary. All other files are decoded."""
+"""Files with these extensions are skipped and named in the summary. All other files are decoded."""
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _MAX_CLASSES = 1_000_000
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    """Read one split, or all of them if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
+    """Read one split, or all splits if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
         return _from_lists(videos, [annotations], split or annotations.stem)
     lists = _find_lists(annotations, split)
@@ -50,7 +51,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
-    """The list of one split, or the lists of all splits; a csv is preferred to a txt of the same name."""
+    """Find the list of one split, or the lists of all splits. A csv is preferred to a txt of the same name."""
     candidates = [(folder / f"{name}.csv", folder / f"{name}.txt") for name in ([split] if split else SPLITS)]
     return [next(path for path in pair if path.is_file()) for pair in candidates if any(map(Path.is_file, pair))]
 
@@ -68,7 +69,7 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Split:
                 raise UserError(f"{files[0]}: classInd.txt lacks the class {label!r} of {source}: add the class there")
     records = []
     for source, label in entries:
-        exists = os.path.exists(videos / source)  # noqa: PTH110 - Path.exists raises if a folder is not readable
+        exists = os.path.exists(videos / source)  # noqa: PTH110 - Path.exists would raise for an unreadable folder
         number = numbers.get(label, UNLABELLED)
         class_name = class_of_number.get(number, "" if number < 0 else label)
         records.append(VideoRecord(source, videos / source if exists else None, number, class_name))
@@ -81,7 +82,7 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str) -> Split:
 
 
 def _read_list(file: Path) -> list[tuple[str, str]]:
-    """(path, label text or "") of each line."""
+    """Return (path, label text or "") for each line of a list."""
     lines = read_lines(file)
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "path" in header:
@@ -97,14 +98,14 @@ def _parse_line(line: str) -> tuple[str, str]:
     for source, _, label in cuts:
         if Path(source.strip('" ')).suffix.lower() in VIDEO_SUFFIXES:
             return source.strip('" '), label.strip()
-    for source, _, label in cuts:  # the ending is unknown: a number at the end is the label
+    for source, _, label in cuts:  # no known video extension: a number at the end of the line is the label
         if source and _NUMBER.fullmatch(label.strip()):
             return source.strip('" '), label.strip()
     return line, ""
 
 
 def _read_class_names(folder: Path) -> dict[int, str]:
-    """``classInd.txt``: a number and a name in each line, numbered like the lists (from 0 or 1)."""
+    """Read ``classInd.txt``, which has a class number (as in the lists, from 0 or 1) and a name per line."""
     file = folder / "classInd.txt"
     if not file.is_file():
         return {}

@@ -1,6 +1,7 @@
-"""HMDB51: ``testTrainMulti_7030_splits/CLASS_test_splitN.txt``, one file per class and split, lines "name.avi 1".
+"""Read HMDB51's ``testTrainMulti_7030_splits/CLASS_test_splitN.txt``: one file per class and split.
 
-1 means train, 2 means test, 0 means neither. Classes are numbered alphabetically, and videos lie in class folders.
+A line is "name.avi NUMBER", where 1 means train, 2 test, and 0 neither. Classes are numbered alphabetically, and videos
+lie in class folders.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Kinetics-400: ``kinetics-400_{train,val,test}.csv``, as ActivityNet and the CVDF publish them.
+"""Read Kinetics-400's ``kinetics-400_{train,val,test}.csv`` as ActivityNet and the CVDF publish them.
 
-The columns are label, youtube_id, time_start, time_end, split[, is_cc]; a test file may have no labels. A clip is named
-``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in class folders or flat.
+The columns are label, youtube_id, time_start, time_end, split[, is_cc]. A test file may have no labels. A video file is
+named ``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in class folders or in one flat folder.
 """
 
 import csv
@@ -71,7 +71,7 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
 
 
 def _read_class_names(folder: Path, labels: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(class names in label order, notes). The names come from a label map, or from all Kinetics csvs of the folder."""
+    """Return class names in label order, from a label map or from all Kinetics csvs of the folder, and notes."""
     label_maps = sorted(folder.glob("label_map*.txt"))
     if label_maps:
         return tuple(read_lines(label_maps[0])), ()

@@ -1,4 +1,4 @@
-"""Result of every annotation reader (:class:`Split`), and the search for the files that annotations name."""
+"""Result of every annotation reader (:class:`Split`), and the search for the video files that annotations name."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,38 +18,41 @@ class VideoRecord:
 
     source: str  # path within the data set, with ``/`` between folders; the expected name if the video is missing
     path: Path | None  # the video file; None if it does not exist
-    label: int = UNLABELLED  # class number from 0
+    label: int = UNLABELLED  # class number, from 0
     class_name: str = ""  # empty for an unlabelled video
-    annotation_name: str = ""  # name in the annotations; empty if the annotations give its path
+    annotation_name: str = ""  # name of the video in the annotations; empty if the annotations give a path
 
     @property
     def identity(self) -> str:
-        """A name that stays the same when a missing video is added later, in any folder."""
+        """Name that does not change when a missing video is added later, whatever its folder."""
         return self.annotation_name or self.source
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set."""
+    """One split of a data set, as read from its annotations."""
 
     videos: tuple[VideoRecord, ...]  # all videos in the order of the annotations, including missing ones
     class_names: tuple[str, ...]  # class name of each label
     name: str  # name of the split; shards are named after it
-    description: str  # the files or the folder that were read, for messages
-    split_file: str = ""  # name of the annotation file; empty if the folder structure is the annotation
+    description: str  # files or folder that were read, for messages
+    split_file: str = ""  # name of the annotation file; empty if the labels come from the folder structure
     split_sha256: str = ""  # hash of the annotation files
-    skipped: tuple[str, ...] = ()  # files of the folder that are not videos by their name
+    skipped: tuple[str, ...] = ()  # files of the folder whose extension is not that of a video
     notes: tuple[str, ...] = ()  # sentences for the summary
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file (CRLF or LF), stripped; empty lines and a byte-order mark are dropped."""
+    """Read the stripped lines of a text file (CRLF or LF), without empty lines and without a byte-order mark."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def annotation_folder(annotations: Path, official_name: str, pattern: str) -> Path:
-    """The folder with files like ``pattern``: ``annotations``, the folder of that file, or ``official_name`` in it."""
+    """Return the folder with files that match ``pattern``.
+
+    This is ``annotations``, its subfolder ``official_name``, or, if ``annotations`` is a file, the folder of the file.
+    """
     folder = annotations.parent if annotations.is_file() else annotations
     if not any(folder.glob(pattern)) and (folder / official_name).is_dir():
         return folder / official_name
@@ -57,7 +60,7 @@ def annotation_folder(annotations: Path, official_name: str, pattern: str) -> Pa
 
 
 def walk_files(root: Path, exclude: Path | None = None) -> Iterator[Path]:
-    """Sorted files below ``root`` without hidden ones; symbolic links are followed, and each folder is visited once."""
+    """Yield the sorted, non-hidden files in ``root``, recursively. Follow symbolic links, and visit a folder once."""
     seen: set[tuple[int, int]] = set()
     excluded = exclude.resolve() if exclude is not None else None
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unlistable):
@@ -76,10 +79,10 @@ def _refuse_unlistable(error: OSError) -> None:
 
 
 class VideoIndex:
-    """Index of all videos below a folder by file stem.
+    """Index of all videos in a folder, recursively, by file stem.
 
-    Data sets are unpacked flat, into class folders, below ``train/``, with ``_`` for blanks, or as ``.mkv`` for
-    ``.mp4``. Only the stem is the same in every copy.
+    Copies of a data set may be flat, have class folders or a folder ``train/``, use ``_`` for blanks, or have ``.mkv``
+    instead of ``.mp4`` files. Only the stem is the same in every copy.
     """
 
     def __init__(self, root: Path, exclude: Path | None = None):
@@ -90,9 +93,9 @@ class VideoIndex:
                 self._by_stem.setdefault(path.stem.lower(), []).append(path)
 
     def find(self, stems: Sequence[str], folders: Sequence[str]) -> Path | None:
-        """The file with the first of ``stems`` that exists, ignoring case.
+        """Return the file for the first of ``stems`` that exists, ignoring case, or None.
 
-        Of several files with one stem, the file with most of ``folders`` in its path is chosen.
+        If several files have the same stem, the file whose path contains most of ``folders`` is chosen.
         """
         preferred = {_normalized(folder) for folder in folders}
         for stem in stems:
@@ -104,7 +107,7 @@ class VideoIndex:
     def record(
         self, stems: Sequence[str], folders: Sequence[str], name: str, label: int, class_name: str
     ) -> VideoRecord:
-        """The record of the video that :meth:`find` finds; ``name`` is its name in the annotations."""
+        """Return the record of the video that :meth:`find` finds. ``name`` is the video's name in the annotations."""
         path = self.find(stems, folders)
         source = name if path is None else path.relative_to(self._root).as_posix()
         return VideoRecord(source, path, label, class_name, name)

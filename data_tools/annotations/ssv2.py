@@ -1,8 +1,8 @@
-"""Something-Something V2: ``something-something-v2-{train,validation,test,labels}.json``, videos ``ID.webm``.
+"""Read Something-Something V2's ``something-something-v2-{train,validation,test,labels}.json`` for videos ``ID.webm``.
 
-The template of an entry, without its brackets, is the class name. The labels file maps class names to numbers,
-written as strings. The test file holds ids only; ``test-answers.csv`` ("id;label"), published later, is used if it is
-in the same folder.
+The class name is the template of an entry without the brackets. The labels file maps class names to numbers, written as
+strings. The test file holds only ids. The test labels come from ``test-answers.csv`` ("id;label"), which was published
+later, if this file is in the same folder.
 """
 
 import json

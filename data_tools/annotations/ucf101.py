@@ -1,7 +1,7 @@
-"""UCF101: ``ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt`` (CRLF, classes numbered from 1).
+"""Read UCF101's ``ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt`` (CRLF, classes numbered from 1).
 
-A line of a train list ends with the class number, a line of a test list does not. In both the folder is the class. The
-files of the class ``HandstandPushups`` are named ``v_HandStandPushups_*``.
+Lines of a train list end with the class number, lines of a test list do not. In both lists the folder of a video is the
+class. The files of the class ``HandstandPushups`` are named ``v_HandStandPushups_*``.
 """
 
 import re
@@ -36,9 +36,9 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 
 def parse_split(split: str | None) -> tuple[str, int]:
-    """("train" or "test", 1 to 3) from train, test, train2, testlist03, ...; the default number is 1.
+    """Parse train, test, train2, testlist03, ... into ("train" or "test", 1 to 3). The default number is 1.
 
-    UCF101 and HMDB51 have no validation lists. Published results validate on the test lists, and val means test here.
+    ``val`` means test: UCF101 and HMDB51 have no validation lists, and published results validate on the test lists.
     """
     match = _SPLIT.fullmatch(split or "")
     if match is None:

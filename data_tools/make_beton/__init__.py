@@ -83,7 +83,7 @@ def _run(shards: Path, out: Path, force: bool) -> int:
 
 
 def _made_from(out: Path, manifest: Manifest) -> bool:
-    """Whether ``out`` is a complete file of these shards."""
+    """Return whether ``out`` is a complete file that was made from the shards of ``manifest``."""
     from motionmae.data.ffcv.decoder import BetonReader
 
     with contextlib.suppress(UserError):
@@ -93,14 +93,14 @@ def _made_from(out: Path, manifest: Manifest) -> bool:
 
 
 class _Clips:
-    """The data set that FFCV reads: samples in the order of their ids, with every frame checked."""
+    """Data set that FFCV's writer reads: samples in the order of their ids, with every frame checked."""
 
     def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
         self._reader = open_reader(shards, manifest)
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":
-        """A sample, as a tuple with its only field. Raises CorruptSample if a frame is damaged or has another size."""
+        """Return a sample as a tuple of one field. Raises CorruptSample for a damaged frame or one of wrong size."""
         meta = self._reader.read_meta(sample)
         jpegs = self._reader.read_frames(sample, range(meta.frames))
         for number, jpeg in enumerate(jpegs):
@@ -117,10 +117,10 @@ class _Clips:
 
 
 def page_size(shards: Path, manifest: Manifest) -> int:
-    """Page size in bytes, a power of two, that gives the smallest file; every sample fits in one page.
+    """Choose the page size in bytes, a power of two, that gives the smallest file. Every sample must fit in a page.
 
-    FFCV starts a new page when a sample does not fit. Small pages waste a large part of each page, large pages waste
-    the end of the last page.
+    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page,
+    large pages waste the end of the last page.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.
@@ -138,7 +138,7 @@ def page_size(shards: Path, manifest: Manifest) -> int:
 
 
 def _file_size(sizes: list[int], page: int) -> int:
-    """Bytes of the pages of a file with samples of these sizes."""
+    """Compute the bytes of all pages of a file whose samples have these sizes."""
     pages, free = 1, 0  # the first page holds the header
     for size in sizes:
         if size > free:
@@ -148,20 +148,20 @@ def _file_size(sizes: list[int], page: int) -> int:
 
 
 class _Rows(NamedTuple):
-    """Replaces the shared memory in which FFCV collects the rows of the samples."""
+    """Array that replaces the shared memory in which FFCV collects the rows of the samples."""
 
     buf: bytearray
 
 
 def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[], None] = lambda: None) -> int:
-    """Write ``out`` from a folder of shards. On any error there is no file of that name.
+    """Convert a folder of shards to the file ``out``. After an error ``out`` does not exist.
 
-    FFCV's page allocator and header are used, but not its worker processes: its writer waits forever if a worker fails
-    because of a damaged sample or a full disk. Nothing is encoded here, and one process is as fast as the disk. One
-    process also writes the same bytes every time, which several do not.
+    FFCV's page allocator and header are used, but not FFCV's worker processes: FFCV's writer waits forever if a worker
+    fails because of a damaged sample or a full disk. Nothing is encoded here, and one process is as fast as the disk.
+    One process also writes the same bytes every time, unlike several processes.
 
     Returns:
-        Page size in bytes.
+        The page size in bytes.
 
     Raises:
         CorruptSample: a sample is damaged.
@@ -183,7 +183,7 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
         writer.num_samples = manifest.samples
         writer.prepare()
         writer.metadata_sm.close()
-        writer.metadata_sm.unlink()  # the only process needs no shared memory
+        writer.metadata_sm.unlink()  # a single process needs no shared memory
         writer.metadata_sm = rows = _Rows(bytearray(manifest.samples * writer.metadata_type.itemsize))
         allocator = MemoryAllocator(writer.fname, writer.data_region_start, page)
         done = multiprocessing.Value("Q", 0)

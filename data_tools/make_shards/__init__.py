@@ -1,1 +1,1 @@
-"""Videos -> shards; `motionmae shards make --help` explains how."""
+"""Make shards from videos; see `motionmae shards make --help`."""

@@ -132,7 +132,7 @@ def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
 
 
 def _load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
-    """The manifest of a finished folder; None if the manifest is missing or damaged, or a shard has changed."""
+    """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
     try:
         manifest = load_manifest(out)
     except UserError:
@@ -141,7 +141,7 @@ def _load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
 
 
 def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
-    """Write the shards of one part. A later run without --part finds them and writes the manifest."""
+    """Write the shards of one part. A later run without --part finds these shards and writes the manifest."""
     number, parts = options.part
     part = plan.part(number, parts)
     with lock_output(options.out, options.part):

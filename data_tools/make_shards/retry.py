@@ -1,7 +1,7 @@
-"""``--retry``: make the shards that lack a video again.
+"""``--retry``: make those shards again that lack a video.
 
-A marker file beside the records shows that a retry is in progress. It is written after the records of these shards are
-deleted, and deleted when all of them are made. A stopped retry therefore continues instead of starting over.
+The files that mark these shards as finished (``OUT/.make_shards/NAME.json``) are deleted. Then a marker file is written
+that exists until all these shards are made again. A stopped retry therefore continues instead of starting over.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None)
 
 
 def end_retry(out: Path, part: tuple[int, int] | None = None) -> None:
-    """Delete the marker of a part; without ``part``, the markers of the whole and of all parts."""
+    """Delete the marker file of a part; without ``part``, delete the marker files of the whole and of all parts."""
     for path in [_marker(out, part)] if part else (out / STATE).glob("retry*"):
         path.unlink(missing_ok=True)
 

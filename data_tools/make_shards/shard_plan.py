@@ -1,8 +1,8 @@
 """Plan the content of every shard before the first video is decoded.
 
-The list of videos and the seed alone decide the shard of each video. The bytes of a shard do not depend on the number
-of workers, on interruptions, or on damage of other videos: a quarantined video leaves its key unused.
-``OUT/.make_shards/plan.json`` holds everything that shapes the bytes, and a run with other settings is refused.
+Only the list of videos and the seed determine the shard of each video. The bytes of a shard do not depend on the number
+of workers, on interruptions, or on damage to other videos: a quarantined video leaves its key unused.
+``OUT/.make_shards/plan.json`` holds all settings that change the bytes. A run with different settings raises UserError.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
 STATE = ".make_shards"
-"""Folder within OUT that holds the plan and a record of each finished shard."""
+"""Folder in OUT with the plan and, for each finished shard, a file that marks the shard as finished."""
 MAX_SAMPLES = 64
-"""Default number of videos of a shard; shards of K400 at short side 256 have about 400 MB."""
+"""Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
-"""Small data sets get smaller shards by default, to have about this many shards to distribute and to shuffle."""
+"""By default, small data sets get smaller shards, so that there are about this many to distribute and shuffle."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Everything that a run of make_shards writes."""
+    """Plan of all shards, with the settings that determine their content."""
 
     dataset: str
     split: Split
     frames: FrameSettings
     shards: tuple[PlannedShard, ...]  # all shards, including finished ones
-    settings: Mapping[str, Any]  # everything that shapes the bytes, except the libraries
-    versions: Mapping[str, str]  # versions of the libraries that shape the bytes
+    settings: Mapping[str, Any]  # all settings that change the bytes
+    versions: Mapping[str, str]  # versions of the libraries that change the bytes
 
     @property
     def num_videos(self) -> int:
-        """Videos of the planned shards, including those that cannot be stored."""
+        """Number of videos in the planned shards, including videos that cannot be stored."""
         return sum(len(shard.videos) for shard in self.shards)
 
     @property
     def encoding(self) -> str:
-        """One of motionmae.data.shards.format.ENCODINGS."""
+        """Encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS."""
         return "raw" if self.frames.raw else "jpeg"
 
     def part(self, number: int, parts: int) -> "ShardPlan":
-        """Every ``parts``-th shard from ``number`` on, the share of one of several machines."""
+        """Return the part of the plan for one of several machines: every ``parts``-th shard from ``number`` on."""
         return replace(self, shards=self.shards[number::parts])
 
 
@@ -70,7 +70,7 @@ def make_plan(
 ) -> ShardPlan:
     """Assign a key and a shard to every video.
 
-    Videos are sorted by a hash of (seed, name). A library's shuffle could change with its version.
+    Videos are sorted by a hash of (seed, name), because the shuffle of a library could change with its version.
     """
     if samples_per_shard is None:
         samples_per_shard = min(MAX_SAMPLES, -(-len(split.videos) // MIN_SHARDS))
@@ -114,10 +114,10 @@ def _hash_videos(split: Split) -> str:
 
 
 def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
-    """Write ``plan.json``, or compare the plan with the one that the folder has.
+    """Write ``plan.json``, or check that an existing ``plan.json`` is equal to the plan.
 
     Raises:
-        UserError: the folder cannot be written, or its shards have other settings.
+        UserError: the folder cannot be written, or its shards were planned with different settings.
     """
     path = _plan_file(out)
     content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
@@ -138,7 +138,7 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
 
 
 def check_library_versions(plan: ShardPlan, out: Path) -> None:
-    """Refuse other library versions than those that wrote the first shards. Called before more shards are written."""
+    """Raise UserError if library versions differ from those of the first shards. Call this before writing more."""
     existing = json.loads(_plan_file(out).read_bytes())
     _refuse_differences(out, existing["versions"], plan.versions)
 

@@ -1,9 +1,9 @@
-"""Write the planned shards: one thread per open shard, and decoding processes that the threads share.
+"""Write the planned shards with one thread per open shard, and decoding processes that the threads share.
 
-There is one more thread than there are processes: all processes decode while a shard is flushed to a slow disk.
+There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk.
 
-A shard is finished when its record ``OUT/.make_shards/NAME.json`` exists, which is written after the shard. A killed
-run continues with the other shards. ``manifest.json`` is written last.
+The file ``OUT/.make_shards/NAME.json`` marks a shard as finished and is written after the shard. When a killed run is
+restarted, it continues with the unfinished shards. ``manifest.json`` is written last.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from motionmae.files import write_atomically
 from motionmae.locks import acquire
 
 QUARANTINE = "quarantine.jsonl"
-"""Rows with path, reason and error of all videos that are in no shard."""
+"""File with one row (path, reason, error) for each video that could not be stored."""
 
 _PROGRESS_SECONDS = 0.1
 
@@ -43,7 +43,7 @@ class Counts:
     videos: int = 0  # processed videos, stored or not
     frames: int = 0  # stored frames
     bytes: int = 0  # bytes of the stored frames
-    damaged: list[str] = field(default_factory=list)  # videos that are stored without their damaged packets
+    damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
     quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
 
     @property
@@ -64,10 +64,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard, ``OUT/.make_shards/NAME.json``."""
+    """Content of ``OUT/.make_shards/NAME.json``, the file that marks a shard as finished."""
 
     counts: Counts
-    entry: ShardEntry | None  # row of the manifest; None if none of the videos could be stored
+    entry: ShardEntry | None  # manifest entry; None if none of the videos could be stored
 
     def write(self, path: Path) -> None:
         content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
@@ -75,7 +75,7 @@ class ShardRecord:
 
 
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
-    """The record of a finished shard; None if the shard is not finished, or has changed since."""
+    """Load the record of a finished shard. Return None if the shard is not finished or has changed since."""
     try:
         content = json.loads(record_path(out, shard).read_bytes())
         entry = content["entry"] and ShardEntry(**content["entry"])
@@ -86,7 +86,7 @@ def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
 
 
 def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
-    """The manifest's rows of all planned shards; None if a shard is missing or damaged."""
+    """Return the manifest entries of all planned shards, or None if a shard is missing or damaged."""
     records = [load_record(out, shard) for shard in plan.shards]
     if None in records:
         return None
@@ -99,14 +99,14 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
 
 @contextlib.contextmanager
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
-    """Lock the folder against a second run of the same part, and against the whole while a part is written.
+    """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
 
-    ``part`` is (number, parts), or None for the whole. Raises UserError if another run writes, or the folder was
-    started with another number of parts.
+    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
+    the folder was started with a different number of parts.
     """
     with contextlib.ExitStack() as locks:
         _lock(locks, out, "lock", shared=part is not None)
-        if part is None:  # no other run writes, and the next parts may have another count
+        if part is None:  # no other run is writing, so that later runs may use a different number of parts
             for path in (out / STATE).glob("lock.*of*"):
                 path.unlink()
         else:
@@ -129,7 +129,7 @@ def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> No
         file = locks.enter_context(path.open("a+"))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
-    with contextlib.suppress(OSError):  # a network disk without locks
+    with contextlib.suppress(OSError):  # the network disk does not support locks
         if not acquire(file, shared=shared):
             raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")
 
@@ -146,11 +146,11 @@ def write_shards(
     Args:
         workers: number of decoding processes.
         stall_timeout: seconds without a frame after which a video is quarantined.
-        on_progress: called several times a second from this thread.
+        on_progress: called several times per second in the calling thread.
 
-    Returns counts of all planned shards, including those that were finished before. Raises UserError if the folder
-    cannot be written, for example to a full disk. KeyboardInterrupt is raised after the processes have ended, and
-    finished shards are kept.
+        Returns the counts over all planned shards, including shards that were finished before. Raises UserError if the
+        folder cannot be written, for example because the disk is full. KeyboardInterrupt is raised after the processes
+        have ended; finished shards are kept.
     """
     total = Counts()
     pending: list[PlannedShard] = []
@@ -161,10 +161,10 @@ def write_shards(
         else:
             total.add(record.counts)
     if pending:
-        (out / MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is complete
+        (out / MANIFEST).unlink(missing_ok=True)  # a manifest would mark the folder as complete
     decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, len(pending)))]
     writer = _Writer(plan, out, decoders, total)
-    resource_tracker.ensure_running()  # if a writer thread starts it, that thread no longer blocks Ctrl-C
+    resource_tracker.ensure_running()  # its start unblocks Ctrl-C in the thread that starts it
     with ThreadPoolExecutor(workers + 1, initializer=_block_interrupts) as pool:
         futures = [pool.submit(writer.write, shard) for shard in pending]
         try:
@@ -175,7 +175,7 @@ def write_shards(
             for decoder in decoders:
                 decoder.stop()
     for failure in filter(None, map(_failure, futures)):
-        if isinstance(failure, OSError):  # a disk error of OUT; errors of videos are in the quarantine
+        if isinstance(failure, OSError):  # an error of the disk of OUT; videos with errors are quarantined
             remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this"
             raise UserError(
                 f"{out} cannot be written ({failure}): {remedy} and run the same command again"
@@ -191,7 +191,7 @@ def _block_interrupts() -> None:
 
 
 def _failure(future: "Future[None]") -> BaseException | None:
-    """The exception of a finished shard; stopped and cancelled shards have none."""
+    """Return the exception of a future that is done, or None if it succeeded, was stopped or was cancelled."""
     if not future.done() or future.cancelled():
         return None
     error = future.exception()
@@ -199,7 +199,7 @@ def _failure(future: "Future[None]") -> BaseException | None:
 
 
 class _Writer:
-    """Writes shards, with decoding processes that its threads share."""
+    """Writer of shards, with decoding processes that its threads share."""
 
     def __init__(self, plan: ShardPlan, out: Path, decoders: Sequence[DecodeWorker], total: Counts):
         self._plan, self._out, self._total = plan, out, total
@@ -243,7 +243,7 @@ class _Writer:
 
 
 def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict[str, Any]:
-    """KEY.json: the keys of the format (``motionmae.data.shards.format.META_KEYS``), and results of decoding."""
+    """Return the content of KEY.json: all keys in motionmae.data.shards.format.META_KEYS, and decoding results."""
     return {
         "label": video.label,
         "class_name": video.class_name,
@@ -261,7 +261,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard has been lost or damaged."""
+    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard is missing or damaged."""
     entries = finished_entries(plan, out)
     if entries is None:
         raise UserError(f"finished shards of {out} have changed during this run: run the same command again")

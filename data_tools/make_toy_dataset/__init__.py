@@ -1,1 +1,1 @@
-"""Render videos whose classes differ in motion only; see `motionmae shards toy --help`."""
+"""Render toy videos whose classes differ only in motion; see `motionmae shards toy --help`."""

@@ -1,4 +1,4 @@
-"""Command line of make_toy_dataset: renders and encodes the videos, and writes the lists."""
+"""Command line of make_toy_dataset: render and encode the videos, and write the lists of the splits."""
 
 import argparse
 import hashlib
@@ -51,15 +51,15 @@ _DONE = "toy.json"
 
 @dataclass(frozen=True)
 class ToySettings:
-    """Settings that shape the videos."""
+    """Settings that determine the videos."""
 
     train: int
     val: int
-    size: int  # pixels of the short side; the short side of a video is 0.75 to 1.25 of it
+    size: int  # nominal short side in pixels; the short side of a video is 0.75 to 1.25 times this size
     seed: int
-    real: bool = False  # adds real footage
+    real: bool = False  # whether real footage is added
     shake: float = SHAKE  # maximum camera shake in pixels per frame
-    square: bool = False  # all videos are square, and a square clip covers the whole video
+    square: bool = False  # whether all videos are square, so that a square clip covers the whole frame
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -96,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
-    """Render the data set into ``out`` unless it exists; returns the exit status.
+    """Render the data set into ``out`` unless it already exists; return the exit status.
 
-    Raises UserError if the folder cannot be written, or holds other data.
+    Raises UserError if the folder cannot be written or holds different data.
     """
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
@@ -141,7 +141,7 @@ def _is_done(settings: ToySettings, out: Path) -> bool:
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
-    """Render every video; returns the lines of the list of each split."""
+    """Render all videos; return the lines of each split's list."""
     splits = ["train"] * settings.train + ["val"] * settings.val
     numbers = [*range(settings.train), *range(settings.val)]
     lines: dict[str, list[str]] = {"train": [], "val": []}
@@ -160,7 +160,7 @@ def _start_process() -> None:
 
 
 def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tuple[str, int]:
-    """Render one video; returns (path within the data set, label)."""
+    """Render one video; return (path within the data set, label)."""
     label = number % len(MOTIONS)
     motion = list(MOTIONS)[label]
     identity = f"{settings.seed}:{split}:{number}".encode()
@@ -169,7 +169,7 @@ def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tu
     short = settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
     if settings.square:
-        shape = 1.0  # after the draw, to keep the state of the random generator
+        shape = 1.0  # set after the draw, so that the following random numbers do not change
     height, width = (2 * round(side / 2) for side in (short * max(1, 1 / shape), short * max(1, shape)))
     rate = _RATES[rng.integers(len(_RATES))]
     path = out / split / motion / f"{number:05d}{form.suffix}"
@@ -180,7 +180,7 @@ def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tu
 
 
 def _add_real(out: Path) -> list[str]:
-    """Copy the real footage of this machine; returns the paths within the data set."""
+    """Copy the real footage found on this machine; return the paths within the data set."""
     folder = out / "real"
     sources = []
     for path in find_real_videos():

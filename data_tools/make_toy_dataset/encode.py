@@ -1,4 +1,4 @@
-"""Encode frames as a video file in the formats of the public data sets, with the same bytes every time."""
+"""Encode frames as video files in the formats of the public data sets, reproducibly to the byte."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Format:
     suffix: str
     codec: str  # name of ffmpeg's encoder
     options: tuple[tuple[str, str], ...]
-    """Fast encoder options. One thread makes the bytes independent of the number of cores. The macroblock tree of x264
-    is off, because its SIMD code reads uninitialised memory in small frames and the bytes would differ between runs."""
+    """Fast encoder options. One thread makes the bytes independent of the number of cores. x264's macroblock tree is
+    off, because its SIMD code reads uninitialised memory for small frames, and the bytes would differ between runs."""
 
 
 FORMATS = (
@@ -32,11 +32,11 @@ FORMATS = (
     ),
     Format(".avi", "mpeg4", (("b", "2M"), ("threads", "1"))),
 )
-"""The formats of K400 and most of the web, of Something-Something V2, and of UCF101 and HMDB51."""
+"""Formats of K400 (and most of the web), of Something-Something V2, and of UCF101 and HMDB51."""
 
 
 def write_video(path: Path, pictures: Iterable[Picture], rate: Fraction, form: Format) -> None:
-    """Encode RGB frames of one size, (height, width, 3) uint8 with even sides, at ``rate`` frames per second."""
+    """Encode RGB frames, uint8 (height, width, 3), all of one size with even sides, at ``rate`` frames per second."""
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=dict(form.options)))
         stream.pix_fmt = "yuv420p"

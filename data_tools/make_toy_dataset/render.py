@@ -1,6 +1,6 @@
-"""Render a track: an angular shape over a background, with clutter, camera shake and noise, all of them random.
+"""Render a track as a moving shape over a background, with clutter, camera shake and noise.
 
-Colours, contrast, shape, clutter, shake and noise do not depend on the class.
+Colours, contrast, shape, clutter, shake and noise are random and do not depend on the class.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ Picture = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 _SMALLEST, _LARGEST = 0.16, 0.40  # radius as a fraction of the short side
 _SUBPIXEL_BITS = 4
 SHAKE = 1.5
-"""Maximum standard deviation of the camera's velocity noise, in pixels per frame."""
+"""Default maximum of the standard deviation of the camera's velocity noise, in pixels per frame."""
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A shape and its state in every frame."""
+    """A shape, and its state in every frame."""
 
     track: Track
     corners: np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -32,7 +32,7 @@ class _Shape:
 def render(
     motion: str, frames: int, height: int, width: int, rng: np.random.Generator, shake: float = SHAKE
 ) -> Iterator[Picture]:
-    """Frames of one video of a class, (height, width, 3) uint8 RGB; ``shake`` is the limit of :func:`_shake`."""
+    """Yield the frames of a video of class ``motion``, uint8 RGB (height, width, 3). ``shake`` limits the shake."""
     background = _background(height, width, rng)
     shapes = [_random_shape(standing_track(frames, rng), rng) for _ in range(rng.integers(0, 3))]
     shapes.append(_random_shape(make_track(motion, frames, rng), rng))  # the moving shape is in front
@@ -49,7 +49,7 @@ def render(
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> Picture:
-    """A smooth random pattern of random contrast."""
+    """Draw a smooth random pattern of random contrast."""
     cells = rng.integers(2, 7, 2)
     coarse = rng.uniform(0, 255, (*cells, 3)).astype(np.float32)
     pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -58,7 +58,7 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Picture:
 
 
 def _random_shape(track: Track, rng: np.random.Generator) -> _Shape:
-    """A star-shaped polygon without rotational symmetry: every rotation is visible."""
+    """Draw a star-shaped polygon without rotational symmetry, so that every rotation is visible."""
     count = int(rng.integers(5, 9))
     angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
     radii = rng.uniform(0.4, 1.0, count)
@@ -69,7 +69,7 @@ def _random_shape(track: Track, rng: np.random.Generator) -> _Shape:
 
 
 def _draw(picture: Picture, shape: _Shape, index: int) -> None:
-    """Draw a shape in a frame; a part that leaves the frame on one side enters on the opposite side."""
+    """Draw a shape in a frame. A part that leaves the frame on one side enters on the opposite side."""
     height, width = picture.shape[:2]
     state = shape.track[index]
     radius = min(height, width) * _SMALLEST * (_LARGEST / _SMALLEST) ** state[SIZE]
@@ -84,12 +84,12 @@ def _draw(picture: Picture, shape: _Shape, index: int) -> None:
 
 
 def _copies(position: float, side: int, radius: float) -> list[float]:
-    """Positions at which a shape at ``position`` is visible on a line whose ends are joined."""
+    """Return the positions at which a shape must be drawn on an axis whose ends are joined."""
     return [position + shift for shift in (-side, 0, side) if -radius < position + shift < side + radius]
 
 
 def _shake(frames: int, limit: float, rng: np.random.Generator) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(frames, 2) pixels: random walk of a hand-held camera around its position, with noise of at most ``limit``."""
+    """Draw the random walk of a hand-held camera, (frames, 2) in pixels. ``limit`` is the maximum noise (SHAKE)."""
     strength = rng.uniform(0, limit)
     wander = np.zeros((frames, 2))
     for index in range(1, frames):

@@ -44,15 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> Manifest:
-    """Link all shards into ``out``. The folder is complete when it has a manifest.
+    """Link all shards into ``out``. The manifest is written last and marks the folder as complete.
 
     Args:
-        out: the new folder; files of a killed merge are replaced.
+        out: the new folder. Files that a killed merge left are replaced.
         without_labels: remove the classes from the manifest and the indexes (each KEY.json keeps its class).
 
     Raises:
         CorruptSample: a shard is missing, truncated or replaced.
-        UserError: the folders are not compatible, hold the same shard, or ``out`` is a finished folder of shards.
+        UserError: the folders are incompatible or hold the same shard, or ``out`` is a complete folder of shards.
     """
     manifests = [load_manifest(folder) for folder in folders]
     _check_compatible(folders, manifests, without_labels)
@@ -65,7 +65,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     unexpected = [path.name for path in existing if not path.name.startswith(("merged-", "quarantine.jsonl"))]
     if unexpected:
         raise UserError(f"--out {out} holds {unexpected[0]}, which no merge has written: choose a new folder")
-    for path in existing:  # of a killed merge, possibly of more folders
+    for path in existing:  # files that a killed merge left, perhaps a merge of more folders
         path.unlink()
     names = [manifest.dataset for manifest in manifests]
     dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
@@ -115,14 +115,14 @@ def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], wi
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
-    """Link or copy a shard to its new name, then write its index."""
+    """Link or copy a shard to its new name, write its index, and return its manifest entry."""
     source = folder / entry.name
     _, columns = load_index(source, entry)
     check_size(source, entry)
     to.unlink(missing_ok=True)
     try:
         os.link(source, to)
-    except OSError:  # another disk, or a disk without hard links
+    except OSError:  # the folders are on different disks, or the disk has no hard links
         with atomic_path(to, unique=False) as temporary:
             shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}

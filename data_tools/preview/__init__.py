@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
-    """Draw ``videos`` random videos with ``frames`` evenly spread frames each; (height, width, 3) uint8 RGB."""
+    """Draw ``frames`` evenly spaced frames of ``videos`` random videos: uint8 RGB (height, width, 3)."""
     reader = open_reader(folder, load_manifest(folder))
     order = sorted(
         range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
@@ -77,7 +77,7 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
     )
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
     text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
-    plain = text.encode("ascii", "replace").decode()  # OpenCV draws ASCII only
+    plain = text.encode("ascii", "replace").decode()  # OpenCV can draw only ASCII
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 

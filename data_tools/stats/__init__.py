@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Compute the figures from the indexes of the shards.
+    """Compute statistics from the indexes of the shards.
 
     Returns:
         samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
@@ -94,12 +94,12 @@ def _quarantined(folder: Path) -> dict[str, int]:
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """Smallest, median, largest."""
+    """Return the smallest value, the median and the largest value."""
     return [round(value, 3) for value in (min(values), median(values), max(values))] if values else []
 
 
 def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
-    """Print the figures as tables; classes are sorted by size and have a bar each."""
+    """Print the statistics as tables. Classes are sorted by size, with a bar each."""
     console = Console(highlight=False)
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
@@ -124,8 +124,8 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
-    """Draw the number of videos per class, sorted by size."""
-    from matplotlib.figure import Figure  # the import takes half a second
+    """Draw a bar chart of the number of videos per class, sorted by size."""
+    from matplotlib.figure import Figure  # slow to import (half a second)
 
     counts = sorted(figures["classes"].values(), reverse=True)
     figure = Figure(figsize=(9, 4), layout="constrained")

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """Damage in the order of the shards. Decodes the first, middle and last frame of ``decode`` samples a shard."""
+    """Return all problems in shard order. Decodes first, middle and last frame of ``decode`` samples per shard."""
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
         found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
         return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
@@ -70,10 +70,10 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
     """Check every byte of a shard against its index, and the index against the manifest's ``entry`` if given.
 
     Returns:
-        The damage; empty for an intact shard. If the sha256 of the shard differs, the damaged samples are listed.
+        The problems found; empty if the shard is intact. If its sha256 differs, the damaged samples are listed.
 
     Raises:
-        UserError: the shard has another format version.
+        UserError: the shard has a different format version.
     """
     try:
         indexed, columns = load_index(shard, entry)
@@ -96,7 +96,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
 
 
 def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    """Decode frames of some samples of a shard, chosen by a hash of the shard: a changed shard gets other samples."""
+    """Decode frames of ``decode`` samples of a shard; return the problems. The shard's hash selects the samples."""
     part = open_reader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
     order = sorted(range(entry.samples), key=lambda row: hashlib.sha256(f"{entry.sha256}:{row}".encode()).digest())
     faults = []

@@ -1,4 +1,4 @@
-"""Decoders fill a batch with random clips. This module has their Protocol and the decoder of shards."""
+"""Protocol of the decoders, which fill a batch with random clips, and the decoder of shards."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 class ClipRequest(NamedTuple):
     """One clip to decode."""
 
-    row: int  # row of the batch that the clip fills
+    row: int  # index of the clip in the batch
     seed: int
     epoch: int
     sample: int  # sample id
-    repeat: int  # from 0, if a sample gives several clips
+    repeat: int  # number of the clip among the clips of its sample (data.repeated_sampling), from 0
 
     @property
     def random(self) -> KeyedRandom:
-        """Generator of frames, crop and flip. Every decoder draws the same numbers from it."""
+        """Random generator of frames, crop and flip. Every decoder draws the same numbers from this generator."""
         return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
 
     @property
     def augment_random(self) -> KeyedRandom:
-        """Generator of RandAugment and random erasing."""
+        """Random generator of RandAugment and random erasing."""
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
@@ -41,12 +41,12 @@ class ClipDecoder(Protocol):
 
     @property
     def reader(self) -> ShardReader | None:
-        """Reader of the shards; None if the decoder reads another kind of file."""
+        """Reader of the shards; None if the decoder reads an FFCV file."""
 
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Decode clips into the rows of a batch.
+        """Decode each requested clip into its row of the batch.
 
         Args:
             clips: uint8 (batch, T, size, size, 3).
@@ -57,11 +57,11 @@ class ClipDecoder(Protocol):
         """
 
     def close(self) -> None:
-        """Release files, threads and processes. May be called again."""
+        """Release files, threads and processes. May be called more than once."""
 
 
 def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
-    """Return the augmentation beyond crop and flip, or None if it is off."""
+    """Return RandAugment and random erasing as one transform, or None if the configuration uses neither."""
     if not data.rand_augment and not data.random_erasing:
         return None
     from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training does not need it
@@ -70,7 +70,7 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
 
 
 class ShardDecoder:
-    """:class:`ClipDecoder` of shards, in the calling thread."""
+    """:class:`ClipDecoder` of shards. It decodes in the calling thread."""
 
     def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads

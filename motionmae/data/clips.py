@@ -1,4 +1,4 @@
-"""One clip of one sample: choose its frames and its crop, read the frames, decode them."""
+"""Read one clip of a sample: choose its frames and its crop, then read and decode the frames."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> tuple[list[int], Crop]:
-    """Draw the stored frames and the crop of one training clip. A clip draws nothing else from ``random``."""
+    """Draw the stored frames and the crop of one training clip; ``random`` is used for nothing else."""
     choose = segment_frames if data.sampling == "segments" else random_frames
     return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
 
@@ -34,7 +34,7 @@ def read_random_clip(
     """Decode a random training clip of a sample into ``out``.
 
     Args:
-        random: keyed by (seed, epoch, sample, repeat). The clip depends on nothing else.
+        random: generator keyed by (seed, epoch, sample, repeat), the only source of randomness of the clip.
         out: uint8 (T, size, size, 3), filled.
         flow: float16 (T, size, size, 2), filled if given.
 
@@ -48,13 +48,13 @@ def read_random_clip(
 
 
 def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
-    """Decode the clip in the middle of a sample, cropped to its central square: uint8 (T, size, size, 3).
+    """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
 
     Args:
         flow: float16 (T, size, size, 2), filled if given.
 
     Raises:
-        CorruptSample: the sample is damaged. It is not replaced by another one.
+        CorruptSample: the sample is damaged. No other sample replaces it.
         UserError: the sample does not exist, or the shards lack the stride or the flow.
     """
     import torch

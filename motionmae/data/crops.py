@@ -1,6 +1,6 @@
 """Spatial crops: one crop and one flip for all frames of a clip.
 
-This module computes a :class:`Crop` from sizes and a keyed generator. motionmae.data.jpeg applies it.
+This module computes a :class:`Crop` from sizes and a keyed generator. motionmae.data.jpeg applies the crop.
 """
 
 import math
@@ -11,7 +11,7 @@ from motionmae.data.rng import KeyedRandom
 
 _ATTEMPTS = 10
 _SCALES = (1.0, 0.875, 0.75, 0.66)  # MultiScaleCrop's fractions of the short side
-_SNAP = 3  # MultiScaleCrop takes the output size if a scaled size differs by fewer pixels
+_SNAP = 3  # MultiScaleCrop uses the output size if the scaled size differs from it by fewer than 3 pixels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def random_crop(height: int, width: int, size: int, data: DataConfig, random: Ke
 
     ``data.crop`` chooses the method. The crop is mirrored with probability 1/2 if ``data.flip``.
     """
-    flip = random.uniform() < 0.5  # always drawn, and drawn first: the flip does not depend on other settings
+    flip = random.uniform() < 0.5  # always drawn first, so that the flip does not depend on other settings
     if data.crop == "multi_scale":
         top, left, h, w = multi_scale(height, width, size, random)
     else:
@@ -61,8 +61,8 @@ def random_resized(
 def multi_scale(height: int, width: int, size: int, random: KeyedRandom) -> tuple[int, int, int, int]:
     """Draw (top, left, height, width) as the MultiScaleCrop of TSN and VideoMAE does.
 
-    Height and width are 1, 0.875, 0.75 or 0.66 of the short side, at most one step of that list apart. The crop has
-    one of 13 positions: the corners, the centre, the middles of the sides, and the middles of the quarters.
+    Height and width are 1, 0.875, 0.75 or 0.66 of the short side, and the two factors are equal or neighbours in this
+    list. The crop has one of 13 positions: the corners, the centre, the middles of the sides and of the quarters.
     """
     sides = [int(min(height, width) * scale) for scale in _SCALES]
     sides = [size if abs(side - size) < _SNAP else side for side in sides]

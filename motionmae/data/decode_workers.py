@@ -1,7 +1,7 @@
-"""Decoding in worker processes. Threads of one process would wait for Python's lock about seventy times a clip.
+"""Decode in worker processes. Threads of one process would wait for the GIL about seventy times per clip.
 
 Each worker is a new process (spawn). It opens the shards itself, does not import torch, and decodes directly into the
-shared memory of the batch. A part of a micro-batch costs the training process two short messages.
+shared memory of the batch. The training process only exchanges two short messages per part of a micro-batch.
 """
 
 import multiprocessing
@@ -29,27 +29,27 @@ from motionmae.process_signals import KEPT_FROM_CHILDREN, start_children_without
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
-"""Pipes of a worker. It decodes for one while the training process handles the answer of the other."""
+"""Pipes per worker. The worker decodes for one pipe while the training process handles the answer of the other."""
 _JOIN_LOCK = threading.Lock()
-"""If two threads join one process at the same time, one of them does not get the exit code."""
+"""Held while a process is joined: if two threads join it at the same time, one does not get the exit code."""
 
 
 class WorkerFailed(RuntimeError):  # noqa: N818 - names an event
-    """A decoding process ended, or raised an unexpected exception."""
+    """A worker process ended, or raised an unexpected exception."""
 
 
 class _Task(NamedTuple):
-    """Message to a worker."""
+    """Request of the training process to a worker: clips to decode and the buffers for them."""
 
     requests: list[ClipRequest]
-    handles: list[int]  # handles of the clips' buffer and, if requested, the flows' buffer
+    handles: list[int]  # handles of the buffer for clips and, if requested, of the buffer for optical flow
     shapes: list[tuple[int, ...]]
     new: list[bool]
-    """Whether the buffer's file descriptor follows. The worker then maps it."""
+    """For each buffer, whether its file descriptor follows this message. The worker then maps the buffer."""
 
 
 class _Pipe(NamedTuple):
-    """Training process's end of a pipe to a worker."""
+    """The training process's end of a pipe to a worker."""
 
     process: SpawnProcess
     connection: Connection
@@ -57,10 +57,11 @@ class _Pipe(NamedTuple):
 
 
 class WorkerDecoder:
-    """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards, in worker processes.
+    """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards that decodes in worker processes.
 
     Args:
-        open_decoder: opens the shards. It runs in each worker, and once here, where missing shards raise UserError.
+        open_decoder: opens the shards. It runs in each worker and once in this process, where missing shards raise
+            UserError.
     """
 
     def __init__(self, open_decoder: Callable[[], ShardDecoder], workers: int):
@@ -70,14 +71,14 @@ class WorkerDecoder:
         self._free: SimpleQueue[_Pipe] = SimpleQueue()
         started = [_start(open_decoder) for _ in range(workers)]
         self._processes = [process for process, _ in started]
-        for number in range(_PIPES):  # the first pipe of each worker comes before the second of any
+        for number in range(_PIPES):  # the first pipes of all workers come before their second pipes
             for process, connections in started:
                 self._free.put(_Pipe(process, connections[number], set()))
 
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Raises WorkerFailed if the process was killed, usually because the memory was full."""
+        """Decode in a free worker. Raises WorkerFailed if the worker was killed, usually because memory ran out."""
         buffers = [clips] if flows is None else [clips, flows]
         handles, shapes = [one.handle for one in buffers], [one.array.shape for one in buffers]
         pipe = self._free.get()
@@ -107,12 +108,12 @@ class WorkerDecoder:
 
 
 def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list[Connection]]:
-    """Start a worker. Returns it with the training process's ends of its pipes."""
+    """Start a worker; return its process and the training process's ends of its pipes."""
     pipes = [_CONTEXT.Pipe() for _ in range(_PIPES)]
     worker_ends = [connection for _, connection in pipes]
     process = _CONTEXT.Process(target=_serve, args=(worker_ends, open_decoder), name="clip-worker", daemon=True)
     with start_children_without_signals():
-        resource_tracker.ensure_running()  # starting this helper of multiprocessing unblocks two of the signals
+        resource_tracker.ensure_running()  # started here because its start unblocks two of the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_CHILDREN)
         process.start()
     for connection in worker_ends:
@@ -121,7 +122,7 @@ def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list
 
 
 def _serve(connections: list[Connection], open_decoder: Callable[[], ShardDecoder]) -> None:
-    """Main function of a worker. It answers its pipes until the training process closes them or ends."""
+    """Answer requests until the training process closes the pipes or ends (main function of a worker)."""
     decoder = open_decoder()
     buffers: dict[int, SharedBuffer] = {}
     with suppress(EOFError, OSError):
@@ -140,10 +141,10 @@ def _serve(connections: list[Connection], open_decoder: Callable[[], ShardDecode
 def _decode(
     decoder: ShardDecoder, requests: list[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None = None
 ) -> object:
-    """Return the outcomes of the requests, or the exception to raise in the training process."""
+    """Return the results of :meth:`ClipDecoder.decode_into`, or an exception to raise in the training process."""
     try:
         return decoder.decode_into(requests, clips, flows)
     except UserError as error:
         return error
-    except Exception:  # a bug: the traceback of the training process would not show it
+    except Exception:  # a bug: its traceback is passed on because the training process's own would not show it
         return WorkerFailed(f"in a decoding process:\n{traceback.format_exc()}")

@@ -1,4 +1,4 @@
-"""Copy the next micro-batch to the device while the device computes on the current one."""
+"""Copy the next micro-batch to the device while the device computes with the current micro-batch."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,16 +11,16 @@ from motionmae.data.loader import Batch
 class _Copy(NamedTuple):
     """A copy in progress."""
 
-    original: Batch  # keeps the CPU memory: the loader must not reuse it before the copy is done
+    original: Batch  # keeps the pinned memory alive: the loader must not reuse it before the copy is done
     target: Batch
-    done: Any  # event of the copy stream
+    done: Any  # event on the copy stream, recorded after the copy
 
 
 class DevicePrefetcher:
-    """Copies each batch on a separate stream during the computation on the previous batch.
+    """Copies each batch on a separate stream while the device computes with the previous batch.
 
     Args:
-        streams: module with streams and events; by default torch's module of the device.
+        streams: module with ``Stream`` and ``Event``, by default ``torch.cuda`` or the module of another device type.
     """
 
     def __init__(self, device: torch.device, streams: Any = None) -> None:
@@ -29,7 +29,7 @@ class DevicePrefetcher:
         self._copy_stream: Any = self._streams.Stream() if self._streams else None
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches on the device. On a CPU they are not copied."""
+        """Yield the batches on the device. If the device is the CPU, yield them without a copy."""
         return batches if self._streams is None else self._prefetch(batches)
 
     def _prefetch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -38,10 +38,10 @@ class DevicePrefetcher:
             while True:
                 next_copy = self._start_copy(next(batches))
                 yield self._wait_on_device(copy)
-                copy.done.synchronize()  # started one batch ago: hardly ever a wait
+                copy.done.synchronize()  # hardly ever waits, because the copy started one batch ago
                 copy = next_copy
         finally:
-            self._copy_stream.synchronize()  # the loader may now reuse the memory of batches that were not used
+            self._copy_stream.synchronize()  # afterwards the loader may reuse the memory of unused batches
 
     def _start_copy(self, batch: Batch) -> _Copy:
         with self._streams.stream(self._copy_stream):
@@ -51,10 +51,10 @@ class DevicePrefetcher:
         return _Copy(batch, target, done)
 
     def _wait_on_device(self, copy: _Copy) -> Batch:
-        """Make work that is queued from now on wait for the copy. The host does not wait."""
+        """Make the compute stream wait for the copy, and return the copied batch. The host does not wait."""
         compute_stream = self._streams.current_stream()
         compute_stream.wait_event(copy.done)
         for tensor in (copy.target.clips, copy.target.labels, copy.target.seeds, copy.target.flow):
             if tensor is not None:
-                tensor.record_stream(compute_stream)  # the allocator must not reuse the memory while it is read
+                tensor.record_stream(compute_stream)  # the allocator must not reuse memory that this stream still reads
         return copy.target

@@ -1,8 +1,8 @@
-"""Stored optical flow (the paper's Table 7): the format of a field, and its crop.
+"""Stored optical flow (the paper's Table 7): the format of a flow field, and its crop.
 
 A field is u16 height, u16 width, then zlib over int16 little-endian (height, width, 2). A vector (x, y) is the
-displacement from a frame to the source frame ``flow_distance`` later, in units of 1/64 stored pixel. The grid of
-vectors is coarser than the stored frame and covers all of it. zlib's checksum protects the bytes.
+displacement from a frame to the frame ``flow_distance`` source frames later, in units of 1/64 stored pixel. The grid of
+vectors is coarser than the stored frame and covers the whole frame. zlib's checksum protects the bytes.
 """
 
 import struct
@@ -14,11 +14,11 @@ import numpy as np
 
 from motionmae.data.shards.errors import CorruptSample, Reason
 
-if TYPE_CHECKING:  # without these imports, processes that decode videos start in half the time
+if TYPE_CHECKING:  # importing them at run time would double the start time of decoding processes
     from motionmae.data.crops import Crop
     from motionmae.data.shards.reader import SampleMeta
 
-_UNITS = 64  # a pixel: 16 bits then hold up to 512 pixels
+_UNITS = 64  # units per pixel: 16 bits then hold up to 512 pixels
 _SIZE = struct.Struct("<HH")
 
 
@@ -27,7 +27,7 @@ def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
 
     Args:
         flow: float (height, width, 2) in pixels of the stored frame.
-        reduction: side in pixels of the square that is averaged into one stored vector.
+        reduction: side in pixels of the squares over which vectors are averaged.
     """
     height, width = (max(1, round(side / reduction)) for side in flow.shape[:2])
     coarse = cv2.resize(flow.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
@@ -36,9 +36,9 @@ def encode_flow(flow: np.ndarray, reduction: int = 4) -> bytes:
 
 
 def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", out: np.ndarray) -> None:
-    """Unpack one field into ``out``, float16 (size, size, 2), cropped and resized like the pixels of the clip.
+    """Unpack one flow field into ``out``, float16 (size, size, 2), cropped and resized like the frames of the clip.
 
-    The vectors are scaled to pixels of the clip. A flip negates their x. A damaged field raises CorruptSample.
+    The vectors are scaled to pixels of the clip. A flip negates x. A damaged field raises CorruptSample.
     """
     try:
         height, width = _SIZE.unpack_from(content)
@@ -48,7 +48,7 @@ def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", o
     size = out.shape[0]
     shrink_x, shrink_y = width / meta.width, height / meta.height
     step_x, step_y = crop.width / size, crop.height / size  # stored pixels per clip pixel
-    # centre of clip pixel (0, 0) on the grid of the field, and the distance to the next clip pixel
+    # centre of clip pixel (0, 0) in grid coordinates of the field, and the distance to the next clip pixel
     first_x, first_y = (crop.left + step_x / 2) * shrink_x - 0.5, (crop.top + step_y / 2) * shrink_y - 0.5
     right = step_x * shrink_x
     if crop.flip:

@@ -1,10 +1,10 @@
 """Decode stored frames into the pixels of a clip.
 
-simplejpeg decodes a whole frame into scratch memory of the thread. OpenCV then resizes its crop directly into the
-batch. Both libraries release Python's global lock. Measured alternatives were slower: other decoders by 7 to 250 %,
-scaled inverse DCTs other than 1/2 and 1/4, lossless cropping before decoding. Colour is upsampled without
-interpolation, which is 7 % faster and nearer to ffmpeg's RGB of the same video (40.1 against 39.8 dB over Kinetics
-clips). The fast inverse DCT would gain 4 % and cost 0.5 dB.
+simplejpeg decodes a whole frame into a scratch buffer of the thread. OpenCV then resizes the crop directly into the
+batch. Both libraries release the GIL. Measured alternatives were slower: other decoders (by 7 to 250 %), scaled inverse
+DCTs other than 1/2 and 1/4, and lossless cropping before decoding. Chroma is upsampled without interpolation, which is
+7 % faster and closer to ffmpeg's RGB of the same video (40.1 instead of 39.8 dB PSNR over Kinetics clips). The fast
+inverse DCT would be 4 % faster and cost 0.5 dB.
 """
 
 import threading
@@ -18,13 +18,13 @@ from motionmae.data.crops import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta
 
-cv2.setNumThreads(0)  # the loader decodes clips in parallel
+cv2.setNumThreads(0)  # no threads within OpenCV, because the loader decodes clips in parallel
 
 _local = threading.local()
 
 
 def _scratch(height: int, width: int) -> np.ndarray:
-    """Return the calling thread's buffer (height, width, 3), which is reused by the next call."""
+    """Return the calling thread's buffer (height, width, 3). The next call reuses its memory."""
     memory = getattr(_local, "memory", None)
     if memory is None or memory.size < height * width * 3:
         memory = _local.memory = np.empty(height * width * 3, np.uint8)
@@ -35,7 +35,7 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
     """Decode one stored frame to RGB (height, width, 3). The array is valid until this thread decodes the next frame.
 
     Raises:
-        CorruptSample: the frame does not decode to a picture of the size in the index.
+        CorruptSample: the frame does not decode to an image of the size in the index.
     """
     if meta.encoding == "raw":
         if len(jpeg) != 3 * meta.height * meta.width:
@@ -55,8 +55,8 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
 def decode_clip(jpegs: Sequence[bytes | memoryview], meta: SampleMeta, crop: Crop, out: np.ndarray) -> None:
     """Decode, crop, resize and mirror the T frames of a clip into ``out``, contiguous uint8 (T, size, size, 3).
 
-    Resizing is bilinear. A crop that shrinks to less than half is averaged by area, because bilinear would alias.
-    A frame that does not decode raises CorruptSample.
+    Resizing is bilinear. A crop that shrinks to less than half is resized by area averaging, because bilinear resizing
+    would alias. A frame that does not decode raises CorruptSample.
     """
     size = out.shape[1]
     method = cv2.INTER_AREA if min(crop.height, crop.width) > 2 * size else cv2.INTER_LINEAR

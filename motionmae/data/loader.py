@@ -1,11 +1,11 @@
-"""Clip loader: threads or processes decode the next micro-batches, in an order that is a pure function.
+"""Clip loader: threads or processes decode the next micro-batches, in an order that depends only on the seed.
 
 :class:`motionmae.data.sampler.EpochSampler` maps each shuffle index of an epoch to a sample. All random numbers of a
 clip are keyed by (seed, epoch, sample, repeat). A shuffle index therefore gives the same clip on every machine. With R
 ranks and micro-batches of b samples, accumulation step a of rank r in step t reads the shuffle indices
 t * batch + a * R * b + r * b + [0, b). The clips of a step are therefore the same for every number of ranks and
 decoders, and a resume needs only the number of the step. An epoch has ``samples // batch`` steps. The incomplete last
-batch is dropped; it has other samples each epoch.
+batch is dropped, which omits different samples in each epoch.
 """
 
 import itertools
@@ -35,18 +35,18 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A micro-batch of n = micro_batch_size * repeats clips on the CPU. The repeats of a sample are adjacent."""
+    """A micro-batch of n = micro_batch_size * repeats clips. The repeats of a sample are adjacent."""
 
     clips: torch.Tensor
-    """uint8 (n, T, H, W, 3), pinned with CUDA. The memory is reused when no tensor refers to it."""
+    """uint8 (n, T, H, W, 3), pinned if CUDA is used. The memory is reused when no tensor refers to it."""
     labels: torch.Tensor  # int64 (n,)
     seeds: torch.Tensor  # int64 (n,), seeds of the masks
     samples: torch.Tensor
-    """int64 (n,), ids of the samples used. For a replaced sample it is the replacement's id."""
-    flow: torch.Tensor | None  # float16 (n, T, H, W, 2) in pixels, if requested
+    """int64 (n,), ids of the samples used. A replaced sample has the id of its replacement."""
+    flow: torch.Tensor | None  # optical flow in pixels, float16 (n, T, H, W, 2), if requested
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy all tensors to ``device``, except the sample ids, which are for messages."""
+        """Copy all tensors to ``device`` except the sample ids, which only log messages need."""
         flow = None if self.flow is None else self.flow.to(device, non_blocking=True)
         clips, labels, seeds = (
             tensor.to(device, non_blocking=True) for tensor in (self.clips, self.labels, self.seeds)
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """A micro-batch that is being decoded, with the memory of its tensors."""
+    """A micro-batch that is being decoded, and its buffers."""
 
     batch: Batch
     clips: SharedBuffer
@@ -67,12 +67,12 @@ class _Item(NamedTuple):
     """A sample to decode."""
 
     row: int  # number of the sample within the micro-batch
-    shuffle_index: int  # position in the order of the epoch, see EpochSampler
+    shuffle_index: int  # position in the training order of the epoch, see EpochSampler
     sample: int
 
 
 def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int) -> dict[str, Any]:
-    """Return all values that determine the stream of samples, as JSON."""
+    """Return all settings that determine the stream of samples, as JSON values."""
     return {
         "order_version": ORDER_VERSION,
         "shards": manifest.fingerprint,
@@ -84,9 +84,9 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
 
 
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Refuse to resume from ``state`` (:meth:`ClipLoader.state`) with another stream of samples.
+    """Check that a resume from ``state`` (:meth:`ClipLoader.state`) continues the same stream of samples.
 
-    The UserError names all values that differ.
+    Raises a UserError that names all settings that differ.
     """
     differing = [
         f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
@@ -102,12 +102,12 @@ class ClipLoader:
     """Endless iterator over the micro-batches of one rank.
 
     Args:
-        batch: samples of a step over all ranks.
-        labelled: refuse samples without a class.
+        batch: number of samples per step over all ranks.
+        labelled: whether samples without a class raise UserError.
 
     Raises:
-        UserError: there are no shards or fewer samples than a batch, the ranks cannot share a batch evenly, or the
-            shards lack what a clip needs.
+        UserError: there are no shards or fewer samples than a batch, the batch is not divisible among the ranks, or the
+            shards lack frames or flow that a clip needs.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class ClipLoader:
         check_stored(self.manifest, data, clip, flow)
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
-        """Corrupt samples found by this rank, by :class:`motionmae.data.shards.errors.Reason`."""
+        """Number of corrupt samples that this rank found, by :class:`motionmae.data.shards.errors.Reason`."""
         self.corrupt_samples: dict[int, str] = {}
-        """Reason of each corrupt sample, by its id."""
+        """Maps the id of each corrupt sample to its reason."""
         self.ready = 0
-        """Number of prefetched micro-batches that were complete at the last request, at most ``data.prefetch``."""
+        """Number of prefetched micro-batches that were decoded at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
         shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
         pinned = torch.cuda.is_available()
@@ -149,7 +149,8 @@ class ClipLoader:
         self._sampler = self._sampler_of(0)
         self._decoder = open_decoder(data, clip, self.manifest)
         self._pool = ThreadPoolExecutor(self._decoder.threads, "clip-decoder")
-        in_flight = (data.prefetch // self.accumulation + 2) * batch  # between the slowest and the fastest rank
+        # largest distance of shuffle indices between the slowest and the fastest rank
+        in_flight = (data.prefetch // self.accumulation + 2) * batch
         self._prefetcher = start_prefetch(self._decoder, data, self._sampler_of, rank, in_flight)
 
     def __enter__(self) -> "ClipLoader":
@@ -159,15 +160,15 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Drop prefetched micro-batches and end the threads. May be called again."""
+        """Drop prefetched micro-batches and end the threads. May be called more than once."""
         if self._prefetcher:
-            self._decoder.close()  # cancels downloads: threads would wait for them
+            self._decoder.close()  # cancels downloads, which the threads would wait for
             self._prefetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
 
     def state(self, step: int) -> dict[str, Any]:
-        """State for a checkpoint after ``step`` steps of the trainer. Prefetched steps do not count."""
+        """Return the state for the checkpoint after ``step`` training steps. Prefetched steps do not count."""
         return self.identity | {"epoch": step // self.steps_per_epoch, "step": step}
 
     @property
@@ -175,9 +176,9 @@ class ClipLoader:
         return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Yield micro-batches from ``step`` on, without end. ``data.prefetch`` of them are decoded ahead.
+        """Yield micro-batches from ``step`` on, without end. ``data.prefetch`` micro-batches are decoded ahead.
 
-        The accumulation steps of a training step follow each other.
+        A training step takes as many consecutive micro-batches as it has accumulation steps.
 
         Raises:
             UserError: more samples than ``data.max_corrupt_samples`` are corrupt.
@@ -192,7 +193,7 @@ class ClipLoader:
                 for part in parts:
                     part.result()
                 yield batch
-                del batch, parts  # they would keep the memory during the wait for the next batch
+                del batch, parts  # these references would keep the buffers in use during the wait for the next batch
         finally:
             for _, parts in prefetched:
                 for part in parts:
@@ -203,7 +204,7 @@ class ClipLoader:
         return EpochSampler(counts, self.seed, epoch, self.data.shuffle_window_shards)
 
     def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
-        """Start to decode the ``number``-th micro-batch of this rank, counted from step 0."""
+        """Start to decode micro-batch ``number`` of this rank, counted from step 0."""
         step, accumulation_step = divmod(number, self.accumulation)
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._sampler.epoch != epoch:
@@ -244,7 +245,7 @@ class ClipLoader:
             items = replacements
 
     def _decode(self, target: _Target, items: list[_Item]) -> list[CorruptSample | None]:
-        """Decode all repeats of each sample. Returns the fault of each sample, None for an intact one."""
+        """Decode all repeats of each sample; return the error of each sample, or None for an intact sample."""
         repeats, epoch, batch = self.data.repeated_sampling, target.sampler.epoch, target.batch
         requests = [
             ClipRequest(item.row * repeats + repeat, self.seed, epoch, item.sample, repeat)
@@ -268,7 +269,7 @@ class ClipLoader:
         return faults
 
     def _count_corrupt(self, sample: int, fault: CorruptSample) -> None:
-        """Count a corrupt sample, once a run. Raises UserError if there are more than ``data.max_corrupt_samples``."""
+        """Count each corrupt sample once per run. Raises UserError if more than ``data.max_corrupt_samples`` exist."""
         with self._lock:
             if sample not in self.corrupt_samples:
                 self.corrupt_samples[sample] = fault.reason.value

@@ -18,15 +18,15 @@ from motionmae.data.shards.store import LocalFolder, ShardStore
 from motionmae.data.temporal_sampling import check_windows
 from motionmae.errors import UserError
 
-_MAX_OPEN_SHARDS = 512  # half of the usual limit of open files
+_MAX_OPEN_SHARDS = 512  # half of the usual limit on open files
 
 
 def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifest:
-    """Read the manifest of a folder of shards, a path or a URL. ``data`` holds the retries and timeout of a URL.
+    """Read the manifest of a folder of shards (path or URL). ``data`` sets retries and timeout for a URL.
 
     Raises:
         UserError: see :func:`motionmae.data.shards.manifest.read_manifest`.
-        UnreachableError: the URL could not be read. A later try may succeed.
+        UnreachableError: the URL could not be read, but a later try may succeed.
     """
     if not folder:
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
@@ -38,7 +38,7 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
 def open_reader(
     folder: Path | str, manifest: Manifest | None = None, data: DataConfig | None = None, open_shards: int = 256
 ) -> ShardReader:
-    """Open a folder of shards, a path or a URL. ``data`` holds the cache, retries and timeout of a URL.
+    """Open a folder of shards (path or URL). ``data`` sets cache, retries and timeout for a URL.
 
     Raises:
         UserError: the folder cannot be read, or shards of the manifest are missing.
@@ -51,7 +51,7 @@ def open_reader(
 
 
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open the data set of a run. Raises UserError if files are missing or do not belong to ``manifest``."""
+    """Open the data set of a run. Raises UserError if files are missing or do not match ``manifest``."""
     if data.beton:
         return BetonDecoder(data, clip, manifest)
     open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
@@ -66,13 +66,13 @@ def _open_shard_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) 
 def start_prefetch(
     decoder: ClipDecoder, data: DataConfig, sampler_of: Callable[[int], EpochSampler], rank: int, in_flight: int
 ) -> ShardPrefetcher | None:
-    """Start to download remote shards before they are needed; None if all files are local.
+    """Start to download remote shards before they are needed. Return None if all files are local.
 
     Args:
-        in_flight: maximum distance of the shuffle indices that ranks and decoders use at the same time.
+        in_flight: maximum distance between shuffle indices that ranks and decoders use at the same time.
 
     Raises:
-        UserError: the limit of the cache is too small for the shuffle window.
+        UserError: the shuffle window does not fit in the cache.
     """
     if decoder.reader is None or not isinstance(decoder.reader.store, ShardCache):
         return None
@@ -81,7 +81,7 @@ def start_prefetch(
 
 
 def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:
-    """Refuse shards that lack the stride, the flow, the window length or the whole videos that a run needs."""
+    """Check that the shards have the stride, flow, window length and whole videos that a run needs."""
     check_windows(manifest, data.shards, clip)
     if flow and not manifest.encoder.flow_distance:
         raise UserError(f"the shards of {data.shards} hold no optical flow: make them with --flow")
@@ -92,16 +92,16 @@ def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: b
 
 
 def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
-    """Check the file that each node reads instead of the shards. It may lie on the nodes' own disks.
+    """Check the FFCV file that each node reads instead of the shards. The file may be on the nodes' local disks.
 
     Returns:
-        A note for the user if another machine must have the file and this one does not, or an empty text.
+        A note for the user if other nodes need the file and this machine does not have it; otherwise an empty string.
 
     Raises:
-        UserError: the run will start here and the file does not exist.
+        UserError: the run starts on this machine and the file does not exist.
     """
     path = data.beton
-    if not path or path.startswith("$") or Path(path).is_file():  # only the job knows $TMPDIR
+    if not path or path.startswith("$") or Path(path).is_file():  # $TMPDIR is set only within the job
         return ""
     if on_this_machine:
         raise UserError(

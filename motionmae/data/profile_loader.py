@@ -1,4 +1,4 @@
-"""Profile the loader: clips a second on this machine, CPU time a clip, and cores needed for a GPU."""
+"""Profile the loader: clips per second on this machine, CPU time per clip, and cores needed per GPU."""
 
 import itertools
 import math
@@ -23,13 +23,13 @@ from motionmae.errors import UserError
 class LoaderProfile:
     """Measurements of the loader of one rank."""
 
-    clips_per_second: float  # rate of the loader with the settings of the configuration
+    clips_per_second: float  # throughput of the loader as configured
     decoders: int  # number of decoding processes or threads
-    bytes_per_clip: float  # stored bytes read for a clip
-    cpu_ms: float  # CPU milliseconds a clip of all threads and processes of the loader
+    bytes_per_clip: float  # stored bytes read per clip
+    cpu_ms: float  # CPU milliseconds per clip, summed over all threads and processes of the loader
     read_ms: float
-    """CPU milliseconds a clip to find, read and check the frames, measured alone on one core."""
-    decode_ms: float  # CPU milliseconds a clip to decode, crop and resize, measured alone on one core
+    """CPU milliseconds per clip to find, read and check the frames, measured separately on one core."""
+    decode_ms: float  # CPU milliseconds per clip to decode, crop and resize, measured separately on one core
     corrupt: int
 
     @property
@@ -38,21 +38,21 @@ class LoaderProfile:
 
     @property
     def decode_share(self) -> float:
-        """Fraction of a clip's CPU time for decoding."""
+        """Decoding's fraction of the CPU time per clip."""
         return min(1.0, self.decode_ms / self.cpu_ms)
 
     @property
     def clips_per_core(self) -> float:
-        """Clips a second of one busy core."""
+        """Clips per second that one fully used core loads."""
         return 1e3 / self.cpu_ms
 
     def cores(self, clips_per_second: float) -> int:
-        """Number of cores for a GPU that trains ``clips_per_second``. The training process needs more on top."""
+        """Return the cores that loading needs for a GPU that trains ``clips_per_second``, without the trainer's own."""
         return math.ceil(clips_per_second / self.clips_per_core)
 
 
 def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> LoaderProfile:
-    """Load clips for about ``seconds`` as a run does, then measure reading and decoding alone for half of that.
+    """Load clips as a run does for ``seconds``, then measure reading and decoding separately for ``seconds / 2``.
 
     Raises:
         UserError: there are no shards, the configuration reads a .beton, or too many samples are corrupt.
@@ -63,7 +63,7 @@ def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, se
         )
     with ClipLoader(data, clip, seed=0, batch=micro_batch_size, micro_batch_size=micro_batch_size) as loader:
         batches = loader.batches(0)
-        for _ in range(data.prefetch):  # the start is not measured
+        for _ in range(data.prefetch):  # warm-up, not measured
             next(batches)
         clips, started, used = 0, time.perf_counter(), _cpu_seconds()
         while time.perf_counter() - started < seconds:
@@ -79,13 +79,13 @@ def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, se
 
 def _cpu_seconds() -> float:
     this = psutil.Process()
-    return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user, system
+    return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user and system time
 
 
 def _profile_steps(
     reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float
 ) -> tuple[float, float, float]:
-    """Measure CPU milliseconds a clip for reading, the same for decoding, and stored bytes a clip."""
+    """Measure CPU milliseconds per clip for reading and for decoding, and stored bytes per clip."""
     out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
     read = decode = size = 0.0
     started, clips = time.perf_counter(), 0
@@ -100,7 +100,7 @@ def _profile_steps(
             jpegs = reader.read_frames(sample, frames)
             middle = time.thread_time()
             decode_clip(jpegs, meta, crop, out)
-        except CorruptSample:  # the loader has counted it
+        except CorruptSample:  # the loader has already counted the sample
             continue
         read, decode = read + middle - begin, decode + time.thread_time() - middle
         size += sum(len(jpeg) for jpeg in {id(jpeg): jpeg for jpeg in jpegs}.values())

@@ -1,8 +1,8 @@
 """RandAugment and random erasing of whole clips for fine-tuning (Table 6b).
 
-timm's RandAugment draws new operations for every picture from Python's global generator. A clip needs the same
-operations for all of its frames, whichever thread decodes it. This module therefore draws timm's operations with a
-generator keyed by the sample.
+timm's RandAugment draws new operations for every image from Python's global generator. A clip needs the same
+operations for all of its frames, independent of the thread that decodes it. This module therefore draws timm's
+operations with a generator keyed by the sample.
 """
 
 import random
@@ -24,11 +24,11 @@ Operation = Callable[[Image.Image], Image.Image]
 _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), 0.0) | dict.fromkeys(
     ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"), 1.0
 )
-"""Operations whose argument timm mirrors at random around the neutral value -> that value."""
+"""Maps operations whose argument timm mirrors at random around a neutral value to this neutral value."""
 
 
 class ClipAugment:
-    """Changes clips in place by ``data.rand_augment`` and ``data.random_erasing``."""
+    """Applies ``data.rand_augment`` and ``data.random_erasing`` to clips in place."""
 
     def __init__(self, data: DataConfig, size: int):
         self._erase = data.random_erasing
@@ -36,7 +36,7 @@ class ClipAugment:
         self._mean, self._std = (255 * np.array(part) for part in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
 
     def __call__(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
-        """Change a clip: uint8 (T, size, size, 3)."""
+        """Augment a clip in place: uint8 (T, size, size, 3)."""
         if self._policy:
             operations = draw_operations(self._policy, random.Random(keyed.bits()))
             for frame in clip if operations else ():
@@ -48,7 +48,7 @@ class ClipAugment:
             self._erase_box(clip, keyed)
 
     def _erase_box(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
-        """Fill a box, the same in all frames, with normal noise around ImageNet's mean. Sizes are timm's defaults."""
+        """Fill the same box in all frames with normal noise around ImageNet's mean. Box sizes are timm's defaults."""
         frames, height, width, _ = clip.shape
         area = (_BOX.min_area, _BOX.max_area)
         aspect = (float(np.exp(_BOX.log_aspect_ratio[0])), float(np.exp(_BOX.log_aspect_ratio[1])))
@@ -61,15 +61,15 @@ _BOX = RandomErasing()
 
 
 def parse_policy(text: str, size: int) -> auto_augment.RandAugment:
-    """Parse timm's notation of RandAugment, such as ``rand-m9-mstd0.5-inc1``, with timm's settings for a picture size.
+    """Parse timm's notation of RandAugment, such as ``rand-m9-mstd0.5-inc1``, for images of ``size`` pixels.
 
     Raises:
-        UserError: timm does not know the notation, or it asks for weighted operations.
+        UserError: timm cannot parse the text, or the text asks for weighted operations.
     """
     settings = {
         "translate_const": int(size * 0.45),
         "img_mean": tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN),
-        "interpolation": Image.Resampling.BILINEAR,  # timm's default draws one for every picture
+        "interpolation": Image.Resampling.BILINEAR,  # timm's default draws one at random for every image
     }
     try:
         policy = auto_augment.rand_augment_transform(text, settings)
@@ -102,6 +102,6 @@ def draw_operations(policy: auto_augment.RandAugment, generator: random.Random) 
 def _operation(chosen: auto_augment.AugmentOp, magnitude: float, sign: int) -> Operation:
     arguments: tuple[float, ...] = chosen.level_fn(magnitude, chosen.hparams) if chosen.level_fn else ()
     neutral = _MIRRORED.get(chosen.name)
-    if neutral is not None:  # timm drew the sign in `arguments` with Python's global generator
+    if neutral is not None:  # redraw the sign, which timm drew from Python's global generator
         arguments = (neutral + sign * round(abs(arguments[0] - neutral), 12),)
     return lambda picture: chosen.aug_fn(picture, *arguments, **chosen.kwargs)

@@ -1,4 +1,4 @@
-"""Random numbers keyed by the sample. They do not depend on the worker or on the time of decoding.
+"""Random numbers keyed by the sample, independent of the worker and of the order of decoding.
 
 The start frame, crop, flip and mask of a clip are drawn from a generator keyed by (seed, epoch, sample, repeat). The
 numbers come from BLAKE2b in counter mode. They are the same on every machine and in every version of numpy, whose
@@ -12,12 +12,12 @@ _BLOCK_WORDS = 8  # 64-bit words of one BLAKE2b digest
 
 
 def keyed_bits(purpose: str, *key: int) -> int:
-    """Return a 64-bit number that depends only on ``purpose`` and ``key``, see :class:`KeyedRandom`."""
+    """Return a 64-bit number that depends only on ``purpose`` and ``key`` (arguments of :class:`KeyedRandom`)."""
     return KeyedRandom(purpose, *key).bits()
 
 
 def mask_seed(seed: int, epoch: int, sample: int, repeat: int) -> int:
-    """Seed of the mask of one clip, in [0, 2^63). Equal on every rank and in every attempt."""
+    """Return the seed of a clip's mask, in [0, 2^63). It is equal on every rank and in every attempt."""
     return keyed_bits("mask", seed, epoch, sample, repeat) >> 1
 
 
@@ -36,7 +36,7 @@ class KeyedRandom:
         self._words: list[int] = []
 
     def bits(self) -> int:
-        """64 random bits as an integer in [0, 2^64)."""
+        """Draw 64 random bits as an integer in [0, 2^64)."""
         if not self._words:
             block = self._hash.copy()
             block.update(struct.pack("<Q", self._block))
@@ -45,9 +45,9 @@ class KeyedRandom:
         return self._words.pop()
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A float in [low, high)."""
+        """Draw a float from [low, high)."""
         return low + (high - low) * (self.bits() >> 11) * 2.0**-53
 
     def below(self, count: int) -> int:
-        """An integer in [0, count), for count up to 2^32 without measurable bias."""
+        """Draw an integer from [0, count), without measurable bias for ``count`` up to 2^32."""
         return (self.bits() * count) >> 64

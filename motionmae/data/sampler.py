@@ -3,12 +3,12 @@
 The shuffle index counts the samples of an epoch in training order. Epoch e permutes the shards by H(seed, e), divides
 them into shuffle windows of at most ``shuffle_window_shards`` shards, and shuffles the samples of each window by a
 keyed bijection. A rank then reads few shards at a time, and the neighbours of a sample change every epoch. Construction
-costs O(shards), a query O(log shards).
+takes O(shards) time, a query O(log shards).
 
 The bijection is the generalised Feistel network of Black and Rogaway. A number below a * b is a pair (left, right).
-Each round adds a keyed hash of one half to the other half, modulo a and b in turn. With a close to the square root of
-the window's size, a * b is only a little larger than that size. Cycle walking, which repeats the bijection until the
-number is below the size, is then rare.
+Each round adds a keyed hash of one half to the other half, modulo a and b in turn. Because a is close to the square
+root of the window's size, a * b is only a little larger than the window's size. Cycle walking, which repeats the
+bijection until the number is below the window's size, is therefore rare.
 """
 
 import bisect
@@ -23,20 +23,20 @@ from motionmae.data.rng import keyed_bits
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = tuple((round_ * _GOLDEN) & _WORD for round_ in range(8))
-_MIN_FACTOR = 4  # of a and b: with smaller ones, eight rounds do not reach all orders equally often
+_MIN_FACTOR = 4  # minimum of a and b: with smaller values, eight rounds do not give all orders equally often
 
 Number = TypeVar("Number", int, np.ndarray)
 
 
 def _mix(value: Number) -> Number:
-    """Hash a 64-bit number by SplitMix64's finaliser: an int, or a uint64 array elementwise."""
+    """Hash 64-bit numbers (an int, or a uint64 array elementwise) with SplitMix64's finaliser."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
     return value ^ (value >> 31)
 
 
 def _feistel(number: Number, rows: Number, columns: Number, key: Number) -> Number:
-    """Keyed bijection of [0, rows * columns): an int, or a uint64 array elementwise."""
+    """Apply the keyed bijection of [0, rows * columns) to an int, or to a uint64 array elementwise."""
     left, right = number // columns, number % columns
     for even, odd in zip(_ROUNDS[::2], _ROUNDS[1::2], strict=True):
         left = (left + _mix((right + (key ^ even)) & _WORD) % rows) % rows
@@ -48,7 +48,7 @@ class EpochSampler:
     """Maps the shuffle indices of one epoch to sample ids.
 
     Args:
-        counts: samples of each shard in the order of the manifest. Sample ids count through them.
+        counts: samples of each shard in the order of the manifest. Sample ids run through the shards in this order.
         shuffle_window_shards: maximum number of shards whose samples are shuffled together.
     """
 
@@ -63,9 +63,9 @@ class EpochSampler:
         ends = np.cumsum(shards[permutation])
         self.num_samples = int(shards.sum())
         windows = max(1, math.ceil(len(shards) / shuffle_window_shards))
-        bounds = [len(shards) * window // windows for window in range(windows + 1)]  # equal within one shard
+        bounds = [len(shards) * window // windows for window in range(windows + 1)]  # sizes differ by one at most
         starts = np.concatenate(([0], ends))
-        self._shard_start = starts  # (shards + 1,) first number of each permuted shard
+        self._shard_start = starts  # (shards + 1,), number of the first sample of each permuted shard
         self._shard_shift = first_id[permutation] - starts[:-1]  # number -> sample id within a permuted shard
         self._window_start = starts[bounds]
         self._permutation, self._bounds = permutation, bounds
@@ -74,14 +74,14 @@ class EpochSampler:
         self._rows = rows.astype(np.uint64)
         self._columns = np.maximum(_MIN_FACTOR, -(-sizes // rows)).astype(np.uint64)
         self._keys = np.array([keyed_bits("window", seed, epoch, window) for window in range(windows)], dtype=np.uint64)
-        # for one number, bisect on a list is about ten times faster than searchsorted
+        # for a single number, bisect on a list is about ten times as fast as searchsorted
         self._lists = tuple(
             column.tolist()
             for column in (starts, self._shard_shift, self._window_start, self._rows, self._columns, self._keys)
         )
 
     def sample(self, index: int) -> int:
-        """Sample id at a shuffle index, both in [0, num_samples)."""
+        """Return the sample id at a shuffle index, both in [0, num_samples)."""
         shard_start, shard_shift, window_start, rows, columns, keys = self._lists
         window = bisect.bisect_right(window_start, index) - 1
         start, size = window_start[window], window_start[window + 1] - window_start[window]
@@ -94,7 +94,7 @@ class EpochSampler:
         return found + shard_shift[bisect.bisect_right(shard_start, found) - 1]
 
     def samples(self, indices: np.ndarray) -> np.ndarray:
-        """Sample ids at many shuffle indices, see :meth:`sample`: int64 (n,) -> int64 (n,)."""
+        """Return the sample ids at many shuffle indices, int64 (n,) -> int64 (n,); vectorised :meth:`sample`."""
         window = np.searchsorted(self._window_start, indices, side="right") - 1
         start = self._window_start[window]
         size = (self._window_start[window + 1] - start).astype(np.uint64)
@@ -106,12 +106,12 @@ class EpochSampler:
         return found + self._shard_shift[np.searchsorted(self._shard_start, found, side="right") - 1]
 
     def next_in_window(self, index: int) -> int:
-        """Next shuffle index in the same window, wrapping around. Used to replace a corrupt sample."""
+        """Return the next shuffle index in the same window, wrapping around, to replace a corrupt sample."""
         indices, _ = self.window(index)
         return index + 1 if index + 1 < indices.stop else indices.start
 
     def window(self, index: int) -> tuple[range, list[int]]:
-        """Shuffle indices and shard numbers of the window that contains ``index``."""
+        """Return the shuffle indices and the shard numbers of the window that contains ``index``."""
         window_start = self._lists[2]
         window = bisect.bisect_right(window_start, index) - 1
         shards = self._permutation[self._bounds[window] : self._bounds[window + 1]]

@@ -1,7 +1,7 @@
-"""Memory of micro-batches. It is shared with the decoding processes and reused.
+"""Memory of micro-batches, shared with the decoding processes and reused.
 
-A micro-batch of 32 clips has 77 MB. Fresh pages for it cost 1.7 ms a clip on this project's test machines, a quarter of
-the time to decode the clip. The pool therefore keeps its memory.
+A micro-batch of 32 clips has 77 MB. Allocating new pages costs 1.7 ms per clip on this project's test machines, a
+quarter of the time to decode the clip. The pool therefore keeps its memory.
 """
 
 import mmap
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+_PORTABLE = 1  # cudaHostRegisterPortable: the memory is pinned for all devices
 
 
 class SharedBuffer(NamedTuple):
@@ -19,14 +19,14 @@ class SharedBuffer(NamedTuple):
 
     array: np.ndarray
     handle: int
-    """File descriptor of the memory in the training process. Decoding processes map the memory with it."""
+    """File descriptor of the memory in the training process. Decoding processes map this file descriptor."""
 
 
 class SharedBufferPool:
-    """Hands out arrays of one shape and type. A buffer returns when the last array, view or tensor on it is gone.
+    """Pool of arrays of one shape and type. A buffer returns when the last array, view or tensor on it is gone.
 
     Args:
-        pinned: pin the memory for copies to CUDA devices. An array must then be kept until its copy is done.
+        pinned: pin the memory for copies to CUDA devices. The caller then keeps each array until its copy is done.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: type[np.generic], pinned: bool = False):
@@ -41,7 +41,7 @@ class SharedBufferPool:
             buffer = self._free.pop()
         except IndexError:
             buffer = self._allocate()
-        view = buffer.array.view()  # all users refer to this object: its end returns the buffer
+        view = buffer.array.view()  # all users hold a reference to this view; its finalizer returns the buffer
         weakref.finalize(view, self._free.append, buffer).atexit = False
         return SharedBuffer(view, buffer.handle)
 
@@ -56,7 +56,7 @@ class SharedBufferPool:
 
 
 def map_block(file: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Map a block of shared memory as an array. The mapping stays when the file is closed."""
+    """Map a block of shared memory as an array. The mapping outlives the file descriptor."""
     return np.frombuffer(mmap.mmap(file, 0), dtype).reshape(shape)
 
 

@@ -1,8 +1,8 @@
 """Temporal sampling: choose the stored frames of a clip.
 
 Dense sampling takes frames at a fixed stride from a random start, as VideoMAE does. Segment sampling takes one random
-frame from each of ``clip.frames`` equal parts of the video, in order. SSv2 uses it, because its classes need a whole
-action.
+frame from each of ``clip.frames`` equal parts of the video, in order. Segment sampling suits SSv2, whose classes need
+the whole action.
 
 ``clip.stride`` counts source frames. A shard stores every ``SampleMeta.stride``-th source frame, and a clip takes every
 ``clip.stride / SampleMeta.stride``-th stored frame. A start is possible if the whole clip fits in one stored window. If
@@ -21,7 +21,7 @@ from motionmae.errors import UserError
 
 
 def stored_step(clip: ClipConfig, stored_stride: int) -> int:
-    """Distance of a clip's frames in stored frames. Raises UserError if the shards lack frames that the clip needs."""
+    """Return the stride of a clip in stored frames. Raises UserError if the shards lack frames that the clip needs."""
     if clip.stride % stored_stride:
         raise UserError(
             f"clip.stride={clip.stride} is not possible, because the shards store every {stored_stride}th frame: "
@@ -31,14 +31,14 @@ def stored_step(clip: ClipConfig, stored_stride: int) -> int:
 
 
 def check_windows(manifest: Manifest, shards: Path | str, clip: ClipConfig) -> None:
-    """Refuse shards made with ``--clips`` whose windows are shorter than a clip.
+    """Check that a clip fits in the stored windows of shards made with ``--clips``.
 
     Raises:
-        UserError: a clip does not fit in a window, or see :func:`stored_step`.
+        UserError: a clip does not fit in a window, or the shards lack frames that the clip needs.
     """
     encoder = manifest.encoder
     needed = (clip.frames - 1) * stored_step(clip, encoder.stride) + 1
-    stored = encoder.window // encoder.stride  # frames of a window
+    stored = encoder.window // encoder.stride  # stored frames of a window
     if encoder.window and stored < needed:
         raise UserError(
             f"the shards of {shards} hold windows of {stored} frames (--window {encoder.window} at --stride "
@@ -48,13 +48,13 @@ def check_windows(manifest: Manifest, shards: Path | str, clip: ClipConfig) -> N
 
 
 def _windows(meta: SampleMeta, span: int) -> list[tuple[int, int, int]]:
-    """For each window: first stored frame, stored frames, and possible starts of a clip of ``span`` stored frames."""
+    """Return first frame, frames, and possible starts of a clip of ``span`` frames for each window (stored frames)."""
     bounds = zip(meta.windows, (*meta.windows[1:], meta.frames), strict=True)
     return [(low, high - low, max(0, high - low - span + 1)) for low, high in bounds]
 
 
 def _frames(start: int, end: int, frames: int, step: int) -> list[int]:
-    """Return ``frames`` frames from ``start`` at distance ``step``. The last one before ``end`` is repeated."""
+    """Return ``frames`` frame numbers from ``start`` at stride ``step``; repeat the last one before ``end``."""
     reachable = (end - start - 1) // step
     return [start + step * min(number, reachable) for number in range(frames)]
 
@@ -63,7 +63,7 @@ def random_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> li
     """Choose the stored frames of one random clip. Every possible start is equally likely."""
     step = stored_step(clip, meta.stride)
     windows = _windows(meta, (clip.frames - 1) * step + 1)
-    # one number is always drawn, and the crop's numbers do not shift
+    # always draw exactly one number, so that the crop gets the same random numbers in every case
     pick = random.below(max(1, sum(starts for _, _, starts in windows)))
     for low, length, starts in windows:
         if pick < starts:
@@ -83,7 +83,7 @@ def segment_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> l
 
 
 def central_frames(meta: SampleMeta, clip: ClipConfig) -> list[int]:
-    """Choose the frames in the middle of the longest window; of equal windows, the one nearest the video's middle."""
+    """Choose the middle frames of the longest window; of equally long windows, take the one nearest the middle."""
     step = stored_step(clip, meta.stride)
     windows = _windows(meta, (clip.frames - 1) * step + 1)
     low, length, starts = max(windows, key=lambda window: (window[1], -abs(2 * window[0] + window[1] - meta.frames)))

@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = frozenset(
         ".gif",
     }
 )
-"""Suffixes of video files, in lower case."""
+"""Extensions of video files, in lower case."""
 
 
 class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
@@ -30,14 +30,14 @@ class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, 
 
 
 def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, first: int = 0) -> np.ndarray:
-    """Read every ``stride``-th frame, upright, with its short side resized: uint8 (n, H, W, 3).
+    """Read every ``stride``-th frame, rotated upright and resized to ``short_side``: uint8 (n, H, W, 3).
 
     Args:
         most: maximum number of frames to return; 0 returns all.
         first: number of frames to skip at the beginning, counted after the stride.
 
     Raises:
-        UnreadableVideo: there is no such frame.
+        UnreadableVideo: no frame after the skipped ones can be decoded.
     """
     frames: list[np.ndarray] = []
     shape: tuple[int, ...] | None = None
@@ -60,13 +60,13 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, firs
 def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     """Read the clip in the middle of a video and crop its central square: uint8 (T, size, size, 3).
 
-    A video shorter than the clip repeats its last frame. The file is decoded twice. The first pass counts the frames,
-    because headers may be wrong. The memory holds at most one clip: the frames of an hour take gigabytes.
+    A video shorter than the clip repeats its last frame. The file is decoded twice: the first pass counts the frames,
+    because headers may be wrong. At most one clip is held in memory, because the frames of an hour take gigabytes.
 
     Raises:
-        UnreadableVideo: see :func:`read_video`, or the file changes between the passes.
+        UnreadableVideo: no frame can be decoded, or the file changes between the passes.
     """
-    import torch  # slow to import; data_tools needs only the suffixes
+    import torch  # slow to import; data_tools needs only the extensions
 
     total, detail = _for_each_frame(path, lambda number, frame: True)
     if not total:
@@ -87,14 +87,14 @@ def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> tuple[int,
     Packets that cannot be decoded are skipped, as the ffmpeg program does.
 
     Returns:
-        The number of visited frames, and the last error, to be reported if there was no frame.
+        The number of visited frames and the text of the last error, which explains why no frame was decoded.
 
     Raises:
         UnreadableVideo: there is no video stream.
     """
     number, detail = 0, "it holds no frame"
     try:
-        # absolute: ffmpeg takes "a:b.mp4" for a protocol; replace: some titles are not UTF-8
+        # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles are not UTF-8
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
@@ -117,9 +117,9 @@ def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> tuple[int,
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:
-    """Rotate a frame by its display matrix and resize it, to the size of the first frame if ``shape`` is given.
+    """Rotate a frame upright by its display matrix, and resize it to ``short_side``.
 
-    A stream may change its frame size.
+    ``shape`` is the shape of the first frame. If given, it sets the size, because a stream may change its frame size.
     """
     picture: Any = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
     scale = short_side / min(picture.shape[:2])

@@ -18,21 +18,21 @@ FILE_NAME = "cache_key.json"
 
 @dataclass(frozen=True)
 class CacheKey:
-    """All that determines the result of an evaluation."""
+    """Key of the evaluation cache: every input that can change the result."""
 
     weights: str  # fingerprint of the model; empty without a model
     inputs: str  # fingerprint of a manifest, or absolute path of a folder of videos
-    settings: dict[str, object]  # all other settings that change a result; JSON values
+    settings: dict[str, object]  # all other settings that can change the result, as JSON values
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def bind(self, folder: Path) -> None:
-        """Create ``folder`` with this key, or check that it has the same key.
+        """Create ``folder`` with this key, or check that an existing folder has this key.
 
         Raises:
-            UserError: the folder has another key, or it has files but no key.
+            UserError: the folder has a different key, or has files but no key.
         """
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is not a folder: choose another --out")
@@ -47,10 +47,10 @@ class CacheKey:
 
 
 def read_cache_key(folder: Path) -> dict[str, object] | None:
-    """Read the key of ``folder`` as a dictionary with the fields of :class:`CacheKey`; None if it has no key.
+    """Read the key of ``folder`` as a dictionary of the fields of :class:`CacheKey`. Return None if there is no key.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the key file is damaged.
     """
     path = folder / FILE_NAME
     try:

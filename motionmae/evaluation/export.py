@@ -1,11 +1,11 @@
-"""Export weights: safetensors under our names, or a folder for Hugging Face transformers.
+"""Export weights: safetensors with this project's names, or a folder for Hugging Face transformers.
 
 ::
 
-    OUT/model.safetensors    weights (the moving average, if the run keeps one)
+    OUT/model.safetensors    weights (the exponential moving average, if the run keeps one)
     OUT/motionmae.json       step, config, classes, commit
     OUT/README.md            model card
-    OUT/config.json, OUT/preprocessor_config.json    configuration of transformers, with ``hf``
+    OUT/config.json, OUT/preprocessor_config.json    configuration for transformers, only in the format ``hf``
 """
 
 import json
@@ -30,7 +30,7 @@ FORMATS = ("safetensors", "hf")
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported model."""
+    """Weights and metadata of an exported model."""
 
     state: dict[str, Tensor]
     config: Config
@@ -41,10 +41,10 @@ class Exported:
 
 
 def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
-    """Write the checkpoint of ``step``, or the newest one, in one of FORMATS; return the files.
+    """Export the checkpoint of ``step``, or the newest checkpoint, in one of FORMATS; return the written files.
 
     Raises:
-        UserError: there is no such checkpoint, VideoMAE has no such model, or ``out`` cannot be written.
+        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written.
     """
     loaded = load_run(run, step)
     names = getattr(loaded, "class_names", ())
@@ -77,14 +77,14 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
 
 
 def as_videomae(exported: Exported) -> Exported:
-    """Convert to the names of transformers' VideoMAE. A pre-training model loses its time head."""
+    """Convert to transformers' VideoMAE. A pre-training model loses its motion decoder head (the paper's time head)."""
     config, state, note = exported.config, exported.state, ""
     pretraining = config.task == "pretrain"
     if pretraining and config.target.kind == "both" and config.model.decoder == "divided":
         state = {name: value for name, value in state.items() if not name.startswith("decoders.time.")}
         config = config.updated({"target.kind": "frame"})
         note = "VideoMAE has no time head: it is omitted. Encoder and space head are as trained."
-    huggingface_config(config)  # raises UserError if this is no VideoMAE
+    huggingface_config(config)  # raises UserError if VideoMAE cannot represent the model
     state = to_huggingface(state, PRETRAINING if pretraining else CLASSIFIER, config.clip)
     return replace(exported, state=state, config=config, note=note)
 
@@ -102,7 +102,7 @@ def transformers_config(exported: Exported) -> dict[str, Any]:
 
 
 def preprocessor_config(config: Config) -> dict[str, Any]:
-    """Return the settings of transformers' VideoMAEImageProcessor for the preprocessing of our test."""
+    """Return settings with which transformers' VideoMAEImageProcessor preprocesses as this project's test does."""
     size = config.clip.size
     return {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -114,7 +114,7 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 
 
 def recorded_commit(run: Path) -> str:
-    """Return the commit that trained the run last, or the commit of this code with a remark."""
+    """Return the commit that last trained the run; if unknown, the commit of this code, marked as such."""
     return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
 
 

@@ -10,7 +10,7 @@ from motionmae.evaluation.inference import Results
 
 
 def as_npz(results: Results) -> bytes:
-    """Return an npz with ``names``, ``features`` (float32, one row per name), ``unreadable`` and ``reasons``."""
+    """Pack results as npz: ``names``, ``features`` (float32, one row per name), ``unreadable`` and ``reasons``."""
     content = io.BytesIO()
     np.savez(
         content,
@@ -23,9 +23,9 @@ def as_npz(results: Results) -> bytes:
 
 
 def as_parquet(results: Results) -> bytes:
-    """Return a table with one row per video: ``name``, ``feature`` (list of float32) and ``reason``.
+    """Pack results as parquet, one row per video: ``name``, ``feature`` (list of float32) and ``reason``.
 
-    An unreadable video has no feature, all others have no reason.
+    ``feature`` is null for an unreadable video, ``reason`` is null for all other videos.
 
     Raises:
         UserError: pyarrow is not installed.
@@ -50,4 +50,4 @@ def as_parquet(results: Results) -> bytes:
 
 
 WRITERS: dict[str, Callable[[Results], bytes]] = {".npz": as_npz, ".parquet": as_parquet}
-"""Writers by file name suffix."""
+"""Maps the extension of a file to its writer."""

@@ -1,6 +1,6 @@
-"""Clip features of a frozen encoder, for a folder of videos or for shards.
+"""Compute clip features with a frozen encoder, for a folder of videos or for shards.
 
-A feature is the mean of the encoder's tokens over the middle clip of the video, cropped to its central square.
+A feature is the mean of the encoder's tokens for the middle clip of the video, cropped to the central square.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ from motionmae.evaluation.load_run import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:
-    """Find the video files below a folder. Raises UserError if there are none.
+    """Find the video files in a folder, recursively. Raises UserError if there are none.
 
     Returns:
-        Sorted paths relative to the folder, each with a stamp that changes with the file; the number of other files.
+        Sorted relative paths, each with a stamp that changes with the file, and the number of other files.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -42,7 +42,7 @@ def find_videos(folder: Path) -> tuple[dict[str, str], int]:
 def features_of_files(
     model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the features of ``videos`` (of :func:`find_videos`). Resumable in ``work``. Collective."""
+    """Compute the features of ``videos`` from :func:`find_videos`. A restart continues from ``work``. Collective."""
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
@@ -54,7 +54,7 @@ def features_of_files(
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the feature of every sample of the shards, by sample number. Resumable below ``work``. Collective."""
+    """Compute the feature of every sample, by sample number. A restart continues from ``work``. Collective."""
     check_windows(reader.manifest, reader.folder, config.clip)
 
     def read(name: str) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
-"""Run a frozen model over many videos: on all ranks, each video once, resumable.
+"""Run a frozen model over many videos, distributed over all ranks and resumable.
 
-Every rank appends its results to one file, one line per video. A restart, on any number of ranks, computes the videos
-that are in none of the files. An unreadable video is in none of them: it is not replaced, and a restart tries it again.
-Videos do not share forward passes. The values of a video therefore do not depend on the rank or on the other videos.
+Each rank appends its results to its own file, one line per video. A restart, on any number of ranks, computes the
+videos that no file contains. The files do not contain unreadable videos, so that a restart tries these again. Videos do
+not share forward passes. The result for a video therefore does not depend on the rank or on the other videos.
 """
 
 import base64
@@ -25,15 +25,15 @@ from motionmae.distributed.context import DistributedContext, broadcast_object, 
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 
-UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions of an unreadable video
+UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions that unreadable videos raise
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of all items, by name."""
+    """Results of all items. The dictionaries map the name of an item to its result."""
 
     values: dict[str, np.ndarray]  # float32 arrays of the readable items
-    unreadable: dict[str, str]  # reasons of the unreadable items
+    unreadable: dict[str, str]  # reason why each other item could not be read
 
 
 def infer(
@@ -49,13 +49,13 @@ def infer(
     """Compute all items that are not in ``parts`` yet, distributed over the ranks, and return all results. Collective.
 
     Args:
-        items: names, each with a stamp that changes with the video unless ``key`` does; the same on every rank.
+        items: maps each name to a stamp that changes with the video, unless ``key`` does; equal on every rank.
         read: returns the model's input for an item, or raises one of UNREADABLE. Runs in threads.
-        compute: returns float32 values for this input.
+        compute: maps the model's input to float32 values.
         parts: folder of the finished results.
 
     Raises:
-        UserError: ``parts`` has another cache key.
+        UserError: ``parts`` has a different cache key.
     """
     run_on_rank_zero(rank, lambda: key.bind(parts))
     done = broadcast_object(sorted(_rows(parts, items)) if rank.is_rank_zero else None)
@@ -72,7 +72,7 @@ def infer(
             packed = base64.b64encode(values.tobytes()).decode()
             file.append({"item": name, "stamp": items[name], "shape": values.shape, "values": packed})
     file.close()
-    gathered = gather_objects(unreadable)  # after this all ranks have written
+    gathered = gather_objects(unreadable)  # also a barrier: afterwards all ranks have written their files
     reasons = {name: why for part in gathered for name, why in part.items()}
     rows = _rows(parts, items)
     found = {
@@ -84,12 +84,12 @@ def infer(
 
 
 def items_of(reader: ShardReader) -> dict[str, str]:
-    """Return all sample numbers of shards. They need no stamps, because the manifest has a fingerprint."""
+    """Return all sample numbers of the shards, with empty stamps because the manifest's fingerprint covers changes."""
     return {str(sample): "" for sample in range(reader.manifest.samples)}
 
 
 def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
-    """Read the lines of all files whose item and stamp are in ``items``."""
+    """Read the finished results of all ranks; keep the lines whose item and stamp are in ``items``."""
     rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 
@@ -97,7 +97,7 @@ def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
 def _read_ahead(
     items: Sequence[str], read: Callable[[str], np.ndarray], threads: int
 ) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """Yield each item with its input or its exception. At most two inputs per thread are kept ready."""
+    """Yield each item with its input, or with the exception of ``read``. Read at most two inputs per thread ahead."""
 
     def attempt(name: str) -> np.ndarray | Exception:
         try:
@@ -117,7 +117,7 @@ def _read_ahead(
 
 
 class FrozenModel:
-    """A model in evaluation mode, on the device of ``rank``, with the precision of its training.
+    """A model in evaluation mode, on the device of ``rank``, in the precision in which it was trained.
 
     A forward pass takes ``batch`` clips.
     """
@@ -129,7 +129,7 @@ class FrozenModel:
 
     @torch.inference_mode()
     def __call__(self, clips: np.ndarray) -> Tensor:
-        """Return the model's output for uint8 clips (n, T, S, S, 3) as float32 on the CPU."""
+        """Return the model's output for clips, uint8 (n, T, S, S, 3), as float32 on the CPU."""
         outputs = []
         for part in torch.from_numpy(clips).split(self._batch):
             with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class KnnResult:
-    """Accuracy of nearest neighbours as a classifier."""
+    """Result of k-nearest-neighbour classification."""
 
-    top1: float  # percent
-    chance: float  # percent of the most frequent class among the test videos
+    top1: float  # accuracy in percent
+    chance: float  # percentage of the test videos that belong to their most frequent class
     videos: int
     missing: int  # unreadable test videos
     train_missing: int  # unreadable training videos
@@ -26,7 +26,7 @@ def classify_by_neighbours(
 ) -> NDArray[np.int64]:
     """Classify by a vote of the ``k`` nearest training features, weighted by exp(cosine similarity / temperature).
 
-    The training mean is subtracted first, because features of masked autoencoders share one large component.
+    The mean of the training features is subtracted, because features of masked autoencoders share a large component.
     """
     mean = train.mean(0)
     centred = (part - mean for part in (test, train))

@@ -1,6 +1,6 @@
-"""Load the model of a run from one of its checkpoints. The run folder is only read.
+"""Load the model of a run from one of its checkpoints. Nothing is written to the run folder.
 
-A missing or damaged run or checkpoint raises UserError. A probe also needs the run of its encoder.
+A missing or damaged run or checkpoint raises UserError. A linear or attentive probe also needs the run of its encoder.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from motionmae.training.finetune import load_frozen
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pre-trained model, in evaluation mode on the CPU."""
+    """A loaded pre-training model, in evaluation mode on the CPU."""
 
     model: MotionMAE
     config: Config
@@ -37,7 +37,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A classifier, in evaluation mode on the CPU."""
+    """A loaded classifier, in evaluation mode on the CPU."""
 
     model: Classifier
     config: Config
@@ -47,9 +47,9 @@ class Finetuned:
 
 
 def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
-    """Return the step of the checkpoint to load: ``step``, or the newest that rank 0 finds. Collective.
+    """Return the step of the checkpoint to load: ``step``, or the newest checkpoint that rank 0 finds. Collective.
 
-    If every rank looked for the newest checkpoint, a save in between would give them different weights.
+    If each rank searched for the newest checkpoint itself, ranks could load different weights after a save in between.
     """
 
     def choose() -> int:
@@ -60,7 +60,7 @@ def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
 
 
 def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
-    """Load the checkpoint of ``step``, or the newest one, of a pre-training run."""
+    """Load a pre-training run from the checkpoint of ``step``, or from the newest checkpoint."""
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
     load_state_dict_strict(model, weights.state, weights.origin)
@@ -68,7 +68,7 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
 
 
 def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
-    """Load the checkpoint of ``step``, or the newest one, of a fine-tuning run."""
+    """Load a fine-tuning run from the checkpoint of ``step``, or from the newest checkpoint."""
     config, weights, saved = _load(run, step, "finetune")
     names = tuple(saved["task"]["class_names"])
     model = build_classifier(config, len(names))
@@ -111,6 +111,6 @@ class Embedding(nn.Module):
 
 
 def load_embedding(run: Path, step: int | None = None) -> tuple[Embedding, Config, int]:
-    """Load the encoder of a run as an :class:`Embedding`; return it with the config and the step."""
+    """Load the encoder of a run as an :class:`Embedding`; return the embedding, the config and the step."""
     loaded = load_run(run, step)
     return Embedding(loaded.model.encoder, loaded.config.clip.cube_size), loaded.config, loaded.step

@@ -1,4 +1,4 @@
-"""Plot the loss curves of one or more runs from their ``metrics.jsonl``, with a mark at every resume."""
+"""Plot the loss curves of one or more runs from their ``metrics.jsonl``, and mark every resume."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ PANELS = (
 
 
 def read_history(run: Path) -> RunHistory:
-    """Read a pre-training run. Raises UserError if it has no logged step or is a fine-tuning run."""
+    """Read the history of a pre-training run. Raises UserError for a fine-tuning run or a run without a logged step."""
     history = RunHistory(run)
     if not history.rows:
         raise UserError(
@@ -31,7 +31,7 @@ def read_history(run: Path) -> RunHistory:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the centred moving mean over a twentieth of the values, without NaNs."""
+    """Return the centred moving mean over a window of 1/20 of the values. NaNs are ignored."""
     half = len(values) // 40
     around = (values[max(index - half, 0) : index + half + 1] for index in range(len(values)))
     finite = ([value for value in part if not math.isnan(value)] for part in around)
@@ -42,10 +42,10 @@ def plot_curves(histories: Sequence[RunHistory], marks: Sequence[Mapping[str, fl
     """Write a PNG with four panels: both losses, the learning rate and the throughput.
 
     Thin lines show the logged steps, thick lines their moving mean. Dashed vertical lines mark resumes. Dotted
-    horizontal lines mark the loss of predicting the mean, which ``marks`` holds for each run by head (``space``,
-    ``time``) where it is known.
+    horizontal lines mark the loss of the mean baseline. ``marks`` holds this loss for each run by head (``space`` for
+    pixels, ``time`` for motion), if it is known.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    from matplotlib.figure import Figure  # slow to import and needed only in this function
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):

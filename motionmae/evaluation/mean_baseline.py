@@ -1,4 +1,4 @@
-"""Baseline for the loss of a head: always predict the mean of its target."""
+"""Baseline for the loss of a decoder head: always predict the mean of the head's target."""
 
 from itertools import islice
 from pathlib import Path
@@ -18,18 +18,18 @@ _BATCH = 32  # clips in a forward pass
 
 
 def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
-    """Return each head's loss for the mean target cube of the data set as the prediction of every masked cube.
+    """Return each head's loss if the mean target cube of the data set were the prediction of every masked cube.
 
-    It is measured on the first ``clips`` clips of the run's stream, cropped and masked as in training, with the run's
-    targets and loss. With normalised targets it is close to 1 for frames. It is smaller for motion, because
-    ``target.motion_eps`` keeps static cubes near zero.
+    The loss is measured on the first ``clips`` clips of the run's stream, cropped and masked as in training, with the
+    run's targets and loss function. With normalised targets the loss is close to 1 for frames. The loss is smaller for
+    motion, because ``target.motion_eps`` keeps static cubes near zero.
     """
     return _mean_losses(config, *_first_clips(config, clips))
 
 
 @torch.no_grad()
 def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, float]:
-    """Return the explained variance of each trained head: 1 - its loss / the loss of predicting the mean.
+    """Return the explained variance of each trained head: 1 - its loss / the loss of the mean baseline.
 
     The newest checkpoint is measured on the first ``clips`` clips of ``shards`` (a folder or a URL), cropped and masked
     as in training. Held-out shards show overfitting.

@@ -1,4 +1,4 @@
-"""Multi-view test of a classifier: the mean of the softmax over views, accuracy, and the files with the results."""
+"""Multi-view test of a classifier: average the softmax over views, compute accuracies, write result files."""
 
 import csv
 import io
@@ -26,19 +26,19 @@ from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a test. Accuracies are in percent of the readable videos."""
+    """Results of a test. Accuracies are percentages of the readable videos."""
 
     top1: float
     top5: float
-    mean_class: float  # mean of the top-1 per class, over the classes that occur
+    mean_class: float  # mean of the per-class top-1 accuracies, over the classes that occur
     videos: int  # number of videos of the split, including unreadable ones
     missing: int
     """Number of unreadable videos. They are counted neither as correct nor as wrong."""
     views: str  # clips x crops
-    gflops_per_view: float  # 10^9 multiply-additions, as in the papers
-    gflops: float  # for all views of a video
+    gflops_per_view: float  # 10^9 multiply-add operations (MACs), which papers call GFLOPs
+    gflops: float  # the same for all views of a video
     parameters: int
-    per_class: dict[str, float | None]  # top-1 of each class; None if no video of the class was read
+    per_class: dict[str, float | None]  # top-1 accuracy of each class; None if no video of the class was read
 
 
 def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
@@ -54,14 +54,14 @@ def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContex
 
 
 def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
-    """Return the folder of the results, which differs with the checkpoint, the views and the videos."""
+    """Return the result folder, whose name depends on the checkpoint, the views and the videos."""
     views = trained.config.test
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
     return run / "test" / f"{name}_{key.digest}"
 
 
 def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey, rank: DistributedContext) -> Results:
-    """Return the class probabilities of every video, float32 (classes,): the mean softmax of its views. Collective."""
+    """Return each video's class probabilities, float32 (classes,): the mean softmax over its views. Collective."""
     config = trained.config
     precision = resolve_precision(config.engine.precision, rank.device)
     model = FrozenModel(trained.model, rank, precision, config.test.batch_size)
@@ -76,7 +76,10 @@ def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the logit of each label, matched by class name. Raises UserError if the model does not know a class."""
+    """Return the index of the logit for each label, matched by class name.
+
+    Raises UserError if the model does not have one of the classes.
+    """
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
@@ -105,7 +108,7 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """Return the report and counts (true class, predicted class). Raises UserError if all videos are unreadable."""
+    """Return the report and the confusion matrix (rows: true class). Raises UserError if no video is readable."""
     if not results.values:
         raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
     config, names = trained.config, trained.class_names
@@ -140,7 +143,7 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
 def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, results: Results, top: int = 5) -> None:
     """Write a CSV with one row per video: shard and key, source, true class, problem, ``top`` classes with probability.
 
-    An unreadable video has a problem and no predicted classes.
+    The row of an unreadable video has a problem and no predicted classes.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -159,7 +162,7 @@ def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, resul
 
 
 def _origin(reader: ShardReader, sample: int) -> list[str]:
-    """Return shard and key, source, and class of a video, as far as its shard is readable."""
+    """Return shard and key, source, and class of a video; fields that cannot be read are empty."""
     cells = [str(sample), "", ""]
     with suppress(CorruptSample):
         cells[0] = reader.read_meta(sample).where
@@ -173,8 +176,8 @@ def write_report(path: Path, report: Report, **more: object) -> None:
 
 
 def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, ...], heading: str) -> None:
-    """Draw the confusion matrix as a PNG: shares of each true class. Up to 30 classes have names and counts."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    """Draw the row-normalised confusion matrix as a PNG. Names and counts are shown for up to 30 classes."""
+    from matplotlib.figure import Figure  # slow to import and needed only in this function
 
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     few = len(names) <= 30

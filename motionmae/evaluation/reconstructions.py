@@ -1,4 +1,4 @@
-"""Draw reconstructions as in Figure 3 of the paper: the input, the masked input, and the prediction of each head."""
+"""Draw reconstructions as in Figure 3 of the paper: input, masked input, and each decoder head's prediction."""
 
 import textwrap
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from motionmae.models.motionmae import Reconstruction
 Strip = NDArray[np.float32]
 NOTE = "masked cubes have the mean and contrast of the true cube, because the model predicts normalised targets"
 
-LINE = 18  # height of a line of text in a video, in pixels
+LINE = 18  # height in pixels of a line of text in a video
 
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one clip with one mask."""
+    """Image rows for one clip with one mask, as in Figure 3."""
 
     title: str
     rows: list[tuple[str, Strip]]  # label and n frames side by side, float (H, n * (W + gap), 3) in [0, 1]
@@ -37,7 +37,7 @@ class Block:
 
 
 def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
-    """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their flow if it is a target.
+    """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their optical flow if the model predicts flow.
 
     Raises:
         UserError: a sample does not exist, cannot be read, or has no flow.
@@ -53,11 +53,11 @@ def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> t
 
 
 def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, masked_only: bool = False) -> Block:
-    """Arrange the frames of one clip of a batch in the rows of Figure 3.
+    """Arrange the frames of clip number ``clip`` of a batch in the rows of Figure 3.
 
     Args:
-        columns: number of frames, evenly spaced over the clip.
-        masked_only: show only predictions; visible cubes are grey, or have no motion.
+        columns: number of frames to show, evenly spaced over the clip.
+        masked_only: show predictions only; visible cubes are drawn grey or without motion.
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
     removed = _visible(found, clip)[frames] & masked_only  # (n, H, W, 1)
@@ -69,7 +69,7 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, ma
         strips.append(("space head", _strip(np.where(removed, 0.5, found.space[clip].numpy()[frames]))))
     if found.motion is not None and found.time is not None:
         truth, predicted = (motion[clip].numpy()[frames] for motion in (found.motion, found.time))
-        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # the same scale makes both rows comparable
+        scale = float(np.quantile(np.abs(truth), 0.995)) or 1.0  # both rows share the scale, to be comparable
         signed = bool(truth.min() < 0)
         strips += [
             ("motion target", _strip(_show(truth, scale, signed))),
@@ -79,7 +79,7 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, ma
 
 
 def _visible(found: Reconstruction, clip: int) -> NDArray[np.bool_]:
-    """Return the pixels of visible cubes: bool (T, H, W, 1)."""
+    """Return a mask of the pixels in visible cubes: bool (T, H, W, 1)."""
     frames, height, width = found.clip.shape[1:4]
     masked = found.mask[clip].numpy()  # (temporal patches, grid size, grid size)
     for axis, size in enumerate((frames, height, width)):
@@ -88,10 +88,10 @@ def _visible(found: Reconstruction, clip: int) -> NDArray[np.bool_]:
 
 
 def write_video(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) -> None:
-    """Write blocks as a GIF or mp4, according to the suffix of ``out``.
+    """Write blocks as a GIF or mp4, according to the extension of ``out``.
 
-    A block is a title and a line of panels. The panels show the rows of Figure 3 side by side. All blocks must come
-    from the same model and show every frame of their clips.
+    Each block becomes a title and a line of panels, which show the rows of Figure 3 side by side. All blocks must come
+    from the same model and have every frame of their clips.
     """
     rows = blocks[0].rows
     height = rows[0][1].shape[0]
@@ -114,7 +114,7 @@ def write_video(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) 
 
 
 def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
-    """Draw texts from the given columns on, black on white: (LINE, width, 3)."""
+    """Draw a line of black texts on white, (LINE, width, 3). Each text has the column where it starts."""
     image = Image.new("RGB", (width, LINE), "white")
     for column, text in texts:
         ImageDraw.Draw(image).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
@@ -122,7 +122,7 @@ def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:
-    """Join frames with a white gap right of each: (n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1]."""
+    """Join frames side by side, each followed by a white gap: (n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1]."""
     gap = max(1, frames.shape[2] // 32)
     return np.concatenate(
         list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1
@@ -130,7 +130,7 @@ def _strip(frames: NDArray[np.float32]) -> Strip:
 
 
 def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
-    """Map motion to colours: differences divided by ``scale``, signed ones around grey, flow as hue and brightness."""
+    """Map motion divided by ``scale`` to colours: signed differences around grey, flow as hue and brightness."""
     if motion.shape[-1] == 2:
         angle, length = np.arctan2(motion[..., 1], motion[..., 0]), np.hypot(motion[..., 0], motion[..., 1])
         hsv = np.stack([np.degrees(angle) % 360, np.ones_like(angle), np.minimum(length / scale, 1)], axis=-1)
@@ -140,7 +140,7 @@ def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np
 
 def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
     """Write blocks below each other as a PNG."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+    from matplotlib.figure import Figure  # slow to import and needed only in this function
 
     height, width = blocks[0].rows[0][1].shape[:2]
     strips = sum(len(block.rows) for block in blocks)

@@ -11,7 +11,7 @@ from motionmae.files import atomic_path
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 frames (H, W, 3) as H.264 in mp4. An odd height or width loses one line."""
+    """Write uint8 frames (H, W, 3) as H.264 in mp4. An odd height or width is cropped by one pixel."""
     with atomic_path(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = None
         for frame in frames:
@@ -26,7 +26,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
 
 
 def write_gif(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 frames (H, W, 3) as a repeating GIF."""
+    """Write uint8 frames (H, W, 3) as a GIF that loops forever."""
     first, *others = [Image.fromarray(frame) for frame in frames]
     with atomic_path(path, durable=False) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)

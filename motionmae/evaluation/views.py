@@ -1,4 +1,4 @@
-"""Frames and crops of a multi-view test (paper section 4), by VideoMAE's published rules."""
+"""Choose the frames and crops of a multi-view test (paper section 4) as VideoMAE's published code does."""
 
 import cv2
 import numpy as np
@@ -12,8 +12,9 @@ from motionmae.data.temporal_sampling import stored_step
 def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:
     """Return the frame numbers of ``clips`` dense clips that cover a video.
 
-    Candidates are every ``step``-th frame of the video; the last one is repeated up to the length of a clip. Clip k of
-    K starts at the candidate ``int(k * surplus / (K - 1))``. A single clip takes the middle.
+    Candidates are every ``step``-th frame of the video. The last candidate is repeated up to the length of a clip. Clip
+    k of K starts at the candidate ``int(k * surplus / (K - 1))``, with ``surplus`` the number of candidates beyond one
+    clip. A single clip takes the middle candidates.
     """
     candidates = list(range(0, frames, step))
     candidates += [candidates[-1]] * (clip_frames - len(candidates))
@@ -23,10 +24,11 @@ def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[li
 
 
 def segment_views(frames: int, clip_frames: int, clips: int) -> list[list[int]]:
-    """Return the frame numbers of ``clips`` interleaved clips with one frame from each ``clip_frames``-th of a video.
+    """Return the frame numbers of ``clips`` interleaved clips, each with one frame from each part of a video.
 
-    With ``tick`` the length of a part, clip k of K takes frames near ``tick * (part + k / K)``. All frames are sorted
-    and distributed in turn. A single clip takes the middle of each part.
+    The video is divided into ``clip_frames`` equal parts. With ``tick`` the length of a part, clip k of K takes frames
+    near ``tick * (part + k / K)``: all frames are sorted and dealt to the clips in turn. A single clip takes the middle
+    frame of each part.
     """
     tick = frames / clip_frames
     offsets = [tick / 2] if clips == 1 else [tick * number / clips for number in range(clips)]
@@ -35,7 +37,7 @@ def segment_views(frames: int, clip_frames: int, clips: int) -> list[list[int]]:
 
 
 def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
-    """Return the offsets of square crops of ``size`` along the long side; a single crop is in the middle."""
+    """Return the offsets of ``crops`` square crops of ``size`` along the long side. A single crop is centred."""
     surplus = long_side - size
     return [surplus // 2] if crops == 1 else [number * surplus // (crops - 1) for number in range(crops)]
 
@@ -48,9 +50,9 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
 
 
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
-    """Read all views of a video: uint8 (clips * crops, T, size, size, 3), crops of the same clip together.
+    """Read all views of a video: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent.
 
-    A corrupt sample raises CorruptSample and is not replaced by another.
+    A corrupt sample raises CorruptSample and is not replaced.
     """
     meta = reader.read_meta(sample_id)
     clips = clip_views(meta.frames, meta.stride, config)
@@ -64,7 +66,7 @@ def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarra
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize an image (H, W, 3) to a short side of ``size``; the long side is rounded down."""
+    """Resize an image (H, W, 3) so that its short side is ``size``. The long side is rounded down."""
     height, width = image.shape[:2]
     short = min(height, width)
     method = cv2.INTER_AREA if short > 2 * size else cv2.INTER_LINEAR
@@ -72,7 +74,7 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def cut_views(images: np.ndarray, clips: list[list[int]], clip: ClipConfig, crops: int) -> np.ndarray:
-    """Cut all views from images uint8 (n, H, W, 3) whose short side S is ``clip.size``: (clips * crops, T, S, S, 3)."""
+    """Cut all views, (clips * crops, T, S, S, 3), from images uint8 (n, H, W, 3) of short side S = ``clip.size``."""
     size = clip.size
     height, width = images.shape[1:3]
     views = []

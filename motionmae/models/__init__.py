@@ -1,1 +1,1 @@
-"""The models: ViT encoder and decoders, MotionMAE, masks, targets, classifier. No import of data or training."""
+"""ViT encoder and decoders, MotionMAE, masks, targets, classifier. Does not import motionmae.data or training."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention. torch's fused kernels compute it, except when training in bfloat16 on a CPU."""
+"""Scaled dot-product attention with torch's fused kernels, except for training in bfloat16 on a CPU."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch.nn import functional
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(D)) v: (B, heads, Q, D) and twice (B, heads, K, D) -> (B, heads, Q, D).
+    """Return softmax(q k^T / sqrt(D)) v. q and the result are (B, heads, Q, D), k and v are (B, heads, K, D).
 
     torch's CPU flash kernel runs its backward pass in float32: a training step in bfloat16 takes 1.4 to 1.5 times as
-    long with it (docs/performance.md). Plain matrix products use the bfloat16 units in both directions. They keep the
-    attention weights for the backward pass: B * heads * Q * K values a block, as VideoMAE's own code does.
+    long with this kernel (docs/performance.md). Plain matrix products use the bfloat16 units in both directions. Like
+    VideoMAE's own code, they store the attention weights for the backward pass: B * heads * Q * K values per block.
     """
     trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not (trained and q.device.type == "cpu" and q.dtype == torch.bfloat16):

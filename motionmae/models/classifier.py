@@ -1,4 +1,4 @@
-"""The fine-tuning model: encoder of all cubes, pooling, a new LayerNorm and a linear head, as in VideoMAE."""
+"""The fine-tuning model as in VideoMAE: encoder of all cubes (tubelets), pooling, a new LayerNorm, a linear head."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from motionmae.models.cubes import cut_patches
 from motionmae.models.vit import NORM_EPS, Encoder
 
 HEAD_SCALE = 1e-3
-"""Initial weights of the head are multiplied by this: fine-tuning starts with equal probabilities."""
+"""Factor on the head's initial weights. It makes the class probabilities almost equal at the start."""
 
 
 class Classifier(nn.Module):
-    """Video classifier. A norm after the pooling replaces the encoder's final norm.
+    """Video classifier. A LayerNorm after the pooling replaces the encoder's final norm.
 
-    If ``finetune.mode`` is linear or attentive, the encoder is frozen: it gets no gradient and drops no path.
+    If ``finetune.mode`` is linear or attentive, the encoder is frozen: it gets no gradient and has no drop path.
     """
 
     def __init__(self, config: Config, classes: int):
@@ -41,13 +41,16 @@ class Classifier(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Map clips (B, T, H, W, 3) to logits (B, classes). Pixels are 0 to 255: uint8, or floats after mixup."""
+        """Map clips (B, T, H, W, 3) to logits (B, classes). Pixels are in [0, 255]: uint8, or floats after mixup."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.encoder(cut_patches(clips, self.cube_size))  # (B, N, width)
         return self.head(self.norm(self.pool(tokens) if self.pool else tokens.mean(1)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's layer-wise learning rate decay: projection and position table, blocks, norm and head."""
+        """Return the parameter groups for timm's layer-wise learning rate decay.
+
+        The groups are the patch embedding with the position table, each block, and the norm with the head.
+        """
         return {
             "stem": r"^encoder\.(?:project|pos_embed)",
             "blocks": r"^encoder\.blocks\.(\d+)",
@@ -56,7 +59,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(config: Config, classes: int) -> Classifier:
-    """Make the classifier with initial weights from ``config.seed``; the global generator is left unchanged."""
+    """Make the classifier with initial weights from ``config.seed``; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Classifier(config, classes)

@@ -1,8 +1,8 @@
-"""Choose the masked cubes of a clip. A mask is a pure function of the clip's seed.
+"""Choose the masked cubes (tubelets) of a clip. A mask is a pure function of the clip's seed.
 
-No random state is kept. Each position gets a key by integer hashing (SplitMix64: Steele, Lea and Flood 2014) of
-(seed, position), in 64-bit arithmetic that wraps alike on every device. The positions with the smallest keys are
-masked. A mask therefore does not depend on the device, the rank, the batch, or the masks drawn before.
+No random state is kept. Each position gets a key, the SplitMix64 hash (Steele, Lea and Flood 2014) of (seed, position)
+in 64-bit arithmetic, which overflows in the same way on every device. The positions with the smallest keys are masked.
+A mask therefore does not depend on the device, the rank, the batch, or the masks drawn before.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 class Mask(NamedTuple):
-    """Cube numbers, ascending in each row. Every clip of a run has the same counts, which keeps shapes static."""
+    """Numbers of visible and masked cubes, ascending in each row. All clips of a run have the same counts."""
 
     visible: Tensor  # int64 (B, V): cubes that the encoder sees
-    masked: Tensor  # int64 (B, M): cubes that the heads rebuild
+    masked: Tensor  # int64 (B, M): cubes that the decoder heads predict
 
 
 def masked_cubes(kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> int:
-    """Return the number of masked cubes of a clip; arguments as of :func:`draw_masks`."""
+    """Return the number of masked cubes per clip. The arguments are those of :func:`draw_masks`."""
     if kind == "time":
         return int(ratio * temporal_patches) * spatial_patches
     if kind == "global":
@@ -42,7 +42,7 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
 
     Args:
         seeds: int64 (B,).
-        kind: ``random`` masks ``int(ratio * spatial_patches)`` cubes of every time step, drawn anew for each;
+        kind: ``random`` masks ``int(ratio * spatial_patches)`` cubes of every time step, drawn anew for each step;
             ``tube`` masks the same positions in all time steps (VideoMAE; the paper's space-only); ``time`` masks all
             cubes of a time step; ``global`` draws from all cubes of the clip (MAE-ST).
     """
@@ -63,14 +63,14 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
 
 
 def running_cells(seeds: Tensor, *, ratio: float, temporal_patches: int, grid_size: int) -> Tensor:
-    """Draw the cubes that decoders rebuild in training if they skip ``ratio`` of them (VideoMAEv2's running cells).
+    """Draw the cubes that decoders predict in training if they skip a fraction ``ratio`` (VideoMAEv2's running cells).
 
-    A cell is 2 x 2 cubes of a time step, and ``grid_size`` is even. ``4 * ratio`` cubes of every cell, consecutive in
-    reading order, are skipped: ``ratio`` is 0.25, 0.5 or 0.75. The next time step skips the cubes one position further.
-    The clip's seed draws the first position.
+    A running cell is 2 x 2 cubes of a time step; ``grid_size`` must be even. ``4 * ratio`` cubes of every cell,
+    consecutive in reading order, are skipped, where ``ratio`` is 0.25, 0.5 or 0.75. Each time step shifts the skipped
+    cubes by one position. The clip's seed determines the first position.
 
     Returns:
-        int64 (B, N * (1 - ratio)) of N cubes, ascending in each row. Visible cubes may be among them.
+        int64 (B, N * (1 - ratio)), the predicted ones of N cubes, ascending in each row and including visible cubes.
     """
     count = temporal_patches * grid_size**2
     cubes = torch.arange(count, device=seeds.device)
@@ -79,7 +79,7 @@ def running_cells(seeds: Tensor, *, ratio: float, temporal_patches: int, grid_si
     starts = torch.arange(4, device=seeds.device)
     rebuilt = (position + time + 1 + starts[:, None]) % 4 >= int(4 * ratio)
     maps = torch.where(rebuilt, cubes, count).sort(dim=1).values[:, : count - int(ratio * count)]
-    return maps[_shift_right(_mix(_mix(seeds + _STEP)), 62)]  # 0 to 3, from a key that no mask uses
+    return maps[_shift_right(_mix(_mix(seeds + _STEP)), 62)]  # index 0 to 3, from a key that no mask uses
 
 
 def _choose(seeds: Tensor, count: int, masked: int) -> Mask:
@@ -90,18 +90,18 @@ def _split(keys: Tensor, masked: int) -> Mask:
     """Mask the ``masked`` positions with the smallest keys in each row: int64 (R, count) -> Mask of (R, ...)."""
     count = keys.shape[1]
     low = (1 << (count - 1).bit_length()) - 1
-    # the low bits hold the position: keys are unique, and no device can sort equal keys differently
+    # The low bits hold the position. Keys are therefore unique, and sorting gives the same order on every device.
     order = ((keys & ~low) | torch.arange(count, device=keys.device)).sort(dim=1).values & low
     return Mask(visible=order[:, masked:].sort(dim=1).values, masked=order[:, :masked].sort(dim=1).values)
 
 
 def _hash(seeds: Tensor, count: int) -> Tensor:
-    """Return a key per (seed, counter): int64 (B,) -> (B, count)."""
+    """Hash each seed with the counters 0 to ``count - 1``: int64 (B,) -> (B, count)."""
     counters = torch.arange(1, count + 1, device=seeds.device)
-    # the seed is mixed first: neighbouring seeds would give shifted copies of one sequence
+    # The seed is hashed first, because neighbouring seeds would otherwise give shifted copies of one sequence.
     start = _mix(seeds + _STEP) * _STEP_INVERSE
-    # This is mixed + counters * _STEP with _STEP factored out. torch's compiler would turn counters * _STEP into a
-    # product of signed C integers. Its overflow is undefined, and the code that gcc makes writes beyond the keys.
+    # This is mixed + counters * _STEP with _STEP factored out. torch.compile would turn counters * _STEP into a product
+    # of signed C integers, whose overflow is undefined; gcc's code for this product writes out of bounds.
     return _mix((start[:, None] + counters) * _STEP)
 
 
@@ -112,5 +112,5 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros; torch's own shift of a signed integer copies the sign."""
+    """Shift right and fill with zeros (logical shift); torch's own shift of a signed integer copies the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)

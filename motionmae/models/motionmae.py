@@ -1,6 +1,7 @@
-"""MotionMAE: an encoder of the visible cubes, a space head for the pixels and a time head for the motion of the others.
+"""MotionMAE: an encoder of the visible cubes (tubelets) and two decoder heads that predict the masked cubes.
 
-With ``target.kind=frame`` the model is VideoMAE if masks are tubes, and MAE-ST if masks are global.
+The pixel head (the paper's space head) predicts frames, the motion head (the paper's time head) predicts motion. With
+``target.kind=frame`` the model is VideoMAE if masks are tubes, and MAE-ST if masks are global.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from motionmae.models.vit import Decoder, Encoder
 
 
 class Losses(NamedTuple):
-    """0-dim float32 tensors; the loss of an untrained head is 0."""
+    """Losses of a micro-batch as 0-dim float32 tensors. The loss of an untrained head is 0."""
 
     total: Tensor  # the training loss: ``target.frame_weight * space + target.motion_weight * time``
     space: Tensor  # mean loss of the space head over masked cubes
@@ -25,28 +26,28 @@ class Losses(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """The rows of Figure 3 as clips: float (B, T, H, W, 3). Predictions may leave [0, 1] a little.
+    """The rows of the paper's Figure 3 as clips: float (B, T, H, W, 3). Predictions may lie slightly outside [0, 1].
 
-    Visible cubes show the truth in every row. Optical flow and signed motion may be negative.
+    Visible cubes show the ground truth in every row. Optical flow and signed motion may be negative.
     """
 
     clip: Tensor  # the input, in [0, 1]
     masked: Tensor  # the input with masked cubes in grey, 0.5
-    space: Tensor | None  # the space head's prediction of masked cubes; None if the model has no such head
+    space: Tensor | None  # the space head's prediction of masked cubes; None if the model has no space head
     motion: Tensor | None
-    """The true motion, in pixel values of [0, 1] (flow: (B, T, H, W, 2), in pixels); None without a time head."""
+    """True motion: difference of pixels in [0, 1], or flow (B, T, H, W, 2) in pixels; None without a time head."""
     time: Tensor | None
-    """The time head's prediction of the motion of masked cubes; None if the model has no such head."""
+    """The time head's prediction of the motion of masked cubes; None if the model has no time head."""
     mask: Tensor  # bool (B, temporal patches, grid size, grid size): True where a cube is masked
     true_statistics: bool
-    """True if predictions use the true mean and deviation of each masked cube, because targets are normalised."""
+    """Whether the true mean and standard deviation of each masked cube undo the normalisation of the predictions."""
 
 
 class MotionMAE(nn.Module):
-    """The pre-training model. Its loss depends only on its weights, the clips and their seeds."""
+    """The pre-training model. The loss depends only on the weights, the clips and the seeds of the clips."""
 
     def __init__(self, config: Config):
-        """Make the model with the heads of ``config.target.kind``. Weights are drawn from torch's global generator."""
+        """Make the model with the heads of ``config.target.kind``. torch's global generator draws the weights."""
         super().__init__()
         self.config = config
         clip, model, outputs = config.clip, config.model, output_sizes(config)
@@ -61,7 +62,7 @@ class MotionMAE(nn.Module):
         Args:
             clips: uint8 (B, T, H, W, 3).
             seeds: int64 (B,), on the device of the clips. A clip's seed determines its mask.
-            flow: (B, T, H, W, 2) of any type, in pixels; the time head's target if ``target.motion_source=flow``.
+            flow: (B, T, H, W, 2) of any dtype, in pixels; the time head's target if ``target.motion_source=flow``.
         """
         mask, target = self.draw_masks(seeds), self.config.target
         patches = cut_patches(clips, self.config.clip.cube_size)
@@ -77,9 +78,9 @@ class MotionMAE(nn.Module):
         return masks_of(self.config, seeds, ratio)
 
     def draw_queries(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
-        """Return the cubes that the heads predict in training, int64 (B, Q), and which of them the loss counts.
+        """Return the cubes that the heads predict in training, int64 (B, Q), and a mask of those that the loss counts.
 
-        The second is bool (B, Q), or None for all. It is False for visible cubes, which running cells may contain.
+        The mask is bool (B, Q), or None if all cubes count. It is False for visible cubes among the running cells.
         """
         clip, ratio = self.config.clip, self.config.mask.decoder_ratio
         if not ratio:
@@ -91,7 +92,7 @@ class MotionMAE(nn.Module):
     def predict(self, patches: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Predict the query cubes, int64 (B, Q), from the visible cubes, int64 (B, V).
 
-        ``patches`` is uint8 (B, T, P, R). Each head gives (B, Q, values of a cube) in the order of ``query``.
+        ``patches`` is uint8 (B, T, P, R). Each head returns (B, Q, values per cube) in the order of ``query``.
         """
         encoded = self.encoder(patches, visible)
         predictions: dict[str, Tensor] = {}
@@ -103,14 +104,14 @@ class MotionMAE(nn.Module):
     def reconstruct(
         self, clips: Tensor, seeds: Tensor, ratio: float | None = None, flow: Tensor | None = None
     ) -> Reconstruction:
-        """Return the rows of Figure 3.
+        """Reconstruct masked clips: return the rows of the paper's Figure 3.
 
         A head with normalised targets predicts the pattern of a cube, but not its brightness and contrast. The
-        reconstruction then takes the true mean and standard deviation of every masked cube, as VideoMAE's and MAE's
-        figures do, and ``Reconstruction.true_statistics`` is True. It looks better than the model's own prediction.
+        reconstruction then uses the true mean and standard deviation of every masked cube, as the figures of VideoMAE
+        and MAE do, and ``Reconstruction.true_statistics`` is True. The result looks better than the prediction alone.
 
-        Clips, seeds and flow are those of :meth:`forward`. ``ratio`` overrides ``mask.ratio``. A ratio that masks all
-        cubes or none raises UserError.
+        Clips, seeds and flow are as in :meth:`forward`. ``ratio`` overrides ``mask.ratio``. A ratio that masks all
+        cubes or no cube raises UserError.
         """
         clip = self.config.clip
         mask = self.draw_masks(seeds, ratio)
@@ -161,7 +162,7 @@ def masks_of(config: Config, seeds: Tensor, ratio: float | None = None) -> Mask:
 
 
 def build_motionmae(config: Config) -> MotionMAE:
-    """Make the model with initial weights from ``config.seed``; the global generator is left unchanged."""
+    """Make the model with initial weights from ``config.seed``; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MotionMAE(config)
@@ -170,6 +171,6 @@ def build_motionmae(config: Config) -> MotionMAE:
 def no_decay(model: nn.Module) -> set[str]:
     """Return the names of the parameters without weight decay: biases, norms, mask tokens and position tables.
 
-    Call it before ZeRO-3 takes over the model, because ZeRO-3 flattens every parameter to one dimension.
+    Call this before ZeRO-3 wraps the model, because ZeRO-3 flattens every parameter to one dimension.
     """
     return {name for name, weight in model.named_parameters() if weight.ndim < 2 or name.endswith("pos_embed.table")}

@@ -1,13 +1,13 @@
-"""Targets of the heads: frames and motion of the masked cubes (paper section 3).
+"""Targets of the decoder heads: frames and motion of the masked cubes (tubelets; paper section 3).
 
-Only the bytes of these cubes are converted to floats. Values stay in grey levels (0 to 255) until the last operation
-scales them. A target then costs one pass for the conversion, two for the statistics and two to apply them.
+Only the bytes of masked cubes are converted to floats. Values stay in grey levels (0 to 255) until the last operation
+scales them. A target then takes one pass over memory for the conversion, two for the statistics and two to apply them.
 
 Why motion has a separate epsilon: a cube's target is (x - mean) / (std + eps). The motion of a static cube is sensor
-and compression noise. Divided by its deviation, it would have unit variance and count as much in the loss as real
-motion. The table gives the standard deviation of the absolute difference in [0, 1], measured on 57 real clips of 16
-frames at 224 pixels, stored as JPEG of quality 90, in cubes of 2 x 16 x 16. "Static" is an optical flow below 0.1
-pixels in 95 % of the cube. "Moving" is a mean flow above 1 pixel.
+and compression noise. Divided by its standard deviation, this noise would have unit variance and count as much in the
+loss as real motion. The table gives the standard deviation of the absolute difference in [0, 1], measured on 57 real
+clips of 16 frames at 224 pixels, stored as JPEG of quality 90, in cubes of 2 x 16 x 16. A cube is "static" if the
+optical flow is below 0.1 pixels in 95 % of the cube, and "moving" if the mean flow exceeds 1 pixel.
 
     ==================  ============================  ============================
     source              static: median (5 to 95 %)    moving: median (5 to 95 %)
@@ -17,10 +17,10 @@ pixels in 95 % of the cube. "Moving" is a mean flow above 1 pixel.
     SSv2                0.0046 (0.0020 to 0.0234)     0.084 (0.012 to 0.159)
     ==================  ============================  ============================
 
-The best eps maximises the variance of moving cubes minus that of static cubes. This gap in the mean square of the
-target is widest at 0.004, 0.005 and 0.009 for the three sources, and at 0.006 for their mean: 0.73 against 0.10, 0.79
-against 0.17 and 0.81 against 0.24. With 1e-6 it is 1 against 1 in every row. Hence ``target.motion_eps`` is 0.006,
-which is 1.5 grey levels.
+The best eps maximises the target's mean square in moving cubes minus its mean square in static cubes. This gap is
+largest at an eps of 0.004, 0.005 and 0.009 for the three sources, and at 0.006 for their mean. With 0.006 the mean
+squares (moving, static) are (0.73, 0.10), (0.79, 0.17) and (0.81, 0.24); with 1e-6 they are (1, 1) in every row. Hence
+``target.motion_eps`` is 0.006, which is 1.5 grey levels.
 """
 
 from typing import NamedTuple
@@ -33,32 +33,32 @@ from motionmae.config import Config, TargetConfig
 from motionmae.errors import UserError
 from motionmae.models.cubes import cut_patches, frames_of, gather_cubes, gather_patches
 
-GREY_LEVELS = 255  # grey levels per unit: targets and epsilons are given for pixels in [0, 1]
+GREY_LEVELS = 255  # grey levels per unit of pixels in [0, 1], the scale of targets and epsilons
 
 
 class RawTarget(NamedTuple):
-    """Target of a head before normalisation."""
+    """Target of a decoder head before normalisation."""
 
     values: Tensor
-    """float32 (B, M, L). Divided by ``unit`` they are pixels in [0, 1], or flow in pixels."""
-    eps: float  # added to the standard deviation of a cube; for values divided by ``unit``
+    """float32 (B, M, L). ``values / unit`` is pixels in [0, 1], or flow in pixels."""
+    eps: float  # epsilon that is added to a cube's standard deviation, in the scale of ``values / unit``
     unit: int  # 255 for frames and their differences; 1 for optical flow
     channels: int  # values per pixel: 3, or 2 for optical flow
-    std: float  # constant divisor, used if ``target.normalize`` is off
+    std: float  # constant divisor that is used if ``target.normalize`` is off
 
 
 class Target(NamedTuple):
-    """Target of a head, and how to map it to pixels: ``values * scale + mean`` per cube and channel."""
+    """Target of a decoder head. ``values * scale + mean`` per cube and channel gives pixels."""
 
     values: Tensor  # float32 (B, M, L)
     mean: Tensor | None
-    """float32 (B, M, channels), mean of the true cube in [0, 1]; None if targets are not normalised."""
+    """Mean of the true cube in [0, 1], float32 (B, M, channels); None if targets are not normalised."""
     scale: Tensor | float
-    """float32 (B, M, channels), standard deviation of the true cube plus epsilon, in [0, 1]; one number if targets are
+    """Standard deviation of the true cube in [0, 1] plus epsilon, float32 (B, M, channels); a constant if targets are
     not normalised."""
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
-        """Undo the normalisation of a prediction (B, M, L) with the mean and deviation of the true cubes."""
+        """Undo the normalisation of a prediction (B, M, L) with mean and standard deviation of the true cubes."""
         if self.mean is None or not isinstance(self.scale, Tensor):
             return prediction * self.scale
         per_pixel = prediction.unflatten(2, (-1, self.mean.shape[2]))  # (B, M, pixels, channels)
@@ -66,14 +66,14 @@ class Target(NamedTuple):
 
 
 def output_sizes(config: Config) -> dict[str, int]:
-    """Return the number of values per cube for each trained head: ``space`` (frames) and ``time`` (motion)."""
+    """Return the number of values per cube for each trained head: ``space`` predicts frames, ``time`` motion."""
     pixels = config.clip.cube_pixels // 3
     sizes = {"space": 3 * pixels} if config.target.has_frame else {}
     return sizes | ({"time": _motion_channels(config.target) * pixels} if config.target.has_motion else {})
 
 
 def make_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | None = None) -> dict[str, Target]:
-    """Return the target of each head that ``target.kind`` selects, for the given cubes.
+    """Return the targets of the heads that ``target.kind`` selects, for the given cubes.
 
     Args:
         patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
@@ -87,7 +87,7 @@ def make_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | 
 
 
 def raw_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | None = None) -> dict[str, RawTarget]:
-    """Return the targets before normalisation; arguments as of :func:`make_targets`."""
+    """Return the targets before normalisation. The arguments are those of :func:`make_targets`."""
     target, clip = config.target, config.clip
     raw: dict[str, RawTarget] = {}
     if target.has_frame:
@@ -122,15 +122,16 @@ def _finish(raw: RawTarget, normalize: bool, cube_size: int) -> Target:
 def motion_cubes(patches: Tensor, cubes: Tensor, cube_frames: int, target: TargetConfig) -> Tensor:
     """Return the temporal difference of cubes in grey levels (paper section 3; granularity: Table 5c).
 
-    Motion at frame t compares the frames t - granularity and t: the absolute difference, or previous minus current if
-    signed. The first ``granularity`` frames have no earlier frame and repeat the first difference. Motion then has as
-    many frames as the clip. Patches uint8 (B, T, P, R) and cubes int64 (B, M) give float32 (B, M, cube_frames * R).
+    Motion at frame t is the absolute difference of the frames t - granularity and t, or, if signed, the earlier minus
+    the later frame. The first ``granularity`` frames have no earlier frame and repeat the first difference, so that
+    motion has as many frames as the clip. Patches are uint8 (B, T, P, R), cubes int64 (B, M), and the result is float32
+    (B, M, cube_frames * R).
     """
     positions, granularity = cubes % patches.shape[2], target.motion_granularity
     later = frames_of(cubes, patches.shape[2], cube_frames).clamp(min=granularity)
     current = gather_patches(patches, later, positions)
     previous = gather_patches(patches, later - granularity, positions)
-    if target.motion_sign == "abs":  # exact in bytes, with a quarter of the memory traffic of floats
+    if target.motion_sign == "abs":  # uint8 is exact here and needs a quarter of the memory traffic of float32
         return (torch.maximum(current, previous) - torch.minimum(current, previous)).float()
     return previous.float().sub_(current)
 
@@ -141,7 +142,7 @@ def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Te
     Args:
         values: (B, M, L), L = pixels * channels with channels innermost.
         eps: in the unit of ``values``.
-        line: values of one line of a cube, p2 * channels. It sets the block size of the sums and changes no result.
+        line: number of values in one pixel row of a cube, p2 * channels. It only affects the speed of the sums.
 
     Returns:
         Mean and standard deviation, (B, M, channels) each.
@@ -152,7 +153,7 @@ def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Te
     repeat = line // channels
 
     def per_channel(x: Tensor) -> Tensor:
-        # sum over lines first: a reduction with three values innermost is many times slower on a CPU
+        # sum over pixel rows first: a reduction over an inner dimension of 3 is many times slower on a CPU
         return x.sum(1).view(-1, repeat, channels).sum(1)
 
     mean = per_channel(lines) / pixels  # (B * M, channels)
@@ -169,9 +170,9 @@ def loss_of(prediction: Tensor, target: Tensor, kind: str, counted: Tensor | Non
         prediction: (B, M, L).
         target: float32 (B, M, L).
         kind: ``mse``, ``l1`` or ``smooth_l1`` (Table 5f).
-        counted: bool (B, M), the cubes that count; None for all. The loss is the mean over the counted cubes of a
-            clip, then over clips, and does not depend on the distribution of clips over ranks. VideoMAEv2 takes the
-            mean over the counted cubes of the batch. A clip without counted cubes has loss 0.
+        counted: bool (B, M), the cubes that count; None if all count. The loss is the mean over the counted cubes of
+            each clip, then over clips, and thus does not depend on which rank has which clip. (VideoMAEv2 takes the
+            mean over all counted cubes of the batch.) A clip without counted cubes has loss 0.
     """
     losses = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
     loss = losses[kind](prediction.to(target.dtype), target, reduction="mean" if counted is None else "none")

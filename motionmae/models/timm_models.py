@@ -14,7 +14,7 @@ from motionmae.models.classifier import Classifier, build_classifier
 
 
 def _build(size: str, num_classes: int, drop_path_rate: float, **unused: Any) -> Classifier:
-    """Make a classifier; with ``num_classes=0`` it returns the pooled features."""
+    """Make a classifier. With ``num_classes=0`` the model returns the pooled features instead of logits."""
     if unused.get("pretrained"):
         raise ValueError("MotionMAE publishes no weights: set checkpoint_path to an exported model.safetensors")
     config = Config().updated({"model.size": size, "finetune.drop_path": drop_path_rate})

@@ -1,4 +1,4 @@
-"""Plain ViT for encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
+"""Plain ViT encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
 
 from functools import partial
 from typing import Any, cast
@@ -22,10 +22,10 @@ NORM_EPS = 1e-6
 
 
 class JointAttention(Attention):
-    """timm's attention with an optional ``num_queries``: only the last tokens are then queries."""
+    """timm's attention. With ``num_queries``, only the last ``num_queries`` tokens are queries."""
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to (B, num_queries, width), K queries by default; all K are keys and values."""
+        """Attend to all K tokens: (B, K, width) -> (B, num_queries, width); by default num_queries is K."""
         width, split = x.shape[2], (self.num_heads, -1)
         q_weight, kv_weight = self.qkv.weight.split([width, 2 * width])
         kv_bias = functional.pad(self.v_bias, (width, 0))  # k has no bias
@@ -44,11 +44,11 @@ class JointBlock(Block):
 
     def __init__(self, width: int, heads: int, **options: Any):
         super().__init__(width, heads, **options)
-        with torch.random.fork_rng(devices=[]):  # keeps the initial weights equal to those of timm's block
+        with torch.random.fork_rng(devices=[]):  # keeps the initial weights equal to those of timm's own block
             self.attn = JointAttention(width, heads, qkv_bias=True)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:  # type: ignore[override]
-        """Map tokens (B, K, width) to the same shape, or only the last ones to (B, num_queries, width)."""
+        """Run the block: (B, K, width) -> the same shape, or (B, num_queries, width) for only the last tokens."""
         query = x if num_queries is None else x[:, -num_queries:]
         x = query + self.drop_path1(self.attn(self.norm1(x), num_queries))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
@@ -63,7 +63,7 @@ class BlockStack(nn.ModuleList):
     def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
         """Make ``depth`` blocks; the drop-path rate grows linearly from 0 to ``drop_path``."""
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # the type that timm declares
+        norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # cast to the type that timm declares
         super().__init__(JointBlock(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
         self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
         self.random = drop_path > 0
@@ -71,7 +71,7 @@ class BlockStack(nn.ModuleList):
     def forward(self, tokens: Tensor, num_queries: int | None = None) -> Tensor:
         """Run all blocks: (B, K, width) -> the same shape.
 
-        With ``num_queries`` the last block computes only the last tokens and returns (B, num_queries, width).
+        With ``num_queries``, the last block computes only the last ``num_queries`` tokens: (B, num_queries, width).
         """
         for number, block in enumerate(self):
             inputs = (tokens, num_queries if number == len(self) - 1 else None)
@@ -83,10 +83,10 @@ class BlockStack(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """ViT encoder: maps the bytes of the visible cubes to one vector per cube."""
+    """ViT encoder. It maps the uint8 pixels of the visible cubes (tubelets) to one vector per cube."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
-        """Make an encoder; fine-tuning sets ``drop_path`` and omits the final norm."""
+        """Make an encoder. Fine-tuning sets ``drop_path`` and omits the final norm."""
         super().__init__()
         size = model.dimensions
         self.clip = clip
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS) if final_norm else nn.Identity()
         mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
         pixels = clip.cube_pixels // 3
-        # grey levels to normalised pixels in one multiplication and one addition, repeated for the pixels of a cube
+        # scale and shift that map grey levels to normalised pixels, repeated for every pixel of a cube
         self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
         init_linear(self.blocks)
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
         """Encode the visible cubes, int64 (B, V). Without ``cubes``, encode all N cubes of the clip.
 
-        Patches are uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`. The result is (B, V, width).
+        Patches are uint8 (B, T, P, R) from :func:`motionmae.models.cubes.cut_patches`. The result is (B, V, width).
         """
         if cubes is None:
             pixels = all_cubes(patches, self.clip.cube_frames)
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
     """ViT decoder with one linear head per target."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
-        """Make a decoder; ``outputs`` maps the name of each head to its number of values per cube."""
+        """Make a decoder. ``outputs`` maps the name of each head to the number of values per cube."""
         super().__init__()
         size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise every Linear of ``module``: xavier-uniform weights, zero biases. q, k and v count as one matrix."""
+    """Initialise every Linear in ``module``: Xavier-uniform weights (q, k and v as one matrix), zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

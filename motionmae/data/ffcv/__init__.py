@@ -1,1 +1,1 @@
-"""Clips from an FFCV file (``.beton``). FFCV is an optional package."""
+"""Reading clips from an FFCV file (``.beton``). FFCV is an optional dependency."""

@@ -1,10 +1,10 @@
 """Decode clips from an FFCV file (``.beton``), which `data_tools/make_beton` writes from a folder of shards.
 
-FFCV's reader and memory manager map the file. Order, frames, crops and flips are those of the shards. A batch therefore
-holds the same clips, with slightly different pixels: FFCV's library decodes with the system's libjpeg-turbo and the
-fast DCT, motionmae.data.jpeg with its own libjpeg-turbo and the exact DCT (docs/ffcv.md has the figures).
+FFCV's reader and memory manager map the file. Order, frames, crops and flips are the same as with the shards. Only the
+pixels differ slightly: FFCV's library decodes with the system's libjpeg-turbo and the fast DCT, motionmae.data.jpeg
+with its own libjpeg-turbo and the exact DCT (docs/ffcv.md has the figures).
 
-FFCV is imported when a file is opened and not before.
+FFCV is imported only when a file is opened.
 """
 
 import os
@@ -28,11 +28,11 @@ from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.shared_buffers import SharedBuffer
 from motionmae.errors import UserError
 
-_DECODE_LOCK = threading.Lock()  # numba's simplest threading layer ends the process when two threads enter it
+_DECODE_LOCK = threading.Lock()  # numba's workqueue threading layer aborts if two threads enter it
 
 
 def load_format() -> ModuleType:
-    """Import the module that needs FFCV. Raises UserError if FFCV or one of its system libraries is missing."""
+    """Import motionmae.data.ffcv.format. Raises UserError if FFCV or one of its system libraries is missing."""
     try:
         from motionmae.data.ffcv import format
     except ImportError as error:
@@ -44,13 +44,13 @@ def load_format() -> ModuleType:
 
 
 class BetonReader:
-    """Reads samples of a .beton by their id from the mapped file.
+    """Reads samples of a memory-mapped .beton by their ids.
 
-    The file must not be truncated while it is open: reading a page that is gone ends the process (SIGBUS).
+    The file must not be truncated while it is open: reading a missing page kills the process (SIGBUS).
 
     Raises:
-        UserError: FFCV is missing, or the file is missing, incomplete, in another format, or was made from
-            other shards than those of ``manifest``.
+        UserError: FFCV is missing; or the file is missing, is incomplete, has a different format, or was made from
+            shards that ``manifest`` does not describe.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -91,7 +91,7 @@ class BetonReader:
         return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """Read the row of a sample, and the crc32 of each of its frames. Raises CorruptSample if they are damaged."""
+        """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if they are damaged."""
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))
@@ -106,9 +106,9 @@ class BetonReader:
         return meta, checksums[:frames]
 
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
-        """Find start and end of the JPEGs of frames in ``memory``, and check each JPEG against its crc32.
+        """Return start and end of each frame's JPEG in ``memory``, after checking the JPEG against its crc32.
 
-        Raises CorruptSample if one was changed.
+        Raises CorruptSample if a checksum differs.
         """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()
@@ -122,7 +122,7 @@ class BetonReader:
 
 
 class _Cut(NamedTuple):
-    """A checked clip, ready to be decoded."""
+    """A clip to decode, whose frames match their checksums."""
 
     meta: SampleMeta
     bounds: list[tuple[int, int]]
@@ -130,7 +130,7 @@ class _Cut(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Row of ``cuts`` for :func:`motionmae.data.ffcv.format.decode_frames`."""
+        """One row of the argument ``cuts`` of :func:`motionmae.data.ffcv.format.decode_frames`."""
         crop = self.crop
         edges = (crop.top, crop.top + crop.height, crop.left, crop.left + crop.width)
         return (self.meta.height, self.meta.width, *edges, int(crop.flip))
@@ -139,10 +139,10 @@ class _Cut(NamedTuple):
 class BetonDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton. One parallel loop decodes a whole micro-batch.
 
-    ``data.threads`` threads are used, at most as many as numba has.
+    The loop uses ``data.threads`` threads, but no more than numba has.
     """
 
-    threads = 1  # decode_into is parallel itself
+    threads = 1  # decode_into starts its own threads
     reader: None = None
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
@@ -177,7 +177,7 @@ class BetonDecoder:
             return fault
 
     def _decode(self, cuts: list[tuple[int, _Cut]], clips: np.ndarray) -> list[CorruptSample | None]:
-        """Decode checked clips into their rows. Returns the fault of each clip, None for an intact one."""
+        """Decode checked clips into their rows; return the error of each clip, or None for an intact clip."""
         import numba
 
         threads = min(self._data.threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]

@@ -1,10 +1,11 @@
-"""Format of clips in an FFCV file, and their decoding by FFCV's C library. This module imports FFCV.
+"""Format of clips in an FFCV file, and decoding of the clips by FFCV's C library. This module imports FFCV.
 
-The file has one field, ``clip``, with one row a sample in the order of sample ids. The row points to two regions of the
-file. The blob is the sample's KEY.jpgs (motionmae.data.shards.format). The table of u32 holds the crc32 of each frame,
-then the first frame of each window. The row ends in a crc32 over itself and the table.
+The file has one field, ``clip``, with one row per sample in the order of sample ids. Each row points to two regions of
+the file. The blob is the sample's KEY.jpgs (motionmae.data.shards.format). The table of u32 holds the crc32 of each
+frame, then the first frame of each window. The row ends in a crc32 over the rest of the row and the table.
 
-numba compiles the decoding loop at its first call, which takes some seconds. It cannot cache ctypes functions on disk.
+numba compiles the decoding loop at its first call, which takes some seconds. numba cannot cache ctypes functions on
+disk.
 """
 
 import json
@@ -21,7 +22,7 @@ from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.shards.reader import SampleMeta
 
-# numba prefers TBB. With TBB, a process with one CPU hangs at its exit if it decoded in a thread other than its first:
+# numba prefers TBB. With TBB, a process on one CPU hangs at exit if a thread other than the main thread decoded:
 # https://github.com/numba/numba/issues/10556
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
@@ -32,7 +33,7 @@ FIELD = "clip"
 
 ROW = np.dtype(
     [
-        ("ptr", "<u8"),  # of the blob; FFCV's BytesDecoder needs the names ptr and size
+        ("ptr", "<u8"),  # position of the blob; FFCV's BytesDecoder needs the names ptr and size
         ("size", "<u8"),
         ("table", "<u8"),
         ("frames", "<u4"),
@@ -48,7 +49,7 @@ ROW = np.dtype(
 
 
 class StoredClip(NamedTuple):
-    """A sample to write."""
+    """A sample as it is written to the file."""
 
     meta: SampleMeta
     blob: bytes  # content of KEY.jpgs
@@ -56,17 +57,17 @@ class StoredClip(NamedTuple):
 
     @property
     def table(self) -> bytes:
-        """Table of u32, see the module."""
+        """Table of the frames' checksums and the windows' first frames, as u32."""
         return np.array([*self.checksums, *self.meta.windows], "<u4").tobytes()
 
 
 def row_checksum(row: np.void, table: bytes) -> int:
-    """Compute the crc32 over a row without its ``crc``, and its table."""
+    """Compute the crc32 of a row without its field ``crc``, followed by the table of the row."""
     return zlib.crc32(table, zlib.crc32(row.tobytes()[: ROW.fields["crc"][1]]))  # type: ignore[index]
 
 
 class ClipField(Field):
-    """FFCV field of a stored video, with the fingerprint of the manifest of its shards."""
+    """FFCV field that stores a video, with the fingerprint of the shards' manifest in its arguments."""
 
     def __init__(self, fingerprint: str, version: int = BETON_VERSION):
         self.fingerprint = fingerprint
@@ -78,7 +79,7 @@ class ClipField(Field):
 
     @staticmethod
     def from_binary(binary: np.ndarray) -> "ClipField":
-        """Parse the field's arguments in the header of the file. Raises ValueError if another program wrote them."""
+        """Parse the field's arguments in the file header. Raises ValueError if another program wrote the header."""
         content = json.loads(binary.tobytes().rstrip(b"\0"))
         return ClipField(str(content["fingerprint"]), int(content["version"]))
 
@@ -91,7 +92,7 @@ class ClipField(Field):
     def encode(
         self, destination: np.ndarray, clip: StoredClip, malloc: Callable[[int], tuple[int, np.ndarray]]
     ) -> None:
-        """Write one sample to a page, and its row to ``destination``."""
+        """Write a sample's blob and table to a page, and its row to ``destination``."""
         meta, table = clip.meta, clip.table
         row = np.zeros(1, ROW)
         for name in ("frames", "height", "width", "stride", "label", "fps"):
@@ -104,7 +105,7 @@ class ClipField(Field):
         destination[:] = row
 
     def get_decoder_class(self) -> type[Any]:
-        """FFCV's own loader returns undecoded blobs; :func:`decode_frames` decodes clips."""
+        """Return FFCV's BytesDecoder: FFCV's own loader returns undecoded blobs, :func:`decode_frames` decodes."""
         return BytesDecoder
 
 
@@ -116,7 +117,7 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the two source pixels of each target pixel, and the weight of the second one.
 
-    Pixels and weights (in 1/2048) are those of OpenCV's bilinear resize. ``flip`` reverses the target pixels.
+    Pixels and weights (in 1/2048) equal those of OpenCV's bilinear resize. ``flip`` reverses the target pixels.
     """
     first, second = np.empty(target, np.int32), np.empty(target, np.int32)
     share = np.empty(target, np.float32)
@@ -133,10 +134,10 @@ def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, 
 def _resize_linear(
     picture: np.ndarray, top: int, bottom: int, left: int, right: int, flip: int, line: np.ndarray, out: np.ndarray
 ) -> None:
-    """Crop, resize and mirror as motionmae.data.jpeg does.
+    """Crop, resize and mirror one frame in the same way as motionmae.data.jpeg.
 
-    FFCV's library can only average areas, which takes 8 times as long. ``picture`` is (h, w, 3), ``out`` is
-    (size, size, 3), ``line`` is a float32 buffer of at least 3 * (right - left).
+    FFCV's library can only resize by area averaging, which takes 8 times as long. ``picture`` is (h, w, 3), ``out`` is
+    (size, size, 3), ``line`` is a float32 buffer of at least 3 * (right - left) values.
     """
     rows = picture.reshape((picture.shape[0], picture.shape[1] * 3))[top:bottom, 3 * left : 3 * right]
     results = out.reshape((out.shape[0], out.shape[1] * 3))
@@ -173,8 +174,8 @@ def decode_frames(
         bounds: int64 (n, T, 2), start and end of the JPEG of each frame.
         cuts: int64 (n, 7): height and width of the stored frames; top, bottom, left, right of the crop; flip.
         rows: int64 (n,), the row of ``clips`` that each clip fills.
-        scratch: uint8 buffer (threads, most bytes of a stored frame).
-        lines: float32 buffer (threads, 3 * widest stored frame).
+        scratch: uint8 buffer (threads, bytes of the largest stored frame).
+        lines: float32 buffer (threads, 3 * width of the widest stored frame).
         clips: uint8 (batch, T, size, size, 3), filled.
         failed: uint8 (n, T), set to 1 for each frame that cannot be decoded.
     """
@@ -188,7 +189,7 @@ def decode_frames(
             failed[clip, frame] = 1
         else:
             out = clips[rows[clip], frame]
-            if min(bottom - top, right - left) > 2 * out.shape[0]:  # bilinear would alias
+            if min(bottom - top, right - left) > 2 * out.shape[0]:  # bilinear resizing would alias
                 _resize_crop(picture, top, bottom, left, right, out)
                 if flip:
                     out[:] = out[:, ::-1].copy()

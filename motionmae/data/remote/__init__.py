@@ -1,1 +1,1 @@
-"""Shards behind a URL: download, cache on the node's disk, and prefetch."""
+"""Remote shards: download from a URL, cache on the node's disk, and prefetch."""

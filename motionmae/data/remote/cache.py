@@ -1,16 +1,17 @@
-"""Cache of remote shards on the node's own disk: downloaded once a node, up to a limit, never removed during use.
+"""Cache of remote shards on the node's local disk. Each node downloads a shard once; open shards are never evicted.
 
-All ranks of a node share the folder (mode 0700), and so do other runs of the same user::
+All ranks of a node and all runs of the same user share the cache folder (mode 0700)::
 
     DIGEST-train-000000.tar               a shard, complete and checked; DIGEST hashes its URL and checksums
     DIGEST-train-000000.idx.json          its index
     DIGEST-train-000001.tar.8123904.part  a shard of 8,123,904 bytes in download, or left by a killed process
-    .lock                                 held while shards are removed to make room
+    .lock                                 held while shards are evicted
 
-Processes synchronise by flock, which ends with its holder. The process that downloads a ``.part`` holds its lock and
-renames it when the sha256 is right. Others wait for the lock and then find the shard. A reader holds a shared lock on
-an open shard. Only a file that can be locked exclusively is removed, and therefore no shard in use. The age of a shard
-is its time of modification, which is updated when the shard is opened or prefetched.
+    Processes synchronise by flock, which the kernel releases when the holder exits. The process that downloads a
+    ``.part`` file locks the file, and renames it when its sha256 is right. Other processes wait for the lock and then
+    find the shard. A reader holds a shared lock on each open shard. Eviction removes only files that it can lock
+    exclusively, and therefore no shard in use. A shard's mtime is its time of last use, updated when it is opened or
+    prefetched.
 """
 
 import contextlib
@@ -44,24 +45,24 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 _CACHED_NAME = re.compile(
     r"(?P<stem>[0-9a-f]{32}-.+)(?P<kind>\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json((\.[0-9a-f]+)?\.tmp)?)"
 )
-_SLACK = 1.02  # for the indexes, which also take space
-_POLL_SECONDS = 0.1  # a wait inside flock could not be cancelled
+_SLACK = 1.02  # factor for the size of the indexes
+_POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flock cannot be cancelled
 
 
 class CacheFullError(UserError):
-    """There is no room for a shard until a reader closes another one."""
+    """The cache has no room for a shard until a reader closes another shard."""
 
 
 class _NoRoomError(Exception):
-    """There is no room now."""
+    """Eviction could not free enough space in this attempt."""
 
 
 class _CachedFile(NamedTuple):
-    """A file of the cache."""
+    """A shard or ``.part`` file of the cache."""
 
     path: Path
     stem: str
-    bytes: int  # size; for a ``.part`` the size of the complete shard
+    bytes: int  # size; for a ``.part`` file the size of the complete shard
     used: float  # time of the last use in seconds
 
     @property
@@ -70,12 +71,12 @@ class _CachedFile(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Cache folder of the user on this node, if ``data.cache`` is empty."""
+    """Return the user's cache folder on this node, used if ``data.cache`` is empty."""
     return Path(tempfile.gettempdir()) / f"motionmae-cache-{os.getuid()}"
 
 
 def _private_folder(path: Path) -> Path:
-    """Create the cache folder, or check that no other user could have put files there."""
+    """Create the cache folder, or check that no other user could have put files into an existing folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -91,7 +92,7 @@ def _private_folder(path: Path) -> Path:
 
 
 class ShardCache:
-    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe from several threads and processes."""
+    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe to use from several threads and processes."""
 
     def __init__(self, url: str, data: DataConfig):
         self.remote = RemoteFolder(url, data)
@@ -108,24 +109,24 @@ class ShardCache:
         return self.remote.read(name)
 
     def check_present(self, shards: Sequence[ShardEntry]) -> None:
-        """Each shard is checked when it is opened."""
+        """Do nothing: each shard is checked when it is opened."""
 
     def close(self) -> None:
         self.remote.closed.set()
 
     def most_open(self, shards: Sequence[ShardEntry], requested: int) -> int:
-        """Return how many shards one reader may keep open: open shards cannot be removed to make room."""
+        """Return how many shards one reader may keep open. The limit exists because open shards cannot be evicted."""
         if _SLACK * sum(shard.bytes for shard in shards) <= self.limit:
             return requested
         most = self.limit // (2 * max(shard.bytes for shard in shards))
         return max(1, min(requested, most // self._readers))
 
     def open(self, entry: ShardEntry) -> OpenedShard:
-        """Open a shard in the cache and download it first if it is missing.
+        """Open a shard from the cache, after downloading it if it is not in the cache.
 
         Raises:
             CorruptSample: the remote shard is missing or differs from ``entry``.
-            UserError: the remote side fails, the disk is full, or shards in use fill the cache.
+            UserError: the server fails, the disk is full, or shards in use fill the cache.
         """
         path = self._path(entry)
         while (opened := self._open_shared(path, entry)) is None:
@@ -133,10 +134,10 @@ class ShardCache:
         return opened
 
     def prefetch(self, entry: ShardEntry, protected: Sequence[ShardEntry] = ()) -> None:
-        """Download a shard unless another process is downloading it, and mark it as just used.
+        """Download a shard unless another process is downloading it, and mark the shard as just used.
 
-        The shards in ``protected`` are not removed to make room. The errors are those of :meth:`open`. CacheFullError
-        is raised at once and not after retries.
+        The shards in ``protected`` are not evicted. Raises the errors of :meth:`open`, but CacheFullError at once
+        instead of after retries.
         """
         path = self._path(entry)
         if (opened := self._open_shared(path, entry)) is not None:
@@ -145,16 +146,16 @@ class ShardCache:
             self._ensure_cached(path, entry, wait=False, protected={self._path(one).stem for one in protected})
 
     def require_room(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, in_flight: int) -> None:
-        """Refuse a limit that would download shards several times an epoch.
+        """Check that the cache is large enough to download each shard only once per epoch.
 
         Args:
-            in_flight: maximum distance of shuffle indices that are in use at the same time.
+            in_flight: maximum distance between shuffle indices that are in use at the same time.
 
         Raises:
-            UserError: the shuffle windows that are in use at the same time, at least two, do not fit.
+            UserError: the shuffle windows that are in use at the same time (at least two) do not fit in the cache.
         """
         windows_per_epoch = math.ceil(len(shards) / shuffle_window_shards)
-        smallest_window = len(shards) // windows_per_epoch  # shards of a window, see EpochSampler
+        smallest_window = len(shards) // windows_per_epoch  # shards in the smallest shuffle window, see EpochSampler
         smallest_first = list(accumulate(sorted(shard.samples for shard in shards)))
         shards_in_flight = bisect_left(smallest_first, in_flight) + 1
         windows = min(1 + math.ceil(shards_in_flight / smallest_window), windows_per_epoch)
@@ -178,25 +179,25 @@ class ShardCache:
         return self.folder / f"{digest[:32]}-{entry.name}"
 
     def _open_shared(self, path: Path, entry: ShardEntry) -> OpenedShard | None:
-        """Open a cached shard with a shared lock, which prevents its removal; None if it is not in the cache."""
+        """Open a cached shard with a shared lock, which prevents eviction. Return None if the shard is not cached."""
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
         acquire(file, shared=True, timeout=None)
-        if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
+        if os.fstat(file.fileno()).st_nlink:  # no links: the file was removed before it was locked
             try:
                 _, columns = load_index(path, entry)
                 check_size(path, entry)
                 os.utime(file.fileno())
                 return OpenedShard(file, columns)
-            except CorruptSample:  # a crash of the machine truncated the shard, or the index was damaged
+            except CorruptSample:  # a crash of the node truncated the shard or damaged its index
                 path.unlink(missing_ok=True)
         file.close()
         return None
 
     def _ensure_cached(self, path: Path, entry: ShardEntry, wait: bool, protected: Set[str] = frozenset()) -> None:
-        """Download a shard, unless another process does or did. With ``wait``, wait for that process."""
+        """Download a shard that is not cached. If another process is downloading it, wait for it only with ``wait``."""
         if known := self._faults.get(path.name):
             raise CorruptSample(known.reason, known.where, known.detail)
         part = path.with_name(f"{path.name}.{entry.bytes}.part")
@@ -216,10 +217,10 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock_partial(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
-        """Lock the ``.part`` of a shard. Yields None if another thread has the lock, or had it during the wait."""
+        """Lock the ``.part`` file of a shard. Yield None if another holder has the lock or has finished the file."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             while not acquire(file):
-                if not wait or not _is_same_file(part, file):  # renamed: readers now hold a lock on it
+                if not wait or not _is_same_file(part, file):  # not the same: it was renamed, and readers now lock it
                     yield None
                     return
                 if self.remote.closed.wait(_POLL_SECONDS):
@@ -230,7 +231,7 @@ class ShardCache:
         self, path: Path, part: Path, file: BinaryIO, entry: ShardEntry, retries: int, protected: Set[str]
     ) -> None:
         try:
-            # the index first: it shows whether the shard was replaced, and is small
+            # The index is downloaded first: it is small and shows whether the remote shard was replaced.
             index = self._read_index(entry)
             self._make_room(part, index_path(path), index, retries, protected)
             self.remote.download(entry, file, part)
@@ -247,7 +248,7 @@ class ShardCache:
             ) from error
 
     def _read_index(self, entry: ShardEntry) -> bytes:
-        """Read a remote index, and once more if it differs from the manifest."""
+        """Read a remote index. If its checksum differs from the manifest, read it a second time."""
         name = index_path(Path(entry.name)).name
         content = self.remote.read(name)
         try:
@@ -258,7 +259,7 @@ class ShardCache:
         return content
 
     def _make_room(self, part: Path, index: Path, content: bytes, retries: int, protected: Set[str]) -> None:
-        """Remove shards until ``part`` fits, then write its index."""
+        """Evict shards until ``part`` fits, then write its index."""
         for attempt in range(retries + 1):
             try:
                 with (self.folder / ".lock").open("w") as lock:
@@ -279,10 +280,10 @@ class ShardCache:
             self.remote.pause(attempt)
 
     def _evict(self, part: Path, index_bytes: int, protected: Set[str]) -> None:
-        """Remove the least recently used shards until ``part`` and its index fit into the limit and the disk."""
+        """Evict the least recently used shards until ``part`` and its index fit in the cache limit and on the disk."""
         while True:
             files = self._scan()
-            total = sum(one.bytes for one in files) + index_bytes  # ``part`` is one of the files
+            total = sum(one.bytes for one in files) + index_bytes  # ``files`` includes ``part``
             reserved = next(one.bytes for one in files if one.path == part)
             missing = reserved - part.stat().st_size + index_bytes
             free = shutil.disk_usage(self.folder).free
@@ -295,7 +296,7 @@ class ShardCache:
             raise _NoRoomError(f"it takes {missing / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB free")
 
     def _remove_one(self, files: list[_CachedFile], part: Path, protected: Set[str]) -> bool:
-        """Remove an index without a shard, or the least recently used shard. False if all shards are in use."""
+        """Evict an index without a shard, or the least recently used shard. Return False if all are in use."""
         shards = [one for one in files if not one.is_index]
         stems = {one.stem for one in shards}
         for one in files:
@@ -309,7 +310,7 @@ class ShardCache:
         found = []
         for path in self.folder.iterdir():
             name = _CACHED_NAME.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another process renamed or removed it
+            with contextlib.suppress(FileNotFoundError):  # another process renamed or removed the file
                 if name:
                     status = path.stat()
                     found.append(_CachedFile(path, name["stem"], int(name["bytes"] or status.st_size), status.st_mtime))
@@ -323,7 +324,7 @@ def _is_same_file(path: Path, file: BinaryIO) -> bool:
 
 
 def _remove_unused(shard: _CachedFile) -> bool:
-    """Remove a shard or ``.part`` and its index, unless a process has a lock on it."""
+    """Remove a shard or ``.part`` file and its index, unless a process has a lock on the shard."""
     try:
         with shard.path.open("rb") as file:
             if not acquire(file):

@@ -1,10 +1,11 @@
 """Download the files of a remote folder of shards over http(s) or s3 with fsspec. Failures are handled as follows.
 
-- No connection, a timeout, a broken connection, HTTP status 408, 425, 429 or 5xx: retried after 1, 2, 4, ... seconds.
-  After ``data.remote_retries`` retries without a byte of progress :class:`UnreachableError` is raised.
-- No access, or another HTTP status from 400 to 499: UserError at once.
-- Content that differs from the manifest: downloaded once more from its first byte, then CorruptSample.
-- No such file: FileNotFoundError at once.
+- No connection, a timeout, a broken connection, or HTTP 408, 425, 429 or 5xx: the download is retried after 1, 2, 4,
+  ... seconds. After ``data.remote_retries`` retries without a byte of progress, UnreachableError is raised.
+- No access, or another HTTP status from 400 to 499: UserError is raised at once.
+- Content that differs from the manifest: the whole file is downloaded once more. If it differs again, CorruptSample is
+  raised.
+- A file that does not exist: FileNotFoundError is raised at once.
 """
 
 import io
@@ -32,16 +33,16 @@ FIRST_DELAY = 1.0
 """Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""
 LONGEST_DELAY = 60.0
 
-_RANGE_BYTES = 16 << 20  # of one request to an object store
-_TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that a retry may solve
-# packages whose exceptions mean the connection
+_RANGE_BYTES = 16 << 20  # bytes per range request to an object store
+_TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
+# packages whose exceptions are connection errors
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """The remote side failed all retries. A later try or another machine may succeed."""
+    """The server failed all retries. A later try, or a try from another machine, may succeed."""
 
 
 def is_remote(folder: Path | str) -> bool:
@@ -49,11 +50,11 @@ def is_remote(folder: Path | str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that is not the plain address of a folder.
+    """Check that a URL is the plain address of a folder.
 
     Raises:
-        UserError: the scheme is not http, https or s3 (fsspec has schemes that run programs), or the URL has a
-            password or a query. URLs are written to logs and run folders, and file names are appended to them.
+        UserError: the scheme is not http, https or s3 (some schemes of fsspec run programs), or the URL has a password
+            (URLs are written to logs and run folders) or a query (file names are appended to URLs).
     """
     parts = urlsplit(url)
     if parts.scheme not in REMOTE_SCHEMES:
@@ -70,7 +71,7 @@ def check_url(url: str) -> None:
 
 
 def _file_system(scheme: str, timeout: float) -> Any:
-    """Create an fsspec file system that fails after ``timeout`` seconds without data and does not retry."""
+    """Create an fsspec file system that fails after ``timeout`` seconds without data, without internal retries."""
     try:
         if scheme == "s3":
             settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
@@ -80,7 +81,7 @@ def _file_system(scheme: str, timeout: float) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        options = {"timeout": limits, "trust_env": True}  # proxies and ~/.netrc
+        options = {"timeout": limits, "trust_env": True}  # trust_env: use the environment's proxies and ~/.netrc
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
@@ -97,7 +98,7 @@ class _WrongContent(Exception):  # noqa: N818 - becomes a CorruptSample if it ha
 
 
 class _Appender(io.RawIOBase):
-    """File object for a download. Appends to a file, up to ``room`` bytes."""
+    """File object that appends a download to a file, up to ``room`` bytes."""
 
     def __init__(self, file: BinaryIO, path: Path, room: int, cancelled: threading.Event):
         self.file, self.path, self.room, self.cancelled = file, path, room, cancelled
@@ -124,7 +125,7 @@ class RemoteFolder:
     """:class:`motionmae.data.shards.store.ShardFolder` of a URL. Safe to use from several threads.
 
     Raises:
-        UserError: the URL is refused, or the packages of its scheme are missing.
+        UserError: the URL is invalid, or the packages that its scheme needs are missing.
     """
 
     def __init__(self, url: str, data: DataConfig):
@@ -134,7 +135,7 @@ class RemoteFolder:
         self._retries = data.remote_retries
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
-        """Once set, downloads and waits for a retry end with CancelledError."""
+        """When set, running downloads and waits before a retry raise CancelledError."""
 
     def address(self, name: str) -> str:
         return f"{self.location}/{name}"
@@ -143,7 +144,7 @@ class RemoteFolder:
         return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
     def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
-        """Download a shard into the unbuffered ``file`` at ``path``, continuing after the bytes that it holds."""
+        """Download a shard into the unbuffered ``file`` at ``path``, continuing after the bytes already in the file."""
         for restart in (False, True):
             try:
                 append = partial(self._append_rest, entry, file, path, restart)
@@ -153,7 +154,7 @@ class RemoteFolder:
                     detail = f"its sha256 is {found}, the manifest says {entry.sha256}"
                     raise _WrongContent(Reason.REPLACED_SHARD, detail)
                 return
-            except _WrongContent as fault:  # also if a server answered a request for the rest with the whole shard
+            except _WrongContent as fault:  # also raised if a server answers a range request with the whole shard
                 file.truncate(0)
                 message = f"{self.address(entry.name)}: {fault}"
                 if restart:
@@ -178,16 +179,16 @@ class RemoteFolder:
                     break
         else:
             byte_range = {"Range": f"bytes={start}-"} if start else {}
-            # with compression, the range would count compressed bytes
+            # with compression, the range would refer to compressed bytes
             self._fs.get_file(address, appender, headers={"Accept-Encoding": "identity", **byte_range})
         if appender.room:
             detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
             raise _WrongContent(Reason.TRUNCATED_SHARD, detail)
 
     def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
-        """Return the result of ``attempt`` and retry it as described in the module's docstring.
+        """Call ``attempt`` until it succeeds, with the retries in the module docstring, and return its result.
 
-        ``progress`` returns the number of bytes held. While it grows, the count of failures starts again.
+        ``progress`` returns the number of bytes downloaded. If it has grown, the count of failures restarts at 0.
         """
         failures, farthest = 0, progress()
         while True:
@@ -213,7 +214,7 @@ class RemoteFolder:
             self.pause(failures - 1)
 
     def pause(self, retry: int) -> None:
-        """Wait before a retry (counted from 0), twice as long each time.
+        """Wait before retry number ``retry`` (from 0). The wait doubles with each retry.
 
         Raises CancelledError if the folder was closed.
         """
@@ -221,7 +222,7 @@ class RemoteFolder:
             raise CancelledError
 
     def _raise_permanent(self, name: str, error: Exception) -> None:
-        """Raise UserError for a permanent refusal, and ``error`` itself if the connection is not the cause."""
+        """Raise UserError if the server refuses permanently, or ``error`` if it is not a connection error."""
         status = getattr(error, "status", 0)
         if status == 416:
             raise _WrongContent(Reason.TRUNCATED_SHARD, "it is now shorter than the bytes in the cache") from error

@@ -1,7 +1,7 @@
-"""Prefetch remote shards: those of the current shuffle window, then those of the next one.
+"""Prefetch remote shards: the shards of the current shuffle window, then the shards of the next window.
 
 Each rank starts at a different shard of the window and skips shards that another rank is downloading. The ranks of a
-node therefore share the work. Errors are only logged here, because the reader gets and reports the same error.
+node therefore share the downloads. Errors are only logged here, because the reader raises the same error later.
 """
 
 import logging
@@ -27,14 +27,14 @@ class ShardPrefetcher:
     def __init__(self, reader: ShardReader, cache: ShardCache, sampler_of: Callable[[int], EpochSampler], rank: int):
         self._reader, self._cache, self._sampler_of, self._rank = reader, cache, sampler_of, rank
         self._window: tuple[int, range] = (-1, range(0))  # epoch and shuffle indices
-        self._requested: list[int] | None = None  # numbers of shards that the thread has not seen yet
+        self._requested: list[int] | None = None  # numbers of the shards to download, until the thread takes the list
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
         self._thread.start()
 
     def advance_to(self, sampler: EpochSampler, index: int) -> None:
-        """Set the current shuffle index. Closes shards that neither its window nor the next one needs."""
+        """Move to the window of shuffle index ``index``; close shards that are in neither this nor the next window."""
         epoch, indices = self._window
         if sampler.epoch == epoch and index in indices:
             return
@@ -49,7 +49,7 @@ class ShardPrefetcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread. Close the reader first: it cancels the downloads."""
+        """End the thread. Close the reader first, because that cancels the downloads."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -74,7 +74,7 @@ class ShardPrefetcher:
         self._reader.keep_only(set(numbers))
         pending = deque(numbers)
         while pending:
-            if self._closed or self._requested is not None:  # the window has changed
+            if self._closed or self._requested is not None:  # a list was requested: the shuffle window has changed
                 return
             try:
                 self._cache.prefetch(shards[pending[0]], protected)

@@ -1,4 +1,4 @@
-"""Errors of stored samples."""
+"""The error that a missing or damaged sample raises, and its possible reasons."""
 
 from enum import StrEnum
 
@@ -11,15 +11,15 @@ class Reason(StrEnum):
     REPLACED_SHARD = "replaced_shard"  # shard or index differs from the manifest in size, sha256 or number of samples
     BAD_INDEX = "bad_index"  # the index of the shard cannot be parsed
     CHECKSUM = "checksum"  # the stored bytes do not match their checksum
-    DECODE = "decode"  # the bytes match their checksum, but do not decode to a picture of the size in the index
+    DECODE = "decode"  # the bytes match their checksum, but do not decode to an image of the size in the index
     UNREADABLE = "unreadable"  # the file system reported an error
 
 
 class CorruptSample(Exception):  # noqa: N818 - names a property of the data, not a failure of the program
     """A stored sample or a whole shard is missing or damaged.
 
-    ``where`` is the name of the shard, followed by the key of the sample if only one is affected. ``detail`` holds the
-    value found and the value expected.
+    ``where`` is the name of the shard, followed by the key of the sample if only one sample is affected. ``detail``
+    holds the value found and the value expected.
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):

@@ -1,17 +1,17 @@
 """The shard format. Only this module knows the layout of the bytes.
 
-A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample a video::
+A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video::
 
-    KEY.crcs   u32 little-endian crc32 of each stored frame; a partial read is checked with them
+    KEY.crcs   u32 little-endian crc32 of each stored frame, so that a read of some frames can be checked
     KEY.jpgs   u32 little-endian offsets[T + 1] from the start of the member, then T JPEGs end to end
     KEY.rgbs   replaces KEY.jpgs in raw shards: offsets[T + 1], then T pictures of uint8 (height, width, 3)
     KEY.json   label, class name, source, fps, frames, stride, height, width, times (see :data:`META_KEYS`)
     KEY.flow   optional: offsets[T + 1] like KEY.jpgs, then T optical-flow fields (motionmae.data.flow)
 
-The index ``NAME.idx.json`` lies beside the tar. It holds the offset and the size of each member, and the values that a
-loader needs to cut a clip without KEY.json. The tar is written under a temporary name, flushed and renamed. The index
-is written after it and marks the shard as complete. The bytes depend only on the samples: they contain no times, owners
-or host names.
+The index ``NAME.idx.json`` lies beside the tar. The index holds the offset and the size of each member, and the values
+that a loader needs to cut a clip without KEY.json. The tar is written under a temporary name, flushed and renamed. The
+index is written after the tar and marks the shard as complete. The bytes of a shard depend only on the samples: they
+contain no times, owners or host names.
 
 ``motionmae.data.shards.manifest`` lists the shards of a data set, ``motionmae.data.shards.reader`` reads samples.
 """
@@ -35,17 +35,17 @@ from motionmae.errors import UserError
 from motionmae.files import sync_folder, write_atomically
 
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
-"""Encoding of the frames -> suffix of the member that holds them. The columns of the index always say ``jpgs``."""
+"""Maps the encoding of frames to the extension of their member. The columns of the index always say ``jpgs``."""
 
 FORMAT_VERSION = 2
-"""Changes when a reader of the previous version would misread a shard. 2: manifests hold the sha256 of indexes."""
+"""Incremented if readers of the previous version would misread a shard. 2: added the sha256 of indexes."""
 
 ORDER_VERSION = 1
-"""Changes when the same seed would give another order of samples (motionmae.data.sampler)."""
+"""Incremented if the same seed gives a different order of samples than before (motionmae.data.sampler)."""
 
 META_KEYS = ("label", "class_name", "source", "fps", "frames", "stride", "height", "width", "times")
-"""Keys of every KEY.json: class number (-1: none) and class name; path of the video within its data set; frames a
-second of the video; number of stored frames; their distance in source frames; their pixels; their times in seconds."""
+"""Keys of every KEY.json: class number (-1: none) and class name; path of the video within its data set; frames per
+second of the video; number of stored frames, their distance in source frames, their size, their times in seconds."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _TAR_HEADER = tarfile.BLOCKSIZE
@@ -59,7 +59,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """Entry of a shard in the manifest."""
+    """Manifest entry of a shard."""
 
     name: str  # file name within the folder, ``NAME.tar``
     sha256: str  # sha256 of the tar
@@ -74,7 +74,7 @@ def pack_frames(frames: Sequence[bytes]) -> bytes:
 
 
 def _blob(frames: Sequence[bytes]) -> list[bytes]:
-    """Parts of :func:`pack_frames`. They are megabytes, and are written without being joined."""
+    """Return the parts that :func:`pack_frames` joins. The writer writes them one by one to avoid a large copy."""
     start = 4 * (len(frames) + 1)
     offsets = [start]
     for frame in frames:
@@ -103,7 +103,7 @@ class _HashedFile:
 
 
 class ShardWriter:
-    """Write one shard. The shard appears, complete, at the end of the ``with`` block and replaces an older one.
+    """Writer of one shard. The complete shard appears at the end of the ``with`` block and replaces an older version.
 
     An exception in the block removes the unfinished file. A killed process leaves ``NAME.tar.tmp``, which the next
     writer of the same shard overwrites. ``encoding`` is a key of :data:`ENCODINGS`.
@@ -134,10 +134,10 @@ class ShardWriter:
 
         Args:
             key: unique in the data set; letters, digits, ``_`` and ``-`` (WebDataset cuts names at the first dot).
-            jpegs: stored frames in order, at least one, all with the height and width of ``meta``.
-            meta: all of :data:`META_KEYS` and optional notes. ``windows`` lists the first frame of each stored window
-                if only parts of a video are stored (default ``[0]``). No clip crosses the end of a window.
-            flow: optical-flow fields, one a frame (motionmae.data.flow.encode_flow), or none.
+            jpegs: stored frames in order, at least one, all with the height and width in ``meta``.
+            meta: all of :data:`META_KEYS` and optional further keys. If only some windows of a video are stored,
+                ``windows`` lists the first frame of each (default ``[0]``). No clip crosses the end of a window.
+            flow: one optical-flow field per frame (motionmae.data.flow.encode_flow), or empty.
 
         Raises:
             UserError: the key, ``meta`` or the number of frames is invalid.
@@ -162,8 +162,8 @@ class ShardWriter:
             column.append(row[name])
 
     def _append(self, name: str, parts: Sequence[bytes]) -> int:
-        """Write a member part by part and return its size. ``TarFile`` would need one piece, a copy of megabytes."""
-        info = tarfile.TarInfo(name)  # mtime 0, no owner
+        """Write a tar member part by part, and return its size. ``TarFile`` would need a joined copy of the parts."""
+        info = tarfile.TarInfo(name)  # the defaults are mtime 0 and no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
         for part in parts:
@@ -199,7 +199,7 @@ class ShardWriter:
             self._discard()
             return
         try:
-            end = self._file.size + 2 * tarfile.BLOCKSIZE  # two empty blocks, then padding to a full record
+            end = self._file.size + 2 * tarfile.BLOCKSIZE  # a tar ends with two empty blocks, padded to a full record
             self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.size))
             self._raw.flush()
             os.fsync(self._raw.fileno())
@@ -210,7 +210,7 @@ class ShardWriter:
         self._publish()
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):  # closing flushes the buffer, which may fail again
+        with contextlib.suppress(OSError):  # closing flushes the buffer, and the flush may fail again
             self._raw.close()
         self._temporary.unlink()
 
@@ -232,7 +232,7 @@ class ShardWriter:
 
 
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
-    """Write the index of a shard, atomically, and return the shard's entry of the manifest."""
+    """Write the index of a shard atomically, and return the shard's manifest entry."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     write_atomically(index_path(shard), raw, unique=False)
     return _entry(content, raw)
@@ -244,7 +244,7 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Read the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
+    """Read the index of a shard as :func:`parse_index` does. A missing index also raises CorruptSample."""
     path = index_path(shard)
     try:
         raw = path.read_bytes()
@@ -258,16 +258,16 @@ def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry
 def parse_index(
     path: Path | str, raw: bytes, entry: ShardEntry | None = None
 ) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Parse an index. Returns the shard's entry and the columns, each a list of one value a sample.
+    """Parse an index; return the shard's manifest entry and the columns, each a list of one value per sample.
 
-    With ``entry``, the entry of the manifest, the checksum of ``raw`` is checked.
+    If ``entry``, the shard's manifest entry, is given, the checksum of ``raw`` is compared with it.
 
     Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
     the members crcs, jpgs, json, flow (size 0: none).
 
     Raises:
         CorruptSample: the index is damaged or differs from ``entry``.
-        UserError: without ``entry``: the index has another format version.
+        UserError: ``entry`` is not given, and the index has a different format version.
     """
     shard = Path(path).name.removesuffix(".idx.json") + ".tar"
     if entry is not None and hashlib.sha256(raw).hexdigest() != entry.index_sha256:
@@ -289,7 +289,7 @@ def parse_index(
 
 
 def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
-    """Tell whether an index with a wrong checksum is damaged or belongs to another shard."""
+    """Return an error that says whether an index with a wrong checksum is damaged or belongs to a different shard."""
     try:
         found, _ = parse_index(path, raw)
     except (CorruptSample, UserError):
@@ -300,7 +300,7 @@ def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
 
 
 def check_version(path: Path | str, version: object) -> None:
-    """Raise UserError for another format version. Called before other values of the file are used."""
+    """Raise UserError if the format version differs from this code's. Call this before using other values."""
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path} has shard format version {version}, but this program reads version {FORMAT_VERSION}: "
@@ -309,9 +309,9 @@ def check_version(path: Path | str, version: object) -> None:
 
 
 def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
-    """Whether a shard was written completely: its index exists, and the tar has the size in the index.
+    """Return whether a shard was written completely: its index exists, and the tar has the size in the index.
 
-    With ``entry`` the index must also have the checksum in the manifest.
+    With ``entry``, the index must also have the checksum in this manifest entry.
     """
     try:
         indexed, _ = load_index(shard, entry)
@@ -322,7 +322,7 @@ def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Hash a file from its current position to its end. Returns the sha256 in hexadecimal."""
+    """Return the hexadecimal sha256 of a file from its current position to its end."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -330,7 +330,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def check_size(shard: Path, entry: ShardEntry) -> None:
-    """Raise CorruptSample if a shard is missing or has another size than its entry."""
+    """Raise CorruptSample if a shard is missing or its size differs from its manifest entry."""
     try:
         size = shard.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""``manifest.json`` lists the shards of a folder. It is written last and thereby marks the folder as complete."""
+"""``manifest.json`` lists the shards of a folder. The file is written last and marks the folder as complete."""
 
 import hashlib
 import json
@@ -17,37 +17,37 @@ MANIFEST = "manifest.json"  # file name within a folder of shards
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings with which the videos were turned into stored frames."""
+    """Settings that the videos were decoded and encoded with."""
 
     short_side: int  # pixels of the shorter side
     jpeg_quality: int  # 1 to 100
     stride: int = 1  # distance of stored frames, in source frames
-    clips: int = 0  # stored windows of a video; 0: the whole video
+    clips: int = 0  # number of stored windows per video; 0: the whole video is stored
     flow_distance: int = 0
-    """Source frames between the two pictures of a stored flow field; 0: no flow is stored."""
+    """Distance in source frames between the two frames of a flow field; 0: no flow is stored."""
     encoding: str = "jpeg"  # encoding of a frame: jpeg, or raw (uint8 RGB)
-    window: int = 0  # source frames of a stored window; 0: the whole video
+    window: int = 0  # length of a stored window in source frames; 0: the whole video is stored
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Content of ``manifest.json``.
 
-    ``samples`` in the file is the sum over the shards. It is a property here, and therefore cannot be wrong.
+    The file also holds ``samples``, the sum over the shards. Here ``samples`` is a property that computes the sum.
     """
 
     dataset: str  # name of the data set, e.g. k400
     split: str  # e.g. train
     class_names: tuple[str, ...]  # name of each label
     encoder: EncoderSettings
-    shards: tuple[ShardEntry, ...]  # sample ids count through the shards in this order
+    shards: tuple[ShardEntry, ...]  # sample ids run through the shards in this order
     quarantined: int = 0  # videos of the split that could not be stored (rows of quarantine.jsonl)
     split_file: str = ""  # name of the annotation file of the split
     split_sha256: str = ""  # sha256 of the annotation file
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the libraries that shaped the bytes, e.g. {"av": "18.1.0"}."""
+    """Versions of the libraries that determine the bytes, e.g. {"av": "18.1.0"}."""
     order_version: int = ORDER_VERSION
-    """Order of an epoch when the shards were written. A run's state holds the version that the run uses."""
+    """ORDER_VERSION when the shards were written. A run uses the version in its own state."""
 
     @property
     def samples(self) -> int:
@@ -55,7 +55,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the stored samples and their ids. Folders with equal fingerprints give the same training."""
+        """Hash of the stored samples and their ids. Folders with equal fingerprints give identical training."""
         rows = [(shard.name, shard.sha256, shard.samples) for shard in self.shards]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def read_manifest(folder: ShardFolder) -> Manifest:
     """Read ``manifest.json`` of a folder. :func:`motionmae.data.open_shards.load_manifest` takes a path or a URL.
 
     Raises:
-        UserError: the folder or its manifest is missing, damaged, or has another format version.
+        UserError: the folder or its manifest is missing, damaged, or has a different format version.
     """
     path = f"{folder.location}/{MANIFEST}"
     try:
@@ -102,7 +102,7 @@ def read_manifest(folder: ShardFolder) -> Manifest:
 
 
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Refuse shards that were made with ``--clips``, even if their videos are short and stored whole."""
+    """Raise UserError for shards made with ``--clips``, even if their videos are short and stored whole."""
     if manifest.encoder.clips:
         raise UserError(
             f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "

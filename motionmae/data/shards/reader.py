@@ -1,8 +1,8 @@
 """Read samples from shards: index entries and single frames, without reading whole shards.
 
-Shards are opened at their first use, and the least recently used are closed. 20,000 shards therefore cost no more than
-the few in use. Reads are `pread` calls, which are safe from any thread. If a file shrinks during a read, `pread` gives
-an error, where a memory map would end the process with a signal.
+Shards are opened at their first use, and the least recently used shards are closed. 20,000 shards therefore cost no
+more than the few in use. Reads are `pread` calls, which are thread-safe. If a file is truncated while it is read, the
+read raises an error, whereas access to a memory map would kill the process with SIGBUS.
 """
 
 import json
@@ -26,16 +26,16 @@ from motionmae.errors import UserError
 
 @dataclass(frozen=True)
 class SampleMeta:
-    """Index entry of a sample: all that is needed to choose frames and a crop."""
+    """Index entry of a sample: the values that the choice of frames and crop needs."""
 
     shard: str
     key: str
     label: int  # class number, -1 for none
-    fps: float  # frames a second of the source video
+    fps: float  # frames per second of the source video
     frames: int
     stride: int  # distance of stored frames, in source frames
-    height: int  # pixels of a stored frame
-    width: int  # pixels of a stored frame
+    height: int  # height of a stored frame in pixels
+    width: int  # width of a stored frame in pixels
     windows: tuple[int, ...]
     """First stored frame of each window. A clip never crosses the end of its window."""
     has_flow: bool  # whether optical flow is stored
@@ -48,7 +48,7 @@ class SampleMeta:
 
 
 class _OpenShard:
-    """Index and file of one shard. The file is closed when the last reference is gone."""
+    """Index and open file of one shard. The file is closed when the last reference to this object is gone."""
 
     def __init__(self, name: str, encoding: str, opened: OpenedShard):
         self.name, self.encoding = name, encoding
@@ -94,12 +94,12 @@ class _OpenShard:
         return self.read(row, self.value(f"{member}_offset", row), self.value(f"{member}_size", row))
 
     def read_ranges(self, row: int, member: str, header: np.ndarray, numbers: Sequence[int]) -> dict[int, memoryview]:
-        """Read the frames ``numbers`` of a packed member with the offsets ``header``, adjacent frames in one read."""
+        """Read the frames ``numbers`` of a packed member with the offsets ``header``; read adjacent frames at once."""
         start, size = self.value(f"{member}_offset", row), self.value(f"{member}_size", row)
         offsets = header.tolist()
         frames: dict[int, memoryview] = {}
         runs = _runs(sorted(set(numbers)))
-        with suppress(OSError):  # the disk gets all requests at once and need not wait between them
+        with suppress(OSError):  # the kernel can queue all reads at once instead of one after the other
             for first, last in runs:
                 low, high = offsets[first], offsets[last + 1]
                 os.posix_fadvise(self._file.fileno(), start + low, max(1, high - low), os.POSIX_FADV_WILLNEED)
@@ -118,7 +118,7 @@ class _OpenShard:
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last number of each run of consecutive numbers. ``numbers`` increase."""
+    """Return the first and last number of each run of consecutive numbers in ``numbers``, which must increase."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -131,8 +131,8 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 class ShardReader:
     """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
 
-    An open shard takes a file descriptor and about 100 KB. Missing shards raise UserError here. The methods raise
-    CorruptSample if a shard or a sample is missing, changed or damaged.
+    An open shard takes a file descriptor and about 100 KB. The constructor raises UserError if shards are missing. The
+    methods raise CorruptSample if a shard or a sample is missing, changed or damaged.
     """
 
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
@@ -156,7 +156,7 @@ class ShardReader:
                 self._open.move_to_end(number)
         if shard is None:
             entry = self.manifest.shards[number]
-            # two threads may both open it, which is harmless
+            # two threads may open the same shard at the same time, which is harmless
             shard = _OpenShard(entry.name, self.manifest.encoder.encoding, self.store.open(entry))
             with self._lock:
                 self._open[number] = shard
@@ -165,7 +165,7 @@ class ShardReader:
         return shard, sample_id - int(self._starts[number])
 
     def keep_only(self, shards: Set[int]) -> None:
-        """Close all shards except these numbers of the manifest. A full cache can then remove the closed ones."""
+        """Close all shards except the given shard numbers. A full cache can then evict the closed shards."""
         with self._lock:
             for number in self._open.keys() - shards:
                 del self._open[number]
@@ -180,7 +180,7 @@ class ShardReader:
         return shard.meta(row)
 
     def read_json(self, sample_id: int) -> dict[str, Any]:
-        """Read KEY.json of a sample, with source path and frame times."""
+        """Read a sample's KEY.json, which has the source path and the frame times."""
         shard, row = self._find(sample_id)
         try:
             return json.loads(shard.read_member(row, "json"))
@@ -190,12 +190,12 @@ class ShardReader:
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
         """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
-        Only the frame table and the byte ranges of these frames are read, a repeated frame once.
+        Only the frame table and the byte ranges of these frames are read. A repeated frame is read once.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)
         start = shard.value("crcs_offset", row)
-        # KEY.crcs lies directly before KEY.jpgs: one read gets checksums and offsets
+        # KEY.crcs lies directly before KEY.jpgs, so that one read gets checksums and offsets
         head = shard.read(row, start, shard.value("jpgs_offset", row) + 4 * (frames + 1) - start)
         checksums = np.frombuffer(head, "<u4", frames)
         offsets = np.frombuffer(head, "<u4", frames + 1, len(head) - 4 * (frames + 1))

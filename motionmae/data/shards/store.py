@@ -1,4 +1,4 @@
-"""Storage of a data set of shards. The Protocols hide from the reader where the shards are."""
+"""Protocols of the storage of shards, which may be local or remote, and the local implementation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from motionmae.errors import UserError
 
 
 class OpenedShard(NamedTuple):
-    """A shard that was checked against its entry of the manifest."""
+    """An open shard that matches its manifest entry."""
 
     file: BinaryIO
-    """Unbuffered. The store keeps the shard until the file is closed."""
+    """Unbuffered file. The store does not delete the shard until the file is closed."""
     columns: dict[str, list[Any]]
-    """Columns of the index, see :func:`motionmae.data.shards.format.parse_index`."""
+    """Columns of the index as :func:`motionmae.data.shards.format.parse_index` returns them."""
 
 
 class ShardFolder(Protocol):
@@ -23,7 +23,7 @@ class ShardFolder(Protocol):
 
     @property
     def location(self) -> str:
-        """Path or URL without a slash at the end."""
+        """Path or URL, without a trailing slash."""
 
     def read(self, name: str) -> bytes:
         """Read a small file of the folder.
@@ -52,7 +52,7 @@ class ShardStore(ShardFolder, Protocol):
         """
 
     def close(self) -> None:
-        """Cancel downloads. May be called again."""
+        """Cancel downloads. May be called more than once."""
 
 
 class LocalFolder:

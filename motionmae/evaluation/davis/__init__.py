@@ -1,1 +1,1 @@
-"""DAVIS-2017: video object segmentation by label propagation, and its scores."""
+"""DAVIS-2017: video object segmentation by label propagation, and its evaluation."""

@@ -1,13 +1,13 @@
-"""The DAVIS-2017 data set in its official layout, palette masks, and the scores of a folder of masks.
+"""Read the DAVIS-2017 data set in its official layout, read and write palette masks, and score a folder of masks.
 
 ::
 
     DAVIS/JPEGImages/480p/SEQ/00000.jpg
-    DAVIS/Annotations/480p/SEQ/00000.png      palette PNG; propagation needs only the first
+    DAVIS/Annotations/480p/SEQ/00000.png      palette PNG; propagation needs only that of the first frame
     DAVIS/ImageSets/2017/val.txt              names of the sequences
     RESULTS/SEQ/00000.png                     predictions
 
-A file that is missing or not readable raises UserError.
+A missing or unreadable file raises UserError.
 """
 
 import io
@@ -25,12 +25,12 @@ from motionmae.files import write_atomically
 
 RESOLUTION = "480p"
 
-Scores = dict[str, dict[str, Score]]  # j and F by object, ``SEQ_ID``
+Scores = dict[str, dict[str, Score]]  # maps an object, ``SEQ_ID``, to its J and F
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A video of the data set."""
+    """A video of the data set: its frames and masks."""
 
     name: str
     frames: tuple[Path, ...]
@@ -38,11 +38,11 @@ class Sequence:
 
     @property
     def annotated(self) -> bool:
-        """Whether every frame has a mask. Scores need this."""
+        """Whether every frame has a mask, which scoring needs."""
         return len(self.masks) == len(self.frames)
 
     def first_mask(self) -> NDArray[np.uint8]:
-        """Return the object numbers (H, W) of the first frame, with void as background."""
+        """Read the first frame's mask as object numbers (H, W). Void pixels become background."""
         mask = read_mask(self.masks[0])
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
@@ -78,7 +78,7 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
 
 
 def score_folder(sequences: list[Sequence], results: Path) -> Scores:
-    """Score the masks below ``results``: J and F by object. Every frame must have a mask and an annotation."""
+    """Score the masks in ``results``: J and F per object. Every frame must have a mask and an annotation."""
     scores: Scores = {}
     for sequence in sequences:
         if not sequence.annotated:
@@ -110,7 +110,7 @@ def score_folder(sequences: list[Sequence], results: Path) -> Scores:
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read the object numbers (H, W) of a palette or grey PNG."""
+    """Read a palette or greyscale PNG as object numbers (H, W)."""
     try:
         with Image.open(path) as image:
             mask = np.array(image)
@@ -132,7 +132,7 @@ def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 
 
 def palette() -> NDArray[np.uint8]:
-    """Return the colours (256, 3) of PASCAL VOC and DAVIS: bits of the number become high bits of the colours."""
+    """Return the colour palette (256, 3) of PASCAL VOC and DAVIS."""
     numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -142,7 +142,7 @@ def palette() -> NDArray[np.uint8]:
 
 
 def overlay(frame: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame with its objects tinted and outlined in their colours."""
+    """Return a copy of the frame with the objects of ``mask`` tinted and outlined in their colours."""
     tinted = frame.copy()
     inside = mask > 0
     colours = palette()[mask]

@@ -1,12 +1,14 @@
 """Features of single frames from a video encoder, at any resolution, and the pixel baseline.
 
-A video encoder takes cubes of several frames. Three adapters give it a single frame. None uses later frames:
+A video encoder takes cubes (tubelets) of several frames. An adapter builds the encoder's input for a single frame,
+without later frames:
 
 - ``duplicate``: a clip of one time step, whose cubes repeat the frame;
 - ``pairs``: a clip of one time step, whose cubes contain the previous frame and the frame;
-- ``sliding``: a whole clip of the preceding frames. Its last time step repeats the frame and gives the features.
+- ``sliding``: a full-length clip that ends with the frame. The features are those of its last time step, in which the
+  frame is repeated.
 
-The position table is interpolated in space, for each time step.
+The position embeddings are interpolated in space, separately for each time step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +24,13 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, Encoder
 def encoder_features(
     frames: Iterable[Tensor], encoder: Encoder, adapter: str, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield the features (width, rows, columns) of each frame, uint8 (H, W, 3), with H and W multiples of the cube."""
+    """Yield features (width, rows, columns) of each frame, uint8 (H, W, 3); H and W are multiples of the cube size."""
     clip = encoder.clip
     before: list[Tensor] = []
     length = {"duplicate": 1, "pairs": 2, "sliding": (clip.temporal_patches - 1) * clip.cube_frames + 1}[adapter]
     for frame in frames:
         before = [*before, frame][-length:]
-        window = [before[0]] * (length - len(before)) + before  # repeat the first frame before the start of the video
+        window = [before[0]] * (length - len(before)) + before  # pad with the first frame at the start of the video
         if adapter == "pairs":
             window = [window[0]] * (clip.cube_frames - 1) + window[1:]
         else:
@@ -38,7 +40,7 @@ def encoder_features(
 
 @torch.inference_mode()
 def encode(window: Tensor, encoder: Encoder) -> Tensor:
-    """Return the features (width, rows, columns) of the last time step of frames uint8 (T, H, W, 3)."""
+    """Encode a clip, uint8 (T, H, W, 3); return the features (width, rows, columns) of its last time step."""
     clip = encoder.clip
     rows, columns = (side // clip.cube_size for side in window.shape[1:3])
     pixels = all_cubes(cut_patches(window[None], clip.cube_size), clip.cube_frames)  # (1, N, values)
@@ -49,7 +51,7 @@ def encode(window: Tensor, encoder: Encoder) -> Tensor:
 
 
 def positions(encoder: Encoder, steps: int, rows: int, columns: int) -> Tensor:
-    """Return the position table of the first ``steps`` time steps, interpolated to ``rows`` x ``columns``."""
+    """Return the position embeddings of the first ``steps`` time steps, interpolated to ``rows`` x ``columns``."""
     clip = encoder.clip
     table = encoder.pos_embed.table.unflatten(0, (clip.temporal_patches, clip.grid_size, clip.grid_size))[:steps]
     table = functional.interpolate(table.permute(0, 3, 1, 2), (rows, columns), mode="bicubic", align_corners=False)
@@ -57,7 +59,10 @@ def positions(encoder: Encoder, steps: int, rows: int, columns: int) -> Tensor:
 
 
 def pixel_features(frames: Iterable[Tensor], cell: int) -> Iterator[Tensor]:
-    """Yield the pixel baseline without a network: normalised pixels of each cell (cell * cell * 3, rows, columns)."""
+    """Yield the pixel baseline: features (cell * cell * 3, rows, columns), the normalised pixels of each patch.
+
+    A patch has ``cell`` x ``cell`` pixels. No network is used.
+    """
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     for frame in frames:
         pixels = ((frame.float() / 255 - mean) / std)[None, None]

@@ -1,8 +1,8 @@
 """Region similarity J and boundary accuracy F as the official DAVIS-2017 evaluator computes them (semi-supervised).
 
-Only objects of the first mask count. The first and the last frame do not count. Void (255) is background in both
-masks. An object that is absent from both masks of a frame scores J = 1 and F = 1 there. Means are over objects, not
-over sequences.
+Only objects in the mask of the first frame are scored. The first and the last frame do not count. Void (255) becomes
+background in both masks. A frame in which both masks lack an object counts as J = 1 and F = 1. Means are over objects,
+not over sequences.
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,21 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Score:
-    """J or F of one object over the counted frames."""
+    """J or F of one object, summarised over the counted frames."""
 
     mean: float
-    recall: float  # share of frames above 0.5
+    recall: float  # fraction of the frames whose value exceeds 0.5
     decay: float  # mean of the first quarter of the frames minus mean of the last quarter
 
 
 def region_similarity(truth: Mask, found: Mask) -> float:
-    """J: intersection over union; 1 if both masks are empty."""
+    """Return J: intersection over union, or 1 if both masks are empty."""
     union = np.logical_or(truth, found).sum()
     return float(np.logical_and(truth, found).sum() / union) if union else 1.0
 
 
 def boundary_accuracy(truth: Mask, found: Mask) -> float:
-    """F: harmonic mean of precision and recall of the boundary pixels, matched within a disc."""
+    """Return F: harmonic mean of precision and recall of boundary pixels, which match within a disc."""
     radius = int(np.ceil(BOUNDARY_SHARE * np.linalg.norm(truth.shape)))
     row, column = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = (row**2 + column**2 <= radius**2).astype(np.uint8)
@@ -56,7 +56,7 @@ def boundary(mask: Mask) -> Mask:
 
 
 def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[int, dict[str, Score]]:
-    """Return J and F of every object, from object numbers (frames, H, W). In ``truth``, 255 is void."""
+    """Return J and F of every object. The masks are object numbers (frames, H, W); 255 in ``truth`` is void."""
     void = truth == VOID
     truth, found = np.where(void, 0, truth), np.where(void, 0, found)
     scores = {}
@@ -70,7 +70,7 @@ def score_sequence(truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> dict[i
 
 
 def summarise(values: list[float]) -> Score:
-    """Return mean, recall and decay over frames. Quarters overlap by one frame, as in the official evaluator."""
+    """Return mean, recall and decay over frames. The quarters overlap by a frame, as in the official evaluator."""
     frames = np.array(values)
     bounds = np.round(np.linspace(1, len(frames), 5) + 1e-10).astype(int) - 1
     first, last = frames[: bounds[1] + 1], frames[bounds[3] : bounds[4] + 1]
@@ -78,7 +78,7 @@ def summarise(values: list[float]) -> Score:
 
 
 def global_means(objects: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """Return the seven figures of the official evaluator, means over objects."""
+    """Return the seven metrics of the official evaluator, which are means over objects."""
     figures = {}
     for measure in ("J", "F"):
         for statistic in ("mean", "recall", "decay"):

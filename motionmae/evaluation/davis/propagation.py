@@ -1,12 +1,13 @@
 """Label propagation by nearest neighbours in feature space, with two published protocols.
 
-Each cell of a frame gets the mean label of its most similar cells in context frames, weighted by a softmax over the
-similarities. The context is the first frame and the most recent frames. Their labels are soft.
+A cell is one position of the feature grid: for an encoder, a patch of 16 x 16 pixels. Each cell of a frame gets the
+mean label of its most similar cells in the context frames, weighted by a softmax over the similarities. The context
+frames are the first frame and the most recent frames. Their labels are soft.
 
-- ``videowalk`` (Jabri et al. 2020, followed by the paper): 20 frames, top 10, temperature 0.05, a circle of 12 cells in
-  recent frames and no limit in the first.
-- ``dino`` (Caron et al. 2021): 7 frames, top 5, temperature 0.1, a square of 12 cells in all frames. Each object's map
-  is stretched to [0, 1] before the decision.
+- ``videowalk`` (Jabri et al. 2020, used by the paper): 20 recent frames, top 10, temperature 0.05, a circular
+  neighbourhood of radius 12 cells in recent frames and no limit in the first frame.
+- ``dino`` (Caron et al. 2021): 7 recent frames, top 5, temperature 0.1, a square neighbourhood of radius 12 cells in
+  all frames. Each object's map is scaled to [0, 1] before the argmax.
 """
 
 from collections import deque
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 SHORT_SIDE = 480  # short side of a frame in pixels, in both protocols
-_QUERIES = 512  # number of cells in a similarity matrix
+_QUERIES = 512  # number of query cells whose labels are computed at once
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class Protocol:
     """Parameters of label propagation."""
 
     recent: int  # number of recent context frames, besides the first frame
-    top: int  # number of nearest cells that give the label
+    top: int  # number of most similar cells whose labels are averaged
     temperature: float
-    radius: float  # maximum distance of these cells, in cells
-    square: bool  # whether the radius limits a square (inclusive) or a circle (exclusive)
-    first_everywhere: bool  # whether the first frame has no radius
+    radius: float  # radius of the neighbourhood, in cells
+    square: bool  # whether the neighbourhood is a square (radius inclusive) or a circle (radius exclusive)
+    first_everywhere: bool  # whether all cells of the first frame are neighbours
     long_multiple: int
-    """The long side is rounded down to a multiple of this many pixels, at short side 480, then to whole cells."""
-    bilinear_labels: bool  # whether the first mask is resized bilinearly, or to the nearest pixel
-    stretch: bool  # whether each object's map is stretched to [0, 1] before the decision
+    """The long side at short side 480 is rounded down to a multiple of this many pixels, then to whole cells."""
+    bilinear_labels: bool  # whether the first mask is resized bilinearly, otherwise by nearest neighbour
+    stretch: bool  # whether each object's map is scaled to [0, 1] before the argmax
 
 
 PROTOCOLS = {
@@ -50,7 +51,7 @@ PROTOCOLS = {
 def working_size(
     height: int, width: int, cell: int, protocol: Protocol, short_side: int = SHORT_SIDE
 ) -> tuple[int, int]:
-    """Return the height and width that frames are resized to: multiples of ``cell``."""
+    """Return the height and width to which frames are resized, both multiples of ``cell`` pixels."""
     multiple = max(protocol.long_multiple * short_side // SHORT_SIDE, 1)
     short = short_side // cell * cell
     long = short_side * max(height, width) // min(height, width) // multiple * multiple // cell * cell
@@ -58,7 +59,7 @@ def working_size(
 
 
 def shrink_labels(mask: NDArray[np.uint8], rows: int, columns: int, protocol: Protocol) -> Tensor:
-    """Return one map per object, background first: object numbers (H, W) -> float (objects + 1, rows, columns)."""
+    """Convert object numbers (H, W) to one map per object, background first: float (objects + 1, rows, columns)."""
     numbers = range(int(mask.max()) + 1)
     if not protocol.bilinear_labels:
         mask = _nearest(mask, rows, columns)
@@ -69,7 +70,7 @@ def shrink_labels(mask: NDArray[np.uint8], rows: int, columns: int, protocol: Pr
 
 
 def _nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize a mask. Pillow takes the pixel at the centre of a cell, as DINO does; OpenCV takes its first pixel."""
+    """Resize by nearest neighbour with Pillow, which samples the centre of a cell as DINO does, unlike OpenCV."""
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -77,7 +78,7 @@ def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) ->
     """Propagate the labels of the first frame to the following frames.
 
     Args:
-        features: (width, rows, columns) of each frame in order, including the first; on any device.
+        features: (width, rows, columns) of each frame in order, including the first frame; on any device.
         labels: (objects + 1, rows, columns) of the first frame.
 
     Yields:
@@ -105,10 +106,10 @@ def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) ->
 
 
 def _labels_of(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, protocol: Protocol) -> Tensor:
-    """Return the labels (objects + 1, q) of queries (width, q).
+    """Return the labels (objects + 1, q) of query cells with the features ``queries`` (width, q).
 
-    ``keys`` are (width, contexts * cells), their labels ``values`` are (objects + 1, contexts * cells), and ``near`` is
-    bool (q, cells), the cells within the radius.
+    ``keys`` (width, contexts * cells) and ``values`` (objects + 1, contexts * cells) are features and labels of the
+    context frames. ``near``, bool (q, cells), marks the neighbourhood of each query.
     """
     similarity = queries.t() @ keys / protocol.temperature  # (q, contexts * cells)
     allowed = near.repeat(1, keys.shape[1] // near.shape[1])
@@ -121,7 +122,7 @@ def _labels_of(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, prot
 
 
 def _neighbourhood(rows: int, columns: int, protocol: Protocol) -> Tensor:
-    """Return which cells lie within the radius of each cell: bool (cells, cells)."""
+    """Return a mask of the cells in the neighbourhood of each cell: bool (cells, cells)."""
     position = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1).float()
     distance = (position[:, :, None] - position[:, None]).abs()  # (2, cells, cells)
     return (distance <= protocol.radius).all(0) if protocol.square else distance.norm(dim=0) < protocol.radius
@@ -130,7 +131,7 @@ def _neighbourhood(rows: int, columns: int, protocol: Protocol) -> Tensor:
 def decide(soft: Tensor, height: int, width: int, cell: float, protocol: Protocol) -> NDArray[np.uint8]:
     """Map soft labels (objects + 1, rows, columns) to object numbers (height, width): resize bilinearly, then argmax.
 
-    ``cell`` is the size of a cell in pixels, in a frame of short side 480.
+    ``cell`` is the size of a cell in pixels of a frame whose short side is 480.
     """
     maps = functional.interpolate(soft[None], scale_factor=cell, mode="bilinear", align_corners=False)[0]
     if protocol.stretch:

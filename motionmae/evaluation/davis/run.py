@@ -1,4 +1,4 @@
-"""Segment DAVIS sequences: frame features, label propagation, palette PNGs, overlays."""
+"""Segment DAVIS sequences: compute frame features, propagate labels, write palette PNGs, draw overlays."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ PIXEL_CELL = 16
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Computes features of frames."""
+    """Frame features and the image size that they need."""
 
-    cell: int  # size of a cell, the area with one feature vector, in pixels
+    cell: int  # size in pixels of a cell, the patch that one feature vector describes
     features: Callable[[Iterable[Tensor]], Iterator[Tensor]] | None
-    """Maps frames uint8 (H, W, 3) to features (width, rows, columns); None repeats the first mask."""
-    short_side: int = SHORT_SIDE  # short side that frames are resized to, in pixels
+    """Maps frames, uint8 (H, W, 3), to features (width, rows, columns). None: the first mask is repeated."""
+    short_side: int = SHORT_SIDE  # short side of the resized frames in pixels
 
 
 def open_features(
@@ -47,15 +47,15 @@ def open_features(
 ) -> tuple[FeatureExtractor, CacheKey]:
     """Make a feature extractor, and the cache key of its masks.
 
-    ``run`` is required for encoder and random. ``protocol`` and ``davis`` are only part of the cache key.
+    The kinds encoder and random require ``run``. ``protocol`` and ``davis`` only enter the cache key.
 
     Args:
         kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask).
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
-        short_side: short side of the frames for an encoder, in pixels.
+        short_side: short side of the resized frames in pixels; only encoders can change it.
 
     Raises:
-        UserError: the run cannot be loaded, or ``short_side`` is smaller than a cell or given without an encoder.
+        UserError: the run cannot be loaded, or ``short_side`` is smaller than a patch or given without an encoder.
     """
     inputs = str(davis.resolve())
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
@@ -90,10 +90,10 @@ def open_features(
 def segment(
     sequences: list[Sequence], extractor: FeatureExtractor, protocol: str, results: Path, key: CacheKey
 ) -> None:
-    """Write the masks of all sequences below ``results``; complete sequences are skipped.
+    """Write the masks of all sequences to ``results``. Complete sequences are skipped.
 
-    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. It holds the hash of their inputs: the first mask
-    and the frames.
+    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. The file holds the hash of the inputs of the masks:
+    the first mask and the frames.
     """
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
@@ -114,7 +114,7 @@ def segment(
 
 
 def _is_complete(sequence: Sequence, results: Path, digest: str) -> bool:
-    """Whether all masks of a sequence are below ``results``, computed from inputs with this hash."""
+    """Return whether ``results`` has all masks of a sequence, computed from inputs with the hash ``digest``."""
     stamp = results / f"{sequence.name}.sha256"
     masks = (results / sequence.name / f"{path.stem}.png" for path in sequence.frames)
     return stamp.is_file() and stamp.read_text() == digest and all(mask.is_file() for mask in masks)
@@ -123,7 +123,7 @@ def _is_complete(sequence: Sequence, results: Path, digest: str) -> bool:
 def track(
     first_mask: np.ndarray, frames: Iterator[np.ndarray], extractor: FeatureExtractor, protocol: str
 ) -> Iterator[np.ndarray]:
-    """Yield the object numbers (H, W) of every frame, uint8 (H, W, 3), starting with ``first_mask``."""
+    """Yield the mask (object numbers, H x W) of every frame, uint8 (H, W, 3), starting with ``first_mask``."""
     if extractor.features is None:
         yield from (first_mask for _ in frames)
         return
@@ -139,7 +139,7 @@ def track(
 
 
 def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterator[Path]:
-    """Draw the masks of each sequence over its frames, as a row of some frames (png) or as a video (mp4)."""
+    """Draw the masks of each sequence over its frames: a strip of some frames (png), or a video (mp4)."""
     for sequence in sequences:
         numbers = list(range(len(sequence.frames)))
         if kind == "png":

@@ -1,1 +1,1 @@
-"""Translate published VideoMAE and MAE-ST weights to our names, and ours to Hugging Face's."""
+"""Convert published VideoMAE and MAE-ST weights to this project's names, and these names to Hugging Face's."""

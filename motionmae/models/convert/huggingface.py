@@ -1,12 +1,13 @@
-"""Convert weights between our models and Hugging Face's VideoMAE. Names change and axes move; no value changes.
+"""Convert weights between this project's models and Hugging Face's VideoMAE.
 
-``VideoMAEForPreTraining`` is :class:`MotionMAE` with ``target.kind=frame`` and sinusoidal positions; its
-``norm_pix_loss`` is ``target.normalize``. ``VideoMAEForVideoClassification`` with mean pooling is :class:`Classifier`.
-``VideoMAEModel`` is the encoder.
+Names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to :class:`MotionMAE`
+with ``target.kind=frame`` and sinusoidal positions, and its ``norm_pix_loss`` to ``target.normalize``.
+``VideoMAEForVideoClassification`` with mean pooling corresponds to :class:`Classifier`, and ``VideoMAEModel`` to the
+encoder.
 
-Two differences of their code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which the
-published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5, where
-VideoMAE and we use 1e-6.
+Two differences in Hugging Face's code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which
+the published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
+original VideoMAE and this project use 1e-6.
 
 A weight that is missing or has no counterpart raises UserError.
 """
@@ -27,7 +28,7 @@ Table = tuple[tuple[str, str], ...]
 
 PRETRAINING, CLASSIFIER, ENCODER = "VideoMAEForPreTraining", "VideoMAEForVideoClassification", "VideoMAEModel"
 
-# Our name, their name. "*" is the number of a block; a name that ends in "." has a weight and a bias.
+# Our name, Hugging Face's name. "*" stands for the number of a block; "." at the end for both weight and bias.
 _BLOCK: Table = (
     ("norm1.", "layernorm_before."),
     ("attn.q_bias", "attention.attention.query.bias"),
@@ -59,7 +60,7 @@ _TABLES: dict[str, Table] = {
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
-    """Return the arguments of transformers' VideoMAEConfig. Raises UserError if VideoMAE has no such model."""
+    """Return the arguments of transformers' VideoMAEConfig. Raises UserError if it cannot describe the model."""
     target, pretraining = config.target, config.task == "pretrain"
     if config.model.pos_embed != "sinusoidal":
         raise _refusal(f"model.pos_embed={config.model.pos_embed}", "has sinusoidal positions")
@@ -94,10 +95,10 @@ def _refusal(setting: str, videomae: str) -> UserError:
 
 
 def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
-    """Convert a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
+    """Convert from a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
     theirs = dict(state)
     for name in state:
-        if name.endswith(("q_bias", "v_bias")):  # transformers 4, and all published files
+        if name.endswith(("q_bias", "v_bias")):  # names in transformers 4 and in all published files
             theirs[name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")] = theirs.pop(name)
         elif name.endswith("attention.query.weight"):
             parts = [name.replace("query", part) for part in ("query", "key", "value")]
@@ -117,7 +118,7 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
 def to_huggingface(state: State, model: str, clip: ClipConfig) -> dict[str, Tensor]:
     """Convert to a state dict of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
 
-    VideoMAE has no time head and no learnable positions.
+    The model must have no motion decoder head (the paper's time head) and no learnable positions.
     """
     theirs = _rename(state, _TABLES[model])
     for name in list(theirs):
@@ -133,7 +134,7 @@ def to_huggingface(state: State, model: str, clip: ClipConfig) -> dict[str, Tens
 
 
 def _rename(state: State, table: Table) -> dict[str, Tensor]:
-    """Rename every weight by ``table``, old name to new name. The encoder's final norm may be missing."""
+    """Rename every weight by ``table`` (old name, new name). The encoder's final norm may be missing in ``state``."""
     left, renamed = dict(state), {}
     for old, new in _expand(table, state):
         is_final_norm = any(re.fullmatch(r"(videomae\.)?layernorm\.\w+", name) for name in (old, new))
@@ -149,7 +150,7 @@ def _rename(state: State, table: Table) -> dict[str, Tensor]:
 
 
 def _expand(table: Table, state: State) -> Iterator[tuple[str, str]]:
-    """Expand "*" to the blocks of ``state``, and a final "." to weight and bias."""
+    """Expand "*" to every block number in ``state``, and "." at the end to weight and bias."""
     for old, new in table:
         prefix = old.partition("*")[0]
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)}

@@ -1,9 +1,9 @@
-"""Convert weights as the authors of VideoMAE and MAE-ST released them to our names.
+"""Convert the weights that the authors of VideoMAE and MAE-ST released to this project's names.
 
-VideoMAE's weights are converted exactly. Of MAE-ST only the encoder is converted, with three changes. Its tables of
-spatial and temporal positions are added to one learnable table. Its pixel normalisation is folded into the projection.
-Its k biases are dropped, because they do not change attention. Its class token is lost, which our encoder does not
-have: fine-tuning recovers from this, but frozen features differ slightly from MAE-ST's.
+VideoMAE's weights are converted exactly. Of MAE-ST only the encoder is converted. Its spatial and temporal position
+embeddings are summed into one learnable table. Its pixel normalisation is folded into the patch projection. Its k
+biases are dropped, because they do not change attention. Its class token is dropped, because this project's encoder has
+none: fine-tuning recovers from the loss, but frozen features differ slightly from MAE-ST's.
 
 A weight that is missing or unknown raises UserError.
 """
@@ -19,9 +19,9 @@ from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 
 State = Mapping[str, Tensor]
 
-MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225  # MAE-ST's mean and standard deviation of every colour
+MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225  # MAE-ST's mean and standard deviation of each colour channel
 
-# Pattern of their name, our name.
+# Pattern of the released name, our name.
 _VIDEOMAE = (
     (r"^(?:encoder\.)?patch_embed\.proj\.", "encoder.project."),
     (r"^(?:encoder\.)?(blocks|norm)\.", r"encoder.\1."),
@@ -48,7 +48,7 @@ def is_videomae(state: State) -> bool:
 
 
 def from_videomae(state: State) -> dict[str, Tensor]:
-    """Convert VideoMAE's weights to those of ``MotionMAE`` with a space head, or of ``Classifier``."""
+    """Convert VideoMAE's weights to ``MotionMAE`` with only a pixel head (space head), or to ``Classifier``."""
     ours = {}
     for name, value in state.items():
         renamed = _rename(name, _VIDEOMAE)
@@ -62,7 +62,7 @@ def from_videomae(state: State) -> dict[str, Tensor]:
 
 
 def from_mae_st(state: State) -> dict[str, Tensor]:
-    """Convert MAE-ST's encoder to that of ``MotionMAE`` with learnable positions. Other weights are dropped."""
+    """Convert MAE-ST's encoder to ``MotionMAE``'s with learnable positions. All other weights are dropped."""
     ours = {renamed: value for name, value in state.items() if (renamed := _rename(name, _MAE_ST))}
     try:
         space, time = state["pos_embed_spatial"][0], state["pos_embed_temporal"][0]  # (P, width), (T / p0, width)
@@ -71,21 +71,21 @@ def from_mae_st(state: State) -> dict[str, Tensor]:
             ours[f"encoder.{block}.attn.qkv.weight"] = torch.cat([state[f"{block}.attn.{x}.weight"] for x in "qkv"])
     except KeyError as error:
         raise UserError(f"the state dict lacks {error}, which MAE-ST's encoder has") from error
-    # MAE-ST's input is our input * scale + shift, for each colour
+    # MAE-ST's input is our input * scale + shift, per colour channel
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     scale, shift = std / MAE_ST_STD, (mean - MAE_ST_MEAN) / MAE_ST_STD
-    if kernel.ndim == 4:  # a 2D kernel, for cubes of one frame
+    if kernel.ndim == 4:  # a Conv2d kernel: cubes of one frame
         kernel = kernel[:, :, None]
     ours["encoder.pos_embed.table"] = (time[:, None] + space).flatten(
         0, 1
-    )  # time step by time step, as we number cubes
+    )  # ordered by time step first, like our cube numbers
     ours["encoder.project.weight"] = flat_kernel(kernel * scale.view(1, 3, 1, 1, 1))
     ours["encoder.project.bias"] = bias + (kernel.sum((2, 3, 4)) * shift).sum(1)
     return ours
 
 
 def flat_kernel(kernel: Tensor) -> Tensor:
-    """Map a Conv3d weight to that of our Linear: (width, 3, p0, p1, p2) -> (width, p0 * p1 * p2 * 3)."""
+    """Convert a Conv3d weight (width, 3, p0, p1, p2) to our Linear weight (width, p0 * p1 * p2 * 3)."""
     return kernel.permute(0, 2, 3, 4, 1).flatten(1)
 
 
