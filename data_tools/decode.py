@@ -146,7 +146,7 @@ def _open(path: Path) -> Any:
 
 
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
-    """Count packets, which gives the frames of an undamaged file. Call ``on_progress`` when reading moves forward."""
+    """Count packets: the number of frames of an undamaged file. Call ``on_progress`` when reading moves forward."""
     count = farthest = 0
     with _open(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(_video_stream(container)):

@@ -105,7 +105,10 @@ def _local_state(run: Path) -> JobState:
 
 
 def _slurm_state(job_id: str) -> JobState:
-    """Ask the controller, which soon forgets an ended job, then the accounting database, which a site may lack."""
+    """Return the state of a job from the controller, or from the accounting database.
+
+    The controller forgets a job soon after its end. Some sites have no accounting database.
+    """
     shown = scontrol.run_command("scontrol", "show", "job", "-o", job_id)
     if shown.returncode == 0:
         return parse_scontrol(shown.stdout)

@@ -48,8 +48,8 @@ def slurm_executor(
 def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
     """Copy the code, submit the job, and write its record to the run folder.
 
-    ``before`` is the record of the run folder at the moment when it had no active job. Raises UserError if another
-    submission was faster, an input is missing, or Slurm refuses the job.
+    ``before`` is the job record that the caller read when it checked that the run had no active job. Raises UserError
+    if the record has changed since (another submission was faster), an input is missing, or Slurm refuses the job.
     """
     check_shards(config)
     if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):

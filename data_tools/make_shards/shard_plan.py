@@ -152,5 +152,6 @@ def _refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any
     if changed:
         before, now = (", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (old, new))
         raise UserError(
-            f"--out {out} was started with {before}, and this run has {now}: use the first values, or another --out"
+            f"--out {out} was started with {before}, and this run has {now}: "
+            "use the earlier values, or choose another --out"
         )

@@ -64,7 +64,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     existing = sorted(out.iterdir())
     unexpected = [path.name for path in existing if not path.name.startswith(("merged-", "quarantine.jsonl"))]
     if unexpected:
-        raise UserError(f"--out {out} holds {unexpected[0]}, which no merge has written: choose a new folder")
+        raise UserError(f"--out {out} holds {unexpected[0]}, which merge did not write: choose a new folder")
     for path in existing:  # files that a killed merge left, perhaps a merge of more folders
         path.unlink()
     names = [manifest.dataset for manifest in manifests]

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     given = [arguments.seconds, *([] if arguments.gpu_clips is None else [arguments.gpu_clips])]
     if not all(0 < value < math.inf for value in given):
-        raise UserError("--seconds or --gpu-clips is not possible: give a positive number")
+        raise UserError("--seconds and --gpu-clips must be positive: give numbers above 0")
     found = profile_loader(config.data, config.clip, config.engine.micro_batch_size, arguments.seconds)
     rates = _RATES if arguments.gpu_clips is None else (arguments.gpu_clips,)
     show(found, rates)

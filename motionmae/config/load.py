@@ -104,7 +104,7 @@ def _find(name: str) -> Path:
         hint = mean or f"the configs that come with the code are in {CONFIG_FOLDER}"
         raise UserError(f"no config {name!r}: there is no such YAML file; {hint}")
     if not known:
-        raise UserError(f"no config {name!r}: {CONFIG_FOLDER} holds no configs; give the path of a YAML file")
+        raise UserError(f"no config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
     runs = [name for name in known if "/" not in name]
     hint = mean or f"there are {', '.join(runs)}, and more in its folders"
     raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
@@ -122,7 +122,10 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def _base_of(path: Path, base: str) -> Path:
-    """Find a base, with or without its ending: an absolute path, a file beside ``path``, or a preset."""
+    """Find the config that ``base:`` names: an absolute path, a file beside ``path``, or a preset.
+
+    The file extension is optional.
+    """
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:

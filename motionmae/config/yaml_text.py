@@ -39,7 +39,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not readable YAML: {_problem(error)}") from error
     if not isinstance(tree, dict | None):
-        raise UserError(f"{path} must hold `section: key: value` pairs, not a list or a single value")
+        raise UserError(
+            f"{path} must map sections to keys, not hold a list or a single value: write each key below its section"
+        )
     return tree or {}
 
 

@@ -51,7 +51,7 @@ def open_reader(
 
 
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open the data set of a run. Raises UserError if files are missing or do not match ``manifest``."""
+    """Open a run's data and return its decoder. Raises UserError if files are missing or do not match ``manifest``."""
     if data.beton:
         return BetonDecoder(data, clip, manifest)
     open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)

@@ -48,7 +48,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     tasks = int(environment.get("SLURM_NTASKS", "1"))
     if tasks > 1:
         raise UserError(
-            f"this Slurm allocation has {tasks} tasks but the process was not started by srun: put `srun` before it"
+            f"this Slurm allocation has {tasks} tasks but srun did not start the process: put `srun` before the command"
         )
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 

@@ -54,7 +54,10 @@ def features_of_files(
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the feature of every sample, by sample number. A restart continues from ``work``. Collective."""
+    """Compute the feature of every sample; results are keyed by sample number. Collective.
+
+    A restarted command reuses the results in the folder ``work``.
+    """
     check_windows(reader.manifest, reader.folder, config.clip)
 
     def read(name: str) -> NDArray[np.uint8]:

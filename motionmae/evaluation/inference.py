@@ -89,7 +89,10 @@ def items_of(reader: ShardReader) -> dict[str, str]:
 
 
 def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
-    """Read the finished results of all ranks; keep the lines whose item and stamp are in ``items``."""
+    """Read the finished results of all ranks.
+
+    A result counts only if its item is in ``items`` with the same stamp, the version of the input.
+    """
     rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 

@@ -1,4 +1,4 @@
-"""Data sheets of GPUs for plans and MFU: peak rate, memory, and links."""
+"""Data-sheet values of GPUs for run estimates and MFU: peak rate, memory, and links."""
 
 from dataclasses import dataclass
 

@@ -58,7 +58,7 @@ class SavedBytes:
 
 
 def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Memory:
-    """Predict the memory of one of ``ranks`` ranks.
+    """Predict the memory of each rank of a run with ``ranks`` ranks.
 
     At stage 3, DeepSpeed gathers a parameter before its first use. DeepSpeed releases it only if the next use is
     more than 10^9 parameters away. Smaller models are whole on every rank from the forward to the backward pass.

@@ -131,7 +131,7 @@ class RunHistory:
 
     @cached_property
     def all_rows(self) -> list[Row]:
-        """Rows of metrics.jsonl, with steps that a later attempt repeated."""
+        """All rows of metrics.jsonl, including those of steps that a later attempt repeated."""
         return [row for row in read_rows(self.folder.metrics) if "time" in row and "step" in row]
 
     @cached_property

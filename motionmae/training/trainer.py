@@ -261,10 +261,10 @@ class Trainer:
         }
 
     def log_save(self, result: SaveResult | None) -> None:
-        """Log the result of a save, if there is one. Training continues after a failed save.
+        """Log the result of a save, if there is one. Training continues after a failed save, except the last.
 
         Raises:
-            UserError: the failed save was the run's last.
+            UserError: the final save of the run failed.
         """
         if result is None:
             return

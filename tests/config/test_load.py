@@ -92,7 +92,7 @@ def test_an_installation_without_a_checkout_has_presets(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     assert python(env=environment).stdout == "vit_l\n"
     shutil.rmtree(package / "presets")
-    assert "holds no configs; give the path of a YAML file" in python(env=environment).stderr
+    assert "holds no configs: give the path of a YAML file" in python(env=environment).stderr
 
 
 def test_loading_needs_no_torch() -> None:

@@ -47,7 +47,7 @@ def test_without_a_site_file_nothing_is_asked(tmp_path: Path, monkeypatch: pytes
         ("launch: {nodes: many}", "launch.nodes=many is not possible: it must be a whole number"),
         ("launch: {nodes: 0}", "launch.nodes=0 is not possible"),
         ("launch: 3", "launch=3 is not possible: it must be a section"),
-        ("- a", "must hold `section: key: value` pairs"),
+        ("- a", "must map sections to keys"),
         ("launch: {", "is not readable YAML"),
         ("sbatch: {'mem; rm': 1}", "sbatch.mem; rm is not possible: it is not a long option of sbatch"),
         ("environment: {A: [1]}", "environment.A=[1] is not possible: it must be a single value"),

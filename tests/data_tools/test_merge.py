@@ -44,7 +44,7 @@ def test_a_folder_with_shards_of_another_kind_is_not_merged_into(folders, tmp_pa
     out = tmp_path / "out"
     (out / ".make_shards").mkdir(parents=True)
     assert main([*folders, "--out", str(out)]) == 2
-    assert "holds .make_shards, which no merge has written" in capsys.readouterr().err
+    assert "holds .make_shards, which merge did not write" in capsys.readouterr().err
     (out / ".make_shards").rmdir()
     (out / "merged-000009.tar").write_bytes(b"of a killed merge of more")
     assert main([*folders, "--out", str(out)]) == 0

@@ -58,7 +58,7 @@ def test_variables_set_in_part_are_refused():
 
 
 def test_forgetting_srun_is_refused_instead_of_training_alone():
-    with pytest.raises(UserError, match="put `srun` before it"):
+    with pytest.raises(UserError, match="put `srun` before the command"):
         rank_environment({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
 
 

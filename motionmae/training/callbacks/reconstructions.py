@@ -54,7 +54,7 @@ class ReconstructionCallback(Callback):
         self.record(LAST_SECONDS)
 
     def draw(self, step: int) -> None:
-        """Start to draw the checkpoint of ``step``, unless its picture exists or another is in progress."""
+        """Start to draw from the checkpoint of ``step``, unless its picture exists or a drawing is in progress."""
         if self._every == 0 or step == self._last or self._process is not None:
             return
         self._last = step
