@@ -78,7 +78,7 @@ class WorkerDecoder:
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Decode clips in a free worker. Raises WorkerFailed if the worker was killed, usually because memory ran out."""
+        """Decode in a free worker process. Raises WorkerFailed if it was killed, usually for lack of memory."""
         buffers = [clips] if flows is None else [clips, flows]
         handles, shapes = [one.handle for one in buffers], [one.array.shape for one in buffers]
         pipe = self._free.get()
