@@ -216,7 +216,7 @@ class TestRefusals:
             loader(tmp_path / "s", beton)
 
     def test_a_missing_file(self, shards, tmp_path):
-        with pytest.raises(UserError, match=r"data.beton=.*none.beton does not exist: .*make_beton"):
+        with pytest.raises(UserError, match=r"data.beton=.*none.beton does not exist: .*shards beton"):
             loader(shards, tmp_path / "none.beton")
 
     @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\2\0\1\0" + b"\0" * 4096, bytes(range(256)) * 64])
