@@ -105,7 +105,7 @@ def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
     assert make(tmp_path / "out", "--size", "8") == 2
     assert "--size 8 is not possible: choose 32 to 2048" in capsys.readouterr().err
     assert make(tmp_path / "out", "--train", "0", "--val", "0") == 2
-    assert "choose at least one" in capsys.readouterr().err
+    assert "makes an empty data set" in capsys.readouterr().err
     (tmp_path / "train.csv").write_text("mine.mp4 0\n")
     assert make(tmp_path) == 2
     assert "holds another data set" in capsys.readouterr().err

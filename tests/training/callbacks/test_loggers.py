@@ -125,7 +125,7 @@ def test_wandb_without_a_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest
     for name, value in {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(UserError, match=r"log.wandb=online: .*set log.wandb=offline"):
+    with pytest.raises(UserError, match=r"log.wandb=online .*set log.wandb=offline"):
         WeightsAndBiases(CONFIG.updated({"log": LogConfig(wandb="online")}), RunFolder(tmp_path))
 
 
