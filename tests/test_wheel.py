@@ -34,10 +34,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The empty folder in which the commands run."""
-    return tmp_path_factory.mktemp("here")
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The empty folder in which the commands of one test run."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
 
 
 def run(site: Path, here: Path, *argv: str) -> str:
@@ -68,7 +70,7 @@ def test_a_submission_runs_the_installed_code(site: Path, here: Path, tmp_path: 
     assert "#SBATCH --nodes=4" in script.splitlines()
     taken = code_snapshot.collect(site)
     assert f"--chdir={here}/runs/vitl_k400/code/{taken.name}" in script
-    copy = taken.write(tmp_path)
+    copy = taken.write(tmp_path / "copy")
     shown = subprocess.run(
         [sys.executable, "-m", "motionmae", "config", "show", "vitl_k400"],
         cwd=copy, capture_output=True, text=True, check=True,
