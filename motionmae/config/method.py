@@ -154,6 +154,9 @@ class TargetConfig(Section):
     """Loss of a cube (Table 5f)."""
     normalize: bool = True
     """Normalise each target cube per channel to zero mean and unit variance (Table 6a, "patch norm")."""
+    motion_norm: Literal["cube", "clip"] = "cube"
+    """Pixels whose mean and deviation normalise motion where ``normalize`` is on. cube: those of each cube, as for
+    frames. clip: those of all masked cubes of the clip. The target then tells where and how much the clip moves."""
     frame_eps: PositiveFloat = 1e-6
     """Added to the standard deviation of a frame cube (VideoMAE's value)."""
     motion_eps: PositiveFloat = 6e-3

@@ -260,6 +260,7 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("target", "motion_granularity"): 2,
     ("target", "loss"): "l1",
     ("target", "normalize"): False,
+    ("target", "motion_norm"): "clip",
     ("target", "frame_eps"): 0.1,
     ("target", "motion_eps"): 0.1,
     ("target", "frame_std"): 0.2,
