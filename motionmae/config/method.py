@@ -81,8 +81,9 @@ class ModelConfig(Section):
     """sinusoidal: fixed table over the flattened positions, as in VideoMAE. separate: fixed, with separate channels for
     time, row and column, as in V-JEPA; small models learn from it many times sooner (docs/results.md). learnable:
     trained (section 3)."""
-    patch_embed_init: Literal["xavier", "pytorch"] = "xavier"
-    """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE."""
+    patch_embed_init: Literal["xavier", "pytorch", "whitened"] = "xavier"
+    """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE. whitened:
+    weights that amplify motion and detail against brightness; the time head learns many times sooner."""
     activation_checkpointing: Annotated[Literal["none", "full", "every_n"], MAY_CHANGE] = "none"
     """Blocks that the backward pass recomputes. full: every block. every_n: every ``checkpoint_every``-th block."""
     checkpoint_every: Annotated[PositiveInt, MAY_CHANGE] = 2

@@ -13,6 +13,7 @@ from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.pos_embed import PositionTable
+from motionmae.models.whitening import whiten_
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue in [0, 1]. The encoder subtracts it."""
@@ -102,8 +103,10 @@ class Encoder(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
         init_linear(self.blocks)
-        if model.patch_embed_init == "xavier":
+        if model.patch_embed_init != "pytorch":
             init_linear(self.project)
+        if model.patch_embed_init == "whitened":
+            whiten_(self.project.weight, clip)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
         """Encode the visible cubes, int64 (B, V). Without ``cubes``, encode all N cubes of the clip.
