@@ -77,6 +77,9 @@ class ModelConfig(Section):
     """Blocks of each decoder (Table 5e)."""
     decoder_heads: NonNegativeInt = 0
     """Overrides the preset's number of heads of each decoder; 0 keeps it."""
+    decoder_init: Literal["xavier", "local"] = "xavier"
+    """Initial weights of the decoders. xavier: random (VideoMAE). local: masked cubes attend to visible cubes nearby
+    and the outputs are near zero; the time head learns many times sooner. It needs pos_embed=separate."""
     pos_embed: Literal["sinusoidal", "separate", "learnable"] = "sinusoidal"
     """sinusoidal: fixed table over the flattened positions, as in VideoMAE. separate: fixed, with separate channels for
     time, row and column, as in V-JEPA; small models learn from it many times sooner (docs/results.md). learnable:
@@ -103,6 +106,19 @@ class ModelConfig(Section):
                 heads,
                 f"the width {width} must be a multiple of it; set model.{key}={fitting[0]}",
             )
+        check(
+            self.decoder_init == "xavier" or self.pos_embed == "separate",
+            "model.decoder_init",
+            self.decoder_init,
+            "the position table must separate row and column; set model.pos_embed=separate",
+        )
+        channels = size.decoder_width // size.decoder_heads
+        check(
+            self.decoder_init == "xavier" or channels >= 8,
+            "model.decoder_init",
+            self.decoder_init,
+            f"a head has {channels} channels and needs at least 8; set fewer model.decoder_heads",
+        )
         return self
 
     @property

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
+from motionmae.models.local_attention import attend_locally_
 from motionmae.models.pos_embed import PositionTable
 from motionmae.models.whitening import whiten_
 
@@ -136,6 +137,10 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)
+        if model.decoder_init == "local":
+            attentions = [part for part in self.blocks.modules() if isinstance(part, Attention)]
+            linear = [part for part in self.heads.values() if isinstance(part, nn.Linear)]
+            attend_locally_(attentions, self.embed, self.mask_token, linear, self.pos_embed.table, clip)
 
     def forward(self, encoded: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Predict the targets of the query cubes, int64 (B, Q), from the encoded visible cubes, int64 (B, V).
