@@ -31,10 +31,12 @@ from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease
+from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.gc import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
+from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.preconditions import validate_before_start
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
@@ -119,6 +121,9 @@ def build_trainer(
     every_steps = config.log.reconstruction_every_steps if draws else 0
     pictures = stack.enter_context(closing(ReconstructionCallback(folder, every_steps, events, progress.log)))
     collector = stack.enter_context(closing(SynchronizedGc()))
+    callbacks: list[Callback] = [progress, collector, pictures]
+    if config.task == "pretrain":
+        callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, progress.log))
     trainer = Trainer(
         config=config,
         task=task,
@@ -131,7 +136,7 @@ def build_trainer(
         stop_requests=StopRequests(signals, folder.path, rank.is_rank_zero),
         watchdog=watchdog,
         events=events,
-        callbacks=(progress, collector, pictures),
+        callbacks=callbacks,
         log=progress.log,
         state=state,
         total_steps=total_steps,
