@@ -282,10 +282,7 @@ def main() -> None:
     here = loader_peers.installed()
     missing = [name for name in options.only if not here.get(name.partition("_")[0], True)]
     if missing:
-        print(
-            f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')",
-            file=sys.stderr,
-        )
+        print(f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         shards = store(videos, Path(folder), options.samples)
         os.sched_setaffinity(0, available[: options.cores])

@@ -18,11 +18,7 @@ class KnnResult:
 
 
 def classify_by_neighbours(
-    train: NDArray[np.float32],
-    train_labels: NDArray[np.int64],
-    test: NDArray[np.float32],
-    k: int,
-    temperature: float,
+    train: NDArray[np.float32], train_labels: NDArray[np.int64], test: NDArray[np.float32], k: int, temperature: float
 ) -> NDArray[np.int64]:
     """Classify by a vote of the ``k`` nearest training features, weighted by exp(cosine similarity / temperature).
 

@@ -70,12 +70,7 @@ def open_features(
     embedding, config, found = load_embedding(run, step)
     device = choose_device(config.engine.device)
     encoder = (build_motionmae(config).encoder if kind == "random" else embedding.encoder).eval().to(device)
-    settings = {
-        "features": kind,
-        "step": None if kind == "random" else found,
-        "protocol": protocol,
-        "adapter": adapter,
-    }
+    settings = {"features": kind, "step": None if kind == "random" else found, "protocol": protocol, "adapter": adapter}
     cell = config.clip.cube_size
     if short_side < cell:
         raise UserError(

@@ -138,13 +138,7 @@ def test_a_missing_weight_is_named():
         from_huggingface(theirs, PRETRAINING)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        tiny(),
-        tiny(target={"kind": "frame"}, model={"pos_embed": "learnable"}),
-    ],
-)
+@pytest.mark.parametrize("config", [tiny(), tiny(target={"kind": "frame"}, model={"pos_embed": "learnable"})])
 def test_a_model_that_is_no_videomae_is_refused(config: Config):
     with pytest.raises(UserError, match="no counterpart"):
         to_huggingface(build_motionmae(config).state_dict(), PRETRAINING, config.clip)
