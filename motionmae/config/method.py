@@ -105,6 +105,11 @@ class ModelConfig(Section):
         return self
 
     @property
+    def recompute_every(self) -> int:
+        """Number n such that the backward pass recomputes every n-th block; 0 if it recomputes no block."""
+        return {"none": 0, "full": 1, "every_n": self.checkpoint_every}[self.activation_checkpointing]
+
+    @property
     def dimensions(self) -> Size:
         preset = SIZES[self.size]
         return Size(

@@ -44,10 +44,12 @@ class Reconstruction(NamedTuple):
 
 
 class MotionMAE(nn.Module):
-    """The pre-training model. The loss depends only on the weights, the clips and the seeds of the clips."""
+    """Pre-training model with the heads of ``config.target.kind``.
+
+    The loss depends only on the weights, the clips and the seeds of the clips.
+    """
 
     def __init__(self, config: Config):
-        """Make the model with the heads of ``config.target.kind``. torch's global generator draws the weights."""
         super().__init__()
         self.config = config
         clip, model, outputs = config.clip, config.model, output_sizes(config)

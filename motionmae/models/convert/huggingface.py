@@ -1,9 +1,8 @@
 """Convert weights between this project's models and Hugging Face's VideoMAE.
 
-Names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to :class:`MotionMAE`
-with ``target.kind=frame`` and sinusoidal positions, and its ``norm_pix_loss`` to ``target.normalize``.
-``VideoMAEForVideoClassification`` with mean pooling corresponds to :class:`Classifier`, and ``VideoMAEModel`` to the
-encoder.
+Names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to ``MotionMAE`` with
+``target.kind=frame`` and sinusoidal positions, and ``norm_pix_loss`` to ``target.normalize``.
+``VideoMAEForVideoClassification`` with mean pooling corresponds to ``Classifier``, and ``VideoMAEModel`` to the encoder.
 
 Two differences in Hugging Face's code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which
 the published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
@@ -28,7 +27,7 @@ Table = tuple[tuple[str, str], ...]
 
 PRETRAINING, CLASSIFIER, ENCODER = "VideoMAEForPreTraining", "VideoMAEForVideoClassification", "VideoMAEModel"
 
-# Our name, Hugging Face's name. "*" stands for the number of a block; "." at the end for both weight and bias.
+# Our name, Hugging Face's name. "*" stands for the number of a block. "." at the end stands for weight and bias.
 _BLOCK: Table = (
     ("norm1.", "layernorm_before."),
     ("attn.q_bias", "attention.attention.query.bias"),
@@ -60,7 +59,7 @@ _TABLES: dict[str, Table] = {
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
-    """Return the arguments of transformers' VideoMAEConfig. Raises UserError if it cannot describe the model."""
+    """Return the arguments of transformers' VideoMAEConfig. Raise UserError if VideoMAE cannot represent the model."""
     target, pretraining = config.target, config.task == "pretrain"
     if config.model.pos_embed != "sinusoidal":
         raise _refusal(f"model.pos_embed={config.model.pos_embed}", "has sinusoidal positions")
@@ -91,11 +90,11 @@ def huggingface_config(config: Config) -> dict[str, Any]:
 
 
 def _refusal(setting: str, videomae: str) -> UserError:
-    return UserError(f"{setting} is no VideoMAE, which {videomae}: export safetensors")
+    return UserError(f"{setting} differs from VideoMAE, which {videomae}: use --format safetensors")
 
 
 def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
-    """Convert from a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
+    """Convert a state dict of transformers 4 or 5 to our names; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
     theirs = dict(state)
     for name in state:
         if name.endswith(("q_bias", "v_bias")):  # names in transformers 4 and in all published files
@@ -116,9 +115,10 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
 
 
 def to_huggingface(state: State, model: str, clip: ClipConfig) -> dict[str, Tensor]:
-    """Convert to a state dict of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
+    """Convert our state dict to one of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
 
-    The model must have no motion decoder head (the paper's time head) and no learnable positions.
+    Raises:
+        UserError: the model has a motion decoder head (the paper's time head) or learnable positions.
     """
     theirs = _rename(state, _TABLES[model])
     for name in list(theirs):
@@ -143,8 +143,8 @@ def _rename(state: State, table: Table) -> dict[str, Tensor]:
     if left:
         names = ", ".join(sorted(left)[:3])
         raise UserError(
-            f"{len(left)} weights have no counterpart, such as {names}: only a model with target.kind=frame, "
-            "decoder=divided and sinusoidal positions is a VideoMAE"
+            f"{len(left)} weights have no counterpart in VideoMAE, such as {names}: use a model with "
+            "target.kind=frame, model.decoder=divided and model.pos_embed=sinusoidal"
         )
     return renamed
 
@@ -161,5 +161,5 @@ def _expand(table: Table, state: State) -> Iterator[tuple[str, str]]:
 
 def _take(state: dict[str, Tensor], name: str) -> Tensor:
     if name not in state:
-        raise UserError(f"the state dict lacks {name}: it must come from a VideoMAE, or a model with target.kind=frame")
+        raise UserError(f"the state dict lacks {name}: give weights of a VideoMAE, or a model with target.kind=frame")
     return state.pop(name)

@@ -1,11 +1,11 @@
 """Convert the weights that the authors of VideoMAE and MAE-ST released to this project's names.
 
-VideoMAE's weights are converted exactly. Of MAE-ST only the encoder is converted. Its spatial and temporal position
-embeddings are summed into one learnable table. Its pixel normalisation is folded into the patch projection. Its k
-biases are dropped, because they do not change attention. Its class token is dropped, because this project's encoder has
-none: fine-tuning recovers from the loss, but frozen features differ slightly from MAE-ST's.
+VideoMAE's weights are converted exactly. Only the encoder of MAE-ST is converted. MAE-ST's spatial and temporal
+position embeddings are summed into one learnable table. Its pixel normalisation is folded into the patch projection.
+Its k biases are dropped, because they do not change attention. Its class token is dropped, because this project's
+encoder has none: fine-tuning recovers from this loss, but frozen features differ slightly from MAE-ST's.
 
-A weight that is missing or unknown raises UserError.
+A missing or unknown weight raises UserError.
 """
 
 import re
@@ -53,7 +53,7 @@ def from_videomae(state: State) -> dict[str, Tensor]:
     for name, value in state.items():
         renamed = _rename(name, _VIDEOMAE)
         if renamed is None:
-            raise UserError(f"the weight {name} {tuple(value.shape)} is none of VideoMAE's ViT: is it another model?")
+            raise UserError(f"unknown weight {name} {tuple(value.shape)}: give weights of VideoMAE's plain ViT")
         ours[renamed] = value
     ours["encoder.project.weight"] = flat_kernel(ours["encoder.project.weight"])
     if "decoders.space.mask_token" in ours:
@@ -62,7 +62,7 @@ def from_videomae(state: State) -> dict[str, Tensor]:
 
 
 def from_mae_st(state: State) -> dict[str, Tensor]:
-    """Convert MAE-ST's encoder to ``MotionMAE``'s with learnable positions. All other weights are dropped."""
+    """Convert MAE-ST's encoder to an encoder with learnable positions. All other weights are dropped."""
     ours = {renamed: value for name, value in state.items() if (renamed := _rename(name, _MAE_ST))}
     try:
         space, time = state["pos_embed_spatial"][0], state["pos_embed_temporal"][0]  # (P, width), (T / p0, width)
@@ -70,15 +70,14 @@ def from_mae_st(state: State) -> dict[str, Tensor]:
         for block in {name.partition(".attn.")[0] for name in state if re.match(r"blocks\.\d+\.attn\.", name)}:
             ours[f"encoder.{block}.attn.qkv.weight"] = torch.cat([state[f"{block}.attn.{x}.weight"] for x in "qkv"])
     except KeyError as error:
-        raise UserError(f"the state dict lacks {error}, which MAE-ST's encoder has") from error
+        raise UserError(f"the state dict lacks {error}: give all weights of MAE-ST's encoder") from error
     # MAE-ST's input is our input * scale + shift, per colour channel
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     scale, shift = std / MAE_ST_STD, (mean - MAE_ST_MEAN) / MAE_ST_STD
     if kernel.ndim == 4:  # a Conv2d kernel: cubes of one frame
         kernel = kernel[:, :, None]
-    ours["encoder.pos_embed.table"] = (time[:, None] + space).flatten(
-        0, 1
-    )  # ordered by time step first, like our cube numbers
+    # ordered by time step first, like our cube numbers
+    ours["encoder.pos_embed.table"] = (time[:, None] + space).flatten(0, 1)
     ours["encoder.project.weight"] = flat_kernel(kernel * scale.view(1, 3, 1, 1, 1))
     ours["encoder.project.bias"] = bias + (kernel.sum((2, 3, 4)) * shift).sum(1)
     return ours

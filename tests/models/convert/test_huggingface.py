@@ -142,5 +142,5 @@ def test_a_missing_weight_is_named():
 def test_a_model_that_is_no_videomae_is_refused(config: Config):
     with pytest.raises(UserError, match="no counterpart"):
         to_huggingface(build_motionmae(config).state_dict(), PRETRAINING, config.clip)
-    with pytest.raises(UserError, match="is no VideoMAE"):
+    with pytest.raises(UserError, match="differs from VideoMAE"):
         huggingface_config(config)
