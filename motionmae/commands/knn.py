@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.open_shards import open_reader
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.features import features_of_shards
-    from motionmae.evaluation.knn import KnnResult, classify_by_neighbours
+    from motionmae.evaluation.features import KnnResult, classify_by_neighbours, features_of_shards
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
     from motionmae.files import write_atomically

@@ -192,3 +192,8 @@ class TargetConfig(Section):
     def has_motion(self) -> bool:
         """Whether a time head is trained."""
         return self.kind in ("motion", "both")
+
+    @property
+    def needs_flow(self) -> bool:
+        """Whether a time head is trained on optical flow."""
+        return self.has_motion and self.motion_source == "flow"

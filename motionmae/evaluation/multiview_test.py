@@ -32,8 +32,7 @@ class Report:
     top5: float
     mean_class: float  # mean of the per-class top-1 accuracies, over the classes that occur
     videos: int  # number of videos of the split, including unreadable ones
-    missing: int
-    """Number of unreadable videos. They are counted neither as correct nor as wrong."""
+    missing: int  # number of unreadable videos, which count neither as correct nor as wrong
     views: str  # clips x crops
     gflops_per_view: float  # 10^9 multiply-add operations (MACs), which papers call GFLOPs
     gflops: float  # the same for all views of a video
@@ -61,10 +60,12 @@ def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheK
 
 
 def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey, rank: DistributedContext) -> Results:
-    """Return each video's class probabilities, float32 (classes,): the mean softmax over its views. Collective."""
+    """Return the class probabilities of each video, float32 (classes,): the mean softmax over the views.
+
+    All ranks must call this.
+    """
     config = trained.config
-    precision = resolve_precision(config.engine.precision, rank.device)
-    model = FrozenModel(trained.model, rank, precision, config.test.batch_size)
+    model = FrozenModel(trained.model, config, rank, config.test.batch_size)
 
     def read(sample: str) -> np.ndarray:
         return read_views(reader, int(sample), config)
@@ -78,7 +79,8 @@ def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
     """Return the index of the logit for each label, matched by class name.
 
-    Raises UserError if the model does not have one of the classes.
+    Raises:
+        UserError: the model does not have one of the classes.
     """
     unknown = [name for name in tested if name not in trained]
     if unknown:
@@ -108,10 +110,10 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """Return the report and the confusion matrix (rows: true class). Raises UserError if no video is readable."""
+    """Return the report and the confusion matrix (rows: true class). Raise UserError if no video is readable."""
     if not results.values:
         raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
-    config, names = trained.config, trained.class_names
+    names, views = trained.class_names, trained.config.test
     probabilities = np.stack(list(results.values.values()))  # (videos, classes)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")
     hits = ranking == labels[:, None]
@@ -119,12 +121,11 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
     np.add.at(confusion, (labels, ranking[:, 0]), 1)
     totals = confusion.sum(1)
     per_class = {
-        name: float(100 * confusion[number, number] / totals[number]) if totals[number] else None
-        for number, name in enumerate(names)
+        name: float(100 * hit / total) if total else None
+        for name, hit, total in zip(names, confusion.diagonal(), totals, strict=True)
     }
     found = [value for value in per_class.values() if value is not None]
-    gflops = forward_gflops(config, len(names))
-    views = config.test
+    gflops = forward_gflops(trained.config, len(names))
     report = Report(
         top1=float(100 * hits[:, :1].any(1).mean()),
         top5=float(100 * hits[:, :5].any(1).mean()),
@@ -134,16 +135,16 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
         views=f"{views.clips} x {views.crops}",
         gflops_per_view=gflops,
         gflops=gflops * views.clips * views.crops,
-        parameters=count_classifier_parameters(config, len(names)),
+        parameters=count_classifier_parameters(trained.config, len(names)),
         per_class=per_class,
     )
     return report, confusion
 
 
 def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, results: Results, top: int = 5) -> None:
-    """Write a CSV with one row per video: shard and key, source, true class, problem, ``top`` classes with probability.
+    """Write a CSV with one row per video: shard and key, source, true class, and the ``top`` classes with probability.
 
-    The row of an unreadable video has a problem and no predicted classes.
+    The row of an unreadable video has the problem instead of classes.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -181,9 +182,8 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
 
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     few = len(names) <= 30
-    figure = Figure(
-        figsize=(max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10), layout="constrained"
-    )
+    size = (max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)

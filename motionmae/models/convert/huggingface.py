@@ -1,8 +1,8 @@
 """Convert weights between this project's models and Hugging Face's VideoMAE.
 
 Names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to ``MotionMAE`` with
-``target.kind=frame`` and sinusoidal positions, and ``norm_pix_loss`` to ``target.normalize``.
-``VideoMAEForVideoClassification`` with mean pooling corresponds to ``Classifier``, and ``VideoMAEModel`` to the encoder.
+``target.kind=frame`` and sinusoidal positions, ``VideoMAEForVideoClassification`` with mean pooling to ``Classifier``,
+and ``VideoMAEModel`` to the encoder. ``norm_pix_loss`` corresponds to ``target.normalize``.
 
 Two differences in Hugging Face's code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which
 the published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
@@ -109,7 +109,7 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
     if model == PRETRAINING and "videomae.layernorm.weight" not in theirs:
         raise UserError(
             "the state dict lacks videomae.layernorm.weight, the encoder's final norm: "
-            "take it from a model with use_mean_pooling=False"
+            "give weights of a model with use_mean_pooling=False"
         )
     return _rename(theirs, tuple((old, new) for new, old in _TABLES[model]))
 
