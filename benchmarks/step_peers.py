@@ -24,7 +24,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.models.convert.huggingface import huggingface_config
+from motionmae.models.convert import huggingface_config
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.targets import make_targets

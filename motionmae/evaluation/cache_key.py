@@ -24,11 +24,7 @@ class CacheKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def bind(self, folder: Path) -> None:
-        """Create ``folder`` with this key, or check that an existing folder has this key.
-
-        Raises:
-            UserError: the folder has a different key, or has files but no key.
-        """
+        """Create ``folder`` with this key. Raise UserError if ``folder`` has another key, or files but no key."""
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is not a folder: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,11 +40,7 @@ class CacheKey:
 
 
 def read_cache_key(folder: Path) -> dict[str, object] | None:
-    """Read the key of ``folder`` as the fields of :class:`CacheKey`; None without a key.
-
-    Raises:
-        UserError: the key file is damaged.
-    """
+    """Return the fields of the key of ``folder``, or None without a key. Raise UserError if the key is damaged."""
     path = folder / FILE_NAME
     try:
         found = json.loads(path.read_text())

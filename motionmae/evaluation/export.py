@@ -20,7 +20,7 @@ from motionmae.config import Config, config_yaml
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_run
 from motionmae.files import write_atomically
-from motionmae.models.convert.huggingface import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
+from motionmae.models.convert import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory

@@ -5,7 +5,6 @@ A feature is the mean of the encoder's tokens for the middle clip of the video, 
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +45,9 @@ def find_videos(folder: Path) -> tuple[dict[str, str], int]:
 def features_of_files(
     model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the features of ``videos`` from :func:`find_videos`. All ranks must call this.
+    """Compute the features of ``videos`` from :func:`find_videos`, and keep them in ``work`` for a restart.
 
-    A restarted command reuses the results in the folder ``work``.
+    All ranks must call this.
     """
 
     def read(name: str) -> NDArray[np.uint8]:
@@ -62,9 +61,9 @@ def features_of_files(
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the feature of every sample; results are keyed by sample number. All ranks must call this.
+    """Compute the features of all samples, keyed by sample number, and keep them in ``work`` for a restart.
 
-    A restarted command reuses the results in the folder ``work``.
+    All ranks must call this.
     """
     check_windows(reader.manifest, reader.folder, config.clip)
 
@@ -101,10 +100,7 @@ def as_npz(results: Results) -> bytes:
 def as_parquet(results: Results) -> bytes:
     """Pack results as parquet, one row per video: ``name``, ``feature`` (list of float32) and ``reason``.
 
-    ``feature`` is null for an unreadable video, ``reason`` is null for all other videos.
-
-    Raises:
-        UserError: pyarrow is not installed.
+    ``feature`` is null for an unreadable video, ``reason`` for all others. Raise UserError if pyarrow is missing.
     """
     try:
         import pyarrow
@@ -127,17 +123,6 @@ def as_parquet(results: Results) -> bytes:
 
 WRITERS: dict[str, Callable[[Results], bytes]] = {".npz": as_npz, ".parquet": as_parquet}
 """Maps the extension of a file to its writer."""
-
-
-@dataclass(frozen=True)
-class KnnResult:
-    """Result of k-nearest-neighbour classification."""
-
-    top1: float  # accuracy in percent
-    chance: float  # percentage of the test videos that belong to their most frequent class
-    videos: int
-    missing: int  # unreadable test videos
-    train_missing: int  # unreadable training videos
 
 
 def classify_by_neighbours(

@@ -118,10 +118,7 @@ def _read_ahead(
 
 
 class FrozenModel:
-    """Model in evaluation mode, on the device of ``rank``, in the precision in which it was trained.
-
-    A forward pass takes ``batch`` clips.
-    """
+    """Model in evaluation mode and in the precision of its training. A forward pass takes ``batch`` clips."""
 
     def __init__(self, model: nn.Module, config: Config, rank: DistributedContext, batch: int):
         self.model = model.eval().requires_grad_(False).to(rank.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from motionmae.checkpointing import load_weights
-from motionmae.checkpointing.load_weights import fingerprint, load_state_dict_strict, newest_checkpoint
+from motionmae.checkpointing.load_weights import load_state_dict_strict, newest_checkpoint
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
@@ -38,7 +38,6 @@ class Finetuned:
     config: Config
     step: int
     class_names: tuple[str, ...]  # in the order of the logits
-    fingerprint: str  # hash of the model's weights
 
 
 def choose_step(run: Path, step: int | None, rank: DistributedContext) -> int:
@@ -72,7 +71,7 @@ def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
         load_frozen(model.encoder, RunFolder(run), config.finetune.init, saved["task"])
         state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
     load_state_dict_strict(model, state, weights.origin)
-    return Finetuned(model.eval(), config, saved["trainer"]["step"], names, fingerprint(model))
+    return Finetuned(model.eval(), config, saved["trainer"]["step"], names)
 
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:

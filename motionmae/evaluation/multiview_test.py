@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import ShardReader
 from motionmae.distributed.context import DistributedContext
-from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
@@ -40,48 +39,36 @@ class Report:
     per_class: dict[str, float | None]  # top-1 accuracy of each class; None if no video of the class was read
 
 
-def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
-    config = trained.config
+def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: DistributedContext) -> tuple[Results, Path]:
+    """Return the class probabilities of each video, float32 (classes,), and the folder of the results in ``run``.
+
+    The probabilities are the mean softmax over the views. All ranks must call this.
+    """
+    config, views, manifest = trained.config, trained.config.test, reader.manifest
+    model = FrozenModel(trained.model, config, rank, views.batch_size)
     settings = {
-        "clips": config.test.clips,
-        "crops": config.test.crops,
+        "clips": views.clips,
+        "crops": views.crops,
         "sampling": config.data.sampling,
-        "precision": resolve_precision(config.engine.precision, rank.device),
+        "precision": model.precision,
         **config.clip.model_dump(),
     }
-    return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
-
-
-def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
-    """Return the result folder, whose name depends on the checkpoint, the views and the videos."""
-    views = trained.config.test
-    name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
-    return run / "test" / f"{name}_{key.digest}"
-
-
-def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey, rank: DistributedContext) -> Results:
-    """Return the class probabilities of each video, float32 (classes,): the mean softmax over the views.
-
-    All ranks must call this.
-    """
-    config = trained.config
-    model = FrozenModel(trained.model, config, rank, config.test.batch_size)
+    key = CacheKey(fingerprint(trained.model), manifest.fingerprint, settings)
+    name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{config.data.sampling}_{key.digest}"
+    folder = run / "test" / name
 
     def read(sample: str) -> np.ndarray:
         return read_views(reader, int(sample), config)
 
-    def compute(views: np.ndarray) -> np.ndarray:
-        return model(views).softmax(1).mean(0).numpy()
+    def compute(clips: np.ndarray) -> np.ndarray:
+        return model(clips).softmax(1).mean(0).numpy()
 
-    return infer(items_of(reader), read, compute, folder / "parts", key, rank, "test", config.data.threads)
+    results = infer(items_of(reader), read, compute, folder / "parts", key, rank, "test", config.data.threads)
+    return results, folder
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the index of the logit for each label, matched by class name.
-
-    Raises:
-        UserError: the model does not have one of the classes.
-    """
+    """Return the index of the logit for each label, by class name. Raise UserError if the model lacks a class."""
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
@@ -92,11 +79,7 @@ def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str
 
 
 def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the true class of every readable video, in the order of ``results.values``.
-
-    Raises:
-        UserError: a video has no class, or its shard has become unreadable.
-    """
+    """Return the class of every video of ``results.values``. Raise UserError if a video has no class or has changed."""
     labels = []
     for name in results.values:
         try:

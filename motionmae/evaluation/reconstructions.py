@@ -41,8 +41,7 @@ class Block:
 def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
     """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their optical flow if the model predicts flow.
 
-    Raises:
-        UserError: a sample does not exist, cannot be read, or has no flow.
+    A sample that does not exist, cannot be read, or has no flow raises UserError.
     """
     clip = config.clip
     shape = (len(samples), clip.frames, clip.size, clip.size, 2)

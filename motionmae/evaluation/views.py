@@ -51,11 +51,7 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
 
 
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
-    """Read all views of a video: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent.
-
-    Raises:
-        CorruptSample: the sample is corrupt. It is not replaced.
-    """
+    """Read all views of a video: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent."""
     meta = reader.read_meta(sample_id)
     clips = clip_views(meta.frames, meta.stride, config)
     needed = sorted({frame for clip in clips for frame in clip})

@@ -149,10 +149,7 @@ def separate_table(temporal_patches: int, grid_size: int, width: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """ViT encoder. It maps the uint8 pixels of the visible cubes (tubelets) to one vector per cube.
-
-    Fine-tuning sets ``drop_path`` and omits the final norm.
-    """
+    """ViT encoder of the uint8 pixels of visible cubes (tubelets). Fine-tuning omits the final norm."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
         super().__init__()

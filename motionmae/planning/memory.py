@@ -202,10 +202,7 @@ def _casts(config: Config, parameters: int) -> int:
 
 
 def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
-    """Count the bytes of 16-bit weights that encoder and decoders save for blocks without recomputation.
-
-    At stage 3, DeepSpeed's linear layer saves the parameter instead.
-    """
+    """Count the saved bytes of 16-bit weights. At stage 3, DeepSpeed's linear layer saves the parameter instead."""
     every = config.model.recompute_every
     share = 0.0 if stage == 3 else 1 - 1 / every if every else 1.0
     return int(share * _casts(config, count.encoder)), int(share * _casts(config, count.decoders))

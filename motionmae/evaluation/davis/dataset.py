@@ -63,7 +63,7 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
         frames = sorted((davis / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
         masks = sorted((davis / "Annotations" / RESOLUTION / name).glob("*.png"))
         if not masks:
-            raise UserError(f"no masks in {davis}/Annotations/{RESOLUTION}/{name}: download DAVIS 2017 again")
+            raise UserError(f"{davis}/Annotations/{RESOLUTION}/{name} contains no masks: download DAVIS 2017 again")
         if not frames or frames[0].stem != masks[0].stem:
             folder = f"{davis}/JPEGImages/{RESOLUTION}/{name}"
             raise UserError(f"{folder}/{masks[0].stem}.jpg is missing: download DAVIS 2017 again")

@@ -74,14 +74,10 @@ def _nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) -> Iterator[Tensor]:
-    """Propagate the labels of the first frame to the following frames.
+    """Yield the soft labels (objects + 1, rows, columns) of every frame after the first, on the CPU.
 
-    Args:
-        features: (width, rows, columns) of each frame in order, including the first frame; on any device.
-        labels: (objects + 1, rows, columns) of the first frame.
-
-    Yields:
-        Soft labels (objects + 1, rows, columns) of every frame after the first, on the CPU.
+    ``features`` are (width, rows, columns) of each frame in order, including the first frame, on any device.
+    ``labels`` are (objects + 1, rows, columns) of the first frame.
     """
     frames = iter(features)
     first = functional.normalize(next(frames).flatten(1), dim=0)  # (width, cells)

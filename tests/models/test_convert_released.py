@@ -13,7 +13,7 @@ from motionmae.checkpointing.load_weights import load_encoder, load_state, load_
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
-from motionmae.models.convert.released import MAE_ST_MEAN, MAE_ST_STD
+from motionmae.models.convert import MAE_ST_MEAN, MAE_ST_STD
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import build_motionmae
 from motionmae.models.vit import Encoder

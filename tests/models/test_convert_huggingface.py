@@ -7,7 +7,7 @@ from torch import Tensor
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
-from motionmae.models.convert.huggingface import (
+from motionmae.models.convert import (
     ENCODER,
     PRETRAINING,
     from_huggingface,
