@@ -16,7 +16,6 @@ process, and the latency and bandwidth of gloo's collectives between two process
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -35,8 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.experiments.network import Link, Network, Work, step_parts
-from benchmarks.processes import run_ranks
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_ranks, run_script, write_json
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
@@ -311,7 +309,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Compute or check the model, print the table, and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--config", default="vitl_k400", help="config of model and batch (default: vitl_k400)")
     parser.add_argument("--gpu", default=DEFAULT, help=f"GPU of `motionmae plan` (default: {DEFAULT})")
     parser.add_argument(
@@ -365,8 +363,7 @@ def main() -> None:
         if options.picture:
             draw(rows, config, assumed, options.picture)
         figures = {"assumed": assumed, "network": asdict(network), "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":
