@@ -111,7 +111,8 @@ def contestant(
 def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, list[Sink]]]:
     """Set up the process of a contestant: like a run for our models, torch's defaults for the others.
 
-    A run makes glibc keep freed memory. Without this setting, the official code takes a quarter more time.
+    A run makes glibc keep freed memory. Without this setting, as here, the official code takes a
+    quarter more time.
     """
     if name in PEERS:
         yield DistributedContext(0, 1, 0, choose_device(config.engine.device)), []

@@ -38,14 +38,13 @@ examples (EVIDENCE stands for `python -m benchmarks.experiments.evidence`):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
     return run(lambda: _run(parser().parse_args(argv[:split]), tuple(argv[split + 1 :])))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments.evidence",
         usage="%(prog)s [options] [-- key=value ...]",
@@ -57,12 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--arm", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
     add("--seed", nargs="+", type=int, metavar="SEED", help="default: 0 1 2 for the four main arms, 0 for the others")
     add("--use", nargs="+", choices=USES, default=list(USES), metavar="USE", help="default: all")
-    add(
-        "--jobs",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="parallel runs, with one thread each (default: one per core)",
-    )
+    cores = len(os.sched_getaffinity(0))
+    add("--jobs", type=int, default=cores, help="parallel runs, with one thread each (default: one per core)")
     add("--work", type=Path, default=Path("runs/evidence"), help="folder for data and runs (default: %(default)s)")
     add("--train", type=int, default=2000, help="number of training videos (%(default)s)")
     add("--val", type=int, default=500, help="number of validation videos (%(default)s)")
@@ -75,9 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
     if own := next((word for word in changes if word.startswith(("name=", "output_dir=", "seed="))), None):
-        raise UserError(
-            f"{own} after -- would send every run to the same folder: leave it out, or use --seed and --work"
-        )
+        raise UserError(f"{own} after -- would give all runs one folder: remove it, or use --seed and --work")
     experiment = Experiment(options.work.resolve(), changes)
     jobs = {trial: experiment.jobs(trial) for trial in trials_of(options.arm, options.seed, options.use)}
     data = describe(options.train, options.val)
@@ -107,7 +100,5 @@ def _work_lock(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("a") as file:
         if not locks.acquire(file):
-            raise UserError(
-                f"another benchmarks/experiments/evidence is running in {work}: wait for it, or choose another --work"
-            )
+            raise UserError(f"another process runs the experiment in {work}: wait for it, or choose another --work")
         yield
