@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.files import atomic_path
+from motionmae.runs.git_revision import git_output
 
 LARGEST_UNTRACKED = 5_000_000
 """Bytes. A larger untracked file is probably data: it is left out and reported."""
@@ -79,11 +79,11 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
     installed wheel: the packages and the configs.
     """
-    listed = _git(root, "ls-files", "-z", "--cached")
+    listed = git_output(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone
         return CodeSnapshot(root, tuple(_package_files(root)))
     tracked = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
-    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    others = git_output(root, "ls-files", "-z", "--others", "--exclude-standard")
     untracked = {Path(os.fsdecode(name)) for name in others.split(b"\0") if name} - tracked
     excluded = [folder.resolve() for folder in outside]
 
@@ -93,18 +93,9 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     untracked = {path for path in untracked if belongs(path)}
     large = {path for path in untracked if (root / path).stat().st_size > LARGEST_UNTRACKED}
     files = {path for path in tracked if belongs(path)} | (untracked - large)
-    commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip()
-    diff = (_git(root, "diff", "HEAD", "--binary") or b"") if commit else b""
+    commit = git_output(root, "rev-parse", "HEAD").decode().strip()
+    diff = git_output(root, "diff", "HEAD", "--binary")
     return CodeSnapshot(root, tuple(sorted(files)), commit, diff, tuple(sorted(large)))
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    """Return the output of a git command; None if git fails or is not installed."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _package_files(root: Path) -> list[Path]:

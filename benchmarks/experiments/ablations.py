@@ -27,8 +27,7 @@ from motionmae.files import output_file, write_atomically
 from slurm import submit_cli as submit
 from slurm.executors import job_environment
 from slurm.job_state import JobRecord
-from slurm.launch_options import sbatch_options
-from slurm.sbatch import batch_script, sbatch
+from slurm.sbatch import batch_script, sbatch, sbatch_options
 from slurm.submission import ROOT, further_options
 
 _REFUSED = ("--config", "--seeds", "--dependency", "--dry-run", "--follow", "name=", "output_dir=", "finetune.init=")
