@@ -68,11 +68,6 @@ class TrainingExecutor(SlurmExecutor):
         )
 
     @classmethod
-    def name(cls) -> str:
-        """Return the name of the submitit plugin, which submitit would otherwise derive from the class name."""
-        return "slurm"
-
-    @classmethod
     def affinity(cls) -> int:
         """Report this executor as always usable: the submission itself checks that sbatch exists."""
         return 2

@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING
 
 import submitit
 from submitit.core.utils import UncompletedJobError
@@ -28,9 +27,6 @@ from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason, classify_error
 from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
-
-if TYPE_CHECKING:
-    from motionmae.distributed.stop_requests import StopSignals
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -82,7 +78,7 @@ class TrainJob(Checkpointable):
                     sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before that
                 if reason is EndReason.STOPPED or (reason is EndReason.TERMINATED and not is_preempted(environment)):
                     sys.exit(reason.exit_code)
-                requeue(signals)
+                requeue(signals.former[signal.SIGUSR2])
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
@@ -113,9 +109,8 @@ def is_preempted(environment: submitit.JobEnvironment) -> bool:
     return job is not None and job.name == "RUNNING" and job.preempted
 
 
-def requeue(signals: "StopSignals") -> None:
-    """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
-    handler = signals.former[signal.SIGUSR2]
+def requeue(handler: object) -> None:
+    """Requeue the job through submitit's handler, which counts time limits, rewrites the pickle and exits."""
     assert callable(handler), "submitit installs its handler before it calls a job"
     try:
         handler(signal.SIGUSR2, None)

@@ -97,23 +97,18 @@ def follow(record: JobRecord, run: Path) -> int:
         print(tail.new_text(), end="", flush=True)
         if time.monotonic() - polled > _STATE_SECONDS[record.cluster]:
             polled = time.monotonic()
-            state = _poll_state(record, run, previous)
-            if state is not None and state != previous:
-                print(_describe(record, state), flush=True)
-            elif state is not None and not state.active:  # twice in a row: a job looks ended during a requeue
-                print(tail.new_text(), end="", flush=True)
-                return _exit_status(record, state)
-            previous = state
+            try:
+                state = state_of(record, run)
+                if state != previous:
+                    print(_describe(record, state), flush=True)
+                elif not state.active:  # twice in a row: a job looks ended during a requeue
+                    print(tail.new_text(), end="", flush=True)
+                    return _exit_status(record, state)
+                previous = state
+            except UserError as error:  # Slurm does not answer
+                print(f"-- {error}", flush=True)
+                previous = previous if previous and previous.active else None
         time.sleep(_LOG_SECONDS)
-
-
-def _poll_state(record: JobRecord, run: Path, previous: JobState | None) -> JobState | None:
-    """Return the job's state. If Slurm does not answer, return the previous state of an active job, else None."""
-    try:
-        return state_of(record, run)
-    except UserError as error:
-        print(f"-- {error}", flush=True)
-        return previous if previous is None or previous.active else None
 
 
 def _describe(record: JobRecord, state: JobState) -> str:

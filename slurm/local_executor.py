@@ -14,7 +14,6 @@ Added to submitit's executor:
 import ctypes
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -53,11 +52,6 @@ class DetachedLocalExecutor(LocalExecutor):
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
         self._run, self._code, self._launch, self._environment, self._lock = run, code, launch, environment, lock
         self.update_parameters(timeout_min=launch.time)  # submitit needs it to tell a time limit from a preemption
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name of the submitit plugin, by which the ranks look up their environment."""
-        return "local"
 
     def _submit_command(self, command: str) -> LocalJob:
         ranks = self._launch.ntasks_per_node
@@ -160,12 +154,6 @@ def _job_status(codes: Sequence[int | None]) -> int:
     killed = [128 - code for code in codes if code and code < 0]
     hung = [124 for code in codes if code is None]
     return [*own, *killed, *hung, 0][0]
-
-
-def command_line(folder: Path, code: Path, ranks: int) -> str:
-    """Return the command of a local submission, for --dry-run."""
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
-    return f"cd {shlex.quote(str(code))} && {command}   # x {ranks} ranks"
 
 
 def main(folder: Path, run: Path) -> int:

@@ -55,11 +55,6 @@ def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
     return {name: getattr(launch, name) for name in _RESOURCES if getattr(launch, name)}
 
 
-def sbatch_options(launch: LaunchConfig) -> dict[str, str]:
-    """Return :func:`requested_resources` by long sbatch option, for :func:`batch_script`."""
-    return {_OPTIONS[name]: str(value) for name, value in requested_resources(launch).items()}
-
-
 def refuse_reserved_option(option: str, origin: str) -> None:
     """Refuse an sbatch option that would break requeueing, e.g. an array that trains several times in one folder.
 
@@ -98,9 +93,12 @@ def parse_minutes(text: str) -> int:
     return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
-def batch_script(options: Mapping[str, str], lines: Sequence[str]) -> str:
-    """Return a script with long sbatch options. Slurm requeues the job after a preemption or a node failure."""
-    directives = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
+def batch_script(options: Mapping[str, Any], lines: Sequence[str]) -> str:
+    """Return a script with long sbatch options, or the keys of :func:`requested_resources`, and with ``lines``.
+
+    Slurm requeues the job after a preemption or a node failure.
+    """
+    directives = [f"#SBATCH --{key.replace('_', '-')}={shlex.quote(str(value))}" for key, value in options.items()]
     return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 
 

@@ -88,12 +88,11 @@ def _value(line: str, key: str) -> str:
 
 
 def _exit_code(text: str) -> int | None:
-    """Parse Slurm's STATUS:SIGNAL."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None:
+    """Parse Slurm's STATUS:SIGNAL; None if ``text`` is empty."""
+    status, _, signal_number = text.partition(":")
+    if not signal_number:
         return None
-    status, signal_number = int(found[1]), int(found[2])
-    return 128 + signal_number if signal_number else status
+    return 128 + int(signal_number) if int(signal_number) else int(status)
 
 
 def requeue(job_id: str) -> bool:

@@ -38,9 +38,8 @@ def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
     """Return the executor for Slurm, which excludes the nodes on which the run failed before."""
-    excluded = AttemptLog(config.run_folder).excluded_nodes()
-    exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = config.updated({"launch.exclude": exclude})
+    nodes = [*filter(None, [config.launch.exclude]), *AttemptLog(config.run_folder).excluded_nodes()]
+    config = config.updated({"launch.exclude": ",".join(nodes)})
     return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 

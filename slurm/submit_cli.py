@@ -1,6 +1,7 @@
 """`motionmae submit`: submit a run to Slurm, or start it on this machine."""
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from motionmae.errors import UserError
 from slurm import code_snapshot
 from slurm.executors import log_folder
 from slurm.job_state import JobRecord, follow, state_of
-from slurm.local_executor import command_line
 from slurm.sbatch import add_launch_flags, add_sbatch_argument, launch_overrides, refuse_reserved_option
 from slurm.submission import ROOT, describe, slurm_executor, submit
 
@@ -80,14 +80,11 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     if arguments.cluster == "slurm":
         print(slurm_executor(arguments, site, config, folder, code).script())
     else:
-        print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
+        command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+        print(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n")
     print("# resolved configuration")
     print(config_yaml(config))
     print_plan(config, default_assumptions(config))
-
-
-def with_seed(config: Config, seed: int) -> Config:
-    return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -128,13 +125,12 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
     return record
 
 
-def submit_each_seed(arguments: argparse.Namespace, site: Site, config: Config) -> int:
-    """Submit a run for each seed and return the exit status. A failed submission does not stop the others."""
+def submit_each(arguments: argparse.Namespace, site: Site, runs: Sequence[Config]) -> int:
+    """Submit the runs of all seeds and return the exit status. A failed submission does not stop the others."""
     status = 0
-    for seed in parse_seeds(arguments.seeds):
-        run = with_seed(config, seed)
+    for run in runs:
         try:
-            submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={seed}"])
+            submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={run.seed}"])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 2
@@ -155,13 +151,15 @@ def run_command(argv: Sequence[str]) -> int:
 
 def execute(arguments: argparse.Namespace, site: Site, config: Config) -> int:
     """Submit, follow or print the run, and return the exit status."""
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else []
+    runs = [config.updated({"name": f"{config.name}_seed{seed}", "seed": seed}) for seed in seeds]
     if arguments.dry_run:
-        dry_run(arguments, site, with_seed(config, parse_seeds(arguments.seeds)[0]) if arguments.seeds else config)
+        dry_run(arguments, site, runs[0] if runs else config)
         return 0
-    if arguments.seeds:
+    if runs:
         if arguments.follow or arguments.cluster == "local":
             raise UserError("--seeds submits several runs to Slurm: leave out --follow and --cluster local")
-        return submit_each_seed(arguments, site, config)
+        return submit_each(arguments, site, runs)
     record = submit_or_attach(arguments, site, config, arguments.argv)
     if not arguments.follow:
         return 0
