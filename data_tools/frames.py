@@ -1,4 +1,4 @@
-"""Encode decoded frames as upright JPEGs (or RGB pixels) of one size.
+"""Encode decoded frames as upright JPEGs (or RGB pixels) of one size, and their optical flow.
 
 swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
 encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If the size does not change and only
@@ -7,6 +7,7 @@ the range does (common copies of Kinetics are 340x256), a lookup table gives the
 
 import functools
 import struct
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from motionmae.data.flow import encode_flow
 
 Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
@@ -28,7 +31,7 @@ _TV_BT601 = {
 
 
 class FrameEncoder:
-    """Encodes the frames of one video; the first frame sets size and rotation."""
+    """Encoder of the frames of one video. The first frame determines size and rotation."""
 
     def __init__(self, short_side: int, quality: int):
         self.height = self.width = 0
@@ -46,21 +49,18 @@ class FrameEncoder:
         if _only_range_changes(frame, self._size):
             planes = self._widen_range([_as_array(plane) for plane in frame.planes])
         else:
-            planes = [_as_array(plane) for plane in self._reformat(frame, "yuvj420p").planes]
+            planes = [_as_array(plane) for plane in _reformat(self._reformatter, frame, self._size, "yuvj420p").planes]
         return [self._rotate(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
         """Return upright RGB bytes (height, width, 3). :meth:`scale` must have been called before."""
-        (plane,) = self._reformat(frame, "rgb24").planes
+        (plane,) = _reformat(self._reformatter, frame, self._size, "rgb24").planes
         rows = _as_array(plane, 3)
         return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
         """Encode the planes of :meth:`scale` as JPEG."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
-
-    def _reformat(self, frame: VideoFrame, layout: str) -> VideoFrame:
-        return _reformat(self._reformatter, frame, self._size, layout)
 
     def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
         if not self._widened:
@@ -84,11 +84,8 @@ def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int,
 
 def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
     """Return whether swscale would only widen the range, and keep size, pixel layout and colour matrix."""
-    return (
-        (frame.width, frame.height) == size
-        and frame.format.name == "yuv420p"
-        and (frame.color_range, frame.colorspace) in _TV_BT601
-    )
+    same_layout = (frame.width, frame.height) == size and frame.format.name == "yuv420p"
+    return same_layout and (frame.color_range, frame.colorspace) in _TV_BT601
 
 
 @functools.cache
@@ -113,7 +110,7 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
 
 @dataclass(frozen=True)
 class _Orientation:
-    """Rotation of a decoded frame to upright, as a transposition and then mirroring."""
+    """Rotation that makes a decoded frame upright: a transposition, then mirroring."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -137,3 +134,35 @@ class _Orientation:
             plane = plane.swapaxes(0, 1)
         plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
         return np.ascontiguousarray(plane) if self != _Orientation() else plane
+
+
+class FlowRecorder:
+    """Recorder of optical flow from each stored frame to the frame ``distance`` >= 1 source frames later.
+
+    Near the end of a video, the flow leads to the last frame. The method is OpenCV's dense inverse search (Kroeger et
+    al. 2016). The paper's Table 7 uses flow as a target.
+    """
+
+    def __init__(self, distance: int):
+        self._distance = distance
+        self._waiting: deque[tuple[Plane, bool]] = deque()
+        self._search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._fields: list[bytes] = []
+
+    def add(self, luma: Plane, stored: bool) -> None:
+        """Add the next source frame, uint8 (height, width). Raises cv2.error for frames below about 16 pixels."""
+        self._waiting.append((luma, stored))
+        if len(self._waiting) > self._distance:
+            self._compute_flow(luma)
+
+    def finish(self) -> list[bytes]:
+        """Return the encoded flow field of each stored frame."""
+        while self._waiting:
+            self._compute_flow(self._waiting[-1][0])
+        return self._fields
+
+    def _compute_flow(self, later: Plane) -> None:
+        earlier, stored = self._waiting.popleft()
+        if stored:
+            flow = np.zeros((*earlier.shape, 2), np.float32)
+            self._fields.append(encode_flow(self._search.calc(earlier, later, flow)))

@@ -4,7 +4,6 @@ A line is "name.avi NUMBER", where 1 means train, 2 test, and 0 neither. Classes
 lie in class folders.
 """
 
-import re
 from pathlib import Path
 
 from data_tools.annotations.split import Split, VideoIndex, annotation_folder, read_lines
@@ -12,21 +11,17 @@ from data_tools.annotations.ucf101 import parse_split
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
-_FILE = re.compile(r"(.+)_test_split([123])\.txt")
+_FOLDER = "testTrainMulti_7030_splits"
 _MARK = {"train": "1", "test": "2"}
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
     part, number = parse_split(split)
-    folder = annotation_folder(annotations, "testTrainMulti_7030_splits", f"*_test_split{number}.txt")
-    files = {
-        match[1]: path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name)) and match[2] == str(number)
-    }
+    ending = f"_test_split{number}.txt"
+    folder = annotation_folder(annotations, _FOLDER, f"*{ending}")
+    files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
     if not files:
-        raise UserError(
-            f"{folder} has no CLASS_test_split{number}.txt: give the official testTrainMulti_7030_splits folder as "
-            "--annotations"
-        )
+        raise UserError(f"{folder} has no CLASS{ending}: give the official folder {_FOLDER} as --annotations")
     class_names = tuple(sorted(files))
     index = VideoIndex(videos, exclude)
     records = []
@@ -36,9 +31,9 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
             if mark == _MARK[part]:
                 path = f"{class_name}/{name}"
                 records.append(index.record((Path(name).stem,), (class_name,), path, label, class_name))
-    sha256 = hash_files([files[name] for name in class_names])
+    sha256 = hash_files(files[name] for name in class_names)
     description = f"{folder} ({part}, split {number})"
-    return Split(tuple(records), class_names, f"{part}{number}", description, f"*_test_split{number}.txt", sha256)
+    return Split(tuple(records), class_names, f"{part}{number}", description, f"*{ending}", sha256)
 
 
 def _parse_line(line: str, file: Path) -> tuple[str, str]:

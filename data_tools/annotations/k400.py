@@ -42,16 +42,12 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 
 def _find_csv(folder: Path, split: str) -> Path:
-    endings = {name for name, official in SPLITS.items() if official == split}
-    found = [
-        path for path in sorted(folder.glob("*.csv")) if path.stem.lower().replace("_", "-").split("-")[-1] in endings
-    ]
+    last_words = {path: path.stem.lower().replace("_", "-").split("-")[-1] for path in sorted(folder.glob("*.csv"))}
+    found = [path for path, word in last_words.items() if SPLITS.get(word) == split]
     if len(found) != 1:
-        count = "no csv file" if not found else f"{len(found)} csv files"
-        raise UserError(
-            f"{folder} has {count} of the split {split}: give the file itself as --annotations "
-            f"(kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF)"
-        )
+        count = f"{len(found)} csv files" if found else "no csv file"
+        names = f"kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF"
+        raise UserError(f"{folder} has {count} of the split {split}: give the file itself as --annotations ({names})")
     return found[0]
 
 
@@ -59,10 +55,8 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         if not set(reader.fieldnames or ()) >= _COLUMNS:
-            raise UserError(
-                f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv: "
-                "use the data set 'folder' for a 'path label' list"
-            )
+            problem = f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv"
+            raise UserError(f"{problem}: use the data set 'folder' for a 'path label' list")
         rows = list(reader)
     for line, row in enumerate(rows, start=2):
         if not all((row[column] or "").strip().isdigit() for column in ("time_start", "time_end")):

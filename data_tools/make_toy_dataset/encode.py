@@ -1,10 +1,9 @@
 """Encode frames as video files in the formats of the public data sets, reproducibly to the byte."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 from av.video.stream import VideoStream
@@ -12,25 +11,20 @@ from av.video.stream import VideoStream
 from data_tools.make_toy_dataset.render import Picture
 
 
-@dataclass(frozen=True)
-class Format:
-    """A container with its usual codec."""
+class Format(NamedTuple):
+    """Container with its usual codec."""
 
     suffix: str
     codec: str  # name of ffmpeg's encoder
-    options: tuple[tuple[str, str], ...]
+    options: dict[str, str]
     """Fast encoder options. One thread makes the bytes independent of the number of cores. x264's macroblock tree is
     off, because its SIMD code reads uninitialised memory for small frames, and the bytes would differ between runs."""
 
 
 FORMATS = (
-    Format(".mp4", "libx264", (("preset", "veryfast"), ("crf", "20"), ("mbtree", "0"), ("threads", "1"))),
-    Format(
-        ".webm",
-        "libvpx-vp9",
-        (("deadline", "realtime"), ("cpu-used", "8"), ("crf", "32"), ("b", "0"), ("threads", "1")),
-    ),
-    Format(".avi", "mpeg4", (("b", "2M"), ("threads", "1"))),
+    Format(".mp4", "libx264", {"preset": "veryfast", "crf": "20", "mbtree": "0", "threads": "1"}),
+    Format(".webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0", "threads": "1"}),
+    Format(".avi", "mpeg4", {"b": "2M", "threads": "1"}),
 )
 """Formats of K400 (and most of the web), of Something-Something V2, and of UCF101 and HMDB51."""
 
@@ -38,7 +32,7 @@ FORMATS = (
 def write_video(path: Path, pictures: Iterable[Picture], rate: Fraction, form: Format) -> None:
     """Encode RGB frames, uint8 (height, width, 3), all of one size with even sides, at ``rate`` frames per second."""
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
-        stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=dict(form.options)))
+        stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=form.options))
         stream.pix_fmt = "yuv420p"
         for index, picture in enumerate(pictures):
             if index == 0:
