@@ -9,7 +9,6 @@ import functools
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -22,6 +21,7 @@ from motionmae.data.flow import encode_flow
 
 Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
+_UPRIGHT = (False, 1, 1)
 _UNSPECIFIED, _BT470BG, _SMPTE170M = 2, 5, 6  # ffmpeg's AVColorSpace; all three are treated as BT.601
 _TV_BT601 = {
     (colour_range, matrix)
@@ -37,15 +37,15 @@ class FrameEncoder:
         self.height = self.width = 0
         self._short_side, self._quality = short_side, quality
         self._reformatter = VideoReformatter()
-        self._rotate = _Orientation()
+        self._orientation = _UPRIGHT
         self._widened: list[Plane] = []
 
     def scale(self, frame: VideoFrame) -> list[Plane]:
         """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
             self._size = _stored_size(frame.width, frame.height, self._short_side)
-            self._rotate = _Orientation.of(frame)
-            self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
+            self._orientation = _orientation(frame)
+            self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
         if _only_range_changes(frame, self._size):
             planes = self._widen_range([_as_array(plane) for plane in frame.planes])
         else:
@@ -61,6 +61,13 @@ class FrameEncoder:
     def encode(self, planes: Sequence[Plane]) -> bytes:
         """Encode the planes of :meth:`scale` as JPEG."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
+
+    def _rotate(self, plane: Any) -> Any:
+        if self._orientation == _UPRIGHT:
+            return plane
+        transpose, down, right = self._orientation
+        upright = plane.swapaxes(0, 1) if transpose else plane
+        return np.ascontiguousarray(upright[::down, ::right])
 
     def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
         if not self._widened:
@@ -108,32 +115,19 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : channels * plane.width]
 
 
-@dataclass(frozen=True)
-class _Orientation:
-    """Rotation that makes a decoded frame upright: a transposition, then mirroring."""
+def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    """Return how to make a frame upright: whether to transpose it first, then the steps along y and x (-1 mirrors).
 
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @classmethod
-    def of(cls, frame: VideoFrame) -> "_Orientation":
-        """Read the display matrix: x' = a x + c y and y' = b x + d y. Angles between the axes are ignored."""
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        if matrix is None:
-            return cls()
+    The display matrix means x' = a x + c y and y' = b x + d y. Other angles than multiples of 90 degrees are ignored.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
         a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
         if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
-            return cls(False, a < 0, d < 0)
+            return False, -1 if d < 0 else 1, -1 if a < 0 else 1
         if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
-            return cls(True, c < 0, b < 0)
-        return cls()
-
-    def __call__(self, plane: Any) -> Any:
-        if self.transpose:
-            plane = plane.swapaxes(0, 1)
-        plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-        return np.ascontiguousarray(plane) if self != _Orientation() else plane
+            return True, -1 if b < 0 else 1, -1 if c < 0 else 1
+    return _UPRIGHT
 
 
 class FlowRecorder:

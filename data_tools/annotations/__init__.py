@@ -1,14 +1,15 @@
-"""Read official annotation files, with one module per data set."""
+"""Read the official annotation files of the data sets."""
 
 import os
 from collections import Counter
 from pathlib import Path
 
-from data_tools.annotations import folder, hmdb51, k400, ssv2, ucf101
+from data_tools.annotations import folder, k400, ssv2
 from data_tools.annotations.split import Split, VideoIndex, VideoRecord
+from data_tools.annotations.ucf101_hmdb51 import read_hmdb51, read_ucf101
 from motionmae.errors import UserError
 
-READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": ucf101.read, "hmdb51": hmdb51.read, "folder": folder.read}
+READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": read_ucf101, "hmdb51": read_hmdb51, "folder": folder.read}
 """Maps a data set to its reader, ``read(videos, annotations, split, exclude) -> Split``."""
 
 __all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]

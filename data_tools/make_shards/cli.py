@@ -1,16 +1,16 @@
 """Command line of make_shards."""
 
 import argparse
-import contextlib
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.progress import TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
@@ -95,9 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_or_check_plan(plan, out)
         return _write(plan, arguments)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped: finished shards stay in {out}, and the same command continues after them"
-        ) from None
+        raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
 
 
 def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
@@ -111,7 +109,8 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
             count = begin_retry(planned, out, part)
             print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
         finished = None if part else load_finished(plan, out)
-        with _show_progress(name, planned.num_videos) as show:
+        with progress_bar(TextColumn("{task.fields[details]}")) as bar:
+            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
             total = write_shards(planned, out, arguments.workers, arguments.timeout, show)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
@@ -142,20 +141,13 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     return 3 if arguments.strict and total.quarantine else 0
 
 
-@contextlib.contextmanager
-def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
-    with progress_bar(TextColumn("{task.fields[details]}")) as bar:
-        task = bar.add_task(name, total=videos, details="")
-
-        def show(counts: Counts) -> None:
-            speed = bar.tasks[task].speed
-            details = [f"{speed:.1f} videos/s"] if speed else []
-            details.append(decimal(counts.bytes))
-            if counts.quarantine:
-                details.append(f"{len(counts.quarantine)} quarantined")
-            bar.update(task, completed=counts.videos, details="  ".join(details))
-
-        yield show
+def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
+    speed = bar.tasks[task].speed
+    details = [f"{speed:.1f} videos/s"] if speed else []
+    details.append(decimal(counts.bytes))
+    if counts.quarantine:
+        details.append(f"{len(counts.quarantine)} quarantined")
+    bar.update(task, completed=counts.videos, details="  ".join(details))
 
 
 def _describe(manifest: Manifest) -> str:

