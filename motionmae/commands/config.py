@@ -9,8 +9,7 @@ from typing import Any
 from motionmae.commands import app
 from motionmae.config import Config, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
-from motionmae.config.trees import merge, nest
-from motionmae.config.yaml_text import to_yaml
+from motionmae.config.trees import merge, nest, to_yaml
 
 _WHAT = "name of a config, path of a YAML file, or run folder"
 
