@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
@@ -25,7 +24,6 @@ command"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare checksums")
     parser.add_argument(
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stays, and nothing is deleted while a rank may be writing",
     )
     parser.add_argument("--force", action="store_true", help="repair even if a rank may be writing")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table there")
+    add_json_argument(parser, "table")
 
 
 def run(arguments: argparse.Namespace) -> int:

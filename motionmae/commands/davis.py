@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
-from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from motionmae.evaluation.davis.dataset import Scores
@@ -26,7 +25,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="run folder whose encoder is used")
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--image-set", default="2017/val", help="list of sequences (default: 2017/val)")
@@ -45,11 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="score the masks of this folder only")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
-    parser.add_argument("--json", type=output_file, help="also write the scores as JSON")
+    add_json_argument(parser, "scores")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Propagate the masks, and print their scores."""
     from motionmae.evaluation.cache_key import read_cache_key
     from motionmae.evaluation.davis import dataset, run
 

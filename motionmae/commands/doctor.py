@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from motionmae.commands.app import Command, add_config_arguments
+from motionmae.commands.app import Command, add_config_arguments, add_json_argument
 from motionmae.config import load_config
 from motionmae.errors import UserError
-from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from motionmae.data.profile_loader import LoaderProfile
@@ -28,15 +27,13 @@ _RATES = (50.0, 100.0, 200.0, 400.0, 800.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     add_config_arguments(parser)
     parser.add_argument("--gpu-clips", type=float, help="clips per second of one GPU (clips_per_second of a run)")
     parser.add_argument("--seconds", type=float, default=10, help="duration of the measurement (%(default)g)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure the loader, and print the figures."""
     from motionmae.data.profile_loader import profile_loader  # imports torch
     from motionmae.files import write_atomically
 

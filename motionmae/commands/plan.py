@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from motionmae.commands.app import Command, add_config_arguments
+from motionmae.commands.app import Command, add_config_arguments, add_json_argument
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
-from motionmae.files import output_file
 from motionmae.planning.gpus import DEFAULT, GPUS, USABLE, find_gpu
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     add_config_arguments(parser)
     parser.add_argument("--nodes", type=int, help="number of nodes (launch.nodes)")
     parser.add_argument("--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default for runs on GPUs: {DEFAULT})")
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIPS",
         help="clips of 16 frames that one core decodes per second (default: 170, measured by benchmarks/loader.py)",
     )
-    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
@@ -24,17 +23,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Test the run, and print and write its accuracy."""
     from dataclasses import replace
 
     import numpy as np

@@ -218,9 +218,7 @@ def test_a_base_is_found_among_the_projects_configs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/nope/x.yaml", "nowhere.yml", "/nope/x"])
 def test_a_path_without_a_file_is_said_to_be_missing(name: str) -> None:
-    with pytest.raises(
-        UserError, match=f"there is no YAML file '{name}': the configs that come with the code are in"
-    ):
+    with pytest.raises(UserError, match=f"there is no YAML file '{name}': the configs that come with the code are in"):
         load_config(name)
 
 
