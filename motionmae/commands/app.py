@@ -62,11 +62,9 @@ def complete_config(**_: object) -> list[str]:
     return known_configs()
 
 
-def add_run_arguments(
-    parser: argparse.ArgumentParser, help: str = "run folder, of pre-training or fine-tuning"
-) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, task: str = "pre-training or fine-tuning") -> None:
     """Add RUN, the folder of a run, and `--step` of one of its checkpoints."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help=help)
+    parser.add_argument("folder", type=Path, metavar="RUN", help=f"run folder, of {task}")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
 
 

@@ -1,7 +1,6 @@
 """`motionmae checkpoints`: list, verify and repair the checkpoints of a run."""
 
 import argparse
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
+from motionmae.files import write_json
 
 if TYPE_CHECKING:
     from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
@@ -40,7 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table, and repair if asked to."""
     from rich.console import Console
 
-    from motionmae.files import write_atomically
     from motionmae.runs.checkpoint_inspect import inspect, repair
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
@@ -55,9 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
     Console().print(_table(inspected) if inspected else f"{folder.path} has no checkpoints yet")
     if arguments.json:
-        write_atomically(
-            arguments.json, json.dumps([_figures(checkpoint) for checkpoint in inspected], indent=1).encode()
-        )
+        write_json(arguments.json, [_figures(checkpoint) for checkpoint in inspected])
     if arguments.repair:
         deleted = repair(inspected)
         print(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")

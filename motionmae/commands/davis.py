@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
+from motionmae.files import write_json
 
 if TYPE_CHECKING:
     from motionmae.evaluation.davis.dataset import Scores
@@ -86,13 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out: Path | None) -> None:
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
     from motionmae.evaluation.davis.metrics import global_means
-    from motionmae.files import write_atomically
 
     means = global_means(scores)
     table = Table(title=str(results), title_justify="left")
@@ -107,8 +105,7 @@ def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out:
     print(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
     if out:
         per_object = {name: {measure: score.mean for measure, score in pair.items()} for name, pair in scores.items()}
-        content = {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)}
-        write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(out, {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)})
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

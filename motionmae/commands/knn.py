@@ -4,6 +4,7 @@ import argparse
 
 from motionmae.commands.app import Command, add_json_argument, add_run_arguments
 from motionmae.errors import UserError
+from motionmae.files import write_json
 
 _DESCRIPTION = "Classify the central clip of each test video by its nearest training videos in feature space."
 _EPILOG = """\
@@ -22,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import json
     from dataclasses import asdict
 
     import numpy as np
@@ -35,10 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.knn import KnnResult, classify_by_neighbours
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
-    from motionmae.files import write_atomically
 
     if arguments.k < 1 or arguments.temperature <= 0:
-        raise UserError(f"--k {arguments.k} must be at least 1, and --temperature {arguments.temperature:g} positive")
+        given = f"--k {arguments.k} --temperature {arguments.temperature:g}"
+        raise UserError(f"--k must be at least 1 and --temperature positive, not {given}")
     with distributed(EngineConfig()) as rank:
         chosen = choose_step(arguments.folder, arguments.step, rank)
         model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{report.train_missing} of the training videos)"
             )
             if arguments.json:
-                write_atomically(arguments.json, (json.dumps({"step": step, **asdict(report)}) + "\n").encode())
+                write_json(arguments.json, {"step": step, **asdict(report)})
     return 0
 
 

@@ -18,7 +18,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser, "run folder, of pre-training")
+    add_run_arguments(parser, "pre-training")
     out = output_ending(".png", ".gif", ".mp4")
     parser.add_argument("--out", type=out, help="PNG, GIF or mp4 (default: RUN/reconstruction.png)")
     parser.add_argument("--video", type=Path, nargs="+", help="video files, whose central clips are used")
@@ -40,10 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:
-        raise UserError(f"--frames {arguments.frames} must be at least 1")
+        raise UserError(f"--frames must be at least 1, not {arguments.frames}")
     for ratio in arguments.ratio or ():
         if not 0 < ratio < 1:
-            raise UserError(f"--ratio {ratio} must be between 0 and 1, for example 0.9")
+            raise UserError(f"--ratio must be between 0 and 1, not {ratio}")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if arguments.video:
