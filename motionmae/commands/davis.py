@@ -37,12 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
     parser.add_argument(
         "--short-side", type=int, default=480, metavar="PIXELS",
-        help="short side of an encoder's frames (default: 480, for cubes of 16 pixels; reduce it in proportion for "
-        "smaller cubes)",
+        help="short side of the frames (default: 480, for cubes of 16 pixels; proportionally less for smaller cubes)",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
-    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="score the masks of this folder only")
+    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks in this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
     add_json_argument(parser, "scores")
 
@@ -54,26 +53,19 @@ def run(arguments: argparse.Namespace) -> int:
     sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
     if unmarked and arguments.json:
-        raise UserError(
-            f"{len(unmarked)} of {len(sequences)} sequences lack masks of some frames ({unmarked[0]} first) and cannot "
-            "be scored: leave out --json, or list the other sequences with --image-set"
-        )
+        unscored = f"{len(unmarked)} of {len(sequences)} sequences lack masks of some frames ({unmarked[0]} first)"
+        remedy = "leave out --json, or list the other sequences with --image-set"
+        raise UserError(f"{unscored} and cannot be scored: {remedy}")
     if arguments.evaluate_only:
         results = arguments.evaluate_only
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
             raise UserError(f"--features {arguments.features} needs a run folder: give RUN, or use --features pixels")
-        extractor, key = run.open_features(
-            arguments.features,
-            arguments.folder,
-            arguments.step,
-            arguments.protocol,
-            arguments.adapter,
-            arguments.davis,
-            arguments.short_side,
-        )
+        settings = (arguments.protocol, arguments.adapter, arguments.davis, arguments.short_side)
+        extractor, key = run.open_features(arguments.features, arguments.folder, arguments.step, *settings)
         name = "_".join([*(str(value) for value in key.settings.values() if value), key.digest])
-        results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"
+        parent = arguments.folder / "davis" if arguments.folder else Path()
+        results = arguments.out or parent / f"davis_{name}"
         run.segment(sequences, extractor, arguments.protocol, results, key)
     scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
     if arguments.overlay:
@@ -81,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"wrote {path}")
     if scores is None:
         print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
-        return 0
-    _report(scores, read_cache_key(results), results, arguments.json)
+    else:
+        _report(scores, read_cache_key(results), results, arguments.json)
     return 0
 
 

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
-Test a fine-tuning run on all videos of its test shards: the softmax outputs of clips x crops views per video are
-averaged. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same command continues
-an interrupted test. Under torchrun or srun the ranks share the videos; the result does not depend on their number."""
+Test a fine-tuning run on all videos of its test shards. The prediction for a video is the mean of the softmax outputs
+of its clips x crops views. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same
+command continues an interrupted test. Under torchrun or srun the ranks share the videos; their number does not change
+the result."""
 
 _EPILOG = """\
 examples:
@@ -23,7 +24,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
+    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or name of its config")
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
@@ -59,9 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = trained.config.updated(changes)
         views = config.test
         if not views.shards:
-            raise UserError(
-                "test.shards is empty: add --shards FOLDER, made of the test split by `motionmae shards make`"
-            )
+            made = "made of the test split by `motionmae shards make`"
+            raise UserError(f"test.shards is empty: add --shards FOLDER, {made}")
         trained = replace(trained, config=config)
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
