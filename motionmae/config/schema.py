@@ -82,6 +82,11 @@ class Config(Section):
             allowed = f"{pairs}; engine.micro_batch_size x data.repeated_sampling must be even"
             raise refusal("engine.micro_batch_size", micro, allowed)
 
+    @property
+    def run_folder(self) -> Path:
+        """``OUTPUT_DIR/NAME``, the folder of everything that the run writes."""
+        return Path(self.output_dir) / self.name
+
     def updated(self, values: Mapping[str, Any]) -> "Config":
         """Return a copy with other ``values``, by ``section.key`` or by section. Raises UserError as loading does."""
         tree = self.model_dump()
