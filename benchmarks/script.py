@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from motionmae import files
 from motionmae.commands.app import run
-from motionmae.files import write_atomically
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 def write_json(path: Path | None, figures: object) -> None:
     """Write ``figures`` to ``path``, the value of --json. Do nothing without --json."""
     if path:
-        write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+        files.write_json(path, figures)
 
 
 def run_ranks(ranks: int, arguments: list[str]) -> Any:

@@ -21,7 +21,7 @@ from motionmae.commands import app
 from motionmae.config import Config, absolute_paths, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.resume import RESULT_KEYS
-from motionmae.config.yaml_text import read_yaml
+from motionmae.config.trees import read_yaml
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
 from motionmae.runs.directory import RunFolder

@@ -1,7 +1,6 @@
 """The command line of benchmarks/experiments/evidence."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from benchmarks.experiments.evidence.table import as_markdown, read_known, resul
 from motionmae import locks
 from motionmae.commands.app import run
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.files import write_json
 
 _DESCRIPTION = f"""\
 Measure the value of pre-training with small models on rendered videos whose classes differ only in motion. Encoders are
@@ -90,7 +89,7 @@ def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
     if options.write:
         write_between_marks(options.write, text)
     if options.json:
-        write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(options.json, found)
     return 1 if failed else 0
 
 
