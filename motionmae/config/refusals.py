@@ -16,7 +16,7 @@ _TYPES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     tuple: "a list of two numbers",
     dict: "a section of `key: value` pairs",
 }

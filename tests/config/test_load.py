@@ -128,7 +128,7 @@ def test_overrides_are_checked_together() -> None:
         ("data.flip=perhaps", ["data.flip=perhaps is not possible: it must be true or false"]),
         ("data.crop_scale=[0.5]", ["data.crop_scale=[0.5] is not possible: it must be a list of two numbers"]),
         ("data.crop_scale=[a,b]", ["data.crop_scale=[a, b] is not possible: it must be a list of two numbers"]),
-        ("name=[a]", ["name=[a] is not possible: it must be a text"]),
+        ("name=[a]", ["name=[a] is not possible: it must be a string"]),
         ("seed=-1", ["seed=-1 is not possible: it must be at least 0"]),
         ("seed=99999999999999999999", ["less than 2^63"]),
         ("optim.base_lr=.inf", ["optim.base_lr=.inf is not possible: it must be a number"]),
