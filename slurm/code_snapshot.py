@@ -22,7 +22,7 @@ from motionmae.files import atomic_path
 from motionmae.runs.git_revision import git_output
 
 LARGEST_UNTRACKED = 5_000_000
-"""Bytes. A larger untracked file is probably data: it is left out and reported."""
+"""Size in bytes. A larger untracked file is probably data, and is left out and reported."""
 _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "pyproject.toml")
 
 
@@ -38,7 +38,7 @@ class CodeSnapshot:
 
     @functools.cached_property
     def name(self) -> str:
-        """Hash of the content."""
+        """Hash of the names and contents of the files."""
         digest = hashlib.sha256()
         for path in self.files:
             content = (self.root / path).read_bytes()
@@ -52,7 +52,7 @@ class CodeSnapshot:
     def write(self, run: Path) -> Path:
         """Copy the files into the run folder, unless the snapshot exists, and return the snapshot's folder.
 
-        If a file cannot be copied, the partial copy is removed.
+        An exception removes the partial copy.
         """
         target = self.folder(run)
         if target.is_dir():

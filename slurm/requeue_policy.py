@@ -117,7 +117,9 @@ class RequeuePolicy:
         excluded = self.attempts.excluded_nodes()
         others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
         if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
-            log(f"this run failed before on {', '.join(excluded)}, but only {len(others)} others are up: used again")
+            log(
+                f"only {len(others)} nodes are up besides {', '.join(excluded)}, where this run failed before: all are used"
+            )
             return {}
         return excluded
 

@@ -6,7 +6,7 @@ from motionmae.config.section import Section, check
 
 
 class LaunchConfig(Section):
-    """Resources requested from Slurm. `slurm/submit.py` has a flag for each key."""
+    """Resources requested from Slurm. `motionmae submit` has a flag for each key."""
 
     nodes: PositiveInt = 1
     """Nodes of the job."""
