@@ -72,8 +72,8 @@ class CodeSnapshot:
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     """List the code in the repository, except the folders ``outside`` (such as the output folder).
 
-    In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
-    installed wheel: the packages and the configs.
+    In a clone, the list holds tracked files and untracked files that are not ignored. Without git, and in the
+    site-packages of an installed wheel, the list holds the packages and the configs.
     """
     listed = git_output(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone

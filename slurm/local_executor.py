@@ -160,14 +160,14 @@ def main(folder: Path, run: Path) -> int:
     started = time.time()
     status = LocalController(folder).run_to_end()
     job_id = str(os.getpid())
-    JobRecord("local", job_id, str(rank_log(folder, job_id)), str(Path.cwd()), started, status).write(run)
+    JobRecord("local", job_id, rank_zero_log(folder, job_id), str(Path.cwd()), started, status).write(run)
     print(f"ended with status {status}", flush=True)
     return status
 
 
-def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """Return the log file of a rank, locally and on Slurm. All attempts of the job write to it."""
-    return Path(JobPaths(folder, job_id, rank).stdout)
+def rank_zero_log(folder: Path, job_id: str) -> str:
+    """Return the path of rank 0's log, locally and on Slurm. All attempts of the job write to it."""
+    return str(JobPaths(folder, job_id, 0).stdout)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def refuse_reserved_option(option: str, origin: str) -> None:
-    """Raise UserError for an sbatch option that breaks requeueing, e.g. an array, whose tasks would train in one folder.
+    """Raise UserError for an sbatch option that breaks requeueing, e.g. an array that trains in one folder.
 
     ``option`` is a long sbatch option without its dashes. The message begins with ``origin``.
     """
@@ -109,5 +109,5 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused the job: {error.stderr.strip()}") from error
+        raise UserError(f"sbatch refused the job ({error.stderr.strip()}): correct the sbatch options") from error
     return done.stdout.strip().partition(";")[0]

@@ -1,4 +1,4 @@
-"""Queries and requests to Slurm's controller, from a login node or from inside a job."""
+"""Ask Slurm's controller about jobs and nodes, and change jobs, on a login node or inside a job."""
 
 import re
 import subprocess

@@ -24,7 +24,7 @@ from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, follow, state_of, submission_lock
-from slurm.local_executor import DetachedLocalExecutor, rank_log
+from slurm.local_executor import DetachedLocalExecutor, rank_zero_log
 
 ROOT = Path(__file__).resolve().parents[1]
 _DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
@@ -170,7 +170,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             raise UserError(
                 f"Slurm refused the job ({str(error).strip()}): correct the partition, account or limits"
             ) from error
-        record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
+        record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
         record.write(run)
     return record
 
