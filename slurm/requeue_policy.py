@@ -200,8 +200,8 @@ def run_step(command: Sequence[str], policy: RequeuePolicy) -> tuple[int, list[s
 def find_failure(lines: Iterable[str]) -> Failure:
     """Return the cause of a failed job step according to srun's messages on standard error.
 
-    srun exits with the highest status of all tasks. After the first failure, srun ends the other tasks, whose status 143
-    is higher than all other exit codes. The messages on standard error are in order and name the nodes::
+    srun exits with the highest status of all tasks. After the first failure, srun ends the other tasks, and their
+    status 143 is higher than all other exit codes. The messages on standard error are in order and name the nodes::
 
         srun: error: node2: task 1: Killed
         srun: launch/slurm: _step_signal: Terminating StepId=7.0

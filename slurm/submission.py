@@ -1,4 +1,4 @@
-"""`motionmae submit`: check a run's inputs, copy the code, and submit the run to Slurm or start it on this machine."""
+"""`motionmae submit`: check a run's inputs, copy the code, and submit the run to Slurm or to this machine."""
 
 import argparse
 import shlex
@@ -180,7 +180,8 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
     is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
     program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
     command = shlex.join([*program, *_resume_argv(argv)])
-    stop, preempt = ("scancel", "scancel --signal=USR2") if record.cluster == "slurm" else ("kill -TERM", "kill -USR2")
+    on_slurm = record.cluster == "slurm"
+    stop, preempt = ("scancel", "scancel --signal=USR2") if on_slurm else ("kill -TERM", "kill -USR2")
     lines = {
         "job": f"{record.job_id} ({record.cluster})",
         "run folder": str(run),
@@ -190,7 +191,7 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
         "preempt": f"{preempt} {record.job_id}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
-    if record.cluster == "slurm" and (excluded := AttemptLog(run).excluded_nodes()):
+    if on_slurm and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
         lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
