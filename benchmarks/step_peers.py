@@ -31,9 +31,8 @@ from motionmae.models.targets import make_targets
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase, Row, Sink
 from motionmae.runs.lease import acquire_lease
-from motionmae.runs.phases import Phase
 from motionmae.training.callbacks.gc import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.pretrain import Pretraining

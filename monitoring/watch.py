@@ -12,10 +12,9 @@ from rich.text import Text
 
 from monitoring.goodput import Goodput, goodput_of
 from monitoring.report.sections import CATEGORIES
-from motionmae.runs.events import Kind, Row
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {

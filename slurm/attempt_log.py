@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import LineFile, Row, read_rows
+from motionmae.runs.history import Attempt
 
 FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""

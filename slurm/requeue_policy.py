@@ -23,12 +23,11 @@ from pathlib import Path
 
 from submitit.slurm.slurm import _parse_node_list
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import Attempt, RunHistory
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
 from slurm.failure_cause import Failure, find_failure

@@ -12,10 +12,9 @@ from monitoring.goodput import goodput_of
 from monitoring.report.charts import Curve, Slice, donut, line_chart, strip
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
-from motionmae.runs.events import Kind, Row
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
 
 RUN_COLOURS = [f"var(--c{number})" for number in (0, 1, 2, 3, 4, 6, 8)]
 PHASE_COLOURS = {

@@ -25,11 +25,9 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.lease import Lease
 
-GROUP_TIMEOUT = timedelta(hours=4)
-"""Timeout of the threads' collectives, above the watchdog's limit for a write."""
+GROUP_TIMEOUT = timedelta(hours=4)  # timeout of the threads' collectives, above the watchdog's limit for a write
 
-CLOSE_SECONDS = 60.0
-"""Time that a write in progress has to finish after the attempt fails."""
+CLOSE_SECONDS = 60.0  # time that a write in progress has to finish after the attempt fails
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,9 @@ class SaveResult:
     checkpoint: Checkpoint | None
     """The committed checkpoint; None if the save failed, which leaves the store unchanged."""
     error: str
-    waited: float
-    """Seconds that training waited for the previous write."""
-    blocking: float
-    """Seconds that training waited in total: for the previous write and for the copy."""
-    seconds: float
-    """Seconds from the request to the commit."""
+    waited: float  # seconds that training waited for the previous write
+    blocking: float  # seconds that training waited in total: for the previous write and for the copy
+    seconds: float  # seconds from the request to the commit
 
 
 class AsyncCheckpointer:

@@ -31,8 +31,7 @@ class Weights:
     """State dict of a ``MotionMAE`` (with some or none of its heads) or a ``Classifier``, with this package's names."""
 
     state: dict[str, Tensor]
-    origin: str
-    """File or folder that was read."""
+    origin: str  # file or folder that was read
 
 
 def load_state(source: str | Path) -> Weights:

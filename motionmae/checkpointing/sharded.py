@@ -42,22 +42,17 @@ class StagedState:
     """The part of a checkpoint that this rank writes, copied to host memory. Training may go on during the write."""
 
     step: int
-    state: dict[str, Any]
-    """Content of state.json; only rank 0 writes it."""
-    tensors: dict[str, dict[str, Tensor]]
-    """Parameters written by this rank: {parameter name: {kind: tensor}}."""
-    fragments: "list[_Fragment]"
-    """Fragments to be gathered, of the same parameters in the same order on every rank."""
+    state: dict[str, Any]  # content of state.json; only rank 0 writes it
+    tensors: dict[str, dict[str, Tensor]]  # parameters written by this rank: {parameter name: {kind: tensor}}
+    fragments: "list[_Fragment]"  # fragments to be gathered, of the same parameters in the same order on every rank
 
 
 class _Fragment(NamedTuple):
     name: str
     kind: str
     value: Tensor
-    shape: torch.Size
-    """Shape of the whole tensor."""
-    writer: int
-    """Rank that writes the whole tensor."""
+    shape: torch.Size  # shape of the whole tensor
+    writer: int  # rank that writes the whole tensor
 
 
 class PinnedStagingBuffer:

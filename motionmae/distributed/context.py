@@ -18,13 +18,12 @@ class DistributedContext:
 
     rank: int
     world: int
-    local_rank: int
-    """Rank within the node; the index of the GPU."""
+    local_rank: int  # rank within the node; the index of the GPU
     device: torch.device
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which writes the files of the run directory."""
+        """Whether this is rank 0, which writes the files of the run folder."""
         return self.rank == 0
 
 

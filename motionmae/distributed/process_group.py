@@ -20,8 +20,7 @@ from motionmae.distributed.network import ipv4_of_interface
 from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 
-TIMEOUT = timedelta(minutes=30)
-"""Timeout of a collective."""
+TIMEOUT = timedelta(minutes=30)  # timeout of a collective
 
 
 def init_distributed(engine: EngineConfig) -> DistributedContext:

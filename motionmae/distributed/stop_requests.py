@@ -23,8 +23,7 @@ import torch.distributed as dist
 
 from motionmae.runs.end_reason import EndReason
 
-POLL_SECONDS = 1.0
-"""Shortest time between two checks of the files, which may be on a shared disk."""
+POLL_SECONDS = 1.0  # shortest time between two checks of the files, which may be on a shared disk
 
 # The highest level wins: SIGTERM follows SIGUSR2 at the end of the grace period.
 _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2: 2}
@@ -38,8 +37,7 @@ _INTERRUPT_MESSAGE = b"\nsaving after this step, then exiting; press Ctrl-C agai
 class Request:
     """Request that all ranks have agreed on after a step."""
 
-    end: EndReason | None
-    """Reason for which the attempt saves and ends; None: training goes on."""
+    end: EndReason | None  # reason for which the attempt saves and ends; None: training goes on
     save: bool
 
 

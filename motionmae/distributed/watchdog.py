@@ -22,8 +22,7 @@ from motionmae.config import WatchdogConfig
 from motionmae.runs.end_reason import EndReason
 
 POLL_SECONDS = 0.5
-REPORT_SECONDS = 20.0
-"""Time limit for writing the stacks and the event, because the disk itself may hang."""
+REPORT_SECONDS = 20.0  # time limit for writing the stacks and the event, because the disk itself may hang
 
 GRACE_SECONDS = 5.0
 """Pause before the process ends. The other ranks write their own stacks before they lose this rank."""

@@ -19,20 +19,16 @@ import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's moving averages of the gradient and of its square."""
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's moving averages of the gradient and of its square
 
-KINDS = ("parameter", *MOMENTS)
-"""Tensors that a checkpoint holds for each parameter; all have the parameter's shape."""
+KINDS = ("parameter", *MOMENTS)  # tensors that a checkpoint holds for each parameter; all have the parameter's shape
 
 
 class HasOptimizer(Protocol):
     """The part of :class:`motionmae.engine.deepspeed_engine.Engine` that this module needs."""
 
-    stage: int
-    """ZeRO stage."""
-    optimizer: Any
-    """AdamW, or DeepSpeed's wrapper of it from stage 1 on."""
+    stage: int  # ZeRO stage
+    optimizer: Any  # AdamW, or DeepSpeed's wrapper of it from stage 1 on
 
 
 def create_states(engine: HasOptimizer) -> None:

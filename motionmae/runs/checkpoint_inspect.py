@@ -18,16 +18,12 @@ from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, 
 class CheckpointStatus(StrEnum):
     """Status of a folder in ``checkpoints``."""
 
-    VALID = "valid"
-    """All bytes match the manifest's checksums."""
-    COMPLETE = "complete"
-    """All files have the manifest's sizes. Their content was not read."""
-    DAMAGED = "damaged"
-    """A resume skips this checkpoint, or has skipped and renamed it."""
+    VALID = "valid"  # all bytes match the manifest's checksums
+    COMPLETE = "complete"  # All files have the manifest's sizes. Their content was not read.
+    DAMAGED = "damaged"  # a resume skips this checkpoint, or has skipped and renamed it
+    # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
-    """Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them."""
-    UNFINISHED = "unfinished"
-    """A write or deletion was interrupted or is in progress."""
+    UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
 
     @property
     def usable(self) -> bool:
@@ -37,21 +33,16 @@ class CheckpointStatus(StrEnum):
 
 @dataclass(frozen=True)
 class InspectedCheckpoint:
-    """Result of inspecting one folder in ``checkpoints``."""
+    """Status and properties of one folder in ``checkpoints``."""
 
     folder: Path
     status: CheckpointStatus
-    reason: str
-    """Why the checkpoint is damaged or unreadable."""
+    reason: str  # why the checkpoint is damaged or unreadable
     step: int
-    bytes: int
-    """Size on disk."""
-    modified: float
-    """Seconds since the epoch."""
-    writer: dict[str, Any]
-    """World size, ZeRO stage and more of the writing attempt; empty if unreadable."""
-    resumes: bool = False
-    """Whether a resume would load this checkpoint."""
+    bytes: int  # size on disk
+    modified: float  # seconds since the epoch
+    writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
+    resumes: bool = False  # whether a resume would load this checkpoint
 
 
 def inspect(
@@ -74,11 +65,9 @@ def inspect(
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
         resumes = status.usable and not decided
         inspected.append(_describe(folder, status, reason, checkpoint, resumes))
-    inspected += [
-        _describe(folder, CheckpointStatus.DAMAGED, "renamed by a resume") for folder in store.renamed_damaged()
-    ]
-    inspected += [_describe(folder, CheckpointStatus.UNFINISHED) for folder in store.unfinished()]
-    return inspected
+    renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
+    unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
+    return [*inspected, *renamed, *unfinished]
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
@@ -88,7 +77,7 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         inspected: result of :func:`inspect` with ``verify``. No attempt may be writing.
 
     Raises:
-        UserError: if no checkpoint is valid: the damaged checkpoints are then all that is left of the run.
+        UserError: no checkpoint is valid; the damaged checkpoints are then all that is left of the run.
     """
     broken = [found for found in inspected if found.status in (CheckpointStatus.DAMAGED, CheckpointStatus.UNFINISHED)]
     damaged = [found for found in broken if found.status is CheckpointStatus.DAMAGED]

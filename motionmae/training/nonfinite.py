@@ -16,11 +16,9 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.training.state import TrainState
 
-WINDOW = 1000
-"""Steps over which skipped steps are counted."""
+WINDOW = 1000  # steps over which skipped steps are counted
 
-BUDGET = 10
-"""Skipped steps allowed in a WINDOW. One more causes a rollback, at most once in two WINDOWs."""
+BUDGET = 10  # Skipped steps allowed in a WINDOW. One more causes a rollback, at most once in two WINDOWs.
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,8 @@ class SkippedStep:
     cause: str
     """"loss": a loss was not finite; "gradient": the losses were finite, the gradient was not; "overflow": the fp16
     loss scale was too high. Overflows are normal and do not count."""
-    ranks: list[int]
-    """Ranks with a non-finite loss; empty for the other causes."""
-    samples: list[int]
-    """Sample IDs that the ranks in ``ranks`` used in the step."""
+    ranks: list[int]  # ranks with a non-finite loss; empty for the other causes
+    samples: list[int]  # sample IDs that the ranks in ``ranks`` used in the step
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:

@@ -12,16 +12,13 @@ from motionmae.data.rng import keyed_bits
 class TrainState:
     """Progress of a run. Every count is over all ranks and does not depend on their number."""
 
-    step: int = 0
-    """Steps taken, including skipped ones; determines the learning rate."""
+    step: int = 0  # steps taken, including skipped ones; determines the learning rate
     data_step: int = 0
     """Position in the data, in steps. A rollback resets ``step`` but not ``data_step``: training uses new samples."""
-    skipped: int = 0
-    """Steps skipped for a non-finite loss or gradient."""
+    skipped: int = 0  # steps skipped for a non-finite loss or gradient
     recently_skipped: list[int] = field(default_factory=list)
     """Recently skipped steps, which :mod:`motionmae.training.nonfinite` compares with its BUDGET."""
-    rollbacks: list[int] = field(default_factory=list)
-    """``data_step`` of each rollback."""
+    rollbacks: list[int] = field(default_factory=list)  # ``data_step`` of each rollback
     corrupt: dict[str, str] = field(default_factory=dict)
     """Corrupt samples found by any rank in any attempt: ID -> reason."""
 

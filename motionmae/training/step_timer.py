@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from motionmae.runs.events import process_age
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Phase, process_age
 
 
 class Timer(Protocol):

@@ -21,10 +21,8 @@ class Task(Protocol):
 
     losses: tuple[str, ...]
     """Names in ``metrics.jsonl`` of the losses that :meth:`forward` returns; the first, ``loss``, is minimised."""
-    needs_flow: bool
-    """Whether batches must contain optical flow."""
-    needs_labels: bool
-    """Whether every sample must have a class."""
+    needs_flow: bool  # whether batches must contain optical flow
+    needs_labels: bool  # whether every sample must have a class
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """Choose the initial weights for all ranks. Called before :meth:`build_model`. Collective.

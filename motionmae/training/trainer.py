@@ -22,8 +22,7 @@ from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import EventLog, Kind, process_age
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import EventLog, Kind, Phase, process_age
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
@@ -33,8 +32,7 @@ from motionmae.training.state import TrainState, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
-SLOW_DISK_SECONDS = 10.0
-"""Waits for the previous checkpoint write that are longer than this are logged."""
+SLOW_DISK_SECONDS = 10.0  # waits for the previous checkpoint write that are longer than this are logged
 
 
 @dataclass
@@ -56,8 +54,7 @@ class Trainer:
     watchdog: Watchdog
     events: EventLog
     callbacks: Sequence[Callback]
-    log: Callable[[str], None]
-    """Prints a message on rank zero."""
+    log: Callable[[str], None]  # prints a message on rank zero
     state: TrainState
     total_steps: int
 

@@ -13,8 +13,7 @@ from monitoring.flops_per_clip import FlopsPerClip
 from monitoring.rank_metrics import RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")

@@ -10,8 +10,7 @@ from torch import Tensor
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.events import Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Phase, Row
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StepTimer
 
@@ -20,12 +19,9 @@ from motionmae.training.step_timer import StepTimer
 class StepResult:
     """Result of one optimiser step on this rank."""
 
-    losses: Tensor
-    """Means of the task's losses over the micro-batches; the first is minimised."""
-    applied: bool
-    """False if all ranks skipped the update, because loss or gradient was not finite."""
-    samples: list[Tensor]
-    """(b,) sample IDs of each micro-batch."""
+    losses: Tensor  # means of the task's losses over the micro-batches; the first is minimised
+    applied: bool  # false if all ranks skipped the update, because loss or gradient was not finite
+    samples: list[Tensor]  # (b,) sample IDs of each micro-batch
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class StepMetrics:
     """Source of the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
 
     loss_names: Sequence[str]
-    clips_per_step: int
-    """Clips over all ranks, including repeated clips of a video."""
+    clips_per_step: int  # clips over all ranks, including repeated clips of a video
     rank: DistributedContext
     engine: Engine
     loader: ClipLoader

@@ -19,8 +19,7 @@ from motionmae.training.callbacks.base import Callback
 
 logger = logging.getLogger(__name__)
 
-LAST_SECONDS = 120.0
-"""Longest time that a finished run waits for its last picture."""
+LAST_SECONDS = 120.0  # longest time that a finished run waits for its last picture
 
 _SOURCE = Path(__file__).resolve().parents[3]
 
