@@ -38,9 +38,10 @@ from benchmarks.experiments.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from benchmarks.script import run_script
 from motionmae.config import Config, load_config
+from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
-from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
+from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.errors import UserError
 from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae

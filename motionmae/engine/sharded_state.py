@@ -1,7 +1,8 @@
 """Read and set whole tensors of a ZeRO engine, one parameter at a time, at every stage.
 
 A checkpoint that does not depend on world size and ZeRO stage needs each parameter and its two AdamW moments in full.
-DeepSpeed's own loaders refuse another world size, and at stage 3 they mix up parameter groups. By stage, a rank holds:
+DeepSpeed's own loaders refuse a different world size, and at stage 3 they mix up parameter groups. By stage, a rank
+holds:
 
 - 0: the parameter and its optimiser state;
 - 1, 2: the whole parameter, and this rank's fragment of the moments;
@@ -55,8 +56,7 @@ def create_states(engine: HasOptimizer) -> None:
 
 def engine_states(engine: HasOptimizer) -> dict[Tensor, dict[str, Any]]:
     """Return AdamW's state on this rank by (flattened) parameter."""
-    optimizer = engine.optimizer.optimizer if engine.stage else engine.optimizer
-    return optimizer.state
+    return (engine.optimizer.optimizer if engine.stage else engine.optimizer).state
 
 
 def optimizer_steps(engine: HasOptimizer) -> int:
