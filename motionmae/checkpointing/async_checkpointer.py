@@ -1,11 +1,9 @@
 """Asynchronous checkpoints: training waits for a copy to host memory, and a thread writes the copy to disk.
 
-:meth:`AsyncCheckpointer.start` copies this rank's part into host memory that every save reuses. A thread does the rest:
-writing, flushing, hashing, the agreement of all ranks, the manifest, and the removal of old checkpoints. The threads of
-all ranks use their own gloo group and never interfere with a collective of training.
-
-At most one write is in progress. A run therefore holds one copy in host memory (12 bytes a parameter over all ranks).
-If the previous write is still running, the next save waits for it and logs how long.
+The thread also flushes, hashes, agrees with all ranks, writes the manifest, and removes old checkpoints. The threads of
+all ranks use their own gloo group and never interfere with a collective of training. At most one write is in progress:
+a run holds one copy in host memory (12 bytes a parameter over all ranks). If the previous write is still running, the
+next save waits for it and logs how long.
 """
 
 import threading
@@ -25,8 +23,6 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.lease import Lease
 
-GROUP_TIMEOUT = timedelta(hours=4)  # timeout of the threads' collectives, above the watchdog's limit for a write
-
 CLOSE_SECONDS = 60.0  # time that a write in progress has to finish after the attempt fails
 
 
@@ -35,8 +31,7 @@ class SaveResult:
     """Result of a save; the same on every rank except for the times."""
 
     step: int
-    checkpoint: Checkpoint | None
-    """The committed checkpoint; None if the save failed, which leaves the store unchanged."""
+    checkpoint: Checkpoint | None  # None if the save failed, which leaves the store unchanged
     error: str
     waited: float  # seconds that training waited for the previous write
     blocking: float  # seconds that training waited in total: for the previous write and for the copy
@@ -44,17 +39,14 @@ class SaveResult:
 
 
 class AsyncCheckpointer:
-    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread.
-
-    Args:
-        lease: must be held when a write begins and when the checkpoint is committed.
-    """
+    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread."""
 
     def __init__(
         self, store: CheckpointStore, rank: DistributedContext, lease: Lease, keep: CheckpointConfig, watchdog: Watchdog
     ) -> None:
         self._store, self._rank, self._lease, self._keep, self._watchdog = store, rank, lease, keep, watchdog
-        group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if rank.world > 1 else None
+        timeout = timedelta(hours=4)  # above the watchdog's limit for a write
+        group = dist.new_group(backend="gloo", timeout=timeout) if rank.world > 1 else None
         self._group = cast(dist.ProcessGroup | None, group)
         self._buffer = PinnedStagingBuffer(pinned=rank.device.type == "cuda")
         self._thread: threading.Thread | None = None

@@ -28,7 +28,7 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Weights:
-    """State dict of a ``MotionMAE`` (with some or none of its heads) or a ``Classifier``, with this package's names."""
+    """State dict, with this package's names, of a ``Classifier``, or of a ``MotionMAE`` with or without heads."""
 
     state: dict[str, Tensor]
     origin: str  # file or folder that was read
@@ -85,7 +85,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
     """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: there are no weights, or their shapes differ from the encoder's; the error names tensors and shapes.
+        UserError: there are no weights, or the encoder has other tensors or shapes; the error names them.
     """
     weights = load_state(source)
     state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
@@ -107,17 +107,13 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         if name in state and state[name].shape != ours[name].shape
     ]
     missing, unexpected = [n for n in ours if n not in state], [n for n in state if n not in ours]
-    problems = [
-        _list(shapes),
-        f"missing {_list(missing)}" if missing else "",
-        f"unexpected {_list(unexpected)}" if unexpected else "",
-    ]
-    if any(problems):
+    listed = {"": shapes, "missing ": missing, "unexpected ": unexpected}
+    problems = [f"{kind}{_list(names)}" for kind, names in listed.items() if names]
+    if problems:
         learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
         remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
         raise UserError(
-            f"{origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
-            "or choose other weights)"
+            f"{origin} holds weights of another model: {'; '.join(problems)} ({remedy}, or choose other weights)"
         )
     module.load_state_dict(dict(state))
 
@@ -145,7 +141,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
             f"{folder} cannot be read ({error.strerror or error}): check that its disk is mounted"
         ) from error
     if reason or isinstance(checkpoint, str):
-        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another below {folder.parent}")
+        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another one in {folder.parent}")
     weights: dict[str, Tensor] = {}
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:
@@ -175,7 +171,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Describe why a read failed, without torch's message, which advises to unpickle without the check."""
+    """Return why a read failed. Torch's own message is left out: it advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
@@ -204,6 +200,6 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     raise UserError(
-        f"{path} holds weights of a model that is not known here (such as {_list(sorted(state)) or 'none at all'}): "
-        "give MotionMAE's, VideoMAE's, MAE-ST's or Hugging Face's VideoMAE"
+        f"{path} holds weights of an unknown model (such as {_list(sorted(state)) or 'none at all'}): "
+        "give weights of MotionMAE, VideoMAE, MAE-ST or Hugging Face's VideoMAE"
     )

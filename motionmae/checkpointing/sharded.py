@@ -1,18 +1,18 @@
 """Sharded checkpoints for any world size and ZeRO stage: every parameter and both AdamW moments in full.
 
-All ranks share the work. A rank that holds a parameter in full copies it to host memory and writes it; where ZeRO has
-split a parameter over the ranks, one rank gathers and writes it. On resume, rank ``i % world`` of the new world
-reads and broadcasts parameter i.
+All ranks share the work. A rank that holds a parameter in full copies the parameter to host memory and writes the copy;
+where ZeRO has split a parameter over the ranks, one rank gathers and writes it. On resume, rank ``i % world`` of the
+new world reads and broadcasts parameter i.
 
-Saving has two parts. :func:`stage` copies from the device and blocks training. :func:`write` needs only the staged copy
-and runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At stage 3, which splits every
-parameter, :func:`stage` copies fragments and :func:`write` joins them.
+Saving has two parts. :func:`stage` copies from the device and blocks training. :func:`write` needs only the copy and
+runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At stage 3, which splits every parameter,
+:func:`stage` copies fragments and :func:`write` joins them.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class StagedState:
-    """The part of a checkpoint that this rank writes, copied to host memory. Training may go on during the write."""
+    """The part of a checkpoint that this rank writes, copied to host memory."""
 
     step: int
     state: dict[str, Any]  # content of state.json; only rank 0 writes it
@@ -63,8 +63,7 @@ class PinnedStagingBuffer:
     """
 
     def __init__(self, pinned: bool = False) -> None:
-        self.writers: list[_Writer] = []
-        """Writer of each parameter, in the engine's order; assigned by the first save."""
+        self.writers: list[_Writer] = []  # of each parameter, in the engine's order; assigned by the first save
         self._pinned = pinned
         self._copies: dict[tuple[str, str], Tensor] = {}
 
@@ -85,22 +84,13 @@ class _Writer(NamedTuple):
     """Rank that writes a parameter and its moments."""
 
     rank: int
-    whole: bool
-    """Whether this rank holds the parameter and moments in full; if False, the writer gathers them from all ranks."""
+    whole: bool  # whether the writer holds parameter and moments in full; else it gathers them from all ranks
 
 
 def stage(
-    engine: Engine,
-    rank: DistributedContext,
-    step: int,
-    state: dict[str, Any],
-    buffer: PinnedStagingBuffer | None = None,
+    engine: Engine, rank: DistributedContext, step: int, state: dict[str, Any], buffer: PinnedStagingBuffer
 ) -> StagedState:
-    """Copy the weights and moments that this rank will write into ``buffer``. Collective.
-
-    The next call with the same buffer overwrites the copies.
-    """
-    buffer = buffer or PinnedStagingBuffer()
+    """Copy the weights and moments that this rank will write into ``buffer``, over its old content. Collective."""
     buffer.writers = buffer.writers or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []
@@ -154,26 +144,17 @@ def write(
         group: CPU group of the collectives; by default, training's group.
 
     Raises:
-        CheckpointError: on every rank, if any rank failed (e.g. a full disk). The store is unchanged.
-        LeaseLost: on every rank, if a newer attempt holds the lease of the run folder.
+        CheckpointError: on every rank, a rank failed to write (e.g. a full disk). The store is unchanged.
+        LeaseLost: on every rank, a newer attempt holds the lease on the run folder.
     """
-
-    def leased(action: Callable[[], Result]) -> Callable[[], Result]:
-        def checked() -> Result:
-            if lease is not None:
-                lease.check()
-            return action()
-
-        return checked
-
-    io = _CollectiveIO(rank, group)
+    io = _CollectiveIO(rank, lease, group)
     attempt = lease.attempt.number if lease else 0
     try:
-        folder = io.on_rank_zero(leased(lambda: store.begin(staged.step, attempt)))
+        folder = io.on_rank_zero(lambda: store.begin(staged.step, attempt))
         tensors = _gather_shards(staged, rank, group)
-        shares = io.on_all_ranks(leased(lambda: _write_share(tensors, folder, rank)))
+        shares = io.on_all_ranks(lambda: _write_share(tensors, folder, rank))
         files = [entry for share in shares for entry in share]
-        return io.on_rank_zero(leased(lambda: store.commit(folder, staged.step, staged.state, files)))
+        return io.on_rank_zero(lambda: store.commit(folder, staged.step, staged.state, files))
     except CheckpointError:
         if rank.is_rank_zero:
             store.discard_unfinished(attempt)
@@ -186,11 +167,10 @@ def find_newest(
     log_damaged: Callable[[Path, str], None],
     before: int | None = None,
 ) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None if there is none, on every rank. Collective.
+    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank. Collective.
 
-    Rank 0 verifies the files and calls ``log_damaged(folder, reason)`` for each damaged checkpoint. It also removes
-    unfinished checkpoints. No write may be in progress. :meth:`CheckpointStore.newest_valid` describes ``before`` and
-    the UserError that every rank raises.
+    Rank 0 calls ``log_damaged(folder, reason)`` for each damaged checkpoint and removes unfinished checkpoints. No
+    write may be in progress.
     """
 
     def newest() -> Checkpoint | None:
@@ -204,7 +184,7 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
     """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage. Collective.
 
     Raises:
-        UserError: on every rank, if the checkpoint belongs to a different model.
+        UserError: on every rank, the checkpoint belongs to a different model.
     """
     weights = [entry for entry in checkpoint.files if entry.name.startswith("model-")]
     files = {name: entry.name for entry in weights for name in entry.tensors}
@@ -283,17 +263,21 @@ def _broadcast(
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations whose results and errors are shared with all ranks. Collective."""
+    """File operations under the lease, whose results and errors are shared with all ranks. Collective."""
 
     rank: DistributedContext
+    lease: Lease | None
     group: dist.ProcessGroup | None
 
-    def on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
-        """Call ``action`` on every rank and return all results; if ``action`` fails on one rank, raise on all ranks."""
+    def on_all_ranks(self, action: Callable[[], Result] | None) -> list[Result]:
+        """Call each rank's ``action`` and return all results; if the action of one rank fails, raise on all ranks."""
         result: Result | None = None
         problem: Exception | None = None
         try:
-            result = action()
+            if action is not None:
+                if self.lease is not None:
+                    self.lease.check()
+                result = action()
         except (OSError, LeaseLost) as error:
             problem = error
         answers = gather_objects((result, problem), self.group)
@@ -306,4 +290,4 @@ class _CollectiveIO:
 
     def on_rank_zero(self, action: Callable[[], Result]) -> Result:
         """Call ``action`` on rank 0; return its result, or raise its error, on every rank."""
-        return cast(Result, self.on_all_ranks(lambda: action() if self.rank.is_rank_zero else None)[0])
+        return self.on_all_ranks(action if self.rank.is_rank_zero else None)[0]

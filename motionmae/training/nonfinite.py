@@ -1,9 +1,8 @@
 """Non-finite guard: find the cause of skipped steps, and decide when a run has skipped too many.
 
-The engine skips a step with a non-finite loss or gradient on all ranks
-(:meth:`motionmae.engine.deepspeed_engine.Engine.backward`). More than BUDGET skipped steps in a WINDOW cause a rollback
-to the checkpoint before the first skipped step; training continues with the samples after the last
-(:meth:`motionmae.training.trainer.Trainer.rollback`). If too many steps are skipped again soon after, the run stops.
+The engine skips a step with a non-finite loss or gradient on all ranks. More than BUDGET skipped steps in a WINDOW
+cause a rollback to the checkpoint before the first skipped step; training continues with the samples that follow the
+last skipped step. If too many steps are skipped again soon after a rollback, the run stops.
 """
 
 from dataclasses import dataclass
@@ -18,16 +17,18 @@ from motionmae.training.state import TrainState
 
 WINDOW = 1000  # steps over which skipped steps are counted
 
-BUDGET = 10  # Skipped steps allowed in a WINDOW. One more causes a rollback, at most once in two WINDOWs.
+BUDGET = 10  # skipped steps allowed in a WINDOW
 
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """Cause of a skipped step."""
+    """Cause of a skipped step.
+
+    ``cause`` is "loss" if a loss was not finite, "gradient" if only the gradient was not finite, and "overflow" if the
+    fp16 loss scale was too high. Overflows are normal and do not count.
+    """
 
     cause: str
-    """"loss": a loss was not finite; "gradient": the losses were finite, the gradient was not; "overflow": the fp16
-    loss scale was too high. Overflows are normal and do not count."""
     ranks: list[int]  # ranks with a non-finite loss; empty for the other causes
     samples: list[int]  # sample IDs that the ranks in ``ranks`` used in the step
 
@@ -59,7 +60,7 @@ def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
 
 
 def may_roll_back(state: TrainState) -> bool:
-    """Return False within two WINDOWs of a rollback: the samples after the rollback did not help."""
+    """Return False within two WINDOWs of a rollback, where other samples have not helped."""
     return not any(state.data_step - data_step <= 2 * WINDOW for data_step in state.rollbacks)
 
 
@@ -69,6 +70,6 @@ def too_many_skipped(state: TrainState, skipped: SkippedStep) -> UserError:
     return UserError(
         f"loss or gradient was not finite{rollback} in {len(state.recently_skipped)} of the last {WINDOW} steps, most "
         f"recently the {skipped.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start "
-        "another run with a lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step with its "
-        "samples)"
+        "another run with a lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists the skipped steps with "
+        "their samples)"
     )

@@ -14,11 +14,7 @@ from motionmae.runs.events import Kind, Row
 
 
 class TensorBoard:
-    """Sink that writes TensorBoard event files.
-
-    Args:
-        resumed_step: step of the loaded checkpoint; 0 for a new run.
-    """
+    """Sink that writes TensorBoard event files; ``resumed_step`` is 0 for a new run."""
 
     def __init__(self, folder: RunFolder, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
@@ -28,8 +24,8 @@ class TensorBoard:
         self._run = folder.path
 
     def event(self, row: Row) -> None:
-        """Write an event as text; the event of a picture also as an image."""
-        if row["kind"] == Kind.PICTURE.value and "path" in row:
+        """Write an event as text, and a picture also as an image."""
+        if row["kind"] == Kind.PICTURE and "path" in row:
             self._writer.add_image("reconstruction", _pixels(self._run / row["path"]), row["step"], dataformats="HWC")
         self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
 
@@ -43,9 +39,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sink for Weights & Biases (``pip install 'motionmae[viz]'``). All attempts of a run are one W&B run.
+    """Sink that sends metrics and pictures to Weights & Biases. All attempts of a run are one W&B run.
 
-    W&B keeps both points of a step that a resumed run repeats, on the axis ``step``. Its files are in ``RUN/wandb``.
+    If a resumed run repeats a step, W&B keeps both points on the axis ``step``. The files of W&B are in ``RUN/wandb``.
 
     Raises:
         UserError: wandb is not installed, or W&B refuses the run, for example because the API key is missing.
@@ -76,8 +72,8 @@ class WeightsAndBiases:
         self._wandb_run.define_metric("*", step_metric="step")
 
     def event(self, row: Row) -> None:
-        """Send a picture. Other events are in ``events.jsonl`` only."""
-        if row["kind"] == Kind.PICTURE.value and "path" in row:
+        """Send a picture; other events are only in ``events.jsonl``."""
+        if row["kind"] == Kind.PICTURE and "path" in row:
             picture = self._wandb.Image(str(self._run / row["path"]))
             self._log({"reconstruction": picture, "step": row["step"]})
 

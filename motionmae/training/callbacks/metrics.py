@@ -26,7 +26,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Source of the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
+    """Source of the rows of metrics.jsonl. Add a new scalar here and in monitoring/metric_definitions.py."""
 
     loss_names: Sequence[str]
     clips_per_step: int  # clips over all ranks, including repeated clips of a video
@@ -36,7 +36,7 @@ class StepMetrics:
     timer: StepTimer
 
     def row(self, state: TrainState, result: StepResult) -> Row:
-        """Compute the row of the step that was just taken. Collective."""
+        """Compute the row of the last step. Collective."""
         times = self.times()
         names, rank, world = self.loss_names, self.rank.rank, self.rank.world
         shared = torch.zeros(len(names) + world, device=self.rank.device)  # one message for losses and times
@@ -59,7 +59,7 @@ class StepMetrics:
         }
 
     def times(self) -> Row:
-        """Compute the mean seconds of a step on this rank since the last row, without the time of saves."""
+        """Compute this rank's mean times of a step since the last row, without the time of saves."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
         seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
@@ -73,9 +73,9 @@ class StepMetrics:
 
 
 def straggler_scores(own_seconds: Tensor, rank: int) -> Row:
-    """Compare each rank's own time in a step with the median; return this rank's score and the slowest rank.
+    """Divide each rank's own time in a step by the median; return this rank's score and the slowest rank's.
 
-    Only the time before the backward pass is a rank's own: after it, ranks wait for each other and take equally long.
+    Only the time before the backward pass is a rank's own: from there on, ranks wait for each other.
 
     Args:
         own_seconds: (world,) seconds of a step until the end of the forward pass, by rank.

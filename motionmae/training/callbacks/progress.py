@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines in a log file."""
+"""Progress of training: a bar on a terminal, plain lines in a log file."""
 
 import sys
 
@@ -11,7 +11,7 @@ from motionmae.training.callbacks.base import Callback
 
 
 class ProgressLine(Callback):
-    """Callback that shows rows of metrics and log messages; disabled on every rank except rank zero."""
+    """Callback that shows rows of metrics and messages, on rank 0 only."""
 
     def __init__(self, total_steps: int, enabled: bool) -> None:
         self._total, self._enabled = total_steps, enabled
