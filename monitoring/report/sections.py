@@ -150,7 +150,8 @@ def _timeline(history: RunHistory) -> str:
     """Render the attempts of the run over time."""
     if not history.attempts:
         return ""
-    start = min([*history.submitted[:1], history.attempts[0].began])
+    submitted = [row["time"] for row in history.of(Kind.SUBMITTED)]
+    start = min([*submitted[:1], history.attempts[0].began])
     blocks = []
     attempts = history.attempts
     if start < attempts[0].began:

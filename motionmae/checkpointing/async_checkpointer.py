@@ -78,10 +78,10 @@ class AsyncCheckpointer:
         return None if self.is_writing else self.wait()
 
     def wait(self) -> SaveResult | None:
-        """Wait for the write in progress and return its result, or None if there is none.
+        """Wait for the write in progress and return its result; return None if there is none.
 
         Raises:
-            LeaseLost: a newer attempt holds the lease of the run folder.
+            LeaseLost: a newer attempt holds the lease on the run folder.
             RuntimeError: the other ranks are gone.
         """
         if self._thread is None:

@@ -55,11 +55,7 @@ def load_state(source: str | Path) -> Weights:
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """Return the newest checkpoint's folder if ``source`` is a run, else ``source`` itself.
-
-    Raises:
-        UserError: the run has no checkpoint yet.
-    """
+    """Return the newest checkpoint of a run, or ``source`` itself if it is not a run folder."""
     path = Path(source).expanduser()
     if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
         return newest_checkpoint(RunFolder(path)).folder
@@ -67,11 +63,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's checkpoint of ``step``, or its newest one, without changing the run folder.
-
-    Raises:
-        UserError: the checkpoint does not exist.
-    """
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
     complete = CheckpointStore(folder.checkpoints).complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
@@ -85,7 +77,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
     """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: there are no weights, or the encoder has other tensors or shapes; the error names them.
+        UserError: there are no weights, or the encoder has different tensors or shapes.
     """
     weights = load_state(source)
     state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
@@ -95,11 +87,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state``, which must hold exactly the tensors of ``module``; ``origin`` is named in the error.
-
-    Raises:
-        UserError: tensors are missing or unexpected, or shapes differ; the error names them.
-    """
+    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -140,7 +128,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{folder} cannot be read ({error.strerror or error}): check that its disk is mounted"
         ) from error
-    if reason or isinstance(checkpoint, str):
+    if reason or not isinstance(checkpoint, Checkpoint):
         raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another one in {folder.parent}")
     weights: dict[str, Tensor] = {}
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"

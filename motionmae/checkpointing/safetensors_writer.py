@@ -2,7 +2,7 @@
 
 ``save_file`` of the safetensors library copies all tensors and holds the interpreter's lock while it writes, which
 stops training. A file is a length, a JSON header, and the bytes (https://huggingface.co/docs/safetensors). This
-module hashes and writes the bytes without a copy, and every long call releases the lock. The library reads the files.
+module hashes and writes the bytes without a copy, and every long call releases the lock.
 """
 
 import hashlib
@@ -16,15 +16,9 @@ from torch import Tensor
 
 from motionmae.runs.checkpoint_store import FileEntry
 
-_CHUNK = 8 << 20
-
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:
-    """Write and flush contiguous fp32 CPU tensors; the returned entry lists ``parameters``.
-
-    Raises:
-        OSError: the file could not be written completely.
-    """
+    """Write and flush contiguous fp32 CPU tensors, or raise an OSError; the returned entry lists ``parameters``."""
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
@@ -43,8 +37,8 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     yield memoryview(_header(tensors))
     for tensor in tensors.values():
         content = tensor.view(-1).numpy().data.cast("B")
-        for start in range(0, len(content), _CHUNK):
-            yield content[start : start + _CHUNK]
+        for start in range(0, len(content), 8 << 20):
+            yield content[start : start + (8 << 20)]
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:

@@ -56,11 +56,7 @@ class _Fragment(NamedTuple):
 
 
 class PinnedStagingBuffer:
-    """Host memory for a rank's part of a checkpoint; allocated once and reused by every save.
-
-    Args:
-        pinned: use page-locked memory, into which a GPU copies directly.
-    """
+    """Host memory for a rank's part of a checkpoint, reused by every save; a GPU copies directly to pinned memory."""
 
     def __init__(self, pinned: bool = False) -> None:
         self.writers: list[_Writer] = []  # of each parameter, in the engine's order; assigned by the first save
@@ -117,10 +113,7 @@ def stage(
 
 
 def _assign_writers(engine: Engine, rank: DistributedContext) -> list[_Writer]:
-    """Assign each parameter to a rank that holds it in full, if there is one. Collective.
-
-    At stages 0 to 2, saving then needs almost no communication while training waits.
-    """
+    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does. Collective."""
     held = gather_objects([sharded_state.is_whole_here(engine, parameter) for parameter in engine.parameters.values()])
     writers = []
     for index, holds in enumerate(zip(*held, strict=True)):
@@ -195,9 +188,12 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
             already_reported=not rank.is_rank_zero,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
-        reader = index % rank.world
-        values = _read_parameter(checkpoint.folder, files[name], name) if rank.rank == reader else {}
-        values = _broadcast(values, sharded_state.shape(parameter), rank, reader)
+        reader, shape = index % rank.world, sharded_state.shape(parameter)
+        own = _read_parameter(checkpoint.folder, files[name], name) if rank.rank == reader else {}
+        values = {}
+        for kind in KINDS:
+            values[kind] = own[kind].to(rank.device) if own else torch.empty(shape, device=rank.device)
+            dist.broadcast(values[kind], src=reader)
         sharded_state.set_full_state(engine, parameter, values)
         if name in engine.averages:
             engine.averages[name].data.copy_(_read_average(checkpoint, files[name], name))
@@ -217,7 +213,7 @@ def _gather_shards(
         parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == writer else None
         dist.gather(value, parts, dst=writer, group=group)
         if parts:
-            tensors.setdefault(name, {})[kind] = sharded_state.join(parts, shape)
+            tensors.setdefault(name, {})[kind] = torch.cat(parts)[: shape.numel()].view(shape)  # without padding
     return tensors
 
 
@@ -247,18 +243,6 @@ def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
     exists = any(entry.name == average for entry in checkpoint.files)
     with safe_open(checkpoint.folder / (average if exists else file), framework="pt") as content:
         return content.get_tensor(name)
-
-
-def _broadcast(
-    values: dict[str, Tensor], shape: torch.Size, rank: DistributedContext, source: int
-) -> dict[str, Tensor]:
-    """Broadcast a parameter and its moments from rank ``source`` to the device of every rank. Collective."""
-    received = {}
-    for kind in KINDS:
-        tensor = values[kind].to(rank.device) if values else torch.empty(shape, device=rank.device)
-        dist.broadcast(tensor, src=source)
-        received[kind] = tensor
-    return received
 
 
 @dataclass(frozen=True)

@@ -203,20 +203,13 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
-    _import_muon()
+    # DeepSpeed imports Muon, which no run uses. Muon's @torch.compile would add a second to every start.
+    with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed's shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _import_muon() -> None:
-    """Import the Muon optimiser without its ``@torch.compile``, which would add a second to every start.
-
-    DeepSpeed imports Muon to check an optimiser's class. No run uses Muon.
-    """
-    with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def keep_freed_memory() -> None:

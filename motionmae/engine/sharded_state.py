@@ -112,11 +112,6 @@ def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_local_optimizer_state(parameter, kind)
 
 
-def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
-    """Join all ranks' flat fragments and remove the padding at the end."""
-    return torch.cat(fragments)[: shape.numel()].view(shape)
-
-
 def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
     """Set a parameter and its moments from whole tensors by kind, equal on all ranks. Collective."""
     if engine.stage == 3:

@@ -25,11 +25,6 @@ class CheckpointStatus(StrEnum):
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
 
-    @property
-    def usable(self) -> bool:
-        """Whether a resume may load the checkpoint."""
-        return self in (CheckpointStatus.VALID, CheckpointStatus.COMPLETE)
-
 
 @dataclass(frozen=True)
 class InspectedCheckpoint:
@@ -54,16 +49,16 @@ def inspect(
         verify: read every byte; if False, compare only file sizes.
         progress: wraps the list of checkpoints, for example in a progress bar.
     """
+    intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
     inspected: list[InspectedCheckpoint] = []
     for folder, checkpoint in progress(store.newest_first()):
         try:
             reason = defect_of(checkpoint, sizes_only=not verify)
-            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
             status = CheckpointStatus.DAMAGED if reason else intact
         except OSError as error:
             reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
-        resumes = status.usable and not decided
+        resumes = status is intact and not decided
         inspected.append(_describe(folder, status, reason, checkpoint, resumes))
     renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
     unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]

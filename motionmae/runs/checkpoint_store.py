@@ -68,8 +68,7 @@ class Checkpoint:
     def defect(self, sizes_only: bool = False) -> str:
         """Return a description of the damage; empty if the checkpoint is intact. ``sizes_only`` skips the checksums.
 
-        Raises:
-            OSError: storage failed; the files may be intact.
+        An OSError means that storage failed: the files may be intact.
         """
 
         def file_defect(entry: FileEntry) -> str:
@@ -87,8 +86,7 @@ class Checkpoint:
             return next(filter(None, pool.map(file_defect, self.files)), "")
 
 
-Found: TypeAlias = Checkpoint | str | OSError
-"""Content of a checkpoint folder: the checkpoint, a defect of its manifest, or the error of reading it."""
+Found: TypeAlias = Checkpoint | str | OSError  # a checkpoint, a defect of its manifest, or the error of reading it
 
 
 def defect_of(found: Found, sizes_only: bool = False) -> str:
@@ -154,7 +152,7 @@ class CheckpointStore:
         def position(pair: tuple[Path, Found]) -> int:
             return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
 
-        found = [(folder, _find(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
+        found = [(folder, read_manifest(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
         return sorted(found, key=position, reverse=True)
 
     def renamed_damaged(self) -> list[Path]:
@@ -168,10 +166,7 @@ class CheckpointStore:
         return temporary
 
     def commit(self, temporary: Path, step: int, state: dict[str, Any], files: list[FileEntry]) -> Checkpoint:
-        """Write and flush state and manifest, then rename the folder. The rename makes the checkpoint exist.
-
-        The writers of the other files must have flushed them.
-        """
+        """Write and flush state and manifest, then rename the folder. The other files must be flushed already."""
         position = state.get("trainer", {}).get("data_step", step)
         write_atomically(temporary / _STATE, json.dumps(state, indent=1).encode())
         entries = [describe(temporary / _STATE), *files]
@@ -209,13 +204,8 @@ class CheckpointStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> Checkpoint | str:
-    """Read the manifest in ``folder``; return the checkpoint, or a description of the manifest's damage.
-
-    Raises:
-        UserError: the checkpoint has a different format version.
-        OSError: storage failed; the manifest may be intact.
-    """
+def read_manifest(folder: Path) -> Found:
+    """Read the manifest in ``folder``, or raise a UserError if its format has a different version."""
     try:
         content = json.loads((folder / _MANIFEST).read_text())
         if content["format"] != FORMAT:
@@ -230,15 +220,10 @@ def read_manifest(folder: Path) -> Checkpoint | str:
         raise
     except _MISSING as error:
         return f"{_MANIFEST}: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST} is not readable: {error!r}"
-
-
-def _find(folder: Path) -> Found:
-    try:
-        return read_manifest(folder)
     except OSError as error:
         return error
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST} is not readable: {error!r}"
 
 
 def step_of(folder: Path) -> int:

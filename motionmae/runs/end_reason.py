@@ -105,14 +105,9 @@ def classify_error(error: BaseException) -> EndReason:
         for kind, reason in _REASONS.items():
             if isinstance(cause, kind):
                 return reason
-        if _is_lost_peer(cause):
+        lost_type = any(base.__name__ in _LOST_TYPES for base in type(cause).__mro__)
+        lost_message = any(words in str(cause).lower() for words in _LOST_MESSAGES)
+        if lost_type or (lost_message and isinstance(cause, RuntimeError)):
             return EndReason.LOST_PEERS
         cause = cause.__cause__
     return EndReason.CRASHED
-
-
-def _is_lost_peer(error: BaseException) -> bool:
-    if any(kind.__name__ in _LOST_TYPES for kind in type(error).__mro__):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _LOST_MESSAGES)

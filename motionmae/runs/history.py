@@ -183,11 +183,6 @@ class RunHistory:
         return next((row["step"] for row in self.of(Kind.FINISH)), None)
 
     @property
-    def submitted(self) -> list[float]:
-        """Times of submission."""
-        return [row["time"] for row in self.of(Kind.SUBMITTED)]
-
-    @property
     def git_revision(self) -> str:
         """Commit of the newest attempt that recorded one; empty if none did."""
         return next((row["code"] for row in reversed(self.of(Kind.START)) if row.get("code")), "")

@@ -55,10 +55,9 @@ class Lease:
 
 
 def acquire_lease(folder: Path) -> Lease:
-    """Begin a new attempt of the run in ``folder``, on rank 0. Older attempts fail their next check.
+    """Begin a new attempt of the run in ``folder``, on rank 0, or raise a UserError.
 
-    Raises:
-        UserError: the lease file is damaged or cannot be written.
+    Older attempts then fail their next check.
     """
     file = folder / FILE
     try:

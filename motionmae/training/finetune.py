@@ -111,12 +111,10 @@ class Finetuning:
 
 
 def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping[str, Any] | None) -> str:
-    """Load the encoder of a probe and return its fingerprint; the probe's checkpoints hold only the head.
+    """Load the encoder of a probe, and return its fingerprint; the probe's checkpoints hold only the head.
 
-    The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints.
-
-    Raises:
-        UserError: the head in the checkpoint was trained on a different encoder.
+    The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints. If the
+    head in the checkpoint was trained on a different encoder, a UserError is raised.
     """
     source = str(folder.encoder) if folder.encoder.is_file() else init
     load_encoder(encoder, source)

@@ -34,12 +34,7 @@ class SkippedStep:
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
-    """Find the cause of the step that was just skipped. Collective.
-
-    Args:
-        losses: (L,) this rank's losses of the step: 3 in pre-training, 1 in fine-tuning.
-        samples: (b,) IDs of this rank's samples, one tensor per micro-batch.
-    """
+    """Find the cause of a skipped step from this rank's losses (L,) and sample IDs (b,) per micro-batch. Collective."""
     nonfinite = not bool(losses.isfinite().all())
     answers = gather_objects(torch.cat(samples).tolist() if nonfinite else None)
     ranks = [rank for rank, ids in enumerate(answers) if ids is not None]

@@ -80,8 +80,7 @@ def build_trainer(
 ) -> Trainer | None:
     """Build this rank's trainer from the newest checkpoint; return None if the run is complete. Collective.
 
-    Args:
-        stack: closes all parts of the trainer.
+    ``stack`` closes all parts of the trainer.
 
     Raises:
         UserError: settings or data are invalid, or differ from the run's.
@@ -152,14 +151,14 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     saved = next(filter(None, map(_read_state, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
-        saved = {"config": running.model_dump(mode="json"), "loader": _identity(running)}
+        manifest_of_run = load_manifest(running.data.shards, running.data)
+        saved = {"config": running.model_dump(mode="json"), "loader": _identity(running, manifest_of_run)}
     if saved:
         check_same_run(saved["config"], config)
         check_same_stream(saved["loader"], _identity(config, manifest))
 
 
-def _identity(config: Config, manifest: Manifest | None = None) -> dict[str, Any]:
-    manifest = manifest or load_manifest(config.data.shards, config.data)
+def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
 
 
@@ -177,8 +176,7 @@ def record_events(
 ) -> Iterator[EventLog]:
     """Open the event log, and record the start of the attempt and the error that ends it.
 
-    Raises:
-        LeaseLost: the attempt has lost its lease; raised instead of any other error, such as the loss of other ranks.
+    If the attempt has lost its lease, a LeaseLost replaces the error, such as the loss of other ranks.
     """
     attempt = lease.attempt
     check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there
@@ -242,11 +240,7 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 def load_train_state(
     checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
-    """Load the trainer's state from a checkpoint, or return a new one. Collective.
-
-    Raises:
-        UserError: the checkpoint was written with other settings or other data.
-    """
+    """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ. Collective."""
     saved = broadcast_object(checkpoint.state() if checkpoint and rank.is_rank_zero else None)
     if saved is None:
         return TrainState()

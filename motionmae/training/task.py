@@ -28,8 +28,7 @@ class Task(Protocol):
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
         """Build the model with its initial weights, on rank 0 before the other ranks.
 
-        Args:
-            saved: :meth:`state` in the checkpoint that will replace every trained weight; None for a new run.
+        ``saved`` is the :meth:`state` in the checkpoint that will replace every trained weight; None for a new run.
 
         Raises:
             UserError: the shards or the initial weights do not fit the model.

@@ -194,11 +194,7 @@ class Trainer:
         return self.batches()
 
     def count_corrupt(self) -> None:
-        """Add the corrupt samples found by all ranks to the state, and log new ones. Collective.
-
-        Raises:
-            UserError: there are more than ``data.max_corrupt_samples`` corrupt samples over all ranks.
-        """
+        """Add all ranks' corrupt samples to the state; raise a UserError above the config's limit. Collective."""
         new: dict[str, str] = {}
         for found in gather_objects(dict(self.loader.corrupt_samples)):
             for sample, reason in found.items():
@@ -219,11 +215,7 @@ class Trainer:
             )
 
     def save(self, request: Request) -> None:
-        """Start to save a checkpoint; if the attempt ends, wait for the write. Collective.
-
-        Raises:
-            UserError: the run's last save failed.
-        """
+        """Start to save a checkpoint. If the attempt ends, wait for the write; it may raise a UserError. Collective."""
         start = time.perf_counter()
         self.timer.enter(Phase.CHECKPOINT)
         if request.end:

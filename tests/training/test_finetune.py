@@ -166,7 +166,7 @@ def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
 def test_unlabelled_or_single_class_shards_are_refused(tmp_path: Path):
     single = run_of(make_shards(tmp_path / "single"), tmp_path / "runs")
     [[sentence]] = run_ranks(1, run_all, [single])
-    assert "names 1 classes, a classifier needs two" in sentence
+    assert "has 1 classes, but a classifier needs two" in sentence
 
 
 def test_mixing_clips_equals_timm_on_frames_as_channels():

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from motionmae.config import Config
 from motionmae.errors import UserError
@@ -26,7 +27,8 @@ class TensorBoard:
     def event(self, row: Row) -> None:
         """Write an event as text, and a picture also as an image."""
         if row["kind"] == Kind.PICTURE and "path" in row:
-            self._writer.add_image("reconstruction", _pixels(self._run / row["path"]), row["step"], dataformats="HWC")
+            pixels = np.asarray(Image.open(self._run / row["path"]))
+            self._writer.add_image("reconstruction", pixels, row["step"], dataformats="HWC")
         self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
 
     def metrics(self, row: Row) -> None:
@@ -75,37 +77,21 @@ class WeightsAndBiases:
         """Send a picture; other events are only in ``events.jsonl``."""
         if row["kind"] == Kind.PICTURE and "path" in row:
             picture = self._wandb.Image(str(self._run / row["path"]))
-            self._log({"reconstruction": picture, "step": row["step"]})
+            self._call(self._wandb_run.log, {"reconstruction": picture, "step": row["step"]})
 
     def metrics(self, row: Row) -> None:
-        self._log({**_numbers(row), "step": row["step"]})
+        self._call(self._wandb_run.log, {**_numbers(row), "step": row["step"]})
 
     def close(self) -> None:
-        with self._service():
-            self._wandb_run.finish()
+        self._call(self._wandb_run.finish)
 
-    def _log(self, values: dict[str, Any]) -> None:
-        with self._service():
-            self._wandb_run.log(values)
-
-    @contextmanager
-    def _service(self) -> Iterator[None]:
-        """Turn errors of W&B's service into OSError, which never stops training."""
+    def _call(self, action: Callable[..., Any], *arguments: Any) -> None:
+        """Call W&B, and turn an error of its service into an OSError, which never stops training."""
         try:
-            yield
+            action(*arguments)
         except self._wandb.Error as error:
             raise OSError(str(error)) from error
 
 
 def _numbers(row: Row) -> dict[str, float]:
     return {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "time")}
-
-
-def _pixels(path: Path) -> Any:
-    """Read a PNG as RGB (H, W, 3) uint8."""
-    import cv2
-
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise OSError(f"{path} cannot be read")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

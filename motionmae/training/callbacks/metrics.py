@@ -75,10 +75,8 @@ class StepMetrics:
 def straggler_scores(own_seconds: Tensor, rank: int) -> Row:
     """Divide each rank's own time in a step by the median; return this rank's score and the slowest rank's.
 
-    Only the time before the backward pass is a rank's own: from there on, ranks wait for each other.
-
-    Args:
-        own_seconds: (world,) seconds of a step until the end of the forward pass, by rank.
+    ``own_seconds`` (world,) are the seconds of a step until the end of the forward pass. From then on, ranks wait for
+    each other.
     """
     scores = own_seconds / own_seconds.median().clamp(min=1e-9)
     slowest = int(scores.argmax())
