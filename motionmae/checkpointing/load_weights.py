@@ -1,7 +1,6 @@
 """Read weights from a run, a checkpoint, an exported folder, or files of Hugging Face or the papers' authors.
 
-Files are unpickled with ``torch.load(weights_only=True)``: tensors, plain values, and a Namespace of plain values.
-Weights that do not fit a model are refused; the error names the tensors and their shapes.
+Files are unpickled with ``torch.load(weights_only=True)``: only tensors, plain values, and a Namespace of plain values.
 """
 
 import argparse
@@ -99,9 +98,9 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
     problems = [f"{kind}{_list(names)}" for kind, names in listed.items() if names]
     if problems:
         learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
-        remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
+        remedy = "model.pos_embed=learnable" if learnable else "model.* and clip.* as in the training of the weights"
         raise UserError(
-            f"{origin} holds weights of another model: {'; '.join(problems)} ({remedy}, or choose other weights)"
+            f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
     module.load_state_dict(dict(state))
 
@@ -153,7 +152,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
         content = inner
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict but a {type(content).__name__}: give weights")
+        raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
 

@@ -34,12 +34,12 @@ Result = TypeVar("Result")
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written. Raised on every rank after the partial checkpoint was removed."""
+    """Failure to write a checkpoint, raised on every rank after the partial checkpoint was removed."""
 
 
 @dataclass(frozen=True)
 class StagedState:
-    """The part of a checkpoint that this rank writes, copied to host memory."""
+    """Part of a checkpoint that this rank writes, copied to host memory."""
 
     step: int
     state: dict[str, Any]  # content of state.json; only rank 0 writes it

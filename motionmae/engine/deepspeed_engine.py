@@ -63,7 +63,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 class Engine:
-    """A model, its optimiser and DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
+    """Model and optimiser on DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
 
     Args:
         stage: overrides the config's ZeRO stage, for measurements.

@@ -1,6 +1,6 @@
 """List a run's checkpoints: valid or not, which one a resume would load, and delete broken ones.
 
-The module does not import torch. It works on a login node, also while the job runs.
+The module does not import torch: it works on a login node, also while the job runs.
 """
 
 import json
@@ -19,7 +19,7 @@ class CheckpointStatus(StrEnum):
     """Status of a folder in ``checkpoints``."""
 
     VALID = "valid"  # all bytes match the manifest's checksums
-    COMPLETE = "complete"  # All files have the manifest's sizes. Their content was not read.
+    COMPLETE = "complete"  # all files have the manifest's sizes; their content was not read
     DAMAGED = "damaged"  # a resume skips this checkpoint, or has skipped and renamed it
     # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"

@@ -29,7 +29,7 @@ from motionmae.errors import UserError
 from motionmae.files import sync_folder, write_atomically
 from motionmae.runs.end_reason import StorageError
 
-FORMAT = 1  # Version of the folder's layout. Other versions are refused.
+FORMAT = 1  # version of the folder's layout; other versions are refused
 
 _MANIFEST, _STATE = "manifest.json", "state.json"
 _COMPLETE, _UNFINISHED, _DAMAGED = "step-", ".unfinished-", "damaged-"
@@ -39,7 +39,7 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a checkpoint."""
+    """File of a checkpoint, as listed in the manifest."""
 
     name: str
     bytes: int
@@ -49,12 +49,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint."""
+    """Committed checkpoint of a run."""
 
     folder: Path
     step: int
     files: tuple[FileEntry, ...]
-    position: int  # Steps of data consumed. It rises with every save, even after a rollback to an earlier step.
+    position: int  # steps of data consumed; rises with every save, even after a rollback
 
     @property
     def bytes(self) -> int:

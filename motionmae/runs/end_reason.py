@@ -7,11 +7,11 @@ from motionmae.errors import UserError
 
 
 class LeaseLost(RuntimeError):  # noqa: N818 - the process did nothing wrong
-    """A newer attempt holds the lease on the run folder. This attempt must stop without writing anything."""
+    """Loss of the lease to a newer attempt. This attempt must stop without writing anything."""
 
 
 class StorageError(RuntimeError):
-    """Storage could not be read. The data may be intact, so nothing was changed, and a later read may succeed."""
+    """Failure of storage to read data, which may be intact: nothing was changed, and a later read may succeed."""
 
 
 class Requeue(Enum):

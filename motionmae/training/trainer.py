@@ -1,4 +1,4 @@
-"""The trainer: takes optimiser steps, logs them, saves checkpoints, and rolls back after too many non-finite steps."""
+"""Trainer that takes steps, logs them, saves checkpoints, and rolls back after too many non-finite steps."""
 
 import time
 from collections import Counter
@@ -37,9 +37,9 @@ SLOW_DISK_SECONDS = 10.0  # waits for the previous checkpoint write that are lon
 
 @dataclass
 class Trainer:
-    """Trainer of a task, to its last step or until a signal or a file of the run folder requests a stop.
+    """Trainer of a task: takes steps until the last one, or until a signal or a file in the run folder requests a stop.
 
-    :func:`motionmae.training.setup.build_trainer` builds one on every rank. All ranks call the same methods in order.
+    Every rank has a trainer (:func:`motionmae.training.setup.build_trainer`). All ranks call the same methods in order.
     """
 
     config: Config
@@ -188,7 +188,7 @@ class Trainer:
         self.events.event(Kind.ROLLBACK, checkpoint.step, **fields)
         self.log(
             f"rollback from step {before.step} to {name} after {len(before.recently_skipped)} skipped steps; "
-            "training continues with the samples that follow them"
+            "training continues with the samples after the skipped steps"
         )
         self.save(request)
         return self.batches()
@@ -215,7 +215,7 @@ class Trainer:
             )
 
     def save(self, request: Request) -> None:
-        """Start to save a checkpoint. If the attempt ends, wait for the write; it may raise a UserError. Collective."""
+        """Start to save a checkpoint; wait for the write if the attempt ends. Collective."""
         start = time.perf_counter()
         self.timer.enter(Phase.CHECKPOINT)
         if request.end:
