@@ -9,7 +9,10 @@ runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At s
 :func:`stage` copies fragments and :func:`write` joins them.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +22,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from motionmae.checkpointing.safetensors_writer import write_tensors
 from motionmae.distributed.context import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
@@ -227,6 +229,39 @@ def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: Dist
     if averages := {name: kinds["average"] for name, kinds in tensors.items() if "average" in kinds}:
         contents[f"average-{suffix}"] = averages
     return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:
+    """Write and flush contiguous fp32 CPU tensors, or raise an OSError; the returned entry lists ``parameters``.
+
+    ``save_file`` of the safetensors library copies all tensors and holds the interpreter's lock while it writes, which
+    stops training. Here nothing is copied, and every long call releases the lock.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _chunks(tensors):
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return FileEntry(path.name, file.tell(), digest.hexdigest(), parameters)
+
+
+def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield a safetensors file (https://huggingface.co/docs/safetensors): length of the header, header, and tensors."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, (name, tensor.dtype)
+        assert tensor.is_contiguous(), name
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors.values():
+        content = tensor.view(-1).numpy().data.cast("B")
+        for start in range(0, len(content), 8 << 20):
+            yield content[start : start + (8 << 20)]
 
 
 def _read_parameter(folder: Path, file: str, name: str) -> dict[str, Tensor]:

@@ -34,9 +34,8 @@ from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
-from motionmae.training.callbacks.base import SynchronizedGc
+from motionmae.training.callbacks.base import ProgressLine, SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
-from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState

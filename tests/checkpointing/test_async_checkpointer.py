@@ -9,8 +9,7 @@ import torch
 
 from monitoring.goodput import goodput_of
 from motionmae.checkpointing.load_weights import load_state
-from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.checkpointing.sharded import PinnedStagingBuffer
+from motionmae.checkpointing.sharded import PinnedStagingBuffer, write_tensors
 from motionmae.config import Config
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
