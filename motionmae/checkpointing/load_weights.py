@@ -68,7 +68,7 @@ def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {steps}")
+        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: choose from the saved steps ({steps})")
     return chosen[-1]
 
 

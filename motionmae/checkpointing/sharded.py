@@ -88,7 +88,7 @@ class _Writer(NamedTuple):
 def stage(
     engine: Engine, rank: DistributedContext, step: int, state: dict[str, Any], buffer: PinnedStagingBuffer
 ) -> StagedState:
-    """Copy the weights and moments that this rank will write into ``buffer``, over its old content. Collective."""
+    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content. Collective."""
     buffer.writers = buffer.writers or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []

@@ -66,7 +66,7 @@ def create_store(
         if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
             raise UserError(
                 f"MASTER_ADDR={host} resolves to {address[0]} on rank 0, which no other node can reach: correct "
-                "/etc/hosts there, or set MASTER_ADDR to an address in the cluster's network"
+                "/etc/hosts on that node, or set MASTER_ADDR to an address in the cluster's network"
             )
         listener = socket.create_server(address[:2], family=family, backlog=4096)
     except OSError as error:

@@ -85,7 +85,9 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         try:
             shutil.rmtree(found.folder)
         except OSError as error:
-            raise UserError(f"{found.folder} cannot be deleted ({error.strerror}): check who owns it") from error
+            raise UserError(
+                f"{found.folder} cannot be deleted ({error.strerror}): check its owner and permissions"
+            ) from error
     return [found.folder for found in broken]
 
 

@@ -11,7 +11,7 @@ class LeaseLost(RuntimeError):  # noqa: N818 - the process did nothing wrong
 
 
 class StorageError(RuntimeError):
-    """Failure of storage to read data, which may be intact: nothing was changed, and a later read may succeed."""
+    """Failure to read stored data, which may be intact. Nothing was changed, and a later read may succeed."""
 
 
 class Requeue(Enum):

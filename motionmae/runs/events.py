@@ -144,7 +144,7 @@ class EventLog:
 
     def _warn(self, sink: str, error: OSError) -> None:
         if sink not in self._failed:
-            logger.warning("%s fails (%s), rows are lost; training continues", sink, error)
+            logger.warning("%s cannot take rows (%s), which are lost; training continues", sink, error)
         self._failed.add(sink)
 
 

@@ -33,7 +33,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Lease:
-    """Lease that an attempt holds."""
+    """Lease of an attempt on the run folder."""
 
     file: Path
     attempt: Attempt

@@ -1,4 +1,4 @@
-"""Non-finite guard: find the cause of skipped steps, and decide when a run has skipped too many.
+"""Guard against non-finite steps: find why steps were skipped, and decide when a run has skipped too many.
 
 The engine skips a step with a non-finite loss or gradient on all ranks. More than BUDGET skipped steps in a WINDOW
 cause a rollback to the checkpoint before the first skipped step; training continues with the samples that follow the

@@ -258,7 +258,7 @@ def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_ste
         try:
             events.add(TensorBoard(folder, resumed_step))
         except OSError as error:
-            logger.warning("nothing is written for TensorBoard (%s); training continues", error)
+            logger.warning("TensorBoard files cannot be written (%s); training continues", error)
     if config.log.wandb != "off":
         events.add(WeightsAndBiases(config, folder))
 

@@ -194,7 +194,7 @@ class Trainer:
         return self.batches()
 
     def count_corrupt(self) -> None:
-        """Add all ranks' corrupt samples to the state; raise a UserError above the config's limit. Collective."""
+        """Add all ranks' corrupt samples to the state; raise a UserError beyond the config's limit. Collective."""
         new: dict[str, str] = {}
         for found in gather_objects(dict(self.loader.corrupt_samples)):
             for sample, reason in found.items():
