@@ -40,7 +40,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in given or "WORLD_SIZE" in given:
         unset = ", ".join(key for key in _TORCHRUN if key not in given)
         raise UserError(
-            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset all of them"
+            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset all five"
         )
     if "SLURM_STEP_NUM_TASKS" in environment:
         return _slurm_rank_environment(environment)
