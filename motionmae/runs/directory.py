@@ -6,7 +6,7 @@ from motionmae.errors import UserError
 
 
 class RunFolder:
-    """Paths in the run folder ``OUTPUT_DIR/NAME``."""
+    """Paths in the run folder ``OUTPUT_DIR/NAME``, which may be absent."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,11 +19,6 @@ class RunFolder:
         self.logs = path / "logs"  # standard output and error of the job's processes
         self.tensorboard = path / "tensorboard"
         self.reconstructions = path / "reconstructions"  # pictures of reconstructed clips
-
-    @classmethod
-    def of(cls, runs: str | Path, name: str) -> "RunFolder":
-        """Return the folder of run ``name`` in ``runs``. The folder may be absent."""
-        return cls(Path(runs) / name)
 
     def create(self) -> None:
         """Create the folders that training fills, or raise a UserError."""

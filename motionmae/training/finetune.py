@@ -81,7 +81,7 @@ class Finetuning:
         model = build_classifier(config, classes)
         self._state = {"class_names": list(manifest.class_names)}
         if finetune.frozen:
-            folder = RunFolder.of(config.output_dir, config.name)
+            folder = RunFolder(config.run_folder)
             self._state["frozen"] = load_frozen(model.encoder, folder, finetune.init, saved)
             if not folder.encoder.is_file():
                 save_frozen(model.encoder, folder)

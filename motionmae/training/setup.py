@@ -87,7 +87,7 @@ def build_trainer(
     startup = StartupTimer()
     rank = stack.enter_context(distributed(config.engine))
     startup.done("process_group")
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     store = CheckpointStore(folder.checkpoints)
     run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
     run_on_rank_zero(rank, folder.create)

@@ -41,7 +41,7 @@ class FedRun:
     """A run of some ranks on this node, whose event logs a test feeds as the training loop does."""
 
     def __init__(self, config: Config, folder: Path, attempt: str = "a", ranks: int = 1) -> None:
-        self.folder = RunFolder.of(config.output_dir, config.name)
+        self.folder = RunFolder(config.run_folder)
         self.folder.create()
         self.logs = []
         for rank in range(ranks):

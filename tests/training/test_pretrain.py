@@ -48,7 +48,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def folder_of(config: Config) -> RunFolder:
-    return RunFolder.of(config.output_dir, config.name)
+    return RunFolder(config.run_folder)
 
 
 def losses(config: Config) -> list[tuple[int, float, float, float]]:
