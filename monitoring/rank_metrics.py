@@ -16,7 +16,7 @@ from monitoring.flops_per_clip import FlopsPerClip, peak_flops
 from monitoring.metric_definitions import METRICS, RANK, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
-from motionmae.runs.events import Kind, Row
+from motionmae.runs.events import Kind, Row, Sink
 from motionmae.runs.history import AttemptTracker
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _Key = tuple[str, tuple[str, ...]]
 
 
-class RankMetrics:
+class RankMetrics(Sink):
     """Sink that writes a rank's snapshot at every event and metrics row. Its failures never reach training.
 
     Args:
@@ -66,9 +66,6 @@ class RankMetrics:
     def metrics(self, row: Row) -> None:
         self._guarded(self._take_metrics, row)
         self._guarded(self._write, row)
-
-    def close(self) -> None:
-        """Do nothing: no resource is open."""
 
     def _guarded(self, action: Callable[[Row], None], row: Row) -> None:
         try:

@@ -67,16 +67,21 @@ _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
 
 
 class Sink(Protocol):
-    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised."""
+    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised.
+
+    A class that derives from this one may leave out ``metrics`` and ``close``.
+    """
 
     def event(self, row: Row) -> None:
         """Receive an event."""
 
     def metrics(self, row: Row) -> None:
         """Receive a metrics row, see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
+        return
 
     def close(self) -> None:
         """Flush and close."""
+        return
 
 
 class JsonLines:

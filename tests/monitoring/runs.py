@@ -62,12 +62,9 @@ class FedRun:
 
 
 def settings_of(config: Config, folder: Path, node: int = 0, nodes: int = 1) -> Settings:
-    monitoring = config.monitoring
     return Settings(
-        config.name, str(Path(config.output_dir) / config.name), node, nodes, str(folder),
-        str(Path(config.output_dir) / ".sd"),
-        monitoring.address, monitoring.port, monitoring.ports, monitoring.linger_seconds,
-        monitoring.tls_certificate, monitoring.tls_key,
+        run=config.name, output_dir=Path(config.output_dir), node=node, nodes=nodes, snapshots=folder,
+        monitoring=config.monitoring,
     )  # fmt: skip
 
 
@@ -83,13 +80,13 @@ class Exporter:
             )  # fmt: skip
         assert self.process.stdin is not None
         self.stdin = self.process.stdin
-        self.stdin.write(settings.as_line())
+        self.stdin.write(settings.model_dump_json() + "\n")
         self.stdin.flush()
         self.settings, self.log = settings, log
 
     def address(self) -> str:
         """Wait for the discovery file and return the target in it."""
-        path = Path(self.settings.discovery) / f"{self.settings.run}-{self.settings.node}.json"
+        path = self.settings.target_file
         end = time.monotonic() + 60
         while not path.exists():
             assert self.process.poll() is None, self.log.read_text()
