@@ -25,9 +25,8 @@ from rich.table import Table
 from benchmarks.script import run_script
 from monitoring.collector import NodeCollector
 from monitoring.exporter import Settings, listen, publish
-from monitoring.flops_per_clip import FlopsPerClip
 from monitoring.gpu import GpuSource
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import FlopsPerClip, RankMetrics
 from monitoring.rank_snapshots import Sample
 from motionmae.config import MonitoringConfig, load_config
 from motionmae.files import output_file

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
-from monitoring.flops_per_clip import flops_per_clip_of
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import RankMetrics, flops_per_clip_of
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import rank_environment

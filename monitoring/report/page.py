@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from monitoring.flops_per_clip import flops_per_clip_of
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
 from monitoring.report.charts import Curve, LineChart, short
 from monitoring.report.losses import HeadLoss, loss_table
@@ -110,9 +109,11 @@ def _values(histories: Sequence[RunHistory], key: str) -> list[list[float | None
 
 def _flops(history: RunHistory, with_peak: bool) -> list[float | None]:
     """Return the MFU at each logged step, or the model's GFLOP/s if a config has no peak FLOP/s."""
+    from motionmae.planning.flops import step_flops  # imports torch
+
     if history.config is None:
         return [None] * len(history.rows)
-    flops, peak = flops_per_clip_of(history.config).flops, history.config.monitoring.peak_tflops * 1e12
+    flops, peak = step_flops(history.config).model, history.config.monitoring.peak_tflops * 1e12
     world = {row["attempt"]: row["world"] for row in history.of(Kind.START)}
     return [
         row["clips_per_second"] * flops / (peak * world[row["attempt"]] if with_peak else 1e9) for row in history.rows

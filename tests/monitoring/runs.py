@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.exporter import Settings
-from monitoring.flops_per_clip import FlopsPerClip
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import FlopsPerClip, RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, JsonLines, Kind
