@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -30,6 +31,11 @@ def write_atomically(path: Path, content: bytes, *, unique: bool = True) -> None
     """Replace ``path`` by a file with ``content``, see :func:`atomic_path`."""
     with atomic_path(path, unique=unique) as temporary:
         temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace ``path`` by a JSON file with ``content``."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager
@@ -97,6 +103,25 @@ def output_ending(*endings: str) -> Callable[[str], Path]:
         return output_file(text)
 
     return checked
+
+
+class FileTail:
+    """Reader of the new lines of a file that may not exist yet. A progress bar's carriage return also ends a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+
+    def new_text(self) -> str:
+        """Return the complete lines appended since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except OSError:
+            return ""
+        lines = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
+        self._position += len(lines)
+        return lines.decode(errors="replace")
 
 
 def _is_special(path: Path) -> bool:

@@ -1,8 +1,4 @@
-"""`motionmae demo`: the whole path on two CPU cores, with the commands that a user would type.
-
-The demo renders videos (and adds real ones if a package provides them), makes shards, trains on two ranks, preempts the
-run halfway with Slurm's signal, lets it resume, and draws the results. Existing results are reused.
-"""
+"""`motionmae demo`: the whole path on two CPU cores, with the commands that a user would type."""
 
 import argparse
 import json
@@ -101,5 +97,5 @@ def summary(seconds: float) -> Table:
 
 _DESCRIPTION = """\
 Render and shard videos, train on two CPU cores, preempt and resume the run, and show the results.
-The files go to data/demo and runs/demo in the working directory."""
+The files go to data/demo and runs/demo in the working directory. Existing results are reused."""
 COMMAND = Command(lambda parser: None, run, description=_DESCRIPTION)
