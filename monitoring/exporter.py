@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from monitoring.collector import NodeCollector
 from monitoring.gpu import open_gpus
-from motionmae.config.monitoring import MonitoringConfig
+from motionmae.config import MonitoringConfig
 from motionmae.distributed.network import ipv4_of_interface
 from motionmae.files import write_atomically
 

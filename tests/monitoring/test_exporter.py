@@ -235,5 +235,5 @@ def test_tls(tmp_path: Path):
             assert b"motionmae_node_info" in answer.read()
         published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
         assert published[0]["labels"]["__scheme__"] == "https"
-    with pytest.raises(UserError, match="together or not at all"):
+    with pytest.raises(UserError, match="or neither"):
         Config().updated({"monitoring.tls_key": "key.pem"})
