@@ -12,19 +12,20 @@ import ipaddress
 import json
 import logging
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 from pydantic import BaseModel
 
 from monitoring.collector import NodeCollector
 from monitoring.gpu import open_gpus
 from motionmae.config import MonitoringConfig
-from motionmae.distributed.network import ipv4_of_interface
 from motionmae.files import write_atomically
 
 logger = logging.getLogger("monitoring.exporter")
@@ -97,10 +98,10 @@ def ip_address(address: str) -> str:
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
-    try:
-        return ipv4_of_interface(address)
-    except OSError as error:
-        raise OSError(error.errno, f"network interface {address} has no IPv4 address: {error.strerror}") from error
+    for candidate in psutil.net_if_addrs().get(address, []):
+        if candidate.family == socket.AF_INET:
+            return candidate.address
+    raise OSError(errno.EADDRNOTAVAIL, f"network interface {address} has no IPv4 address")
 
 
 def run_exporter(settings: Settings) -> None:

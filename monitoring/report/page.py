@@ -14,10 +14,9 @@ from monitoring.report.charts import Curve, LineChart, short_number
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
-from motionmae.runs.events import Kind
+from motionmae.runs.events import Kind, Phase
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
 
 FAULTS = {
     Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
@@ -129,7 +128,7 @@ def _attempt_intervals(history: RunHistory) -> list[tuple[float, float, str, str
     """Return the run's intervals as (begin and end in seconds from the start, category, title)."""
     attempts = history.attempts
     first = attempts[0].began
-    start = min([*history.submitted[:1], first])
+    start = min([*(row["time"] for row in history.of(Kind.SUBMITTED)), first])
     intervals = [(start, first, "queue_wait", "in the queue")] if start < first else []
     for number, attempt in enumerate(attempts, 1):
         ready = attempt.ready or attempt.last_sign
