@@ -73,7 +73,7 @@ class Job:
 
     @property
     def run(self) -> RunFolder:
-        return RunFolder.of(self.config.output_dir, self.config.name)
+        return RunFolder(self.config.run_folder)
 
     @property
     def is_test(self) -> bool:
