@@ -101,9 +101,8 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
     """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
-        raise UserError(
-            f"{path}: `base:` leads back to the file: remove a link of {' -> '.join(p.name for p in (*seen, path))}"
-        )
+        chain = " -> ".join(each.name for each in (*seen, path))
+        raise UserError(f"{path}: `base:` leads back to the file: remove a link of {chain}")
     tree = read_yaml(path)
     base = tree.pop("base", None)
     layers = _file_layers(_base_of(path, str(base)), (*seen, resolved)) if base else []
