@@ -112,7 +112,7 @@ class _Clips:
                 detail = f"frame {number} is {height} x {width}, not {meta.height} x {meta.width}"
                 raise CorruptSample(Reason.DECODE, meta.where, detail)
         self._advance()
-        blob = pack_frames([bytes(jpeg) for jpeg in jpegs])
+        blob = b"".join(pack_frames([bytes(jpeg) for jpeg in jpegs]))
         return (load_format().StoredClip(meta, blob, [zlib.crc32(jpeg) for jpeg in jpegs]),)
 
 

@@ -39,7 +39,7 @@ def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
         jpegs = [bytes(reader.memory[low:high]) for low, high in bounds]
         assert jpegs == [bytes(jpeg) for jpeg in stored.read_frames(sample, range(6))]
         start, size = int(reader._rows[sample]["ptr"]), int(reader._rows[sample]["size"])
-        assert bytes(reader.memory[start : start + size]) == pack_frames(jpegs)
+        assert bytes(reader.memory[start : start + size]) == b"".join(pack_frames(jpegs))
     assert list(tmp_path.glob("*.tmp")) == []
 
 

@@ -184,7 +184,7 @@ class TestLimit:
     def test_shards_in_use_that_leave_no_room_are_named(self, folder, server, small):
         manifest = load_manifest(folder)
         cache, held = ShardCache(server.url, small), []
-        with pytest.raises(UserError, match=r"has no room for .*toy-.*shards in use .*raise data\.cache_gb"):
+        with pytest.raises(UserError, match=r"has no room for .*toy-.*shards in use .*increase data\.cache_gb"):
             held.extend(cache.open(entry).file for entry in manifest.shards)
         assert not list(Path(small.cache).glob("*.part"))
         assert all(Path(file.name).exists() for file in held)
