@@ -1,21 +1,30 @@
-"""Protocol of the decoders, which fill a batch with random clips, and the decoder of shards."""
+"""Decode clips of stored samples: random clips into the rows of a batch, or the middle clip of one sample."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_random_clip
+from motionmae.data.crops import Crop, central_crop, random_crop
+from motionmae.data.flow import decode_flow
+from motionmae.data.jpeg import decode_clip
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import SampleMeta, ShardReader
 from motionmae.data.shared_buffers import SharedBuffer
+from motionmae.data.temporal_sampling import central_frames, random_frames, segment_frames
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # decoding processes do not import these modules, which are slow to import
+    import torch
+
     from motionmae.data.rand_augment import ClipAugment
+
+Cut = tuple[list[int], Crop]  # stored frames and crop of a clip
 
 
 class ClipRequest(NamedTuple):
-    """One clip to decode."""
+    """Random clip to decode."""
 
     row: int  # index of the clip in the batch
     seed: int
@@ -25,17 +34,17 @@ class ClipRequest(NamedTuple):
 
     @property
     def random(self) -> KeyedRandom:
-        """Random generator of frames, crop and flip. Every decoder draws the same numbers from this generator."""
+        """Generator of frames, crop and flip, from which every decoder draws the same numbers."""
         return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
 
     @property
     def augment_random(self) -> KeyedRandom:
-        """Random generator of RandAugment and random erasing."""
+        """Generator of RandAugment and random erasing."""
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
 class ClipDecoder(Protocol):
-    """Decodes random clips of stored samples."""
+    """Decoder of random clips of stored samples."""
 
     threads: int  # number of threads that may call :meth:`decode_into` at the same time
 
@@ -53,7 +62,7 @@ class ClipDecoder(Protocol):
             flows: float16 (batch, T, size, size, 2); None if the optical flow is not needed.
 
         Returns:
-            For each request, the index entry of its sample, or the reason why it cannot be used.
+            For each request, the index entry of its sample, or the error if the sample is corrupt.
         """
 
     def close(self) -> None:
@@ -64,13 +73,19 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     """Return RandAugment and random erasing as one transform, or None if the configuration uses neither."""
     if not data.rand_augment and not data.random_erasing:
         return None
-    from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training does not need it
+    from motionmae.data.rand_augment import ClipAugment
 
     return ClipAugment(data, clip.size)
 
 
+def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> Cut:
+    """Draw the stored frames and the crop of one training clip. Nothing else may draw from ``random``."""
+    choose = segment_frames if data.sampling == "segments" else random_frames
+    return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
+
+
 class ShardDecoder:
-    """:class:`ClipDecoder` of shards. It decodes in the calling thread."""
+    """:class:`ClipDecoder` of shards that decodes in the calling thread."""
 
     def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads
@@ -86,7 +101,9 @@ class ShardDecoder:
             out = clips.array[request.row]
             flow = None if flows is None else flows.array[request.row]
             try:
-                meta = read_random_clip(self.reader, request.sample, self._data, self._clip, request.random, out, flow)
+                meta = self.reader.read_meta(request.sample)
+                cut = random_cut(meta, self._data, self._clip, request.random)
+                _decode(self.reader, request.sample, meta, cut, out, flow)
             except CorruptSample as fault:
                 outcomes.append(fault)
                 continue
@@ -97,3 +114,32 @@ class ShardDecoder:
 
     def close(self) -> None:
         self.reader.close()
+
+
+def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
+    """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
+
+    Args:
+        flow: float16 (T, size, size, 2), filled if given.
+
+    Raises:
+        CorruptSample: the sample is damaged. No other sample replaces it.
+        UserError: the sample does not exist, or the shards lack the stride or the flow.
+    """
+    import torch
+
+    meta = reader.read_meta(sample_id)
+    pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+    cut = central_frames(meta, clip), central_crop(meta.height, meta.width)
+    _decode(reader, sample_id, meta, cut, pixels, flow)
+    return torch.from_numpy(pixels)
+
+
+def _decode(
+    reader: ShardReader, sample: int, meta: SampleMeta, cut: Cut, out: np.ndarray, flow: np.ndarray | None
+) -> None:
+    frames, crop = cut
+    decode_clip(reader.read_frames(sample, frames), meta, crop, out)
+    if flow is not None:
+        for field, target in zip(reader.read_flow(sample, frames), flow, strict=True):
+            decode_flow(field, meta, crop, target)

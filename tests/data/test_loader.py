@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import mask_seed

@@ -9,8 +9,7 @@ from motionmae.data.ffcv.decoder import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
 from tests import commands
-from tests.data.ffcv_files import needs_ffcv
-from tests.data.made_shards import flip_byte, make_shards, meta, picture
+from tests.data.made_shards import flip_byte, make_shards, meta, needs_ffcv, picture
 
 pytestmark = needs_ffcv
 ROOT = Path(__file__).resolve().parents[2]

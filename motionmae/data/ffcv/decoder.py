@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipRequest, clip_augment
-from motionmae.data.clips import random_cut
+from motionmae.data.clip_decoder import ClipRequest, clip_augment, random_cut
 from motionmae.data.crops import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest

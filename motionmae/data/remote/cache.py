@@ -24,9 +24,10 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import CancelledError
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from motionmae.config import DataConfig
 from motionmae.data.remote.download import RemoteFolder
@@ -200,7 +201,7 @@ class ShardCache:
                     part.unlink()
 
     @contextlib.contextmanager
-    def _lock_partial(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
+    def _lock_partial(self, part: Path, wait: bool) -> Iterator[FileIO | None]:
         """Lock the ``.part`` file of a shard. Yield None if another process has the lock or has renamed the file."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             while not acquire(file):
@@ -212,7 +213,7 @@ class ShardCache:
             yield file if _is_same_file(part, file) else None
 
     def _download(
-        self, path: Path, part: Path, file: BinaryIO, entry: ShardEntry, retries: int, protected: Set[str]
+        self, path: Path, part: Path, file: FileIO, entry: ShardEntry, retries: int, protected: Set[str]
     ) -> None:
         try:
             index = self._read_index(entry)  # read first, because it shows whether the remote shard was replaced
@@ -296,7 +297,7 @@ class ShardCache:
         return found
 
 
-def _is_same_file(path: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: FileIO) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     return False

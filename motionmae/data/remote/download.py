@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -91,7 +91,7 @@ def _file_system(scheme: str, timeout: float) -> Any:
 class _Appender(io.RawIOBase):
     """File object that appends a download to a file, up to ``room`` bytes. More bytes raise ``too_long``."""
 
-    def __init__(self, file: BinaryIO, folder: Path, room: int, too_long: CorruptSample, cancelled: threading.Event):
+    def __init__(self, file: io.FileIO, folder: Path, room: int, too_long: CorruptSample, cancelled: threading.Event):
         self.file, self.folder, self.room, self.too_long, self.cancelled = file, folder, room, too_long, cancelled
 
     def write(self, data: Any) -> int:
@@ -133,7 +133,7 @@ class RemoteFolder:
     def read(self, name: str) -> bytes:
         return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
-    def download(self, entry: ShardEntry, file: BinaryIO, folder: Path) -> None:
+    def download(self, entry: ShardEntry, file: io.FileIO, folder: Path) -> None:
         """Download a shard into the unbuffered ``file`` in ``folder``, continuing after the bytes already in the file.
 
         Raises CorruptSample if the shard is truncated or differs from ``entry`` twice.
@@ -156,7 +156,7 @@ class RemoteFolder:
     def _wrong(self, name: str, reason: Reason, detail: str) -> CorruptSample:
         return CorruptSample(reason, name, f"{self.address(name)}: {detail}")
 
-    def _append_rest(self, entry: ShardEntry, file: BinaryIO, folder: Path, restart: bool) -> None:
+    def _append_rest(self, entry: ShardEntry, file: io.FileIO, folder: Path, restart: bool) -> None:
         if restart:
             file.truncate(0)
         start = file.seek(0, os.SEEK_END)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.remote.cache import ShardCache, default_folder

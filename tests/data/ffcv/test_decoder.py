@@ -20,13 +20,12 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
-from tests.data.ffcv_files import needs_ffcv
-from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
+from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, needs_ffcv, picture, unpack_frames
 
 pytestmark = needs_ffcv
 COUNTS = (9, 5, 12, 1, 3)  # 30 samples
 CLIP = ClipConfig(frames=4, size=32, stride=2)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
