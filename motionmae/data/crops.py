@@ -1,7 +1,4 @@
-"""Spatial crops: one crop and one flip for all frames of a clip.
-
-This module computes a :class:`Crop` from sizes and a keyed generator. motionmae.data.jpeg applies the crop.
-"""
+"""Choose one crop and one flip for all frames of a clip. motionmae.data.jpeg applies them."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ _SNAP = 3  # MultiScaleCrop uses the output size if the scaled size differs from
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of the stored frame in pixels. ``flip`` mirrors it left to right."""
+    """Rectangle of the stored frame in pixels. ``flip`` mirrors the rectangle left to right."""
 
     top: int
     left: int
@@ -26,9 +23,9 @@ class Crop:
 
 
 def random_crop(height: int, width: int, size: int, data: DataConfig, random: KeyedRandom) -> Crop:
-    """Draw the crop of one training clip of ``size`` pixels from stored frames of ``height`` x ``width`` pixels.
+    """Draw the crop of a training clip of ``size`` pixels from stored frames of ``height`` x ``width`` pixels.
 
-    ``data.crop`` chooses the method. The crop is mirrored with probability 1/2 if ``data.flip``.
+    With ``data.flip``, the crop is mirrored with probability 1/2.
     """
     flip = random.uniform() < 0.5  # always drawn first, so that the flip does not depend on other settings
     if data.crop == "multi_scale":

@@ -211,7 +211,7 @@ class TestCorruption:
 class TestRefusals:
     def test_other_shards(self, beton, tmp_path):
         make_shards(tmp_path / "s", COUNTS[::-1], frames=12)
-        with pytest.raises(UserError, match=r"all.beton was made from other shards than those of data.shards: write"):
+        with pytest.raises(UserError, match=r"all.beton was not made from the shards of data.shards: write"):
             loader(tmp_path / "s", beton)
 
     def test_a_missing_file(self, shards, tmp_path):
@@ -234,7 +234,7 @@ class TestRefusals:
     def test_another_version(self, shards, beton, tmp_path):
         content = beton.read_bytes().replace(b'"version": 1', b'"version": 9')
         (tmp_path / "x.beton").write_bytes(content)
-        with pytest.raises(UserError, match=r"x.beton has version 9, not 1"):
+        with pytest.raises(UserError, match=r"x.beton has version 9 instead of 1"):
             loader(shards, tmp_path / "x.beton")
 
     def test_flow(self, shards, beton):
