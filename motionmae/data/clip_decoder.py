@@ -6,21 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.crops import Crop, central_crop, random_crop
+from motionmae.data.clip_sampling import Cut, central_cut, random_cut
 from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import SampleMeta, ShardReader
 from motionmae.data.shared_buffers import SharedBuffer
-from motionmae.data.temporal_sampling import central_frames, random_frames, segment_frames
 
 if TYPE_CHECKING:  # decoding processes do not import these modules, which are slow to import
     import torch
 
     from motionmae.data.rand_augment import ClipAugment
-
-Cut = tuple[list[int], Crop]  # stored frames and crop of a clip
 
 
 class ClipRequest(NamedTuple):
@@ -78,12 +75,6 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     return ClipAugment(data, clip.size)
 
 
-def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> Cut:
-    """Draw the stored frames and the crop of one training clip. Nothing else may draw from ``random``."""
-    choose = segment_frames if data.sampling == "segments" else random_frames
-    return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
-
-
 class ShardDecoder:
     """:class:`ClipDecoder` of shards that decodes in the calling thread."""
 
@@ -130,8 +121,7 @@ def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.nd
 
     meta = reader.read_meta(sample_id)
     pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
-    cut = central_frames(meta, clip), central_crop(meta.height, meta.width)
-    _decode(reader, sample_id, meta, cut, pixels, flow)
+    _decode(reader, sample_id, meta, central_cut(meta, clip), pixels, flow)
     return torch.from_numpy(pixels)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from motionmae.data.shards.errors import CorruptSample, Reason
 
-if TYPE_CHECKING:  # importing them at run time would double the start time of decoding processes
-    from motionmae.data.crops import Crop
+if TYPE_CHECKING:  # these imports would double the start time of data_tools' decoding processes
+    from motionmae.data.clip_sampling import Crop
     from motionmae.data.shards.reader import SampleMeta
 
 _UNITS = 64  # units per pixel: 16 bits then hold up to 512 pixels

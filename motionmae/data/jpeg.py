@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from motionmae.data.crops import Crop
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipDecoder, ShardDecoder
+from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.decoder import BetonDecoder
 from motionmae.data.remote.cache import ShardCache
@@ -14,7 +15,6 @@ from motionmae.data.remote.shard_prefetch import ShardPrefetcher
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader
-from motionmae.data.temporal_sampling import check_windows
 from motionmae.errors import UserError
 
 _MAX_OPEN_SHARDS = 512  # half of the usual limit on open files

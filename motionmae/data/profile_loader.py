@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import random_cut
+from motionmae.data.clip_sampling import random_cut
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader

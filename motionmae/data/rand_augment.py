@@ -14,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 
 from motionmae.config import DataConfig
-from motionmae.data.crops import random_resized
+from motionmae.data.clip_sampling import random_resized
 from motionmae.data.rng import KeyedRandom
 from motionmae.errors import UserError
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipRequest, clip_augment, random_cut
-from motionmae.data.crops import Crop
+from motionmae.data.clip_decoder import ClipRequest, clip_augment
+from motionmae.data.clip_sampling import Crop, random_cut
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta

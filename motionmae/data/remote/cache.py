@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from motionmae.config import DataConfig
-from motionmae.data.remote.download import RemoteFolder
+from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, parse_index
 from motionmae.data.shards.reader import OpenedShard
@@ -222,14 +222,10 @@ class ShardCache:
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
             raise CorruptSample(Reason.MISSING_SHARD, entry.name, detail) from error
-        try:
+        with explain_disk_errors(self.folder):
             os.fsync(file.fileno())
             part.rename(path)
             sync(self.folder)
-        except OSError as error:
-            raise UserError(
-                f"the cache {self.folder} failed ({error.strerror}): repair the disk or set data.cache=FOLDER"
-            ) from error
 
     def _read_index(self, entry: ShardEntry) -> bytes:
         """Read a remote index, a second time if its checksum differs from the manifest."""
@@ -245,17 +241,12 @@ class ShardCache:
     def _make_room(self, part: Path, index: Path, content: bytes, retries: int, protected: Set[str]) -> None:
         """Evict shards until ``part`` fits, then write its index."""
         for attempt in range(retries + 1):
-            try:
-                with (self.folder / ".lock").open("w") as lock:
-                    acquire(lock, timeout=None)
-                    problem = self._evict(part, len(content), protected)
-                    if not problem:
-                        write_atomically(index, content)
-                        return
-            except OSError as error:
-                raise UserError(
-                    f"the cache {self.folder} cannot be written ({error.strerror}): free space or set data.cache=FOLDER"
-                ) from error
+            with explain_disk_errors(self.folder), (self.folder / ".lock").open("w") as lock:
+                acquire(lock, timeout=None)
+                problem = self._evict(part, len(content), protected)
+                if not problem:
+                    write_atomically(index, content)
+                    return
             if attempt < retries:
                 self.remote.pause(attempt)
         raise CacheFullError(

@@ -7,12 +7,13 @@
 - A file that does not exist: FileNotFoundError is raised at once.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,18 @@ def _file_system(scheme: str, timeout: float) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise UserError for errors of the disk that holds the cache ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be written ({error.strerror}): free space, decrease data.cache_gb, or set "
+            "data.cache to a folder on another disk"
+        ) from error
+
+
 class _Appender(io.RawIOBase):
     """File object that appends a download to a file, up to ``room`` bytes. More bytes raise ``too_long``."""
 
@@ -101,14 +114,9 @@ class _Appender(io.RawIOBase):
             raise self.too_long
         self.room -= len(data)
         rest = memoryview(data)
-        try:
+        with explain_disk_errors(self.folder):
             while rest:
                 rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({error.strerror}): free space, decrease data.cache_gb, or set "
-                "data.cache to a folder on another disk"
-            ) from error
         return len(data)
 
 
