@@ -46,7 +46,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
                 clear(folder)
                 exporter = start_exporter(config, ranks, folder)
             is_rank_zero = ranks["RANK"] == 0
-            history = RunHistory(Path(config.output_dir) / config.name).events if is_rank_zero else []
+            history = RunHistory(config.run_folder).events if is_rank_zero else []
             info = run_labels(config) if is_rank_zero else {}  # only rank 0 runs git
             metrics = RankMetrics(config, ranks["RANK"], folder, history, flops_per_clip_of(config), info)
             sinks = [last_command, metrics]

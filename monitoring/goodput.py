@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory, idle_category
 
-CATEGORIES = (
-    "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
-)  # fmt: skip
+CATEGORIES = {
+    "queue_wait": "waiting in the queue", "init": "starting", "restore": "restoring", "data_wait": "waiting for data",
+    "checkpoint_blocking": "saving", "lost_work": "work done again", "downtime": "down", "other": "other",
+}  # fmt: skip
+"""Title of each badput category."""
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ RUN = (
              reason=tuple(reason.value for reason in Reason)),
     _gauge("productive_seconds", "Time spent on steps that counted, over all attempts.", "seconds"),
     _gauge("badput_seconds", "All other time since the run was first started or submitted.", "seconds",
-           cause=CATEGORIES),
+           cause=tuple(CATEGORIES)),
     _gauge("goodput_ratio", "Share of the time that was productive.", "ratio", queue=("included", "excluded")),
 )  # fmt: skip
 """Metrics of the run as a whole, which rank 0 writes and only its node exposes."""

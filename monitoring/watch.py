@@ -10,9 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from monitoring.goodput import Goodput, goodput_of
-from monitoring.report.sections import CATEGORIES
-from motionmae.runs.events import Kind, Row
+from monitoring.goodput import CATEGORIES, Goodput, goodput_of
+from monitoring.report.page import FAULTS
+from motionmae.runs.events import Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
 from motionmae.runs.phases import Phase
@@ -22,15 +22,6 @@ _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
     Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
-_BAD = (
-    Kind.NONFINITE,
-    Kind.CORRUPT_SAMPLE,
-    Kind.CHECKPOINT_FAILED,
-    Kind.CHECKPOINT_DAMAGED,
-    Kind.HANG,
-    Kind.ROLLBACK,
-    Kind.FAILURE,
-)
 _RECENT = 50
 """Number of logged rows in the averages."""
 
@@ -118,7 +109,7 @@ def _goodput(goodput: Goodput) -> Panel:
     table.add_row("without queue", "", f"{goodput.ratio_without_queue:.1%}")
     for category, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
         if seconds / elapsed >= 0.001:
-            table.add_row(CATEGORIES[category][0], duration(seconds), f"{seconds / elapsed:.1%}")
+            table.add_row(CATEGORIES[category], duration(seconds), f"{seconds / elapsed:.1%}")
     title = f"{duration(elapsed)} since the start"
     return Panel(table, title=title, title_align="left", border_style="bright_black")
 
@@ -126,7 +117,7 @@ def _goodput(goodput: Goodput) -> Panel:
 def _recent_events(history: RunHistory, now: float) -> Panel:
     table = _grid()
     for row in history.events[-8:]:
-        bad = row["kind"] in {kind.value for kind in _BAD} or "error" in row
+        bad = row["kind"] in FAULTS or "error" in row
         kind = Text(row["kind"].replace("_", " "), "red" if bad else "")
         details = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
         table.add_row(f"{duration(max(now - row['time'], 0))} ago", kind, f"step {row['step']:,}", str(details)[:60])

@@ -104,6 +104,25 @@ def output_ending(*endings: str) -> Callable[[str], Path]:
     return checked
 
 
+class FileTail:
+    """Reader of the new lines of a file that may not exist yet. A progress bar's carriage return also ends a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+
+    def new_text(self) -> str:
+        """Return the complete lines appended since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except OSError:
+            return ""
+        lines = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
+        self._position += len(lines)
+        return lines.decode(errors="replace")
+
+
 def _is_special(path: Path) -> bool:
     """Return whether ``path`` is a pipe, a device or an open file, which a rename must not replace."""
     is_file = path.is_file() and path.absolute().parent not in _DESCRIPTOR_FOLDERS

@@ -4,14 +4,12 @@
 a failed job is retried. Delete the file to use all nodes again.
 """
 
-import contextlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import LineFile, Row, read_rows
+from motionmae.runs.events import Row, append_row, read_rows
 
 FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""
@@ -24,12 +22,13 @@ class AttemptLog:
         self.path = run / "attempts.jsonl"
 
     def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
+        append_row(self.path, what="start", job=attempt.job, restart=attempt.restart, nodes=list(nodes))
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
-        row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
-        self._append({**row, "reason": reason, "step": step, "node": node})
+        append_row(
+            self.path, what="failure", job=attempt.job, restart=attempt.restart, reason=reason, step=step, node=node
+        )
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
         """Return the newest attempt and its nodes; None before the first attempt."""
@@ -60,7 +59,3 @@ class AttemptLog:
 
     def _failures(self) -> list[Row]:
         return [row for row in read_rows(self.path) if row["what"] == "failure"]
-
-    def _append(self, row: Row) -> None:
-        with contextlib.closing(LineFile(self.path)) as file:
-            file.append({**row, "time": time.time()})

@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.files import atomic_path
+from motionmae.runs.git_revision import git_output
 
 LARGEST_UNTRACKED = 5_000_000
 """Bytes. A larger untracked file is probably data: it is left out and reported."""
@@ -57,12 +57,8 @@ class CodeSnapshot:
         target = self.folder(run)
         if target.is_dir():
             return target
-        record = {
-            "commit": self.commit,
-            "changed": bool(self.diff),
-            "files": len(self.files),
-            "left_out": [str(path) for path in self.left_out],
-        }
+        left_out = [str(path) for path in self.left_out]
+        record = {"commit": self.commit, "changed": bool(self.diff), "files": len(self.files), "left_out": left_out}
         with atomic_path(target, durable=False) as temporary:
             for path in self.files:
                 copy = temporary / path
@@ -79,32 +75,21 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
     installed wheel: the packages and the configs.
     """
-    listed = _git(root, "ls-files", "-z", "--cached")
+    listed = git_output(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone
         return CodeSnapshot(root, tuple(_package_files(root)))
-    tracked = {Path(os.fsdecode(name)) for name in listed.split(b"\0") if name}
-    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
-    untracked = {Path(os.fsdecode(name)) for name in others.split(b"\0") if name} - tracked
     excluded = [folder.resolve() for folder in outside]
 
-    def belongs(path: Path) -> bool:
-        return (root / path).is_file() and not any((root / path).resolve().is_relative_to(out) for out in excluded)
+    def existing(names: bytes) -> set[Path]:
+        paths = {Path(os.fsdecode(name)) for name in names.split(b"\0") if (root / os.fsdecode(name)).is_file()}
+        return {path for path in paths if not any((root / path).resolve().is_relative_to(out) for out in excluded)}
 
-    untracked = {path for path in untracked if belongs(path)}
+    untracked = existing(git_output(root, "ls-files", "-z", "--others", "--exclude-standard"))
     large = {path for path in untracked if (root / path).stat().st_size > LARGEST_UNTRACKED}
-    files = {path for path in tracked if belongs(path)} | (untracked - large)
-    commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip()
-    diff = (_git(root, "diff", "HEAD", "--binary") or b"") if commit else b""
+    files = existing(listed) | untracked - large
+    commit = git_output(root, "rev-parse", "HEAD").decode().strip()
+    diff = git_output(root, "diff", "HEAD", "--binary")
     return CodeSnapshot(root, tuple(sorted(files)), commit, diff, tuple(sorted(large)))
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    """Return the output of a git command; None if git fails or is not installed."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _package_files(root: Path) -> list[Path]:

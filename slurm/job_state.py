@@ -1,13 +1,14 @@
-"""The job of a run folder and its state.
+"""The job of a run folder: its record, its lock, its state, and its log for ``--follow``.
 
 ``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
-``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies.
-A crash leaves nothing to clean up.
+``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies, so a crash
+leaves nothing to clean up.
 """
 
 import json
 import os
-import re
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,14 +16,13 @@ from pathlib import Path
 
 from motionmae import locks
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
-from slurm import scontrol
-from slurm.scontrol import field
+from motionmae.files import FileTail, write_atomically
+from slurm.scontrol import JobState, find_job
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another submission to release the lock."""
-_FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
-_ENDED = ("COMPLETED", *_FAILED)
+_LOG_SECONDS = 0.5
+_STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,9 @@ class JobRecord:
             ) from error
 
 
-@dataclass(frozen=True)
-class JobState:
-    """State of a job in Slurm's terms."""
-
-    name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
-    detail: str = ""  # nodes of a running job, or the reason why it waits
-    restarts: int = 0  # number of requeues
-    exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
-
-    @property
-    def active(self) -> bool:
-        """Whether the job runs or waits in the queue."""
-        return self.name not in _ENDED and self.name != "GONE"
-
-
 def state_of(record: JobRecord, run: Path) -> JobState:
     """Query a job's state from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
-    return _slurm_state(record.job_id) if record.cluster == "slurm" else _local_state(run)
+    return find_job(record.job_id) if record.cluster == "slurm" else _local_state(run)
 
 
 @contextmanager
@@ -91,49 +76,52 @@ def submission_lock(run: Path) -> Iterator[int]:
 
 
 def _local_state(run: Path) -> JobState:
-    descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not locks.acquire(descriptor):
+    with (run / "job.lock").open("ab") as lock:
+        if not locks.acquire(lock):
             return JobState("RUNNING", "on this machine")
-    finally:
-        os.close(descriptor)
     record = JobRecord.read(run)  # after the lock is free: the controller writes its status before it releases the lock
-    exit_code = None if record is None else record.exit_code
-    if exit_code is None:
+    if record is None or record.exit_code is None:
         return JobState("GONE", "its controller was killed")
-    return JobState("COMPLETED" if exit_code == 0 else "FAILED", exit_code=exit_code)
+    return JobState("FAILED" if record.exit_code else "COMPLETED", exit_code=record.exit_code)
 
 
-def _slurm_state(job_id: str) -> JobState:
-    """Return the state of a job from the controller, or from the accounting database.
+def follow(record: JobRecord, run: Path) -> int:
+    """Print the log of rank 0 and every change of the job's state until the job ends; return its exit status.
 
-    The controller forgets a job soon after its end. Some sites have no accounting database.
+    Ctrl-C raises KeyboardInterrupt and leaves the job running.
     """
-    shown = scontrol.run_command("scontrol", "show", "job", "-o", job_id)
-    if shown.returncode == 0:
-        return parse_scontrol(shown.stdout)
-    if "Invalid job id" not in shown.stderr:
-        raise UserError(
-            f"Slurm does not answer (`scontrol show job {job_id}`: {shown.stderr.strip()}): try again later"
-        )
-    accounted = scontrol.run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
-    state, _, exit_code = accounted.stdout.strip().partition("|")
-    return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
+    tail = FileTail(Path(record.log))
+    previous: JobState | None = None
+    polled = -1e9
+    while True:
+        print(tail.new_text(), end="", flush=True)
+        if time.monotonic() - polled > _STATE_SECONDS[record.cluster]:
+            polled = time.monotonic()
+            try:
+                state = state_of(record, run)
+                if state != previous:
+                    print(_describe(record, state), flush=True)
+                elif not state.active:  # twice in a row: a job looks ended during a requeue
+                    print(tail.new_text(), end="", flush=True)
+                    return _exit_status(record, state)
+                previous = state
+            except UserError as error:  # Slurm does not answer
+                print(f"-- {error}", flush=True)
+                previous = previous if previous and previous.active else None
+        time.sleep(_LOG_SECONDS)
 
 
-def parse_scontrol(line: str) -> JobState:
-    """Parse a line of ``scontrol show job -o``."""
-    name = field(line, "JobState")
-    ended = name in _ENDED
-    detail = field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
-    exit_code = _exit_code(field(line, "ExitCode")) if ended else None
-    return JobState(name, "" if detail in ("(null)", "None") else detail, int(field(line, "Restarts") or 0), exit_code)
+def _describe(record: JobRecord, state: JobState) -> str:
+    restarts = f", requeued {state.restarts} times" if state.restarts else ""
+    detail = f" ({state.detail})" if state.detail else ""
+    return f"-- job {record.job_id}: {state.name}{detail}{restarts}"
 
 
-def _exit_code(text: str) -> int | None:
-    """Parse Slurm's STATUS:SIGNAL."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None:
-        return None
-    status, signal_number = int(found.group(1)), int(found.group(2))
-    return 128 + signal_number if signal_number else status
+def _exit_status(record: JobRecord, state: JobState) -> int:
+    if state.name == "COMPLETED":
+        return 0
+    if state.name == "CANCELLED" or state.exit_code == 128 + signal.SIGTERM:
+        print("-- the run was stopped; the same command resumes it", flush=True)
+    else:
+        print(f"-- the run failed; the logs of all ranks are in {Path(record.log).parent}", flush=True)
+    return state.exit_code or 1

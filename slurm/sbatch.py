@@ -1,15 +1,104 @@
-"""Plain batch scripts for jobs that resume by themselves: sharding and testing."""
+"""Options of sbatch from the config section `launch` and from flags, and batch scripts that run without submitit."""
 
+import argparse
+import json
+import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from motionmae.config import LaunchConfig
 from motionmae.errors import UserError
 
+_OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
+_TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
+"""Keys of `launch` whose value is free text, which is quoted as YAML."""
+_NOT_PASSED_ON = {"signal_seconds", "max_timeouts", "max_retries", "preflight_seconds"}
+"""Keys of `launch` that are not options of sbatch with the same name."""
+_RESOURCES = [name for name in LaunchConfig.model_fields if name not in _NOT_PASSED_ON]
+_FLAG_OF_RESERVED = {"array": "--seeds", "signal": "--signal-seconds"} | {
+    _OPTIONS[name]: f"--{_OPTIONS[name]}" for name in _RESOURCES if name not in _TEXTS
+}
+"""sbatch options that only the launcher may set, each with the flag to use."""
+_RESERVED = ("ntasks", "output", "error", "open-mode", "chdir", "requeue", "no-requeue", "job-name")
 
-def batch_script(options: Mapping[str, str], lines: Sequence[str]) -> str:
-    """Return a script with long sbatch options. Slurm requeues the job after a preemption or a node failure."""
-    directives = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
+
+def add_launch_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each key of the config section `launch`."""
+    for name, field in LaunchConfig.model_fields.items():
+        metavar = "TEXT" if name in _TEXTS else "TIME" if name == "time" else "N"
+        help_text = f"launch.{name}: {field.description}"
+        parser.add_argument(f"--{_OPTIONS[name]}", metavar=metavar, help=help_text)
+
+
+def add_sbatch_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "any other sbatch option, e.g. mem=200G; may be repeated"
+    parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help=help_text)
+
+
+def launch_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
+    overrides = []
+    for name in LaunchConfig.model_fields:
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if name == "time":
+            value = parse_minutes(value)
+        overrides.append(f"launch.{name}={json.dumps(value) if name in _TEXTS else value}")
+    return overrides
+
+
+def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the values that sbatch takes as they are, by key of `launch`. Empty values are left out."""
+    return {name: getattr(launch, name) for name in _RESOURCES if getattr(launch, name)}
+
+
+def refuse_reserved_option(option: str, origin: str) -> None:
+    """Refuse an sbatch option that would break requeueing, e.g. an array that trains several times in one folder.
+
+    ``option`` is a long sbatch option without its dashes. The message begins with ``origin``.
+    """
+    if option in _FLAG_OF_RESERVED:
+        raise UserError(f"{origin} {option} conflicts with the launcher: use {_FLAG_OF_RESERVED[option]}")
+    if option in _RESERVED:
+        raise UserError(f"{origin} {option} is set by the launcher: leave it out")
+
+
+def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
+    """Parse the values of ``--sbatch KEY=VALUE``. Raises UserError for a reserved option."""
+    options = {}
+    for text in texts:
+        key, equals, value = text.removeprefix("--").partition("=")
+        if not key or not equals:
+            raise UserError(f"--sbatch {text} has no value: write the long option, for example --sbatch mem=200G")
+        refuse_reserved_option(key, "--sbatch")
+        options[key] = value
+    return options
+
+
+def parse_minutes(text: str) -> int:
+    """Parse a time limit in Slurm's forms: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Seconds round up.
+
+    Raises UserError for any other form.
+    """
+    days, dash, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise UserError(f"--time {text} is not a time limit: write minutes, HH:MM:SS or D-HH:MM:SS")
+    if not dash and len(parts) < 3:  # without days, one number is minutes and two are MM:SS
+        parts.insert(0, "0")
+    hours, minutes, seconds = [*map(int, parts), 0, 0][:3]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def batch_script(options: Mapping[str, Any], lines: Sequence[str]) -> str:
+    """Return a script with long sbatch options, or the keys of :func:`requested_resources`, and with ``lines``.
+
+    Slurm requeues the job after a preemption or a node failure.
+    """
+    directives = [f"#SBATCH --{key.replace('_', '-')}={shlex.quote(str(value))}" for key, value in options.items()]
     return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 
 

@@ -1,6 +1,7 @@
 """`motionmae submit`: submit a run to Slurm, or start it on this machine."""
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,11 +12,10 @@ from motionmae.config import Config, absolute_paths, config_yaml, load_config, r
 from motionmae.config.schema import accumulation_steps
 from motionmae.config.site import DEFAULT, Site, load_site
 from motionmae.errors import UserError
-from slurm import code_snapshot, executors
-from slurm.follow import follow
-from slurm.job_state import JobRecord, state_of
-from slurm.launch_options import add_launch_flags, launch_overrides, refuse_reserved_option
-from slurm.local_executor import command_line
+from slurm import code_snapshot
+from slurm.executors import log_folder
+from slurm.job_state import JobRecord, follow, state_of
+from slurm.sbatch import add_launch_flags, add_sbatch_argument, launch_overrides, refuse_reserved_option
 from slurm.submission import ROOT, describe, slurm_executor, submit
 
 _DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
@@ -33,28 +33,27 @@ The same command resumes a run that has ended, and with --follow attaches to a r
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     app.add_config_arguments(parser)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the sbatch script, the resolved config and an estimate; submit nothing",
-    )
+    dry_help = "print the sbatch script, the resolved config and an estimate; submit nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_help)
     parser.add_argument("--follow", action="store_true", help="print the log of rank 0 until the run ends")
     add_launch_flags(parser)
     parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
-    parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option; may be repeated"
-    )
-    parser.add_argument(
-        "--seeds", metavar="0-4", help="submit a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
-    )
-    parser.add_argument(
-        "--site", type=Path, metavar="FILE", help=f"settings shared by all your runs (default: {DEFAULT})"
-    )
+    add_sbatch_argument(parser)
+    seeds_help = "submit a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+    parser.add_argument("--seeds", metavar="0-4", help=seeds_help)
+    site_help = f"settings shared by all your runs (default: {DEFAULT})"
+    parser.add_argument("--site", type=Path, metavar="FILE", help=site_help)
 
 
-def load(arguments: argparse.Namespace, site: Site) -> Config:
-    """Load the config with absolute paths. Precedence: config file < site file < key=value < flags."""
+def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
+    """Load the site file, and the config with absolute paths.
+
+    Precedence: config file < site file < key=value < flags. ``--cluster local`` reads no site file.
+    """
     slurm = arguments.cluster == "slurm"
+    site = load_site(arguments.site) if slurm else Site()
+    for option in site.sbatch:
+        refuse_reserved_option(option, f"{site.file}: sbatch")
     overrides = [*arguments.overrides, *launch_overrides(arguments)]
     config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
     launch = config.launch
@@ -69,27 +68,23 @@ def load(arguments: argparse.Namespace, site: Site) -> Config:
             f", but every rank needs its own GPU: add --ntasks-per-node {launch.gpus_per_node}, or request more GPUs"
         )
     accumulation_steps(config, launch.nodes * launch.ntasks_per_node)
-    return config
+    return site, config
 
 
 def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     """Print the sbatch script, the resolved config and the estimate. Write nothing."""
     from motionmae.commands.plan import default_assumptions, print_plan
 
-    run = Path(config.output_dir) / config.name
-    code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(run)
-    folder = executors.log_folder(run)
+    code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
+    folder = log_folder(config.run_folder)
     if arguments.cluster == "slurm":
         print(slurm_executor(arguments, site, config, folder, code).script())
     else:
-        print(command_line(folder, code, config.launch.ntasks_per_node), end="\n\n")
+        command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+        print(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n")
     print("# resolved configuration")
     print(config_yaml(config))
     print_plan(config, default_assumptions(config))
-
-
-def with_seed(config: Config, seed: int) -> Config:
-    return config.updated({"name": f"{config.name}_seed{seed}", "seed": seed})
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,7 +103,7 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
 
     Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
     """
-    run = Path(config.output_dir) / config.name
+    run = config.run_folder
     record = JobRecord.read(run)
     if record is not None and (state := state_of(record, run)).active:
         if not arguments.follow:
@@ -121,7 +116,7 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
     if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: use a login node, --cluster local, or --dry-run")
     try:
-        record = submit(arguments, site, config, run, record)
+        record = submit(arguments, site, config, record)
     except OSError as error:
         raise UserError(
             f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
@@ -130,15 +125,12 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
     return record
 
 
-def submit_each_seed(arguments: argparse.Namespace, site: Site, config: Config) -> int:
-    """Submit a run for each seed and return the exit status. A failed submission does not stop the others."""
-    status, argv = 0, arguments.argv
-    at = next(index for index, argument in enumerate(argv) if argument.startswith("--seeds"))
-    others = [*argv[:at], *argv[at + (1 if "=" in argv[at] else 2) :]]
-    for seed in parse_seeds(arguments.seeds):
-        run = with_seed(config, seed)
+def submit_each(arguments: argparse.Namespace, site: Site, runs: Sequence[Config]) -> int:
+    """Submit the runs of all seeds and return the exit status. A failed submission does not stop the others."""
+    status = 0
+    for run in runs:
         try:
-            submit_or_attach(arguments, site, run, [*others, f"name={run.name}", f"seed={seed}"])
+            submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={run.seed}"])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 2
@@ -149,14 +141,7 @@ def submit_each_seed(arguments: argparse.Namespace, site: Site, config: Config) 
 def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
     """Parse a command line of `motionmae submit`, and load its site file and its config."""
     _, arguments = app.parse(["submit", *argv])
-    return arguments, *load_with_site(arguments)
-
-
-def load_with_site(arguments: argparse.Namespace) -> tuple[Site, Config]:
-    site = load_site(arguments.site) if arguments.cluster == "slurm" else Site()
-    for option in site.sbatch:
-        refuse_reserved_option(option, f"{site.file}: sbatch")
-    return site, load(arguments, site)
+    return arguments, *load(arguments)
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -166,25 +151,27 @@ def run_command(argv: Sequence[str]) -> int:
 
 def execute(arguments: argparse.Namespace, site: Site, config: Config) -> int:
     """Submit, follow or print the run, and return the exit status."""
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else []
+    runs = [config.updated({"name": f"{config.name}_seed{seed}", "seed": seed}) for seed in seeds]
     if arguments.dry_run:
-        dry_run(arguments, site, with_seed(config, parse_seeds(arguments.seeds)[0]) if arguments.seeds else config)
+        dry_run(arguments, site, runs[0] if runs else config)
         return 0
-    if arguments.seeds:
+    if runs:
         if arguments.follow or arguments.cluster == "local":
             raise UserError("--seeds submits several runs to Slurm: leave out --follow and --cluster local")
-        return submit_each_seed(arguments, site, config)
+        return submit_each(arguments, site, runs)
     record = submit_or_attach(arguments, site, config, arguments.argv)
     if not arguments.follow:
         return 0
     try:
-        return follow(record, Path(config.output_dir) / config.name)
+        return follow(record, config.run_folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"\nstopped following; job {record.job_id} continues") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Submit the run; with `--follow` return the exit status of its job."""
-    site, config = load_with_site(arguments)
+    site, config = load(arguments)
     refuse_unused(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
     return execute(arguments, site, config)
 

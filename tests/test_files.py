@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.__main__ import main
-from motionmae.files import atomic_path, output_file, write_atomically
+from motionmae.files import FileTail, atomic_path, output_file, write_atomically
 from tests.commands import make_shards
 
 
@@ -104,3 +104,15 @@ class TestAtomicPath:
         with atomic_path(path, unique=False) as temporary:
             temporary.write_bytes(b"whole")
         assert [found.name for found in tmp_path.iterdir()] == ["clips.beton"]
+
+
+def test_a_log_is_printed_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = FileTail(path)
+    assert tail.new_text() == ""
+    path.write_text("one\ntw")
+    assert tail.new_text() == "one\n"
+    assert tail.new_text() == ""
+    with path.open("a") as file:
+        file.write("o\nthree ü\n")
+    assert tail.new_text() == "two\nthree ü\n"

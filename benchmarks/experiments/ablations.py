@@ -27,8 +27,7 @@ from motionmae.files import output_file, write_atomically
 from slurm import submit_cli as submit
 from slurm.executors import job_environment
 from slurm.job_state import JobRecord
-from slurm.launch_options import sbatch_options
-from slurm.sbatch import batch_script, sbatch
+from slurm.sbatch import batch_script, requested_resources, sbatch
 from slurm.submission import ROOT, further_options
 
 _REFUSED = ("--config", "--seeds", "--dependency", "--dry-run", "--follow", "name=", "output_dir=", "finetune.init=")
@@ -76,7 +75,7 @@ def submit_test(row: AblationRow, job: RowJob, finetune_argv: Sequence[str]) -> 
     variables = job_environment(config, Path(code), "slurm", site.environment)
     srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_task}", sys.executable, *job.argv]
     lines = [*(f"export {key}={shlex.quote(value)}" for key, value in variables.items()), f"exec {shlex.join(srun)}"]
-    job_id = sbatch(batch_script(own | sbatch_options(config.launch) | further_options(arguments, site), lines))
+    job_id = sbatch(batch_script(own | requested_resources(config.launch) | further_options(arguments, site), lines))
     record = JobRecord("slurm", job_id, str(log), code, time.time())
     record.write(job.folder)
     print(f"test of {row.name}: job {job_id}, log {log}")

@@ -1,16 +1,23 @@
-"""`motionmae report`: write one HTML file about a run, or about several side by side."""
+"""`motionmae report`: write one HTML file about runs, and compare their losses with predicting the mean."""
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from motionmae.commands.app import Command
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import output_file, write_atomically
+
+if TYPE_CHECKING:
+    from monitoring.report.losses import Table
 
 _EPILOG = """\
 examples:
   motionmae report runs/demo
   motionmae report runs/vitb_ssv2 runs/videomae_vitb_ssv2 --out compared.html
+  motionmae report runs/ut_interaction --held-out data/ut_interaction/val
   motionmae report runs/vitl_k400 --no-pictures
 
 The file is self-contained: open it in any browser, or mail it."""
@@ -23,30 +30,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-pictures", action="store_true", help="leave out the reconstructions, which need the model"
     )
+    parser.add_argument(
+        "--held-out", metavar="SHARDS", help="measure the explained variance on at most 256 clips of these shards"
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the table of losses as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report."""
-    from monitoring.report.page import write_report
+    """Write the report and print the table of losses."""
+    from monitoring.report.losses import HeadLoss, head_losses, loss_table
+    from monitoring.report.page import render
     from monitoring.report.pictures import Picture, reconstructions
     from motionmae.runs.history import RunHistory
 
     histories = [RunHistory(folder).require_events() for folder in arguments.folders]
+    losses: list[HeadLoss] = []
     pictures: list[Picture] = []
-    for folder in [] if arguments.no_pictures else arguments.folders:
+    notes: list[str] = []
+    for history in histories:
+        found, problem = head_losses(history, arguments.held_out)
+        losses += found
+        notes += [problem] if problem else []
+        if arguments.no_pictures:
+            continue
         try:
-            pictures += reconstructions(folder)
+            pictures += reconstructions(history.folder.path)
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
-            print(f"note: {folder.name}: no reconstructions ({error})")
+            notes.append(f"{history.name}: no reconstructions ({error})")
     out = arguments.out or arguments.folders[0] / "report.html"
-    write_report(histories, out, pictures)
+    write_atomically(out, render(histories, pictures, losses, notes).encode())
+    if losses:
+        _print_table(loss_table(losses))
+    for note in notes:
+        print(f"note: {note}")
     print(f"wrote {out}")
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps([asdict(loss) for loss in losses], indent=1).encode())
     return 0
+
+
+def _print_table(losses: "Table") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for number, (heading, *cells) in enumerate(zip(losses.head, *losses.rows, strict=True)):
+        width = max(map(len, (heading, *cells)))  # names stay whole for copying
+        table.add_column(heading, justify="right" if number in losses.numbers else "left", min_width=width)
+    for row in losses.rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
 
 
 COMMAND = Command(
     add_arguments,
     run,
-    description="Write one HTML file about a run, or about several runs side by side.",
+    description="Write one HTML file about a run, or about several runs side by side.\n"
+    "For pre-training runs, also print the loss of each head beside the loss of predicting the mean.",
     epilog=_EPILOG,
 )

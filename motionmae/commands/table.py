@@ -34,8 +34,7 @@ COMMANDS = {
     "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
     "submit": Entry("slurm.submit_cli", "submit a run to Slurm, or start it on this machine"),
     "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
-    "report": Entry("motionmae.commands.report", "write a run's report as one HTML file"),
-    "curves": Entry("motionmae.commands.curves", "draw the losses of runs, and compare them with a mean prediction"),
+    "report": Entry("motionmae.commands.report", "write a run's report as one HTML file, and print its losses"),
     "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),
     "reconstruct": Entry("motionmae.commands.reconstruct", "draw what a run's heads reconstruct"),
     "export": Entry("motionmae.commands.export", "write a run's weights for other programs"),
@@ -64,7 +63,7 @@ From videos to a tested model, here on rendered videos and two CPU cores:
 Look at a run, also while it trains:
 
   motionmae watch runs/tiny_toy           losses, speed and faults in the terminal
-  motionmae report runs/tiny_toy          one HTML file
+  motionmae report runs/tiny_toy          one HTML file, and the losses beside predicting the mean
   motionmae reconstruct runs/tiny_toy     what the model reconstructs
 
 On a cluster:

@@ -17,7 +17,8 @@ class LaunchConfig(Section):
     cpus_per_task: PositiveInt = 12
     """CPU cores per rank, for decoding (data.workers) and the training process."""
     time: PositiveInt = 1440
-    """Time limit of one attempt of the job, in minutes. A longer run requeues itself."""
+    """Time limit of one attempt of the job, in minutes; `--time` also takes HH:MM:SS and D-HH:MM:SS. A longer run
+    requeues itself."""
     signal_seconds: PositiveInt = 120
     """Seconds before the time limit at which Slurm sends the signal to save. A step, a save and a margin must fit."""
     max_timeouts: PositiveInt = 1000
@@ -35,7 +36,7 @@ class LaunchConfig(Section):
     constraint: str = ""
     """Required node features, for example a100."""
     exclude: str = ""
-    """Nodes that the job must not use, as a Slurm host list."""
+    """Nodes that the job must not use, as a Slurm host list, for example node[3-4]."""
     comment: str = ""
     """Free text shown by squeue."""
 

@@ -1,6 +1,7 @@
 """Configuration of a run, rules for several sections, and numbers that depend on ranks or data."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -97,6 +98,11 @@ class Config(Section):
             micro,
             "mixup and cutmix mix clips in pairs; engine.micro_batch_size x data.repeated_sampling must be even",
         )
+
+    @property
+    def run_folder(self) -> Path:
+        """``OUTPUT_DIR/NAME``, the folder of everything that the run writes."""
+        return Path(self.output_dir) / self.name
 
     def updated(self, values: Mapping[str, Any]) -> "Config":
         """A checked copy with other ``values``, by ``section.key`` or by section.

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,6 +188,12 @@ class LineFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def append_row(path: Path, **fields: Any) -> None:
+    """Append one row with the current time to a JSON lines file."""
+    with closing(LineFile(path)) as file:
+        file.append({**fields, "time": time.time()})
 
 
 def process_age() -> float:

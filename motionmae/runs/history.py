@@ -10,6 +10,7 @@ from pathlib import Path
 
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
+from motionmae.files import FileTail
 from motionmae.runs.attempt import Attempt
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
@@ -246,20 +247,9 @@ class RunTail:
 
     def __init__(self, run: Path) -> None:
         folder = RunFolder(run)
-        self._positions = {folder.events: 0, folder.metrics: 0}
+        self._tails = [FileTail(folder.events), FileTail(folder.metrics)]
 
     def new_rows(self) -> list[Row]:
         """Return the rows written since the last call, in order of time. Incomplete lines wait for the next call."""
-        rows = [row for path in self._positions for row in self._read_on(path) if "time" in row]
+        rows = [row for tail in self._tails for row in parse_rows(tail.new_text().splitlines()) if "time" in row]
         return sorted(rows, key=lambda row: row["time"])
-
-    def _read_on(self, path: Path) -> list[Row]:
-        try:
-            with path.open("rb") as file:
-                file.seek(self._positions[path])
-                data = file.read()
-        except OSError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._positions[path] += len(complete)
-        return list(parse_rows(complete.splitlines()))

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import Config, absolute_paths, load_config
-from motionmae.errors import UserError
-from slurm import executors, launch_options
+from slurm import executors
 
 CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
@@ -74,15 +73,6 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
 
 def test_further_sbatch_options_win() -> None:
     assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
-    assert launch_options.parse_sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
-        "mem": "200G",
-        "dependency": "afterok:1=2",
-    }
-    for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
-        with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
-            launch_options.parse_sbatch_options([own])
-    with pytest.raises(UserError, match="--sbatch mem"):
-        launch_options.parse_sbatch_options(["mem"])
 
 
 def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,25 +101,3 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
         data = absolute_paths(config.updated({"data.cache": given, "data.beton": given})).data
         assert (data.cache, data.beton) == (written, written)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("90", 90),
-        ("5:30", 6),
-        ("12:00:00", 720),
-        ("0:00:30", 1),
-        ("2-00", 2880),
-        ("1-12:30", 2190),
-        ("1-00:00:01", 1441),
-    ],
-)
-def test_reads_slurm_s_forms_of_a_time_limit(text: str, expected: int) -> None:
-    assert launch_options.parse_minutes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "soon", "1-", "-5", "1:2:3:4", "1.5", "x-1", "1:"])
-def test_refuses_other_forms(text: str) -> None:
-    with pytest.raises(UserError, match="--time"):
-        launch_options.parse_minutes(text)

@@ -11,7 +11,6 @@ import yaml
 
 from motionmae.commands import app
 from motionmae.config import load_config
-from motionmae.config.site import Site
 from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
@@ -20,7 +19,6 @@ from motionmae.runs.end_reason import EndReason
 from slurm import code_snapshot, submission, submit_cli
 from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
-from slurm.launch_options import LAUNCH_OPTIONS
 from tests.commands import submit
 from tests.data.shard_server import serving
 from tests.slurm import tiny
@@ -107,6 +105,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--signal-seconds": "33",
         "--max-timeouts": "9",
         "--max-retries": "4",
+        "--preflight-seconds": "50",
         "--partition": "p",
         "--account": "a",
         "--qos": "q",
@@ -115,9 +114,8 @@ def test_every_flag_reaches_its_key() -> None:
         "--comment": "it's: 100 % {true}",
     }
     argv = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
-    launched = submit_cli.load(app.parse(["submit", *argv])[1], Site()).launch
-    expected = {**given, "--time": "60"}
-    assert [str(getattr(launched, option.field)) for option in LAUNCH_OPTIONS] == list(expected.values())
+    _, config = submit_cli.load(app.parse(["submit", *argv])[1])
+    assert [str(value) for value in config.launch.model_dump().values()] == list((given | {"--time": "60"}).values())
 
 
 def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from motionmae.config import load_config, save_config
 from motionmae.config.load import known_configs
 from motionmae.runs.directory import RunFolder
 from slurm import submit_cli as submit
-from slurm.job_state import JobRecord, JobState
+from slurm.job_state import JobRecord
+from slurm.scontrol import JobState
 
 LOCAL = ("--", "--cluster", "local", "--nodes", "1")
 

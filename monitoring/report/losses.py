@@ -1,0 +1,83 @@
+"""First and last losses of pre-training runs, beside the loss of predicting the mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from motionmae.config import load_config
+from motionmae.errors import UserError
+from motionmae.runs.history import RunHistory
+
+_LAST_ROWS = 5
+"""Number of logged rows whose mean is the last loss, because the loss of one step is noisy."""
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int] = frozenset()
+    """Columns that are aligned to the right."""
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """Loss of one decoder head of a run: the space head, or the motion head (the paper's time head)."""
+
+    run: str
+    head: str
+    steps: int
+    first: float
+    last: float
+    predicting_the_mean: float | None
+    """None if the run's shards cannot be read."""
+    explained_held_out: float | None
+    """Explained variance on held-out shards, if they are given."""
+
+
+def head_losses(history: RunHistory, held_out: str | None) -> tuple[list[HeadLoss], str]:
+    """Return the losses of each trained head, and the reason if the loss of predicting the mean is unknown.
+
+    A fine-tuning run and a run without a logged step have no such losses.
+
+    Args:
+        held_out: shards, on whose first 256 clips the explained variance is measured.
+
+    Raises:
+        UserError: if the explained variance cannot be measured.
+    """
+    from motionmae.evaluation.mean_baseline import explained_variance, mean_baseline_losses  # imports torch
+
+    explained = explained_variance(history.folder.path, held_out) if held_out else {}
+    keys = {key.removeprefix("loss_"): key for key in history.losses if key in ("loss_space", "loss_time")}
+    means: dict[str, float] = {}
+    problem = ""
+    if keys:
+        try:
+            means = mean_baseline_losses(load_config(str(history.folder.config)))
+        except (UserError, OSError) as error:
+            problem = f"{history.name}: the loss of predicting the mean is unknown ({error})"
+    losses = []
+    for head, key in keys.items():
+        finite = [row[key] for row in history.rows if row[key] is not None]
+        last = fmean(finite[-_LAST_ROWS:])
+        steps = history.rows[-1]["step"]
+        losses.append(HeadLoss(history.name, head, steps, finite[0], last, means.get(head), explained.get(head)))
+    return losses, problem
+
+
+def loss_table(losses: Sequence[HeadLoss]) -> Table:
+    """Return the losses as texts. The explained variance has a column if it was measured."""
+    head = ["run", "head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"]
+    rows = []
+    for loss in losses:
+        mean = loss.predicting_the_mean
+        compared = ["", ""] if mean is None else [f"{mean:.4f}", f"{loss.last / mean:.2f}"]
+        rows.append([loss.run, loss.head, str(loss.steps), f"{loss.first:.4f}", f"{loss.last:.4f}", *compared])
+    if any(loss.explained_held_out is not None for loss in losses):
+        head.append("explained, held out")
+        for row, loss in zip(rows, losses, strict=True):
+            row.append("" if loss.explained_held_out is None else f"{loss.explained_held_out:.3f}")
+    return Table(head, rows, frozenset(range(2, len(head))))
