@@ -20,8 +20,7 @@ def acquire(
         posix: take a POSIX lock, which also works between the machines of NFS and Lustre. Children do not inherit the
             lock, and closing any descriptor of the file releases it.
 
-    Raises:
-        OSError: the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     lock = fcntl.lockf if posix else fcntl.flock
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -52,14 +52,10 @@ class ClipDecoder(Protocol):
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Decode each requested clip into its row of the batch.
+        """Decode the clips into their rows of ``clips``, uint8 (batch, T, size, size, 3), and their optical flow.
 
-        Args:
-            clips: uint8 (batch, T, size, size, 3).
-            flows: float16 (batch, T, size, size, 2); None if the optical flow is not needed.
-
-        Returns:
-            For each request, the index entry of its sample, or the error if the sample is corrupt.
+        ``flows`` is float16 (batch, T, size, size, 2), or None if the flow is not needed. Return for each request the
+        index entry of its sample, or the error if the sample is corrupt.
         """
 
     def close(self) -> None:
@@ -110,12 +106,8 @@ class ShardDecoder:
 def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
     """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
 
-    Args:
-        flow: float16 (T, size, size, 2), filled if given.
-
-    Raises:
-        CorruptSample: the sample is damaged. No other sample replaces it.
-        UserError: the sample does not exist, or the shards lack the stride or the flow.
+    If given, ``flow``, float16 (T, size, size, 2), is filled. Raises CorruptSample if the sample is damaged, and
+    UserError if the sample does not exist or the shards lack the stride or the flow.
     """
     import torch
 

@@ -40,7 +40,7 @@ Cut = tuple[list[int], Crop]  # stored frames and crop of a clip
 
 
 def random_cut(meta: SampleMeta, data: DataConfig, clip: ClipConfig, random: KeyedRandom) -> Cut:
-    """Draw the stored frames and the crop of one training clip. Nothing else may draw from ``random``."""
+    """Draw the stored frames and the crop of a training clip from ``random``, a new generator of the clip."""
     choose = segment_frames if data.sampling == "segments" else random_frames
     return choose(meta, clip, random), random_crop(meta.height, meta.width, clip.size, data, random)
 
@@ -80,7 +80,7 @@ def _windows(meta: SampleMeta, span: int) -> list[tuple[int, int, int]]:
 
 
 def _frames(start: int, end: int, frames: int, step: int) -> list[int]:
-    """Return ``frames`` frame numbers from ``start`` at stride ``step``. The last one before ``end`` is repeated."""
+    """Return ``frames`` frame numbers from ``start`` at stride ``step``, repeating the last number before ``end``."""
     reachable = (end - start - 1) // step
     return [start + step * min(number, reachable) for number in range(frames)]
 
@@ -106,7 +106,7 @@ def segment_frames(meta: SampleMeta, clip: ClipConfig, random: KeyedRandom) -> l
 
 
 def central_frames(meta: SampleMeta, clip: ClipConfig) -> list[int]:
-    """Choose the middle frames of the longest window, or of the most central window among several of this length."""
+    """Choose the middle frames of the longest window. Of equally long windows, the most central one is taken."""
     step = stored_step(clip, meta.stride)
     windows = _windows(meta, (clip.frames - 1) * step + 1)
     low, length, starts = max(windows, key=lambda window: (window[1], -abs(2 * window[0] + window[1] - meta.frames)))

@@ -60,8 +60,7 @@ class _Pipe(NamedTuple):
 class WorkerDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards that decodes in worker processes.
 
-    Args:
-        open_decoder: opens the shards, in each worker and once in this process, where missing shards raise UserError.
+    ``open_decoder`` runs in each worker, and once in this process, where missing shards raise UserError.
     """
 
     def __init__(self, open_decoder: Callable[[], ShardDecoder], workers: int):

@@ -172,10 +172,9 @@ class ClipLoader:
         return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Yield micro-batches without end, starting with the :attr:`accumulation` micro-batches of ``step``.
+        """Yield micro-batches without end, from ``step`` on, with :attr:`accumulation` micro-batches per step.
 
-        Raises:
-            UserError: more samples than ``data.max_corrupt_samples`` are corrupt.
+        Raises UserError if more samples than ``data.max_corrupt_samples`` are corrupt.
         """
         numbers = itertools.count(step * self.accumulation)
         prefetched = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
@@ -291,8 +290,7 @@ class _Copy(NamedTuple):
 class DevicePrefetcher:
     """Prefetcher that copies each batch on a separate stream while the device computes with the previous batch.
 
-    Args:
-        streams: module with ``Stream`` and ``Event``, by default ``torch.cuda`` or the module of another device type.
+    ``streams`` replaces the module of the device type, such as ``torch.cuda``, in tests.
     """
 
     def __init__(self, device: torch.device, streams: Any = None) -> None:

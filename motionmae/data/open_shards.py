@@ -49,8 +49,7 @@ def open_reader(
 ) -> ShardReader:
     """Open a folder of shards (path or URL). ``data`` sets cache, retries and timeout for a URL.
 
-    Raises:
-        UserError: the folder cannot be read, or shards of the manifest are missing.
+    Raises UserError if the folder cannot be read or shards of the manifest are missing.
     """
     manifest = manifest or load_manifest(folder, data)
     if not is_remote(folder):
@@ -77,11 +76,8 @@ def start_prefetch(
 ) -> ShardPrefetcher | None:
     """Start to download remote shards ahead of the decoder. Return None if all files are local.
 
-    Args:
-        in_flight: maximum distance between shuffle indices that ranks and decoders use at the same time.
-
-    Raises:
-        UserError: the shuffle windows in use do not fit in the cache.
+    ``in_flight`` is the maximum distance between shuffle indices in use at the same time. Raises UserError if the
+    shuffle windows in use do not fit in the cache.
     """
     if decoder.reader is None or not isinstance(decoder.reader.store, ShardCache):
         return None

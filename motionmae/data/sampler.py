@@ -106,7 +106,7 @@ class EpochSampler:
         return found + self._shard_shift[np.searchsorted(self._shard_start, found, side="right") - 1]
 
     def next_in_window(self, index: int) -> int:
-        """Return the next shuffle index in the same window, after the last one the first. It replaces ``index``."""
+        """Return the next shuffle index of the window, or its first after its last, to replace a corrupt sample."""
         indices, _ = self.window(index)
         return index + 1 if index + 1 < indices.stop else indices.start
 

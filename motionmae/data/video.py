@@ -29,12 +29,8 @@ class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, 
 def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, first: int = 0) -> np.ndarray:
     """Read every ``stride``-th frame, rotated upright and resized to ``short_side``: uint8 (n, H, W, 3).
 
-    Args:
-        most: maximum number of frames to return; 0 returns all.
-        first: number of frames to skip at the beginning, counted after the stride.
-
-    Raises:
-        UnreadableVideo: no frame after the skipped ones can be decoded.
+    Skip the first ``first`` of these frames, and return at most ``most``, or all if ``most`` is 0. Raises
+    UnreadableVideo if no frame is left.
     """
     frames: list[np.ndarray] = []
     shape: tuple[int, ...] | None = None
@@ -60,8 +56,7 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     A video shorter than the clip repeats its last frame. The file is decoded twice: the first pass counts the frames,
     because headers may be wrong. At most one clip is held in memory, because the frames of an hour take gigabytes.
 
-    Raises:
-        UnreadableVideo: no frame can be decoded, or the file changes between the passes.
+    Raises UnreadableVideo if no frame can be decoded or the file changes between the passes.
     """
     import torch  # slow to import; data_tools needs only the extensions
 

@@ -109,9 +109,8 @@ class ShardCache:
     def open(self, entry: ShardEntry) -> OpenedShard:
         """Open a shard, after downloading it if the cache lacks it.
 
-        Raises:
-            CorruptSample: the remote shard is missing or differs from ``entry``.
-            UserError: the server fails, the disk is full, or shards in use fill the cache.
+        Raises CorruptSample if the remote shard is missing or differs from ``entry``. Raises UserError if the server
+        fails, the disk is full, or shards in use fill the cache.
         """
         path = self._path(entry)
         while (opened := self._open_shared(path, entry)) is None:
@@ -131,13 +130,10 @@ class ShardCache:
             self._ensure_cached(path, entry, wait=False, protected={self._path(one).stem for one in protected})
 
     def require_room(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, in_flight: int) -> None:
-        """Check that the cache is large enough to download each shard only once per epoch.
+        """Raise UserError if the cache is too small to download each shard only once per epoch.
 
-        Args:
-            in_flight: maximum distance between shuffle indices that are in use at the same time.
-
-        Raises:
-            UserError: the shuffle windows that are in use at the same time (at least two) do not fit in the cache.
+        The shuffle windows in use at the same time, at least two, must fit in the cache. ``in_flight`` is the maximum
+        distance between shuffle indices in use at the same time.
         """
         windows_per_epoch = math.ceil(len(shards) / shuffle_window_shards)
         smallest_window = len(shards) // windows_per_epoch  # shards in the smallest shuffle window, see EpochSampler

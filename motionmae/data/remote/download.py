@@ -144,7 +144,7 @@ class RemoteFolder:
     def download(self, entry: ShardEntry, file: io.FileIO, folder: Path) -> None:
         """Download a shard into the unbuffered ``file`` in ``folder``, continuing after the bytes already in the file.
 
-        Raises CorruptSample if the shard is truncated or differs from ``entry`` twice.
+        Raises CorruptSample if two downloads of the shard are truncated or differ from ``entry``.
         """
         for restart in (False, True):
             try:

@@ -122,8 +122,7 @@ class ShardWriter:
                 ``windows`` lists the first frame of each (default ``[0]``). No clip crosses the end of a window.
             flow: one optical-flow field per frame (motionmae.data.flow.encode_flow), or empty.
 
-        Raises:
-            UserError: the key, ``meta`` or the number of frames is invalid.
+        Raises UserError if the key, ``meta`` or the number of frames is invalid.
         """
         meta = {"windows": [0], **meta}
         self._check_sample(key, jpegs, meta, flow)
@@ -249,11 +248,8 @@ def parse_index(
     The columns are key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and the offset and
     size of the members crcs, jpgs, json and flow (size 0 if the sample has no flow).
 
-    Args:
-        entry: entry of the shard in the manifest. If given, the checksum of ``raw`` must match it.
-
     Raises:
-        CorruptSample: the index is damaged or differs from ``entry``.
+        CorruptSample: the index is damaged or differs from ``entry``, the shard's entry in the manifest.
         UserError: ``entry`` is not given, and the index has a different format version.
     """
     shard = Path(path).name.removesuffix(".idx.json") + ".tar"
@@ -296,10 +292,7 @@ def check_version(path: Path | str, version: object) -> None:
 
 
 def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
-    """Return whether a shard was written completely: its index exists, and the tar has the size in the index.
-
-    With ``entry``, the index must also have the checksum in this manifest entry.
-    """
+    """Return whether a shard has its index and the size in the index. ``entry`` must match the index if given."""
     try:
         indexed, _ = load_index(shard, entry)
         check_size(shard, indexed)

@@ -40,12 +40,7 @@ class ShardStore(Protocol):
     location: str  # path or URL, without a trailing slash
 
     def open(self, entry: ShardEntry) -> OpenedShard:
-        """Open a shard and its index.
-
-        Raises:
-            CorruptSample: the shard or its index is missing or differs from ``entry``.
-            UserError: the store cannot deliver the shard.
-        """
+        """Open a shard and its index. Raises CorruptSample if one of them is missing or differs from ``entry``."""
 
     def close(self) -> None:
         """Cancel downloads. May be called more than once."""
@@ -174,10 +169,10 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ShardReader:
-    """Reader of samples by their id, 0 to ``manifest.samples`` - 1 (motionmae.data.open_shards.open_reader).
+    """Reader of samples by their id, 0 to ``manifest.samples`` - 1. Opened by motionmae.data.open_shards.open_reader.
 
-    The reader keeps at most ``open_shards`` shards open. Each takes a file descriptor and about 100 KB. The methods
-    raise CorruptSample if a shard or a sample is missing, changed or damaged.
+    The reader keeps at most ``open_shards`` shards open. An open shard takes a file descriptor and about 100 KB. The
+    methods raise CorruptSample if a shard or a sample is missing, changed or damaged.
     """
 
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
@@ -234,7 +229,7 @@ class ShardReader:
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
         """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
-        Only the frame table and the byte ranges of these frames are read. A repeated frame is read once.
+        Only the frame table and the byte ranges of these frames are read, a repeated frame once.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)
