@@ -45,7 +45,7 @@ import simplejpeg
 from benchmarks import loader_peers
 from benchmarks.script import run_script
 from data_tools.make_beton import write_beton
-from data_tools.make_toy_dataset.real import find_real_videos
+from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_sampling import random_cut

@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.script import run_script
-from data_tools.make_toy_dataset.real import find_real_videos
+from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file, write_atomically

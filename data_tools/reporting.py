@@ -1,4 +1,4 @@
-"""Progress bars and JSON output of the tools."""
+"""Progress bars, JSON output and refusals that the tools share."""
 
 import contextlib
 import json
@@ -41,3 +41,12 @@ def damage_as_user_error() -> Iterator[None]:
         yield
     except CorruptSample as error:
         raise UserError(f"{error}; `motionmae shards verify` lists all damage") from error
+
+
+def refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise UserError if the settings of a run differ from the settings with which ``out`` was started."""
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if changed:
+        before, now = (", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (old, new))
+        remedy = "use the earlier values, or choose another --out"
+        raise UserError(f"--out {out} was started with {before}, and this run has {now}: {remedy}")

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -34,6 +35,11 @@ def write_atomically(path: Path, content: bytes, *, unique: bool = True) -> None
     """Replace ``path`` by a file with ``content``, see :func:`atomic_path`."""
     with atomic_path(path, unique=unique) as temporary:
         temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace ``path`` by a JSON file with ``content``."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager

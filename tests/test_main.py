@@ -54,9 +54,9 @@ def test_a_mistake_is_one_sentence_and_status_2(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["pretrian"], "error: there is no command 'pretrian': did you mean `motionmae pretrain`?"),
+        (["pretrian"], "error: unknown command 'pretrian': did you mean `motionmae pretrain`?"),
         (["verify"], "did you mean `motionmae shards verify`?"),
-        (["xyzzy"], "error: there is no command 'xyzzy': `motionmae --help` lists all commands"),
+        (["xyzzy"], "error: unknown command 'xyzzy': `motionmae --help` lists all commands"),
     ],
 )
 def test_an_unknown_command_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ from typing import Any
 from motionmae.config import Config, absolute_paths, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.resume import RESULT_KEYS
-from motionmae.config.yaml_text import read_yaml
+from motionmae.config.trees import read_yaml
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.history import RunHistory

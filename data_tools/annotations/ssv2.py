@@ -25,9 +25,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     try:
         labels = {str(name): int(number) for name, number in _read_json(labels_file, dict).items()}
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{labels_file} does not map every class to a number ({error}): download the official file again"
-        ) from error
+        raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
     class_names = tuple(sorted(labels, key=labels.__getitem__))
     if sorted(labels.values()) != list(range(len(labels))):
         raise UserError(f"{labels_file} does not number its classes 0, 1, 2, ...: download the official file again")
@@ -40,9 +38,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         video = str(entry["id"])
         name = str(entry.get("template", answers.get(video)) or "").replace("[", "").replace("]", "")
         if name and name not in labels:
-            raise UserError(
-                f"{file}: {labels_file.name} has no class {name!r} (video {video}): download both files again"
-            )
+            raise UserError(f"{file}: {labels_file} has no class {name!r} (video {video}): download both files again")
         records.append(index.record((video,), (split,), f"{video}.webm", labels.get(name, UNLABELLED), name))
     return Split(tuple(records), class_names, split, str(file), file.name, hash_files([file, labels_file]))
 

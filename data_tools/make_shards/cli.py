@@ -1,25 +1,23 @@
 """Command line of make_shards."""
 
 import argparse
-import contextlib
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.progress import TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
-from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.shard_plan import ShardPlan, check_library_versions, make_plan, write_or_check_plan
-from data_tools.make_shards.write import QUARANTINE, Counts, finish, finished_entries, lock_output, write_shards
+from data_tools.make_shards.shard_plan import QUARANTINE, ShardPlan, lock_output, make_plan, write_or_check_plan
+from data_tools.make_shards.write import Counts, begin_retry, end_retry, finish, load_finished, write_shards
 from data_tools.reporting import progress_bar, write_json
 from motionmae.commands.app import Command
-from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_file
@@ -79,15 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other("--json", type=output_file, metavar="FILE", help="also write the figures of the summary as JSON")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped: finished shards stay in {arguments.out}, and the same command continues after them"
-        ) from None
-
-
 def _part(text: str) -> tuple[int, int]:
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
@@ -95,103 +84,70 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.workers < 1 or options.timeout < 1:
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
-    frames = FrameSettings(**{item.name: getattr(options, item.name) for item in fields(FrameSettings)})
-    split = read_split(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
-    plan = make_plan(options.dataset, split, frames, options.seed, options.samples_per_shard)
-    write_or_check_plan(plan, options.out)
-    return _write_part(plan, options) if options.part else _write_all(plan, options)
-
-
-def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
-    with lock_output(options.out):
-        if options.retry:
-            check_library_versions(plan, options.out)
-            count = begin_retry(plan, options.out)
-            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
-        started, seconds = time.monotonic(), 0.0
-        manifest = _load_finished(plan, options.out)
-        if manifest:
-            print(f"{options.out} is complete: {_describe(manifest)}; nothing to do")
-            total = write_shards(plan, options.out, options.workers, options.timeout) if options.json else None
-        else:
-            check_library_versions(plan, options.out)
-            with _show_progress(plan.split.name, plan.num_videos) as show:
-                total = write_shards(plan, options.out, options.workers, options.timeout, show)
-            manifest = finish(plan, options.out, total)
-            seconds = time.monotonic() - started
-            print(_summary(plan.split, manifest, total, options.out, seconds))
-        if options.json and total:
-            _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
-        end_retry(options.out)
-    if not manifest.samples:
-        raise UserError(f"none of the {plan.num_videos} videos could be stored: see {options.out / QUARANTINE}")
-    return 3 if options.strict and manifest.quarantined else 0
-
-
-def _load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
-    """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
+    frames = FrameSettings(**{item.name: getattr(arguments, item.name) for item in fields(FrameSettings)})
+    dataset, out = arguments.dataset, arguments.out
     try:
-        manifest = load_manifest(out)
-    except UserError:
-        return None
-    return manifest if manifest.shards == finished_entries(plan, out) else None
+        split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
+        plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)
+        write_or_check_plan(plan, out)
+        return _write(plan, arguments)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
 
 
-def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
-    """Write the shards of one part. A later run without --part finds these shards and writes the manifest."""
-    number, parts = options.part
-    part = plan.part(number, parts)
-    with lock_output(options.out, options.part):
-        if options.retry:
-            check_library_versions(plan, options.out)
-            begin_retry(part, options.out, options.part)
-        if finished_entries(part, options.out) is None:
-            check_library_versions(plan, options.out)
-        started = time.monotonic()
-        with _show_progress(f"{plan.split.name} {number}/{parts}", part.num_videos) as show:
-            total = write_shards(part, options.out, options.workers, options.timeout, show)
-        end_retry(options.out, options.part)
+def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
+    """Write all shards and the manifest, or with --part only the shards of the part; return the exit status."""
+    out, part = arguments.out, arguments.part
+    planned = plan.part(*part) if part else plan
+    name = f"{plan.split.name} {part[0]}/{part[1]}" if part else plan.split.name
+    started = time.monotonic()
+    with lock_output(out, part):
+        if arguments.retry:
+            count = begin_retry(planned, out, part)
+            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
+        finished = None if part else load_finished(plan, out)
+        with progress_bar(TextColumn("{task.fields[details]}")) as bar:
+            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
+            total = write_shards(planned, out, arguments.workers, arguments.timeout, show)
+        manifest = None if part else finished or finish(plan, out, total)
+        end_retry(out, part)
     seconds = time.monotonic() - started
-    print(
-        f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
-        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
-        "when all parts are made, run the same command without --part"
-    )
-    if options.json:
-        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
-    return 3 if options.strict and total.quarantine else 0
+    if manifest is None:
+        print(
+            f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
+            f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
+            "when all parts are made, run the same command without --part"
+        )
+    elif finished:
+        print(f"{out} is complete: {_describe(manifest)}; nothing to do")
+    else:
+        print(_summary(plan.split, manifest, total, out, seconds))
+    if arguments.json:
+        figures = {
+            "videos": total.videos,
+            "samples": total.stored,
+            "quarantined": dict(total.reasons),
+            "shards": len(manifest.shards if manifest else planned.shards),
+            "frames": total.frames,
+            "bytes": total.bytes,
+            "seconds": round(seconds, 3),
+        }
+        write_json(arguments.json, figures)
+    if manifest and not manifest.samples:
+        raise UserError(f"none of the {plan.num_videos} videos could be stored: see {out / QUARANTINE}")
+    return 3 if arguments.strict and total.quarantine else 0
 
 
-@contextlib.contextmanager
-def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
-    with progress_bar(TextColumn("{task.fields[details]}")) as bar:
-        task = bar.add_task(name, total=videos, details="")
-
-        def show(counts: Counts) -> None:
-            speed = bar.tasks[task].speed
-            details = [f"{speed:.1f} videos/s"] if speed else []
-            details.append(decimal(counts.bytes))
-            if counts.quarantine:
-                details.append(f"{len(counts.quarantine)} quarantined")
-            bar.update(task, completed=counts.videos, details="  ".join(details))
-
-        yield show
-
-
-def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
-    figures = {
-        "videos": total.videos,
-        "samples": samples,
-        "quarantined": dict(total.reasons),
-        "shards": shards,
-        "frames": total.frames,
-        "bytes": total.bytes,
-        "seconds": round(seconds, 3),
-    }
-    write_json(path, figures)
+def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
+    speed = bar.tasks[task].speed
+    details = [f"{speed:.1f} videos/s"] if speed else []
+    details.append(decimal(counts.bytes))
+    if counts.quarantine:
+        details.append(f"{len(counts.quarantine)} quarantined")
+    bar.update(task, completed=counts.videos, details="  ".join(details))
 
 
 def _describe(manifest: Manifest) -> str:

@@ -5,9 +5,10 @@ of workers, on interruptions, or on damage to other videos: a quarantined video 
 ``OUT/.make_shards/plan.json`` holds all settings that change the bytes. A run with different settings raises UserError.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ import simplejpeg
 
 from data_tools.annotations import Split, VideoRecord
 from data_tools.decode import FrameSettings
+from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.locks import acquire
 
 STATE = ".make_shards"
 """Folder in OUT with the plan and, for each finished shard, a file that marks the shard as finished."""
+QUARANTINE = "quarantine.jsonl"
+"""File in OUT with one row (path, reason, error) for each video that could not be stored."""
 MAX_SAMPLES = 64
 """Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
@@ -134,24 +139,50 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete {out} and start again") from error
-    _refuse_differences(out, existing["settings"], content["settings"])
+    refuse_differences(out, existing["settings"], content["settings"])
 
 
 def check_library_versions(plan: ShardPlan, out: Path) -> None:
     """Raise UserError if library versions differ from those of the first shards. Call this before writing more."""
     existing = json.loads(_plan_file(out).read_bytes())
-    _refuse_differences(out, existing["versions"], plan.versions)
+    refuse_differences(out, existing["versions"], plan.versions)
 
 
 def _plan_file(out: Path) -> Path:
     return out / STATE / "plan.json"
 
 
-def _refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if changed:
-        before, now = (", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (old, new))
-        raise UserError(
-            f"--out {out} was started with {before}, and this run has {now}: "
-            "use the earlier values, or choose another --out"
-        )
+@contextlib.contextmanager
+def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
+
+    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
+    the folder was started with a different number of parts.
+    """
+    with contextlib.ExitStack() as locks:
+        _lock(locks, out, "lock", shared=part is not None)
+        if part is None:  # no other run is writing, so that later runs may use a different number of parts
+            for path in (out / STATE).glob("lock.*of*"):
+                path.unlink()
+        else:
+            name = f"lock.{part[0]}of{part[1]}"
+            _lock(locks, out, name, shared=False)
+            counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
+            if others := counts - {str(part[1])}:
+                (out / STATE / name).unlink()
+                raise UserError(
+                    f"{out} was started in {others.pop()} parts, and this is one of {part[1]}: use the earlier number, "
+                    "or leave --part out"
+                )
+        yield
+
+
+def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
+    path = out / STATE / name
+    try:
+        file = locks.enter_context(path.open("a+"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
+    with contextlib.suppress(OSError):  # the network disk does not support locks
+        if not acquire(file, shared=shared):
+            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")

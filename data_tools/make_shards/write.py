@@ -12,7 +12,7 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -23,15 +23,12 @@ from typing import Any
 from data_tools.annotations import VideoRecord
 from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
-from data_tools.make_shards.shard_plan import STATE, PlannedShard, ShardPlan
+from data_tools.make_shards.shard_plan import QUARANTINE, STATE, PlannedShard, ShardPlan, check_library_versions
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, shard_is_complete
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
-from motionmae.locks import acquire
-
-QUARANTINE = "quarantine.jsonl"
-"""File with one row (path, reason, error) for each video that could not be stored."""
 
 _PROGRESS_SECONDS = 0.1
 
@@ -69,23 +66,27 @@ class ShardRecord:
     counts: Counts
     entry: ShardEntry | None  # manifest entry; None if none of the videos could be stored
 
-    def write(self, path: Path) -> None:
-        content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
-        write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
-
 
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
-    """Load the record of a finished shard. Return None if the shard is not finished or has changed since."""
+    """Load the record of a finished shard. Return None if the shard is unfinished, or has changed since."""
     try:
         content = json.loads(record_path(out, shard).read_bytes())
         entry = content["entry"] and ShardEntry(**content["entry"])
-        record = ShardRecord(Counts(**content["counts"]), entry)
+        intact = entry is None or shard_is_complete(out / shard.name, entry)
+        return ShardRecord(Counts(**content["counts"]), entry) if intact else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return record if entry is None or shard_is_complete(out / shard.name, entry) else None
 
 
-def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
+def load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
+    """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
+    with contextlib.suppress(UserError):
+        manifest = load_manifest(out)
+        return manifest if manifest.shards == _finished_entries(plan, out) else None
+    return None
+
+
+def _finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
     """Return the manifest entries of all planned shards, or None if a shard is missing or damaged."""
     records = [load_record(out, shard) for shard in plan.shards]
     if None in records:
@@ -97,41 +98,34 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
     return out / STATE / f"{Path(shard.name).stem}.json"
 
 
-@contextlib.contextmanager
-def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
-    """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
+def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
+    """Mark the shards that lack a video as not finished, so that :func:`write_shards` makes them again.
 
-    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
-    the folder was started with a different number of parts.
+    A marker file exists until all these shards are made again. A stopped retry therefore continues instead of starting
+    over. Returns the number of these shards, or None if a stopped retry continues. ``part`` is (number, parts).
+
+    Raises:
+        UserError: the shards were made with different library versions.
     """
-    with contextlib.ExitStack() as locks:
-        _lock(locks, out, "lock", shared=part is not None)
-        if part is None:  # no other run is writing, so that later runs may use a different number of parts
-            for path in (out / STATE).glob("lock.*of*"):
-                path.unlink()
-        else:
-            number, parts = part
-            name = f"lock.{number}of{parts}"
-            _lock(locks, out, name, shared=False)
-            counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
-            if others := counts - {str(parts)}:
-                (out / STATE / name).unlink()
-                raise UserError(
-                    f"{out} was started in {others.pop()} parts, and this is one of {parts}: use the same number, or "
-                    "run the command without --part"
-                )
-        yield
+    check_library_versions(plan, out)
+    marker = _retry_marker(out, part)
+    if marker.exists():
+        return None
+    incomplete = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.counts.quarantine]
+    for shard in incomplete:
+        record_path(out, shard).unlink()
+    write_atomically(marker, b"")
+    return len(incomplete)
 
 
-def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
-    path = out / STATE / name
-    try:
-        file = locks.enter_context(path.open("a+"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
-    with contextlib.suppress(OSError):  # the network disk does not support locks
-        if not acquire(file, shared=shared):
-            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")
+def end_retry(out: Path, part: tuple[int, int] | None = None) -> None:
+    """Delete the marker file of a part; without ``part``, delete the marker files of the whole and of all parts."""
+    for path in [_retry_marker(out, part)] if part else (out / STATE).glob("retry*"):
+        path.unlink(missing_ok=True)
+
+
+def _retry_marker(out: Path, part: tuple[int, int] | None) -> Path:
+    return out / STATE / ("retry" if part is None else f"retry.{part[0]}of{part[1]}")
 
 
 def write_shards(
@@ -148,19 +142,21 @@ def write_shards(
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times per second in the calling thread.
 
-        Returns the counts over all planned shards, including shards that were finished before. Raises UserError if the
-        folder cannot be written, for example because the disk is full. KeyboardInterrupt is raised after the processes
-        have ended; finished shards are kept.
+    Returns:
+        The counts over all planned shards, including shards that were finished before.
+
+    Raises:
+        UserError: the folder cannot be written, for example because the disk is full, or earlier shards were made with
+            different library versions.
+        KeyboardInterrupt: after Ctrl-C, when the processes have ended. Finished shards are kept.
     """
     total = Counts()
-    pending: list[PlannedShard] = []
-    for shard in plan.shards:
-        record = load_record(out, shard)
-        if record is None:
-            pending.append(shard)
-        else:
-            total.add(record.counts)
+    records = [load_record(out, shard) for shard in plan.shards]
+    for record in filter(None, records):
+        total.add(record.counts)
+    pending = [shard for shard, record in zip(plan.shards, records, strict=True) if record is None]
     if pending:
+        check_library_versions(plan, out)
         (out / MANIFEST).unlink(missing_ok=True)  # a manifest would mark the folder as complete
     decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, len(pending)))]
     writer = _Writer(plan, out, decoders, total)
@@ -176,10 +172,8 @@ def write_shards(
                 decoder.stop()
     for failure in filter(None, map(_failure, futures)):
         if isinstance(failure, OSError):  # an error of the disk of OUT; videos with errors are quarantined
-            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this"
-            raise UserError(
-                f"{out} cannot be written ({failure}): {remedy} and run the same command again"
-            ) from failure
+            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "repair the disk"
+            raise UserError(f"{out} cannot be written ({failure}): {remedy} and repeat the command") from failure
         raise failure
     on_progress(total)
     return total
@@ -220,7 +214,8 @@ class _Writer:
         if not counts.stored:  # readers cannot use a shard without samples
             path.unlink()
             index_path(path).unlink()
-        ShardRecord(counts, writer.entry if counts.stored else None).write(record_path(self._out, shard))
+        record = {"counts": vars(counts), "entry": vars(writer.entry) if counts.stored else None}
+        write_atomically(record_path(self._out, shard), json.dumps(record, sort_keys=True).encode(), unique=False)
 
     def _write_video(self, writer: ShardWriter, key: str, video: VideoRecord) -> Counts:
         try:
@@ -261,26 +256,26 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard is missing or damaged."""
-    entries = finished_entries(plan, out)
+    """Write ``quarantine.jsonl``, then ``manifest.json``.
+
+    Raises:
+        UserError: a shard is missing or damaged, or was made with different library versions.
+    """
+    check_library_versions(plan, out)
+    entries = _finished_entries(plan, out)
     if entries is None:
-        raise UserError(f"finished shards of {out} have changed during this run: run the same command again")
+        raise UserError(f"finished shards of {out} have changed during this run: repeat the command")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
     write_atomically(out / QUARANTINE, "".join(lines).encode(), unique=False)
     frames, split = plan.frames, plan.split
+    window = frames.window if frames.clips else 0
     manifest = Manifest(
         dataset=plan.dataset,
         split=split.name,
         class_names=split.class_names,
         encoder=EncoderSettings(
-            frames.short_side,
-            frames.quality,
-            frames.stride,
-            frames.clips,
-            frames.flow,
-            plan.encoding,
-            frames.window if frames.clips else 0,
+            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding, window
         ),
         shards=entries,
         quarantined=len(rows),

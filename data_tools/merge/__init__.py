@@ -1,4 +1,4 @@
-"""Merge several folders of shards into one. Shards are hard links, and are copied only if the disk has no links."""
+"""Merge several folders of shards into one."""
 
 import argparse
 import hashlib
@@ -17,13 +17,14 @@ from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, write_atomically
 
+_DESCRIPTION = """\
+Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
+new shards are hard links. They are copies if the new folder is on another disk, or if the disk has no links."""
+
 _EXAMPLES = """\
 examples:
   motionmae shards merge data/toy/train data/toy/val --out data/toy/all
-  motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
-
-The folders must have the same frame settings. Shards are linked under a new name, or copied to another disk. The merged
-folders do not change."""
+  motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +68,6 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
         raise UserError(f"--out {out} holds {unexpected[0]}, which merge did not write: choose a new folder")
     for path in existing:  # files that a killed merge left, perhaps a merge of more folders
         path.unlink()
-    names = [manifest.dataset for manifest in manifests]
-    dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
@@ -78,8 +77,8 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     write_atomically(out / "quarantine.jsonl", quarantine)
     merged = replace(
         manifests[0],
-        dataset=dataset,
-        split=split,
+        dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),
+        split="+".join(dict.fromkeys(manifest.split for manifest in manifests)),
         class_names=() if without_labels else manifests[0].class_names,
         shards=entries,
         quarantined=sum(manifest.quarantined for manifest in manifests),
@@ -102,16 +101,13 @@ def _refuse_duplicates(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
-        for name, expected, actual in (
-            ("frame settings", first.encoder, manifest.encoder),
-            ("library versions", dict(first.versions), dict(manifest.versions)),
-        ):
-            if expected != actual:
-                raise UserError(
-                    f"{folders[0]} and {folder} differ in {name} ({expected}; {actual}): make one of them again"
-                )
+        pair = f"{folders[0]} and {folder}"
+        if manifest.encoder != first.encoder:
+            raise UserError(f"{pair} differ in frame settings ({first.encoder}; {manifest.encoder}): make one again")
+        if manifest.versions != first.versions:
+            raise UserError(f"{pair} differ in versions ({first.versions}; {manifest.versions}): make one again")
         if manifest.class_names != first.class_names and not without_labels:
-            raise UserError(f"{folders[0]} and {folder} have different classes: merge them with --without-labels")
+            raise UserError(f"{pair} have different classes: merge them with --without-labels")
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
@@ -131,4 +127,4 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     return write_index(to, content)
 
 
-COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

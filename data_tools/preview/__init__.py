@@ -1,8 +1,8 @@
 """Draw a contact sheet of a folder of shards: one row per video, with frames from first to last, class and file."""
 
 import argparse
-import hashlib
 from pathlib import Path
+from random import Random
 
 import cv2
 import numpy as np
@@ -53,12 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
     """Draw ``frames`` evenly spaced frames of ``videos`` random videos: uint8 RGB (height, width, 3)."""
     reader = open_reader(folder, load_manifest(folder))
-    order = sorted(
-        range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
-    )
-    rows = [_draw_video(reader, sample, frames, height) for sample in order[:videos]]
-    if not rows:
+    samples = reader.manifest.samples
+    if not samples:
         raise UserError(f"{folder} holds no samples: see its quarantine.jsonl for the reasons")
+    chosen = Random(seed).sample(range(samples), min(videos, samples))
+    rows = [_draw_video(reader, sample, frames, height) for sample in chosen]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     return np.concatenate(padded)
@@ -72,9 +71,8 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
         cv2.resize(decode_frame(jpeg, meta), (width, height), interpolation=cv2.INTER_AREA)
         for jpeg in reader.read_frames(sample, chosen)
     ]
-    strip = np.concatenate(
-        [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures], 1
-    )
+    padded = [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures]
+    strip = np.concatenate(padded, axis=1)
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
     text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
     plain = text.encode("ascii", "replace").decode()  # OpenCV can draw only ASCII

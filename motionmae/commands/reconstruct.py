@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_run_arguments
 from motionmae.errors import UserError
 from motionmae.files import output_ending
 
+_DESCRIPTION = "Draw original, masked input, reconstruction, motion and reconstructed motion of some clips."
 _EPILOG = """\
 examples:
   motionmae reconstruct runs/demo
@@ -15,30 +16,21 @@ examples:
   motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
 """
 
-_ENDINGS = (".png", ".gif", ".mp4")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--out", type=output_ending(*_ENDINGS), help="PNG, GIF or mp4 (default: RUN/reconstruction.png)"
-    )
+    add_run_arguments(parser, "pre-training")
+    out = output_ending(".png", ".gif", ".mp4")
+    parser.add_argument("--out", type=out, help="PNG, GIF or mp4 (default: RUN/reconstruction.png)")
     parser.add_argument("--video", type=Path, nargs="+", help="video files, whose central clips are used")
     parser.add_argument("--shards", help="folder or URL of shards (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="sample numbers (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip in a PNG (default: 8)")
-    parser.add_argument(
-        "--masked-only",
-        action="store_true",
-        help="show reconstructed cubes only; visible cubes are grey, or without motion",
-    )
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    grey = "show reconstructed cubes only; visible cubes are grey, or without motion"
+    parser.add_argument("--masked-only", action="store_true", help=grey)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture."""
     import torch
 
     from motionmae.data.open_shards import open_reader
@@ -48,10 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or arguments.folder / "reconstruction.png"
     if arguments.frames < 1:
-        raise UserError(f"--frames {arguments.frames} is not possible: give at least 1")
+        raise UserError(f"--frames must be at least 1, not {arguments.frames}")
     for ratio in arguments.ratio or ():
         if not 0 < ratio < 1:
-            raise UserError(f"--ratio {ratio} is not possible: give a share between 0 and 1, for example 0.9")
+            raise UserError(f"--ratio must be between 0 and 1, not {ratio}")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if arguments.video:
@@ -83,9 +75,4 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command(
-    add_arguments,
-    run,
-    description="Draw original, masked input, reconstruction, motion and reconstructed motion of some clips.",
-    epilog=_EPILOG,
-)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

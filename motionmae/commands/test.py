@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file
 
 if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
-Test a fine-tuning run on all videos of its test shards: the softmax outputs of clips x crops views per video are
-averaged. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same command continues
-an interrupted test. Under torchrun or srun the ranks share the videos; the result does not depend on their number."""
+Test a fine-tuning run on all videos of its test shards. The prediction for a video is the mean of the softmax outputs
+of its clips x crops views. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same
+command continues an interrupted test. Under torchrun or srun the ranks share the videos; their number does not change
+the result."""
 
 _EPILOG = """\
 examples:
@@ -24,17 +24,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
+    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or name of its config")
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Test the run, and print and write its accuracy."""
     from dataclasses import replace
 
     import numpy as np
@@ -62,9 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = trained.config.updated(changes)
         views = config.test
         if not views.shards:
-            raise UserError(
-                "test.shards is empty: add --shards FOLDER, made of the test split by `motionmae shards make`"
-            )
+            made = "made of the test split by `motionmae shards make`"
+            raise UserError(f"test.shards is empty: add --shards FOLDER, {made}")
         trained = replace(trained, config=config)
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")

@@ -13,8 +13,7 @@ from motionmae.config.refusals import describe_refusal
 from motionmae.config.schema import Config
 from motionmae.config.section import marks_of
 from motionmae.config.site import Site
-from motionmae.config.trees import merge, nest
-from motionmae.config.yaml_text import parse_yaml, read_yaml, to_yaml
+from motionmae.config.trees import merge, nest, parse_yaml, read_yaml, to_yaml
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -23,11 +22,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "presets"
 
 CONFIG_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
-"""The configs that come with the code: in the installed package, or in a checkout."""
+"""Folder of the presets: in the installed package, or in a checkout."""
 
 
 @dataclass(frozen=True)
-class Layer:
+class _Layer:
     """Settings from one source; a later layer wins."""
 
     tree: dict[str, Any]
@@ -39,18 +38,17 @@ def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = No
     """Return the checked configuration called ``name``, changed by the site file and by ``overrides``.
 
     Args:
-        name: a file in ``configs/`` without its ending (``vitl_k400``, ``ablations/table5a_motion``), or the path of a
-            YAML file.
+        name: a preset (``vitl_k400``, ``ablations/table5a_motion``), or the path of a YAML file.
         overrides: ``section.key=value`` each, the value in YAML's notation.
         site: its ``launch`` section wins over the file's, and overrides win over both.
 
     Raises:
-        UserError: for an unknown config or key, a wrong type, or a combination that is not possible.
+        UserError: a config or key is unknown, a type is wrong, or values do not fit together.
     """
     path = _find(name)
-    layers = [Layer({"name": path.stem}, str(path)), *_file_layers(path)]
+    layers = [_Layer({"name": path.stem}, str(path)), *_file_layers(path)]
     if site and site.launch:
-        layers.append(Layer({"launch": site.launch}, str(site.file)))
+        layers.append(_Layer({"launch": site.launch}, str(site.file)))
     layers += map(_parse_override, overrides)
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -66,18 +64,13 @@ def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = No
 
 
 def refuse_unused(config: Config, overrides: Sequence[str]) -> None:
-    """Refuse overrides of a section that a run of this task does not read.
-
-    Raises:
-        UserError: naming the override.
-    """
+    """Raise UserError if an override changes a section that a run of this task does not read."""
     tasks = {key.partition(".")[0]: marks["task"] for key, marks in marks_of(Config).items() if "task" in marks}
     for text in overrides:
         section = text.partition(".")[0]
         if tasks.get(section, config.task) != config.task:
-            raise UserError(
-                f"{text} would change nothing: task {config.task} does not use the section {section}; leave it out"
-            )
+            reason = f"task {config.task} does not use the section {section}"
+            raise UserError(f"{text} would change nothing: {reason}; leave it out")
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -90,6 +83,7 @@ def config_yaml(config: Config) -> str:
 
 
 def known_configs() -> list[str]:
+    """Return the names of all presets."""
     return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
 
 
@@ -102,53 +96,48 @@ def _find(name: str) -> Path:
     mean = f"did you mean {' or '.join(close)}?" if close else ""
     if Path(name).suffix in _ENDINGS or ("/" in name and not close):
         hint = mean or f"the configs that come with the code are in {CONFIG_FOLDER}"
-        raise UserError(f"no config {name!r}: there is no such YAML file; {hint}")
+        raise UserError(f"there is no YAML file {name!r}: {hint}")
     if not known:
-        raise UserError(f"no config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
-    runs = [name for name in known if "/" not in name]
-    hint = mean or f"there are {', '.join(runs)}, and more in its folders"
-    raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
+        raise UserError(f"unknown config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
+    hint = mean or f"choose one of {', '.join(name for name in known if '/' not in name)}, or a config in its folders"
+    raise UserError(f"unknown config {name!r} in {CONFIG_FOLDER}: {hint}")
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's bases, furthest first, and the file itself."""
+def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
+    """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
         raise UserError(f"{path}: its `base:` leads back to itself ({' -> '.join(p.name for p in (*seen, path))})")
     tree = read_yaml(path)
     base = tree.pop("base", None)
-    layer = Layer(tree, str(path))
+    layer = _Layer(tree, str(path))
     return [*_file_layers(_base_of(path, str(base)), (*seen, resolved)), layer] if base else [layer]
 
 
 def _base_of(path: Path, base: str) -> Path:
-    """Find the config that ``base:`` names: an absolute path, a file beside ``path``, or a preset.
-
-    The file extension is optional.
-    """
+    """Find the config that ``base:`` names, in ``path``'s folder or among the presets. The extension is optional."""
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = " or ".join(dict.fromkeys(map(str, candidates)))
-    raise UserError(f"{path}: the config of `base: {base}` does not exist: create {looked}, or correct `base:`")
+    missing = " or ".join(dict.fromkeys(map(str, candidates)))
+    raise UserError(f"{path}: the config of `base: {base}` does not exist: create {missing}, or correct `base:`")
 
 
-def _parse_override(text: str) -> Layer:
+def _parse_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(
-            f"{text!r} is not an override: write section.key=value, for example optim.global_batch_size=256"
-        )
+        example = "section.key=value, for example optim.global_batch_size=256"
+        raise UserError(f"{text!r} is not an override: write {example}")
     try:
-        return Layer(nest(key, parse_yaml(value) if value.strip() else ""), text)
+        return _Layer(nest(key, parse_yaml(value) if value.strip() else ""), text)
     except yaml.YAMLError as error:
         raise UserError(f"{text!r} is not an override: its value is not readable YAML") from error
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every section and key of ``tree``."""
+    """Yield every section and key of ``tree``."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Comparison of a run's saved settings with those of a resume: fields marked MAY_CHANGE may differ."""
+"""Comparison of a run's saved settings with the settings of a resume. Fields marked MAY_CHANGE may differ."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ RESULT_KEYS = frozenset(key for key, mark in _ON_RESUME.items() if mark != "may_
 
 
 def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys that a resume may not change and that differ, with the saved and the new value.
+    """Return the keys that differ although a resume may not change them, with the saved and the new value.
 
     Args:
         saved: a config's ``model_dump(mode="json")``. A key that it lacks had its default.
@@ -25,11 +25,7 @@ def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple
 
 
 def check_same_run(saved: dict[str, Any], config: Config) -> None:
-    """Refuse to resume from a checkpoint of other settings; see :func:`differing_settings`.
-
-    Raises:
-        UserError: naming the keys and both values.
-    """
+    """Raise UserError, with keys and both values, if a resume would change settings of the run."""
     if differing := differing_settings(saved, config):
         changes = ", ".join(f"{key}={now} (was {then})" for key, (then, now) in differing.items())
         raise UserError(

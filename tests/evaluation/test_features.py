@@ -192,8 +192,8 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
         main([*argv, "--out", str(tmp_path / "out.bmp")])
     assert "must end in .png or .gif or .mp4" in capsys.readouterr().err
     for arguments, said in (
-        (["--ratio", "-0.1"], "--ratio -0.1 is not possible"),
-        (["--frames", "0"], "--frames 0 is not possible"),
+        (["--ratio", "-0.1"], "--ratio must be between 0 and 1, not -0.1"),
+        (["--frames", "0"], "--frames must be at least 1, not 0"),
     ):
         assert main(["reconstruct", str(trained_run), *arguments]) == 2
         assert said in capsys.readouterr().err

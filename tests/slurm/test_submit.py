@@ -129,7 +129,7 @@ def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--config", "vitl_k4000"], "no config 'vitl_k4000'"),
+        (["--config", "vitl_k4000"], "unknown config 'vitl_k4000'"),
         (["--config", "demo", "optim.btach=3"], "did you mean optim.global_batch_size"),
         (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
@@ -139,7 +139,7 @@ def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: p
         (["--config", "demo", "--time", "2", "--signal-seconds", "120"], "launch.signal_seconds=120 is not possible"),
         ([*LOCAL, "--sbatch", "mem=1G"], "--sbatch is for Slurm"),
         ([*LOCAL, "--dependency", "afterok:1"], "--dependency is for Slurm"),
-        (["--config", "demo", "--site", "nowhere.yaml"], "--site nowhere.yaml: there is no such file"),
+        (["--config", "demo", "--site", "nowhere.yaml"], "--site nowhere.yaml does not exist"),
         (["--config", "demo", "--seeds", "0-x"], "--seeds 0-x is not a list of seeds: write for example"),
         (["--config", "demo", "--seeds", "1,0-2"], "is empty or names a seed twice"),
         (["--config", "demo", "--seeds", "0-1", "--follow"], "leave out --follow"),
@@ -174,7 +174,9 @@ def test_remote_shards_are_looked_at_before_anything_is_submitted(
     with serving(tmp_path / "shards") as server:
         config = load_config("demo", [f"data.shards={server.url}"])
         submission.check_shards(config)
-        with pytest.raises(UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=32"):
+        with pytest.raises(
+            UserError, match=r"16 samples, fewer than one step takes: set optim\.global_batch_size=16 or less"
+        ):
             submission.check_shards(config.updated({"optim.global_batch_size": 32}))
         with pytest.raises(UserError, match=r"has no manifest\.json"):
             submission.check_shards(load_config("demo", [f"data.shards={server.url}/nowhere"]))

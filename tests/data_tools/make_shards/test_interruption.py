@@ -118,7 +118,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == f"stopped: finished shards stay in {out}, and the same command continues after them\n"
+    assert errors == f"stopped: repeat the command to continue; finished shards stay in {out}\n"
     assert not list(out.glob("*.tmp"))
     assert make(videos, out) == 0
     assert fingerprint(out) == undisturbed

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools.annotations import read_split
-from data_tools.make_toy_dataset import real
+from data_tools.make_toy_dataset import cli
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.render import render
 from tests.commands import make_toy_dataset as main
@@ -128,8 +128,8 @@ def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypat
     package = tmp_path / "site" / "packaged_clips"
     video = write_video(package / "datasets" / "data" / "bikes.mp4", draw_frames(5))
     (package / "__init__.py").write_text("raise ImportError('this package is looked up, never imported')")
-    monkeypatch.setattr(real, "FOLDERS", {})
-    monkeypatch.setattr(real, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
+    monkeypatch.setattr(cli, "FOLDERS", {})
+    monkeypatch.setattr(cli, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
     assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
     assert "real footage: no videos in" in capsys.readouterr().out
     monkeypatch.syspath_prepend(tmp_path / "site")

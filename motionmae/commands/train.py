@@ -1,16 +1,17 @@
-"""`motionmae pretrain`: train in this process, which may be one of the ranks that torchrun or srun started."""
+"""`motionmae pretrain` and `motionmae finetune`: train in this process, alone or as a rank of torchrun or srun."""
 
 import argparse
 import os
+from functools import partial
 
 from motionmae.commands.app import Command, add_config_arguments
 from motionmae.errors import UserError
 
-_DESCRIPTION = """\
+_PRETRAIN = """\
 Pre-train a model. The run folder is OUTPUT_DIR/NAME (config keys `output_dir` and `name`). The same command resumes the
-run from its newest valid checkpoint, also with another number of processes or another ZeRO stage."""
+run from its newest valid checkpoint, also with a different number of processes or a different ZeRO stage."""
 
-_EPILOG = """\
+_PRETRAIN_EXAMPLES = """\
 examples:
   motionmae pretrain --config tiny_toy data.shards=data/toy/train
   motionmae pretrain --config tiny_toy optim.epochs=20 name=toy_20 engine.zero_stage=2
@@ -24,13 +25,25 @@ exit status:
   76   other ranks or the network failed: the same command resumes from the last checkpoint
   79   the watchdog ended a hanging step and wrote all stacks to RUN/logs: start the same command again
   80   a newer attempt of the run owns the run folder; this attempt wrote nothing more
-  81   the file RUN/stop ended the run after a save (the file RUN/save only saves)
+  81   the file RUN/stop ended the run after a save (the file RUN/save requests only a save)
   143  SIGTERM, Ctrl-C or a closed terminal ended the run after a save; a second Ctrl-C exits at once (130)
   1    a bug, with its traceback; the same command resumes from the last checkpoint"""
 
 
+_FINETUNE = """\
+Fine-tune a pre-trained encoder on labelled shards, or train a probe on it. The run folder is OUTPUT_DIR/NAME (config
+keys `output_dir` and `name`). The same command resumes the run. Exit statuses are those of `motionmae pretrain`."""
+
+_FINETUNE_EXAMPLES = """\
+examples:
+  motionmae finetune --config finetune_tiny_toy data.shards=data/toy/train finetune.init=runs/tiny_toy
+  motionmae finetune --config finetune_tiny_toy finetune.mode=linear name=toy_probe
+  torchrun --nproc-per-node 8 -m motionmae finetune --config finetune_vitb_k400 finetune.init=vitb_k400.safetensors
+  motionmae submit --nodes 4 --config finetune_vitb_k400"""
+
+
 def train(arguments: argparse.Namespace, task: str) -> int:
-    """Run the task of a config, which must be ``task``."""
+    """Train as the config says. Raises UserError if the config is for a different task."""
     from motionmae.config import load_config, refuse_unused
 
     try:
@@ -38,7 +51,7 @@ def train(arguments: argparse.Namespace, task: str) -> int:
         if config.task != task:
             raise UserError(f"the config {arguments.config} is for {config.task}: use `motionmae {config.task}`")
         refuse_unused(config, arguments.overrides)
-    except UserError as error:  # all ranks have the same arguments
+    except UserError as error:  # all ranks raise it, because they have the same arguments
         error.already_reported = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
         raise
     from monitoring.exporter_process import monitoring_sinks
@@ -49,6 +62,5 @@ def train(arguments: argparse.Namespace, task: str) -> int:
         return run_training(config, sinks=sinks).exit_code
 
 
-COMMAND = Command(
-    add_config_arguments, lambda arguments: train(arguments, "pretrain"), description=_DESCRIPTION, epilog=_EPILOG
-)
+PRETRAIN = Command(add_config_arguments, partial(train, task="pretrain"), _PRETRAIN, _PRETRAIN_EXAMPLES)
+FINETUNE = Command(add_config_arguments, partial(train, task="finetune"), _FINETUNE, _FINETUNE_EXAMPLES)
