@@ -1,6 +1,7 @@
 """Check a folder of shards: compare every byte with the checksums, and decode some frames."""
 
 import argparse
+import hashlib
 import os
 import sys
 import time
