@@ -32,8 +32,7 @@ from monitoring.rank_metrics import RankMetrics
 from monitoring.rank_snapshots import Sample
 from motionmae.config import load_config
 from motionmae.files import output_file
-from motionmae.runs.events import Kind, Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.training.step_timer import HostTimer, StepTimer
 
 STEP_SECONDS = 0.2

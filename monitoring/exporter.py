@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,13 +20,13 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
 from monitoring.collector import NodeCollector
 from monitoring.discovery import Target, withdraw_surplus
 from monitoring.gpu import open_gpus
 from monitoring.host import Host
-from motionmae.distributed.network import ipv4_of_interface
 
 logger = logging.getLogger("monitoring.exporter")
 
@@ -101,10 +102,10 @@ def ip_address(address: str) -> str:
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
-    try:
-        return ipv4_of_interface(address)
-    except OSError as error:
-        raise OSError(error.errno, f"network interface {address} has no IPv4 address: {error.strerror}") from error
+    for candidate in psutil.net_if_addrs().get(address, []):
+        if candidate.family == socket.AF_INET:
+            return candidate.address
+    raise OSError(errno.EADDRNOTAVAIL, f"network interface {address} has no IPv4 address")
 
 
 def run_exporter(settings: Settings) -> None:

@@ -15,8 +15,7 @@ from itertools import product
 from monitoring.goodput import CATEGORIES
 from motionmae.data.shards.errors import Reason
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase
 
 PREFIX = "motionmae_"
 STATES = tuple(dict.fromkeys(["starting", "training", *(reason.run_state for reason in EndReason)]))

@@ -12,10 +12,9 @@ from rich.text import Text
 
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
 from monitoring.report.page import FAULTS
-from motionmae.runs.events import Row
+from motionmae.runs.events import Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {

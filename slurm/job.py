@@ -84,7 +84,7 @@ class TrainJob(Checkpointable):
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
         from motionmae.distributed.context import choose_device
-        from motionmae.runs.attempt import Attempt
+        from motionmae.runs.history import Attempt
         from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 

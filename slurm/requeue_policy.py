@@ -25,12 +25,11 @@ from pathlib import Path
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import Kind, append_row
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import Attempt, RunHistory
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
 

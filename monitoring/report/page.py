@@ -15,10 +15,9 @@ from monitoring.report.charts import Curve, LineChart, short
 from monitoring.report.losses import HeadLoss, loss_table
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
-from motionmae.runs.events import Kind, Row
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
 
 FAULTS = {
     Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
@@ -164,7 +163,8 @@ def _attempt_blocks(history: RunHistory) -> list[Block]:
     attempts = history.attempts
     if not attempts:
         return []
-    start = min([*history.submitted[:1], attempts[0].began])
+    submitted = [row["time"] for row in history.of(Kind.SUBMITTED)]
+    start = min([*submitted[:1], attempts[0].began])
     blocks = []
     if start < attempts[0].began:
         blocks.append(Block(start, attempts[0].began, _CATEGORY_COLOURS["queue_wait"], "in the queue"))

@@ -13,8 +13,7 @@ from monitoring.flops_per_clip import FlopsPerClip
 from monitoring.rank_metrics import RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
@@ -42,7 +41,7 @@ class FedRun:
     """A run of some ranks on this node, whose event logs a test feeds as the training loop does."""
 
     def __init__(self, config: Config, folder: Path, attempt: str = "a", ranks: int = 1) -> None:
-        self.folder = RunFolder.of(config.output_dir, config.name)
+        self.folder = RunFolder(config.run_folder)
         self.folder.create()
         self.logs = []
         for rank in range(ranks):

@@ -216,6 +216,7 @@ def test_it_listens_on_the_configured_interface_only(tmp_path: Path):
         port = exporter.address().rpartition(":")[2]
         with pytest.raises(OSError, match="refused"):
             scrape(f"127.0.0.2:{port}")
+    assert ip_address("lo") == "127.0.0.1"
     with pytest.raises(OSError, match="network interface nosuch0 has no IPv4 address"):
         ip_address("nosuch0")
     for everywhere in ("0.0.0.0", "::", ""):

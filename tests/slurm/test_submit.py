@@ -14,8 +14,8 @@ from motionmae.config import load_config
 from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
+from motionmae.runs.history import Attempt
 from slurm import code_snapshot, submission, submit_cli
 from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord

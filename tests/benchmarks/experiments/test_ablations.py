@@ -28,7 +28,7 @@ def remaining(row: AblationRow) -> list[str]:
 def finish(argv: Sequence[str], runs: Path, *overrides: str) -> RunFolder:
     """Write the config and the events of a finished run."""
     _, _, config = submit.read([*argv, f"output_dir={runs}", *overrides])
-    run = RunFolder.of(config.output_dir, config.name)
+    run = RunFolder(config.run_folder)
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
     row = {"attempt": "a", "time": 1.0, "step": 9}
