@@ -104,7 +104,7 @@ class TrainJob(Checkpointable):
 
 
 def is_preempted(environment: submitit.JobEnvironment) -> bool:
-    """Return whether Slurm is preempting this running job; False also if Slurm does not answer."""
+    """Return whether Slurm is preempting this running job; False if Slurm does not answer."""
     job = scontrol.show_job(environment.job_id) if environment.cluster == "slurm" else None
     return job is not None and job.name == "RUNNING" and job.preempted
 
