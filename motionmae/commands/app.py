@@ -74,8 +74,10 @@ def add_json_argument(parser: argparse.ArgumentParser, content: str = "figures")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `motionmae` and return its exit status."""
-    if "_ARGCOMPLETE" in os.environ:
-        _complete()
+    if "_ARGCOMPLETE" in os.environ:  # the shell requests completions
+        import argcomplete
+
+        argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
     words = list(sys.argv[1:] if argv is None else argv)
     return run(lambda: _run_command(words))
 
@@ -203,14 +205,5 @@ def _check_neighbours() -> None:
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parents[1] != root:
             found = f"is {origin}" if origin else "is missing"
-            raise UserError(
-                f"the package `{name}` of MotionMAE {found}, but must be in {root}: "
-                "install motionmae into a virtual environment without other packages of that name"
-            )
-
-
-def _complete() -> None:
-    """Answer the shell's request for completions, and exit."""
-    import argcomplete
-
-    argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
+            remedy = "install motionmae into a virtual environment without other packages of that name"
+            raise UserError(f"the package `{name}` of MotionMAE {found}, but must be in {root}: {remedy}")

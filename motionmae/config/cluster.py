@@ -87,4 +87,4 @@ class MonitoringConfig(Section):
         if last > 65535:
             raise refusal("monitoring.ports", self.ports, f"the last port would be {last}, and 65535 is the highest")
         if bool(self.tls_certificate) != bool(self.tls_key):
-            raise refusal("monitoring.tls_key", self.tls_key, "set monitoring.tls_certificate and tls_key, or neither")
+            raise refusal("monitoring.tls_key", self.tls_key, "set both tls_certificate and tls_key, or neither")

@@ -62,13 +62,18 @@ _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
 
 
 class Sink(Protocol):
-    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised."""
+    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised.
+
+    A class that derives from this one may leave out ``metrics`` and ``close``.
+    """
 
     def event(self, row: Row) -> None: ...
 
-    def metrics(self, row: Row) -> None: ...
+    def metrics(self, row: Row) -> None:
+        return
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        return
 
 
 class JsonLines:
