@@ -1,7 +1,6 @@
 """Progress bars, JSON output and refusals that the tools share."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from rich.progress import (
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
 
 
 def progress_bar(*more: ProgressColumn) -> Progress:
@@ -28,10 +26,6 @@ def progress_bar(*more: ProgressColumn) -> Progress:
     count = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
-
-
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager
