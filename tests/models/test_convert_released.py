@@ -148,7 +148,7 @@ def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
         ("system.pth", r"\(it holds posix\.system, which is neither a tensor nor a plain value\): give safetensors"),
         ("path.pth", r"\(it holds pathlib\S*\.PurePosixPath, which is neither"),
         ("noise.safetensors", "cannot be read as weights"),
-        ("resnet.pth", r"not known here \(such as fc\.weight\)"),
+        ("resnet.pth", r"unknown model \(such as fc\.weight\)"),
         ("tensor.pth", "holds a Tensor and not a state dict"),
         ("gone.pth", "there are no weights at"),
     ):
