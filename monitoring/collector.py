@@ -30,8 +30,7 @@ _FAMILIES: dict[str, Any] = {
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-SAMPLE_SECONDS = 5.0
-"""Interval between readings of host, GPUs and goodput."""
+SAMPLE_SECONDS = 5.0  # interval between readings of host, GPUs and goodput
 
 
 class NodeCollector(Collector):

@@ -41,11 +41,9 @@ class Settings(BaseModel):
 
     run: str
     output_dir: Path
-    node: int
-    """Index of this node in the run."""
+    node: int  # index of this node in the run
     nodes: int
-    snapshots: Path
-    """The node's snapshot folder."""
+    snapshots: Path  # the node's snapshot folder
     monitoring: MonitoringConfig
 
     @property

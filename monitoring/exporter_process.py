@@ -150,8 +150,4 @@ def run_labels(config: Config) -> dict[str, str]:
     """Return the labels of the metric run_info, except world_size."""
     settings = config.model_dump(exclude={"output_dir", "launch", "monitoring"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return {
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "git_sha": git_revision(),
-        "config_hash": digest[:12],
-    }
+    return {"slurm_job_id": os.environ.get("SLURM_JOB_ID", ""), "git_sha": git_revision(), "config_hash": digest[:12]}

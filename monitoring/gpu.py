@@ -12,12 +12,10 @@ from monitoring.rank_snapshots import Sample
 
 logger = logging.getLogger(__name__)
 
-_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
-"""Drivers return all ones for an unknown value."""
+_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)  # drivers return all ones for an unknown value
 _WAIT_MILLISECONDS = 200
 """Interval at which the XID thread checks whether to end. The trainer waits for the thread."""
-CLOSE_SECONDS = 1.0
-"""Time limit for ending a thread that may hang in the driver."""
+CLOSE_SECONDS = 1.0  # time limit for ending a thread that may hang in the driver
 
 
 class GpuSource:

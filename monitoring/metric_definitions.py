@@ -36,24 +36,17 @@ RowKeys = Mapping[str, tuple[str, ...]]
 class Metric:
     """Definition of one metric."""
 
-    name: str
-    """Name without the prefix."""
-    kind: str
-    """counter, gauge or histogram."""
-    unit: str
-    """seconds, bytes, ...; empty for a plain number."""
-    help: str
-    """One sentence."""
+    name: str  # name without the prefix
+    kind: str  # counter, gauge or histogram
+    unit: str  # seconds, bytes, ...; empty for a plain number
+    help: str  # one sentence
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Labels with known values. Every combination exists from the start, at 0."""
-    labels: tuple[str, ...] = ()
-    """Labels whose values are found at run time."""
-    per_rank: bool = False
-    """The exporter adds a label ``rank``."""
+    labels: tuple[str, ...] = ()  # labels whose values are found at run time
+    per_rank: bool = False  # the exporter adds a label `rank`
     row_keys: RowKeys = field(default_factory=dict)
     """Keys that :class:`monitoring.rank_metrics.RankMetrics` copies. A counter adds the value times the row's steps."""
-    event: Kind | None = None
-    """The event that has ``row_keys``; None for rows of metrics.jsonl."""
+    event: Kind | None = None  # the event that has `row_keys`; None for rows of metrics.jsonl
 
     @property
     def full_name(self) -> str:

@@ -27,10 +27,8 @@ logger = logging.getLogger(__name__)
 class FlopsPerClip(NamedTuple):
     """FLOPs and tokens of one clip in a training step."""
 
-    flops: int
-    """Forward and backward pass of the model. A multiply-add counts as two."""
-    tokens: int
-    """Cubes that pass through the encoder."""
+    flops: int  # forward and backward pass of the model. A multiply-add counts as two.
+    tokens: int  # cubes that pass through the encoder
 
 
 def flops_per_clip_of(config: Config) -> FlopsPerClip:

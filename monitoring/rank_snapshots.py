@@ -18,8 +18,7 @@ from pathlib import Path
 
 from motionmae.files import atomic_path
 
-_EXPIRY_SECONDS = 7 * 86400.0
-"""Age at which the folder of another job is deleted."""
+_EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -31,8 +30,7 @@ class Snapshot:
     rank: int
     pid: int
     attempt: str
-    time: float
-    """Time of writing, in seconds since the epoch."""
+    time: float  # time of writing, in seconds since the epoch
     samples: list[Sample]
     histogram: list[int] = field(default_factory=list)
     """Steps by bucket of STEP_BUCKETS, with one more bucket for longer steps; empty on ranks other than 0."""

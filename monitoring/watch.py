@@ -22,8 +22,7 @@ _STYLES = {
     Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
 _Cells = tuple[str | Text, ...]
-_RECENT = 50
-"""Number of logged rows in the averages."""
+_RECENT = 50  # number of logged rows in the averages
 
 
 def view(history: RunHistory, width: int, now: float | None = None) -> RenderableType:

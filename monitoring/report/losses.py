@@ -18,10 +18,8 @@ class HeadLoss:
     steps: int
     first: float
     last: float
-    predicting_the_mean: float | None
-    """None if the run's shards cannot be read."""
-    explained_held_out: float | None
-    """Explained variance on held-out shards, if they are given."""
+    predicting_the_mean: float | None  # None if the run's shards cannot be read
+    explained_held_out: float | None  # explained variance; None without held-out shards
 
 
 def head_losses(history: RunHistory, held_out: str | None) -> tuple[list[HeadLoss], str]:
