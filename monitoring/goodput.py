@@ -8,8 +8,8 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save blocks training
 lost_work            steps repeated after a resume, and steps skipped as non-finite
-downtime             from the last row of a failed attempt, or of one that the stop file ended, until the next is
-                     submitted or started
+downtime             after an attempt that failed or was stopped by the stop file, until the run is submitted or
+                     started again
 other                the rest of an attempt: metrics, signal checks, work after the last row before a crash
 """
 

@@ -56,7 +56,7 @@ def node_folder(key: str) -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
     if status.st_uid != os.getuid() or root.is_symlink() or status.st_mode & 0o022:
-        raise PermissionError(f"{root} is not a private folder of this user")
+        raise PermissionError(f"{root} is not a private folder of this user: delete it, or set TMPDIR")
     folder = root / key
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -75,9 +75,6 @@ def read_all(folder: Path) -> Iterator[Snapshot]:
     """Yield the snapshots of a folder in order of rank. Other files are skipped."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.name.zfill(20)):
         try:
-            fields = json.loads(path.read_text())
-            yield Snapshot(
-                **{**fields, "samples": [(name, labels, value) for name, labels, value in fields["samples"]]}
-            )
-        except (OSError, ValueError, TypeError, KeyError):
+            yield Snapshot(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             continue

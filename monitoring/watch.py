@@ -1,4 +1,4 @@
-"""Live view of a run in a terminal. It reads the run directory only, and works over SSH and on any node."""
+"""Live view of a run in a terminal. It reads only the run folder, and works over SSH and on any node."""
 
 import time
 from collections.abc import Iterable, Sequence
