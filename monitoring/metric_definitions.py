@@ -141,7 +141,7 @@ NODE = (
     _gauge("cpu_utilization_ratio", "Share of the node's processor time in use.", "ratio"),
     _gauge("memory_available_bytes", "Host memory available to programs.", "bytes"),
     _gauge("memory_total_bytes", "Host memory.", "bytes"),
-    _gauge("disk_free_bytes", "Free space on the file system of the run directory (runs) and of /tmp (scratch).",
+    _gauge("disk_free_bytes", "Free space on the file system of the run folder (runs) and of /tmp (scratch).",
            "bytes", volume=("runs", "scratch")),
     _gauge("disk_size_bytes", "Size of the same file systems.", "bytes", volume=("runs", "scratch")),
 )  # fmt: skip
