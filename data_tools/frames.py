@@ -1,8 +1,8 @@
 """Encode decoded frames as upright JPEGs (or RGB pixels) of one size, and their optical flow.
 
 swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
-encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If the size does not change and only
-the range does (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
+encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If only the range changes and the size
+does not (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
 """
 
 import functools
