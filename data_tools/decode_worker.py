@@ -99,7 +99,7 @@ class DecodeWorker:
         raise UserError(f"a decoding process did not start ({cause}): check free memory, and run the command again")
 
     def _kill(self, grace: float = 0.2) -> str:
-        """Kill the process, and return how it ended, for a message."""
+        """Kill the process. Return a text for messages that says how the process ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:

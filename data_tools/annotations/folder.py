@@ -113,7 +113,7 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     for line in read_lines(file):
         number, _, name = line.partition(" ")
         if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct it")
+            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
 

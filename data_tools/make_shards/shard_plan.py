@@ -150,7 +150,7 @@ def _plan_file(out: Path) -> Path:
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
 
-    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
+    ``part`` is (number, parts), or None without --part. Raise UserError if such a run is writing to the folder, or if
     the folder was started with a different number of parts.
     """
     with contextlib.ExitStack() as locks:
