@@ -32,7 +32,6 @@ from motionmae.files import output_file
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
 from motionmae.runs.lease import acquire_lease
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.task import decay_groups
 
 
 def slowest(seconds: float) -> float:
@@ -70,8 +69,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with distributed(config.engine) as rank:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
-            model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
-            engine = Engine(model, decay_groups(model, config.optim), config, rank)
+            task = Pretraining(config)
+            model = task.build_model(None, None)  # type: ignore[arg-type]
+            engine = Engine(model, task.parameter_groups(model), config, rank)
             lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
             checkpointer = AsyncCheckpointer(

@@ -40,7 +40,7 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae
 from motionmae.planning.memory import predict_memory
-from motionmae.training.task import decay_groups
+from motionmae.training.pretrain import Pretraining
 
 MODES = ("none", "every_n", "full")
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=8", "engine.precision=fp32"]
@@ -116,7 +116,7 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
     clip, number = config.clip, config.engine.micro_batch_size * config.data.repeated_sampling
     with LiveTensors() as live:
         model = build_motionmae(config)
-        engine = Engine(model, decay_groups(model, config.optim), config, rank)
+        engine = Engine(model, Pretraining(config).parameter_groups(model), config, rank)
         assert engine.accumulation == 1, "a step of one micro-batch is what is measured"
         clips = torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         seeds, losses = torch.arange(number), []

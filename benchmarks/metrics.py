@@ -24,16 +24,13 @@ from rich.table import Table
 
 from benchmarks.script import run_script
 from monitoring.collector import NodeCollector
-from monitoring.discovery import Target
-from monitoring.exporter import Settings, listen
-from monitoring.flops_per_clip import FlopsPerClip
-from monitoring.host import Host
-from monitoring.rank_metrics import RankMetrics
+from monitoring.exporter import Settings, listen, publish
+from monitoring.gpu import GpuSource
+from monitoring.rank_metrics import FlopsPerClip, RankMetrics
 from monitoring.rank_snapshots import Sample
-from motionmae.config import load_config
+from motionmae.config import MonitoringConfig, load_config
 from motionmae.files import output_file
-from motionmae.runs.events import Kind, Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.training.step_timer import HostTimer, StepTimer
 
 STEP_SECONDS = 0.2
@@ -41,7 +38,7 @@ RANKS, NODES = 8, 128
 _INFO = {"slurm_job_id": "1", "git_sha": "0", "config_hash": "0"}
 
 
-class EightGpus:
+class EightGpus(GpuSource):
     """Gives the same samples as NVML would for eight GPUs."""
 
     def samples(self) -> list[Sample]:
@@ -55,9 +52,6 @@ class EightGpus:
             found += [("gpu_ecc_errors_total", {**labels, "type": kind}, 0.0) for kind in ("corrected", "uncorrected")]
             found += [("gpu_throttle_active", {**labels, "reason": str(number)}, 0.0) for number in range(5)]
         return found
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def row_of(step: int) -> Row:
@@ -113,11 +107,14 @@ def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], No
     snapshots.mkdir()
     for rank in range(RANKS):
         make_rank(number * RANKS + rank, snapshots)
-    collector = NodeCollector(snapshots, Host(folder), EightGpus(), None)
+    collector = NodeCollector(snapshots, EightGpus(), folder / "bench", with_goodput=False)
     collector.refresh()
-    settings = Settings("bench", str(folder), number, NODES, str(snapshots), str(folder), "127.0.0.1", 0, 1, 0)
-    stop, address = listen(settings, collector)
-    Target("bench", number, address).publish(folder / "sd")
+    monitoring = MonitoringConfig(discovery=str(folder / "sd"))
+    stop, address = listen(monitoring, collector)
+    settings = Settings(
+        run="bench", output_dir=folder, node=number, nodes=NODES, snapshots=snapshots, monitoring=monitoring
+    )
+    publish(settings, address)
     return collector, stop, address
 
 

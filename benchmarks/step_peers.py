@@ -17,11 +17,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
-from motionmae.distributed.stop_requests import StopRequests, StopSignals
+from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.models.convert.huggingface import huggingface_config
@@ -29,12 +28,10 @@ from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.targets import make_targets
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase, Row, Sink
 from motionmae.runs.lease import acquire_lease
-from motionmae.runs.phases import Phase
-from motionmae.training.callbacks.gc import SynchronizedGc
+from motionmae.training.callbacks.base import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
@@ -106,7 +103,7 @@ class InLoop:
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
-        task, store, lease = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
+        task, lease = Pretraining(config), acquire_lease(folder.path)
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
@@ -114,27 +111,23 @@ class InLoop:
         events.event(Kind.START, 0, world=rank.world)
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))
-        loader = OneBatch(batch)
         collector = stack.enter_context(closing(SynchronizedGc()))
         self._trainer = Trainer(
             config=config,
             task=task,
             rank=rank,
             folder=folder,
-            store=store,
+            lease=lease,
+            signals=stack.enter_context(StopSignals()),
             engine=engine,
-            loader=cast(ClipLoader, loader),
-            checkpointer=stack.enter_context(
-                closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog))
-            ),
-            stop_requests=StopRequests(stack.enter_context(StopSignals()), folder.path, rank.is_rank_zero),
+            loader=cast(ClipLoader, OneBatch(batch)),
             watchdog=watchdog,
             events=events,
             callbacks=[collector],
             log=print,
             state=TrainState(),
-            total_steps=OneBatch.steps_per_epoch,
         )
+        stack.callback(self._trainer.checkpointer.close)
         self._batches = self._trainer.batches()
         stack.callback(engine.close)
         collector.on_train_start()

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
-from monitoring.flops_per_clip import flops_per_clip_of
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import RankMetrics, flops_per_clip_of
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import rank_environment
@@ -63,7 +62,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
             end_exporter(exporter, last_command.command, config.monitoring.linger_seconds)
 
 
-class _LastCommand:
+class _LastCommand(Sink):
     """Sink that chooses the last command to the exporter; empty after an unexpected end, as if the trainer had died."""
 
     def __init__(self) -> None:
@@ -81,30 +80,16 @@ class _LastCommand:
         if isinstance(error, KeyboardInterrupt) or classify_error(error).requeue is Requeue.NEVER:
             self.command = self.command or END
 
-    def metrics(self, row: Row) -> None:
-        """Do nothing: metrics rows do not end an attempt."""
-
-    def close(self) -> None:
-        """Do nothing: no resource is open."""
-
 
 def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subprocess.Popen[str]:
     """Start the node's exporter process, which does not receive the job's signals."""
-    monitoring = config.monitoring
-    runs = Path(config.output_dir).resolve()
     settings = Settings(
         run=config.name,
-        run_folder=str(runs / config.name),
+        output_dir=Path(config.output_dir).resolve(),
         node=node_of(ranks),
         nodes=-(-ranks["WORLD_SIZE"] // ranks_per_node(ranks)),
-        snapshots=str(folder),
-        discovery=str(Path(monitoring.discovery).resolve() if monitoring.discovery else runs / ".sd"),
-        address=monitoring.address,
-        port=monitoring.port,
-        ports=monitoring.ports,
-        linger_seconds=monitoring.linger_seconds,
-        tls_certificate=monitoring.tls_certificate,
-        tls_key=monitoring.tls_key,
+        snapshots=folder,
+        monitoring=config.monitoring,
     )
     code = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -117,7 +102,7 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
             text=True,
         )
     assert exporter.stdin is not None
-    exporter.stdin.write(settings.as_line())
+    exporter.stdin.write(settings.model_dump_json() + "\n")
     exporter.stdin.flush()
     return exporter
 

@@ -10,13 +10,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 from monitoring.goodput import CATEGORIES
 from motionmae.data.shards.errors import Reason
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase
 
 PREFIX = "motionmae_"
 STATES = tuple(dict.fromkeys(["starting", "training", *(reason.run_state for reason in EndReason)]))
@@ -70,18 +70,9 @@ class Metric:
         return product(*self.values.values()) if not self.labels else iter(())
 
 
-def _counter(
-    name: str,
-    text: str,
-    unit: str = "",
-    labels: tuple[str, ...] = (),
-    row: str | RowKeys = "",
-    **values: tuple[str, ...],
-) -> Metric:
-    return Metric(name, "counter", unit, text, values, labels, row_keys=_row_keys(row))
-
-
-def _gauge(
+def _metric(
+    kind: str,
+    /,
     name: str,
     text: str,
     unit: str = "",
@@ -90,14 +81,13 @@ def _gauge(
     event: Kind | None = None,
     **values: tuple[str, ...],
 ) -> Metric:
-    return Metric(name, "gauge", unit, text, values, labels, row_keys=_row_keys(row), event=event)
-
-
-def _row_keys(row: str | RowKeys) -> RowKeys:
+    """Return a definition. ``row`` is the row key of a metric without labels, or ``row_keys``."""
     if isinstance(row, str):
-        return {row: ()} if row else {}
-    return row
+        row = {row: ()} if row else {}
+    return Metric(name, kind, unit, text, values, labels, row_keys=row, event=event)
 
+
+_counter, _gauge = partial(_metric, "counter"), partial(_metric, "gauge")
 
 RUN = (
     _gauge("run_info", "Always 1; labels describe the run.",
@@ -118,7 +108,7 @@ RUN = (
     _counter("tokens_total", "Visible cubes encoded since this attempt began."),
     _counter("flops_total", "Floating-point operations of the model since this attempt began."),
     _gauge("mfu_ratio", "Model FLOP/s as a share of the devices' peak; absent if the peak is unknown.", "ratio"),
-    Metric("step_duration_seconds", "histogram", "seconds", "Duration of steps, averaged over each logged interval."),
+    _metric("histogram", "step_duration_seconds", "Duration of steps, averaged over each logged interval.", "seconds"),
     _gauge("checkpoint_duration_seconds", "Duration of the last save or restore, in the training loop (blocking) and "
            "in the background.", "seconds", op=("save", "restore"), blocking=("true", "false")),
     _gauge("checkpoint_last_success_timestamp_seconds", "Time of the last committed checkpoint.", "seconds",

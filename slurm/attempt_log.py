@@ -7,9 +7,9 @@ a failed job is retried. Delete the file to use all nodes again.
 from collections.abc import Sequence
 from pathlib import Path
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Row, append_row, read_rows
+from motionmae.runs.history import Attempt
 
 FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""

@@ -22,7 +22,7 @@ from motionmae.files import atomic_path
 from motionmae.runs.git_revision import git_output
 
 LARGEST_UNTRACKED = 5_000_000
-"""Bytes. A larger untracked file is probably data: it is left out and reported."""
+"""Size in bytes. A larger untracked file is probably data, and is left out and reported."""
 _WITHOUT_GIT = ("motionmae", "data_tools", "slurm", "monitoring", "configs", "pyproject.toml")
 
 
@@ -38,7 +38,7 @@ class CodeSnapshot:
 
     @functools.cached_property
     def name(self) -> str:
-        """Hash of the content."""
+        """Hash of the names and contents of the files."""
         digest = hashlib.sha256()
         for path in self.files:
             content = (self.root / path).read_bytes()
@@ -52,7 +52,7 @@ class CodeSnapshot:
     def write(self, run: Path) -> Path:
         """Copy the files into the run folder, unless the snapshot exists, and return the snapshot's folder.
 
-        If a file cannot be copied, the partial copy is removed.
+        An exception removes the partial copy.
         """
         target = self.folder(run)
         if target.is_dir():
@@ -72,8 +72,8 @@ class CodeSnapshot:
 def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     """List the code in the repository, except the folders ``outside`` (such as the output folder).
 
-    In a clone: tracked files and untracked files that are not ignored. Without git, and in the site-packages of an
-    installed wheel: the packages and the configs.
+    In a clone, the list holds tracked files and untracked files that are not ignored. Without git, and in the
+    site-packages of an installed wheel, the list holds the packages and the configs.
     """
     listed = git_output(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone

@@ -84,7 +84,7 @@ class TrainJob(Checkpointable):
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
         from motionmae.distributed.context import choose_device
-        from motionmae.runs.attempt import Attempt
+        from motionmae.runs.history import Attempt
         from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
@@ -104,7 +104,7 @@ class TrainJob(Checkpointable):
 
 
 def is_preempted(environment: submitit.JobEnvironment) -> bool:
-    """Return whether Slurm is preempting this running job; False also if Slurm does not answer."""
+    """Return whether Slurm is preempting this running job; False if Slurm does not answer."""
     job = scontrol.show_job(environment.job_id) if environment.cluster == "slurm" else None
     return job is not None and job.name == "RUNNING" and job.preempted
 

@@ -6,7 +6,6 @@ leaves nothing to clean up.
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -59,20 +58,18 @@ def state_of(record: JobRecord, run: Path) -> JobState:
 
 @contextmanager
 def submission_lock(run: Path) -> Iterator[int]:
-    """Hold the run folder's lock. Yields its file descriptor: a child process that inherits it keeps the lock.
+    """Hold the run folder's lock and yield its file descriptor. A child that inherits the descriptor keeps the lock.
 
     Raises UserError if another process still holds the lock after LOCK_TIMEOUT.
     """
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not locks.acquire(descriptor, timeout=LOCK_TIMEOUT):
+    with (run / "job.lock").open("ab") as lock:
+        if not locks.acquire(lock, timeout=LOCK_TIMEOUT):
             raise UserError(
-                f"{run} is in use by a submission or a training run on this machine: see {run / 'job.json'}"
+                f"{run} is in use by a submission or a training run on this machine: wait, or stop the job that "
+                f"{run / 'job.json'} names"
             )
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        yield lock.fileno()
 
 
 def _local_state(run: Path) -> JobState:

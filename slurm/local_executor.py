@@ -3,11 +3,10 @@
 Added to submitit's executor:
 
 - The controller runs in a separate session and logs to a file. The job outlives the shell that started it.
-- SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
-  CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
-- If the controller is killed, the ranks stop. They never continue in a run folder that looks free.
-- If a rank fails, the others are ended, as with ``srun --kill-on-bad-exit``. They never hang in a collective.
-- A job may be requeued any number of times (submitit: 6), and ranks know the number of restarts.
+- ``kill -USR2 CONTROLLER`` preempts the run at any time, and ``kill -TERM CONTROLLER`` stops the run.
+- If the controller is killed, the ranks stop. A run folder that looks free therefore has no running ranks.
+- If a rank fails, the other ranks are ended, as with ``srun --kill-on-bad-exit``, before they hang in a collective.
+- A job may be requeued any number of times (submitit: 6), and its ranks know the number of restarts.
 - The job holds the run folder's lock, and writes its exit status to ``job.json``.
 """
 
@@ -28,11 +27,11 @@ from motionmae.config import LaunchConfig
 from slurm.job_state import JobRecord
 
 RESTARTS_VARIABLE = "MOTIONMAE_LOCAL_RESTARTS"
-"""Number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
+"""Environment variable with the number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
 SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})
-"""Signals that the ranks handle; blocked until their handlers are installed."""
+"""Signals that the ranks handle. The signals are blocked until the handlers are installed."""
 STRAGGLER_SECONDS = 20.0
-"""Time for the other ranks to end after one rank has failed."""
+"""Time that the other ranks have to end by themselves after one rank has failed."""
 _POLL_SECONDS = 0.1
 
 
@@ -149,7 +148,7 @@ def stop_with_controller() -> None:
 
 
 def _job_status(codes: Sequence[int | None]) -> int:
-    """Return the job's exit status. A rank's own status counts before a signal, which usually follows a failure."""
+    """Return the job's exit status. A rank's own status takes precedence over a signal."""
     own = [code for code in codes if code and code > 0]
     killed = [128 - code for code in codes if code and code < 0]
     hung = [124 for code in codes if code is None]
@@ -161,14 +160,14 @@ def main(folder: Path, run: Path) -> int:
     started = time.time()
     status = LocalController(folder).run_to_end()
     job_id = str(os.getpid())
-    JobRecord("local", job_id, str(rank_log(folder, job_id)), str(Path.cwd()), started, status).write(run)
+    JobRecord("local", job_id, rank_zero_log(folder, job_id), str(Path.cwd()), started, status).write(run)
     print(f"ended with status {status}", flush=True)
     return status
 
 
-def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """Return the log file of a rank, locally and on Slurm. All attempts of the job write to it."""
-    return Path(JobPaths(folder, job_id, rank).stdout)
+def rank_zero_log(folder: Path, job_id: str) -> str:
+    """Return the path of rank 0's log, locally and on Slurm. All attempts of the job write to it."""
+    return str(JobPaths(folder, job_id, 0).stdout)
 
 
 if __name__ == "__main__":

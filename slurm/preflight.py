@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The ranks cannot reach each other. ``nodes`` did not answer; empty if unknown."""
+    """The ranks cannot reach each other. ``nodes`` lists the nodes that did not answer; empty if unknown."""
 
     def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -119,11 +120,9 @@ def check_network(
 
 def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     keys = [f"here/{rank}" for rank in range(world)]
-    try:
+    with suppress(RuntimeError):  # the time limit
         store.wait(keys, limit)
-    except RuntimeError:
-        return [rank for rank, key in enumerate(keys) if not store.check([key])]
-    return []
+    return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
 
 def abort(end: EndReason, reason: str) -> None:

@@ -25,12 +25,11 @@ from pathlib import Path
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import Kind, append_row
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import Attempt, RunHistory
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
 
@@ -64,7 +63,7 @@ class RequeuePolicy:
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless the job was cancelled or is already requeued."""
+        """Retry a failed job, unless a retry cannot help, or the job was cancelled or is already requeued."""
         job = scontrol.show_job(self.attempt.job)
         if job is not None and (job.name != "RUNNING" or job.restarts != self.attempt.restart):
             return
@@ -117,7 +116,8 @@ class RequeuePolicy:
         excluded = self.attempts.excluded_nodes()
         others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
         if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
-            log(f"this run failed before on {', '.join(excluded)}, but only {len(others)} others are up: used again")
+            bad = ", ".join(excluded)
+            log(f"this run failed before on {bad}, but only {len(others)} other nodes are up: {bad} is used again")
             return {}
         return excluded
 
@@ -199,8 +199,8 @@ def run_step(command: Sequence[str], policy: RequeuePolicy) -> tuple[int, list[s
 def find_failure(lines: Iterable[str]) -> Failure:
     """Return the cause of a failed job step according to srun's messages on standard error.
 
-    srun exits with the highest status of all tasks. That includes tasks which srun itself ends after the first failure
-    (143, higher than all other exit codes). Its messages on standard error are in order and name the nodes::
+    srun exits with the highest status of all tasks. After the first failure, srun ends the other tasks, and their
+    status 143 is higher than all other exit codes. The messages on standard error are in order and name the nodes::
 
         srun: error: node2: task 1: Killed
         srun: launch/slurm: _step_signal: Terminating StepId=7.0

@@ -13,7 +13,7 @@ from motionmae.errors import UserError
 
 _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
-"""Keys of `launch` whose value is free text, which is quoted as YAML."""
+"""Keys of `launch` with free text, which must be quoted as YAML."""
 _NOT_PASSED_ON = {"signal_seconds", "max_timeouts", "max_retries", "preflight_seconds"}
 """Keys of `launch` that are not options of sbatch with the same name."""
 _RESOURCES = [name for name in LaunchConfig.model_fields if name not in _NOT_PASSED_ON]
@@ -56,7 +56,7 @@ def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def refuse_reserved_option(option: str, origin: str) -> None:
-    """Refuse an sbatch option that would break requeueing, e.g. an array that trains several times in one folder.
+    """Raise UserError for an sbatch option that breaks requeueing, e.g. an array that trains in one folder.
 
     ``option`` is a long sbatch option without its dashes. The message begins with ``origin``.
     """
@@ -109,5 +109,5 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused the job: {error.stderr.strip()}") from error
+        raise UserError(f"sbatch refused the job ({error.stderr.strip()}): correct the sbatch options") from error
     return done.stdout.strip().partition(";")[0]

@@ -1,4 +1,4 @@
-"""Queries and requests to Slurm's controller, from a login node or from inside a job."""
+"""Ask Slurm's controller about jobs and nodes, and change jobs, on a login node or inside a job."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ _ENDED = ("COMPLETED", *_FAILED, "GONE")
 
 @dataclass(frozen=True)
 class JobState:
-    """State of a job in Slurm's terms. Two states are equal if a person would read the same."""
+    """State of a job in Slurm's terms. A comparison ignores the fields that ``--follow`` does not print."""
 
     name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
     detail: str = ""  # nodes of a running or ended job, or the reason why the job waits
@@ -82,7 +82,7 @@ def parse_job(line: str) -> JobState:
 
 
 def _value(line: str, key: str) -> str:
-    """Return the value of ``key=`` in a line of ``scontrol show``; empty if there is none."""
+    """Return the value of ``key=`` in a line of ``scontrol show``; empty if the key is missing or has no value."""
     found = re.search(rf"\b{key}=(\S*)", line)
     return found[1] if found and found[1] not in ("(null)", "None") else ""
 

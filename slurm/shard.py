@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if parsed.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and the array sets --part: leave --part out")
     if parsed.json:
-        raise UserError("--json would be written by every part of the array: leave it out and see the logs")
+        raise UserError("every part of the array would write the --json file: leave out --json and see the logs")
     logs = parsed.out.absolute() / STATE / "logs"
     job = {"job-name": f"shards-{parsed.dataset}", "cpus-per-task": str(options.cpus), "time": options.time}
     further = dict(option.partition("=")[::2] for option in options.sbatch)

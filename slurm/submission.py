@@ -1,7 +1,8 @@
-"""Submit a job for a valid config: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
+"""`motionmae submit`: check a run's inputs, copy the code, and submit the run to Slurm or to this machine."""
 
 import argparse
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,29 +10,80 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
-from motionmae.config import Config
-from motionmae.config.schema import steps_per_epoch
-from motionmae.config.site import Site
+from motionmae.commands import app
+from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
+from motionmae.config.site import DEFAULT, Site, load_site
 from motionmae.data.open_shards import check_node_file, load_manifest
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, append_row
-from slurm import code_snapshot
+from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
-from slurm.job_state import JobRecord, submission_lock
-from slurm.local_executor import DetachedLocalExecutor, rank_log
-from slurm.sbatch import parse_sbatch_options
+from slurm.job_state import JobRecord, follow, state_of, submission_lock
+from slurm.local_executor import DetachedLocalExecutor, rank_zero_log
 
 ROOT = Path(__file__).resolve().parents[1]
+_DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
+_EPILOG = """\
+examples:
+  motionmae submit --nodes 4 --config vitl_k400 data.shards=/data/k400
+  motionmae submit --nodes 4 --config vitl_k400 --dry-run
+  motionmae submit --nodes 1 --config vitb_k400 --seeds 0-4
+  motionmae submit --cluster local --config demo data.shards=/data/toy --follow
+
+The same command resumes a run that has ended, and with --follow attaches to a run that is active.
+~/.config/motionmae/site.yaml holds the settings that all your runs share (docs/survival.md)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    app.add_config_arguments(parser)
+    parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
+    dry_help = "print the sbatch script, the resolved config and an estimate; submit nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_help)
+    parser.add_argument("--follow", action="store_true", help="print the log of rank 0 until the run ends")
+    sbatch.add_launch_flags(parser)
+    parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
+    sbatch.add_sbatch_argument(parser)
+    seeds_help = "submit a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+    parser.add_argument("--seeds", metavar="0-4", help=seeds_help)
+    site_help = f"settings shared by all your runs (default: {DEFAULT})"
+    parser.add_argument("--site", type=Path, metavar="FILE", help=site_help)
+
+
+def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
+    """Load the site file, and the config with absolute paths.
+
+    Precedence: config file < site file < key=value < flags. ``--cluster local`` reads no site file.
+    """
+    slurm = arguments.cluster == "slurm"
+    site = load_site(arguments.site) if slurm else Site()
+    for option in site.sbatch:
+        sbatch.refuse_reserved_option(option, f"{site.file}: sbatch")
+    overrides = [*arguments.overrides, *sbatch.launch_overrides(arguments)]
+    config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
+    launch = config.launch
+    if not slurm and launch.nodes != 1:
+        raise UserError(f"--cluster local uses only this machine, not {launch.nodes} nodes: add --nodes 1")
+    for flag in ("sbatch", "dependency", "site"):
+        if not slurm and getattr(arguments, flag):
+            raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
+    if 0 < launch.gpus_per_node < launch.ntasks_per_node:
+        raise UserError(
+            f"launch.gpus_per_node={launch.gpus_per_node} is less than launch.ntasks_per_node={launch.ntasks_per_node}"
+            f", but every rank needs its own GPU: add --ntasks-per-node {launch.gpus_per_node}, or request more GPUs"
+        )
+    accumulation_steps(config, launch.nodes * launch.ntasks_per_node)
+    return site, config
 
 
 def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
+    return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
@@ -41,6 +93,50 @@ def slurm_executor(
     nodes = [*filter(None, [config.launch.exclude]), *AttemptLog(config.run_folder).excluded_nodes()]
     config = config.updated({"launch.exclude": ",".join(nodes)})
     return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
+
+
+def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
+    """Print the sbatch script, the resolved config and the estimate. Write nothing."""
+    from motionmae.commands.plan import default_assumptions, print_plan
+
+    code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
+    folder = log_folder(config.run_folder)
+    if arguments.cluster == "slurm":
+        print(slurm_executor(arguments, site, config, folder, code).script())
+    else:
+        command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+        print(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n")
+    print("# resolved configuration")
+    print(config_yaml(config))
+    print_plan(config, default_assumptions(config))
+
+
+def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
+    """Check shards, augmentation and weights now, so that an error does not first appear when the job starts.
+
+    Raises UserError if an input is missing or cannot be used.
+    """
+    check_shards(config)
+    if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
+        print(f"note: {note}")
+    if config.data.rand_augment:
+        from motionmae.data.rand_augment import parse_policy  # timm is slow to import
+
+        parse_policy(config.data.rand_augment, config.clip.size)
+    init = config.finetune.init
+    needs_weights = config.task == "finetune" and init != "scratch"
+    if needs_weights and not arguments.dependency and not Path(init).exists():  # the other job may write the weights
+        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
+
+
+def check_shards(config: Config) -> None:
+    """Raise UserError if ``data.shards`` is missing, damaged, or holds fewer samples than one step needs."""
+    data = config.data
+    quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
+    try:
+        steps_per_epoch(config, load_manifest(data.shards, quick).samples)
+    except UnreachableError as error:
+        print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, before: JobRecord | None) -> JobRecord:
@@ -74,37 +170,9 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             raise UserError(
                 f"Slurm refused the job ({str(error).strip()}): correct the partition, account or limits"
             ) from error
-        record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
+        record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
         record.write(run)
     return record
-
-
-def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
-    """Check shards, augmentation and weights now, so that an error does not first appear when the job starts.
-
-    Raises UserError if an input is missing or cannot be used.
-    """
-    check_shards(config)
-    if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
-        print(f"note: {note}")
-    if config.data.rand_augment:
-        from motionmae.data.rand_augment import parse_policy  # timm is slow to import
-
-        parse_policy(config.data.rand_augment, config.clip.size)
-    init = config.finetune.init
-    needs_weights = config.task == "finetune" and init != "scratch"
-    if needs_weights and not arguments.dependency and not Path(init).exists():  # the other job may write the weights
-        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
-
-
-def check_shards(config: Config) -> None:
-    """Raise UserError if ``data.shards`` has another format version, or fewer samples than one step needs."""
-    data = config.data
-    quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
-    try:
-        steps_per_epoch(config, load_manifest(data.shards, quick).samples)
-    except UnreachableError as error:
-        print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
 
 def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
@@ -112,7 +180,8 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
     is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
     program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
     command = shlex.join([*program, *_resume_argv(argv)])
-    stop, preempt = ("scancel", "scancel --signal=USR2") if record.cluster == "slurm" else ("kill -TERM", "kill -USR2")
+    on_slurm = record.cluster == "slurm"
+    stop, preempt = ("scancel", "scancel --signal=USR2") if on_slurm else ("kill -TERM", "kill -USR2")
     lines = {
         "job": f"{record.job_id} ({record.cluster})",
         "run folder": str(run),
@@ -122,7 +191,7 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
         "preempt": f"{preempt} {record.job_id}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
-    if record.cluster == "slurm" and (excluded := AttemptLog(run).excluded_nodes()):
+    if on_slurm and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
         lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
     return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
@@ -136,3 +205,95 @@ def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
             next(remaining, None)
         elif argument != "--follow" and not argument.startswith(("--dependency=", "--seeds=")):
             yield argument
+
+
+def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
+    """Submit the run and print its job. With --follow, return the run's active job instead, if any.
+
+    Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
+    """
+    run = config.run_folder
+    record = JobRecord.read(run)
+    if record is not None and (state := state_of(record, run)).active:
+        if not arguments.follow:
+            raise UserError(
+                f"{run} is already submitted as {record.cluster} job {record.job_id} ({state.name}): add --follow to "
+                "watch it, or choose another name=..."
+            )
+        print(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
+        return record
+    if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("sbatch is missing on this machine: use a login node, --cluster local, or --dry-run")
+    try:
+        record = submit(arguments, site, config, record)
+    except OSError as error:
+        raise UserError(
+            f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
+        ) from error
+    print(describe(record, run, argv), flush=True)
+    return record
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse ``0-4``, ``1,3,7``, or a mixture of both. Raises UserError for any other text."""
+    ranges = [part.split("-") for part in text.split(",")]
+    if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
+        raise UserError(f"--seeds {text} is not a list of seeds: write for example 0-4 or 1,3,7")
+    seeds = [seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text} is empty or names a seed twice: write for example 0-4 or 1,3,7")
+    return seeds
+
+
+def submit_each(arguments: argparse.Namespace, site: Site, runs: Sequence[Config]) -> int:
+    """Submit the runs of all seeds and return the exit status. A failed submission does not stop the others."""
+    status = 0
+    for run in runs:
+        try:
+            submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={run.seed}"])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        print()
+    return status
+
+
+def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
+    """Parse a command line of `motionmae submit`, and load its site file and its config."""
+    _, arguments = app.parse(["submit", *argv])
+    return arguments, *load(arguments)
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Execute a command line of `motionmae submit`, and return the exit status."""
+    return execute(*read(argv))
+
+
+def execute(arguments: argparse.Namespace, site: Site, config: Config) -> int:
+    """Submit, follow or print the run, and return the exit status."""
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else []
+    runs = [config.updated({"name": f"{config.name}_seed{seed}", "seed": seed}) for seed in seeds]
+    if arguments.dry_run:
+        dry_run(arguments, site, runs[0] if runs else config)
+        return 0
+    if runs:
+        if arguments.follow or arguments.cluster == "local":
+            raise UserError("--seeds submits several runs to Slurm: leave out --follow and --cluster local")
+        return submit_each(arguments, site, runs)
+    record = submit_or_attach(arguments, site, config, arguments.argv)
+    if not arguments.follow:
+        return 0
+    try:
+        return follow(record, config.run_folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"\nstopped following; job {record.job_id} continues") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submit the run; with `--follow` return the exit status of its job."""
+    site, config = load(arguments)
+    refuse_unused(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
+    return execute(arguments, site, config)
+
+
+COMMAND = app.Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

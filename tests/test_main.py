@@ -178,7 +178,7 @@ def test_a_run_is_stopped_resumed_and_complete(tmp_path: Path):
         "engine.zero_stage=2",
         "checkpoint.every_steps=1000",
     ]
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     for number, status in ((signal.SIGUSR2, 75), (signal.SIGTERM, 143)):
         rows = len(list(read_rows(folder.metrics)))
         process = subprocess.Popen(command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
@@ -208,7 +208,7 @@ def test_torchrun_starts_two_ranks(tmp_path: Path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "2 x cpu" in ended.stdout
-    assert len(current_rows(RunFolder.of(config.output_dir, config.name).metrics)) == STEPS
+    assert len(current_rows(RunFolder(config.run_folder).metrics)) == STEPS
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ class AblationRow:
         self.trained_config = shared_configs()[config]
         """This config, or an earlier row's config with the same settings."""
         self.name = Path(self.trained_config).name
-        self.pretraining = RunFolder.of(output_dir, self.name)
-        self.finetuning = RunFolder.of(output_dir, f"{self.name}_finetune")
+        self.pretraining = RunFolder(output_dir / self.name)
+        self.finetuning = RunFolder(output_dir / f"{self.name}_finetune")
 
     def jobs(self) -> tuple[RowJob, RowJob, RowJob]:
         """The three jobs in their order."""

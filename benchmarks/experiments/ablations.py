@@ -24,11 +24,10 @@ from benchmarks.experiments.ablation_table import AblationRow, RowJob, markdown,
 from motionmae.commands import app
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
-from slurm import submit_cli as submit
+from slurm import submission
 from slurm.executors import job_environment
 from slurm.job_state import JobRecord
 from slurm.sbatch import batch_script, requested_resources, sbatch
-from slurm.submission import ROOT, further_options
 
 _REFUSED = ("--config", "--seeds", "--dependency", "--dry-run", "--follow", "name=", "output_dir=", "finetune.init=")
 
@@ -45,7 +44,7 @@ def remaining_jobs(row: AblationRow, further: Sequence[str]) -> list[tuple[RowJo
     for job in row.remaining_jobs():
         argv = [*job.argv] if job.kind == "test" else [*job.argv, f"output_dir={row.output_dir}", *further]
         if job.kind != "test":
-            submit.read(argv)  # check all configs before the first submission
+            submission.read(argv)  # check all configs before the first submission
         jobs.append((job, argv))
     return jobs
 
@@ -59,7 +58,7 @@ def submit_row(row: AblationRow, further: Sequence[str]) -> None:
             finetune_argv = [*row.jobs()[1].argv, f"output_dir={row.output_dir}", *further, *dependency]
             record = submit_test(row, job, finetune_argv)
         elif record is None:
-            submit.run_command([*argv, *dependency])
+            submission.run_command([*argv, *dependency])
             record = JobRecord.read(job.folder)
         assert record is not None, "a submission writes job.json"
         dependency = ["--dependency", f"afterok:{record.job_id}", "--sbatch", "kill-on-invalid-dep=yes"]
@@ -67,15 +66,17 @@ def submit_row(row: AblationRow, further: Sequence[str]) -> None:
 
 def submit_test(row: AblationRow, job: RowJob, finetune_argv: Sequence[str]) -> JobRecord:
     """Submit the test of a row with the resources and the code snapshot of its fine-tuning."""
-    arguments, site, config = submit.read(finetune_argv)
+    arguments, site, config = submission.read(finetune_argv)
     job.folder.mkdir(parents=True, exist_ok=True)
     finetuning = JobRecord.read(row.finetuning.path)
-    log, code = job.folder / "job.log", finetuning.code if finetuning else str(ROOT)
+    log, code = job.folder / "job.log", finetuning.code if finetuning else str(submission.ROOT)
     own = {"job-name": f"{row.name}_test", "output": str(log), "chdir": code}
     variables = job_environment(config, Path(code), "slurm", site.environment)
     srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={config.launch.cpus_per_task}", sys.executable, *job.argv]
     lines = [*(f"export {key}={shlex.quote(value)}" for key, value in variables.items()), f"exec {shlex.join(srun)}"]
-    job_id = sbatch(batch_script(own | requested_resources(config.launch) | further_options(arguments, site), lines))
+    job_id = sbatch(
+        batch_script(own | requested_resources(config.launch) | submission.further_options(arguments, site), lines)
+    )
     record = JobRecord("slurm", job_id, str(log), code, time.time())
     record.write(job.folder)
     print(f"test of {row.name}: job {job_id}, log {log}")
@@ -86,9 +87,9 @@ def run_row_here(row: AblationRow, further: Sequence[str]) -> None:
     """Run the remaining jobs of a row on this machine, one after the other. Ctrl-C leaves the current job running."""
     for job, argv in remaining_jobs(row, further):
         if job.kind == "test":
-            status = subprocess.run([sys.executable, *argv], cwd=ROOT).returncode
+            status = subprocess.run([sys.executable, *argv], cwd=submission.ROOT).returncode
         else:
-            status = submit.run_command([*argv, "--follow"])
+            status = submission.run_command([*argv, "--follow"])
         if status:
             raise UserError(f"the {job.kind} of {row.name} ended with status {status}: see {job.folder}, then repeat")
 
@@ -114,7 +115,7 @@ def start_rows(rows: Sequence[AblationRow], further: Sequence[str], dry_run: boo
         try:
             if dry_run:
                 jobs += print_row(row, further)
-            elif submit.read([*row.jobs()[0].argv, *further])[0].cluster == "local":
+            elif submission.read([*row.jobs()[0].argv, *further])[0].cluster == "local":
                 run_row_here(row, further)
             else:
                 submit_row(row, further)

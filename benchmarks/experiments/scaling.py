@@ -38,9 +38,10 @@ from benchmarks.experiments.network import Link, Network, Work, step_parts
 from benchmarks.processes import run_ranks
 from benchmarks.script import run_script
 from motionmae.config import Config, load_config
+from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
-from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
+from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.errors import UserError
 from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae
@@ -48,7 +49,7 @@ from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import count_parameters, step_flops
 from motionmae.planning.gpus import DEFAULT, find_gpu
 from motionmae.planning.memory import FP32, compute_bytes
-from motionmae.training.task import decay_groups
+from motionmae.training.pretrain import Pretraining
 
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=4", "engine.precision=fp32"]
 """Default config of --check: a quarter of a second of computation for 105 MB of gradients."""
@@ -205,7 +206,7 @@ def measure_steps(
 ) -> dict[str, float]:
     """Seconds of each phase of a step and of the whole step."""
     model = build_motionmae(config)
-    engine = Engine(model, decay_groups(model, config.optim), config, rank, stage=config.engine.zero_stage)
+    engine = Engine(model, Pretraining(config).parameter_groups(model), config, rank, stage=config.engine.zero_stage)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()

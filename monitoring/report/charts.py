@@ -1,6 +1,5 @@
 """Geometry of the line charts, which report.html draws as inline SVG, sized for a phone."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -54,23 +53,16 @@ class LineChart:
         self._low, self._high = (0.0 if low == 0 else low - margin), high + margin
         self._first = min(curve.steps[0] for curve in self.curves)
         self._last = max(curve.steps[-1] for curve in self.curves)
+        self.ticks_across, self.ticks_up = ticks(self._first, self._last), ticks(self._low, self._high)
         self.marks = [(step, colour) for step, colour in marks if self._first <= step <= self._last]
 
     def x(self, step: float) -> float:
-        """Return the horizontal coordinate of a step."""
         share = (step - self._first) / ((self._last - self._first) or 1)
         return round(self.frame.left + share * (self.frame.right - self.frame.left), 1)
 
     def y(self, value: float) -> float:
-        """Return the vertical coordinate of a value."""
         share = (value - self._low) / (self._high - self._low)
         return round(self.frame.bottom - share * (self.frame.bottom - self.frame.top), 1)
-
-    def ticks_across(self) -> list[float]:
-        return ticks(self._first, self._last)
-
-    def ticks_up(self) -> list[float]:
-        return ticks(self._low, self._high)
 
     def paths(self) -> Iterator[tuple[Curve, str]]:
         """Yield each curve with the SVG path of its line, or of the area down to the curve below."""
@@ -112,19 +104,14 @@ def thin(curve: Curve) -> Curve:
     return Curve(curve.name, steps, values, curve.colour, curve.dashed)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round numbers between ``low`` and ``high``."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    rough = span / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+def ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers between ``low`` and ``high``."""
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high] or [low]
 
 
-def short(value: float) -> str:
+def short_number(value: float) -> str:
     """Format a number in few characters: 1.2k, 0.034, 3e-05."""
     size = abs(value)
     if size >= 1e12 or 0 < size < 1e-3:

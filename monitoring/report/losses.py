@@ -3,23 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
 
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.runs.history import RunHistory
-
-_LAST_ROWS = 5
-"""Number of logged rows whose mean is the last loss, because the loss of one step is noisy."""
-
-
-class Table(NamedTuple):
-    """A table of texts."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: frozenset[int] = frozenset()
-    """Columns that are aligned to the right."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +48,19 @@ def head_losses(history: RunHistory, held_out: str | None) -> tuple[list[HeadLos
             problem = f"{history.name}: the loss of predicting the mean is unknown ({error})"
     losses = []
     for head, key in keys.items():
-        finite = [row[key] for row in history.rows if row[key] is not None]
-        last = fmean(finite[-_LAST_ROWS:])
-        steps = history.rows[-1]["step"]
-        losses.append(HeadLoss(history.name, head, steps, finite[0], last, means.get(head), explained.get(head)))
+        first = next(row[key] for row in history.rows if row[key] is not None)
+        last, steps = last_loss(history, key), history.rows[-1]["step"]
+        losses.append(HeadLoss(history.name, head, steps, first, last, means.get(head), explained.get(head)))
     return losses, problem
 
 
-def loss_table(losses: Sequence[HeadLoss]) -> Table:
-    """Return the losses as texts. The explained variance has a column if it was measured."""
+def last_loss(history: RunHistory, key: str) -> float:
+    """Return the mean of the last logged losses, because the loss of one step is noisy."""
+    return fmean([row[key] for row in history.rows if row.get(key) is not None][-5:])
+
+
+def loss_table(losses: Sequence[HeadLoss]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of a table. The explained variance has a column if it was measured."""
     head = ["run", "head", "steps", "first loss", "last loss", "predicting the mean", "last / mean"]
     rows = []
     for loss in losses:
@@ -80,4 +71,4 @@ def loss_table(losses: Sequence[HeadLoss]) -> Table:
         head.append("explained, held out")
         for row, loss in zip(rows, losses, strict=True):
             row.append("" if loss.explained_held_out is None else f"{loss.explained_held_out:.3f}")
-    return Table(head, rows, frozenset(range(2, len(head))))
+    return head, rows

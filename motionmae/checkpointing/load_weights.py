@@ -1,7 +1,6 @@
 """Read weights from a run, a checkpoint, an exported folder, or files of Hugging Face or the papers' authors.
 
-Files are unpickled with ``torch.load(weights_only=True)``: tensors, plain values, and a Namespace of plain values.
-Weights that do not fit a model are refused; the error names the tensors and their shapes.
+Files are unpickled with ``torch.load(weights_only=True)``: only tensors, plain values, and a Namespace of plain values.
 """
 
 import argparse
@@ -28,11 +27,10 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Weights:
-    """State dict of a ``MotionMAE`` (with some or none of its heads) or a ``Classifier``, with this package's names."""
+    """State dict, with this package's names, of a ``Classifier``, or of a ``MotionMAE`` with or without heads."""
 
     state: dict[str, Tensor]
-    origin: str
-    """File or folder that was read."""
+    origin: str  # file or folder that was read
 
 
 def load_state(source: str | Path) -> Weights:
@@ -56,11 +54,7 @@ def load_state(source: str | Path) -> Weights:
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """Return the newest checkpoint's folder if ``source`` is a run, else ``source`` itself.
-
-    Raises:
-        UserError: the run has no checkpoint yet.
-    """
+    """Return the newest checkpoint of a run, or ``source`` itself if it is not a run folder."""
     path = Path(source).expanduser()
     if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
         return newest_checkpoint(RunFolder(path)).folder
@@ -68,17 +62,13 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's checkpoint of ``step``, or its newest one, without changing the run folder.
-
-    Raises:
-        UserError: the checkpoint does not exist.
-    """
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
     complete = CheckpointStore(folder.checkpoints).complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {steps}")
+        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: choose from the saved steps ({steps})")
     return chosen[-1]
 
 
@@ -86,7 +76,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
     """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: there are no weights, or their shapes differ from the encoder's; the error names tensors and shapes.
+        UserError: there are no weights, or the encoder has different tensors or shapes.
     """
     weights = load_state(source)
     state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
@@ -96,11 +86,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state``, which must hold exactly the tensors of ``module``; ``origin`` is named in the error.
-
-    Raises:
-        UserError: tensors are missing or unexpected, or shapes differ; the error names them.
-    """
+    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -108,17 +94,13 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         if name in state and state[name].shape != ours[name].shape
     ]
     missing, unexpected = [n for n in ours if n not in state], [n for n in state if n not in ours]
-    problems = [
-        _list(shapes),
-        f"missing {_list(missing)}" if missing else "",
-        f"unexpected {_list(unexpected)}" if unexpected else "",
-    ]
-    if any(problems):
+    listed = {"": shapes, "missing ": missing, "unexpected ": unexpected}
+    problems = [f"{kind}{_list(names)}" for kind, names in listed.items() if names]
+    if problems:
         learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
-        remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
+        remedy = "model.pos_embed=learnable" if learnable else "model.* and clip.* as in the training of the weights"
         raise UserError(
-            f"{origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
-            "or choose other weights)"
+            f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
     module.load_state_dict(dict(state))
 
@@ -145,8 +127,8 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{folder} cannot be read ({error.strerror or error}): check that its disk is mounted"
         ) from error
-    if reason or isinstance(checkpoint, str):
-        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another below {folder.parent}")
+    if reason or not isinstance(checkpoint, Checkpoint):
+        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another one in {folder.parent}")
     weights: dict[str, Tensor] = {}
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:
@@ -170,13 +152,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
         content = inner
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict but a {type(content).__name__}: give weights")
+        raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
 
 
 def _reason(error: Exception) -> str:
-    """Describe why a read failed, without torch's message, which advises to unpickle without the check."""
+    """Return why a read failed. Torch's own message is left out: it advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
@@ -205,6 +187,6 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     raise UserError(
-        f"{path} holds weights of a model that is not known here (such as {_list(sorted(state)) or 'none at all'}): "
-        "give MotionMAE's, VideoMAE's, MAE-ST's or Hugging Face's VideoMAE"
+        f"{path} holds weights of an unknown model (such as {_list(sorted(state)) or 'none at all'}): "
+        "give weights of MotionMAE, VideoMAE, MAE-ST or Hugging Face's VideoMAE"
     )

@@ -191,9 +191,7 @@ def _is_chosen(choice: "Choice", config: Config) -> bool:
 
 
 def _stage(config: Config) -> int:
-    from motionmae.engine.deepspeed_engine import stage_of
-
-    return stage_of(config, config.launch.nodes * config.launch.ntasks_per_node)
+    return config.engine.stage(config.launch.nodes * config.launch.ntasks_per_node)
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

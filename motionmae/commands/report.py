@@ -4,14 +4,10 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from motionmae.commands.app import Command
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
-
-if TYPE_CHECKING:
-    from monitoring.report.losses import Table
 
 _EPILOG = """\
 examples:
@@ -60,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.folders[0] / "report.html"
     write_atomically(out, render(histories, pictures, losses, notes).encode())
     if losses:
-        _print_table(loss_table(losses))
+        _print_table(*loss_table(losses))
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {out}")
@@ -69,15 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_table(losses: "Table") -> None:
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    for number, (heading, *cells) in enumerate(zip(losses.head, *losses.rows, strict=True)):
+    for number, (heading, *cells) in enumerate(zip(head, *rows, strict=True)):
         width = max(map(len, (heading, *cells)))  # names stay whole for copying
-        table.add_column(heading, justify="right" if number in losses.numbers else "left", min_width=width)
-    for row in losses.rows:
+        table.add_column(heading, justify="right" if number >= 2 else "left", min_width=width)
+    for row in rows:
         table.add_row(*row)
     Console(soft_wrap=True).print(table)
 

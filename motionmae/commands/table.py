@@ -32,7 +32,7 @@ COMMANDS = {
     "pretrain": Entry("motionmae.commands.train:PRETRAIN", "pre-train a model, or resume its run"),
     "finetune": Entry("motionmae.commands.train:FINETUNE", "fine-tune a pre-trained encoder, or resume its run"),
     "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
-    "submit": Entry("slurm.submit_cli", "submit a run to Slurm, or start it on this machine"),
+    "submit": Entry("slurm.submission", "submit a run to Slurm, or start it on this machine"),
     "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
     "report": Entry("motionmae.commands.report", "write a run's report as one HTML file, and print its losses"),
     "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),

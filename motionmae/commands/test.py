@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(Path(arguments.run_or_config))
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
     if not folder.config.is_file():
-        folder = RunFolder.of(config.output_dir, config.name)
+        folder = RunFolder(config.run_folder)
 
     def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
         trained = load_finetuned(folder.path, step)

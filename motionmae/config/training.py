@@ -44,6 +44,10 @@ class OptimConfig(Section):
         return self.base_lr * self.global_batch_size / 256
 
 
+BUCKET = 50_000_000
+"""Elements in one message of DeepSpeed; its default of 500 million takes 2 GB of every GPU."""
+
+
 class EngineConfig(Section):
     """DeepSpeed and the device."""
 
@@ -59,6 +63,10 @@ class EngineConfig(Section):
     """Compile the model with torch.compile."""
     deterministic: bool = False
     """Use deterministic kernels of torch: bitwise repeatable, and slower on GPUs."""
+
+    def stage(self, ranks: int) -> int:
+        """Return the ZeRO stage of a run. On one rank, stages 1 to 3 would only cost copies."""
+        return self.zero_stage if ranks > 1 else 0
 
 
 class CheckpointConfig(Section):

@@ -8,7 +8,7 @@ the CUDA context are not counted; :data:`motionmae.planning.gpus.USABLE` leaves 
 from dataclasses import dataclass
 
 from motionmae.config import Config
-from motionmae.engine.deepspeed_engine import BUCKET, stage_of
+from motionmae.config.training import BUCKET
 from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import (
     Parameters,
@@ -66,7 +66,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
     Args:
         micro_batch_size: overrides ``engine.micro_batch_size``; 0 keeps it.
     """
-    stage, videos = stage_of(config, ranks), micro_batch_size or config.engine.micro_batch_size
+    stage, videos = config.engine.stage(ranks), micro_batch_size or config.engine.micro_batch_size
     count = trained_parameters(config)
     whole = FP32 * count.total
     trained = 0 if config.task == "finetune" and config.finetune.frozen else whole

@@ -1,6 +1,6 @@
 """List a run's checkpoints: valid or not, which one a resume would load, and delete broken ones.
 
-The module does not import torch. It works on a login node, also while the job runs.
+The module does not import torch: it works on a login node, also while the job runs.
 """
 
 import json
@@ -18,40 +18,26 @@ from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, 
 class CheckpointStatus(StrEnum):
     """Status of a folder in ``checkpoints``."""
 
-    VALID = "valid"
-    """All bytes match the manifest's checksums."""
-    COMPLETE = "complete"
-    """All files have the manifest's sizes. Their content was not read."""
-    DAMAGED = "damaged"
-    """A resume skips this checkpoint, or has skipped and renamed it."""
+    VALID = "valid"  # all bytes match the manifest's checksums
+    COMPLETE = "complete"  # all files have the manifest's sizes; their content was not read
+    DAMAGED = "damaged"  # a resume skips this checkpoint, or has skipped and renamed it
+    # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
-    """Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them."""
-    UNFINISHED = "unfinished"
-    """A write or deletion was interrupted or is in progress."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether a resume may load the checkpoint."""
-        return self in (CheckpointStatus.VALID, CheckpointStatus.COMPLETE)
+    UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
 
 
 @dataclass(frozen=True)
 class InspectedCheckpoint:
-    """Result of inspecting one folder in ``checkpoints``."""
+    """Status and properties of one folder in ``checkpoints``."""
 
     folder: Path
     status: CheckpointStatus
-    reason: str
-    """Why the checkpoint is damaged or unreadable."""
+    reason: str  # why the checkpoint is damaged or unreadable
     step: int
-    bytes: int
-    """Size on disk."""
-    modified: float
-    """Seconds since the epoch."""
-    writer: dict[str, Any]
-    """World size, ZeRO stage and more of the writing attempt; empty if unreadable."""
-    resumes: bool = False
-    """Whether a resume would load this checkpoint."""
+    bytes: int  # size on disk
+    modified: float  # seconds since the epoch
+    writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
+    resumes: bool = False  # whether a resume would load this checkpoint
 
 
 def inspect(
@@ -63,22 +49,20 @@ def inspect(
         verify: read every byte; if False, compare only file sizes.
         progress: wraps the list of checkpoints, for example in a progress bar.
     """
+    intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
     inspected: list[InspectedCheckpoint] = []
     for folder, checkpoint in progress(store.newest_first()):
         try:
             reason = defect_of(checkpoint, sizes_only=not verify)
-            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
             status = CheckpointStatus.DAMAGED if reason else intact
         except OSError as error:
             reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
-        resumes = status.usable and not decided
+        resumes = status is intact and not decided
         inspected.append(_describe(folder, status, reason, checkpoint, resumes))
-    inspected += [
-        _describe(folder, CheckpointStatus.DAMAGED, "renamed by a resume") for folder in store.renamed_damaged()
-    ]
-    inspected += [_describe(folder, CheckpointStatus.UNFINISHED) for folder in store.unfinished()]
-    return inspected
+    renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
+    unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
+    return [*inspected, *renamed, *unfinished]
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
@@ -88,7 +72,7 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         inspected: result of :func:`inspect` with ``verify``. No attempt may be writing.
 
     Raises:
-        UserError: if no checkpoint is valid: the damaged checkpoints are then all that is left of the run.
+        UserError: no checkpoint is valid; the damaged checkpoints are then all that is left of the run.
     """
     broken = [found for found in inspected if found.status in (CheckpointStatus.DAMAGED, CheckpointStatus.UNFINISHED)]
     damaged = [found for found in broken if found.status is CheckpointStatus.DAMAGED]
@@ -101,7 +85,9 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         try:
             shutil.rmtree(found.folder)
         except OSError as error:
-            raise UserError(f"{found.folder} cannot be deleted ({error.strerror}): check who owns it") from error
+            raise UserError(
+                f"{found.folder} cannot be deleted ({error.strerror}): check its owner and permissions"
+            ) from error
     return [found.folder for found in broken]
 
 

@@ -29,35 +29,32 @@ from motionmae.errors import UserError
 from motionmae.files import sync_folder, write_atomically
 from motionmae.runs.end_reason import StorageError
 
-FORMAT = 1
-"""Version of the folder's layout. Other versions are refused."""
+FORMAT = 1  # version of the folder's layout; other versions are refused
 
 _MANIFEST, _STATE = "manifest.json", "state.json"
 _COMPLETE, _UNFINISHED, _DAMAGED = "step-", ".unfinished-", "damaged-"
+# Errors that prove damage. Others, such as a stale handle or an unreachable server, are storage failures.
 _MISSING = (FileNotFoundError, NotADirectoryError)
-"""Errors that prove damage. Others, such as a stale handle or an unreachable server, are storage failures."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a checkpoint."""
+    """File of a checkpoint, as listed in the manifest."""
 
     name: str
     bytes: int
     sha256: str
-    tensors: tuple[str, ...] = ()
-    """Parameters whose tensors the file contains."""
+    tensors: tuple[str, ...] = ()  # parameters whose tensors the file contains
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint."""
+    """Committed checkpoint of a run."""
 
     folder: Path
     step: int
     files: tuple[FileEntry, ...]
-    position: int
-    """Steps of data consumed. It rises with every save, even after a rollback to an earlier step."""
+    position: int  # steps of data consumed; rises with every save, even after a rollback
 
     @property
     def bytes(self) -> int:
@@ -65,43 +62,35 @@ class Checkpoint:
         return sum(entry.bytes for entry in self.files)
 
     def state(self) -> dict[str, Any]:
-        """Read state.json: state of the trainer and the loader, config."""
+        """Read state.json: the state of the trainer and of the loader, and the config."""
         return json.loads((self.folder / _STATE).read_text())
 
     def defect(self, sizes_only: bool = False) -> str:
         """Return a description of the damage; empty if the checkpoint is intact. ``sizes_only`` skips the checksums.
 
-        Raises:
-            OSError: if storage fails; the files may be intact.
+        An OSError means that storage failed: the files may be intact.
         """
-        if sizes_only:
-            return next(filter(None, map(self._size_defect, self.files)), "")
+
+        def file_defect(entry: FileEntry) -> str:
+            path = self.folder / entry.name
+            try:
+                size = path.stat().st_size
+                if size != entry.bytes:
+                    return f"{entry.name} has {size} bytes, its manifest says {entry.bytes}"
+                intact = sizes_only or describe(path).sha256 == entry.sha256
+            except _MISSING as error:
+                return f"{entry.name}: {error.strerror or error}"
+            return "" if intact else f"{entry.name} does not have the sha256 of its manifest"
+
         with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
-            return next(filter(None, pool.map(self._file_defect, self.files)), "")
-
-    def _size_defect(self, entry: FileEntry) -> str:
-        try:
-            found = (self.folder / entry.name).stat().st_size
-        except _MISSING as error:
-            return f"{entry.name}: {error.strerror or error}"
-        return "" if found == entry.bytes else f"{entry.name} has {found} bytes, its manifest says {entry.bytes}"
-
-    def _file_defect(self, entry: FileEntry) -> str:
-        if reason := self._size_defect(entry):
-            return reason
-        try:
-            found = describe(self.folder / entry.name)
-        except _MISSING as error:
-            return f"{entry.name}: {error.strerror or error}"
-        return "" if found.sha256 == entry.sha256 else f"{entry.name} does not have the sha256 of its manifest"
+            return next(filter(None, pool.map(file_defect, self.files)), "")
 
 
-Found: TypeAlias = Checkpoint | str | OSError
-"""Content of a checkpoint folder: the checkpoint, a defect of its manifest, or the error of reading it."""
+Found: TypeAlias = Checkpoint | str | OSError  # a checkpoint, a defect of its manifest, or the error of reading it
 
 
 def defect_of(found: Found, sizes_only: bool = False) -> str:
-    """Return a description of the damage of a checkpoint, see :meth:`Checkpoint.defect`."""
+    """Return a description of the damage as :meth:`Checkpoint.defect` does, or raise the error of reading."""
     if isinstance(found, OSError):
         raise found
     return found if isinstance(found, str) else found.defect(sizes_only)
@@ -128,8 +117,8 @@ class CheckpointStore:
             before: consider only checkpoints of fewer steps than this; if none is kept, the oldest one.
 
         Raises:
-            UserError: if all checkpoints are damaged. A fresh start would discard the run.
-            StorageError: if a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
+            UserError: all checkpoints are damaged. A fresh start would discard the run.
+            StorageError: a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
         """
         candidates = self.newest_first()
         if before is not None:
@@ -139,12 +128,15 @@ class CheckpointStore:
                 reason = defect_of(checkpoint)
             except OSError as error:
                 raise StorageError(
-                    f"{folder} cannot be read ({error.strerror or error}) and may be intact, and nothing was changed: "
+                    f"{folder} cannot be read ({error.strerror or error}) but may be intact, nothing was changed: "
                     "start again when the storage works, or move the folder away if it is lost"
                 ) from error
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint
-            self._rename_damaged(folder)
+            aside = folder.with_name(_DAMAGED + folder.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(OSError):  # the damaged checkpoint is skipped all the same
+                folder.rename(aside)
             report(folder, reason)
         damaged = self.renamed_damaged()
         if damaged and before is None:
@@ -160,11 +152,10 @@ class CheckpointStore:
         def position(pair: tuple[Path, Found]) -> int:
             return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
 
-        found = [(folder, _find(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
+        found = [(folder, read_manifest(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
         return sorted(found, key=position, reverse=True)
 
     def renamed_damaged(self) -> list[Path]:
-        """Return the damaged checkpoints that were renamed."""
         return sorted(self.folder.glob(f"{_DAMAGED}*"))
 
     def begin(self, step: int, attempt: int = 0) -> Path:
@@ -175,10 +166,7 @@ class CheckpointStore:
         return temporary
 
     def commit(self, temporary: Path, step: int, state: dict[str, Any], files: list[FileEntry]) -> Checkpoint:
-        """Write and flush state and manifest, then rename the folder. The rename makes the checkpoint exist.
-
-        The writers of the other files must have flushed them.
-        """
+        """Write and flush state and manifest, then rename the folder. The other files must be flushed already."""
         position = state.get("trainer", {}).get("data_step", step)
         write_atomically(temporary / _STATE, json.dumps(state, indent=1).encode())
         entries = [describe(temporary / _STATE), *files]
@@ -215,20 +203,9 @@ class CheckpointStore:
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def _rename_damaged(self, folder: Path) -> None:
-        aside = folder.with_name(_DAMAGED + folder.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # the damaged checkpoint is skipped all the same
-            folder.rename(aside)
 
-
-def read_manifest(folder: Path) -> Checkpoint | str:
-    """Read the manifest in ``folder``; return the checkpoint, or a description of the manifest's damage.
-
-    Raises:
-        UserError: if the checkpoint has a different format version.
-        OSError: if storage fails; the manifest may be intact.
-    """
+def read_manifest(folder: Path) -> Found:
+    """Read the manifest in ``folder``, or raise a UserError if its format has a different version."""
     try:
         content = json.loads((folder / _MANIFEST).read_text())
         if content["format"] != FORMAT:
@@ -243,15 +220,10 @@ def read_manifest(folder: Path) -> Checkpoint | str:
         raise
     except _MISSING as error:
         return f"{_MANIFEST}: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST} is not readable: {error!r}"
-
-
-def _find(folder: Path) -> Found:
-    try:
-        return read_manifest(folder)
     except OSError as error:
         return error
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST} is not readable: {error!r}"
 
 
 def step_of(folder: Path) -> int:
@@ -262,10 +234,6 @@ def step_of(folder: Path) -> int:
 
 def describe(path: Path, tensors: tuple[str, ...] = ()) -> FileEntry:
     """Describe a file by size and sha256."""
-    digest = hashlib.sha256()
-    size = 0
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(path.name, size, digest.hexdigest(), tensors)
+        digest = hashlib.file_digest(file, "sha256")
+        return FileEntry(path.name, file.tell(), digest.hexdigest(), tensors)

@@ -1,9 +1,9 @@
-"""Lease on the run directory. Only the newest attempt may write; an older one that is alive must stop (fencing).
+"""Lease on the run folder. Only the newest attempt may write; an older attempt that is alive must stop (fencing).
 
 The ranks of a node that lost the network keep running beside the attempt that Slurm starts on other nodes. Therefore
-rank 0 takes the lease at its start: it replaces ``RUN/lease.json``. Every rank checks that file before it writes to the
-run directory (:meth:`Lease.check`). An NFS client asks its server when it opens a file, so the check sees a lease that
-was taken on another node.
+rank 0 takes the lease at its start: rank 0 replaces ``RUN/lease.json``. Every rank checks that file before the rank
+writes to the run folder (:meth:`Lease.check`). An NFS client asks its server when it opens a file, so the check sees a
+lease that was taken on another node.
 
 A newer lease can appear between a check and the write. Then at most one row or one whole checkpoint of the older
 attempt is written, and never a torn one.
@@ -23,20 +23,17 @@ from typing import Any
 from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import LeaseLost
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import Attempt, RunHistory
 
 FILE = "lease.json"
-"""Name of the lease file in the run directory."""
-LOCK_TIMEOUT = 120.0
-"""Seconds to wait while another attempt takes the lease. NFS releases the lock of a dead machine sooner."""
+LOCK_TIMEOUT = 120.0  # seconds to wait for another attempt; NFS releases the lock of a dead machine sooner
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The lease that an attempt holds."""
+    """Lease of an attempt on the run folder."""
 
     file: Path
     attempt: Attempt
@@ -45,8 +42,8 @@ class Lease:
         """Check that this attempt still holds the lease.
 
         Raises:
-            LeaseLost: if a newer attempt has taken the lease.
-            OSError: if the lease cannot be read. Then nothing may be written either.
+            LeaseLost: a newer attempt has taken the lease.
+            OSError: the lease cannot be read. Then nothing may be written either.
         """
         holder = _read(self.file)
         if holder["id"] != self.attempt.id:
@@ -58,10 +55,9 @@ class Lease:
 
 
 def acquire_lease(folder: Path) -> Lease:
-    """Begin a new attempt of the run in ``folder``, on rank 0. Older attempts fail their next check.
+    """Begin a new attempt of the run in ``folder``, on rank 0, or raise a UserError.
 
-    Raises:
-        UserError: if the lease file is damaged or cannot be written.
+    Older attempts then fail their next check.
     """
     file = folder / FILE
     try:
@@ -99,7 +95,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {key: content[key] for key in ("number", "id", "host", "pid", "time")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): make sure that no job trains in its directory, then delete the file"
+            f"{file} is damaged ({error!r}): make sure that no job trains in its folder, then delete the file"
         ) from error
 
 

@@ -1,10 +1,11 @@
+import os
 import socket
 
 import pytest
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.process_group import create_store, init_distributed
+from motionmae.distributed.process_group import create_store, init_distributed, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
@@ -50,6 +51,13 @@ def test_the_pre_flight_check_and_training_never_share_a_port():
     ports = {training_port(job, restarts, step) for job in range(500) for restarts in range(9) for step in range(3)}
     assert ports.isdisjoint(preflight_port(port) for port in ports)
     assert max(map(preflight_port, ports)) < 32_768
+
+
+def test_gloo_uses_the_interface_that_reaches_rank_zero(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "restored after the test")
+    del os.environ["GLOO_SOCKET_IFNAME"]
+    use_interface_towards("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
 
 
 def test_variables_set_in_part_are_refused():

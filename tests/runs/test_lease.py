@@ -56,7 +56,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_a_replaced_attempt_writes_nothing(tmp_path: Path, world: int):
     """The ranks of the old attempt are suspended while a new attempt starts and finishes."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     old = Ranks(world, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
@@ -76,7 +76,7 @@ def test_a_replaced_attempt_writes_nothing(tmp_path: Path, world: int):
 def test_a_command_with_other_settings_does_not_take_the_lease(tmp_path: Path, every: int):
     """A running run is protected before and after its first checkpoint."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     run = Ranks(1, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
     run.send(0, signal.SIGSTOP)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
+from motionmae.runs.history import Attempt
 from slurm.attempt_log import AttemptLog
 
 

@@ -82,7 +82,7 @@ class Job:
     @property
     def run(self) -> RunFolder:
         """Run folder."""
-        return RunFolder.of(self.config.output_dir, self.config.name)
+        return RunFolder(self.config.run_folder)
 
     @property
     def is_test(self) -> bool:

@@ -149,7 +149,7 @@ def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
         ("path.pth", r"\(it holds pathlib\S*\.PurePosixPath, which is neither"),
         ("noise.safetensors", "cannot be read as weights"),
         ("resnet.pth", r"not known here \(such as fc\.weight\)"),
-        ("tensor.pth", "holds no state dict but a Tensor"),
+        ("tensor.pth", "holds a Tensor and not a state dict"),
         ("gone.pth", "there are no weights at"),
     ):
         with pytest.raises(UserError, match=said):

@@ -206,4 +206,4 @@ def test_ticks_are_round_and_inside(low: float, high: float):
     ("value", "text"), [(0, "0"), (1234, "1.23k"), (2.5e6, "2.5M"), (3e-5, "3e-05"), (0.25, "0.25"), (-4000, "-4k")]
 )
 def test_short_numbers(value: float, text: str):
-    assert charts.short(value) == text
+    assert charts.short_number(value) == text

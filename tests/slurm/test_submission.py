@@ -14,9 +14,9 @@ from motionmae.config import load_config
 from motionmae.data.open_shards import check_node_file
 from motionmae.data.remote import download
 from motionmae.errors import UserError
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.end_reason import EndReason
-from slurm import code_snapshot, submission, submit_cli
+from motionmae.runs.history import Attempt
+from slurm import code_snapshot, submission
 from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
 from tests.commands import submit
@@ -114,7 +114,7 @@ def test_every_flag_reaches_its_key() -> None:
         "--comment": "it's: 100 % {true}",
     }
     argv = ["--config", "demo", "optim.global_batch_size=96", *(word for pair in given.items() for word in pair)]
-    _, config = submit_cli.load(app.parse(["submit", *argv])[1])
+    _, config = submission.load(app.parse(["submit", *argv])[1])
     assert [str(value) for value in config.launch.model_dump().values()] == list((given | {"--time": "60"}).values())
 
 
@@ -210,7 +210,7 @@ def test_a_machine_without_slurm_is_told_the_ways_out(
     monkeypatch.setenv("PATH", "")
     status, _, err = _run(capsys, "--config", "demo")
     assert status == 2
-    assert "no sbatch on this machine" in err
+    assert "sbatch is missing on this machine" in err
 
 
 def test_what_sbatch_says_against_a_job_is_passed_on(
