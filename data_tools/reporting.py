@@ -1,7 +1,6 @@
 """Progress bars, JSON output and refusals that the tools share."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from rich.console import Console
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
 
 
 def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
@@ -20,10 +18,6 @@ def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
     count = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
     time = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
     return progress.Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
-
-
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ class _Clips:
             except ValueError as error:
                 raise CorruptSample(Reason.DECODE, meta.where, f"frame {number}: {error}") from error
         self._advance()
-        blob = pack_frames([bytes(jpeg) for jpeg in jpegs])
+        blob = b"".join(pack_frames([bytes(jpeg) for jpeg in jpegs]))
         return (load_format().StoredClip(meta, blob, [zlib.crc32(jpeg) for jpeg in jpegs]),)
 
 

@@ -16,11 +16,11 @@ from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.shard_plan import QUARANTINE, ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import Counts, begin_retry, end_retry, finish, load_finished, write_shards
-from data_tools.reporting import progress_bar, write_json
+from data_tools.reporting import progress_bar
 from motionmae.commands.app import Command
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import output_file, write_json
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.

@@ -15,7 +15,7 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.files import atomic_path, sync_folder, write_atomically
+from motionmae.files import atomic_path, sync, write_atomically
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
@@ -76,7 +76,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
     )
-    sync_folder(out)
+    sync(out)
     quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / "quarantine.jsonl").exists())
     write_atomically(out / "quarantine.jsonl", quarantine)
     merged = replace(
