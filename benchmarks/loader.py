@@ -48,7 +48,7 @@ from data_tools.make_beton import write_beton
 from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import random_cut
+from motionmae.data.clip_sampling import random_cut
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.rng import KeyedRandom

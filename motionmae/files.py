@@ -22,9 +22,13 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk. A rename inside it then survives a power cut."""
-    _sync(folder)
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk. A flushed folder keeps the renames inside it after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes, *, unique: bool = True) -> None:
@@ -43,13 +47,13 @@ def atomic_path(path: Path, *, durable: bool = True, unique: bool = True) -> Ite
     """Yield a temporary path beside ``path`` and rename it to ``path`` at the end of the block.
 
     A reader of ``path`` sees the old content or the new content, never a part. An exception removes the temporary file
-    (or folder) and leaves ``path`` unchanged. A symbolic link is kept and its target is replaced. A pipe or a device
-    such as ``/dev/stdout`` cannot be replaced, and is yielded itself.
+    (or folder) and leaves ``path`` unchanged. If ``path`` is a symbolic link, its target is replaced. A pipe or a
+    device such as ``/dev/stdout`` cannot be replaced, and is yielded itself.
 
     Args:
-        durable: flush the file and its folder to the disk, so that it survives a power cut.
-        unique: give the temporary file a random name, so that several processes can write ``path`` at a time. Without
-            it the next writer overwrites the temporary file of a killed one: use this for files with one writer.
+        durable: flush the file and its folder to the disk, so that the file survives a power cut.
+        unique: give the temporary file a random name, so that several processes can write ``path`` at a time. False
+            suits a file with one writer, which then overwrites the temporary file that a killed writer left.
     """
     if _is_special(path):
         yield path
@@ -60,22 +64,23 @@ def atomic_path(path: Path, *, durable: bool = True, unique: bool = True) -> Ite
     try:
         yield temporary
         if durable:
-            _sync(temporary)
+            sync(temporary)
         temporary.replace(path)
     except BaseException:
-        _remove(temporary)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):  # the error that led here is the one to report
+                temporary.unlink()
         raise
     if durable:
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def output_file(text: str) -> Path:
-    """Type of an argparse argument that names an output file. Creates the folder of the file.
+    """Parse an argparse argument that names an output file, and create the folder of the file.
 
-    A command writes the file at the end of its work. This check fails before the work starts.
-
-    Raises:
-        ArgumentTypeError: the file cannot be written.
+    Raises ArgumentTypeError if the file cannot be written, because the command writes it only at the end of its work.
     """
     path = Path(text)
     try:
@@ -89,13 +94,13 @@ def output_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another path") from error
     if not writable:
         raise argparse.ArgumentTypeError(
-            f"{path} cannot be written: you have no write permission for the folder {path.parent}"
+            f"{path} cannot be written, because you have no write permission for {path.parent}: choose another path"
         )
     return path
 
 
 def output_ending(*endings: str) -> Callable[[str], Path]:
-    """Return :func:`output_file` restricted to file names with one of ``endings``, such as ``".png"``."""
+    """Return :func:`output_file` restricted to file names with one of the extensions ``endings``, e.g. ``".png"``."""
 
     def checked(text: str) -> Path:
         if Path(text).suffix not in endings:
@@ -125,22 +130,6 @@ class FileTail:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether ``path`` is a pipe, a device or an open file: a rename must not replace it."""
+    """Return whether ``path`` is a pipe, a device or an open file, which a rename must not replace."""
     is_file = path.is_file() and path.absolute().parent not in _DESCRIPTOR_FOLDERS
     return path.exists() and not path.is_dir() and not is_file
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # the error that led here is the one to report
-            path.unlink()

@@ -102,15 +102,15 @@ class _Clips:
             except ValueError as error:
                 raise CorruptSample(Reason.DECODE, meta.where, f"frame {number}: {error}") from error
         self._advance()
-        blob = pack_frames([bytes(jpeg) for jpeg in jpegs])
+        blob = b"".join(pack_frames([bytes(jpeg) for jpeg in jpegs]))
         return (load_format().StoredClip(meta, blob, [zlib.crc32(jpeg) for jpeg in jpegs]),)
 
 
 def page_size(shards: Path, manifest: Manifest) -> int:
     """Choose the page size in bytes, a power of two, that gives the smallest file. Every sample must fit in a page.
 
-    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page,
-    large pages waste the end of the last page.
+    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page.
+    Large pages waste the end of the last page.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.

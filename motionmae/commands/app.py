@@ -1,6 +1,6 @@
 """Application `motionmae`: find a command, parse its arguments, and turn errors into messages and exit statuses.
 
-Only the module of the requested command is imported (:mod:`motionmae.commands.table`), and `--help` imports no torch.
+Only the module of the requested command is imported, and `--help` does not import torch.
 """
 
 import argparse
@@ -74,8 +74,10 @@ def add_json_argument(parser: argparse.ArgumentParser, content: str = "figures")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `motionmae` and return its exit status."""
-    if "_ARGCOMPLETE" in os.environ:
-        _complete()
+    if "_ARGCOMPLETE" in os.environ:  # the shell requests completions
+        import argcomplete
+
+        argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
     words = list(sys.argv[1:] if argv is None else argv)
     return run(lambda: _run_command(words))
 
@@ -196,21 +198,12 @@ class _PrintVersion(argparse.Action):
 
 
 def _check_neighbours() -> None:
-    """Raise UserError if another package shadows one that is installed beside motionmae under a common name."""
+    """Raise UserError if other packages shadow data_tools, monitoring or slurm, which are common names."""
     root = Path(motionmae.__file__).resolve().parents[1]
     for name in ("data_tools", "monitoring", "slurm"):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parents[1] != root:
             found = f"is {origin}" if origin else "is missing"
-            raise UserError(
-                f"the package `{name}` of MotionMAE {found}, but must be in {root}: "
-                "install motionmae into a virtual environment without other packages of that name"
-            )
-
-
-def _complete() -> None:
-    """Answer the shell's request for completions, and exit."""
-    import argcomplete
-
-    argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
+            remedy = "install motionmae into a virtual environment without other packages of that name"
+            raise UserError(f"the package `{name}` of MotionMAE {found}, but must be in {root}: {remedy}")

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="sample numbers (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip in a PNG (default: 8)")
-    grey = "show reconstructed cubes only; visible cubes are grey, or without motion"
-    parser.add_argument("--masked-only", action="store_true", help=grey)
+    shown = "show reconstructed cubes only; visible cubes are grey, or without motion"
+    parser.add_argument("--masked-only", action="store_true", help=shown)
 
 
 def run(arguments: argparse.Namespace) -> int:

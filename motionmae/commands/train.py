@@ -29,7 +29,6 @@ exit status:
   143  SIGTERM, Ctrl-C or a closed terminal ended the run after a save; a second Ctrl-C exits at once (130)
   1    a bug, with its traceback; the same command resumes from the last checkpoint"""
 
-
 _FINETUNE = """\
 Fine-tune a pre-trained encoder on labelled shards, or train a probe on it. The run folder is OUTPUT_DIR/NAME (config
 keys `output_dir` and `name`). The same command resumes the run. Exit statuses are those of `motionmae pretrain`."""
@@ -43,7 +42,7 @@ examples:
 
 
 def train(arguments: argparse.Namespace, task: str) -> int:
-    """Train as the config says. Raises UserError if the config is for a different task."""
+    """Train the run of a config, and return the exit status. Raises UserError if the config is for a different task."""
     from motionmae.config import load_config, refuse_unused
 
     try:

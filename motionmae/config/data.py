@@ -1,4 +1,4 @@
-"""Data configuration: where clips are stored, and how they are sampled, augmented and decoded."""
+"""Data configuration: location, sampling, augmentation and decoding of clips."""
 
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class DataConfig(Section):
-    """Location, sampling, augmentation and decoding of clips."""
+    """Shards and the loader that reads clips from them."""
 
     shards: Annotated[PathOrUrl, AfterValidator(_known_scheme), MAY_CHANGE_RESULT] = ""
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
@@ -53,7 +53,7 @@ class DataConfig(Section):
     crop_ratio: Range = (0.75, 1.3333333333333333)
     """Range of the aspect ratio of random_resized."""
     flip: bool = True
-    """Mirror half of the clips left to right. Off for SSv2, whose classes name left and right."""
+    """Mirror half of the clips left to right. Set to false for SSv2, whose classes name left and right."""
     rand_augment: str = ""
     """RandAugment policy in timm's notation, for example rand-m9-mstd0.5-inc1. Empty: none."""
     random_erasing: Probability = 0.0
@@ -73,4 +73,4 @@ class DataConfig(Section):
 
     def check(self) -> None:
         if self.crop_scale[1] > 1:
-            raise refusal("data.crop_scale", list(self.crop_scale), "a crop keeps at most the whole frame, 1.0")
+            raise refusal("data.crop_scale", list(self.crop_scale), "the largest crop is the whole frame, 1.0")

@@ -1,8 +1,7 @@
-"""Loading a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
+"""Load a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,8 @@ CONFIG_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "config
 """Folder of the presets: in the installed package, or in a checkout."""
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """Settings from one source; a later layer wins."""
-
-    tree: dict[str, Any]
-    origin: str
-    """The source, as messages name it: a file or an override."""
+_Layer = tuple[dict[str, Any], str]
+"""Settings and their origin, as messages name it: a file or an override."""
 
 
 def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = None) -> Config:
@@ -46,15 +40,15 @@ def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = No
         UserError: a config or key is unknown, a type is wrong, or values do not fit together.
     """
     path = _find(name)
-    layers = [_Layer({"name": path.stem}, str(path)), *_file_layers(path)]
+    layers = [({"name": path.stem}, str(path)), *_file_layers(path)]
     if site and site.launch:
-        layers.append(_Layer({"launch": site.launch}, str(site.file)))
+        layers.append(({"launch": site.launch}, str(site.file)))
     layers += map(_parse_override, overrides)
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-        origins |= dict.fromkeys(_nodes(layer.tree), layer.origin)
+    for settings, origin in layers:
+        tree = merge(tree, settings)
+        origins |= dict.fromkeys(_nodes(settings), origin)
     tree["name"] = tree["name"] or path.stem
     try:
         return Config.model_validate(tree)
@@ -107,11 +101,12 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
     """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
-        raise UserError(f"{path}: its `base:` leads back to itself ({' -> '.join(p.name for p in (*seen, path))})")
+        chain = " -> ".join(each.name for each in (*seen, path))
+        raise UserError(f"{path}: `base:` leads back to the file: remove a link of {chain}")
     tree = read_yaml(path)
     base = tree.pop("base", None)
-    layer = _Layer(tree, str(path))
-    return [*_file_layers(_base_of(path, str(base)), (*seen, resolved)), layer] if base else [layer]
+    layers = _file_layers(_base_of(path, str(base)), (*seen, resolved)) if base else []
+    return [*layers, (tree, str(path))]
 
 
 def _base_of(path: Path, base: str) -> Path:
@@ -128,12 +123,11 @@ def _base_of(path: Path, base: str) -> Path:
 def _parse_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        example = "section.key=value, for example optim.global_batch_size=256"
-        raise UserError(f"{text!r} is not an override: write {example}")
+        raise UserError(f"{text!r} is not section.key=value: write for example optim.global_batch_size=256")
     try:
-        return _Layer(nest(key, parse_yaml(value) if value.strip() else ""), text)
+        return nest(key, parse_yaml(value) if value.strip() else ""), text
     except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not an override: its value is not readable YAML") from error
+        raise UserError(f"{text!r} is not section.key=value: the value is not readable YAML") from error
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -83,7 +83,7 @@ class ModelConfig(Section):
     """Encoder and decoders (sections 3 and 4)."""
 
     size: Literal["vit_ti", "vit_s", "vit_b", "vit_l", "vit_h"] = "vit_b"
-    """Preset of the encoder's and decoders' width, depth and heads."""
+    """Preset of the encoder's width, depth and heads, and of the decoders' width and heads."""
     width: NonNegativeInt = 0
     """Overrides the preset's embedding width; 0 keeps it."""
     depth: NonNegativeInt = 0
@@ -106,7 +106,7 @@ class ModelConfig(Section):
     activation_checkpointing: Annotated[Literal["none", "full", "every_n"], MAY_CHANGE] = "none"
     """Blocks that the backward pass recomputes. full: every block. every_n: every ``checkpoint_every``-th block."""
     checkpoint_every: Annotated[PositiveInt, MAY_CHANGE] = 2
-    """Distance of recomputed blocks for activation_checkpointing=every_n."""
+    """Distance of recomputed blocks, for activation_checkpointing=every_n."""
 
     def check(self) -> None:
         size = self.dimensions
@@ -149,15 +149,15 @@ class TargetConfig(Section):
     kind: Literal["frame", "motion", "both"] = "both"
     """frame (VideoMAE's target), motion, or both (MotionMAE)."""
     frame_weight: PositiveFloat = 1.0
-    """Weight of the loss of the frame decoder (the paper's space head, Table 5b)."""
+    """Weight of the loss of the frame head (the paper's space head, Table 5b)."""
     motion_weight: PositiveFloat = 1.0
-    """Weight of the loss of the motion decoder (the paper's time head, Table 5b)."""
+    """Weight of the loss of the motion head (the paper's time head, Table 5b)."""
     motion_source: Literal["difference", "flow"] = "difference"
     """difference: of nearby frames. flow: optical flow stored in the shards (Table 7)."""
     motion_sign: Literal["abs", "signed"] = "abs"
     """abs: absolute difference ("L1 difference", section 3). signed: previous minus current frame."""
     motion_granularity: PositiveInt = 1
-    """Distance in clip frames of the two frames of a difference (Table 5c: 1, 2, 3)."""
+    """Distance of the two frames of a difference, in clip frames (Table 5c: 1, 2, 3)."""
     loss: Literal["mse", "l1", "smooth_l1"] = "mse"
     """Loss of a cube (Table 5f)."""
     normalize: bool = True

@@ -16,7 +16,7 @@ _TYPES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     tuple: "a list of two numbers",
     dict: "a section of `key: value` pairs",
 }
@@ -35,8 +35,8 @@ def describe_refusal(
 
     Args:
         error: from the validation of ``tree`` against ``schema``.
-        origins: by key, the file or override that set it.
-        source: config and overrides; the message names them if several keys do not fit together.
+        origins: file or override that set each key.
+        source: config and overrides, for values that do not fit together.
     """
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
@@ -92,25 +92,16 @@ def _suggest(path: list[str], schema: type[BaseModel]) -> str:
     keys, last = list(marks_of(schema)), path[-1]
     section = ".".join(path[:-1])
     siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
-    found = _containing(last, siblings)[:1] or _ending_in(last, keys)[:2] or _similar(last, siblings)
+    found = [key for key in siblings if f"_{last}_" in f"_{_name(key)}_"][:1]  # optim.base_lr for optim.lr
+    if not found:  # optim.epochs and optim.warmup_epochs for epochs, an equal name first
+        ending = [key for key in keys if f"_{_name(key)}".endswith(f"_{last}")]
+        found = sorted(ending, key=lambda key: _name(key) != last)[:2]
+    if not found:  # optim.global_batch_size for optim.bach
+        names = {part: key for key in reversed(siblings) for part in _name(key).split("_")}
+        names |= {_name(key): key for key in siblings}
+        found = [names[name] for name in difflib.get_close_matches(last, names, n=1, cutoff=0.75)]
     found = found or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
-    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(siblings)}"
-
-
-def _containing(word: str, keys: list[str]) -> list[str]:
-    """Return the keys that contain ``word``, such as ``optim.base_lr`` for ``lr``."""
-    return [key for key in keys if f"_{word}_" in f"_{_name(key)}_"]
-
-
-def _ending_in(word: str, keys: list[str]) -> list[str]:
-    """Return the keys that end in ``word``, an equal name first: for ``epochs`` also ``optim.warmup_epochs``."""
-    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: _name(key) != word)
-
-
-def _similar(word: str, keys: list[str]) -> list[str]:
-    """Return the key whose name, or part of a name, resembles ``word``: ``optim.global_batch_size`` for ``bach``."""
-    names = {part: key for key in reversed(keys) for part in _name(key).split("_")} | {_name(key): key for key in keys}
-    return [names[name] for name in difflib.get_close_matches(word, names, n=1, cutoff=0.75)]
+    return f"did you mean {' or '.join(found)}?" if found else f"choose one of {', '.join(siblings)}"
 
 
 def _name(key: str) -> str:

@@ -14,14 +14,17 @@ from motionmae.errors import UserError
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 
 
-def _matches(name: str, pattern: str, kind: str) -> str:
-    if not re.fullmatch(pattern, name):
-        raise ValueError(f"it is not {kind}")
-    return name
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if not re.fullmatch(pattern, name):
+            raise ValueError(f"write {expected}")
+        return name
+
+    return AfterValidator(check)
 
 
-Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*", "a long option of sbatch"))]
-Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "the name of a variable"))]
+Option = Annotated[str, _matching("[a-z][a-z-]*", "a long option of sbatch, such as mem")]
+Variable = Annotated[str, _matching(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
 
 
 class _Contents(Section):

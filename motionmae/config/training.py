@@ -84,7 +84,7 @@ class LogConfig(Section):
     """Metrics, loggers and reconstructions."""
 
     every_steps: PositiveInt = 10
-    """Steps between rows of metrics.jsonl. Values are copied from the device only at these steps."""
+    """Steps between rows of metrics.jsonl. Only these steps copy values from the device."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     wandb: Literal["off", "offline", "online"] = "off"
@@ -104,7 +104,7 @@ class WatchdogConfig(Section):
     startup_seconds: NonNegativeFloat = 1800.0
     """Limit from process-group setup to the first step, with loading of a checkpoint."""
     step_seconds: NonNegativeFloat = 600.0
-    """Lowest limit of a step."""
+    """Minimum limit of a step."""
     step_factor: Annotated[float, Field(ge=1)] = 20.0
     """Limit of a step as a multiple of the median of the last steps, if that is longer than `step_seconds`."""
     save_seconds: NonNegativeFloat = 3600.0

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.config import Config
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
+from motionmae.data.clip_sampling import check_windows
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.temporal_sampling import check_windows
 from motionmae.data.video import VIDEO_SUFFIXES, read_central_clip
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.precision import resolve_precision

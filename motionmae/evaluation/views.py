@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 
 from motionmae.config import ClipConfig, Config
+from motionmae.data.clip_sampling import stored_step
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.temporal_sampling import stored_step
 
 
 def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:

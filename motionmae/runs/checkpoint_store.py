@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import sync, write_atomically
 from motionmae.runs.end_reason import StorageError
 
 FORMAT = 1  # version of the folder's layout; other versions are refused
@@ -176,7 +176,7 @@ class CheckpointStore:
         if final.exists():  # the run was rolled back and reached the step again
             self._remove(final)
         temporary.rename(final)
-        sync_folder(self.folder)
+        sync(self.folder)
         return Checkpoint(final, step, tuple(entries), position)
 
     def unfinished(self) -> list[Path]:

@@ -12,8 +12,7 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import Config
-from motionmae.data.device_prefetch import DevicePrefetcher
-from motionmae.data.loader import Batch, ClipLoader
+from motionmae.data.loader import Batch, ClipLoader, DevicePrefetcher
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.stop_requests import Request, StopRequests, StopSignals
 from motionmae.distributed.watchdog import Watchdog

@@ -4,8 +4,8 @@ The file has one field, ``clip``, with one row per sample in the order of sample
 the file. The blob is the sample's KEY.jpgs (motionmae.data.shards.format). The table of u32 holds the crc32 of each
 frame, then the first frame of each window. The row ends in a crc32 over the rest of the row and the table.
 
-numba compiles the decoding loop at its first call, which takes some seconds. numba cannot cache ctypes functions on
-disk.
+numba compiles the decoding loop at its first call, which takes some seconds, because numba cannot cache ctypes
+functions on disk.
 """
 
 import json
@@ -49,7 +49,7 @@ ROW = np.dtype(
 
 
 class StoredClip(NamedTuple):
-    """A sample as it is written to the file."""
+    """Sample to write to the file."""
 
     meta: SampleMeta
     blob: bytes  # content of KEY.jpgs
@@ -57,7 +57,7 @@ class StoredClip(NamedTuple):
 
     @property
     def table(self) -> bytes:
-        """Table of the frames' checksums and the windows' first frames, as u32."""
+        """Checksums of the frames, then first frames of the windows, as u32."""
         return np.array([*self.checksums, *self.meta.windows], "<u4").tobytes()
 
 
@@ -67,7 +67,7 @@ def row_checksum(row: np.void, table: bytes) -> int:
 
 
 class ClipField(Field):
-    """FFCV field that stores a video, with the fingerprint of the shards' manifest in its arguments."""
+    """FFCV field that stores a video. Its arguments hold the fingerprint of the shards' manifest."""
 
     def __init__(self, fingerprint: str, version: int = BETON_VERSION):
         self.fingerprint = fingerprint
@@ -92,7 +92,7 @@ class ClipField(Field):
     def encode(
         self, destination: np.ndarray, clip: StoredClip, malloc: Callable[[int], tuple[int, np.ndarray]]
     ) -> None:
-        """Write a sample's blob and table to a page, and its row to ``destination``."""
+        """Write the blob and the table of a sample to a page, and its row to ``destination``."""
         meta, table = clip.meta, clip.table
         row = np.zeros(1, ROW)
         for name in ("frames", "height", "width", "stride", "label", "fps"):
@@ -105,7 +105,7 @@ class ClipField(Field):
         destination[:] = row
 
     def get_decoder_class(self) -> type[Any]:
-        """Return FFCV's BytesDecoder: FFCV's own loader returns undecoded blobs, :func:`decode_frames` decodes."""
+        """Return FFCV's BytesDecoder, with which FFCV's own loader returns undecoded blobs."""
         return BytesDecoder
 
 
@@ -115,9 +115,9 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 
 @numba.njit(nogil=True)
 def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the two source pixels of each target pixel, and the weight of the second one.
+    """Compute the two source pixels of each target pixel and the weight of the second, as OpenCV's bilinear resize.
 
-    Pixels and weights (in 1/2048) equal those of OpenCV's bilinear resize. ``flip`` reverses the target pixels.
+    The weights are multiples of 1/2048. ``flip`` reverses the target pixels.
     """
     first, second = np.empty(target, np.int32), np.empty(target, np.int32)
     share = np.empty(target, np.float32)

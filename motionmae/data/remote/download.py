@@ -3,20 +3,21 @@
 - No connection, a timeout, a broken connection, or HTTP 408, 425, 429 or 5xx: the download is retried after 1, 2, 4,
   ... seconds. After ``data.remote_retries`` retries without a byte of progress, UnreachableError is raised.
 - No access, or another HTTP status from 400 to 499: UserError is raised at once.
-- Content that differs from the manifest: the whole file is downloaded once more. If it differs again, CorruptSample is
-  raised.
+- Content that differs from the manifest: the whole file is downloaded once more, then CorruptSample is raised.
 - A file that does not exist: FileNotFoundError is raised at once.
 """
 
+import contextlib
+import hashlib
 import io
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -24,7 +25,7 @@ import fsspec
 from motionmae.config import DataConfig
 from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.data.shards.errors import CorruptSample, Reason
-from motionmae.data.shards.format import ShardEntry, sha256_of
+from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,14 @@ LONGEST_DELAY = 60.0
 
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
-# packages whose exceptions are connection errors
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
+"""Packages whose exceptions are connection errors."""
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """The server failed all retries. A later try, or a try from another machine, may succeed."""
+    """The server failed at all retries. A later try, or a try from another machine, may succeed."""
 
 
 def is_remote(folder: Path | str) -> bool:
@@ -50,11 +51,10 @@ def is_remote(folder: Path | str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Check that a URL is the plain address of a folder.
+    """Raise UserError if a URL is not the plain address of a folder.
 
-    Raises:
-        UserError: the scheme is not http, https or s3 (some schemes of fsspec run programs), or the URL has a password
-            (URLs are written to logs and run folders) or a query (file names are appended to URLs).
+    Other schemes are rejected because some schemes of fsspec run programs, user names because URLs are written to logs
+    and run folders, and queries because file names are appended to URLs.
     """
     parts = urlsplit(url)
     if parts.scheme not in REMOTE_SCHEMES:
@@ -63,15 +63,15 @@ def check_url(url: str) -> None:
         raise UserError(f"the shard URL {url} has no host or bucket: write {parts.scheme}://NAME/FOLDER")
     if "@" in parts.netloc:
         raise UserError(
-            f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put it into "
-            "~/.netrc (http) or the AWS_* environment (s3)"
+            f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put the user name "
+            "into ~/.netrc (http) or the AWS_* environment (s3)"
         )
     if parts.query or parts.fragment:
         raise UserError(f"the URL of shards {url} ends in a query or fragment: give the plain address of the folder")
 
 
 def _file_system(scheme: str, timeout: float) -> Any:
-    """Create an fsspec file system that fails after ``timeout`` seconds without data, without internal retries."""
+    """Create an fsspec file system that does not retry, and fails after ``timeout`` seconds without data."""
     try:
         if scheme == "s3":
             settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
@@ -89,43 +89,41 @@ def _file_system(scheme: str, timeout: float) -> Any:
         ) from error
 
 
-class _WrongContent(Exception):  # noqa: N818 - becomes a CorruptSample if it happens again
-    """The downloaded bytes differ from the manifest."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
+@contextlib.contextmanager
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise UserError for errors of the disk that holds the cache ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be written ({error.strerror}): free space, decrease data.cache_gb, or set "
+            "data.cache to a folder on another disk"
+        ) from error
 
 
 class _Appender(io.RawIOBase):
-    """File object that appends a download to a file, up to ``room`` bytes."""
+    """File object that appends a download to a file, up to ``room`` bytes. More bytes raise ``too_long``."""
 
-    def __init__(self, file: BinaryIO, path: Path, room: int, cancelled: threading.Event):
-        self.file, self.path, self.room, self.cancelled = file, path, room, cancelled
+    def __init__(self, file: io.FileIO, folder: Path, room: int, too_long: CorruptSample, cancelled: threading.Event):
+        self.file, self.folder, self.room, self.too_long, self.cancelled = file, folder, room, too_long, cancelled
 
     def write(self, data: Any) -> int:
         if self.cancelled.is_set():
             raise CancelledError
         if len(data) > self.room:
-            raise _WrongContent(Reason.REPLACED_SHARD, "it is longer than the manifest says")
+            raise self.too_long
         self.room -= len(data)
         rest = memoryview(data)
-        try:
+        with explain_disk_errors(self.folder):
             while rest:
                 rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            raise UserError(
-                f"{self.path.parent} cannot be written ({error.strerror}): free space, lower data.cache_gb, or set "
-                "data.cache to a folder on another disk"
-            ) from error
         return len(data)
 
 
 class RemoteFolder:
-    """:class:`motionmae.data.shards.store.ShardFolder` of a URL. Safe to use from several threads.
+    """Folder of shards at a URL. Safe to use from several threads.
 
-    Raises:
-        UserError: the URL is invalid, or the packages that its scheme needs are missing.
+    Raises UserError if the URL is invalid or the packages that its scheme needs are missing.
     """
 
     def __init__(self, url: str, data: DataConfig):
@@ -135,7 +133,7 @@ class RemoteFolder:
         self._retries = data.remote_retries
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
-        """When set, running downloads and waits before a retry raise CancelledError."""
+        """Event that makes running downloads, and waits before a retry, raise CancelledError."""
 
     def address(self, name: str) -> str:
         return f"{self.location}/{name}"
@@ -143,33 +141,39 @@ class RemoteFolder:
     def read(self, name: str) -> bytes:
         return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
 
-    def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
-        """Download a shard into the unbuffered ``file`` at ``path``, continuing after the bytes already in the file."""
+    def download(self, entry: ShardEntry, file: io.FileIO, folder: Path) -> None:
+        """Download a shard into the unbuffered ``file`` in ``folder``, continuing after the bytes already in the file.
+
+        Raises CorruptSample if two downloads of the shard are truncated or differ from ``entry``.
+        """
         for restart in (False, True):
             try:
-                append = partial(self._append_rest, entry, file, path, restart)
+                append = partial(self._append_rest, entry, file, folder, restart)
                 self._retry(entry.name, append, partial(file.seek, 0, os.SEEK_END))
                 file.seek(0)
-                if (found := sha256_of(file)) != entry.sha256:
+                if (found := hashlib.file_digest(file, "sha256").hexdigest()) != entry.sha256:
                     detail = f"its sha256 is {found}, the manifest says {entry.sha256}"
-                    raise _WrongContent(Reason.REPLACED_SHARD, detail)
+                    raise self._wrong(entry.name, Reason.REPLACED_SHARD, detail)
                 return
-            except _WrongContent as fault:  # also raised if a server answers a range request with the whole shard
+            except CorruptSample as fault:  # also raised if a server answers a range request with the whole shard
                 file.truncate(0)
-                message = f"{self.address(entry.name)}: {fault}"
                 if restart:
-                    raise CorruptSample(fault.reason, entry.name, message) from fault
-                logger.info("%s; downloading it again from the start", message)
+                    raise
+                logger.info("%s; downloading the shard again from the start", fault)
 
-    def _append_rest(self, entry: ShardEntry, file: BinaryIO, path: Path, restart: bool) -> None:
+    def _wrong(self, name: str, reason: Reason, detail: str) -> CorruptSample:
+        return CorruptSample(reason, name, f"{self.address(name)}: {detail}")
+
+    def _append_rest(self, entry: ShardEntry, file: io.FileIO, folder: Path, restart: bool) -> None:
         if restart:
             file.truncate(0)
         start = file.seek(0, os.SEEK_END)
+        too_long = self._wrong(entry.name, Reason.REPLACED_SHARD, "it is longer than the manifest says")
         if start > entry.bytes:
-            raise _WrongContent(Reason.REPLACED_SHARD, "the cache holds more bytes than the manifest says")
+            raise too_long
         if start == entry.bytes:
             return
-        appender = _Appender(file, path, entry.bytes - start, self.closed)
+        appender = _Appender(file, folder, entry.bytes - start, too_long, self.closed)
         address = self.address(entry.name)
         if self._scheme == "s3":
             while appender.room:
@@ -183,7 +187,7 @@ class RemoteFolder:
             self._fs.get_file(address, appender, headers={"Accept-Encoding": "identity", **byte_range})
         if appender.room:
             detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
-            raise _WrongContent(Reason.TRUNCATED_SHARD, detail)
+            raise self._wrong(entry.name, Reason.TRUNCATED_SHARD, detail)
 
     def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
         """Call ``attempt`` until it succeeds, with the retries in the module docstring, and return its result.
@@ -196,7 +200,7 @@ class RemoteFolder:
                 raise CancelledError
             try:
                 return attempt()
-            except (FileNotFoundError, UserError):
+            except FileNotFoundError:
                 raise
             except Exception as error:
                 self._raise_permanent(name, error)
@@ -214,10 +218,7 @@ class RemoteFolder:
             self.pause(failures - 1)
 
     def pause(self, retry: int) -> None:
-        """Wait before retry number ``retry`` (from 0). The wait doubles with each retry.
-
-        Raises CancelledError if the folder was closed.
-        """
+        """Wait before retry number ``retry`` (from 0), twice as long each time. Raises CancelledError if closed."""
         if self.closed.wait(min(FIRST_DELAY * 2**retry, LONGEST_DELAY)):
             raise CancelledError
 
@@ -225,15 +226,16 @@ class RemoteFolder:
         """Raise UserError if the server refuses permanently, or ``error`` if it is not a connection error."""
         status = getattr(error, "status", 0)
         if status == 416:
-            raise _WrongContent(Reason.TRUNCATED_SHARD, "it is now shorter than the bytes in the cache") from error
+            detail = "it is now shorter than the bytes in the cache"
+            raise self._wrong(name, Reason.TRUNCATED_SHARD, detail) from error
         no_credentials = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
         if isinstance(error, PermissionError) or status in (401, 403) or no_credentials:
             detail = " ".join(str(error).split())
             raise UserError(
-                f"no access to {self.address(name)} ({detail}): check the credentials of this machine"
+                f"no access to {self.address(name)} ({detail}): check this machine's credentials"
             ) from error
         if status and 400 <= status < 500 and status not in _TEMPORARY_STATUS:
             raise UserError(f"the server answered {self.address(name)} with HTTP {status}: check the URL") from error
         package = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError | TimeoutError) and package not in _TRANSPORT:
+        if not isinstance(error, OSError) and package not in _TRANSPORT:
             raise error

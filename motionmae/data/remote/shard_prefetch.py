@@ -1,7 +1,7 @@
 """Prefetch remote shards: the shards of the current shuffle window, then the shards of the next window.
 
-Each rank starts at a different shard of the window and skips shards that another rank is downloading. The ranks of a
-node therefore share the downloads. Errors are only logged here, because the reader raises the same error later.
+Each rank starts at a different shard of the window and skips shards that another rank is downloading, so that the ranks
+of a node share the downloads. Errors are only logged here, because the reader raises the same errors later.
 """
 
 import logging
@@ -22,7 +22,7 @@ _FULL_CACHE_POLL_SECONDS = 1.0
 
 
 class ShardPrefetcher:
-    """Background thread that downloads shards. :meth:`advance_to` gives it the current shuffle window."""
+    """Background thread that downloads shards. :meth:`advance_to` tells the thread the current shuffle window."""
 
     def __init__(self, reader: ShardReader, cache: ShardCache, sampler_of: Callable[[int], EpochSampler], rank: int):
         self._reader, self._cache, self._sampler_of, self._rank = reader, cache, sampler_of, rank
@@ -34,7 +34,7 @@ class ShardPrefetcher:
         self._thread.start()
 
     def advance_to(self, sampler: EpochSampler, index: int) -> None:
-        """Move to the window of shuffle index ``index``; close shards that are in neither this nor the next window."""
+        """Move to the window that contains ``index``. Shards outside this and the next window are closed."""
         epoch, indices = self._window
         if sampler.epoch == epoch and index in indices:
             return
@@ -74,7 +74,7 @@ class ShardPrefetcher:
         self._reader.keep_only(set(numbers))
         pending = deque(numbers)
         while pending:
-            if self._closed or self._requested is not None:  # a list was requested: the shuffle window has changed
+            if self._closed or self._requested is not None:  # a new list means that the shuffle window has changed
                 return
             try:
                 self._cache.prefetch(shards[pending[0]], protected)

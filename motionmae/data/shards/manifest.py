@@ -1,14 +1,12 @@
-"""``manifest.json`` lists the shards of a folder. The file is written last and marks the folder as complete."""
+"""Manifest of a folder of shards. ``manifest.json`` is written last and marks the folder as complete."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from motionmae.data.shards.format import ENCODINGS, FORMAT_VERSION, ORDER_VERSION, ShardEntry, check_version
-from motionmae.data.shards.store import ShardFolder
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -17,7 +15,7 @@ MANIFEST = "manifest.json"  # file name within a folder of shards
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings that the videos were decoded and encoded with."""
+    """Settings for decoding the videos and encoding their frames."""
 
     short_side: int  # pixels of the shorter side
     jpeg_quality: int  # 1 to 100
@@ -31,10 +29,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of ``manifest.json``.
-
-    The file also holds ``samples``, the sum over the shards. Here ``samples`` is a property that computes the sum.
-    """
+    """Content of ``manifest.json``. The file also stores the property ``samples``."""
 
     dataset: str  # name of the data set, e.g. k400
     split: str  # e.g. train
@@ -47,7 +42,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that determine the bytes, e.g. {"av": "18.1.0"}."""
     order_version: int = ORDER_VERSION
-    """ORDER_VERSION when the shards were written. A run uses the version in its own state."""
+    """ORDER_VERSION at the time of writing. A run uses the version in its own state instead."""
 
     @property
     def samples(self) -> int:
@@ -65,20 +60,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
 
 
-def read_manifest(folder: ShardFolder) -> Manifest:
-    """Read ``manifest.json`` of a folder. :func:`motionmae.data.open_shards.load_manifest` takes a path or a URL.
+def parse_manifest(path: str, raw: bytes) -> Manifest:
+    """Parse the content ``raw`` of the manifest at ``path``.
 
-    Raises:
-        UserError: the folder or its manifest is missing, damaged, or has a different format version.
+    Raises UserError if the manifest is damaged or has a different format version.
     """
-    path = f"{folder.location}/{MANIFEST}"
-    try:
-        raw = folder.read(MANIFEST)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder.location} has no {MANIFEST}, which is written last: run make_shards again to finish it, "
-            "or copy the file"
-        ) from None
     try:
         content = json.loads(raw)
         version = content["format_version"]
@@ -86,13 +72,17 @@ def read_manifest(folder: ShardFolder) -> Manifest:
         raise UserError(f"{path} is not a manifest of shards ({error}): run make_shards again") from error
     check_version(path, version)
     try:
-        manifest = _parse(content)
+        fields = {key: value for key, value in content.items() if key not in ("format_version", "samples")}
+        fields["class_names"] = tuple(fields["class_names"])
+        fields["encoder"] = EncoderSettings(**fields["encoder"])
+        fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
+        manifest = Manifest(**fields)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again") from error
     if manifest.encoder.encoding not in ENCODINGS:
         raise UserError(
-            f"{path}: frames with the encoding {manifest.encoder.encoding} cannot be read, only "
-            f"{' and '.join(ENCODINGS)}: make the shards again"
+            f"{path} says that frames have the encoding {manifest.encoder.encoding}, which is not "
+            f"{' or '.join(ENCODINGS)}: make the shards again"
         )
     if content["samples"] != manifest.samples:
         raise UserError(
@@ -102,17 +92,9 @@ def read_manifest(folder: ShardFolder) -> Manifest:
 
 
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Raise UserError for shards made with ``--clips``, even if their videos are short and stored whole."""
+    """Raise UserError if the shards were made with ``--clips``, even if their videos are short and stored whole."""
     if manifest.encoder.clips:
         raise UserError(
             f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "
             "videos: make the shards without --clips"
         )
-
-
-def _parse(content: Mapping[str, Any]) -> Manifest:
-    fields = {key: value for key, value in content.items() if key not in ("format_version", "samples")}
-    fields["class_names"] = tuple(fields["class_names"])
-    fields["encoder"] = EncoderSettings(**fields["encoder"])
-    fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
-    return Manifest(**fields)

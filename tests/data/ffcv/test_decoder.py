@@ -20,13 +20,12 @@ from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
 from motionmae.errors import UserError
-from tests.data.ffcv_files import needs_ffcv
-from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, picture, unpack_frames
+from tests.data.made_shards import flip_byte, frame_numbers, make_shards, meta, needs_ffcv, picture, unpack_frames
 
 pytestmark = needs_ffcv
 COUNTS = (9, 5, 12, 1, 3)  # 30 samples
 CLIP = ClipConfig(frames=4, size=32, stride=2)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +211,7 @@ class TestCorruption:
 class TestRefusals:
     def test_other_shards(self, beton, tmp_path):
         make_shards(tmp_path / "s", COUNTS[::-1], frames=12)
-        with pytest.raises(UserError, match=r"all.beton was made from other shards than those of data.shards: write"):
+        with pytest.raises(UserError, match=r"all.beton was not made from the shards of data.shards: write"):
             loader(tmp_path / "s", beton)
 
     def test_a_missing_file(self, shards, tmp_path):
@@ -235,7 +234,7 @@ class TestRefusals:
     def test_another_version(self, shards, beton, tmp_path):
         content = beton.read_bytes().replace(b'"version": 1', b'"version": 9')
         (tmp_path / "x.beton").write_bytes(content)
-        with pytest.raises(UserError, match=r"x.beton has version 9, not 1"):
+        with pytest.raises(UserError, match=r"x.beton has version 9 instead of 1"):
             loader(shards, tmp_path / "x.beton")
 
     def test_flow(self, shards, beton):

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from motionmae.data.device_prefetch import DevicePrefetcher
-from motionmae.data.loader import Batch
+from motionmae.data.loader import Batch, DevicePrefetcher
 
 
 class Event:
