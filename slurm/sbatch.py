@@ -39,15 +39,11 @@ def add_sbatch_argument(parser: argparse.ArgumentParser) -> None:
 
 def launch_overrides(arguments: argparse.Namespace) -> list[str]:
     """Return the given flags as overrides of the config. Raises UserError for a time limit that cannot be parsed."""
-    overrides = []
-    for name in LaunchConfig.model_fields:
-        value = getattr(arguments, name)
-        if value is None:
-            continue
-        if name == "time":
-            value = parse_minutes(value)
-        overrides.append(f"launch.{name}={json.dumps(value) if name in _TEXTS else value}")
-    return overrides
+    values = {name: getattr(arguments, name) for name in LaunchConfig.model_fields}
+    given = {name: value for name, value in values.items() if value is not None}
+    if "time" in given:
+        given["time"] = parse_minutes(given["time"])
+    return [f"launch.{name}={json.dumps(value) if name in _TEXTS else value}" for name, value in given.items()]
 
 
 def requested_resources(launch: LaunchConfig) -> dict[str, Any]:

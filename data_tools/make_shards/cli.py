@@ -16,11 +16,11 @@ from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.shard_plan import QUARANTINE, ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import Counts, begin_retry, end_retry, finish, load_finished, write_shards
-from data_tools.reporting import progress_bar, write_json
+from data_tools.reporting import progress_bar
 from motionmae.commands.app import Command
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import output_file, write_json
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
@@ -107,7 +107,8 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     with lock_output(out, part):
         if arguments.retry:
             count = begin_retry(planned, out, part)
-            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
+            again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
+            print(f"retry: {again}")
         finished = None if part else load_finished(plan, out)
         with progress_bar(TextColumn("{task.fields[details]}")) as bar:
             show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))

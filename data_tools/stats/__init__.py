@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from data_tools.reporting import damage_as_user_error, write_json
-from motionmae.commands.app import Command
+from data_tools.reporting import damage_as_user_error
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_ending, output_file
+from motionmae.files import output_ending, write_json
 
 _EXAMPLES = """\
 examples:
@@ -28,7 +28,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
+    add_json_argument(parser)
     picture = output_ending(".png", ".pdf", ".svg")
     parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
     parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
@@ -46,14 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Compute statistics from the indexes of the shards.
+    """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
-    Returns:
-        samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
-        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> number of videos).
-
-    Raises:
-        CorruptSample: an index is damaged.
+    A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
+    classes (name to number of videos).
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
     for shard in manifest.shards:

@@ -1,6 +1,6 @@
 """Application `motionmae`: find a command, parse its arguments, and turn errors into messages and exit statuses.
 
-Only the module of the requested command is imported (:mod:`motionmae.commands.table`), and `--help` imports no torch.
+Only the module of the requested command is imported, and `--help` does not import torch.
 """
 
 import argparse
@@ -198,7 +198,7 @@ class _PrintVersion(argparse.Action):
 
 
 def _check_neighbours() -> None:
-    """Raise UserError if another package shadows one that is installed beside motionmae under a common name."""
+    """Raise UserError if other packages shadow data_tools, monitoring or slurm, which are common names."""
     root = Path(motionmae.__file__).resolve().parents[1]
     for name in ("data_tools", "monitoring", "slurm"):
         spec = importlib.util.find_spec(name)

@@ -85,6 +85,6 @@ class MonitoringConfig(Section):
     def check(self) -> None:
         last = self.port + self.ports - 1
         if last > 65535:
-            raise refusal("monitoring.ports", self.ports, f"the last port would be {last}, and 65535 is the highest")
+            raise refusal("monitoring.ports", self.ports, f"the last port would be {last}; the highest is 65535")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise refusal("monitoring.tls_key", self.tls_key, "set both tls_certificate and tls_key, or neither")

@@ -73,4 +73,4 @@ class DataConfig(Section):
 
     def check(self) -> None:
         if self.crop_scale[1] > 1:
-            raise refusal("data.crop_scale", list(self.crop_scale), "a crop keeps at most the whole frame, 1.0")
+            raise refusal("data.crop_scale", list(self.crop_scale), "the largest crop is the whole frame, 1.0")

@@ -1,4 +1,4 @@
-"""Loading a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
+"""Load a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -101,7 +101,8 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
     """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
-        raise UserError(f"{path}: its `base:` leads back to itself ({' -> '.join(p.name for p in (*seen, path))})")
+        chain = " -> ".join(each.name for each in (*seen, path))
+        raise UserError(f"{path}: `base:` leads back to the file: remove a link of {chain}")
     tree = read_yaml(path)
     base = tree.pop("base", None)
     layers = _file_layers(_base_of(path, str(base)), (*seen, resolved)) if base else []

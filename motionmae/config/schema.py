@@ -88,7 +88,7 @@ class Config(Section):
         return Path(self.output_dir) / self.name
 
     def updated(self, values: Mapping[str, Any]) -> "Config":
-        """Return a copy with other ``values``, by ``section.key`` or by section. Raises UserError as loading does."""
+        """Return a copy with other ``values``, by ``section.key`` or by section, or raise UserError."""
         tree = self.model_dump()
         for key, value in values.items():
             tree = merge(tree, nest(key, value.model_dump() if isinstance(value, Section) else value))
@@ -108,7 +108,7 @@ _NOT_RELATIVE: dict[str, Callable[[str], bool]] = {
 
 
 def absolute_paths(config: Config) -> Config:
-    """Return ``config`` with absolute paths, for a job that starts in another working directory."""
+    """Return ``config`` with absolute paths, for a job that starts in a different folder."""
     values = flat(config.model_dump())
     kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
     paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _NOT_RELATIVE[kind](values[key])}

@@ -5,8 +5,8 @@ A field states its type, limits and meaning::
     epochs: PositiveInt = 1600
     threads: Annotated[PositiveInt, MAY_CHANGE] = 2
 
-The type of a field checks its value. :meth:`Section.check` compares fields of a section, and the one of
-:class:`motionmae.config.Config` compares sections. Both raise :func:`refusal`.
+The type of a field checks its value. :meth:`Section.check` compares the fields of a section, or the sections of
+:class:`motionmae.config.Config`, and raises :func:`refusal`.
 """
 
 from collections.abc import Mapping

@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not readable YAML: {_problem(error)}") from error
     if not isinstance(tree, dict | None):
-        raise UserError(f"{path} must map sections to keys, not hold a list or a single value: write key: value lines")
+        raise UserError(f"{path} must map sections to keys, not hold a list or a single value: write `key: value`")
     return tree or {}
 
 

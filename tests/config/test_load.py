@@ -196,7 +196,7 @@ def test_unknown_config_proposes_a_near_one() -> None:
     ("text", "words"),
     [
         ("base: nowhere\n", "the config of `base: nowhere` does not exist"),
-        ("base: me\n", "leads back to itself"),
+        ("base: me\n", "leads back to the file"),
         ("- a\n- b\n", "not hold a list"),
         ("seed: 1\nmask: {ratio: 0.5\noptim: {}\n", r"not readable YAML: .*expected ',' or '}'.* in line 3 .*line 2"),
         ("seed: 1\nname: a\nseed: 2\n", "not readable YAML: found duplicate key seed in line 3"),
