@@ -1,4 +1,4 @@
-"""Cost of monitoring: `python benchmarks/metrics.py`.
+"""Cost of monitoring: `python -m benchmarks.metrics`.
 
 Measured values and their limits: the time per step that a rank spends on metrics when it logs every step of 0.2 s (step
 timer, sink and snapshot), the duration of an HTTP scrape of a node with 8 ranks and 8 GPUs, the number of time series
@@ -6,7 +6,6 @@ of that node, and 128 such nodes (1,024 ranks) behind one Prometheus, if it is i
 scrapes and the slowest scrape.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from monitoring.collector import NodeCollector
 from monitoring.exporter import Settings, listen, publish
 from monitoring.gpu import GpuSource
@@ -39,10 +38,10 @@ _INFO = {"slurm_job_id": "1", "git_sha": "0", "config_hash": "0"}
 
 
 class EightGpus(GpuSource):
-    """Gives the same samples as NVML would for eight GPUs."""
+    """Replacement for NVML with the samples of eight GPUs."""
 
     def samples(self) -> list[Sample]:
-        """A sample for each metric, GPU and label."""
+        """Return a sample for each metric, GPU and label."""
         plain = ["utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts", "temperature_celsius"]
         found: list[Sample] = []
         for gpu in range(8):
@@ -55,7 +54,7 @@ class EightGpus(GpuSource):
 
 
 def row_of(step: int) -> Row:
-    """A metrics row of the training loop."""
+    """Return a metrics row as the training loop writes it."""
     phases = {f"{phase.value}_seconds": 0.03 for phase in Phase}
     return {
         "step": step, "epoch": 1.0, "loss": 1.0, "loss_space": 0.5, "loss_time": 0.5, "lr": 1e-3, "grad_norm": 1.0,
@@ -65,7 +64,7 @@ def row_of(step: int) -> Row:
 
 
 def make_rank(rank: int, folder: Path) -> RankMetrics:
-    """The metrics sink of a rank after its first step."""
+    """Return the metrics sink of a rank after its first step."""
     sink = RankMetrics(
         load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], FlopsPerClip(10**12, 160), _INFO
     )
@@ -77,7 +76,7 @@ def make_rank(rank: int, folder: Path) -> RankMetrics:
 
 
 def typical(action: Callable[[], object], times: int) -> float:
-    """Median seconds of ``action``."""
+    """Return the median seconds of ``action``."""
     spent = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -87,7 +86,7 @@ def typical(action: Callable[[], object], times: int) -> float:
 
 
 def step_cost(folder: Path) -> float:
-    """Seconds per step that rank 0 spends on metrics when it logs every step."""
+    """Return the seconds per step that rank 0 spends on metrics if it logs every step."""
     sink, clock, row = make_rank(0, folder), StepTimer(HostTimer()), row_of(2)
 
     def one_step() -> None:
@@ -102,7 +101,7 @@ def step_cost(folder: Path) -> float:
 
 
 def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], None], str]:
-    """Start an exporter with eight ranks and GPUs in this process; returns collector, stop function and address."""
+    """Start an exporter with eight ranks and GPUs; return the collector, the stop function and the address."""
     snapshots = folder / f"node-{number}"
     snapshots.mkdir()
     for rank in range(RANKS):
@@ -151,14 +150,13 @@ def thousand_ranks(folder: Path) -> dict[str, float]:
 
 
 def query(expression: str) -> float:
-    """Value of a Prometheus expression."""
+    """Return the value of a Prometheus expression."""
     url = "http://127.0.0.1:19481/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     with urllib.request.urlopen(url) as answer:
         return float(json.load(answer)["data"]["result"][0]["value"][1])
 
 
 def measure() -> dict[str, Any]:
-    """Measure all values."""
     with tempfile.TemporaryDirectory(prefix="motionmae-bench-") as name:
         folder = Path(name)
         seconds = step_cost(folder)
@@ -179,8 +177,7 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--json", type=output_file, metavar="FILE", help="file for the results")
     arguments = parser.parse_args()
     figures = measure()
@@ -189,8 +186,7 @@ def main() -> None:
     for key, value in figures.items():
         table.add_row(key.replace("_", " "), f"{value:.4g}", str(limits.get(key, "")))
     Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class FrameSettings:
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """The stored frames of a video."""
+    """Frames of one video, encoded for a shard."""
 
     jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing

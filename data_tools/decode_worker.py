@@ -1,8 +1,7 @@
 """Decode videos in a child process that can be killed, because a video may hang or crash the decoder.
 
-The parent sends a path, and the child answers with the frames. The child also sends heartbeats while it decodes frames.
-A child that is silent for the stall timeout is killed, and the next video gets a new process. Child processes are
-spawned, inherit nothing from the parent, and end when the parent ends.
+The parent sends a path, and the child answers with a DecodedVideo or an UndecodableVideo. While it decodes, the child
+sends None as a heartbeat. Child processes are spawned, inherit nothing from the parent, and end when the parent ends.
 """
 
 import contextlib
@@ -52,7 +51,7 @@ class DecodeWorker:
         connection = self._ready_connection()
         try:
             connection.send(path)
-            answer = None  # None is a heartbeat
+            answer = None
             while answer is None and connection.poll(self._stall_timeout):
                 answer = connection.recv()
         except (EOFError, OSError):  # OSError: the process died while it sent the answer
@@ -100,7 +99,7 @@ class DecodeWorker:
         raise UserError(f"a decoding process did not start ({cause}): check free memory, and run the command again")
 
     def _kill(self, grace: float = 0.2) -> str:
-        """Kill the process; return a text that says how it ended."""
+        """Kill the process. Return a text for messages that says how the process ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -115,7 +114,7 @@ class DecodeWorker:
 
 
 def _serve(connection: Connection, settings: FrameSettings) -> None:
-    """Answer paths with frames until the parent closes the connection (main function of the child process)."""
+    """Decode the videos that the parent asks for, until the parent closes the connection."""
     cv2.setNumThreads(1)  # there is one process per core
     gc.freeze()  # makes the garbage collector skip imported modules, which saves 2 % of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent handles it

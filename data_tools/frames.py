@@ -1,8 +1,8 @@
 """Encode decoded frames as upright JPEGs (or RGB pixels) of one size, and their optical flow.
 
 swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
-encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If the size does not change and only
-the range does (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
+encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If only the range changes and the size
+does not (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
 """
 
 import functools
@@ -118,7 +118,7 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Return how to make a frame upright: whether to transpose it first, then the steps along y and x (-1 mirrors).
 
-    The display matrix means x' = a x + c y and y' = b x + d y. Other angles than multiples of 90 degrees are ignored.
+    The display matrix means x' = a x + c y and y' = b x + d y. Angles that are not multiples of 90 degrees are ignored.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
@@ -144,7 +144,7 @@ class FlowRecorder:
         self._fields: list[bytes] = []
 
     def add(self, luma: Plane, stored: bool) -> None:
-        """Add the next source frame, uint8 (height, width). Raises cv2.error for frames below about 16 pixels."""
+        """Add the next source frame, uint8 (height, width). Raise cv2.error if a side is below about 16 pixels."""
         self._waiting.append((luma, stored))
         if len(self._waiting) > self._distance:
             self._compute_flow(luma)

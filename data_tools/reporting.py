@@ -5,32 +5,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.errors import UserError
 
 
-def progress_bar(*more: ProgressColumn) -> Progress:
-    """Make a progress bar on stderr with the further columns ``more``. It is shown only on terminals."""
+def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
+    """Make a progress bar on stderr with the further columns ``more``. The bar is shown only on terminals."""
     console = Console(stderr=True)
-    count = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
+    count = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
+    time = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
+    return progress.Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
 def damage_as_user_error() -> Iterator[None]:
-    """Convert CorruptSample to a UserError that names the command that lists all damage."""
+    """Convert a CorruptSample to a UserError that names the command to list all damage."""
     try:
         yield
     except CorruptSample as error:

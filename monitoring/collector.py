@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from monitoring.goodput import GoodputTracker
@@ -24,14 +24,12 @@ from monitoring.metric_definitions import METRICS, STEP_BUCKETS
 from monitoring.rank_snapshots import Sample, Snapshot, read_all
 from motionmae.runs.history import RunTail
 
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _FAMILIES: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-SAMPLE_SECONDS = 5.0
-"""Interval between readings of host, GPUs and goodput."""
+SAMPLE_SECONDS = 5.0  # interval between readings of host, GPUs and goodput
 
 
 class NodeCollector(Collector):
@@ -39,9 +37,9 @@ class NodeCollector(Collector):
 
     Args:
         folder: the node's snapshot folder.
-        gpus: closed when the collector is closed.
-        run: the run directory.
-        with_goodput: read the run's goodput, on rank 0's node.
+        gpus: source that the collector closes at its end.
+        run: the run folder.
+        with_goodput: also compute the run's goodput; true on rank 0's node only.
     """
 
     def __init__(self, folder: Path, gpus: GpuSource, run: Path, *, with_goodput: bool) -> None:
@@ -55,10 +53,10 @@ class NodeCollector(Collector):
         self._sampler.start()
         self.last_scrape: float | None = None
 
-    def collect(self) -> Iterator[Family]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the metric families with all samples."""
         self.last_scrape = time.monotonic()
-        families: dict[str, Family] = {}
+        families: dict[str, Metric] = {}
         for name, labels, value in self._readings:
             _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
         for snapshot in read_all(self._folder):
@@ -68,9 +66,8 @@ class NodeCollector(Collector):
                     labels = {**rank, **labels} if METRICS[name].per_rank else labels
                     _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
             if any(snapshot.histogram):
-                counts = accumulate(snapshot.histogram)
                 bounds = [*map(str, STEP_BUCKETS), "+Inf"]
-                buckets = list(zip(bounds, counts, strict=True))
+                buckets = list(zip(bounds, accumulate(snapshot.histogram), strict=True))
                 _family(families, "step_duration_seconds", ()).add_metric([], buckets, snapshot.histogram_sum)
         yield from families.values()
 
@@ -128,7 +125,7 @@ def _process(snapshot: Snapshot) -> Iterator[Sample]:
     yield "rank_resident_bytes", {}, resident
 
 
-def _family(families: dict[str, Family], name: str, labels: tuple[str, ...]) -> Any:
+def _family(families: dict[str, Metric], name: str, labels: tuple[str, ...]) -> Any:
     if name not in families:
         metric = METRICS[name]
         families[name] = _FAMILIES[metric.kind](metric.full_name, metric.help, labels=labels)

@@ -1,9 +1,9 @@
 """Prometheus exporter of a node: a separate process that still answers when the trainer hangs in a collective.
 
 The node's first rank starts the exporter before it touches the device, and writes the settings to the exporter's
-standard input. The exporter ends with the trainer. It reads ``end`` after a finish, a stop, an interrupt or a user
-error. If the trainer crashed or was killed, it reads the end of the pipe: the Prometheus target file (file_sd) stays,
-and Prometheus reports the node as down.
+standard input. The exporter ends with the trainer. After a finish, a stop, an interrupt or a user error, the trainer
+sends ``end``. If the trainer crashes or is killed, the pipe closes without a command: the Prometheus target file
+(file_sd) stays, and Prometheus reports the node as down.
 """
 
 import argparse
@@ -41,11 +41,9 @@ class Settings(BaseModel):
 
     run: str
     output_dir: Path
-    node: int
-    """Index of this node in the run."""
+    node: int  # index of this node in the run
     nodes: int
-    snapshots: Path
-    """The node's snapshot folder."""
+    snapshots: Path  # the node's snapshot folder
     monitoring: MonitoringConfig
 
     @property
@@ -60,7 +58,7 @@ class Settings(BaseModel):
 
 
 def listen(settings: MonitoringConfig, collector: NodeCollector) -> tuple[Callable[[], None], str]:
-    """Serve ``collector`` on the first free port. Returns a function that stops the server, and HOST:PORT.
+    """Serve ``collector`` on the first free port. Return a function that stops the server, and HOST:PORT.
 
     Raises:
         OSError: if the address or the certificate is invalid, or no port is free.
@@ -105,32 +103,23 @@ def ip_address(address: str) -> str:
 
 
 def run_exporter(settings: Settings) -> None:
-    """Export the metrics of a node until the trainer ends."""
+    """Serve the metrics of a node, and publish its Prometheus target, until the trainer ends."""
     disable_created_metrics()
     run = settings.output_dir / settings.run
     with closing(NodeCollector(settings.snapshots, open_gpus(), run, with_goodput=settings.node == 0)) as collector:
-        serve(settings, collector)
-
-
-def serve(settings: Settings, collector: NodeCollector) -> None:
-    """Serve ``collector`` and publish its Prometheus target until the trainer ends."""
-    stop, address = listen(settings.monitoring, collector)
-    try:
-        publish(settings, address)
-    except OSError as error:
-        logger.warning(
-            "no target file in %s (%s): Prometheus will not find http://%s/metrics; training continues",
-            settings.discovery,
-            error,
-            address,
-        )
-    command = sys.stdin.readline().strip()
-    collector.refresh()
-    if command == END_AFTER_SCRAPE:
-        wait_for_last_scrape(collector, settings.monitoring.linger_seconds)
-    if command:
-        withdraw(settings, address)
-    stop()
+        stop, address = listen(settings.monitoring, collector)
+        try:
+            publish(settings, address)
+        except OSError as error:
+            problem = f"no target file in {settings.discovery} ({error})"
+            logger.warning("%s: Prometheus will not find http://%s/metrics; training continues", problem, address)
+        command = sys.stdin.readline().strip()
+        collector.refresh()
+        if command == END_AFTER_SCRAPE:
+            wait_for_last_scrape(collector, settings.monitoring.linger_seconds)
+        if command:
+            withdraw(settings, address)
+        stop()
 
 
 def target_of(settings: Settings, address: str) -> bytes:
@@ -146,7 +135,7 @@ def target_of(settings: Settings, address: str) -> bytes:
 
 
 def publish(settings: Settings, address: str) -> None:
-    """Write the node's target file, and on rank 0's node delete those of an earlier attempt on more nodes.
+    """Write the node's target file. Rank 0's node also deletes the files of nodes that only an earlier attempt had.
 
     The file is replaced atomically, because Prometheus ignores a partly written file, and on a network file system
     inotify would not announce the rest of the file.
@@ -171,7 +160,7 @@ def withdraw(settings: Settings, address: str) -> None:
 
 
 def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
-    """Wait until Prometheus has scraped the final values; return early if it does not scrape or the trainer is gone."""
+    """Wait until Prometheus has scraped the final values. Return early if it does not scrape, or the trainer ended."""
     start = time.monotonic()
     seen = collector.last_scrape
     if seen is None or start - seen > _RECENT_SCRAPE_SECONDS:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
-    """Monitor the training in the ``with`` block, which passes the yielded sinks to the trainer."""
+    """Monitor the training in the ``with`` block, which must pass the yielded sinks to the trainer."""
     if not config.monitoring.enabled:
         yield []
         return
@@ -63,13 +63,12 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
 
 
 class _LastCommand(Sink):
-    """Sink that chooses the last command to the exporter; empty after an unexpected end, as if the trainer had died."""
+    """Sink that chooses the last command to the exporter. The command is empty after an unexpected end."""
 
     def __init__(self) -> None:
         self.command = ""
 
     def event(self, row: Row) -> None:
-        """Note how the attempt ended."""
         if row["kind"] == Kind.FINISH:
             self.command = END_AFTER_SCRAPE
         elif row["kind"] == Kind.STOP and EndReason(row["reason"]).saved:
@@ -101,9 +100,7 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
             env={**os.environ, "PYTHONPATH": path},
             text=True,
         )
-    assert exporter.stdin is not None
-    exporter.stdin.write(settings.model_dump_json() + "\n")
-    exporter.stdin.flush()
+    print(settings.model_dump_json(), file=exporter.stdin, flush=True)
     return exporter
 
 
@@ -112,8 +109,7 @@ def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: 
     assert exporter.stdin is not None
     with suppress(OSError):
         if command:
-            exporter.stdin.write(command + "\n")
-            exporter.stdin.flush()
+            print(command, file=exporter.stdin, flush=True)
         else:
             exporter.stdin.close()
     try:
@@ -150,8 +146,4 @@ def run_labels(config: Config) -> dict[str, str]:
     """Return the labels of the metric run_info, except world_size."""
     settings = config.model_dump(exclude={"output_dir", "launch", "monitoring"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return {
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "git_sha": git_revision(),
-        "config_hash": digest[:12],
-    }
+    return {"slurm_job_id": os.environ.get("SLURM_JOB_ID", ""), "git_sha": git_revision(), "config_hash": digest[:12]}

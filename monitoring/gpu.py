@@ -12,16 +12,13 @@ from monitoring.rank_snapshots import Sample
 
 logger = logging.getLogger(__name__)
 
-_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
-"""Drivers return all ones for an unknown value."""
-_WAIT_MILLISECONDS = 200
-"""Interval at which the XID thread checks whether to end. The trainer waits for the thread."""
-CLOSE_SECONDS = 1.0
-"""Time limit for ending a thread that may hang in the driver."""
+_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)  # drivers return all ones for an unknown value
+_WAIT_MILLISECONDS = 200  # interval at which the XID thread checks whether to end; the trainer waits for the thread
+CLOSE_SECONDS = 1.0  # time limit for ending a thread that may hang in the driver
 
 
 class GpuSource:
-    """Source of the metrics of :data:`monitoring.metric_definitions.GPU` on a node without GPUs or driver."""
+    """Source of the metrics in :data:`monitoring.metric_definitions.GPU`. This base class is for nodes without GPUs."""
 
     def samples(self) -> list[Sample]:
         return []
@@ -84,18 +81,12 @@ class Nvml(GpuSource):
             events = nvml.nvmlEventSetCreate()
             for handle, _ in self._devices:
                 nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+            while not self._closed.is_set():
+                with suppress(nvml.NVMLError_Timeout):
+                    event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
+                    self._xids[nvml.nvmlDeviceGetUUID(event.device), str(event.eventData)] += 1
         except nvml.NVMLError as error:
             self._warn_once("XID events", error)
-            return
-        while not self._closed.is_set():
-            try:
-                event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
-            except nvml.NVMLError_Timeout:
-                continue
-            except nvml.NVMLError as error:
-                self._warn_once("XID events", error)
-                return
-            self._xids[nvml.nvmlDeviceGetUUID(event.device), str(event.eventData)] += 1
 
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
@@ -105,17 +96,14 @@ class Nvml(GpuSource):
 
 def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any], float]]]:
     """Return the readings of a device as (metric, labels, factor to base units, function of the device's handle)."""
-    throttle_bits = {
+    bits = {  # by reason
         "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
         "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
         "thermal_hardware": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
         "thermal_software": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
         "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
     }
-    errors = {
-        "corrected": nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
-        "uncorrected": nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-    }
+    corrected, uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
 
     def is_throttled(bit: int, gpu: Any) -> bool:
         return bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) & bit)
@@ -132,16 +120,14 @@ def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any
         ("gpu_temperature_celsius", {}, 1, lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
         ("gpu_clock_hertz", {"type": "sm"}, 1e6, lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
         ("gpu_clock_hertz", {"type": "memory"}, 1e6, lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
-        *(("gpu_ecc_errors_total", {"type": name}, 1, partial(ecc_errors, kind)) for name, kind in errors.items()),
-        *(
-            ("gpu_throttle_active", {"reason": name}, 1, partial(is_throttled, bit))
-            for name, bit in throttle_bits.items()
-        ),
+        ("gpu_ecc_errors_total", {"type": "corrected"}, 1, partial(ecc_errors, corrected)),
+        ("gpu_ecc_errors_total", {"type": "uncorrected"}, 1, partial(ecc_errors, uncorrected)),
+        *(("gpu_throttle_active", {"reason": name}, 1, partial(is_throttled, bit)) for name, bit in bits.items()),
     ]
 
 
 def open_gpus() -> GpuSource:
-    """Return the NVML source, or a source without samples if there is no driver."""
+    """Return the NVML source, or the base class if there is no driver."""
     try:
         return Nvml()
     except Exception as error:  # NVML errors and a missing library share no base class

@@ -36,24 +36,17 @@ RowKeys = Mapping[str, tuple[str, ...]]
 class Metric:
     """Definition of one metric."""
 
-    name: str
-    """Name without the prefix."""
-    kind: str
-    """counter, gauge or histogram."""
-    unit: str
-    """seconds, bytes, ...; empty for a plain number."""
-    help: str
-    """One sentence."""
+    name: str  # name without the prefix
+    kind: str  # counter, gauge or histogram
+    unit: str  # seconds, bytes, ...; empty for a plain number
+    help: str  # one sentence
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Labels with known values. Every combination exists from the start, at 0."""
-    labels: tuple[str, ...] = ()
-    """Labels whose values are found at run time."""
-    per_rank: bool = False
-    """The exporter adds a label ``rank``."""
+    labels: tuple[str, ...] = ()  # labels whose values are found at run time
+    per_rank: bool = False  # the exporter adds a label `rank`
     row_keys: RowKeys = field(default_factory=dict)
     """Keys that :class:`monitoring.rank_metrics.RankMetrics` copies. A counter adds the value times the row's steps."""
-    event: Kind | None = None
-    """The event that has ``row_keys``; None for rows of metrics.jsonl."""
+    event: Kind | None = None  # the event that has `row_keys`; None for rows of metrics.jsonl
 
     @property
     def full_name(self) -> str:
@@ -148,7 +141,7 @@ NODE = (
     _gauge("cpu_utilization_ratio", "Share of the node's processor time in use.", "ratio"),
     _gauge("memory_available_bytes", "Host memory available to programs.", "bytes"),
     _gauge("memory_total_bytes", "Host memory.", "bytes"),
-    _gauge("disk_free_bytes", "Free space on the file system of the run directory (runs) and of /tmp (scratch).",
+    _gauge("disk_free_bytes", "Free space on the file system of the run folder (runs) and of /tmp (scratch).",
            "bytes", volume=("runs", "scratch")),
     _gauge("disk_size_bytes", "Size of the same file systems.", "bytes", volume=("runs", "scratch")),
 )  # fmt: skip

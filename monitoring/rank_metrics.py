@@ -27,10 +27,8 @@ logger = logging.getLogger(__name__)
 class FlopsPerClip(NamedTuple):
     """FLOPs and tokens of one clip in a training step."""
 
-    flops: int
-    """Forward and backward pass of the model. A multiply-add counts as two."""
-    tokens: int
-    """Cubes that pass through the encoder."""
+    flops: int  # forward and backward pass of the model. A multiply-add counts as two.
+    tokens: int  # cubes that pass through the encoder
 
 
 def flops_per_clip_of(config: Config) -> FlopsPerClip:
@@ -51,7 +49,7 @@ def peak_flops(config: Config) -> float | None:
 
 
 class RankMetrics(Sink):
-    """Sink that writes a rank's snapshot at every event and metrics row. Its failures never reach training.
+    """Sink that writes a rank's snapshot at every event and metrics row. A failure is logged, and training continues.
 
     Args:
         folder: the node's snapshot folder.
@@ -105,9 +103,8 @@ class RankMetrics(Sink):
             (name, dict(zip(METRICS[name].label_names, labels, strict=True)), value)
             for (name, labels), value in self._values.items()
         ]
-        Snapshot(
-            self._rank, os.getpid(), self._attempt_id, time.time(), samples, self._histogram, self._histogram_sum
-        ).write(self._folder)
+        steps = (self._histogram, self._histogram_sum)
+        Snapshot(self._rank, os.getpid(), self._attempt_id, time.time(), samples, *steps).write(self._folder)
 
     def _take_event(self, row: Row) -> None:
         kind = row["kind"]
@@ -154,7 +151,7 @@ class RankMetrics(Sink):
 
     def _take_metrics(self, row: Row) -> None:
         self._copy(row)
-        if self._rank != 0:
+        if self._rank > 0:
             return
         steps, seconds, clips_per_second = row["steps"], row["step_seconds"], row["clips_per_second"]
         self._set_progress(row["step"])

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from motionmae.files import atomic_path
 
-_EXPIRY_SECONDS = 7 * 86400.0
-"""Age at which the folder of another job is deleted."""
+_EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -31,8 +30,7 @@ class Snapshot:
     rank: int
     pid: int
     attempt: str
-    time: float
-    """Time of writing, in seconds since the epoch."""
+    time: float  # time of writing, in seconds since the epoch
     samples: list[Sample]
     histogram: list[int] = field(default_factory=list)
     """Steps by bucket of STEP_BUCKETS, with one more bucket for longer steps; empty on ranks other than 0."""
@@ -58,7 +56,7 @@ def node_folder(key: str) -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
     if status.st_uid != os.getuid() or root.is_symlink() or status.st_mode & 0o022:
-        raise PermissionError(f"{root} is not a private folder of this user")
+        raise PermissionError(f"{root} is not a private folder of this user: delete it, or set TMPDIR")
     folder = root / key
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -77,9 +75,6 @@ def read_all(folder: Path) -> Iterator[Snapshot]:
     """Yield the snapshots of a folder in order of rank. Other files are skipped."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.name.zfill(20)):
         try:
-            fields = json.loads(path.read_text())
-            yield Snapshot(
-                **{**fields, "samples": [(name, labels, value) for name, labels, value in fields["samples"]]}
-            )
-        except (OSError, ValueError, TypeError, KeyError):
+            yield Snapshot(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             continue

@@ -1,4 +1,4 @@
-"""Live view of a run in a terminal. It reads the run directory only, and works over SSH and on any node."""
+"""Live view of a run in a terminal. It reads only the run folder, and works over SSH and on any node."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,7 @@ _STYLES = {
     Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
 _Cells = tuple[str | Text, ...]
-_RECENT = 50
-"""Number of logged rows in the averages."""
+_RECENT = 50  # number of logged rows in the averages
 
 
 def view(history: RunHistory, width: int, now: float | None = None) -> RenderableType:

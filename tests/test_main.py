@@ -137,13 +137,16 @@ def test_a_package_of_another_project_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "script", ["slurm/submit.py", "data_tools/make_shards", "data_tools/verify", "benchmarks/step.py"]
+    "program", ["slurm/submit.py", "data_tools/make_shards", "data_tools/verify", "-m benchmarks.step"]
 )
-def test_a_clone_needs_no_installation(script: str, tmp_path: Path):
+def test_a_clone_needs_no_installation(program: str, tmp_path: Path):
     libraries = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    module = program.startswith("-m ")
+    words = program.split() if module else [str(ROOT / program)]
     ended = subprocess.run(
-        [sys.executable, "-S", str(ROOT / script), "--help"],  # -S: an editable installation is not on the path
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": libraries}, capture_output=True, text=True, check=False,
+        [sys.executable, "-S", *words, "--help"],  # -S: an editable installation is not on the path
+        cwd=ROOT if module else tmp_path, env={**os.environ, "PYTHONPATH": libraries},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -35,7 +35,7 @@ def read_split(
         raise UserError(f"--videos {videos} is not a folder: give the folder that holds the videos")
     result = READERS[dataset](videos, annotations or videos, split, exclude)
     if not result.videos:
-        raise UserError(f"{result.description} names no video: check --videos, --annotations and --split")
+        raise UserError(f"no video is listed in {result.description}: check --videos, --annotations and --split")
     counts = Counter(os.path.normpath(video.path or video.source) for video in result.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes

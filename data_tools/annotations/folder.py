@@ -113,17 +113,16 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     for line in read_lines(file):
         number, _, name = line.partition(" ")
         if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct it")
+            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
 
 
 def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
     root = videos / split if split and (videos / split).is_dir() else videos
-    found: list[Path] = []
-    skipped: list[Path] = []
-    for path in walk_files(root, exclude):
-        (skipped if path.suffix.lower() in NOT_VIDEOS else found).append(path)
+    paths = list(walk_files(root, exclude))
+    found = [path for path in paths if path.suffix.lower() not in NOT_VIDEOS]
+    skipped = tuple(path.relative_to(videos).as_posix() for path in paths if path.suffix.lower() in NOT_VIDEOS)
     classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
     if root == videos and classes and set(classes) <= set(SPLITS):
         raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
@@ -134,5 +133,4 @@ def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
         class_name = top if below else ""
         label = numbers.get(class_name, UNLABELLED)
         records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    skipped_names = tuple(path.relative_to(videos).as_posix() for path in skipped)
-    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped_names)
+    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped)

@@ -29,7 +29,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     for row in rows:
         name = (row.get("label") or "").strip()
         if name and name not in label_of:
-            raise UserError(f"{file}: the label map beside it has no class {name!r}: remove one of the two files")
+            raise UserError(f"{file}: the folder's label map has no class {name!r}: remove one of the two files")
         clip = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         folders = (name, split) if name else (split,)
         path = f"{name}/{clip}.mp4" if name else f"{clip}.mp4"

@@ -14,7 +14,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video of a split."""
+    """One video of a split: its file, if it was found, and its class."""
 
     source: str  # path within the data set, with ``/`` between folders; the expected name if the video is missing
     path: Path | None  # the video file; None if it does not exist

@@ -109,8 +109,8 @@ class _Clips:
 def page_size(shards: Path, manifest: Manifest) -> int:
     """Choose the page size in bytes, a power of two, that gives the smallest file. Every sample must fit in a page.
 
-    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page,
-    large pages waste the end of the last page.
+    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page.
+    Large pages waste the end of the last page.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.

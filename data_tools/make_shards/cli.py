@@ -107,7 +107,8 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     with lock_output(out, part):
         if arguments.retry:
             count = begin_retry(planned, out, part)
-            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
+            again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
+            print(f"retry: {again}")
         finished = None if part else load_finished(plan, out)
         with progress_bar(TextColumn("{task.fields[details]}")) as bar:
             show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))

@@ -1,8 +1,7 @@
-"""Plan the content of every shard before the first video is decoded.
+"""Plan the content of every shard before the first video is decoded, and lock the folder of the shards.
 
 Only the list of videos and the seed determine the shard of each video. The bytes of a shard do not depend on the number
 of workers, on interruptions, or on damage to other videos: a quarantined video leaves its key unused.
-``OUT/.make_shards/plan.json`` holds all settings that change the bytes. A run with different settings raises UserError.
 """
 
 import contextlib
@@ -27,13 +26,13 @@ from motionmae.files import write_atomically
 from motionmae.locks import acquire
 
 STATE = ".make_shards"
-"""Folder in OUT with the plan and, for each finished shard, a file that marks the shard as finished."""
+"""Folder in OUT with ``plan.json``, locks, and a file ``NAME.json`` that marks the shard NAME as finished."""
 QUARANTINE = "quarantine.jsonl"
 """File in OUT with one row (path, reason, error) for each video that could not be stored."""
 MAX_SAMPLES = 64
 """Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
-"""By default, small data sets get smaller shards, so that there are about this many to distribute and shuffle."""
+"""Approximate minimum of shards. Small data sets get smaller shards, to have enough to distribute and shuffle."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,13 @@ def make_plan(
         PlannedShard(f"{prefix}-{number:06d}.tar", tuple(keyed[start : start + samples_per_shard]))
         for number, start in enumerate(range(0, len(keyed), samples_per_shard))
     )
+    by_name = sorted(videos, key=lambda video: (video.identity, video.label))
+    rows = [json.dumps([video.identity, video.label, video.class_name]) for video in by_name]
     settings = {
         "dataset": dataset,
         "split": split.name,
         "videos": len(videos),
-        "videos_hash": _hash_videos(split)[:16],
+        "videos_hash": hashlib.sha256("".join(rows).encode()).hexdigest()[:16],
         "seed": seed,
         "samples_per_shard": samples_per_shard,
         **asdict(frames),
@@ -109,13 +110,6 @@ def _library_versions(frames: FrameSettings) -> dict[str, str]:
 
 def _order_hash(seed: int, video: VideoRecord) -> bytes:
     return hashlib.blake2b(f"{seed}:{video.identity}".encode(errors="surrogateescape"), digest_size=16).digest()
-
-
-def _hash_videos(split: Split) -> str:
-    digest = hashlib.sha256()
-    for video in sorted(split.videos, key=lambda video: (video.identity, video.label)):
-        digest.update(json.dumps([video.identity, video.label, video.class_name]).encode())
-    return digest.hexdigest()
 
 
 def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
@@ -156,7 +150,7 @@ def _plan_file(out: Path) -> Path:
 def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
 
-    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
+    ``part`` is (number, parts), or None without --part. Raise UserError if such a run is writing to the folder, or if
     the folder was started with a different number of parts.
     """
     with contextlib.ExitStack() as locks:

@@ -1,9 +1,7 @@
 """Write the planned shards with one thread per open shard, and decoding processes that the threads share.
 
-There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk.
-
-The file ``OUT/.make_shards/NAME.json`` marks a shard as finished and is written after the shard. When a killed run is
-restarted, it continues with the unfinished shards. ``manifest.json`` is written last.
+There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk. A
+restarted run continues with the shards that are not marked as finished. ``manifest.json`` is written last.
 """
 
 import contextlib
@@ -15,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
@@ -99,13 +98,10 @@ def record_path(out: Path, shard: PlannedShard) -> Path:
 
 
 def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
-    """Mark the shards that lack a video as not finished, so that :func:`write_shards` makes them again.
+    """Mark the shards that lack a video as unfinished. Return their number, or None if a stopped retry continues.
 
-    A marker file exists until all these shards are made again. A stopped retry therefore continues instead of starting
-    over. Returns the number of these shards, or None if a stopped retry continues. ``part`` is (number, parts).
-
-    Raises:
-        UserError: the shards were made with different library versions.
+    A marker file exists until all these shards are made again. A stopped retry therefore does not start over. ``part``
+    is (number, parts). Raise UserError if the shards were made with different library versions.
     """
     check_library_versions(plan, out)
     marker = _retry_marker(out, part)
@@ -161,7 +157,8 @@ def write_shards(
     decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, len(pending)))]
     writer = _Writer(plan, out, decoders, total)
     resource_tracker.ensure_running()  # its start unblocks Ctrl-C in the thread that starts it
-    with ThreadPoolExecutor(workers + 1, initializer=_block_interrupts) as pool:
+    block_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit the mask
+    with ThreadPoolExecutor(workers + 1, initializer=block_interrupts) as pool:
         futures = [pool.submit(writer.write, shard) for shard in pending]
         try:
             while wait(futures, _PROGRESS_SECONDS, FIRST_EXCEPTION).not_done and not any(map(_failure, futures)):
@@ -177,11 +174,6 @@ def write_shards(
         raise failure
     on_progress(total)
     return total
-
-
-def _block_interrupts() -> None:
-    """Block Ctrl-C in a writer thread. The decoding processes that it starts inherit the mask."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _failure(future: "Future[None]") -> BaseException | None:

@@ -58,14 +58,18 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     manifests = [load_manifest(folder) for folder in folders]
     _check_compatible(folders, manifests, without_labels)
     shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
-    _refuse_duplicates(shards)
+    paths: dict[str, Path] = {}
+    for folder, entry in shards:
+        path = folder / entry.name
+        if (first := paths.setdefault(entry.sha256, path)) is not path:
+            raise UserError(f"{path} and {first} are the same shard: give every folder once")
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     existing = sorted(out.iterdir())
-    unexpected = [path.name for path in existing if not path.name.startswith(("merged-", "quarantine.jsonl"))]
-    if unexpected:
-        raise UserError(f"--out {out} holds {unexpected[0]}, which merge did not write: choose a new folder")
+    for path in existing:
+        if not path.name.startswith(("merged-", "quarantine.jsonl")):
+            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
     for path in existing:  # files that a killed merge left, perhaps a merge of more folders
         path.unlink()
     entries = tuple(
@@ -89,23 +93,14 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     return merged
 
 
-def _refuse_duplicates(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
-    seen: dict[str, Path] = {}
-    for folder, entry in shards:
-        path = folder / entry.name
-        if first := seen.get(entry.sha256):
-            raise UserError(f"{path} and {first} are the same shard: give every folder once")
-        seen[entry.sha256] = path
-
-
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
         pair = f"{folders[0]} and {folder}"
-        if manifest.encoder != first.encoder:
-            raise UserError(f"{pair} differ in frame settings ({first.encoder}; {manifest.encoder}): make one again")
-        if manifest.versions != first.versions:
-            raise UserError(f"{pair} differ in versions ({first.versions}; {manifest.versions}): make one again")
+        for name, title in {"encoder": "frame settings", "versions": "library versions"}.items():
+            expected, found = getattr(first, name), getattr(manifest, name)
+            if found != expected:
+                raise UserError(f"{pair} differ in {title} ({expected}; {found}): make one of the folders again")
         if manifest.class_names != first.class_names and not without_labels:
             raise UserError(f"{pair} have different classes: merge them with --without-labels")
 

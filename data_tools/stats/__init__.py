@@ -46,14 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Compute statistics from the indexes of the shards.
+    """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
-    Returns:
-        samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
-        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> number of videos).
-
-    Raises:
-        CorruptSample: an index is damaged.
+    A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
+    classes (name to number of videos).
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
     for shard in manifest.shards:

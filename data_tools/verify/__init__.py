@@ -97,7 +97,7 @@ def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntr
     """Decode frames of ``decode`` samples of a shard, and return the problems. The shard's hash selects the samples."""
     part = open_reader(folder, replace(manifest, shards=(entry,)))
     faults = []
-    for row in Random(entry.sha256).sample(range(entry.samples), min(decode, entry.samples)):
+    for row in Random(entry.sha256).sample(range(entry.samples), min(max(0, decode), entry.samples)):
         meta = part.read_meta(row)
         for frame in sorted({0, meta.frames // 2, meta.frames - 1}):
             try:

@@ -6,8 +6,9 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-POINTS = 300
-"""Maximum points of a curve. Longer curves are averaged."""
+import numpy as np
+
+POINTS = 300  # maximum points of a curve. Longer curves are averaged.
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,7 @@ class Curve:
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
-    colour: str
-    """A CSS colour; CSS variables follow the light or dark page."""
+    colour: str  # a CSS colour; CSS variables follow the light or dark page
     dashed: bool = False
 
 
@@ -46,7 +46,9 @@ class LineChart:
         self.stacked = stacked
         if not self.curves:
             return
-        self._tops = _stack(self.curves) if stacked else [curve.values for curve in self.curves]
+        self._tops: Sequence[Sequence[float | None]] = [curve.values for curve in self.curves]
+        if stacked:
+            self._tops = np.array(self._tops, dtype=float).cumsum(axis=0).tolist()
         known = [value for values in self._tops for value in values if value is not None]
         low, high = (0.0 if zero or stacked else min(known)), max(known)
         margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
@@ -120,14 +122,6 @@ def short_number(value: float) -> str:
         if size >= limit:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
-
-
-def _stack(curves: Sequence[Curve]) -> list[list[float]]:
-    total, tops = [0.0] * len(curves[0].steps), []
-    for curve in curves:
-        total = [a + (b or 0.0) for a, b in zip(total, curve.values, strict=True)]
-        tops.append(total)
-    return tops
 
 
 def _rounded(value: float | None) -> float | None:

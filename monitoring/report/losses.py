@@ -18,19 +18,17 @@ class HeadLoss:
     steps: int
     first: float
     last: float
-    predicting_the_mean: float | None
-    """None if the run's shards cannot be read."""
-    explained_held_out: float | None
-    """Explained variance on held-out shards, if they are given."""
+    predicting_the_mean: float | None  # None if the run's shards cannot be read
+    explained_held_out: float | None  # explained variance; None without held-out shards
 
 
 def head_losses(history: RunHistory, held_out: str | None) -> tuple[list[HeadLoss], str]:
-    """Return the losses of each trained head, and the reason if the loss of predicting the mean is unknown.
+    """Return the losses of each trained head, and a message if the loss of predicting the mean cannot be measured.
 
-    A fine-tuning run and a run without a logged step have no such losses.
+    The list is empty for a fine-tuning run and for a run without a logged step.
 
     Args:
-        held_out: shards, on whose first 256 clips the explained variance is measured.
+        held_out: shards on whose first 256 clips the explained variance is measured; None to leave it out.
 
     Raises:
         UserError: if the explained variance cannot be measured.

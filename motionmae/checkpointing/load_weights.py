@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from motionmae.errors import UserError
-from motionmae.models.convert import huggingface, released
+from motionmae.models import convert
 from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, defect_of, read_manifest
 from motionmae.runs.directory import RunFolder
 
@@ -171,19 +171,19 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if "encoder.project.weight" in state:
             return state
         if "classifier.weight" in state:
-            return huggingface.from_huggingface(state, huggingface.CLASSIFIER)
+            return convert.from_huggingface(state, convert.CLASSIFIER)
         if "decoder.head.weight" in state and "mask_token" in state and "encoder_to_decoder.weight" in state:
             if "encoder.patch_embed.proj.weight" in state:
-                return released.from_videomae(state)
-            return huggingface.from_huggingface(state, huggingface.PRETRAINING)
+                return convert.from_videomae(state)
+            return convert.from_huggingface(state, convert.PRETRAINING)
         if any("embeddings.patch_embeddings" in name for name in state):
             inner = {name.removeprefix("videomae."): value for name, value in state.items()}
-            encoder = huggingface.from_huggingface(inner, huggingface.ENCODER)
+            encoder = convert.from_huggingface(inner, convert.ENCODER)
             return {f"encoder.{name}": value for name, value in encoder.items()}
-        if released.is_mae_st(state):
-            return released.from_mae_st(state)
-        if released.is_videomae(state):
-            return released.from_videomae(state)
+        if convert.is_mae_st(state):
+            return convert.from_mae_st(state)
+        if convert.is_videomae(state):
+            return convert.from_videomae(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     raise UserError(

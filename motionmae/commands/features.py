@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import EngineConfig
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.feature_files import WRITERS
-    from motionmae.evaluation.features import features_of_files, find_videos
+    from motionmae.evaluation.features import WRITERS, features_of_files, find_videos
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.files import write_atomically
 

@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
 
     import numpy as np
 
@@ -31,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.open_shards import open_reader
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.features import features_of_shards
-    from motionmae.evaluation.knn import KnnResult, classify_by_neighbours
+    from motionmae.evaluation.features import classify_by_neighbours, features_of_shards
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
 
@@ -60,20 +58,21 @@ def run(arguments: argparse.Namespace) -> int:
             truth = labels_of(readers[1], test, logits)
             rows = [np.stack(list(part.values.values())) for part in (train, test)]
             found = classify_by_neighbours(rows[0], train_labels, rows[1], arguments.k, arguments.temperature)
-            report = KnnResult(
-                top1=float(100 * (found == truth).mean()),
-                chance=float(100 * np.bincount(truth).max() / len(truth)),
-                videos=len(truth),
-                missing=len(test.unreadable),
-                train_missing=len(train.unreadable),
-            )
+            report = {
+                "step": step,
+                "top1": float(100 * (found == truth).mean()),
+                "chance": float(100 * np.bincount(truth).max() / len(truth)),
+                "videos": len(truth),
+                "missing": len(test.unreadable),
+                "train_missing": len(train.unreadable),
+            }
             print(
-                f"step {step}: {report.top1:.1f} % of {report.videos} videos by {arguments.k} neighbours "
-                f"(most frequent class: {report.chance:.1f} %; not read: {report.missing} of these, "
-                f"{report.train_missing} of the training videos)"
+                f"step {step}: {report['top1']:.1f} % of {len(truth)} videos by {arguments.k} neighbours "
+                f"(most frequent class: {report['chance']:.1f} %; not read: {len(test.unreadable)} of these, "
+                f"{len(train.unreadable)} of the training videos)"
             )
             if arguments.json:
-                write_json(arguments.json, {"step": step, **asdict(report)})
+                write_json(arguments.json, report)
     return 0
 
 

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if arguments.video:
-        if config.target.has_motion and config.target.motion_source == "flow":
+        if config.target.needs_flow:
             raise UserError(f"{arguments.folder} was trained on optical flow, which video files lack: use --shards")
         names, flow = [path.name for path in arguments.video], None
         try:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_atomically
 
@@ -23,13 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=output_file, help="file to write (default: report.html in the first RUN)")
-    parser.add_argument(
-        "--no-pictures", action="store_true", help="leave out the reconstructions, which need the model"
-    )
-    parser.add_argument(
-        "--held-out", metavar="SHARDS", help="measure the explained variance on at most 256 clips of these shards"
-    )
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the table of losses as JSON")
+    parser.add_argument("--no-pictures", action="store_true", help="leave out reconstructions, which need the model")
+    explained = "also measure the explained variance on at most 256 clips of these shards"
+    parser.add_argument("--held-out", metavar="SHARDS", help=explained)
+    add_json_argument(parser, "table of losses")
 
 
 def run(arguments: argparse.Namespace) -> int:

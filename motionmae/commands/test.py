@@ -71,9 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
         trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
-        key = multiview_test.cache_key_of(trained, reader.manifest, rank)
-        out = multiview_test.result_folder(folder.path, trained, reader.manifest, key)
-        results = multiview_test.predict(trained, reader, out, key, rank)
+        results, out = multiview_test.predict(trained, reader, folder.path, rank)
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)

@@ -118,6 +118,11 @@ class ModelConfig(Section):
                 raise refusal(f"model.{key}", heads, allowed)
 
     @property
+    def recompute_every(self) -> int:
+        """Number n such that the backward pass recomputes every n-th block; 0 if it recomputes no block."""
+        return {"none": 0, "full": 1, "every_n": self.checkpoint_every}[self.activation_checkpointing]
+
+    @property
     def dimensions(self) -> Size:
         """Sizes of the preset, with the overrides."""
         overrides = {key: getattr(self, key) for key in Size.__annotations__}
@@ -186,3 +191,8 @@ class TargetConfig(Section):
     @property
     def has_motion(self) -> bool:
         return self.kind in ("motion", "both")
+
+    @property
+    def needs_flow(self) -> bool:
+        """Whether a time head is trained on optical flow."""
+        return self.has_motion and self.motion_source == "flow"

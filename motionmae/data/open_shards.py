@@ -9,9 +9,8 @@ from motionmae.data.clip_decoder import ClipDecoder, ShardDecoder
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.decoder import BetonDecoder
-from motionmae.data.remote.cache import ShardCache
+from motionmae.data.remote.cache import ShardCache, ShardPrefetcher
 from motionmae.data.remote.download import RemoteFolder, is_remote
-from motionmae.data.remote.shard_prefetch import ShardPrefetcher
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader

@@ -22,7 +22,7 @@ class Pretraining:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
+        self.needs_flow = config.target.needs_flow
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """Do nothing: the initial weights follow from the seed."""

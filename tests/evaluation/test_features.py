@@ -16,7 +16,7 @@ from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
 from motionmae.evaluation import reconstructions
-from motionmae.evaluation.knn import classify_by_neighbours
+from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.load_run import load_embedding
 from motionmae.evaluation.video_writer import write_mp4
 from tests.shared_data import SHARED_DATA, needs_shared_data

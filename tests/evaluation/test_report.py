@@ -36,7 +36,7 @@ def test_pictures_that_the_run_has_drawn_are_shown(trained_run: Path, tmp_path: 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "give the directory of a run that has begun" in capsys.readouterr().err
+    assert "give the folder of a run that has begun" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -59,10 +59,7 @@ def positions(encoder: Encoder, steps: int, rows: int, columns: int) -> Tensor:
 
 
 def pixel_features(frames: Iterable[Tensor], cell: int) -> Iterator[Tensor]:
-    """Yield the pixel baseline: features (cell * cell * 3, rows, columns), the normalised pixels of each patch.
-
-    A patch has ``cell`` x ``cell`` pixels. No network is used.
-    """
+    """Yield the normalised pixels of each patch of ``cell`` x ``cell`` pixels: (cell * cell * 3, rows, columns)."""
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     for frame in frames:
         pixels = ((frame.float() / 255 - mean) / std)[None, None]

@@ -45,42 +45,33 @@ def open_features(
     davis: Path,
     short_side: int = SHORT_SIDE,
 ) -> tuple[FeatureExtractor, CacheKey]:
-    """Make a feature extractor, and the cache key of its masks.
-
-    The kinds encoder and random require ``run``. ``protocol`` and ``davis`` only enter the cache key.
+    """Make a feature extractor, and the cache key of its masks. ``protocol`` and ``davis`` only enter the key.
 
     Args:
-        kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask).
+        kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask). The first two
+            kinds need ``run``.
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
         short_side: short side of the resized frames in pixels; only encoders can change it.
 
     Raises:
         UserError: the run cannot be loaded, or ``short_side`` is smaller than a patch or given without an encoder.
     """
-    inputs = str(davis.resolve())
+    inputs, settings = str(davis.resolve()), dict[str, object](features=kind)
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
         raise UserError(f"--short-side needs an encoder, and --features {kind} has none: remove one of them")
     if kind == "repeat":
-        return FeatureExtractor(1, None), CacheKey("", inputs, {"features": kind})
+        return FeatureExtractor(1, None), CacheKey("", inputs, settings)
     if kind == "pixels":
-        settings: dict[str, object] = {"features": kind, "protocol": protocol}
         extractor = FeatureExtractor(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL))
-        return extractor, CacheKey("", inputs, settings)
+        return extractor, CacheKey("", inputs, settings | {"protocol": protocol})
     assert run is not None
     embedding, config, found = load_embedding(run, step)
     device = choose_device(config.engine.device)
     encoder = (build_motionmae(config).encoder if kind == "random" else embedding.encoder).eval().to(device)
-    settings = {
-        "features": kind,
-        "step": None if kind == "random" else found,
-        "protocol": protocol,
-        "adapter": adapter,
-    }
+    settings |= {"step": None if kind == "random" else found, "protocol": protocol, "adapter": adapter}
     cell = config.clip.cube_size
     if short_side < cell:
-        raise UserError(
-            f"--short-side {short_side} is smaller than the {cell}-pixel patch of {run}: give at least {cell}"
-        )
+        raise UserError(f"--short-side {short_side} is smaller than a patch of {run}: give at least {cell}")
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side
     extractor = FeatureExtractor(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
@@ -92,8 +83,7 @@ def segment(
 ) -> None:
     """Write the masks of all sequences to ``results``. Complete sequences are skipped.
 
-    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. The file holds the hash of the inputs of the masks:
-    the first mask and the frames.
+    ``RESULTS/SEQ.sha256``, the hash of the first mask and the frames, is written after the masks of a sequence.
     """
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.experiments import ablation_table, ablations
-from benchmarks.experiments.ablation_table import AblationRow, select
-from benchmarks.experiments.ablations import main
+from benchmarks.experiments import ablations
+from benchmarks.experiments.ablations import AblationRow, main, select
 from motionmae.config import load_config, save_config
 from motionmae.config.load import known_configs
 from motionmae.runs.directory import RunFolder
@@ -84,7 +83,7 @@ def test_a_row_is_three_jobs_each_after_the_one_before(
 ):
     scripts: list[str] = []
     monkeypatch.setattr(ablations, "sbatch", lambda script: scripts.append(script) or "33")
-    monkeypatch.setattr(ablation_table, "state_of", lambda record, run: JobState("PENDING"))
+    monkeypatch.setattr(ablations, "state_of", lambda record, run: JobState("PENDING"))
     assert main(["--tables", "5a", "10", "--runs", str(tmp_path), "--", "--partition", "gpu", "--nodes", "2"]) == 0
     pretraining, finetuning = submitted[:2]
     assert pretraining[:2] == ["--config", "ablations/table5a_both"]

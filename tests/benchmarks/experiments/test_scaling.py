@@ -132,7 +132,7 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
         ("experiments/scaling.py --overlap 3", "--overlap 3.0 is out of range: it is a fraction and at most 1"),
         ("checkpoint.py --config nope", "unknown config 'nope'"),
         ("memory.py --config nope", "unknown config 'nope'"),
-        ("davis_baselines.py --davis nope", "nope has no ImageSets"),
+        ("davis_baselines.py --davis nope", "nope/ImageSets/2017/val.txt is missing"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

@@ -1,15 +1,20 @@
-"""Convert weights between this project's models and Hugging Face's VideoMAE.
+"""Convert weights between this project's names, the files of VideoMAE and MAE-ST, and Hugging Face's VideoMAE.
 
-Names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to :class:`MotionMAE`
-with ``target.kind=frame`` and sinusoidal positions, and its ``norm_pix_loss`` to ``target.normalize``.
-``VideoMAEForVideoClassification`` with mean pooling corresponds to :class:`Classifier`, and ``VideoMAEModel`` to the
-encoder.
-
-Two differences in Hugging Face's code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which
-the published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
+**Hugging Face**: names change and axes are permuted, but no value changes. ``VideoMAEForPreTraining`` corresponds to
+``MotionMAE`` with ``target.kind=frame`` and sinusoidal positions, ``VideoMAEForVideoClassification`` with mean pooling
+to ``Classifier``, and ``VideoMAEModel`` to the encoder. ``norm_pix_loss`` corresponds to ``target.normalize``. Two
+differences in Hugging Face's code matter. The encoder has a final norm only with ``use_mean_pooling=False``, which the
+published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
 original VideoMAE and this project use 1e-6.
 
-A weight that is missing or has no counterpart raises UserError.
+**VideoMAE** as its authors released it is converted exactly.
+
+**MAE-ST** as its authors released it: only the encoder is converted. The spatial and temporal position embeddings are
+summed into one learnable table. The pixel normalisation is folded into the patch projection. The k biases are dropped,
+because they do not change attention. The class token is dropped, because this project's encoder has none: fine-tuning
+recovers from this loss, but frozen features differ slightly from MAE-ST's.
+
+A missing or unknown weight raises UserError.
 """
 
 import re
@@ -21,14 +26,14 @@ from torch import Tensor
 
 from motionmae.config import ClipConfig, Config
 from motionmae.errors import UserError
-from motionmae.models.convert.released import flat_kernel
+from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 
 State = Mapping[str, Tensor]
 Table = tuple[tuple[str, str], ...]
 
 PRETRAINING, CLASSIFIER, ENCODER = "VideoMAEForPreTraining", "VideoMAEForVideoClassification", "VideoMAEModel"
 
-# Our name, Hugging Face's name. "*" stands for the number of a block; "." at the end for both weight and bias.
+# Our name, Hugging Face's name. "*" stands for the number of a block. "." at the end stands for weight and bias.
 _BLOCK: Table = (
     ("norm1.", "layernorm_before."),
     ("attn.q_bias", "attention.attention.query.bias"),
@@ -60,7 +65,7 @@ _TABLES: dict[str, Table] = {
 
 
 def huggingface_config(config: Config) -> dict[str, Any]:
-    """Return the arguments of transformers' VideoMAEConfig. Raises UserError if it cannot describe the model."""
+    """Return the arguments of transformers' VideoMAEConfig. Raise UserError if VideoMAE cannot represent the model."""
     target, pretraining = config.target, config.task == "pretrain"
     if config.model.pos_embed != "sinusoidal":
         raise _refusal(f"model.pos_embed={config.model.pos_embed}", "has sinusoidal positions")
@@ -91,11 +96,11 @@ def huggingface_config(config: Config) -> dict[str, Any]:
 
 
 def _refusal(setting: str, videomae: str) -> UserError:
-    return UserError(f"{setting} is no VideoMAE, which {videomae}: export safetensors")
+    return UserError(f"{setting} differs from VideoMAE, which {videomae}: use --format safetensors")
 
 
 def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
-    """Convert from a state dict of transformers 4 or 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
+    """Convert a state dict of transformers 4 or 5 to our names; ``model`` is PRETRAINING, CLASSIFIER or ENCODER."""
     theirs = dict(state)
     for name in state:
         if name.endswith(("q_bias", "v_bias")):  # names in transformers 4 and in all published files
@@ -110,15 +115,15 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
     if model == PRETRAINING and "videomae.layernorm.weight" not in theirs:
         raise UserError(
             "the state dict lacks videomae.layernorm.weight, the encoder's final norm: "
-            "take it from a model with use_mean_pooling=False"
+            "give weights of a model with use_mean_pooling=False"
         )
     return _rename(theirs, tuple((old, new) for new, old in _TABLES[model]))
 
 
 def to_huggingface(state: State, model: str, clip: ClipConfig) -> dict[str, Tensor]:
-    """Convert to a state dict of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
+    """Convert our state dict to one of transformers 5; ``model`` is PRETRAINING, CLASSIFIER or ENCODER.
 
-    The model must have no motion decoder head (the paper's time head) and no learnable positions.
+    A motion decoder head (the paper's time head) or learnable positions raise UserError.
     """
     theirs = _rename(state, _TABLES[model])
     for name in list(theirs):
@@ -143,8 +148,8 @@ def _rename(state: State, table: Table) -> dict[str, Tensor]:
     if left:
         names = ", ".join(sorted(left)[:3])
         raise UserError(
-            f"{len(left)} weights have no counterpart, such as {names}: only a model with target.kind=frame, "
-            "decoder=divided and sinusoidal positions is a VideoMAE"
+            f"{len(left)} weights have no counterpart in VideoMAE, such as {names}: use a model with "
+            "target.kind=frame, model.decoder=divided and model.pos_embed=sinusoidal"
         )
     return renamed
 
@@ -161,5 +166,78 @@ def _expand(table: Table, state: State) -> Iterator[tuple[str, str]]:
 
 def _take(state: dict[str, Tensor], name: str) -> Tensor:
     if name not in state:
-        raise UserError(f"the state dict lacks {name}: it must come from a VideoMAE, or a model with target.kind=frame")
+        raise UserError(f"the state dict lacks {name}: give weights of a VideoMAE, or a model with target.kind=frame")
     return state.pop(name)
+
+
+MAE_ST_MEAN, MAE_ST_STD = 0.45, 0.225  # MAE-ST's mean and standard deviation of each colour channel
+
+# Pattern of the released name, our name.
+_VIDEOMAE: Table = (
+    (r"^(?:encoder\.)?patch_embed\.proj\.", "encoder.project."),
+    (r"^(?:encoder\.)?(blocks|norm)\.", r"encoder.\1."),
+    (r"^encoder_to_decoder\.", "decoders.space.embed."),
+    (r"^mask_token$", "decoders.space.mask_token"),
+    (r"^decoder\.head\.", "decoders.space.heads.space."),
+    (r"^decoder\.(blocks|norm)\.", r"decoders.space.\1."),
+    (r"^fc_norm\.", "norm."),
+    (r"^head\.", "head."),
+)
+_MAE_ST: Table = (
+    (r"^(blocks\.\d+\.attn\.)([qv])\.bias$", r"encoder.\1\2_bias"),
+    (r"^(blocks\.\d+\.(?:norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.)", r"encoder.\1"),
+    (r"^norm\.", "encoder.norm."),
+)
+
+
+def is_mae_st(state: State) -> bool:
+    return "pos_embed_spatial" in state
+
+
+def is_videomae(state: State) -> bool:
+    return "encoder.patch_embed.proj.weight" in state or ("patch_embed.proj.weight" in state and not is_mae_st(state))
+
+
+def from_videomae(state: State) -> dict[str, Tensor]:
+    """Convert VideoMAE's weights to ``MotionMAE`` with only a pixel head (space head), or to ``Classifier``."""
+    ours = {}
+    for name, value in state.items():
+        renamed = _rename_by_pattern(name, _VIDEOMAE)
+        if renamed is None:
+            raise UserError(f"unknown weight {name} {tuple(value.shape)}: give weights of VideoMAE's plain ViT")
+        ours[renamed] = value
+    ours["encoder.project.weight"] = flat_kernel(ours["encoder.project.weight"])
+    if "decoders.space.mask_token" in ours:
+        ours["decoders.space.mask_token"] = ours["decoders.space.mask_token"].reshape(-1)
+    return ours
+
+
+def from_mae_st(state: State) -> dict[str, Tensor]:
+    """Convert MAE-ST's encoder to an encoder with learnable positions. All other weights are dropped."""
+    ours = {renamed: value for name, value in state.items() if (renamed := _rename_by_pattern(name, _MAE_ST))}
+    try:
+        space, time = state["pos_embed_spatial"][0], state["pos_embed_temporal"][0]  # (P, width), (T / p0, width)
+        kernel, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
+        for block in {name.partition(".attn.")[0] for name in state if re.match(r"blocks\.\d+\.attn\.", name)}:
+            ours[f"encoder.{block}.attn.qkv.weight"] = torch.cat([state[f"{block}.attn.{x}.weight"] for x in "qkv"])
+    except KeyError as error:
+        raise UserError(f"the state dict lacks {error}: give all weights of MAE-ST's encoder") from error
+    # MAE-ST's input is our input * scale + shift, per colour channel
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    scale, shift = std / MAE_ST_STD, (mean - MAE_ST_MEAN) / MAE_ST_STD
+    if kernel.ndim == 4:  # a Conv2d kernel: cubes of one frame
+        kernel = kernel[:, :, None]
+    # ordered by time step first, like our cube numbers
+    ours["encoder.pos_embed.table"] = (time[:, None] + space).flatten(0, 1)
+    ours["encoder.project.weight"] = flat_kernel(kernel * scale.view(1, 3, 1, 1, 1))
+    ours["encoder.project.bias"] = bias + (kernel.sum((2, 3, 4)) * shift).sum(1)
+    return ours
+
+
+def flat_kernel(kernel: Tensor) -> Tensor:
+    """Convert a Conv3d weight (width, 3, p0, p1, p2) to our Linear weight (width, p0 * p1 * p2 * 3)."""
+    return kernel.permute(0, 2, 3, 4, 1).flatten(1)
+
+
+def _rename_by_pattern(name: str, table: Table) -> str | None:
+    return next((re.sub(pattern, ours, name) for pattern, ours in table if re.match(pattern, name)), None)

@@ -13,7 +13,7 @@ from motionmae.checkpointing.load_weights import load_encoder, load_state, load_
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.models.classifier import build_classifier
-from motionmae.models.convert.released import MAE_ST_MEAN, MAE_ST_STD
+from motionmae.models.convert import MAE_ST_MEAN, MAE_ST_STD
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import build_motionmae
 from motionmae.models.vit import Encoder
@@ -148,7 +148,7 @@ def test_files_that_hold_no_weights_or_would_run_code(tmp_path: Path):
         ("system.pth", r"\(it holds posix\.system, which is neither a tensor nor a plain value\): give safetensors"),
         ("path.pth", r"\(it holds pathlib\S*\.PurePosixPath, which is neither"),
         ("noise.safetensors", "cannot be read as weights"),
-        ("resnet.pth", r"not known here \(such as fc\.weight\)"),
+        ("resnet.pth", r"unknown model \(such as fc\.weight\)"),
         ("tensor.pth", "holds a Tensor and not a state dict"),
         ("gone.pth", "there are no weights at"),
     ):
