@@ -4,7 +4,7 @@ import functools
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -33,8 +33,9 @@ def parse_json(content: bytes, schema: type[Schema], limit: int = JSON_LIMIT) ->
     """
     if len(content) > limit:
         raise InvalidJsonError(f"it has more than {limit} bytes")
+    adapter: TypeAdapter[Schema] = _adapter(cast(Any, schema))  # mypy: a type of a type variable has no hash
     try:
-        return _adapter(schema).validate_json(content, strict=True)
+        return adapter.validate_json(content, strict=True)
     except ValidationError as error:
         raise InvalidJsonError(_describe(error)) from None  # the cause would keep the whole document in memory
 
