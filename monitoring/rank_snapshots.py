@@ -9,16 +9,19 @@ The folder is local to the node and private to the user. The file of a hanging r
 
 import json
 import os
-import shutil
+import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from motionmae.files import atomic_path
 
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
+_SNAPSHOT = re.compile(r"\d+\.json|\.?\d+\.json(\.[0-9a-f]{8})?\.tmp", re.ASCII)
+_JOB_FOLDER = re.compile(r".+-[0-9a-f]{12}")  # of exporter_process.job_key
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -63,12 +66,20 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshots of an earlier attempt, and expired folders of other jobs."""
-    for path in [*folder.glob("*.json"), *folder.glob("*.tmp")]:
-        path.unlink(missing_ok=True)
+    """Delete the snapshots of an earlier attempt, and those in expired folders of other jobs. Other files stay."""
+    _delete_snapshots(folder)
     for other in folder.parent.iterdir():
-        if other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
+        is_job = _JOB_FOLDER.fullmatch(other.name) and other.is_dir() and not other.is_symlink()
+        if is_job and other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
+            with suppress(OSError):
+                _delete_snapshots(other)
+                other.rmdir()  # fails if other files are left
+
+
+def _delete_snapshots(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _SNAPSHOT.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:

