@@ -139,7 +139,7 @@ def select(tables: Sequence[str], output_dir: Path) -> list[AblationRow]:
     known = list(dict.fromkeys(_table(name) for name in names))
     unknown = [table for table in tables if table not in known]
     if unknown:
-        raise UserError(f"--tables {unknown[0]} is not an ablation of the paper: choose from {', '.join(known)}")
+        raise UserError(f"unknown table --tables {unknown[0]}: choose from {', '.join(known)}")
     return [AblationRow(name, output_dir) for name in names if not tables or _table(name) in tables]
 
 
