@@ -19,7 +19,8 @@ from pathlib import Path
 
 from motionmae.files import atomic_path, matching, temporary_of
 
-_OURS = re.compile(rf"\d+\.json|{temporary_of(r"\d+\.json")}")
+_NAME = r"\d+\.json"
+_OURS = re.compile(rf"{_NAME}|{temporary_of(_NAME)}")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
