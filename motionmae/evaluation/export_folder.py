@@ -37,7 +37,8 @@ def write_export(out: Path, facts: Mapping[str, Any], contents: Mapping[str, byt
             write_atomically(out / name, content)
         _write_facts(out, facts, new)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}): choose a folder with write permission") from error
+        remedy = "choose a folder that you can write to, on a disk with free space"
+        raise UserError(f"--out {out} cannot be written ({error}): {remedy}") from error
     return [out / name for name in (*contents, FACTS)]
 
 
