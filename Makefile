@@ -1,5 +1,5 @@
 # `make demo`: set up and see the main job run.   `make test`: set up and pass the tests.   `make check`: lint and types.
-VENV ?= .venv
+VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
@@ -42,5 +42,6 @@ system-packages:
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
 
+# Only what `make` installed; the results of the demo stay.
 clean:
-	rm -rf $(VENV) data/demo runs/demo
+	@if [ -e .venv/.demo ] || [ -e .venv/.test ]; then echo "rm -rf .venv"; rm -rf .venv; fi

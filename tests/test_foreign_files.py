@@ -3,7 +3,7 @@
 import argparse
 import os
 import shutil
-import stat
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,64 +14,21 @@ from motionmae.commands import app
 from motionmae.commands.table import COMMANDS
 from motionmae.config import EngineConfig, FinetuneConfig, save_config
 from motionmae.distributed.process_group import init_distributed
+from motionmae.evaluation import export_folder
 from motionmae.evaluation.davis.dataset import write_mask
+from motionmae.evaluation.export_folder import write_export
 from motionmae.evaluation.video_writer import write_mp4
+from motionmae.files import write_atomically
 from tests.data.made_shards import needs_ffcv
+from tests.foreign_files import MINE, contents, foreign, sow
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
-
-NAMES = (
-    "README.md~", "config.json.bak", "config.yaml.orig", "model.safetensors.tmp", "motionmae.json.old",
-    "notes.jsonl", "events.jsonl.1", "metrics-mine.jsonl", "lease.json.old", "job.json.old", ".lease.lock.old",
-    "encoder-mine.safetensors", "train-000000.tar.bak", "train-000000.idx.json.old", "merged-results.csv",
-    "merged-000000.tar.old", "quarantine.jsonl.orig", "manifest.json.old", "plan.json.old", "cache_key.json.bak",
-    "toy.json.old", "train.csv.old", "report.html.old", "reconstruction.png.old", "figures.json.tmp.mine",
-    "predictions.csv.old", "0.json.bak", "demo-7.json.old", "tiny-0.json.old", "step-00000100-best-keep.zip",
-    ".figures.json.mine.tmp", "stop.md", "save.txt",
-)  # fmt: skip
-"""Names that resemble those of the product's files, but are none of them."""
-
-
-def sow(folder: Path) -> None:
-    """Put foreign files of every kind into ``folder`` and all folders below it."""
-    places = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
-    for place in places:
-        if (place / NAMES[0]).exists() or place.name in ("step-notes", "checkpoints"):
-            continue
-        for number, name in enumerate(NAMES):
-            (place / name).write_text(f"the only copy of {name}")
-            (place / name).chmod((0o600, 0o640, 0o444)[number % 3])
-        (place / "step-notes").mkdir()
-        (place / "step-notes" / "0.json").write_text("my notes")
-        (place / "latest.link").symlink_to("step-notes")
-        (place / "dangling.link").symlink_to("nowhere")
-
-
-def contents(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
-    """Mode and bytes of every file, and the target of every link, by path below ``folder``."""
-    found: dict[str, tuple[int, bytes | str | None]] = {}
-    for path in folder.rglob("*"):
-        content: bytes | str | None = None
-        if path.is_symlink():
-            content = str(path.readlink())
-        elif path.is_file():
-            content = path.read_bytes()
-        found[str(path.relative_to(folder))] = stat.S_IMODE(path.lstat().st_mode), content
-    return found
-
-
-def foreign(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
-    """The part of :func:`contents` that :func:`sow` made."""
-    ours = {*NAMES, "step-notes", "latest.link", "dangling.link"}
-    return {name: found for name, found in contents(folder).items() if ours & set(Path(name).parts)}
 
 
 def train(words: list[list[str]]) -> list[int]:
     """Run commands one after the other as one rank."""
     init_distributed(EngineConfig(device="cpu"))  # both runs use it
-    statuses = [app.main(command) for command in words]
-    assert not any(statuses), statuses  # shows the output
-    return statuses
+    return [app.main(command) for command in words]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +92,7 @@ LINES = {
     "pretrain": "--config {world}/tiny.yaml output_dir={out}/runs",
     "finetune": "--config {world}/tuned.yaml output_dir={out}/runs",
     "test": "{out}/runs/tuned --clips 1 --crops 1 --json {out}/figures.json",
-    "submit": "--config {world}/tiny.yaml output_dir={out}/submitted",
+    "submit": "--config {world}/tiny.yaml --ntasks-per-node 1 --gpus-per-node 0 output_dir={out}/submitted",
     "watch": "{out}/runs/tiny --once",
     "report": "{out}/runs/tiny --no-pictures --out {out}/report.html --json {out}/figures.json",
     "checkpoints": "{out}/runs/tiny --verify --json {out}/figures.json",
@@ -164,9 +121,6 @@ each_command = pytest.mark.parametrize(
 )
 
 
-MINE = (b"my own text", b'{"name": "my own figures"}', b"\x89PNG\r\n\x1a\nmy own picture", b"PKmy own archive")
-
-
 def actions(name: str) -> list[argparse.Action]:
     """The arguments of a command that name files or folders."""
     parser = app.load_command(name).fill(argparse.ArgumentParser())
@@ -180,9 +134,9 @@ def options(name: str) -> dict[str, str]:
     return {f"--{key}": found[f"--{key}"] for key in sorted(OUTPUTS) if "." in found.get(f"--{key}", "")}
 
 
-def run(name: str, world: Path, out: Path, *more: str) -> int:
-    """Run the command line of LINES and return its exit status."""
-    words = [*name.split(), *LINES[name].format(world=world, out=out).split(), *more]
+def run(name: str, world: Path, out: Path, line: str = "") -> int:
+    """Run a command with the arguments ``line``, by default those of LINES, and return its exit status."""
+    words = [*name.split(), *(line or LINES[name]).format(world=world, out=out).split()]
     if name in ("pretrain", "finetune"):
         return int(run_ranks(1, train, [words])[0][0])
     try:
@@ -251,3 +205,99 @@ def test_a_named_file_of_another_origin_is_not_replaced(name: str, option: str, 
         before = contents(out)
         assert run(name, world, out) == 2
         assert contents(out) == before
+
+
+TRAPS = {
+    "export": [f"exported/{name}" for name in sorted(export_folder.NAMES)],
+    "report": ["runs/tiny/report.html"],
+    "reconstruct": ["runs/tiny/reconstruction.png"],
+    "shards preview": ["preview.png"],
+    "shards toy": ["toy/toy.json"],
+    "shards make": ["made/train-000000.tar", "made/all-000000.tar"],
+    "shards merge": ["merged/notes.txt", "merged/manifest.json"],
+    "davis": ["masks/bear.png", "masks/bear/00000.png", "masks/cache_key.json"],
+    "features": ["features.npz.parts/notes.txt", "features.npz.parts/cache_key.json"],
+    "submit": ["submitted/tiny/config.yaml", "submitted/tiny/job.json", "submitted/tiny/events.jsonl"],
+    "pretrain": ["new/tiny/config.yaml", "new/tiny/metrics.jsonl", "new/tiny/events.jsonl", "new/tiny/lease.json"],
+    "finetune": ["new/tuned/config.yaml", "new/tuned/encoder.safetensors", "new/tuned/attempts.jsonl"],
+}
+"""Files whose names a command chooses, in folders that it must not take for its own."""
+
+WITHOUT = {
+    "report": "--out {out}/report.html",
+    "reconstruct": "--out {out}/picture.png",
+    "shards preview": "--out {out}/sheet.png",
+}
+"""Arguments to leave out, because TRAPS has the default output."""
+
+
+@pytest.mark.parametrize(("name", "trap"), [(name, trap) for name, traps in TRAPS.items() for trap in traps])
+@pytest.mark.parametrize("link", [False, True], ids=["file", "link"])
+def test_a_foreign_file_of_the_same_name_is_not_replaced(name: str, trap: str, link: bool, world: Path, out: Path):
+    (out / "mine").write_bytes(MINE[1])
+    (out / trap).parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        (out / trap).symlink_to(out / "mine")
+    else:
+        (out / "mine").rename(out / trap)
+    line = LINES[name].replace(WITHOUT.get(name, ""), "").replace("output_dir={out}/runs", "output_dir={out}/new")
+    before = contents(out)
+    assert run(name, world, out, line=line) == 2
+    assert contents(out).items() >= before.items()
+
+
+def test_an_export_replaces_only_its_own_unchanged_files(world: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["export", str(out / "runs/tiny"), "--out", str(out / "x"), "--format"]
+    assert app.main([*words, "hf"]) == app.main([*words, "hf"]) == 0
+    for kind, name, message in (
+        ("safetensors", "", "an export in another format, with config.json"),
+        ("hf", "README.md", "a README.md that is not of this command, or was changed"),
+        ("hf", "config.json", "a config.json that is not of this command, or was changed"),
+        ("hf", "model.safetensors", "a model.safetensors that is not of this command, or was changed"),
+    ):
+        whole = (out / "x" / name).read_bytes() if name else b""
+        if name:
+            (out / "x" / name).write_bytes(whole + b"my addition")
+        before = contents(out)
+        assert app.main([*words, kind]) == 2
+        assert message in capsys.readouterr().err
+        assert contents(out) == before
+        if name:
+            (out / "x" / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("last", range(1, 6))
+def test_an_export_that_was_killed_is_repeated(last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = ("model.safetensors", "config.json", "README.md")
+    write_export(tmp_path, {"step": 1}, dict.fromkeys(names, b"old"))
+    written = []
+
+    def write(path: Path, content: bytes) -> None:
+        if len(written) == last:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(export_folder, "write_atomically", write)
+        write_export(tmp_path, {"step": 2}, dict.fromkeys(names, b"new"))
+    assert {(tmp_path / name).read_bytes() for name in names} <= {b"old", b"new"}
+    write_export(tmp_path, {"step": 2}, dict.fromkeys(names, b"new"))
+    assert {(tmp_path / name).read_bytes() for name in names} == {b"new"}
+
+
+def test_overlays_and_results_do_not_replace_foreign_files(world: Path, out: Path):
+    shutil.copytree(world / "davis/Annotations/480p", out / "masks")
+    words = ["davis", "--davis", str(world / "davis"), "--evaluate-only", str(out / "masks"), "--overlay"]
+    for kind in ("png", "mp4"):
+        assert app.main([*words, kind]) == app.main([*words, kind]) == 0  # the second replaces its own
+        (out / f"masks/bear.{kind}").write_bytes(MINE[2])
+        before = contents(out)
+        assert app.main([*words, kind]) == 2
+        assert contents(out) == before
+    assert run("test", world, out) == 0
+    (folder,) = (path for path in (out / "runs/tuned/test").iterdir() if path.is_dir() and path.name.startswith("step"))
+    shutil.rmtree(folder / "parts")  # nothing is left that shows the origin of the files
+    before = contents(out)
+    assert run("test", world, out) == 2
+    assert contents(out) == before

