@@ -106,9 +106,14 @@ def replace_folder(new: Path, final: Path) -> None:
     aside = aside_of(final)
     if os.path.lexists(final):
         final.rename(aside)
-    new.rename(final)
+    try:
+        new.rename(final)
+    except OSError:
+        recover_folder(final)
+        raise
     sync(final.parent)
-    remove(aside)
+    with suppress(OSError):  # the replacement is done; the next one tries again
+        remove(aside)
 
 
 def aside_of(final: Path) -> Path:
