@@ -65,12 +65,17 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
-    complete = CheckpointStore(folder.checkpoints).complete()
+    store = CheckpointStore(folder.checkpoints)
+    complete = store.complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: choose from the saved steps ({steps})")
+        broken = [f"{path.name}: {found}" for path, found in store.newest_first() if not isinstance(found, Checkpoint)]
+        skipped = f" (skipped {broken[0]})" if broken else ""
+        raise UserError(
+            f"{folder.checkpoints} has no checkpoint{wanted}{skipped}: choose from the saved steps ({steps})"
+        )
     return chosen[-1]
 
 

@@ -20,7 +20,7 @@ from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 
 FORMAT = 1  # version of the folder's layout; other versions are refused
 MANIFEST, STATE = "manifest.json", "state.json"
-MISSING = (FileNotFoundError, NotADirectoryError)
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors that prove damage. Others, such as a stale handle or an unreachable server, are storage failures."""
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]

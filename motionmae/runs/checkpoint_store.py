@@ -31,7 +31,16 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.files import matching, recover_folder, remove, replace_folder, sync, write_atomically
+from motionmae.files import (
+    is_folder,
+    matching,
+    recover_folder,
+    remove,
+    remove_folder,
+    replace_folder,
+    sync,
+    write_atomically,
+)
 from motionmae.runs.checkpoint_manifest import (
     MANIFEST,
     STATE,
@@ -121,7 +130,7 @@ class CheckpointStore:
     def begin(self, step: int, attempt: int = 0) -> Path:
         """Create the empty folder in which an attempt writes the checkpoint of ``step``."""
         temporary = self.folder / f".unfinished-{attempt}-step-{step:08d}"
-        remove(temporary)
+        remove_folder(temporary)
         temporary.mkdir(parents=True)
         return temporary
 
@@ -174,7 +183,7 @@ def step_of(folder: Path) -> int:
 
 def _ours(folder: Path, name: re.Pattern[str]) -> list[Path]:
     """Return the folders with such a name, and links to folders, which may be absent. A file is not the store's."""
-    return [path for path in matching(folder, name) if path.is_dir() or not path.exists()]
+    return [path for path in matching(folder, name) if is_folder(path)]
 
 
 def _final(folder: Path) -> Path:
@@ -183,7 +192,7 @@ def _final(folder: Path) -> Path:
 
 
 def _replace(folder: Path, to: Path) -> None:
-    remove(to)
+    remove_folder(to)
     folder.rename(to)
     sync(to.parent)
 
