@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 @pytest.fixture
-def foreign(store: CheckpointStore) -> dict[str, bytes]:
+def strangers(store: CheckpointStore) -> dict[str, bytes]:
     """Names and contents of what a user has put beside two checkpoints."""
     first = save(store, 100).folder
     save(store, 200)
@@ -59,7 +59,7 @@ def contents(store: CheckpointStore) -> dict[str, bytes]:
     return {str(path): (store.folder / path).read_bytes() for path in files if path.parts[0] in top}
 
 
-def test_foreign_names_stay_and_do_not_count(store: CheckpointStore, foreign: dict[str, bytes]):
+def test_foreign_names_stay_and_do_not_count(store: CheckpointStore, strangers: dict[str, bytes]):
     for step in (300, 400, 500):
         save(store, step)
         store.prune(keep_last=2, keep_every=0)
@@ -73,10 +73,10 @@ def test_foreign_names_stay_and_do_not_count(store: CheckpointStore, foreign: di
     assert [found.folder.name for found in inspected] == names
     assert [path.name for path in repair(inspected)] == names[1:]
     store.discard_unfinished()
-    assert contents(store) == foreign
+    assert contents(store) == strangers
 
 
-def test_a_file_with_the_name_of_a_checkpoint_is_not_replaced(store: CheckpointStore, foreign: dict[str, bytes]):
+def test_a_file_with_the_name_of_a_checkpoint_is_not_replaced(store: CheckpointStore, strangers: dict[str, bytes]):
     with pytest.raises(FileExistsError):
         save(store, 700)
     new = store.begin(700, 2)
@@ -85,7 +85,7 @@ def test_a_file_with_the_name_of_a_checkpoint_is_not_replaced(store: CheckpointS
     save(store, 650)
     damage(store.folder / "step-00000650")
     assert newest(store) == 200
-    assert contents(store) == foreign
+    assert contents(store) == strangers
 
 
 class TestLinks:
