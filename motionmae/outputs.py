@@ -85,16 +85,6 @@ def archive_of(*names: str) -> Recogniser:
     return recognise
 
 
-def begins_with(*lines: str) -> Recogniser:
-    """Return a recogniser of text files whose first line is one of ``lines``."""
-
-    def recognise(path: Path) -> bool:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.readline(_EDGE).rstrip("\r\n") in lines
-
-    return recognise
-
-
 def output_argument(recognise: Recogniser, *endings: str) -> Callable[[str], Path]:
     """Return the type of an argparse argument: an output file, with one of ``endings`` if there are any."""
     parse = output_ending(*endings) if endings else output_file

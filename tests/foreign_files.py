@@ -15,17 +15,22 @@ NAMES = (
 """Names that resemble those of the product's files, but are none of them."""
 
 
+FOLDERS = ("step-notes", "step-00000100-best-keep", "step-00000500.backup", ".unfinished-notes", "damaged-notes")
+"""Names that resemble those of the product's folders, but are none of them."""
+
+
 def sow(folder: Path) -> None:
     """Put foreign files of every kind into ``folder`` and all folders below it."""
     places = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
     for place in places:
-        if (place / NAMES[0]).exists() or place.name in ("step-notes", "checkpoints"):
+        if (place / NAMES[0]).exists() or place.name in FOLDERS:
             continue
         for number, name in enumerate(NAMES):
             (place / name).write_text(f"the only copy of {name}")
             (place / name).chmod((0o600, 0o640, 0o444)[number % 3])
-        (place / "step-notes").mkdir()
-        (place / "step-notes" / "0.json").write_text("my notes")
+        for name in FOLDERS:
+            (place / name).mkdir()
+            (place / name / "0.json").write_text(f"the only copy of {name}")
         (place / "latest.link").symlink_to("step-notes")
         (place / "dangling.link").symlink_to("nowhere")
 
@@ -43,9 +48,9 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
     return found
 
 
-def foreign(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
+def sown(folder: Path) -> dict[str, tuple[int, bytes | str | None]]:
     """The part of :func:`contents` that :func:`sow` made."""
-    ours = {*NAMES, "step-notes", "latest.link", "dangling.link"}
+    ours = {*NAMES, *FOLDERS, "latest.link", "dangling.link"}
     return {name: found for name, found in contents(folder).items() if ours & set(Path(name).parts)}
 
 

@@ -20,7 +20,7 @@ from motionmae.evaluation.export_folder import write_export
 from motionmae.evaluation.video_writer import write_mp4
 from motionmae.files import write_atomically
 from tests.data.made_shards import needs_ffcv
-from tests.foreign_files import MINE, contents, foreign, sow
+from tests.foreign_files import MINE, contents, sow, sown
 from tests.training.launch import run_ranks
 from tests.training.shards import make_shards, tiny_run
 
@@ -51,13 +51,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_config(config, folder / f"{config.name}.yaml")
         (folder / "runs" / config.name / "checkpoints").mkdir(parents=True)
     sow(folder / "runs")
-    before = foreign(folder)
+    before = sown(folder)
     commands = [
         ["pretrain", "--config", str(folder / "tiny.yaml")],
         ["finetune", "--config", str(folder / "tuned.yaml")],
     ]
     assert run_ranks(1, train, commands) == [[0, 0]]
-    assert foreign(folder) == before
+    assert sown(folder) == before
     return folder
 
 
@@ -95,7 +95,7 @@ LINES = {
     "submit": "--config {world}/tiny.yaml --ntasks-per-node 1 --gpus-per-node 0 output_dir={out}/submitted",
     "watch": "{out}/runs/tiny --once",
     "report": "{out}/runs/tiny --no-pictures --out {out}/report.html --json {out}/figures.json",
-    "checkpoints": "{out}/runs/tiny --verify --json {out}/figures.json",
+    "checkpoints": "{out}/runs/tiny --repair --json {out}/figures.json",
     "reconstruct": "{out}/runs/tiny --out {out}/picture.png",
     "export": "{out}/runs/tiny --out {out}/exported",
     "knn": "{out}/runs/tiny --train {world}/shards --test {world}/shards --k 1 --json {out}/figures.json",
@@ -173,14 +173,14 @@ def test_foreign_files_beside_the_results_stay(name: str, world: Path, out: Path
     if name == "demo":
         (out / "data/demo/videos").mkdir(parents=True)
     sow(out)
-    before, inputs = foreign(out), contents(world)
+    before, inputs = sown(out), contents(world)
     assert run(name, world, out) == (1 if name == "demo" else 0)
-    assert foreign(out) == before
+    assert sown(out) == before
     sow(out)  # also beside the results
-    before = foreign(out)
+    before = sown(out)
     status = run(name, world, out)
     assert status == 0 or name in REFUSED_AGAIN | {"demo"}
-    assert foreign(out) == before
+    assert sown(out) == before
     assert contents(world) == inputs
 
 

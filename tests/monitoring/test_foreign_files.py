@@ -8,7 +8,7 @@ import pytest
 
 from monitoring.exporter import Settings, publish, withdraw
 from monitoring.rank_snapshots import clear, node_folder
-from tests.foreign_files import contents, foreign, sow
+from tests.foreign_files import contents, sow, sown
 from tests.monitoring.runs import config_of
 
 
@@ -21,11 +21,11 @@ def test_monitoring_deletes_only_its_own_files(tmp_path: Path, monkeypatch: pyte
         (place / "3.json").write_text("{}")
         (place / "notes").mkdir()
     sow(folder.parent)
-    before = foreign(folder.parent)
+    before = sown(folder.parent)
     for place in places[1:]:
         os.utime(place, (0, 0))
     clear(folder)
-    assert foreign(folder.parent) == before
+    assert sown(folder.parent) == before
     assert sorted(path.parent.name for path in folder.parent.rglob("3.json")) == ["backup-2020", "my notes", "tiny-abc"]
 
 
