@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from motionmae.checkpointing.sharded import write_tensors
@@ -18,6 +19,7 @@ def save(folder: Path) -> None:
     store.commit(new, 10, {}, [entry])
 
 
+@pytest.mark.long
 def test_tensors_are_flushed_before_the_checkpoint_gets_its_name(tmp_path: Path):
     found = [(one.name, one.target or one.path) for one in operations(save, tmp_path / "absent", tmp_path / "work")]
     new = "checkpoints/.unfinished-1-step-00000010"
