@@ -1,6 +1,7 @@
 """Names of the files in a run folder."""
 
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from motionmae.errors import UserError
@@ -44,7 +45,8 @@ class RunFolder:
             with suppress(OSError, ValueError):
                 if json_with(*keys)(path):
                     return True
-        return any({"kind", "time"} <= row.keys() for row in read_rows(self.events))
+        rows = chain(read_rows(self.events), read_rows(self.attempts))
+        return any("time" in row and ("kind" in row or "what" in row) for row in rows)
 
     def create(self) -> None:
         """Create the folders that training fills, or raise a UserError."""
