@@ -4,11 +4,13 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
@@ -16,6 +18,11 @@ from motionmae.data.shards.format import ShardEntry, check_size, index_path, loa
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, write_atomically
+
+_TEMPORARY = r"(\.[0-9a-f]{8})?(\.tmp)?"
+_SHARD = re.compile(rf"\.?merged-\d{{6}}\.(tar|idx\.json){_TEMPORARY}", re.ASCII)
+_QUARANTINE = re.compile(rf"\.?quarantine\.jsonl{_TEMPORARY}", re.ASCII)
+"""Names of the files that a merge writes before the manifest, and of their temporary files (motionmae.files)."""
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
@@ -66,19 +73,15 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    existing = sorted(out.iterdir())
-    for path in existing:
-        if not path.name.startswith(("merged-", "quarantine.jsonl")):
-            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
-    for path in existing:  # files that a killed merge left, perhaps a merge of more folders
+    for path in reversed(_leftovers(out)):  # the quarantine first: alone it would be refused
         path.unlink()
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
     )
     sync(out)
-    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / "quarantine.jsonl").exists())
-    write_atomically(out / "quarantine.jsonl", quarantine)
+    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / QUARANTINE).exists())
+    write_atomically(out / QUARANTINE, quarantine)
     merged = replace(
         manifests[0],
         dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),
@@ -91,6 +94,18 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     )
     write_manifest(out, merged)
     return merged
+
+
+def _leftovers(out: Path) -> list[Path]:
+    """Return the files that a killed merge left, perhaps a merge of more folders. Other files raise UserError."""
+    existing = sorted(out.iterdir())
+    shards = [path for path in existing if _SHARD.fullmatch(path.name)]
+    for path in existing:
+        is_ours = path in shards or (shards and _QUARANTINE.fullmatch(path.name))  # it is written after the shards
+        if not is_ours or path.is_dir():
+            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
+    refuse_foreign_quarantine(out)
+    return existing
 
 
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
