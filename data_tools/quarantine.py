@@ -15,7 +15,7 @@ KEYS = ("path", "reason", "error")
 
 def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
     lines = [json.dumps({name: row[name] for name in KEYS}) + "\n" for row in rows]
-    write_atomically(folder / QUARANTINE, "".join(lines).encode(), unique=False)
+    write_atomically(folder / QUARANTINE, "".join(lines).encode())
 
 
 def refuse_foreign_quarantine(folder: Path) -> None:

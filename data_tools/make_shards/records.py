@@ -74,7 +74,7 @@ def _is_valid(counts: Counts) -> bool:
 def save_record(out: Path, shard: PlannedShard, record: ShardRecord) -> None:
     counts = {name: value for name, value in vars(record.counts).items() if name not in ("kept", "set_aside")}
     content = {"counts": counts, "entry": record.entry and vars(record.entry)}
-    write_atomically(record_path(out, shard), json.dumps(content, sort_keys=True).encode(), unique=False)
+    write_atomically(record_path(out, shard), json.dumps(content, sort_keys=True).encode())
 
 
 def load_finished(plan: ShardPlan, out: Path) -> Manifest | None:

@@ -17,12 +17,13 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.files import atomic_path, sync, write_atomically
+from motionmae.files import atomic_path, sync, temporary_of, write_atomically
 
-_TEMPORARY = r"(\.[0-9a-f]{8})?(\.tmp)?"
-_SHARD = re.compile(rf"\.?merged-\d{{6}}\.(tar|idx\.json){_TEMPORARY}", re.ASCII)
-_QUARANTINE = re.compile(rf"\.?quarantine\.jsonl{_TEMPORARY}", re.ASCII)
-"""Names of the files that a merge writes before the manifest, and of their temporary files (motionmae.files)."""
+_SHARD_NAMES = r"merged-\d{6}\.(?:tar|idx\.json)"
+_LAST_NAMES = rf"{re.escape(QUARANTINE)}|{re.escape(MANIFEST)}"  # written after the shards
+_SHARD = re.compile(rf"{_SHARD_NAMES}|{temporary_of(_SHARD_NAMES)}", re.ASCII)
+_LAST = re.compile(rf"{_LAST_NAMES}|{temporary_of(_LAST_NAMES)}", re.ASCII)
+"""Names that merge writes, also those that a killed merge left."""
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
@@ -101,7 +102,7 @@ def _leftovers(out: Path) -> list[Path]:
     existing = sorted(out.iterdir())
     shards = [path for path in existing if _SHARD.fullmatch(path.name)]
     for path in existing:
-        is_ours = path in shards or (shards and _QUARANTINE.fullmatch(path.name))  # it is written after the shards
+        is_ours = path in shards or (shards and _LAST.fullmatch(path.name))
         if not is_ours or path.is_dir():
             raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
     refuse_foreign_quarantine(out)
@@ -129,7 +130,7 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     try:
         os.link(source, to)
     except OSError:  # the folders are on different disks, or the disk has no hard links
-        with atomic_path(to, unique=False) as temporary:
+        with atomic_path(to) as temporary:
             shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
     if without_labels:
