@@ -74,7 +74,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for path in reversed(_leftovers(out)):  # the quarantine first: alone it would be refused
+    for path in _leftovers(out):
         path.unlink()
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
@@ -98,7 +98,10 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
 
 
 def _leftovers(out: Path) -> list[Path]:
-    """Return the files that a killed merge left, perhaps a merge of more folders. Other files raise UserError."""
+    """Return the files that a killed merge left, perhaps a merge of more folders. Other files raise UserError.
+
+    The shards come last, because the other files are ours only beside shards.
+    """
     existing = sorted(out.iterdir())
     shards = [path for path in existing if _SHARD.fullmatch(path.name)]
     for path in existing:
@@ -106,7 +109,7 @@ def _leftovers(out: Path) -> list[Path]:
         if not is_ours or path.is_dir():
             raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
     refuse_foreign_quarantine(out)
-    return existing
+    return [path for path in existing if path not in shards] + shards
 
 
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
