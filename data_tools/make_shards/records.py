@@ -60,7 +60,9 @@ def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
         entry = content["entry"] and ShardEntry(**content["entry"])
         intact = entry is None or (entry.name == shard.name and shard_is_complete(out / shard.name, entry))
         counts = Counts(**content["counts"])
-        return ShardRecord(counts, entry) if intact and _is_valid(counts) else None
+        is_valid = _is_valid(counts) and counts.videos == len(shard.videos)
+        is_valid = is_valid and counts.stored == (entry.samples if entry else 0)
+        return ShardRecord(counts, entry) if intact and is_valid else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 

@@ -113,26 +113,27 @@ class _Writer:
         """Write a shard beside the old one, which it replaces if a sample is new, and whose samples it keeps."""
         path, counts, new = self._out / shard.name, Counts(), 0
         old = StoredSamples(path)
-        is_trusted = self._retry and shard_is_complete(path)
+        known = load_index(path)[0] if self._retry and shard_is_complete(path) else None
         with contextlib.suppress(_NothingNew), ShardWriter(path, self._plan.encoding) as writer:
             for key, video in shard.videos:
                 try:
-                    chosen = self._choose(video, old.read(key), is_trusted)
+                    chosen = self._choose(video, old.read(key), known is not None)
                 except UndecodableVideo as error:
                     row = {"path": video.source, "reason": error.reason.value, "error": error.detail}
                     added = Counts(videos=1, quarantine=[row])
                 else:
                     added = self._store(writer, key, video, chosen)
                     new += isinstance(chosen, DecodedVideo)
-                    if isinstance(chosen, StoredSample) and not (is_trusted and _is_readable(video.path)):
+                    if isinstance(chosen, StoredSample) and not (known and _is_readable(video.path)):
                         added.kept.append(video.source)
                 counts.add(added)
                 with self._total_lock:
                     self._total.add(added)
-            if not counts.stored or (is_trusted and not new):  # readers cannot use a shard without samples
+            is_same = known is not None and not new and counts.stored == known.samples
+            if is_same or not counts.stored:  # readers cannot use a shard without samples
                 raise _NothingNew
             self._prepare_replacement(shard, old, counts)
-        entry = writer.entry or (load_index(path)[0] if is_trusted else None)
+        entry = writer.entry or (known if counts.stored else None)
         save_record(self._out, shard, ShardRecord(counts, entry))
 
     def _choose(self, video: VideoRecord, stored: StoredSample | None, is_trusted: bool) -> DecodedVideo | StoredSample:

@@ -283,6 +283,23 @@ def test_damaged_frames_stay_known(made, again):
     assert verify([str(out), "--decode", "100"]) == 1
 
 
+def test_a_sample_whose_description_is_damaged_is_set_aside_with_its_shard(made, capsys):
+    videos, out = made
+    shard = out / "train-000000.tar"
+    columns = json.loads((out / "train-000000.idx.json").read_text())["columns"]
+    content = bytearray(shard.read_bytes())
+    content[columns["json_offset"][0]] = ord("x")
+    shard.write_bytes(content)
+    for name in HARMED:
+        (videos / name).unlink()
+    for _ in range(2):
+        assert retry(videos, out) == 0
+        assert stored(out) == ALL_BUT_BROKEN - {"v2.avi"}
+    assert (out / "train-000000.tar.damaged").read_bytes() == content
+    assert not (out / "train-000000.tar.damaged1").exists()
+    assert "set aside:" in capsys.readouterr().out
+
+
 def test_damaged_frames_are_repaired_by_the_original(made):
     videos, out = made
     before = shard_bytes(out)
