@@ -1,8 +1,7 @@
 """The result of every annotation reader (:class:`Split`), and the search for the video files."""
 
-import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,18 +69,6 @@ def walk_files(root: Path, exclude: Path | None = None) -> Iterator[Path]:
         seen.add(inode)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def outside(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """Return those of ``paths`` that lie outside of ``root`` when links and ``..`` are followed."""
-    resolved_root = root.resolve()
-    resolve_folder = functools.cache(Path.resolve)  # a data set has few folders, and network disks are slow
-
-    def leaves(path: Path) -> bool:
-        real = path.resolve() if path.is_symlink() else resolve_folder(path.parent)
-        return not real.is_relative_to(resolved_root)
-
-    return [path for path in paths if leaves(path)]
 
 
 def _refuse_unlistable(error: OSError) -> None:

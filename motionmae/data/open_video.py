@@ -4,6 +4,9 @@ FFmpeg recognises a format by content, so that a playlist or a text called ``cli
 machine into a data set. It checks the format before it reads more than the first bytes of the named file.
 """
 
+import functools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,19 @@ def open_video(path: Path) -> Any:
         return av.open(str(path.absolute()), metadata_errors="replace", container_options=_OPTIONS)
     except av.ArgumentError as error:  # EINVAL: not on the list
         raise RefusedFormat("its format is not that of a video (a playlist, a text, a picture or the like)") from error
+
+
+def note_on_outside(folder: Path, videos: Sequence[Path]) -> str:
+    """Return a sentence on the videos that links, ``..`` or absolute paths place outside of ``folder``; "" if none."""
+    root = folder.resolve()
+    resolve_folder = functools.cache(Path.resolve)  # a data set has few folders, and network disks are slow
+
+    def is_outside(path: Path) -> bool:
+        real = path.resolve() if path.is_symlink() else resolve_folder(path.parent)
+        return not real.is_relative_to(root)
+
+    outside = [path for path in videos if is_outside(path)]
+    if not outside:
+        return ""
+    first = os.fsencode(outside[0]).decode(errors="backslashreplace")
+    return f"{len(outside)} of the videos are outside of {folder}, by links or by the list; the first is {first}"

@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 
 from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
-from motionmae.data.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, open_video
+from motionmae.data.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, note_on_outside, open_video
 from motionmae.data.video import UnreadableVideo, read_video
 from tests.data_tools.videos import draw_frames, write_video
 
@@ -177,3 +177,17 @@ def test_a_container_with_subtitles_and_attachments_is_a_video(tmp_path: Path):
     subprocess.run(command, check=True)
     assert decode_video(output, FrameSettings()).jpegs == decode_video(video, FrameSettings()).jpegs
     assert len(read_video(output, 32)) == 6
+
+
+def test_videos_outside_of_their_folder_are_noted(folder: Path, private: Path):
+    inside = folder / "a.mp4"
+    inside.touch()
+    (folder / "inner.mp4").symlink_to("a.mp4")
+    (folder / "file.ts").symlink_to(private)
+    (folder / "linked").symlink_to(private.parent)
+    (folder.parent / "link_to_folder").symlink_to(folder)
+    assert note_on_outside(folder, [inside, folder / "inner.mp4", folder.parent / "link_to_folder" / "a.mp4"]) == ""
+    outside = [folder / "file.ts", folder / "linked" / private.name, private, folder / ".." / "private" / private.name]
+    for path in outside:
+        assert note_on_outside(folder, [inside, path]).startswith(f"1 of the videos are outside of {folder}, by links")
+    assert note_on_outside(folder, outside).endswith(f"the first is {outside[0]}")
