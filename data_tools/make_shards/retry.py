@@ -7,7 +7,7 @@ from data_tools.make_shards.records import load_record, record_path
 from data_tools.make_shards.shard_plan import STATE, ShardPlan, check_library_versions
 from motionmae.files import write_atomically
 
-_MARKER = re.compile(r"retry(\.\d+of\d+)?")
+_MARKER = re.compile(r"retry(\.\d+of\d+)?", re.ASCII)
 
 
 def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:

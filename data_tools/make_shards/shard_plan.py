@@ -21,8 +21,9 @@ from data_tools.annotations import Split, VideoRecord
 from data_tools.decode import FrameSettings
 from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
 from data_tools.reporting import refuse_differences
-from motionmae.data.shards.format import FORMAT_VERSION, index_path
+from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
+from motionmae.data.shards.publish import index_path, pending_index, temporary_path
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, read_limited
@@ -34,7 +35,7 @@ MAX_SAMPLES = 64
 """Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
 """Approximate minimum of shards. Small data sets get smaller shards, to have enough to distribute and shuffle."""
-_PART_LOCK = re.compile(r"lock\.\d+of(\d+)")
+_PART_LOCK = re.compile(r"lock\.\d+of(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,6 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
     """
     path = _plan_file(out)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             foreign = _foreign_files(plan, out)
             if foreign and not path.exists():  # another part may have written the plan just now
@@ -139,6 +139,7 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
                     f"({foreign[0]}): choose another folder"
                 )
             content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
             return
         refuse_differences(out, _load_plan(out).settings, plan.settings)
@@ -165,9 +166,11 @@ def _load_plan(out: Path) -> _PlanFile:
 
 def _foreign_files(plan: ShardPlan, out: Path) -> list[str]:
     """Return the names in a folder without a plan that a run would take for its own files, or replace."""
-    shards = [shard.name for shard in plan.shards]
-    ours = {MANIFEST, QUARANTINE, *shards, *(f"{name}.tmp" for name in shards)}
-    ours |= {index_path(Path(name)).name for name in shards}
+    if not out.exists():
+        return []
+    shards = [Path(shard.name) for shard in plan.shards]
+    names_of = (index_path, pending_index, temporary_path)
+    ours = {MANIFEST, QUARANTINE, *(name_of(shard).name for shard in shards for name_of in names_of)}
     return sorted(path.name for path in out.iterdir() if path.name in ours or path.suffix == ".tar")
 
 

@@ -39,7 +39,7 @@ def refused(videos: Path, out: Path, capsys, *more: str) -> str:
     "name",
     [
         *("quarantine.jsonl", "manifest.json", "all-000000.tar", "all-000000.idx.json", "all-000000.tar.tmp"),
-        "photos.tar",
+        *("photos.tar", ".all-000000.idx.json.new"),
     ],
 )
 def test_a_folder_with_files_under_our_names_is_refused(videos, tmp_path, capsys, name):
@@ -47,6 +47,7 @@ def test_a_folder_with_files_under_our_names_is_refused(videos, tmp_path, capsys
     out.mkdir()
     (out / name).write_text('{"path": "x", "reason": "mine", "error": "y"}\n')
     assert f"({name}): choose another folder" in refused(videos, out, capsys)
+    assert [path.name for path in out.iterdir()] == [name]
 
 
 def test_files_with_similar_names_are_left_alone(videos, tmp_path):
@@ -106,6 +107,12 @@ def test_a_damaged_record_is_made_again(videos, made, content):
     record.write_text(content)
     assert make(videos, made) == 0
     assert fingerprint(made) == before
+
+
+def test_a_file_under_the_name_of_our_folder_is_refused(videos, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".make_shards").write_text("mine")
+    assert "cannot be written" in refused(videos, tmp_path / "out", capsys)
 
 
 def test_names_that_are_not_utf_8_go_through_the_record_and_the_quarantine(tmp_path):
