@@ -10,10 +10,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from motionmae import locks
+from motionmae.config.texts import JobId, OneLine, shown
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_atomically
 from slurm.scontrol import JobState, find_job
@@ -26,12 +31,12 @@ _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the w
 
 @dataclass(frozen=True)
 class JobRecord:
-    """The job that was submitted last for a run."""
+    """The job that was submitted last for a run. Its texts are printed as commands, so they are checked."""
 
-    cluster: str  # slurm or local
-    job_id: str  # Slurm's job id, or the process id of the local controller
-    log: str  # log file of rank 0, over all attempts of the job
-    code: str  # folder of the code snapshot
+    cluster: Literal["slurm", "local"]
+    job_id: JobId  # Slurm's job id, or the process id of the local controller
+    log: OneLine  # log file of rank 0, over all attempts of the job
+    code: OneLine  # folder of the code snapshot
     submitted: float  # seconds since the epoch
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
 
@@ -45,9 +50,12 @@ class JobRecord:
             return JobRecord(**json.loads((run / "job.json").read_text()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error), "loc": ()}
+            problem = " ".join(map(str, [*first["loc"], first["msg"]]))
             raise UserError(
-                f"{run / 'job.json'} is damaged ({error}): make sure that no job trains in {run}, then delete the file"
+                f"{run / 'job.json'} is damaged ({shown(problem)}): make sure that no job trains in {run}, then "
+                "delete the file"
             ) from error
 
 

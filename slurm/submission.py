@@ -83,6 +83,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
 def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    sbatch.check_options(dependency)
     return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
