@@ -6,7 +6,8 @@
     RUN/code/3f9a1c0d22b7.json    git commit, whether files differ from it, files that were left out or are not in git
     RUN/code/3f9a1c0d22b7.diff    difference to the commit, for the owner alone
 
-Files that look like keys are left out, see :mod:`slurm.secret_files`. The name is a hash of the content. Unchanged code is not copied again, and a waiting job keeps its own snapshot.
+Files that look like keys are left out, see :mod:`slurm.secret_files`. The name of a snapshot is a hash of the content.
+Unchanged code is not copied again, and a waiting job keeps its own snapshot.
 """
 
 import functools

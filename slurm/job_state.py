@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from motionmae import locks
@@ -29,7 +29,7 @@ _LOG_SECONDS = 0.5
 _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class JobRecord:
     """The job that was submitted last for a run. Its texts are printed as commands, so they are checked."""
 
