@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from motionmae.config.texts import JobId, NodeName
+from motionmae.json_text import JsonModel
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import append_row, read_rows
 from motionmae.runs.history import Attempt
@@ -22,10 +23,10 @@ FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""
 
 
-class _Row(BaseModel):
+class _Row(JsonModel):
     """Fields of every row. The names of nodes reach Slurm's command line, and others may write to the run folder."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
     job: JobId
     restart: NonNegativeInt

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from motionmae.config.texts import shown
-from motionmae.files import atomic_path
+from motionmae.files import atomic_folder
 from motionmae.runs.git_revision import git_output
 from slurm.secret_files import has_secret_name, holds_private_key, looks_secret
 
@@ -79,7 +79,7 @@ class CodeSnapshot:
         record = {"commit": self.commit, "changed": bool(self.diff), "files": len(self.files)}
         record |= {"left_out": [str(path) for path in (*self.left_out, *self.secret)]}
         record |= {"untracked": [str(path) for path in self.untracked]}
-        with atomic_path(target, durable=False) as temporary:
+        with atomic_folder(target) as temporary:
             for path in self.files:
                 copy = temporary / path
                 copy.parent.mkdir(parents=True, exist_ok=True)

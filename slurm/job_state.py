@@ -14,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from motionmae import locks
-from motionmae.config.texts import JobId, OneLine, shown
+from motionmae.config.texts import JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_atomically
+from motionmae.json_text import InvalidJsonError, load_json
 from slurm.scontrol import JobState, find_job
 
 LOCK_TIMEOUT = 5.0
@@ -47,15 +48,12 @@ class JobRecord:
     def read(run: Path) -> "JobRecord | None":
         """Read the last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
-            return JobRecord(**json.loads((run / "job.json").read_text()))
+            return load_json(run / "job.json", JobRecord)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, RecursionError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error), "loc": ()}
-            problem = " ".join(map(str, [*first["loc"], first["msg"]]))
+        except InvalidJsonError as error:
             raise UserError(
-                f"{run / 'job.json'} is damaged ({shown(problem)}): make sure that no job trains in {run}, then "
-                "delete the file"
+                f"{run / 'job.json'} is damaged ({error}): make sure that no job trains in {run}, then delete the file"
             ) from error
 
 

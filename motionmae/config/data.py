@@ -33,7 +33,7 @@ class DataConfig(Section):
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
     """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands
-    `$TMPDIR`, `$USER` and other variables for folders, user and job (docs/security.md). Empty: motionmae-cache-UID in
+    variables of folders, user and job: `$TMPDIR`, `$USER` (docs/security.md). Empty: motionmae-cache-UID in
     the system's temporary folder."""
     cache_gb: Annotated[PositiveFloat, MAY_CHANGE] = 100.0
     """Maximum size of the cache in GB; least recently used shards are deleted first. Two shuffle windows must fit."""

@@ -27,7 +27,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 _BRACKETS = r"\[\d[\d,-]*\]"
 _HOSTS = rf"(\w[\w.-]*({_BRACKETS}[\w.-]*)*)"
 _NODE_VARIABLE = re.compile(r"\w*(TMPDIR|SCRATCH(_?DIR)?)|TMP|TEMP|JOBFS|WORK|HOME|USER|SLURM_(ARRAY_)?(JOB|TASK)_?ID")
-"""Variables for a node's folders, the user and the job. Others may be secrets, and a path is seen by other users."""
+"""Variables that are expanded anywhere in a path: a node's folders, the user and the job.
+
+Others may be secrets, and other users see a path: at its beginning any variable may stand that names a folder.
+"""
 _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})?")
 
 
@@ -99,11 +102,11 @@ def check_path(path: str, kind: str) -> None:
         kind: ``node`` for a path that :func:`node_path` expands, ``url`` for a path or a URL, else a local path.
     """
     if kind == "node":
-        unknown = [found[0] for found in _REFERENCE.finditer(path) if not _NODE_VARIABLE.fullmatch(_name(found))]
+        unknown = [found[0] for found in _REFERENCE.finditer(path) if not (_is_allowed(found) or _is_first(found))]
         if unknown:
             raise ValueError(
-                f"{unknown[0]} is not expanded, only variables for a node's folders, the user and the job, such as "
-                "$TMPDIR, $USER and $SLURM_JOB_ID; write the path itself"
+                f"{unknown[0]} is not expanded, only a variable for a folder at the beginning, and $USER, "
+                "$SLURM_JOB_ID and their like; write the path itself"
             )
     elif "${" in path or re.match(r"\$\w", path):
         raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
@@ -118,15 +121,32 @@ def check_path(path: str, kind: str) -> None:
 
 
 def node_path(path: str) -> Path:
-    """Return a configured path with the variables of this node. Raises UserError if a variable is not set."""
+    """Return a configured path with the variables of this node. Raises UserError, never with a value, if one fails."""
 
     def value(found: re.Match[str]) -> str:
-        name = _name(found)
-        if not _NODE_VARIABLE.fullmatch(name) or not os.environ.get(name):
-            raise UserError(f"{path} names {found[0]}, which is not set on this node: write the path itself")
-        return os.environ[name]
+        text = os.environ.get(_name(found), "")
+        if not text or not (_is_allowed(found) or (_is_first(found) and _is_folder(text))):
+            raise UserError(f"{path} names {found[0]}, which is no folder on this node: write the path itself")
+        return text
 
     return Path(_REFERENCE.sub(value, path)).expanduser()
+
+
+def _is_allowed(reference: re.Match[str]) -> bool:
+    return _NODE_VARIABLE.fullmatch(_name(reference)) is not None
+
+
+def _is_first(reference: re.Match[str]) -> bool:
+    return reference.start() == 0 and bool(_name(reference)) and reference.string[reference.end() :][:1] in ("", "/")
+
+
+def _is_folder(text: str) -> bool:
+    """Return whether ``text`` is an absolute path that exists, or that can be created below a folder other than /."""
+    folder = Path(text)
+    try:
+        return folder.is_absolute() and (folder.is_dir() or (len(folder.parts) > 2 and folder.parent.is_dir()))
+    except OSError:
+        return False
 
 
 def _name(reference: re.Match[str]) -> str:

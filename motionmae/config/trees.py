@@ -12,9 +12,10 @@ import yaml
 
 from motionmae.config.texts import shown
 from motionmae.errors import UserError
+from motionmae.json_text import read_limited
 
 LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 1_000_000, 10_000, 20
-"""Characters of a YAML file, and values and levels in it."""
+"""Bytes of a YAML file, and values and levels in it."""
 _TOO_DEEP = yaml.YAMLError(f"it is nested more than {DEEPEST_TREE} levels deep")
 
 
@@ -39,11 +40,7 @@ _StringLoader.add_constructor("null", lambda loader, node: None)
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in the file ``path``. Raises UserError if the file is unreadable or not a mapping."""
     try:
-        with path.open() as file:
-            text = file.read(LARGEST_FILE + 1)
-        if len(text) > LARGEST_FILE:
-            raise yaml.YAMLError(f"a config has at most {LARGEST_FILE} characters")
-        tree = parse_yaml(text)
+        tree = parse_yaml(read_limited(path, LARGEST_FILE).decode())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{shown(str(path))} is not readable YAML: {shown(_problem(error))}") from error
     if not isinstance(tree, dict | None):

@@ -47,7 +47,7 @@ def refused(path: Path, text: str) -> str:
         ("? [a]\n: b", "a key that is no name"),
         ("null: 3", "a key that is no name"),
         (f"seed: {'9' * 6000}", "it must be a whole number"),
-        ("#" * 1_000_001, "at most 1000000 characters"),
+        ("#" * 1_000_001, "more than 1000000 bytes"),
         ('"a\\x1b[31m": 1', "unknown key a\\x1b[31m"),
         ("launch: {comment: |\n  two\n  lines}", "is not readable YAML"),
         ("launch:\n  comment: |\n    a block\n", "launch.comment=a block\\n is not possible: it holds a line break"),
@@ -58,7 +58,8 @@ def refused(path: Path, text: str) -> str:
         ("data: {shards: 'http://127.0.0.1:1/${oc.env:HF_TOKEN,none}'}", "data.shards=http://127.0.0.1:1/${oc.env:HF"),
         ("data: {cache: '/tmp/$HF_TOKEN'}", "data.cache=/tmp/$HF_TOKEN is not possible: $HF_TOKEN is not expanded"),
         ("data: {cache: '/tmp/${AWS_SECRET_ACCESS_KEY}'}", "is not expanded"),
-        ("data: {beton: '$SLURM_JWT/a.beton'}", "is not expanded"),
+        ("data: {beton: '$SLURM_JWT.beton'}", "is not expanded"),
+        ("data: {beton: '$TMPDIR/$SLURM_JWT'}", "$SLURM_JWT is not expanded"),
         ("data: {beton: '${TMPDIR:-x}/a.beton'}", "is not expanded"),
     ],
 )
@@ -113,20 +114,22 @@ def test_honest_texts_are_taken(tmp_path: Path) -> None:
     }
     config = load_config("tiny_toy").updated({"launch": load_config("tiny_toy").launch.model_dump() | launch})
     assert config.launch.model_dump().items() >= launch.items()
-    for cache in ("$TMPDIR/x", "${SLURM_TMPDIR}", "/local/$USER/$SLURM_JOB_ID", "$LOCAL_SCRATCH/x"):
+    for cache in ("$TMPDIR/x", "${SLURM_TMPDIR}", "/local/$USER/$SLURM_JOB_ID", "$LOCAL_SCRATCH/x", "$NODE_DISK/x"):
         assert config.updated({"data.cache": cache}).data.cache == cache
     (tmp_path / "x.yaml").write_text("base: tiny_toy\nmask: &a {ratio: 0.5}\nname: über-1\n")
     assert load_config(str(tmp_path / "x.yaml")).mask.ratio == 0.5
 
 
-def test_only_variables_of_folders_user_and_job_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_variables_of_folders_user_and_job_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/scratch/7")
     monkeypatch.setenv("USER", "me")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    monkeypatch.setenv("NODE_DISK", str(tmp_path))
     assert node_path("${TMPDIR}/$USER/a") == Path("/scratch/7/me/a")
-    for path in ("/x/$HF_TOKEN", "/x/${HF_TOKEN}", "$SLURM_TMPDIR/x"):
-        with pytest.raises(UserError, match="which is not set on this node") as caught:
+    assert node_path("$NODE_DISK/a") == tmp_path / "a"
+    for path in ("/x/$HF_TOKEN", "/x/${HF_TOKEN}", "$HF_TOKEN/x", "$SLURM_TMPDIR/x", "x/$NODE_DISK", "${NODE_DISK}x"):
+        with pytest.raises(UserError, match="which is no folder on this node") as caught:
             node_path(path)
         assert "hf_secret" not in str(caught.value)
 

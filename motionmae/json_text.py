@@ -1,0 +1,76 @@
+"""JSON that another program, machine or person wrote: parsed once, against a schema and a size."""
+
+import functools
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+JSON_LIMIT = 64 << 20
+"""Bytes that no JSON document of this project reaches."""
+
+_MOST_FAULTS = 100  # pydantic copies every fault into Python objects, and hostile documents can have millions
+
+Schema = TypeVar("Schema")
+
+
+class InvalidJsonError(ValueError):
+    """JSON that is too large, malformed, or does not fit its schema. The text is the middle of a sentence."""
+
+
+class JsonModel(BaseModel):
+    """Base of schemas. Unknown keys are refused; a schema that must skip them sets ``extra="ignore"``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def parse_json(content: bytes, schema: type[Schema], limit: int = JSON_LIMIT) -> Schema:
+    """Parse at most ``limit`` bytes of JSON in pydantic's strict mode. ``schema`` is a model, a dataclass or a type.
+
+    Deep nesting, numbers of any length, wrong encodings and wrong types all raise InvalidJsonError.
+    """
+    if len(content) > limit:
+        raise InvalidJsonError(f"it has more than {limit} bytes")
+    adapter: TypeAdapter[Schema] = _adapter(cast(Any, schema))  # mypy: a type of a type variable has no hash
+    try:
+        return adapter.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise InvalidJsonError(_describe(error)) from None  # the cause would keep the whole document in memory
+
+
+def load_json(path: Path, schema: type[Schema], limit: int = JSON_LIMIT) -> Schema:
+    """Read and parse a JSON file, see :func:`parse_json`. Raises OSError if the file cannot be read."""
+    return parse_json(read_limited(path, limit), schema, limit)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes. A larger file, a device or a pipe raises InvalidJsonError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block without it
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidJsonError("it is not a regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise InvalidJsonError(f"it has more than {limit} bytes")
+    return content
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def _describe(error: ValidationError) -> str:
+    """Return the place and the message of the first fault, without any text of the document."""
+    if error.error_count() > _MOST_FAULTS:
+        return f"{error.error_count()} of its values are wrong"
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(_place, fault["loc"]))
+    return f"{place}: {fault['msg']}" if place else fault["msg"]
+
+
+def _place(part: Any) -> str:
+    text = str(part)
+    return text if len(text) <= 40 and text.isascii() and text.isprintable() else ascii(text[:40])
