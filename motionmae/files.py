@@ -252,6 +252,8 @@ class FileTail:
     def new_text(self) -> str:
         """Return the complete lines appended since the last call."""
         try:
+            if not self._path.is_file():  # a device has no end
+                return ""
             with self._path.open("rb") as file:
                 file.seek(self._position)
                 data = file.read()
