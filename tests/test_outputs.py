@@ -21,7 +21,7 @@ RESULTS = Results({"a.mp4": np.ones(3, np.float32)}, {"b.mp4": "no frames"})
 
 
 @pytest.mark.parametrize(
-    "ending", [".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".pdf", ".svg", "chart.png", ".PNG"]
+    "ending", [".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".pdf", ".svg", "chart.png", "strip.png"]
 )
 def test_a_picture_of_a_command_is_recognised(ending: str, tmp_path: Path):
     path = tmp_path / f"x{ending}"
