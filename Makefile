@@ -48,11 +48,6 @@ system-packages:
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
 
-<<<<<<< HEAD
-# Only what `make` installed; the results of the demo stay.
-clean:
-	@if [ -e .venv/.demo ] || [ -e .venv/.test ]; then echo "rm -rf .venv"; rm -rf .venv; fi
-=======
 # The file that `make test` installs from, after a change of pyproject.toml or constraints.txt.
 lock: $(VENV)/.test
 	@$(PY) .ci/lock.py
@@ -70,4 +65,3 @@ sbom: $(VENV)/.test
 clean:
 	@if [ -f .venv/.test ] || [ -f .venv/.demo ]; then rm -rf .venv && echo "== removed .venv"; fi
 	@echo "== kept data/demo and runs/demo, the data and the run of the demo"
->>>>>>> int

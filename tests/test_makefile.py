@@ -10,7 +10,7 @@ from tests.monitoring.runs import ROOT
 
 
 def test_make_takes_nothing_from_the_shell_and_cleans_only_its_own(tmp_path: Path):
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     for name in (".venv", "data/demo", "runs/demo", "mine"):
         (tmp_path / name).mkdir(parents=True)
