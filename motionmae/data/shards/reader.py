@@ -5,7 +5,6 @@ are thread-safe. A read from a file that is being truncated raises an error, whe
 with SIGBUS.
 """
 
-import json
 import os
 import threading
 import zlib
@@ -22,7 +21,9 @@ import numpy as np
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.schema import SampleFacts
 from motionmae.errors import UserError
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, parse_json
 
 
 class OpenedShard(NamedTuple):
@@ -221,9 +222,10 @@ class ShardReader:
     def read_json(self, sample_id: int) -> dict[str, Any]:
         """Read a sample's KEY.json, which has the source path and the frame times."""
         shard, row = self._find(sample_id)
+        content = shard.read(row, shard.value("json_offset", row), min(shard.value("json_size", row), JSON_LIMIT + 1))
         try:
-            return json.loads(shard.read(row, shard.value("json_offset", row), shard.value("json_size", row)))
-        except ValueError as error:
+            return parse_json(content, SampleFacts).model_dump()
+        except InvalidJsonError as error:
             raise CorruptSample(Reason.CHECKSUM, shard.where(row), f"KEY.json: {error}") from error
 
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
