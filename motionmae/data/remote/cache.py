@@ -17,7 +17,6 @@ import hashlib
 import logging
 import math
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -29,9 +28,9 @@ from concurrent.futures import CancelledError
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from motionmae.config import DataConfig
+from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -45,7 +44,6 @@ from motionmae.locks import acquire
 
 logger = logging.getLogger(__name__)
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 _SLACK = 1.02  # factor for the size of the indexes
 _FULL_CACHE_POLL_SECONDS = 1.0
 _POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flock cannot be cancelled
@@ -143,7 +141,7 @@ class ShardCache:
             )
 
     def _path(self, entry: ShardEntry) -> Path:
-        if not _SHARD_NAME.fullmatch(entry.name):
+        if not SHARD_NAME.fullmatch(entry.name):
             raise UserError(
                 f"the manifest of {self.location} has a shard with the invalid name {entry.name!r}: make the shards "
                 "again"
@@ -206,7 +204,7 @@ class ShardCache:
     ) -> None:
         try:
             index = self._read_index(entry)  # read first, because it shows whether the remote shard was replaced
-            self._make_room(part, index_path(path), index, retries, protected)
+            self._make_room(part, entry, index_path(path), index, retries, protected)
             self.remote.download(entry, file, self.folder)
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
@@ -233,12 +231,14 @@ class ShardCache:
         parse_index(address, content, entry)
         return content
 
-    def _make_room(self, part: Path, index: Path, content: bytes, retries: int, protected: Set[str]) -> None:
+    def _make_room(
+        self, part: Path, entry: ShardEntry, index: Path, content: bytes, retries: int, protected: Set[str]
+    ) -> None:
         """Evict shards until ``part`` fits, then write its index."""
         for attempt in range(retries + 1):
             with explain_disk_errors(self.folder), self._lock_file() as lock:
                 acquire(lock, timeout=None)
-                problem = self._evict(part, len(content), protected)
+                problem = self._evict(part, entry.bytes, len(content), protected)
                 if not problem:
                     write_atomically(index, content)
                     return
@@ -259,7 +259,7 @@ class ShardCache:
         finally:
             os.close(descriptor)
 
-    def _evict(self, part: Path, index_bytes: int, protected: Set[str]) -> str:
+    def _evict(self, part: Path, part_bytes: int, index_bytes: int, protected: Set[str]) -> str:
         """Evict the least recently used shards until ``part`` and its index fit in the cache limit and on the disk.
 
         Return an empty string, or the reason why they cannot fit.
@@ -271,10 +271,11 @@ class ShardCache:
             free = shutil.disk_usage(self.folder).free
             if total <= self.limit and missing <= free:
                 return ""
-            stems = {one.stem for one in files if one.kind is Kind.SHARD}
+            stems = {one.stem for one in files if one.kind in (Kind.SHARD, Kind.PART)}
+            removable = [one for one in files if one.path != part and one.stem not in protected]
             useless = [one for one in files if one.kind is Kind.LEFTOVER]
             useless += [one for one in files if one.kind is Kind.INDEX and one.stem not in stems]
-            shards = [one for one in files if one.kind is Kind.SHARD and one.path != part and one.stem not in protected]
+            shards = [one for one in removable if one.kind in (Kind.SHARD, Kind.PART)]
             if any(map(remove_unused, [*useless, *sorted(shards, key=lambda one: one.used)])):
                 continue
             if total > self.limit:

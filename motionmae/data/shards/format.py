@@ -231,10 +231,8 @@ def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write the index of a shard atomically, and return the shard's manifest entry."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     if len(raw) > index_limit(content["samples"]):
-        raise UserError(
-            f"the index of {shard} takes {len(raw)} bytes, which is too much: store fewer samples per shard"
-        )
-    write_atomically(index_path(shard), raw, unique=False)
+        raise UserError(f"the index of {shard} is too large ({len(raw)} bytes): store fewer samples per shard")
+    write_atomically(index_path(shard), raw)
     return _entry(content, raw)
 
 
