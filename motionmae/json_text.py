@@ -77,7 +77,9 @@ def _describe(error: ValidationError) -> str:
         return f"{error.error_count()} of its values are wrong"
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(_place, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else fault["msg"]
+    unlike = "String should have another form"  # pydantic shows the regular expression
+    message = unlike if fault["type"] == "string_pattern_mismatch" else fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def _place(part: Any) -> str:
