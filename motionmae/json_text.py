@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 JSON_LIMIT = 64 << 20
 """Bytes that no JSON document of this project reaches."""
 
+JSON_VALUES = 2_000_000
+"""Values that no JSON document of this project reaches. A parsed value can take a thousand times its bytes."""
+
 _ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)", re.DOTALL)
 _MOST_FAULTS = 100  # pydantic copies every fault into Python objects, and hostile documents can have millions
 
@@ -36,6 +39,8 @@ def parse_json(content: bytes, schema: type[Schema], limit: int = JSON_LIMIT) ->
     """
     if len(content) > limit:
         raise InvalidJsonError(f"it has more than {limit} bytes")
+    if sum(map(content.count, (b",", b"[", b"{"))) > JSON_VALUES:
+        raise InvalidJsonError(f"it has more than {JSON_VALUES} values")
     if b"\\ud" in content or b"\\uD" in content:
         content = _ESCAPES.sub(lambda found: rb"\ufffd" if found["lone"] else found[0], content)
     adapter: TypeAdapter[Schema] = _adapter(cast(Any, schema))  # mypy: a type of a type variable has no hash

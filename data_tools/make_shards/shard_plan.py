@@ -21,8 +21,10 @@ from data_tools.decode import FrameSettings
 from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
+from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 from motionmae.locks import acquire
 
 STATE = ".make_shards"
@@ -33,6 +35,13 @@ MAX_SAMPLES = 64
 """Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
 """Approximate minimum of shards. Small data sets get smaller shards, to have enough to distribute and shuffle."""
+
+
+class _PlanFile(JsonModel):
+    """Content of ``plan.json``."""
+
+    settings: dict[str, bool | int | float | str | None]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,9 @@ def make_plan(
     """
     if samples_per_shard is None:
         samples_per_shard = min(MAX_SAMPLES, -(-len(split.videos) // MIN_SHARDS))
-    if samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: choose at least 1")
+    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
+        remedy = f"choose 1 to {MAX_PER_SHARD}"
+        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: {remedy}")
     videos = sorted(split.videos, key=lambda video: (_order_hash(seed, video), video.identity, video.label))
     keyed = [(f"{position:08d}", video) for position, video in enumerate(videos)]
     prefix = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in split.name)
@@ -128,18 +138,21 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
                 raise UserError(f"--out {out} holds shards that this command did not start: choose another folder")
             write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
             return
-        existing = json.loads(path.read_bytes())
+        existing = load_json(path, _PlanFile)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete {out} and start again") from error
-    refuse_differences(out, existing["settings"], content["settings"])
+    except InvalidJsonError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another folder") from error
+    refuse_differences(out, existing.settings, content["settings"])
 
 
 def check_library_versions(plan: ShardPlan, out: Path) -> None:
     """Raise UserError if library versions differ from those of the first shards. Call this before writing more."""
-    existing = json.loads(_plan_file(out).read_bytes())
-    refuse_differences(out, existing["versions"], plan.versions)
+    try:
+        existing = load_json(_plan_file(out), _PlanFile)
+    except (OSError, InvalidJsonError) as error:
+        raise UserError(f"{_plan_file(out)} cannot be read ({error}): choose another folder") from error
+    refuse_differences(out, existing.versions, plan.versions)
 
 
 def _plan_file(out: Path) -> Path:

@@ -17,7 +17,9 @@ from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from data_tools.annotations import VideoRecord
 from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
@@ -26,21 +28,24 @@ from data_tools.make_shards.shard_plan import QUARANTINE, STATE, PlannedShard, S
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, shard_is_complete
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, load_json
 
 _PROGRESS_SECONDS = 0.1
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 @dataclass
 class Counts:
     """Progress of a shard or of the whole data set."""
 
-    videos: int = 0  # processed videos, stored or not
-    frames: int = 0  # stored frames
-    bytes: int = 0  # bytes of the stored frames
+    videos: _Count = 0  # processed videos, stored or not
+    frames: _Count = 0  # stored frames
+    bytes: _Count = 0  # bytes of the stored frames
     damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
-    quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
+    quarantine: list[QuarantineRow] = field(default_factory=list)  # rows of quarantine.jsonl
 
     @property
     def stored(self) -> int:
@@ -69,11 +74,10 @@ class ShardRecord:
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
     """Load the record of a finished shard. Return None if the shard is unfinished, or has changed since."""
     try:
-        content = json.loads(record_path(out, shard).read_bytes())
-        entry = content["entry"] and ShardEntry(**content["entry"])
-        intact = entry is None or shard_is_complete(out / shard.name, entry)
-        return ShardRecord(Counts(**content["counts"]), entry) if intact else None
-    except (OSError, ValueError, TypeError, KeyError):
+        record = load_json(record_path(out, shard), ShardRecord)
+        intact = record.entry is None or shard_is_complete(out / shard.name, record.entry)
+        return record if intact else None
+    except (OSError, InvalidJsonError):
         return None
 
 

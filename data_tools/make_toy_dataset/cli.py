@@ -28,6 +28,7 @@ from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, load_json
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -140,12 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _is_done(settings: ToySettings, out: Path) -> bool:
     """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set."""
     try:
-        before = json.loads((out / _DONE).read_bytes())
+        before = load_json(out / _DONE, dict[str, bool | int | float | str | None])
     except FileNotFoundError:
         if out.is_dir() and any(out.glob("*.csv")):
             raise UserError(f"--out {out} holds another data set: choose another folder") from None
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, InvalidJsonError) as error:
         raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
     refuse_differences(out, before, asdict(settings))
     return True

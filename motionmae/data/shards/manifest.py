@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.json_text import InvalidJsonError, JsonModel, parse_json
 
+_SHARD_NAME = re.compile(r"[^/\x00-\x1f\x7f]+\.tar")
 MANIFEST = "manifest.json"  # file name within a folder of shards
 
 
@@ -93,6 +95,9 @@ def parse_manifest(path: str, raw: bytes) -> Manifest:
         raise UserError(f"{path} is damaged ({error}): run make_shards again") from error
     check_version(path, content.format_version)
     manifest = content.manifest
+    for shard in manifest.shards:
+        if not _SHARD_NAME.fullmatch(shard.name):
+            raise UserError(f"{path} has a shard with the invalid name {shard.name!r}: make the shards again")
     if manifest.encoder.encoding not in ENCODINGS:
         raise UserError(
             f"{path} says that frames have the encoding {manifest.encoder.encoding[:20]}, which is not "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from motionmae.json_text import JSON_LIMIT, JsonModel
 
@@ -22,7 +22,7 @@ _TAR_BLOCK = 512
 _INDEX_BYTES, _INDEX_BYTES_PER_SAMPLE = 1 << 20, 16 << 10  # a sample takes 250 bytes, with 1000 windows 8 KB
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-ShardName = Annotated[str, StringConstraints(pattern=r"^[^/\x00-\x1f\x7f]+\.tar$", max_length=200)]
+ShardName = Annotated[str, StringConstraints(max_length=255)]
 Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
 FileBytes = Annotated[int, Field(ge=1, le=1 << 50)]
 Samples = Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
@@ -100,7 +100,7 @@ class IndexFile(JsonModel):
 
     format_version: Small
     name: ShardName
-    sha256: Sha256
+    sha256: Annotated[str, StringConstraints(max_length=100)]  # compared with the manifest
     bytes: FileBytes
     samples: Samples
     columns: Columns
@@ -130,6 +130,16 @@ class SampleFacts(JsonModel):
     height: Side
     width: Side
     times: Annotated[list[float], _ONCE]
+
+
+def _has_row_keys(row: dict[str, str]) -> dict[str, str]:
+    if not row.keys() >= {"path", "reason", "error"}:
+        raise ValueError("it lacks path, reason or error")
+    return row
+
+
+QuarantineRow = Annotated[dict[str, str], AfterValidator(_has_row_keys)]
+"""Row of quarantine.jsonl: path, reason and error of a video that could not be stored."""
 
 
 def _fit(windows: Sequence[int], frames: int) -> bool:
