@@ -74,7 +74,7 @@ class BetonReader:
             raise UserError(f"{path} was not made from the shards of data.shards: {remake}")
         if not len(rows) == len(reader.alloc_table) // 2 == manifest.samples:
             raise UserError(f"{path} lacks some of the {manifest.samples} samples: {remake}")
-        self._rows = rows
+        self._rows, self._stride = rows, manifest.encoder.stride
         self._memory_context = OSCacheManager(reader).schedule_epoch([])
         self._memory_context.__enter__()
         self.memory: np.ndarray = np.asarray(self._memory_context.state[0]).view(np.ndarray)
@@ -106,6 +106,9 @@ class BetonReader:
         except ValidationError as error:
             detail = f"its row is wrong ({error.errors(include_url=False)[0]['msg']})"
             raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail) from error
+        if known.stride != self._stride:
+            detail = f"its row has the stride {known.stride}, the manifest says {self._stride}"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail)
         return SampleMeta(self.path.name, str(sample), has_flow=False, **known.__dict__), checksums[:frames]
 
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:

@@ -114,6 +114,9 @@ class _OpenShard:
     def where(self, row: int) -> str:
         return f"{self.name}:{self._keys[row]}"
 
+    def has_stride(self, stride: int) -> bool:
+        return bool((self._columns["stride"] == stride).all())
+
     def value(self, column: str, row: int) -> Any:
         return self._columns[column][row].item()
 
@@ -195,14 +198,20 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(number)
         if shard is None:
-            entry = self.manifest.shards[number]
-            # two threads may open the same shard at the same time, which is harmless
-            shard = _OpenShard(entry.name, self.manifest.encoder.encoding, self.store.open(entry))
+            shard = self._open_shard(self.manifest.shards[number])  # two threads may do so at once, which is harmless
             with self._lock:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
         return shard, sample_id - int(self._starts[number])
+
+    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
+        encoder = self.manifest.encoder
+        shard = _OpenShard(entry.name, encoder.encoding, self.store.open(entry))
+        if not shard.has_stride(encoder.stride):
+            detail = f"its index has another stride than the manifest, which says {encoder.stride}"
+            raise CorruptSample(Reason.BAD_INDEX, entry.name, detail)
+        return shard
 
     def keep_only(self, shards: Set[int]) -> None:
         """Close all shards except those with the given numbers, so that a full cache can evict the closed ones."""

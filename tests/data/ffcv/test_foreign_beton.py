@@ -67,6 +67,7 @@ def test_a_row_that_is_not_the_size_of_its_jpegs(whole, tmp_path, height, width)
     assert f"48 x 64 pixels, its row says {height} x {width}" in str(fault)
 
 
+@pytest.mark.long
 def test_such_a_row_counts_against_the_budget(whole, tmp_path):
     change_row(whole, tmp_path / "x.beton", height=192, width=256)
     data = DataConfig(shards=str(whole / "s"), beton=str(tmp_path / "x.beton"), max_corrupt_samples=0)
@@ -83,7 +84,7 @@ def test_such_a_row_counts_against_the_budget(whole, tmp_path):
         *({"frames": value} for value in (0, 2**31, 2**32 - 1)),
         *({"windows": value} for value in (0, 2, 2**32 - 1)),
         *({"height": value, "width": value} for value in (0, 2**31, 2**32 - 1)),
-        {"stride": 0},
+        *({"stride": value} for value in (0, 2, 3)),
         {"label": -2},
         *({"fps": value} for value in (0, -1, float("nan"), float("inf"))),
         *({"ptr": value} for value in (2**63, 2**64 - 1)),

@@ -74,7 +74,7 @@ def use(folder) -> SampleMeta:
 NO_NUMBERS = (-1, 2**70, 1.5, "x", None, [1], math.nan, True)
 WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frames", "height", "width"), (0, 2**31, 2**40, 2**62, *NO_NUMBERS)),
-    "stride": (0, 2**40, *NO_NUMBERS),
+    "stride": (0, 2, 7, 2**40, *NO_NUMBERS),
     "label": (-2, 2**40, 2**70, 1.5, "x", None, True),
     "fps": (0, -1, 2**70, "x", None, math.nan, math.inf),
     "key": (5, None, "", "a/b", "../a", "a\n", "a" * 81),
