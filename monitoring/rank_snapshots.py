@@ -66,7 +66,7 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshots of an earlier attempt, and expired folders of other jobs."""
+    """Delete snapshots of earlier attempts of this job, and folders of other jobs older than a week."""
     for path in matching(folder, _OURS):
         path.unlink(missing_ok=True)
     for other in folder.parent.iterdir():

@@ -13,8 +13,9 @@ from pathlib import Path
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
+from motionmae.data.shards.format import ShardEntry, check_size, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
+from motionmae.data.shards.publish import current_index
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, temporary_of, write_atomically
 
@@ -67,7 +68,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     for folder, entry in shards:
         path = folder / entry.name
         if (first := paths.setdefault(entry.sha256, path)) is not path:
-            raise UserError(f"{path} and {first} are the same shard: give every folder once")
+            raise UserError(f"{path} and {first} are the same shard: give each folder only once")
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], wi
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
-    """Link or copy a shard to its new name, write its index, and return its manifest entry."""
+    """Link or copy the shard of ``entry`` to the name ``to``, write its index, and return the new manifest entry."""
     source = folder / entry.name
     _, columns = load_index(source, entry)
     check_size(source, entry)
@@ -121,7 +122,7 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     except OSError:  # the folders are on different disks, or the disk has no hard links
         with atomic_path(to) as temporary:
             shutil.copyfile(source, temporary)
-    content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
+    content = json.loads(current_index(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}
     return write_index(to, content)

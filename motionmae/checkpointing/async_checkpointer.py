@@ -20,7 +20,8 @@ from motionmae.config import CheckpointConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import Lease
 
 CLOSE_SECONDS = 60.0  # time that a write in progress has to finish after the attempt fails
@@ -54,7 +55,7 @@ class AsyncCheckpointer:
         self._error: BaseException | None = None
 
     def start(self, engine: Engine, step: int, state: dict[str, Any], requested: float, waited: float = 0.0) -> None:
-        """Copy the engine's state and begin to write it. Collective. Call :meth:`wait` first.
+        """Copy the engine's state and begin to write it. All ranks must call this. Call :meth:`wait` first.
 
         Args:
             state: content of state.json.

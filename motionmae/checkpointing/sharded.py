@@ -19,16 +19,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
+from motionmae.checkpointing.load_weights import read_tensors
 from motionmae.distributed.context import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale
 from motionmae.engine.sharded_state import KINDS, MOMENTS
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, FileEntry
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count, FileEntry
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.lease import Lease
 
@@ -55,6 +57,15 @@ class _Fragment(NamedTuple):
     value: Tensor
     shape: torch.Size  # shape of the whole tensor
     writer: int  # rank that writes the whole tensor
+
+
+class _OptimizerState(JsonModel):
+    steps: Count
+    loss_scale: LossScale | None
+
+
+class _SavedOptimizer(JsonModel, extra="ignore"):
+    optimizer: _OptimizerState
 
 
 class PinnedStagingBuffer:
@@ -88,7 +99,10 @@ class _Writer(NamedTuple):
 def stage(
     engine: Engine, rank: DistributedContext, step: int, state: dict[str, Any], buffer: PinnedStagingBuffer
 ) -> StagedState:
-    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content. Collective."""
+    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content.
+
+    All ranks must call this.
+    """
     buffer.writers = buffer.writers or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []
@@ -115,7 +129,10 @@ def stage(
 
 
 def _assign_writers(engine: Engine, rank: DistributedContext) -> list[_Writer]:
-    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does. Collective."""
+    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does.
+
+    All ranks must call this.
+    """
     held = gather_objects([sharded_state.is_whole_here(engine, parameter) for parameter in engine.parameters.values()])
     writers = []
     for index, holds in enumerate(zip(*held, strict=True)):
@@ -132,7 +149,7 @@ def write(
     lease: Lease | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Checkpoint:
-    """Write and commit a staged checkpoint. Collective.
+    """Write and commit a staged checkpoint. All ranks must call this.
 
     Args:
         lease: checked before every write and before the commit.
@@ -162,7 +179,9 @@ def find_newest(
     log_damaged: Callable[[Path, str], None],
     before: int | None = None,
 ) -> Checkpoint | None:
-    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank. Collective.
+    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank.
+
+    All ranks must call this.
 
     Rank 0 calls ``log_damaged(folder, reason)`` for each damaged checkpoint and removes unfinished checkpoints. No
     write may be in progress.
@@ -176,7 +195,9 @@ def find_newest(
 
 
 def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) -> None:
-    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage. Collective.
+    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage.
+
+    All ranks must call this.
 
     Raises:
         UserError: on every rank, the checkpoint belongs to a different model.
@@ -199,17 +220,20 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
         sharded_state.set_full_state(engine, parameter, values)
         if name in engine.averages:
             engine.averages[name].data.copy_(_read_average(checkpoint, files[name], name))
-    optimizer = checkpoint.state()["optimizer"]
-    sharded_state.set_optimizer_steps(engine, optimizer["steps"])
-    if engine.loss_scale and optimizer["loss_scale"]:
-        engine.loss_scale = LossScale(**optimizer["loss_scale"])
+    optimizer = checkpoint.state(_SavedOptimizer).optimizer
+    sharded_state.set_optimizer_steps(engine, optimizer.steps)
+    if engine.loss_scale and optimizer.loss_scale:
+        engine.loss_scale = optimizer.loss_scale
         engine.set_loss_scale()
 
 
 def _gather_shards(
     staged: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors that this rank writes; gather tensors that are split over the ranks. Collective."""
+    """Return all tensors that this rank writes; gather tensors that are split over the ranks.
+
+    All ranks must call this.
+    """
     tensors = dict(staged.tensors)
     for name, kind, value, shape, writer in staged.fragments:
         parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == writer else None
@@ -248,7 +272,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[s
 
 
 def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file (https://huggingface.co/docs/safetensors): length of the header, header, and tensors."""
+    """Yield the parts of a safetensors file in order: length of the header, header, and each tensor.
+
+    The format: https://huggingface.co/docs/safetensors
+    """
     entries, end = {}, 0
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32, (name, tensor.dtype)
@@ -265,24 +292,24 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _read_parameter(folder: Path, file: str, name: str) -> dict[str, Tensor]:
-    with safe_open(folder / file, framework="pt") as model:
-        values = {"parameter": model.get_tensor(name)}
-    with safe_open(folder / file.replace("model-", "optimizer-"), framework="pt") as moments:
-        values.update({kind: moments.get_tensor(f"{name}.{kind}") for kind in MOMENTS})
-    return values
+    moments = read_tensors(folder / file.replace("model-", "optimizer-"), [f"{name}.{kind}" for kind in MOMENTS])
+    values = {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
+    return {"parameter": read_tensors(folder / file, [name])[name], **values}
 
 
 def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
     """Read a weight's moving average, or the weight itself if the checkpoint has no average."""
     average = file.replace("model-", "average-")
     exists = any(entry.name == average for entry in checkpoint.files)
-    with safe_open(checkpoint.folder / (average if exists else file), framework="pt") as content:
-        return content.get_tensor(name)
+    return read_tensors(checkpoint.folder / (average if exists else file), [name])[name]
 
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations under the lease, whose results and errors are shared with all ranks. Collective."""
+    """File operations under the lease, whose results and errors are shared with all ranks.
+
+    All ranks must call this.
+    """
 
     rank: DistributedContext
     lease: Lease | None
