@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import EngineConfig
+    from motionmae.data.open_video import note_on_outside
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import WRITERS, features_of_files, find_videos
@@ -45,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
                 print(f"not read: {reason}")
+            if note := note_on_outside(folder, [folder / name for name in videos]):
+                print(f"note: {note}")
             print(f"skipped {others} files without a video extension")
             print(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
     return 0

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data_tools.annotations import read_split, split
 from data_tools.decode import FrameSettings
+from data_tools.make_shards.records import Counts, ShardRecord, load_record, record_path
 from data_tools.make_shards.shard_plan import STATE, make_plan, write_or_check_plan
-from data_tools.make_shards.write import Counts, ShardRecord, load_record, record_path
 from data_tools.stats import collect
 from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
@@ -131,13 +131,13 @@ class TestState:
     def test_fuzz_of_a_record(self, tmp_path, plan):
         (shard, *_) = plan.shards
         row = {"path": "v1.mp4", "reason": "empty", "error": "no bytes"}
-        document = asdict(ShardRecord(Counts(2, 0, 0, ["caf\udce9.mp4"], [row]), None))
+        document = asdict(ShardRecord(Counts(2, 0, 0, ["caf\udce9.mp4"], [row, row]), None))
         path = record_path(tmp_path, shard)
         path.parent.mkdir()
         path.write_text(json.dumps(document))
         whole = load_record(tmp_path, shard)
         assert whole is not None
-        assert whole.counts.quarantine == [row]
+        assert whole.counts.quarantine == [row, row]
 
         @FUZZ
         @given(raw=mutations(document) | documents())
