@@ -109,7 +109,11 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         raise UserError(
             f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
 
 
 def fingerprint(module: nn.Module) -> str:
