@@ -7,10 +7,11 @@ NAMES = (
     "README.md~", "config.json.bak", "config.yaml.orig", "model.safetensors.tmp", "motionmae.json.old",
     "notes.jsonl", "events.jsonl.1", "metrics-mine.jsonl", "lease.json.old", "job.json.old", ".lease.lock.old",
     "encoder-mine.safetensors", "train-000000.tar.bak", "train-000000.idx.json.old", "merged-results.csv",
-    "merged-000000.tar.old", "quarantine.jsonl.orig", "manifest.json.old", "plan.json.old", "cache_key.json.bak",
-    "toy.json.old", "train.csv.old", "report.html.old", "reconstruction.png.old", "figures.json.tmp.mine",
-    "predictions.csv.old", "0.json.bak", "demo-7.json.old", "tiny-0.json.old", "step-00000100-best-keep.zip",
-    ".figures.json.mine.tmp", "stop.md", "save.txt",
+    "merged-000000.tar.old", "quarantine.jsonl.orig", "retry-notes", "lock.notes-of-mine", "lock.1of2.txt",
+    "manifest.json.tmp", "manifest.json.old", "plan.json.old", "cache_key.json.bak", "toy.json.old",
+    "train.csv.old", "report.html.old", "reconstruction.png.old", "figures.json.tmp.mine", "predictions.csv.old",
+    "0.json.bak", "demo-7.json.old", "tiny-0.json.old", "step-00000100-best-keep.zip", ".figures.json.mine.tmp",
+    "stop.md", "save.txt",
 )  # fmt: skip
 """Names that resemble those of the product's files, but are none of them."""
 
