@@ -22,13 +22,11 @@ def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
 def read_quarantine(folder: Path) -> bytes:
     """Return the content of a folder's ``quarantine.jsonl``, or nothing if it is absent."""
     try:
-        return read_limited(folder / QUARANTINE, JSON_LIMIT)
+        return read_limited(folder / QUARANTINE, _LIMIT)
     except FileNotFoundError:
         return b""
     except InvalidJsonError as error:
-        raise UserError(
-            f"{folder / QUARANTINE} cannot be read ({error}): delete it, or make the shards again"
-        ) from error
+        raise UserError(f"{folder / QUARANTINE} cannot be read ({error}): make the shards again") from error
 
 
 def refuse_foreign_quarantine(folder: Path) -> None:

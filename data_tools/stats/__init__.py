@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from data_tools.quarantine import read_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
@@ -19,9 +20,7 @@ from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import output_ending, write_json
-from motionmae.json_text import InvalidJsonError, parse_json, read_limited
-
-_MAX_QUARANTINE_BYTES = 256 << 20
+from motionmae.json_text import InvalidJsonError, parse_json
 
 _EXAMPLES = """\
 examples:
@@ -86,7 +85,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
     try:
-        lines = read_limited(path, _MAX_QUARANTINE_BYTES).splitlines() if path.exists() else []
+        lines = read_quarantine(folder).splitlines()
         return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
     except (OSError, InvalidJsonError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
