@@ -10,6 +10,7 @@ from typing import Any
 
 from motionmae.config import LaunchConfig
 from motionmae.errors import UserError
+from motionmae.text import one_line
 
 _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
@@ -105,5 +106,5 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused the job ({error.stderr.strip()}): correct the sbatch options") from error
+        raise UserError(f"sbatch refused the job ({one_line(error.stderr)}): correct the sbatch options") from error
     return done.stdout.strip().partition(";")[0]

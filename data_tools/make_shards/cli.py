@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.progress import Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
@@ -21,6 +21,8 @@ from motionmae.commands.app import Command
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import output_file, write_json
+from motionmae.screen import TaskText
+from motionmae.text import printable, say
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
@@ -108,24 +110,25 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
         if arguments.retry:
             count = begin_retry(planned, out, part)
             again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
-            print(f"retry: {again}")
+            say(f"retry: {again}")
         finished = None if part else load_finished(plan, out)
-        with progress_bar(TextColumn("{task.fields[details]}")) as bar:
+        with progress_bar(TaskText("details")) as bar:
             show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
             total = write_shards(planned, out, arguments.workers, arguments.timeout, show)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
     seconds = time.monotonic() - started
     if manifest is None:
-        print(
+        say(
             f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
             f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
             "when all parts are made, run the same command without --part"
         )
     elif finished:
-        print(f"{out} is complete: {_describe(manifest)}; nothing to do")
+        say(f"{out} is complete: {_describe(manifest)}; nothing to do")
     else:
-        print(_summary(plan.split, manifest, total, out, seconds))
+        for line in _summary(plan.split, manifest, total, out, seconds):
+            say(line)
     if arguments.json:
         figures = {
             "videos": total.videos,
@@ -155,7 +158,7 @@ def _describe(manifest: Manifest) -> str:
     return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
+def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
         f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
         f"{seconds:.1f} s",
@@ -170,11 +173,11 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
         lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
     lines.extend(f"note:         {note}" for note in split.notes)
     wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
-    return "\n".join(wrapper.fill(line) for line in lines)
+    return [wrapped for line in lines for wrapped in wrapper.wrap(printable(line))]
 
 
 def _names(paths: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:limit])
+    shown = ", ".join(sorted(paths)[:limit])
     return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"
 
 

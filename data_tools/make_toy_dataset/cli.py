@@ -28,6 +28,7 @@ from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
 from motionmae.files import write_atomically
+from motionmae.text import say
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
-        print(f"{out} is complete: {counts}; nothing to do")
+        say(f"{out} is complete: {counts}; nothing to do")
         return 0
     started = time.monotonic()
     real = find_real_videos() if settings.real else []
@@ -130,10 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped: repeat the command to start again") from None
-    print(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
+    say(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
     if settings.real:
         where = ", ".join([*PACKAGES, *FOLDERS])
-        print(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
+        say(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
     return 0
 
 

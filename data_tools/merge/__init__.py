@@ -16,6 +16,7 @@ from motionmae.data.shards.format import ShardEntry, check_size, index_path, loa
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, write_atomically
+from motionmae.text import say
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): choose another --out, or free space") from error
-    print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
+    say(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 
 

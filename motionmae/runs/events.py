@@ -6,7 +6,6 @@ contain some steps twice: :func:`current_rows` returns the rows that count. Only
 
 import errno
 import json
-import logging
 import math
 import os
 import threading
@@ -17,7 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-logger = logging.getLogger(__name__)
+from motionmae.text import get_logger
+
+logger = get_logger(__name__)
 
 Row = dict[str, Any]
 

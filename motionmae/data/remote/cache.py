@@ -14,7 +14,6 @@ that it can lock exclusively, and therefore no shard in use. The mtime of a shar
 
 import contextlib
 import hashlib
-import logging
 import math
 import os
 import re
@@ -40,8 +39,9 @@ from motionmae.data.shards.reader import OpenedShard, ShardReader
 from motionmae.errors import UserError
 from motionmae.files import sync, write_atomically
 from motionmae.locks import acquire
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 _CACHED_NAME = re.compile(

@@ -10,7 +10,6 @@
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -27,8 +26,9 @@ from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FIRST_DELAY = 1.0
 """Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""
