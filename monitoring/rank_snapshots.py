@@ -9,6 +9,7 @@ The folder is local to the node and private to the user. The file of a hanging r
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,8 +17,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from motionmae.files import atomic_path
+from motionmae.files import atomic_path, matching, temporary_of
 
+_NAME = r"\d+\.json"
+_OURS = re.compile(rf"{_NAME}|{temporary_of(_NAME)}")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
@@ -42,7 +45,7 @@ class Snapshot:
         Raises:
             OSError: if the file cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False, unique=False) as temporary:
+        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
 
@@ -64,7 +67,7 @@ def node_folder(key: str) -> Path:
 
 def clear(folder: Path) -> None:
     """Delete the snapshots of an earlier attempt, and expired folders of other jobs."""
-    for path in [*folder.glob("*.json"), *folder.glob("*.tmp")]:
+    for path in matching(folder, _OURS):
         path.unlink(missing_ok=True)
     for other in folder.parent.iterdir():
         if other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:

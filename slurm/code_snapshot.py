@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmae.files import atomic_path
+from motionmae.files import atomic_folder
 from motionmae.runs.git_revision import git_output
 
 LARGEST_UNTRACKED = 5_000_000
@@ -59,7 +59,7 @@ class CodeSnapshot:
             return target
         left_out = [str(path) for path in self.left_out]
         record = {"commit": self.commit, "changed": bool(self.diff), "files": len(self.files), "left_out": left_out}
-        with atomic_path(target, durable=False) as temporary:
+        with atomic_folder(target) as temporary:
             for path in self.files:
                 copy = temporary / path
                 copy.parent.mkdir(parents=True, exist_ok=True)

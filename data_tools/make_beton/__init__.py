@@ -160,7 +160,7 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
     tasks.put([(sample, sample) for sample in range(manifest.samples)])
     tasks.put(None)
     allocations: queue.SimpleQueue[list[tuple[int, int, int]]] = queue.SimpleQueue()
-    with atomic_path(out, unique=False) as temporary:
+    with atomic_path(out) as temporary:
         writer = DatasetWriter(str(temporary), {form.FIELD: form.ClipField(manifest.fingerprint)}, page, num_workers=1)
         writer.num_samples = manifest.samples
         writer.prepare()

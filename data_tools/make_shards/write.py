@@ -207,7 +207,7 @@ class _Writer:
             path.unlink()
             index_path(path).unlink()
         record = {"counts": vars(counts), "entry": vars(writer.entry) if counts.stored else None}
-        write_atomically(record_path(self._out, shard), json.dumps(record, sort_keys=True).encode(), unique=False)
+        write_atomically(record_path(self._out, shard), json.dumps(record, sort_keys=True).encode())
 
     def _write_video(self, writer: ShardWriter, key: str, video: VideoRecord) -> Counts:
         try:
@@ -259,7 +259,7 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         raise UserError(f"finished shards of {out} have changed during this run: repeat the command")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
-    write_atomically(out / QUARANTINE, "".join(lines).encode(), unique=False)
+    write_atomically(out / QUARANTINE, "".join(lines).encode())
     frames, split = plan.frames, plan.split
     window = frames.window if frames.clips else 0
     manifest = Manifest(

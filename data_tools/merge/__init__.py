@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +16,12 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.errors import UserError
-from motionmae.files import atomic_path, sync, write_atomically
+from motionmae.files import atomic_path, sync, temporary_of, write_atomically
 from motionmae.text import say
+
+_NAMES = rf"merged-\d{{6}}\.(?:tar|idx\.json)|quarantine\.jsonl|{re.escape(MANIFEST)}"
+_OURS = re.compile(rf"{_NAMES}|{temporary_of(_NAMES)}")
+"""Names that merge writes, also those that a killed merge left."""
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
@@ -69,7 +74,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     out.mkdir(parents=True, exist_ok=True)
     existing = sorted(out.iterdir())
     for path in existing:
-        if not path.name.startswith(("merged-", "quarantine.jsonl")):
+        if not _OURS.fullmatch(path.name):
             raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
     for path in existing:  # files that a killed merge left, perhaps a merge of more folders
         path.unlink()
@@ -115,7 +120,7 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     try:
         os.link(source, to)
     except OSError:  # the folders are on different disks, or the disk has no hard links
-        with atomic_path(to, unique=False) as temporary:
+        with atomic_path(to) as temporary:
             shutil.copyfile(source, temporary)
     content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
     if without_labels:

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.files import temporary_of, write_atomically
 
 FILE_NAME = "cache_key.json"  # in a folder of results
+_OURS = re.compile(temporary_of(re.escape(FILE_NAME)))  # left by a killed writer
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CacheKey:
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = json.loads(json.dumps(asdict(self))), read_cache_key(folder)
         if theirs is None:
-            if any(not path.name.startswith(FILE_NAME) for path in folder.iterdir()):
+            if any(not _OURS.fullmatch(path.name) for path in folder.iterdir()):
                 raise UserError(f"{folder} contains files but no {FILE_NAME}: choose another --out")
             write_atomically(folder / FILE_NAME, (json.dumps(ours, indent=1) + "\n").encode())
         elif theirs != ours:

@@ -45,7 +45,8 @@ logger = get_logger(__name__)
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 _CACHED_NAME = re.compile(
-    r"(?P<stem>[0-9a-f]{32}-.+)(?P<kind>\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json((\.[0-9a-f]+)?\.tmp)?)"
+    r"(?P<temporary>\.)?(?P<stem>[0-9a-f]{32}-.+)"
+    r"(?P<kind>(?(temporary)\.idx\.json\.[0-9a-f]{8}\.tmp|(\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json)))"
 )
 _SLACK = 1.02  # factor for the size of the indexes
 _FULL_CACHE_POLL_SECONDS = 1.0

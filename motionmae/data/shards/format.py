@@ -219,7 +219,7 @@ class ShardWriter:
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write the index of a shard atomically, and return the shard's manifest entry."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    write_atomically(index_path(shard), raw, unique=False)
+    write_atomically(index_path(shard), raw)
     return _entry(content, raw)
 
 

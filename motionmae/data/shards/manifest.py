@@ -57,7 +57,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
-    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def parse_manifest(path: str, raw: bytes) -> Manifest:

@@ -105,7 +105,7 @@ def test_a_killed_writer_leaves_no_shard_and_the_next_one_makes_the_same_bytes(t
 def test_a_rewritten_shard_is_not_complete_before_its_new_index(tmp_path, monkeypatch):
     write(tmp_path / "a.tar")
 
-    def die(path, content, unique):
+    def die(path, content):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shard_format, "write_atomically", die)
