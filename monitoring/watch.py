@@ -85,7 +85,7 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
     ]
     whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
     for phase, style in _STYLES.items():
-        share = mean(f"{phase.value}_seconds") / whole
+        share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
         bar = cell("█" * round(share * 12), style)
         alarming = phase is Phase.DATA_WAIT and share > 0.2
         rows.append((phase.value.replace("_", " "), bar, cell(f"{share:.0%}", "bold red" if alarming else "")))

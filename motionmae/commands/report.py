@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             pictures += reconstructions(history.folder.path)
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
             notes.append(f"{history.name}: no reconstructions ({error})")
+    notes += [note for history in histories for note in history.notes]
     out = arguments.out or arguments.folders[0] / "report.html"
     write_atomically(out, render(histories, pictures, losses, notes).encode())
     if losses:
