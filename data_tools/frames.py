@@ -59,7 +59,7 @@ class FrameEncoder:
         return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
-        """Encode the planes of :meth:`scale` as JPEG."""
+        """Return a JPEG of planes that :meth:`scale` returned."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
 
     def _rotate(self, plane: Any) -> Any:

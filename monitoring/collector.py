@@ -39,7 +39,7 @@ class NodeCollector(Collector):
 
     Args:
         folder: the node's snapshot folder.
-        gpus: source that the collector closes at its end.
+        gpus: source of the GPU metrics. The collector closes it.
         run: the run folder.
         with_goodput: also compute the run's goodput; true on rank 0's node only.
     """

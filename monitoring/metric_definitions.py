@@ -1,6 +1,7 @@
 """Definitions of all metrics. The exporter, docs/metrics.md and the checks of rules and dashboards use them.
 
-To add a number that training writes to metrics.jsonl, add a definition with its key in ``row_keys``; nothing else.
+To export a number that training writes to metrics.jsonl, add one definition with the number's key in ``row_keys``. No
+other change is needed.
 
 Names follow Prometheus: base units, ratios from 0 to 1, counters end in _total. A label never holds a step, a path, an
 error text or a job id (run_info alone has the job id). Prometheus adds the labels ``run`` and ``instance``.
@@ -184,7 +185,7 @@ def markdown() -> str:
 
 
 def main() -> int:
-    """Print docs/metrics.md."""
+    """Print the text of docs/metrics.md, made from the definitions."""
     argparse.ArgumentParser(
         prog="python -m monitoring.metric_definitions", description="Print docs/metrics.md, the list of all metrics."
     ).parse_args()

@@ -70,7 +70,7 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshots of an earlier attempt, and expired folders of other jobs that hold only snapshots."""
+    """Delete snapshots of earlier attempts of this job, and folders of snapshots of other jobs older than a week."""
     _delete_snapshots(folder)
     for other in folder.parent.iterdir():
         status = other.lstat()

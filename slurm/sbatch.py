@@ -69,7 +69,7 @@ def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.removeprefix("--").partition("=")
         if not key or not equals:
-            raise UserError(f"--sbatch {text} has no value: write the long option, for example --sbatch mem=200G")
+            raise UserError(f"--sbatch {text} has no value: write NAME=VALUE, for example --sbatch mem=200G")
         refuse_reserved_option(key, "--sbatch")
         options[key] = value
     return options
@@ -106,5 +106,6 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused the job ({one_line(error.stderr)}): correct the sbatch options") from error
+        reason = one_line(error.stderr)
+        raise UserError(f"sbatch refused the job ({reason}): correct the flags, --sbatch or the site file") from error
     return done.stdout.strip().partition(";")[0]

@@ -210,7 +210,7 @@ def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
 
 
 def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
-    """Submit the run and print its job. With --follow, return the run's active job instead, if any.
+    """Submit the run, print its job ID, and return the job. With --follow, return the run's active job, if any.
 
     Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
     """

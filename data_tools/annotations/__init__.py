@@ -40,7 +40,7 @@ def read_split(
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
         listed = f"{result.description} names {len(duplicates)} videos more than once"
-        raise UserError(f"{listed}, first {duplicates[0]}: keep one line for each")
+        raise UserError(f"{listed}, first {duplicates[0]}: keep one line for each video")
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
         raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")

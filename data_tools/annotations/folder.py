@@ -1,9 +1,9 @@
-"""Read any folder of videos. The labels come from lists, from class folders, or are absent.
+"""Read any folder of videos. Labels come from lists or from class folders; a flat folder has no labels.
 
 * Lists ``train.csv``, ``val.csv``, ``test.csv`` (or ``.txt``), or one given file. Lines are "path label", "path,label"
   or "path" as in VideoMAE and PySlowFast, but a path may contain blanks. A csv may have the header path,label. Labels
-  are numbers, or names that are numbered alphabetically. ``classInd.txt`` ("number name") in the folder of the list
-  gives names to numbers.
+  are numbers, or names that are numbered alphabetically. If the folder of the list contains
+  ``classInd.txt`` with lines "number name", that file names the numbers.
 * Class folders ``CLASS/.../video`` or ``SPLIT/CLASS/.../video``. Classes are numbered alphabetically.
 * A flat folder. The videos have no label.
 """

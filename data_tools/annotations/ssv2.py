@@ -57,7 +57,8 @@ def _read_json(file: Path, kind: type) -> Any:
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file ({error}): download the official file again") from error
     if not isinstance(content, kind):
-        raise UserError(f"{file} does not hold a JSON {kind.__name__}: download the official file again")
+        expected = "object" if kind is dict else "array"
+        raise UserError(f"{file} does not hold a JSON {expected}: download the official file again")
     return content
 
 

@@ -165,8 +165,8 @@ def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None
             if others := counts - {str(part[1])}:
                 (out / STATE / name).unlink()
                 raise UserError(
-                    f"{out} was started in {others.pop()} parts, and this is one of {part[1]}: use the earlier number, "
-                    "or leave --part out"
+                    f"{out} was started in {others.pop()} parts, but --part names one of {part[1]}: use the "
+                    "first number, or leave --part out"
                 )
         yield
 

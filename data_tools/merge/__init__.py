@@ -68,7 +68,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     for folder, entry in shards:
         path = folder / entry.name
         if (first := paths.setdefault(entry.sha256, path)) is not path:
-            raise UserError(f"{path} and {first} are the same shard: give every folder once")
+            raise UserError(f"{path} and {first} are the same shard: give each folder only once")
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], wi
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
-    """Link or copy a shard to its new name, write its index, and return its manifest entry."""
+    """Link or copy the shard of ``entry`` to the name ``to``, write its index, and return the new manifest entry."""
     source = folder / entry.name
     _, columns = load_index(source, entry)
     check_size(source, entry)

@@ -95,7 +95,7 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
 
 
 def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    """Decode frames of ``decode`` samples of a shard, and return the problems. The shard's hash selects the samples."""
+    """Choose ``decode`` samples of a shard by its hash, decode frames of each, and return the problems."""
     part = open_reader(folder, replace(manifest, shards=(entry,)))
     faults = []
     for row in Random(entry.sha256).sample(range(entry.samples), min(max(0, decode), entry.samples)):

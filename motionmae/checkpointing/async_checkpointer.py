@@ -54,7 +54,7 @@ class AsyncCheckpointer:
         self._error: BaseException | None = None
 
     def start(self, engine: Engine, step: int, state: dict[str, Any], requested: float, waited: float = 0.0) -> None:
-        """Copy the engine's state and begin to write it. Collective. Call :meth:`wait` first.
+        """Copy the engine's state and begin to write it. All ranks must call this. Call :meth:`wait` first.
 
         Args:
             state: content of state.json.

@@ -88,7 +88,10 @@ class _Writer(NamedTuple):
 def stage(
     engine: Engine, rank: DistributedContext, step: int, state: dict[str, Any], buffer: PinnedStagingBuffer
 ) -> StagedState:
-    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content. Collective."""
+    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content.
+
+    All ranks must call this.
+    """
     buffer.writers = buffer.writers or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []
@@ -115,7 +118,10 @@ def stage(
 
 
 def _assign_writers(engine: Engine, rank: DistributedContext) -> list[_Writer]:
-    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does. Collective."""
+    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does.
+
+    All ranks must call this.
+    """
     held = gather_objects([sharded_state.is_whole_here(engine, parameter) for parameter in engine.parameters.values()])
     writers = []
     for index, holds in enumerate(zip(*held, strict=True)):
@@ -132,7 +138,7 @@ def write(
     lease: Lease | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Checkpoint:
-    """Write and commit a staged checkpoint. Collective.
+    """Write and commit a staged checkpoint. All ranks must call this.
 
     Args:
         lease: checked before every write and before the commit.
@@ -162,7 +168,9 @@ def find_newest(
     log_damaged: Callable[[Path, str], None],
     before: int | None = None,
 ) -> Checkpoint | None:
-    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank. Collective.
+    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank.
+
+    All ranks must call this.
 
     Rank 0 calls ``log_damaged(folder, reason)`` for each damaged checkpoint and removes unfinished checkpoints. No
     write may be in progress.
@@ -176,7 +184,9 @@ def find_newest(
 
 
 def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) -> None:
-    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage. Collective.
+    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage.
+
+    All ranks must call this.
 
     Raises:
         UserError: on every rank, the checkpoint belongs to a different model.
@@ -209,7 +219,10 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
 def _gather_shards(
     staged: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors that this rank writes; gather tensors that are split over the ranks. Collective."""
+    """Return all tensors that this rank writes; gather tensors that are split over the ranks.
+
+    All ranks must call this.
+    """
     tensors = dict(staged.tensors)
     for name, kind, value, shape, writer in staged.fragments:
         parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == writer else None
@@ -248,7 +261,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[s
 
 
 def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file (https://huggingface.co/docs/safetensors): length of the header, header, and tensors."""
+    """Yield the parts of a safetensors file in order: length of the header, header, and each tensor.
+
+    The format: https://huggingface.co/docs/safetensors
+    """
     entries, end = {}, 0
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32, (name, tensor.dtype)
@@ -282,7 +298,10 @@ def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations under the lease, whose results and errors are shared with all ranks. Collective."""
+    """File operations under the lease, whose results and errors are shared with all ranks.
+
+    All ranks must call this.
+    """
 
     rank: DistributedContext
     lease: Lease | None

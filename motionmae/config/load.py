@@ -94,7 +94,7 @@ def _find(name: str) -> Path:
     if not known:
         raise UserError(f"unknown config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
     hint = mean or f"choose one of {', '.join(name for name in known if '/' not in name)}, or a config in its folders"
-    raise UserError(f"unknown config {name!r} in {CONFIG_FOLDER}: {hint}")
+    raise UserError(f"{CONFIG_FOLDER} has no config {name!r}: {hint}")
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:

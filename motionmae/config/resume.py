@@ -1,4 +1,4 @@
-"""Comparison of a run's saved settings with the settings of a resume. Fields marked MAY_CHANGE may differ."""
+"""Comparison of a run's saved settings with the resuming command's. Fields marked MAY_CHANGE may differ."""
 
 from typing import Any
 

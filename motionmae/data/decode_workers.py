@@ -40,7 +40,7 @@ class WorkerFailed(RuntimeError):  # noqa: N818 - names an event
 
 
 class _Task(NamedTuple):
-    """Request of the training process to a worker: clips to decode and the buffers for them."""
+    """Request from the training process to a worker: clips to decode, and buffers for the decoded clips."""
 
     requests: list[ClipRequest]
     handles: list[int]  # handles of the buffer for clips and, if requested, of the buffer for optical flow
@@ -60,7 +60,7 @@ class _Pipe(NamedTuple):
 class WorkerDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards that decodes in worker processes.
 
-    ``open_decoder`` runs in each worker, and once in this process, where missing shards raise UserError.
+    Each worker calls ``open_decoder``. This process calls it once too, to raise UserError if a shard is missing.
     """
 
     def __init__(self, open_decoder: Callable[[], ShardDecoder], workers: int):

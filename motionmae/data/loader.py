@@ -232,7 +232,8 @@ class ClipLoader:
                 index = target.sampler.next_in_window(item.shuffle_index)
                 if index == first_index[item.row]:
                     raise UserError(
-                        f"all samples of a shuffle window in {self.data.shards} are corrupt: restore the shards"
+                        f"all samples of a shuffle window in {self.data.shards} are corrupt: "
+                        "run `motionmae shards verify`, and restore the shards that it names"
                     )
                 replacements.append(_Item(item.row, index, target.sampler.sample(index)))
             items = replacements

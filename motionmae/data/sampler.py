@@ -111,7 +111,7 @@ class EpochSampler:
         return index + 1 if index + 1 < indices.stop else indices.start
 
     def window(self, index: int) -> tuple[range, list[int]]:
-        """Return the shuffle indices and the shard numbers of the window that contains ``index``."""
+        """Return the shuffle indices and the shard numbers of the shuffle window that contains ``index``."""
         window_start = self._lists[2]
         window = bisect.bisect_right(window_start, index) - 1
         shards = self._permutation[self._bounds[window] : self._bounds[window + 1]]

@@ -1,7 +1,4 @@
-"""Rank, world size, and device of this process, and collectives on Python objects.
-
-"Collective" in a docstring means: all ranks must call this.
-"""
+"""Rank, world size, and device of this process, and collectives on Python objects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +42,10 @@ def broadcast_object(value: Any) -> Any:
 
 
 def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank. Collective."""
+    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank.
+
+    All ranks must call this.
+    """
     answer: Any = None
     if rank.is_rank_zero:
         try:
@@ -60,7 +60,10 @@ def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> 
 
 
 def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank. Collective."""
+    """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank.
+
+    All ranks must call this.
+    """
     results: list[Result] = []
     run_on_rank_zero(rank, lambda: results.append(action()))
     return results[0] if results else action()

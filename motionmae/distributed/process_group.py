@@ -65,8 +65,8 @@ def create_store(
         nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
         if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
             raise UserError(
-                f"MASTER_ADDR={host} resolves to {address[0]} on rank 0, which no other node can reach: correct "
-                "/etc/hosts on that node, or set MASTER_ADDR to an address in the cluster's network"
+                f"MASTER_ADDR={host} resolves to {address[0]} on rank 0's node, and no other node can reach "
+                "it: correct /etc/hosts on rank 0's node, or set MASTER_ADDR to an address in the cluster's network"
             )
         listener = socket.create_server(address[:2], family=family, backlog=4096)
     except OSError as error:

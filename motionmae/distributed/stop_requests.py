@@ -90,7 +90,10 @@ class StopRequests:
         self._found = (False, False)
 
     def sync_across_ranks(self) -> Request:
-        """Agree with all ranks on one request. Collective on CPU tensors; no device waits for the answer."""
+        """Agree with all ranks on one request. It uses CPU tensors, so that no device waits.
+
+        All ranks must call this.
+        """
         stop, save = self._poll_files()
         level = _STOP_FILE_LEVEL if stop else self._signals.level
         answer = torch.tensor([level, int(save)])

@@ -70,7 +70,7 @@ class Engine:
 
     Attributes:
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
-        accumulation: micro-batches of one step.
+        accumulation: number of micro-batches in one step.
         precision: fp32, bf16 or fp16, never auto.
         loss_scale: loss scale of fp16; None at other precisions.
         parameters: trained parameters by name, in the model's order, the same on every rank.

@@ -75,7 +75,10 @@ def shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def read(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """Gather a whole parameter or moment, by ``kind``, on the device. Collective; may alias the live value."""
+    """Gather a whole parameter, or the moment that ``kind`` names, on the device. All ranks must call this.
+
+    The result may share memory with the live value.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if kind == "parameter":
@@ -97,7 +100,7 @@ def is_whole_here(engine: HasOptimizer, parameter: nn.Parameter) -> bool:
 
 
 def read_here(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """Return the live parameter or moment, by ``kind``, without communication."""
+    """Return the live parameter, or the moment that ``kind`` names, without communication."""
     if kind == "parameter" or engine.stage == 0:
         return read(engine, parameter, kind)
     return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
@@ -113,7 +116,7 @@ def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Set a parameter and its moments from whole tensors by kind, equal on all ranks. Collective."""
+    """Set a parameter and its moments from whole tensors by kind, equal on all ranks. All ranks must call this."""
     if engine.stage == 3:
         _set_fragments(parameter, values)
         return

@@ -70,7 +70,8 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         for name, content in contents.items():
             write_atomically(out / name, content)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}): choose a folder with write permission") from error
+        remedy = "choose a folder that you can write to, on a disk with free space"
+        raise UserError(f"--out {out} cannot be written ({error}): {remedy}") from error
     return [out / name for name in contents]
 
 

@@ -51,7 +51,7 @@ def infer(
     """Compute all items that are not in ``parts`` yet, and return all results. All ranks must call this.
 
     Args:
-        items: maps each name to a stamp that changes with the video, unless ``key`` changes; equal on every rank.
+        items: maps each item's name to a stamp, the same on every rank. A changed stamp or ``key`` recomputes the item.
         read: returns the model's input for an item, or raises one of UNREADABLE. Runs in threads.
         compute: maps the model's input to float32 values.
         parts: folder of the finished results.

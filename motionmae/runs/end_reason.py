@@ -26,8 +26,8 @@ class Requeue(Enum):
 class EndReason(StrEnum):
     """How an attempt ended. Events, metrics, the report and the requeue policy use these values.
 
-    Each member is defined by its value and by the four constants below, in this order. Exit codes 74 to 76 have the
-    meaning of sysexits.h; 137 and 143 are 128 plus the signal.
+    The tuple of each member holds its value and then the four attributes below, in their order. Exit codes 74 to 76
+    have the meaning of sysexits.h; 137 and 143 are 128 plus the signal.
     """
 
     exit_code: int  # exit code of the rank; 1 where the rank cannot choose it

@@ -34,7 +34,10 @@ class SkippedStep:
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
-    """Find the cause of a skipped step from this rank's losses (L,) and sample IDs (b,) per micro-batch. Collective."""
+    """Find the cause of a skipped step from this rank's losses (L,) and sample IDs (b,) per micro-batch.
+
+    All ranks must call this.
+    """
     nonfinite = not bool(losses.isfinite().all())
     answers = gather_objects(torch.cat(samples).tolist() if nonfinite else None)
     ranks = [rank for rank, ids in enumerate(answers) if ids is not None]

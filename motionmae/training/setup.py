@@ -77,7 +77,9 @@ def make_task(config: Config) -> Task:
 def build_trainer(
     config: Config, task: Task, signals: StopSignals, sinks: Iterable[Sink], stack: ExitStack
 ) -> Trainer | None:
-    """Build this rank's trainer from the newest checkpoint; return None if the run is complete. Collective.
+    """Build this rank's trainer from the newest checkpoint; return None if the run is complete.
+
+    All ranks must call this.
 
     ``stack`` closes all parts of the trainer.
 
@@ -239,7 +241,10 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 def load_train_state(
     checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
-    """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ. Collective."""
+    """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
+
+    All ranks must call this.
+    """
     saved = broadcast_object(checkpoint.state() if checkpoint and rank.is_rank_zero else None)
     if saved is None:
         return TrainState()
@@ -271,7 +276,7 @@ def build_engine(
     checkpoint: Checkpoint | None,
     startup: StartupTimer,
 ) -> Engine:
-    """Build the model on DeepSpeed and load the checkpoint. Collective."""
+    """Build the model on DeepSpeed and load the checkpoint. All ranks must call this."""
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")
     saved = checkpoint.state().get("task", {}) if checkpoint else None

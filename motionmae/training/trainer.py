@@ -145,7 +145,7 @@ class Trainer:
         return StepResult(losses, applied, samples)
 
     def log_step(self, result: StepResult) -> None:
-        """Write a row of metrics for the last step. Collective."""
+        """Write a row of metrics for the last step. All ranks must call this."""
         self.count_corrupt()
         row = self.metrics.row(self.state, result)
         self.events.metrics(row)
@@ -153,7 +153,7 @@ class Trainer:
             callback.on_log(row)
 
     def count_skipped(self, result: StepResult) -> SkippedStep | None:
-        """Count and log a skipped step; return it if too many steps were skipped. Collective."""
+        """Count and log a skipped step; return it if too many steps were skipped. All ranks must call this."""
         skipped = nonfinite.find_cause(self.engine, result.losses, result.samples)
         self.events.event(Kind.NONFINITE, self.state.step, data_step=self.state.data_step, **asdict(skipped))
         if skipped.cause != "overflow":
@@ -161,7 +161,9 @@ class Trainer:
         return skipped if nonfinite.count_skipped(self.state, skipped) else None
 
     def rollback(self, skipped: SkippedStep, request: Request) -> Iterator[Batch]:
-        """Load the checkpoint before the skipped steps, or the oldest; return the batches after them. Collective.
+        """Load the checkpoint before the skipped steps, or the oldest; return the batches after them.
+
+        All ranks must call this.
 
         The new state is saved at once: a run that is killed later does not repeat the skipped steps.
 
@@ -193,7 +195,10 @@ class Trainer:
         return self.batches()
 
     def count_corrupt(self) -> None:
-        """Add all ranks' corrupt samples to the state; raise a UserError beyond the config's limit. Collective."""
+        """Add all ranks' corrupt samples to the state; raise a UserError beyond the config's limit.
+
+        All ranks must call this.
+        """
         new: dict[str, str] = {}
         for found in gather_objects(dict(self.loader.corrupt_samples)):
             for sample, reason in found.items():
@@ -214,7 +219,7 @@ class Trainer:
             )
 
     def save(self, request: Request) -> None:
-        """Start to save a checkpoint; wait for the write if the attempt ends. Collective."""
+        """Start to save a checkpoint; wait for the write if the attempt ends. All ranks must call this."""
         start = time.perf_counter()
         self.timer.enter(Phase.CHECKPOINT)
         if request.end:

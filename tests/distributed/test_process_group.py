@@ -96,5 +96,5 @@ def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monk
     with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
         create_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
-    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on rank 0, which no other node can reach"):
+    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on rank 0's node, and no other node can reach it"):
         create_store({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)

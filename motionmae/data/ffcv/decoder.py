@@ -85,7 +85,7 @@ class BetonReader:
         return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if they are damaged."""
+        """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if it is damaged."""
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))

@@ -283,7 +283,7 @@ def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
 
 
 def check_version(path: Path | str, version: object) -> None:
-    """Raise UserError if the format version differs from this code's. Call this before using other values."""
+    """Raise UserError if ``version`` is not this code's format version. Call this before you read other values."""
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path} has shard format version {version}, but this program reads version {FORMAT_VERSION}: "

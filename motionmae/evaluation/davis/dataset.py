@@ -80,7 +80,7 @@ def score_folder(sequences: list[Sequence], results: Path) -> Scores:
         if not sequence.annotated:
             raise UserError(
                 f"{sequence.name} has {len(sequence.frames)} frames but {len(sequence.masks)} annotated masks: "
-                "remove it from the list of --image-set, or download the masks of all frames"
+                "download the masks of all frames, or remove the sequence from the list of --image-set"
             )
         if len(sequence.frames) < 3:
             raise UserError(

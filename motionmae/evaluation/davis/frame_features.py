@@ -4,7 +4,7 @@ A video encoder takes cubes (tubelets) of several frames. An adapter builds the 
 without later frames:
 
 - ``duplicate``: a clip of one time step, whose cubes repeat the frame;
-- ``pairs``: a clip of one time step, whose cubes contain the previous frame and the frame;
+- ``pairs``: a clip of one time step, whose cubes contain the previous frame and this frame;
 - ``sliding``: a full-length clip that ends with the frame. The features are those of its last time step, in which the
   frame is repeated.
 

@@ -76,7 +76,8 @@ def _nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) -> Iterator[Tensor]:
     """Yield the soft labels (objects + 1, rows, columns) of every frame after the first, on the CPU.
 
-    ``features`` are (width, rows, columns) of each frame in order, including the first frame, on any device.
+    ``features`` yields a tensor (channels, rows, columns) for each frame in order, including the first frame, on any
+    device. The channels are the width of the encoder.
     ``labels`` are (objects + 1, rows, columns) of the first frame.
     """
     frames = iter(features)

@@ -36,7 +36,7 @@ class StepMetrics:
     timer: StepTimer
 
     def row(self, state: TrainState, result: StepResult) -> Row:
-        """Compute the row of the last step. Collective."""
+        """Compute the row of the last step. All ranks must call this."""
         times = self.times()
         names, rank, world = self.loss_names, self.rank.rank, self.rank.world
         shared = torch.zeros(len(names) + world, device=self.rank.device)  # one message for losses and times
