@@ -29,7 +29,8 @@ from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import acquire_lease
 from motionmae.training.pretrain import Pretraining
 

@@ -106,9 +106,14 @@ def replace_folder(new: Path, final: Path) -> None:
     aside = aside_of(final)
     if os.path.lexists(final):
         final.rename(aside)
-    new.rename(final)
+    try:
+        new.rename(final)
+    except OSError:
+        recover_folder(final)
+        raise
     sync(final.parent)
-    remove(aside)
+    with suppress(OSError):  # the replacement is done; the next one tries again
+        remove_folder(aside)
 
 
 def aside_of(final: Path) -> Path:
@@ -120,9 +125,20 @@ def recover_folder(final: Path) -> None:
     """Give back its name to a folder that a killed :func:`replace_folder` set aside; delete it if it was replaced."""
     aside = aside_of(final)
     if os.path.lexists(final):
-        remove(aside)
-    elif os.path.lexists(aside):
+        remove_folder(aside)
+    elif is_folder(aside):
         aside.rename(final)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether ``path`` is a folder, or a link to a folder, which may be absent."""
+    return path.is_dir() or (path.is_symlink() and not path.exists())
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, or a link to a folder. Nothing happens if ``path`` is a file or absent."""
+    if is_folder(path):
+        remove(path)
 
 
 def remove(path: Path) -> None:

@@ -151,7 +151,7 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def hostile_shards(tmp_path: Path) -> Path:
-    """Shards of two classes with hostile names, one of them no text, and files that are passed over."""
+    """Shards of two classes with hostile names, one of them no text, and files that are skipped."""
     videos = tmp_path / "videos"
     content = write_video(tmp_path / "clip.mp4", draw_frames(8)).read_bytes()
     for name in (HOSTILE.replace("/", ""), "class \udcff"):

@@ -13,8 +13,9 @@ from pathlib import Path
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
+from motionmae.data.shards.format import ShardEntry, check_size, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
+from motionmae.data.shards.publish import current_index
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, temporary_of, write_atomically
 from motionmae.text import say
@@ -122,7 +123,7 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     except OSError:  # the folders are on different disks, or the disk has no hard links
         with atomic_path(to) as temporary:
             shutil.copyfile(source, temporary)
-    content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
+    content = json.loads(current_index(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}
     return write_index(to, content)

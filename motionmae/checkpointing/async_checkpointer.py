@@ -20,7 +20,8 @@ from motionmae.config import CheckpointConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import Lease
 
 CLOSE_SECONDS = 60.0  # time that a write in progress has to finish after the attempt fails

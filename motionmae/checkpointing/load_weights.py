@@ -6,7 +6,7 @@ Files are unpickled with ``torch.load(weights_only=True)``: only tensors, plain 
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from motionmae.errors import UserError
 from motionmae.models import convert
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, defect_of, read_manifest
+from motionmae.runs.checkpoint_manifest import Checkpoint, defect_of, read_manifest
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
+_MOST_WRAPPERS = 4  # dictionaries around a state dict; a hostile one can hold itself
 _NAMES_SHOWN = 3
 
 
@@ -63,12 +65,17 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
-    complete = CheckpointStore(folder.checkpoints).complete()
+    store = CheckpointStore(folder.checkpoints)
+    complete = store.complete()
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: choose from the saved steps ({steps})")
+        broken = [f"{path.name}: {found}" for path, found in store.newest_first() if not isinstance(found, Checkpoint)]
+        skipped = f" (skipped {broken[0]})" if broken else ""
+        raise UserError(
+            f"{folder.checkpoints} has no checkpoint{wanted}{skipped}: choose from the saved steps ({steps})"
+        )
     return chosen[-1]
 
 
@@ -133,9 +140,17 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:
         if entry.name.startswith(kind):
-            with safe_open(folder / entry.name, framework="pt") as file:
-                weights.update({name: file.get_tensor(name) for name in entry.tensors})
+            weights.update(read_tensors(folder / entry.name, entry.tensors))
     return weights
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read tensors of a safetensors file of a checkpoint, or raise a UserError if one is absent."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise UserError(f"{path} does not fit its manifest ({_reason(error)}): choose another checkpoint") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -149,12 +164,21 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
-    while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
-        content = inner
+    content = _unwrap(content)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+
+
+def _unwrap(content: Any) -> Any:
+    """Return the state dict inside the dictionaries that trainers save around it."""
+    for _ in range(_MOST_WRAPPERS):
+        wrapper = next((name for name in _WRAPPERS if isinstance(content, dict) and name in content), None)
+        if wrapper is None:
+            return content
+        content = content[wrapper]
+    return content
 
 
 def _reason(error: Exception) -> str:
@@ -162,7 +186,7 @@ def _reason(error: Exception) -> str:
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0].partition(" In PyTorch ")[0]
     return "damaged, or not written by torch.save"
 
 
@@ -186,6 +210,9 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             return convert.from_videomae(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (LookupError, RuntimeError, TypeError) as error:  # tensors of other shapes, or only some of the tensors
+        reason = f"{error} is absent" if isinstance(error, KeyError) else _reason(error)
+        raise UserError(f"{path} holds only a part of a known model ({reason}): give all of its weights") from error
     raise UserError(
         f"{path} holds weights of an unknown model (such as {_list(sorted(state)) or 'none at all'}): "
         "give weights of MotionMAE, VideoMAE, MAE-ST or Hugging Face's VideoMAE"

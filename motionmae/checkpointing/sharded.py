@@ -19,16 +19,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
+from motionmae.checkpointing.load_weights import read_tensors
 from motionmae.distributed.context import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale
 from motionmae.engine.sharded_state import KINDS, MOMENTS
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, FileEntry
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count, FileEntry
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.lease import Lease
 
@@ -55,6 +57,15 @@ class _Fragment(NamedTuple):
     value: Tensor
     shape: torch.Size  # shape of the whole tensor
     writer: int  # rank that writes the whole tensor
+
+
+class _OptimizerState(JsonModel):
+    steps: Count
+    loss_scale: LossScale | None
+
+
+class _SavedOptimizer(JsonModel, extra="ignore"):
+    optimizer: _OptimizerState
 
 
 class PinnedStagingBuffer:
@@ -209,10 +220,10 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
         sharded_state.set_full_state(engine, parameter, values)
         if name in engine.averages:
             engine.averages[name].data.copy_(_read_average(checkpoint, files[name], name))
-    optimizer = checkpoint.state()["optimizer"]
-    sharded_state.set_optimizer_steps(engine, optimizer["steps"])
-    if engine.loss_scale and optimizer["loss_scale"]:
-        engine.loss_scale = LossScale(**optimizer["loss_scale"])
+    optimizer = checkpoint.state(_SavedOptimizer).optimizer
+    sharded_state.set_optimizer_steps(engine, optimizer.steps)
+    if engine.loss_scale and optimizer.loss_scale:
+        engine.loss_scale = optimizer.loss_scale
         engine.set_loss_scale()
 
 
@@ -281,19 +292,16 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _read_parameter(folder: Path, file: str, name: str) -> dict[str, Tensor]:
-    with safe_open(folder / file, framework="pt") as model:
-        values = {"parameter": model.get_tensor(name)}
-    with safe_open(folder / file.replace("model-", "optimizer-"), framework="pt") as moments:
-        values.update({kind: moments.get_tensor(f"{name}.{kind}") for kind in MOMENTS})
-    return values
+    moments = read_tensors(folder / file.replace("model-", "optimizer-"), [f"{name}.{kind}" for kind in MOMENTS])
+    values = {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
+    return {"parameter": read_tensors(folder / file, [name])[name], **values}
 
 
 def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
     """Read a weight's moving average, or the weight itself if the checkpoint has no average."""
     average = file.replace("model-", "average-")
     exists = any(entry.name == average for entry in checkpoint.files)
-    with safe_open(checkpoint.folder / (average if exists else file), framework="pt") as content:
-        return content.get_tensor(name)
+    return read_tensors(checkpoint.folder / (average if exists else file), [name])[name]
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, [_figures(checkpoint) for checkpoint in inspected])
     if arguments.repair:
-        deleted = repair(inspected)
-        say(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")
+        links = {found.folder: found.link for found in inspected if found.link}
+        deleted = [_deletion(path, links.get(path, "")) for path in repair(inspected)]
+        say(f"deleted {', '.join(deleted)}" if deleted else "nothing to repair")
         return 0
     damaged, unreadable = ([f for f in inspected if f.status.value == kind] for kind in ("damaged", "unreadable"))
     if damaged:
@@ -65,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     if unreadable:
         say(f"{len(unreadable)} cannot be read but may be valid: repair the storage before a resume")
     return 1 if damaged or unreadable else 0
+
+
+def _deletion(path: Path, link: str) -> str:
+    return f"the link {path.name} (not its target {link})" if link else path.name
 
 
 def _progress(found: list[Any]) -> Iterator[Any]:

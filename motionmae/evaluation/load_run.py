@@ -13,12 +13,30 @@ from motionmae.checkpointing.load_weights import load_state_dict_strict, newest_
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
+from motionmae.json_text import JsonModel
 from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.vit import Encoder
+from motionmae.runs.checkpoint_manifest import Count
 from motionmae.runs.directory import RunFolder
 from motionmae.training.finetune import load_frozen
+
+
+class _Progress(JsonModel, extra="ignore"):
+    step: Count
+
+
+class _Task(JsonModel, extra="ignore"):
+    class_names: tuple[str, ...] = ()
+    frozen: str = ""
+
+
+class _SavedRun(JsonModel, extra="ignore"):
+    """Parts of a checkpoint's state.json that an evaluation reads."""
+
+    trainer: _Progress
+    task: _Task = _Task()
 
 
 @dataclass(frozen=True)
@@ -58,20 +76,20 @@ def load_pretrained(run: Path, step: int | None = None) -> Pretrained:
     config, weights, saved = _load(run, step, "pretrain")
     model = build_motionmae(config)
     load_state_dict_strict(model, weights.state, weights.origin)
-    return Pretrained(model.eval(), config, saved["trainer"]["step"])
+    return Pretrained(model.eval(), config, saved.trainer.step)
 
 
 def load_finetuned(run: Path, step: int | None = None) -> Finetuned:
     """Load a fine-tuning run from the checkpoint of ``step``, by default the newest one."""
     config, weights, saved = _load(run, step, "finetune")
-    names = tuple(saved["task"]["class_names"])
+    names = saved.task.class_names
     model = build_classifier(config, len(names))
     state = dict(weights.state)
     if config.finetune.frozen:
-        load_frozen(model.encoder, RunFolder(run), config.finetune.init, saved["task"])
+        load_frozen(model.encoder, RunFolder(run), config.finetune.init, saved.task.model_dump())
         state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
     load_state_dict_strict(model, state, weights.origin)
-    return Finetuned(model.eval(), config, saved["trainer"]["step"], names)
+    return Finetuned(model.eval(), config, saved.trainer.step, names)
 
 
 def load_run(run: Path, step: int | None = None) -> Pretrained | Finetuned:
@@ -85,12 +103,12 @@ def _config_of(run: Path) -> Config:
     return load_config(str(path))
 
 
-def _load(run: Path, step: int | None, task: str) -> tuple[Config, load_weights.Weights, dict]:
+def _load(run: Path, step: int | None, task: str) -> tuple[Config, load_weights.Weights, "_SavedRun"]:
     config = _config_of(run)
     if config.task != task:
         raise UserError(f"{run} has task={config.task}: give the folder of a run with task={task}")
     checkpoint = newest_checkpoint(RunFolder(run), step)
-    return config, load_weights.load_state(checkpoint.folder), checkpoint.state()
+    return config, load_weights.load_state(checkpoint.folder), checkpoint.state(_SavedRun)
 
 
 class Embedding(nn.Module):

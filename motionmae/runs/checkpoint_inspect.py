@@ -3,8 +3,6 @@
 The module does not import torch: it works on a login node, also while the job runs.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, defect_of, step_of
+from motionmae.files import remove
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
+from motionmae.runs.checkpoint_store import CheckpointStore, step_of
 
 
 class CheckpointStatus(StrEnum):
@@ -24,6 +25,10 @@ class CheckpointStatus(StrEnum):
     # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
+
+
+class _Writer(JsonModel, extra="ignore"):
+    writer: dict[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class InspectedCheckpoint:
     modified: float  # seconds since the epoch
     writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
     resumes: bool = False  # whether a resume would load this checkpoint
+    link: str = ""  # target, if the folder is a symbolic link; a repair deletes the link and not the target
 
 
 def inspect(
@@ -83,7 +89,7 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         )
     for found in broken:
         try:
-            shutil.rmtree(found.folder)
+            remove(found.folder)
         except OSError as error:
             raise UserError(
                 f"{found.folder} cannot be deleted ({error.strerror}): check its owner and permissions"
@@ -96,11 +102,12 @@ def _describe(
 ) -> InspectedCheckpoint:
     writer: dict[str, Any] = {}
     size, modified = 0, 0.0
+    link = str(folder.readlink()) if folder.is_symlink() else ""
+    step = checkpoint.step if isinstance(checkpoint, Checkpoint) else step_of(folder)
     try:
         modified = folder.stat().st_mtime
         size = sum(path.stat().st_size for path in folder.iterdir())
-        writer = json.loads((folder / "state.json").read_text())["writer"]
-    except (OSError, ValueError, KeyError, TypeError):
+        writer = Checkpoint(folder, step, (), step).state(_Writer).writer
+    except (OSError, UserError):
         pass  # damaged, unfinished, or deleted meanwhile
-    step = checkpoint.step if isinstance(checkpoint, Checkpoint) else step_of(folder)
-    return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes)
+    return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes, link)

@@ -187,7 +187,8 @@ class RunHistory:
 
     def ended(self, attempt_id: str) -> bool:
         """Return whether the attempt has recorded its end."""
-        return any(row["attempt"] == attempt_id for row in self.of(Kind.STOP, Kind.FINISH))
+        ends = (row for row in read_rows(self.folder.events) if row.get("kind") in (Kind.STOP, Kind.FINISH))
+        return any(row.get("attempt") == attempt_id for row in ends)  # whatever else the row lacks
 
     @property
     def finished_step(self) -> int | None:

@@ -18,17 +18,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.history import Attempt, RunHistory
 
 FILE = "lease.json"
 LOCK_TIMEOUT = 120.0  # seconds to wait for another attempt; NFS releases the lock of a dead machine sooner
+ShortText = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,255}$")]  # without control characters
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class _Holder(JsonModel, extra="ignore"):
+    """Content of lease.json: the newest attempt and its process."""
+
+    number: Annotated[int, Field(ge=0, lt=2**31)]
+    id: ShortText
+    host: ShortText
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    time: Annotated[float, Field(ge=0, lt=2**33)]  # seconds since the epoch
 
 
 @dataclass(frozen=True)
@@ -46,10 +60,10 @@ class Lease:
             OSError: the lease cannot be read. Then nothing may be written either.
         """
         holder = _read(self.file)
-        if holder["id"] != self.attempt.id:
+        if holder.id != self.attempt.id:
             raise LeaseLost(
-                f"attempt {holder['number']} of this run, started on {holder['host']} at "
-                f"{time.strftime('%H:%M:%S UTC', time.gmtime(holder['time']))}, has taken over {self.file.parent}; "
+                f"attempt {holder.number} of this run, started on {holder.host} at "
+                f"{time.strftime('%H:%M:%S UTC', time.gmtime(holder.time))}, has taken over {self.file.parent}; "
                 f"attempt {self.attempt.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
@@ -62,7 +76,7 @@ def acquire_lease(folder: Path) -> Lease:
     file = folder / FILE
     try:
         with _locked(folder / ".lease.lock"):
-            number = _read(file)["number"] + 1 if file.exists() else 1
+            number = _read(file).number + 1 if file.exists() else 1
             attempt = Attempt.begin(number)
             holder = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
             write_atomically(file, json.dumps(holder, indent=1).encode())
@@ -82,20 +96,19 @@ def current_holder(folder: Path) -> str:
     if not file.exists():
         return ""
     holder = _read(file)
-    here = holder["host"] == socket.gethostname()
-    if RunHistory(folder).ended(holder["id"]) or (here and not Path(f"/proc/{holder['pid']}").exists()):
+    here = holder.host == socket.gethostname()
+    if RunHistory(folder).ended(holder.id) or (here and not Path(f"/proc/{holder.pid}").exists()):
         return ""
     verb = "runs" if here else "may run"
-    return f"attempt {holder['number']} of this run {verb} as process {holder['pid']} on {holder['host']}"
+    return f"attempt {holder.number} of this run {verb} as process {holder.pid} on {holder.host}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> _Holder:
     try:
-        content = json.loads(file.read_text())
-        return {key: content[key] for key in ("number", "id", "host", "pid", "time")}
-    except (ValueError, KeyError, TypeError) as error:
+        return load_json(file, _Holder)
+    except InvalidJsonError as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): make sure that no job trains in its folder, then delete the file"
+            f"{file} is damaged ({error}): make sure that no job trains in its folder, then delete the file"
         ) from error
 
 

@@ -119,7 +119,7 @@ def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping
     source = str(folder.encoder) if folder.encoder.is_file() else init
     load_encoder(encoder, source)
     loaded = fingerprint(encoder)
-    if saved is not None and saved["frozen"] != loaded:
+    if saved is not None and saved.get("frozen") != loaded:
         raise UserError(
             f"{source} holds a different encoder from the one that the head in {folder.path} was trained on: "
             f"restore the run's {folder.encoder.name}, or train a new probe with name=..."

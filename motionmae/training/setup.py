@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from motionmae.checkpointing import sharded
 from motionmae.config import Config, WatchdogConfig, load_config, save_config
@@ -17,7 +18,6 @@ from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.manifest import Manifest
 from motionmae.distributed.context import (
     DistributedContext,
-    broadcast_object,
     gather_objects,
     rank_zero_first,
     run_on_rank_zero,
@@ -27,7 +27,10 @@ from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.errors import UserError
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
@@ -44,6 +47,21 @@ from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
 
 logger = get_logger(__name__)
+
+
+class _SavedTask(JsonModel, extra="ignore"):
+    """Parts of a checkpoint's state.json, as :meth:`Trainer.checkpoint_metadata` writes them."""
+
+    task: dict[str, Any] = Field(default_factory=dict)
+
+
+class _SavedSettings(_SavedTask):
+    config: dict[str, Any]
+    loader: dict[str, Any]
+
+
+class _SavedTraining(_SavedSettings):
+    trainer: TrainState
 
 
 def run_training(config: Config, *, signals: StopSignals | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
@@ -149,25 +167,25 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     """
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
-    saved = next(filter(None, map(_read_state, reversed(store.complete()))), None)
+    saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
         manifest_of_run = load_manifest(running.data.shards, running.data)
-        saved = {"config": running.model_dump(mode="json"), "loader": _identity(running, manifest_of_run)}
+        identity = _identity(running, manifest_of_run)
+        saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
     if saved:
-        check_same_run(saved["config"], config)
-        check_same_stream(saved["loader"], _identity(config, manifest))
+        check_same_run(saved.config, config)
+        check_same_stream(saved.loader, _identity(config, manifest))
 
 
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
 
 
-def _read_state(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
     try:
-        state = checkpoint.state()
-        return state if {"config", "loader"} <= state.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return checkpoint.state(_SavedSettings)
+    except (OSError, UserError):
         return None
 
 
@@ -245,16 +263,16 @@ def load_train_state(
 
     All ranks must call this.
     """
-    saved = broadcast_object(checkpoint.state() if checkpoint and rank.is_rank_zero else None)
-    if saved is None:
+    if checkpoint is None:
         return TrainState()
+    saved = run_on_rank_zero(rank, lambda: checkpoint.state(_SavedTraining))
 
     def check() -> None:
-        check_same_run(saved["config"], config)
-        check_same_stream(saved["loader"], loader.identity)
+        check_same_run(saved.config, config)
+        check_same_stream(saved.loader, loader.identity)
 
     rank_zero_first(rank, check)
-    return TrainState(**saved["trainer"])
+    return saved.trainer
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
@@ -279,7 +297,7 @@ def build_engine(
     """Build the model on DeepSpeed and load the checkpoint. All ranks must call this."""
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")
-    saved = checkpoint.state().get("task", {}) if checkpoint else None
+    saved = checkpoint.state(_SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
     model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
     engine = Engine(model, task.parameter_groups(model), config, rank)

@@ -9,15 +9,16 @@ from torch.optim import Optimizer
 
 from motionmae.config import OptimConfig
 from motionmae.data.rng import keyed_bits
+from motionmae.runs.checkpoint_manifest import Count
 
 
 @dataclass
 class TrainState:
     """Progress of a run. Every count is over all ranks and does not depend on their number."""
 
-    step: int = 0  # steps taken, including skipped ones; determines the learning rate
-    data_step: int = 0  # position in the data, in steps; a rollback keeps it, so that training uses new samples
-    skipped: int = 0  # steps skipped for a non-finite loss or gradient
+    step: Count = 0  # steps taken, including skipped ones; determines the learning rate
+    data_step: Count = 0  # position in the data, in steps; a rollback keeps it, so that training uses new samples
+    skipped: Count = 0  # steps skipped for a non-finite loss or gradient
     recently_skipped: list[int] = field(default_factory=list)  # steps that nonfinite.py compares with its BUDGET
     rollbacks: list[int] = field(default_factory=list)  # ``data_step`` of each rollback
     corrupt: dict[str, str] = field(default_factory=dict)  # corrupt samples of all ranks and attempts: ID -> reason

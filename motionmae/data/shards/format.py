@@ -9,9 +9,8 @@ A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per vid
     KEY.flow   optional: offsets[T + 1] like KEY.jpgs, then T optical-flow fields (motionmae.data.flow)
 
 The index ``NAME.idx.json`` beside the tar holds the offset and the size of each member, and the values that a loader
-needs to cut a clip without KEY.json. The tar is written under a temporary name, flushed and renamed. The index is
-written after the tar and marks the shard as complete. The bytes of a shard depend only on the samples: they contain no
-times, owners or host names.
+needs to cut a clip without KEY.json. A shard without its index is incomplete. The bytes of a shard depend only on the
+samples: they contain no times, owners or host names.
 """
 
 import contextlib
@@ -29,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.publish import current_index, index_path, publish, recover, temporary_path
 from motionmae.errors import UserError
-from motionmae.files import sync, write_atomically
+from motionmae.files import write_atomically
 
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
 """Extension of the member that holds the frames, by their encoding. The columns of the index always say ``jpgs``."""
@@ -80,15 +80,12 @@ def pack_frames(frames: Sequence[bytes]) -> list[bytes]:
     return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
 
 
-def index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
-
-
 class ShardWriter:
     """Writer of one shard. The complete shard appears at the end of the ``with`` block and replaces an older version.
 
-    If the block raises an exception, the unfinished file is removed. A killed process leaves ``NAME.tar.tmp``, which
-    the next writer of the same shard overwrites. ``encoding`` is a key of :data:`ENCODINGS`.
+    If the block raises an exception, the unfinished file is removed. After a kill, the old or the new shard is read,
+    and the next writer of the same shard removes what is left (motionmae.data.shards.publish). ``encoding`` is a key of
+    :data:`ENCODINGS`.
 
     Example::
 
@@ -103,13 +100,13 @@ class ShardWriter:
         self.path = path
         self.encoding = encoding
         self.entry: ShardEntry | None = None
-        self._temporary = path.with_name(path.name + ".tmp")
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self._sha256 = hashlib.sha256()
         self._size = 0
 
     def __enter__(self) -> "ShardWriter":
-        self._file = self._temporary.open("wb", buffering=_WRITE_BYTES)
+        recover(self.path)  # what a killed writer left; a link of the temporary name would be written through
+        self._file = temporary_path(self.path).open("xb", buffering=_WRITE_BYTES)
         return self
 
     def write(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes] = ()) -> None:
@@ -197,13 +194,9 @@ class ShardWriter:
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes the buffer, and the flush may fail again
             self._file.close()
-        self._temporary.unlink()
+        recover(self.path)
 
     def _publish(self) -> None:
-        index = index_path(self.path)
-        index.unlink(missing_ok=True)  # without an index the shard counts as incomplete
-        self._temporary.replace(self.path)
-        sync(self.path.parent)
         content = {
             "format_version": FORMAT_VERSION,
             "encoding": self.encoding,
@@ -213,14 +206,20 @@ class ShardWriter:
             "samples": len(self._columns["key"]),
             "columns": self._columns,
         }
-        self.entry = write_index(self.path, content)
+        raw = _index_bytes(content)
+        publish(self.path, raw)
+        self.entry = _entry(content, raw)
 
 
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write the index of a shard atomically, and return the shard's manifest entry."""
-    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    raw = _index_bytes(content)
     write_atomically(index_path(shard), raw)
     return _entry(content, raw)
+
+
+def _index_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
@@ -230,7 +229,7 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
     """Read and parse the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
-    path = index_path(shard)
+    path = current_index(shard)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
