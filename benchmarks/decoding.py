@@ -19,6 +19,7 @@ from av.stream import Disposition
 from benchmarks.script import build_parser, run_script
 from motionmae.commands.app import main as motionmae
 from motionmae.data.open_shards import open_reader
+from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.shards.reader import ShardReader
 from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
@@ -46,12 +47,12 @@ Written by `python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md
 def codec_of(path: Path) -> str:
     """Return the codec and the pixel format of the best video stream."""
     try:
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_video(path) as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:
                 return ""
             return f"{stream.codec_context.name} {getattr(stream.codec_context, 'pix_fmt', None) or ''}".strip()
-    except (av.FFmpegError, AttributeError):
+    except (av.FFmpegError, RefusedFormat, AttributeError):
         return ""
 
 

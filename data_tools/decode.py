@@ -21,6 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_tools.frames import FlowRecorder, FrameEncoder
+from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.errors import UserError, check_limits
 
 MAX_STORED_BYTES = 2**30
@@ -34,6 +35,7 @@ class QuarantineReason(StrEnum):
     EMPTY = "empty"  # the file has no bytes
     UNREADABLE = "unreadable"  # the file system reports an error
     NOT_A_VIDEO = "not_a_video"  # the container format is unknown, or its header is lost
+    REFUSED_FORMAT = "refused_format"  # a playlist, a text, a picture or the like (motionmae.data.open_video)
     NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
     NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
@@ -109,21 +111,18 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         return decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
+    except RefusedFormat as error:
+        raise UndecodableVideo(QuarantineReason.REFUSED_FORMAT, str(error)) from error
     except OSError as error:  # includes some errors of PyAV, e.g. denied permission
         raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
         raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
 
 
-def _open(path: Path) -> Any:
-    # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
-    return av.open(str(path.absolute()), metadata_errors="replace")
-
-
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
     """Count the packets, i.e. the frames of an undamaged file. Call ``on_progress`` whenever reading moves forward."""
     count = farthest = 0
-    with _open(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
+    with open_video(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(_video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
@@ -143,7 +142,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     times: list[float | None] = []
     size = 0
     flow = FlowRecorder(settings.flow) if settings.flow else None
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1  # there is one process per core, and damage must not depend on threads
         for frame in _frames(container, stream, errors):

@@ -155,10 +155,10 @@ def temporary_of(pattern: str) -> str:
 
 
 def matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """Return what in ``folder`` has a name that matches in full, sorted; an empty list if the folder is absent."""
+    """Return what in ``folder`` has a name that matches in full, sorted; an empty list if there is no such folder."""
     try:
         return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -252,6 +252,8 @@ class FileTail:
     def new_text(self) -> str:
         """Return the complete lines appended since the last call."""
         try:
+            if not self._path.is_file():  # a device has no end
+                return ""
             with self._path.open("rb") as file:
                 file.seek(self._position)
                 data = file.read()

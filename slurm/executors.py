@@ -10,7 +10,7 @@ from pathlib import Path
 from submitit.slurm.slurm import SlurmExecutor
 
 from motionmae.config import Config
-from slurm.sbatch import requested_resources
+from slurm.sbatch import check_environment, check_options, requested_resources
 
 
 def log_folder(run: Path) -> Path:
@@ -56,6 +56,9 @@ class TrainingExecutor(SlurmExecutor):
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
         self._run, self._max_retries = config.run_folder, launch.max_retries
         variables = job_environment(config, code, "slurm", environment)
+        check_environment(variables)
+        options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
+        check_options(options)
         self.update_parameters(
             job_name=config.name,
             signal_delay_s=launch.signal_seconds,

@@ -10,12 +10,18 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from motionmae import locks
+from motionmae.config.texts import JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_atomically
+from motionmae.json_text import InvalidJsonError, load_json
 from motionmae.text import LINES, say
 from slurm.scontrol import JobState, find_job
 
@@ -26,14 +32,14 @@ _LOG = LINES + "\r"  # characters of a log that are kept: progress bars return t
 _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class JobRecord:
-    """The job that was submitted last for a run."""
+    """The job that was submitted last for a run. Its texts are printed as commands, so they are checked."""
 
-    cluster: str  # slurm or local
-    job_id: str  # Slurm's job id, or the process id of the local controller
-    log: str  # log file of rank 0, over all attempts of the job
-    code: str  # folder of the code snapshot
+    cluster: Literal["slurm", "local"]
+    job_id: JobId  # Slurm's job id, or the process id of the local controller
+    log: OneLine  # log file of rank 0, over all attempts of the job
+    code: OneLine  # folder of the code snapshot
     submitted: float  # seconds since the epoch
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
 
@@ -44,10 +50,10 @@ class JobRecord:
     def read(run: Path) -> "JobRecord | None":
         """Read the last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
-            return JobRecord(**json.loads((run / "job.json").read_text()))
+            return load_json(run / "job.json", JobRecord)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        except InvalidJsonError as error:
             raise UserError(
                 f"{run / 'job.json'} is damaged ({error}): make sure that no job trains in {run}, then delete the file"
             ) from error

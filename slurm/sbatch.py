@@ -8,7 +8,10 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from motionmae.config import LaunchConfig
+from motionmae.config.texts import SbatchOption, SbatchText, VariableValue, shown, without_control
 from motionmae.errors import UserError
 from motionmae.text import one_line
 
@@ -22,6 +25,8 @@ _FLAG_OF_RESERVED = {"array": "--seeds", "signal": "--signal-seconds"} | {
     _OPTIONS[name]: f"--{_OPTIONS[name]}" for name in _RESOURCES if name not in _TEXTS
 }
 """sbatch options that only the launcher may set, each with the flag to use."""
+_SBATCH_OPTIONS = TypeAdapter(dict[SbatchOption, SbatchText])
+_ENVIRONMENT = TypeAdapter(dict[str, VariableValue])
 _RESERVED = ("ntasks", "output", "error", "open-mode", "chdir", "requeue", "no-requeue", "job-name")
 
 
@@ -44,7 +49,10 @@ def launch_overrides(arguments: argparse.Namespace) -> list[str]:
     given = {name: value for name, value in values.items() if value is not None}
     if "time" in given:
         given["time"] = parse_minutes(given["time"])
-    return [f"launch.{name}={json.dumps(value) if name in _TEXTS else value}" for name, value in given.items()]
+    return [
+        f"launch.{name}={json.dumps(value, ensure_ascii=False) if name in _TEXTS else value}"
+        for name, value in given.items()
+    ]
 
 
 def requested_resources(launch: LaunchConfig) -> dict[str, Any]:
@@ -64,15 +72,45 @@ def refuse_reserved_option(option: str, origin: str) -> None:
 
 
 def parse_sbatch_options(texts: Iterable[str]) -> dict[str, str]:
-    """Parse the values of ``--sbatch KEY=VALUE``. Raises UserError for a reserved option."""
+    """Parse the values of ``--sbatch KEY=VALUE`` for a run. Raises UserError for a reserved option."""
+    options = parse_options(texts)
+    for option in options:
+        refuse_reserved_option(option, "--sbatch")
+    return options
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, str]:
+    """Parse the values of ``--sbatch KEY=VALUE``. Raises UserError for a text that could not be a line of a script."""
     options = {}
     for text in texts:
         key, equals, value = text.removeprefix("--").partition("=")
         if not key or not equals:
-            raise UserError(f"--sbatch {text} has no value: write NAME=VALUE, for example --sbatch mem=200G")
-        refuse_reserved_option(key, "--sbatch")
+            raise UserError(f"--sbatch {shown(text)} has no value: write NAME=VALUE, for example --sbatch mem=200G")
+        check_options({key: value}, "--sbatch ")
         options[key] = value
     return options
+
+
+def check_options(options: Mapping[str, Any], origin: str = "--") -> None:
+    """Raise UserError if the key or value of an option could end its line of a job script. ``origin`` is for messages.
+
+    Each ``#SBATCH`` line is a comment to the shell, which would run whatever follows a line break.
+    """
+    _check_texts(_SBATCH_OPTIONS, {key.replace("_", "-"): str(value) for key, value in options.items()}, origin)
+
+
+def check_environment(variables: Mapping[str, str]) -> None:
+    """Raise UserError for a variable with control characters, which an exported line of a job script cannot hold."""
+    _check_texts(_ENVIRONMENT, variables, "the environment variable ")
+
+
+def _check_texts(schema: TypeAdapter[dict[str, str]], texts: Mapping[str, str], origin: str) -> None:
+    try:
+        schema.validate_python(texts)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        raise UserError(f"{origin}{shown(f'{key}={texts[key]}')} is not possible: {first['ctx']['error']}") from None
 
 
 def parse_minutes(text: str) -> int:
@@ -93,8 +131,14 @@ def parse_minutes(text: str) -> int:
 def batch_script(options: Mapping[str, Any], lines: Sequence[str]) -> str:
     """Return a script with long sbatch options, or the keys of :func:`requested_resources`, and with ``lines``.
 
-    Slurm requeues the job after a preemption or a node failure.
+    Slurm requeues the job after a preemption or a node failure. Raises UserError if a text has control characters.
     """
+    check_options(options)
+    for line in lines:
+        try:
+            without_control(line)
+        except ValueError as error:
+            raise UserError(f"the job's command {shown(line)} is not possible: {error}") from None
     directives = [f"#SBATCH --{key.replace('_', '-')}={shlex.quote(str(value))}" for key, value in options.items()]
     return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 

@@ -8,7 +8,7 @@ from data_tools.make_shards.shard_plan import STATE
 from motionmae.commands import app
 from motionmae.errors import UserError
 from motionmae.text import LINES, say
-from slurm.sbatch import add_sbatch_argument, batch_script, sbatch
+from slurm.sbatch import add_sbatch_argument, batch_script, parse_options, sbatch
 
 _DESCRIPTION = """\
 Make the shards of a large data set as a Slurm array: one job per part, then a job that writes the manifest.
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("every part of the array would write the --json file: leave out --json and see the logs")
     logs = parsed.out.absolute() / STATE / "logs"
     job = {"job-name": f"shards-{parsed.dataset}", "cpus-per-task": str(options.cpus), "time": options.time}
-    further = dict(option.partition("=")[::2] for option in options.sbatch)
+    further = parse_options(options.sbatch)
 
     def script(command: Sequence[str], part: str, log: str, **own: str) -> str:
         make = shlex.join([*app.PROGRAM, "shards", "make", "--workers", str(options.cpus), *command])

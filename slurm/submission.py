@@ -84,6 +84,7 @@ def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
 def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
+    sbatch.check_options(dependency)
     return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
@@ -154,8 +155,8 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             raise UserError(f"{run} was submitted by another command a moment ago: see {run / 'job.json'}")
         snapshot = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)])
         code = snapshot.write(run)
-        for path in snapshot.left_out:
-            say(f"note: {path} is not part of the code snapshot, because it is large and not in git")
+        for note in snapshot.notes():
+            say(f"note: {note}")
         folder = log_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         executor: TrainingExecutor | DetachedLocalExecutor

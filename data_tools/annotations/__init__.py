@@ -2,11 +2,13 @@
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from data_tools.annotations import folder, k400, ssv2
 from data_tools.annotations.split import Split, VideoIndex, VideoRecord
 from data_tools.annotations.ucf101_hmdb51 import read_hmdb51, read_ucf101
+from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
 
 READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": read_ucf101, "hmdb51": read_hmdb51, "folder": folder.read}
@@ -44,4 +46,5 @@ def read_split(
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
         raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")
-    return result
+    note = note_on_outside(videos, [video.path for video in result.videos if video.path is not None])
+    return replace(result, notes=(*result.notes, *filter(None, [note])))

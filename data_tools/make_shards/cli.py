@@ -14,8 +14,11 @@ from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
-from data_tools.make_shards.shard_plan import QUARANTINE, ShardPlan, lock_output, make_plan, write_or_check_plan
-from data_tools.make_shards.write import Counts, begin_retry, end_retry, finish, load_finished, write_shards
+from data_tools.make_shards.records import Counts, load_finished
+from data_tools.make_shards.retry import begin_retry, end_retry
+from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
+from data_tools.make_shards.write import finish, write_shards
+from data_tools.quarantine import QUARANTINE
 from data_tools.reporting import progress_bar
 from motionmae.commands.app import Command
 from motionmae.data.shards.manifest import Manifest
@@ -110,11 +113,11 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
         if arguments.retry:
             count = begin_retry(planned, out, part)
             again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
-            say(f"retry: {again}")
+            say(f"retry: {again}; their stored samples are kept")
         finished = None if part else load_finished(plan, out)
         with progress_bar(TaskText("details")) as bar:
             show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
-            total = write_shards(planned, out, arguments.workers, arguments.timeout, show)
+            total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
     seconds = time.monotonic() - started
@@ -124,11 +127,13 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
             f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
             "when all parts are made, run the same command without --part"
         )
+        for line in _remarks(plan.split, total):
+            _say(line)
     elif finished:
         say(f"{out} is complete: {_describe(manifest)}; nothing to do")
     else:
         for line in _summary(plan.split, manifest, total, out, seconds):
-            say(line)
+            _say(line)
     if arguments.json:
         figures = {
             "videos": total.videos,
@@ -167,13 +172,27 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
     if total.quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
         lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
+    return [*lines, *_remarks(split, total)]
+
+
+def _remarks(split: Split, total: Counts) -> list[str]:
+    """Return what a user should know about single videos."""
+    lines = []
+    if total.kept:
+        lines.append(f"kept:         {_names(total.kept)}, as stored before; their videos are gone or give no better")
+    if total.set_aside:
+        lines.append(f"set aside:    {_names(total.set_aside)}, damaged shards with videos that are gone")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
     if split.skipped:
         lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
-    lines.extend(f"note:         {note}" for note in split.notes)
+    return [*lines, *(f"note:         {note}" for note in split.notes)]
+
+
+def _say(line: str) -> None:
     wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
-    return [wrapped for line in lines for wrapped in wrapper.wrap(printable(line))]
+    for part in wrapper.wrap(printable(line)):
+        say(part)
 
 
 def _names(paths: Sequence[str], limit: int = 5) -> str:

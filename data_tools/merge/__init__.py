@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
@@ -20,8 +21,10 @@ from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, temporary_of, write_atomically
 from motionmae.text import say
 
-_NAMES = rf"merged-\d{{6}}\.(?:tar|idx\.json)|quarantine\.jsonl|{re.escape(MANIFEST)}"
-_OURS = re.compile(rf"{_NAMES}|{temporary_of(_NAMES)}")
+_SHARD_NAMES = r"merged-\d{6}\.(?:tar|idx\.json)"
+_LAST_NAMES = rf"{re.escape(QUARANTINE)}|{re.escape(MANIFEST)}"  # written after the shards
+_SHARD = re.compile(rf"{_SHARD_NAMES}|{temporary_of(_SHARD_NAMES)}", re.ASCII)
+_LAST = re.compile(rf"{_LAST_NAMES}|{temporary_of(_LAST_NAMES)}", re.ASCII)
 """Names that merge writes, also those that a killed merge left."""
 
 _DESCRIPTION = """\
@@ -73,19 +76,15 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    existing = sorted(out.iterdir())
-    for path in existing:
-        if not _OURS.fullmatch(path.name):
-            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
-    for path in existing:  # files that a killed merge left, perhaps a merge of more folders
+    for path in _leftovers(out):
         path.unlink()
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
     )
     sync(out)
-    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / "quarantine.jsonl").exists())
-    write_atomically(out / "quarantine.jsonl", quarantine)
+    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / QUARANTINE).exists())
+    write_atomically(out / QUARANTINE, quarantine)
     merged = replace(
         manifests[0],
         dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),
@@ -98,6 +97,21 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     )
     write_manifest(out, merged)
     return merged
+
+
+def _leftovers(out: Path) -> list[Path]:
+    """Return the files that a killed merge left, perhaps a merge of more folders. Other files raise UserError.
+
+    The shards come last, because the other files are ours only beside shards.
+    """
+    existing = sorted(out.iterdir())
+    shards = [path for path in existing if _SHARD.fullmatch(path.name)]
+    for path in existing:
+        is_ours = path in shards or (shards and _LAST.fullmatch(path.name))
+        if not is_ours or path.is_dir():
+            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
+    refuse_foreign_quarantine(out)
+    return [path for path in existing if path not in shards] + shards
 
 
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:

@@ -65,13 +65,17 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
     """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
-    store = CheckpointStore(folder.checkpoints)
-    complete = store.complete()
+    try:
+        found_all = CheckpointStore(folder.checkpoints).newest_first()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder.checkpoints} cannot be read ({reason}): check its permissions") from error
+    complete = [found for _, found in reversed(found_all) if isinstance(found, Checkpoint)]
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        broken = [f"{path.name}: {found}" for path, found in store.newest_first() if not isinstance(found, Checkpoint)]
+        broken = [f"{path.name}: {found}" for path, found in found_all if not isinstance(found, Checkpoint)]
         skipped = f" (skipped {broken[0]})" if broken else ""
         raise UserError(
             f"{folder.checkpoints} has no checkpoint{wanted}{skipped}: choose from the saved steps ({steps})"
@@ -109,7 +113,11 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         raise UserError(
             f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
 
 
 def fingerprint(module: nn.Module) -> str:

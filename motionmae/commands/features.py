@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import EngineConfig
+    from motionmae.data.open_video import note_on_outside
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import WRITERS, features_of_files, find_videos
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
                 say(f"not read: {reason}")
+            if note := note_on_outside(folder, [folder / name for name in videos]):
+                say(f"note: {note}")
             say(f"skipped {others} files without a video extension")
             say(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
     return 0

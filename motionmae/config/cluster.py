@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from motionmae.config.section import LocalPath, Section, refusal
+from motionmae.config.texts import HostList, SbatchText
 
 
 class LaunchConfig(Section):
@@ -30,17 +31,17 @@ class LaunchConfig(Section):
     """Consecutive failures without a new checkpoint that are retried."""
     preflight_seconds: PositiveInt = 120
     """Time limit of the pre-flight check of every node's device, storage and network."""
-    partition: str = ""
+    partition: SbatchText = ""
     """Slurm partition. Empty: the cluster's default."""
-    account: str = ""
+    account: SbatchText = ""
     """Slurm account to charge."""
-    qos: str = ""
+    qos: SbatchText = ""
     """Slurm quality of service."""
-    constraint: str = ""
+    constraint: SbatchText = ""
     """Required node features, for example a100."""
-    exclude: str = ""
+    exclude: HostList = ""
     """Nodes that the job must not use, as a Slurm host list, for example node[3-4]."""
-    comment: str = ""
+    comment: SbatchText = ""
     """Free text shown by squeue."""
 
     def check(self) -> None:

@@ -33,7 +33,8 @@ class DataConfig(Section):
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
     """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands
-    variables such as `$TMPDIR`. Empty: motionmae-cache-UID in the system's temporary folder."""
+    variables of folders, user and job: `$TMPDIR`, `$USER` (docs/security.md). Empty: motionmae-cache-UID in
+    the system's temporary folder."""
     cache_gb: Annotated[PositiveFloat, MAY_CHANGE] = 100.0
     """Maximum size of the cache in GB; least recently used shards are deleted first. Two shuffle windows must fit."""
     remote_retries: Annotated[NonNegativeInt, MAY_CHANGE] = 5
@@ -42,7 +43,7 @@ class DataConfig(Section):
     """Seconds without data after which a connection has failed."""
     beton: Annotated[NodePath, MAY_CHANGE_RESULT] = ""
     """FFCV file with the clips of the shards, written by `motionmae shards beton` (docs/ffcv.md). Of ``shards`` only
-    manifest.json is then needed. The node expands variables such as `$TMPDIR`. Empty: clips are read from shards."""
+    manifest.json is then needed. The node expands variables as in `cache`. Empty: clips are read from shards."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames clip.stride apart. segments: one frame from each of clip.frames equal parts of the video
     (fine-tuning on SSv2)."""

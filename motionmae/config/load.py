@@ -12,7 +12,8 @@ from motionmae.config.refusals import describe_refusal
 from motionmae.config.schema import Config
 from motionmae.config.section import marks_of
 from motionmae.config.site import Site
-from motionmae.config.trees import merge, nest, parse_yaml, read_yaml, to_yaml
+from motionmae.config.texts import check_path, one_line, shown
+from motionmae.config.trees import DEEPEST_TREE, merge, nest, parse_yaml, read_yaml, to_yaml
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -82,6 +83,7 @@ def known_configs() -> list[str]:
 
 
 def _find(name: str) -> Path:
+    _refuse_impossible(name, f"--config {shown(name)}")
     for path in (Path(name), CONFIG_FOLDER / f"{name}.yaml"):
         if path.suffix in _ENDINGS and path.is_file():
             return path
@@ -97,12 +99,21 @@ def _find(name: str) -> Path:
     raise UserError(f"{CONFIG_FOLDER} has no config {name!r}: {hint}")
 
 
+def _refuse_impossible(path: str, where: str) -> None:
+    try:
+        check_path(one_line(path), "local")
+    except ValueError as error:
+        raise UserError(f"{where} is not possible: {error}") from None
+
+
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
     """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
         chain = " -> ".join(each.name for each in (*seen, path))
         raise UserError(f"{path}: `base:` leads back to the file: remove a link of {chain}")
+    if len(seen) > DEEPEST_TREE:
+        raise UserError(f"{seen[0]} has more than {DEEPEST_TREE} bases: copy their values into one file")
     tree = read_yaml(path)
     base = tree.pop("base", None)
     layers = _file_layers(_base_of(path, str(base)), (*seen, resolved)) if base else []
@@ -111,6 +122,7 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
 
 def _base_of(path: Path, base: str) -> Path:
     """Find the config that ``base:`` names, in ``path``'s folder or among the presets. The extension is optional."""
+    _refuse_impossible(base, f"{path}: `base: {shown(base)}`")
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:
@@ -123,11 +135,13 @@ def _base_of(path: Path, base: str) -> Path:
 def _parse_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"{text!r} is not section.key=value: write for example optim.global_batch_size=256")
+        raise UserError(f"{shown(text)!r} is not section.key=value: write for example optim.global_batch_size=256")
+    if key.count(".") > DEEPEST_TREE:
+        raise UserError(f"{shown(text)!r} names a section in more than {DEEPEST_TREE} sections: correct the key")
     try:
         return nest(key, parse_yaml(value) if value.strip() else ""), text
     except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not section.key=value: the value is not readable YAML") from error
+        raise UserError(f"{shown(text)!r} is not section.key=value: the value is not readable YAML") from error
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

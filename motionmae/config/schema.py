@@ -12,21 +12,16 @@ from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, marks_of, only_for, refusal
+from motionmae.config.texts import run_name
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.config.trees import flat, merge, nest
 from motionmae.errors import UserError
 
 
-def _folder_name(name: str) -> str:
-    if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
-        raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
-    return name
-
-
 class Config(Section):
     """Configuration of a run, and shape of its YAML file. There ``base: other`` inherits the values of another file."""
 
-    name: Annotated[str, AfterValidator(_folder_name), MAY_CHANGE] = ""
+    name: Annotated[str, AfterValidator(run_name), MAY_CHANGE] = ""
     """Name of the run and of its folder in `output_dir`. Empty: the name of the config."""
     output_dir: Annotated[LocalPath, MAY_CHANGE] = "runs"
     """Folder of the run folders."""

@@ -12,8 +12,9 @@ The type of a field checks its value. :meth:`Section.check` compares the fields 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from motionmae.config.texts import check_path, one_line
 from motionmae.errors import UserError
 
 
@@ -21,6 +22,17 @@ class Section(BaseModel):
     """Part of the configuration: immutable, and without unknown keys or infinite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Check every text, because a config may come from a stranger and each value is printed, logged or opened."""
+        if isinstance(value, str) and info.field_name is not None:
+            marks = cls.model_fields[info.field_name].json_schema_extra
+            one_line(value)
+            if isinstance(marks, dict) and "path" in marks:
+                check_path(value, str(marks["path"]))
+        return value
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -37,7 +49,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 LocalPath = Annotated[str, Field(json_schema_extra={"path": "local"})]
 """Path on the file system that all nodes share."""
 NodePath = Annotated[str, Field(json_schema_extra={"path": "node"})]
-"""Path that may begin with a variable of the node, for example $TMPDIR."""
+"""Path with variables of the node, for example $TMPDIR (:func:`motionmae.config.texts.node_path`)."""
 PathOrUrl = Annotated[str, Field(json_schema_extra={"path": "url"})]
 WeightsPath = Annotated[str, Field(json_schema_extra={"path": "weights"})]
 """Path, or ``scratch``."""

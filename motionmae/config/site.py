@@ -1,39 +1,26 @@
 """Site file: settings of a cluster that every submission shares (docs/survival.md has an example)."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import Section
+from motionmae.config.texts import SbatchOption, SbatchText, Variable, VariableValue
 from motionmae.config.trees import read_yaml
 from motionmae.errors import UserError
 
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 
 
-def _matching(pattern: str, expected: str) -> AfterValidator:
-    def check(name: str) -> str:
-        if not re.fullmatch(pattern, name):
-            raise ValueError(f"write {expected}")
-        return name
-
-    return AfterValidator(check)
-
-
-Option = Annotated[str, _matching("[a-z][a-z-]*", "a long option of sbatch, such as mem")]
-Variable = Annotated[str, _matching(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
-
-
 class _Contents(Section):
     launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
-    sbatch: dict[Option, str] = Field(default_factory=dict)
+    sbatch: dict[SbatchOption, SbatchText] = Field(default_factory=dict)
     """Other long options of sbatch."""
-    environment: dict[Variable, str] = Field(default_factory=dict)
-    """Environment variables of every rank."""
+    environment: dict[Variable, VariableValue] = Field(default_factory=dict)
+    """Environment variables of every rank. They are written into the job script: no secret belongs here."""
 
 
 class Site(_Contents):

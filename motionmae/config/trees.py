@@ -10,7 +10,13 @@ from typing import Any
 
 import yaml
 
+from motionmae.config.texts import shown
 from motionmae.errors import UserError
+from motionmae.json_text import read_limited
+
+LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 1_000_000, 10_000, 20
+"""Bytes of a YAML file, and values and levels in it."""
+_TOO_DEEP = yaml.YAMLError(f"it is nested more than {DEEPEST_TREE} levels deep")
 
 
 class _StringLoader(yaml.BaseLoader):
@@ -19,10 +25,11 @@ class _StringLoader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "null":
+                raise yaml.constructor.ConstructorError(None, None, "found a key that is no name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -33,17 +40,36 @@ _StringLoader.add_constructor("null", lambda loader, node: None)
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in the file ``path``. Raises UserError if the file is unreadable or not a mapping."""
     try:
-        tree = parse_yaml(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not readable YAML: {_problem(error)}") from error
+        tree = parse_yaml(read_limited(path, LARGEST_FILE).decode())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{shown(str(path))} is not readable YAML: {shown(_problem(error))}") from error
     if not isinstance(tree, dict | None):
         raise UserError(f"{path} must map sections to keys, not hold a list or a single value: write `key: value`")
     return tree or {}
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse one YAML document, or raise yaml.YAMLError."""
-    return yaml.load(text, _StringLoader)
+    """Parse one YAML document, or raise yaml.YAMLError, also for one that is too deep or too large to be a config."""
+    try:
+        tree = yaml.load(text, _StringLoader)
+    except RecursionError:
+        raise _TOO_DEEP from None
+    _check_extent(tree)
+    return tree
+
+
+def _check_extent(tree: Any) -> None:
+    """Raise yaml.YAMLError for a tree that grows beyond measure or holds itself: an anchor may be used many times."""
+    waiting, count = [(tree, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if count > LARGEST_TREE:
+            raise yaml.YAMLError(f"it has more than {LARGEST_TREE} values")
+        if depth > DEEPEST_TREE:
+            raise _TOO_DEEP
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(child, depth + 1) for child in children]
 
 
 def to_yaml(tree: dict[str, Any]) -> str:

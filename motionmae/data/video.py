@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from motionmae.config import ClipConfig
+from motionmae.data.open_video import RefusedFormat, open_video
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,7 @@ def _frames(path: Path) -> Iterator[Any]:
     """
     found, detail = False, "it holds no frame"
     try:
-        # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles are not UTF-8
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_video(path) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise UnreadableVideo(f"{path} cannot be read: it has no video stream")
@@ -94,6 +94,8 @@ def _frames(path: Path) -> Iterator[Any]:
                 for frame in decoded:
                     found = True
                     yield frame
+    except RefusedFormat as error:
+        detail = str(error)
     except (OSError, av.FFmpegError) as error:
         detail = str(error.strerror)
     if not found:

@@ -207,7 +207,7 @@ def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON lines file without torn lines, oldest first; none if the file is absent."""
-    if path.exists():
+    if path.is_file():  # a device has no end
         with path.open(errors="replace") as file:
             yield from parse_rows(file)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from motionmae.checkpointing.load_weights import load_state, read_tensors
+from motionmae.checkpointing.load_weights import load_state, load_state_dict_strict, read_tensors
 from motionmae.errors import UserError
 
 
@@ -87,3 +87,14 @@ def test_a_checkpoint_without_a_listed_tensor(tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="does not fit its manifest"):
         read_tensors(tmp_path / "model.safetensors", ["b"])
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantized"])
+def test_tensors_that_cannot_be_copied_are_one_sentence(kind: str):
+    tensors = {
+        "meta": torch.zeros(2, 2, device="meta"),
+        "sparse": torch.zeros(2, 2).to_sparse(),
+        "quantized": torch.quantize_per_tensor(torch.zeros(2, 2), 1.0, 0, torch.qint8),
+    }
+    with pytest.raises(UserError, match="weights of a stranger holds tensors that cannot be loaded"):
+        load_state_dict_strict(nn.Linear(2, 2, bias=False), {"weight": tensors[kind]}, "weights of a stranger")

@@ -137,3 +137,8 @@ class TestLinks:
             newest(store)
         assert (store.folder / "damaged-step-00000010").readlink() == archived
         assert (archived / WEIGHTS).exists()
+
+
+def test_a_file_in_place_of_the_folder_holds_no_checkpoints(tmp_path: Path):
+    (tmp_path / "checkpoints").touch()
+    assert CheckpointStore(tmp_path / "checkpoints").newest_first() == []

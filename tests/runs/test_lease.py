@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, LeaseLost
 from motionmae.runs.events import read_rows
-from motionmae.runs.lease import FILE, acquire_lease
+from motionmae.runs.lease import FILE, acquire_lease, current_holder
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
@@ -50,6 +51,34 @@ def test_an_unreadable_lease_fails_its_check(tmp_path: Path):
 
 def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+HOLDER = {"number": 1, "id": "a", "host": "here", "pid": 1, "time": 1.0}
+DAMAGED = {
+    "deep": b"[" * 100_000,
+    "no date": json.dumps({**HOLDER, "time": 1e300}).encode(),
+    "infinite": json.dumps(HOLDER).replace("1.0", "1e400").encode(),
+    "a text for a number": json.dumps({**HOLDER, "number": "1"}).encode(),
+    "a huge number": json.dumps(HOLDER).replace('"pid": 1', '"pid": ' + "9" * 5000).encode(),
+    "a host of two lines": json.dumps({**HOLDER, "host": "a\n\x1b[31m"}).encode(),
+    "a list": b"[]",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_lease_is_one_sentence(tmp_path: Path, content: bytes):
+    (tmp_path / FILE).write_bytes(content)
+    for read in (current_holder, acquire_lease):
+        with pytest.raises(UserError, match=r"lease.json is damaged .*: make sure that no job trains") as refused:
+            read(tmp_path)
+        assert str(refused.value).isprintable()
+
+
+def test_a_lease_that_is_a_device_is_not_read(tmp_path: Path):
+    (tmp_path / FILE).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is not a regular file"):
+        current_holder(tmp_path)
 
 
 @pytest.mark.parametrize("world", [1, 2])

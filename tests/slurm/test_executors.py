@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import Config, absolute_paths, load_config
+from motionmae.errors import UserError
 from slurm import executors
 
 CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
@@ -101,3 +102,31 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
     for given, written in (("x", str(Path.cwd() / "x")), ("$TMPDIR/x", "$TMPDIR/x"), ("", "")):
         data = absolute_paths(config.updated({"data.cache": given, "data.beton": given})).data
         assert (data.cache, data.beton) == (written, written)
+
+
+@pytest.mark.parametrize("extra", [{"comment": "a\nb"}, {"mem": "a\\' --uid=0"}, {"a\nb": "1"}])
+def test_no_option_of_a_site_file_ends_its_line_of_the_script(extra: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="is not possible: "):
+        _script(_config(), **extra)
+
+
+def test_a_folder_whose_name_sbatch_would_misread_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--chdir=/a\\b is not possible: it holds a backslash"):
+        executors.TrainingExecutor(_config(), LOGS, Path("/a\\b"), {}, {})
+
+
+def test_only_named_variables_of_the_shell_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret-of-the-shell")
+    script = _script(_config())
+    assert "secret-of-the-shell" not in script
+    exported = [line.split("=")[0].removeprefix("export ") for line in script.splitlines() if "export " in line]
+    assert exported == [
+        "OMP_NUM_THREADS",
+        "TORCH_FR_BUFFER_SIZE",
+        "TORCH_FR_DUMP_TEMP_FILE",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT",
+        "NCCL_DEBUG",
+        "NCCL_SOCKET_IFNAME",
+        "PYTHONPATH",
+        "SUBMITIT_EXECUTOR",
+    ]

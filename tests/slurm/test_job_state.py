@@ -1,7 +1,8 @@
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,22 @@ def test_following_ends_with_the_job_s_own_status(
     lines = capsys.readouterr().out.splitlines()
     assert any("Loading pickle" in line for line in lines)
     assert last in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"job_id": "1; rm -rf ~"}, {"job_id": 7}, {"cluster": "x"}, {"log": "a\nb"}, {"code": "\x1b"}, {"further": 1}],
+    ids=str,
+)
+def test_a_record_of_another_form_is_refused_in_one_sentence(change: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(asdict(LOCAL) | change))
+    with pytest.raises(UserError, match=r"job\.json is damaged") as caught:
+        JobRecord.read(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"job_id": ' + "9" * 5000 + "}"])
+def test_any_other_json_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
+        JobRecord.read(tmp_path)

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -316,3 +317,44 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence(
 def test_what_a_run_would_not_look_at_is_refused(capsys: pytest.CaptureFixture[str]):
     assert submit(["--cluster", "local", "--config", "tiny_toy", "--dry-run", "finetune.init=runs/x"]) == 2
     assert "finetune.init=runs/x would change nothing" in capsys.readouterr().err
+
+
+def test_an_attempt_log_of_a_stranger_reaches_no_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"what": "failure", "job": "1", "restart": 0, "reason": "bad_node", "step": 0, "node": node}
+        for node in ("n1 \\'\"\ntouch INJECTED_BY_ATTEMPTS\n#", "n2")
+    ]
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/attempts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    status, out, _ = _run(capsys, "--config", "demo", "--dry-run")
+    script = out.partition("# resolved configuration")[0]
+    assert status == 0
+    assert "INJECTED" not in out
+    assert "#SBATCH --exclude=n2" in script.splitlines()
+    checked = subprocess.run(["bash"], input=script.partition("\nexec")[0], text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--comment", "a\ntouch INJECTED"],
+        ["--partition", "a\\' --uid=0"],
+        ["--exclude", "n1\n"],
+        ["--sbatch", "comment=a\ntouch INJECTED"],
+        ["--dependency", "afterok:1\ntouch INJECTED"],
+        ["name=a\nb"],
+        ["output_dir=a\\b"],
+    ],
+)
+def test_a_text_that_ends_its_line_of_the_script_is_refused(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = _run(capsys, "--config", "demo", "--dry-run", *argv)
+    assert (status, out) == (2, "")
+    assert "is not possible: " in err
+    assert len(err.splitlines()) == 1

@@ -5,7 +5,6 @@ with the system's libjpeg-turbo and the fast DCT, motionmae.data.jpeg with its o
 (docs/ffcv.md has the figures).
 """
 
-import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from motionmae.config import ClipConfig, DataConfig
+from motionmae.config.texts import node_path
 from motionmae.data.clip_decoder import ClipRequest, clip_augment
 from motionmae.data.clip_sampling import Crop, random_cut
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -135,7 +135,7 @@ class BetonDecoder:
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip
-        self._beton = BetonReader(Path(os.path.expandvars(data.beton)).expanduser(), manifest)
+        self._beton = BetonReader(node_path(data.beton), manifest)
         self._augment = clip_augment(data, clip)
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from motionmae.config import DataConfig
+from motionmae.config.texts import node_path
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample, Reason
@@ -95,7 +96,7 @@ class ShardCache:
         self.remote = RemoteFolder(url, data)
         self.location = self.remote.location
         self.limit = int(data.cache_gb * 1e9)
-        folder = Path(os.path.expandvars(data.cache)).expanduser() if data.cache else default_folder()
+        folder = node_path(data.cache) if data.cache else default_folder()
         self.folder = _private_folder(folder)
         self._retries = data.remote_retries
         self._readers = max(1, data.workers)

@@ -130,6 +130,16 @@ class ShardWriter:
         }
         if flow:
             members["flow"] = pack_frames(flow)
+        self._append_sample(key, members, meta)
+
+    def copy(self, key: str, members: Mapping[str, bytes], meta: Mapping[str, Any]) -> None:
+        """Append a sample of another shard with all its bytes (motionmae.data.shards.stored_samples).
+
+        Its checksums are not made again, so that damage to its frames stays known.
+        """
+        self._append_sample(key, {name: [members[name]] for name in _MEMBERS if name in members}, meta)
+
+    def _append_sample(self, key: str, members: Mapping[str, Sequence[bytes]], meta: Mapping[str, Any]) -> None:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
         crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
         row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}

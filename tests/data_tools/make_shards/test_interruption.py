@@ -92,7 +92,7 @@ def test_parts_of_another_count_are_refused(tmp_path, capsys):
     assert make(videos, out, "--part", "0/2") == 0
     for _ in range(2):
         assert make(videos, out, "--part", "1/3") == 2
-        assert f"{out} was started in 2 parts, and this is one of 3" in capsys.readouterr().err
+        assert f"{out} was started in 2 parts, but --part names one of 3" in capsys.readouterr().err
     assert make(videos, out, "--part", "1/2") == make(videos, out) == 0
 
 

@@ -114,6 +114,45 @@ def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
     assert "cannot be" in capsys.readouterr().err
 
 
+FEW = ("--train", "1", "--val", "1", "--size", "32")
+
+
+@pytest.mark.parametrize(
+    "name", ["classInd.txt", "train/mine.mp4", "val/mine.mp4", "real/bikes.mp4", "train.csv", "val", "others.csv"]
+)
+def test_files_of_another_data_set_are_not_overwritten(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    before = hashes(out)
+    assert main(["--out", str(out), *FEW]) == 2
+    assert "holds another data set: choose another folder" in capsys.readouterr().err
+    assert hashes(out) == before
+
+
+@pytest.mark.parametrize("name", ["toy.json", ".toy_started.json"])
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{"name": "my toy"}', "{", "[" * 9999])
+def test_settings_of_another_origin_are_refused_in_a_sentence(tmp_path, capsys, name, content):
+    (tmp_path / name).write_text(content)
+    assert main(["--out", str(tmp_path), *FEW]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "--out" in errors
+    assert hashes(tmp_path).keys() == {name}
+
+
+def test_a_killed_run_is_repeated(tmp_path, monkeypatch):
+    assert main(["--out", str(tmp_path / "whole"), *FEW]) == 0
+    for stop in ("_render_all", "write_atomically"):
+        out = tmp_path / stop
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, stop, lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main(["--out", str(out), *FEW]) == 130
+        assert main(["--out", str(out), *FEW, "--seed", "1"]) == 2
+        assert main(["--out", str(out), *FEW]) == 0
+        assert hashes(out) == hashes(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_something_visibly_moves(motion):
     seen = []
