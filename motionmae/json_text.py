@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 JSON_LIMIT = 64 << 20
 """Bytes that no JSON document of this project reaches."""
 
+JSON_VALUES = 2_000_000
+"""Values that no JSON document of this project reaches. A parsed value can take a thousand times its bytes."""
+
+_ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)", re.DOTALL)
 _MOST_FAULTS = 100  # pydantic copies every fault into Python objects, and hostile documents can have millions
 
 Schema = TypeVar("Schema")
@@ -29,10 +34,15 @@ class JsonModel(BaseModel):
 def parse_json(content: bytes, schema: type[Schema], limit: int = JSON_LIMIT) -> Schema:
     """Parse at most ``limit`` bytes of JSON in pydantic's strict mode. ``schema`` is a model, a dataclass or a type.
 
-    Deep nesting, numbers of any length, wrong encodings and wrong types all raise InvalidJsonError.
+    Deep nesting, numbers of any length, wrong encodings and wrong types all raise InvalidJsonError. Half a surrogate
+    pair, with which json.dumps writes a file name that is not UTF-8, becomes U+FFFD.
     """
     if len(content) > limit:
         raise InvalidJsonError(f"it has more than {limit} bytes")
+    if sum(map(content.count, (b",", b"[", b"{"))) > JSON_VALUES:
+        raise InvalidJsonError(f"it has more than {JSON_VALUES} values")
+    if b"\\ud" in content or b"\\uD" in content:
+        content = _ESCAPES.sub(lambda found: rb"\ufffd" if found["lone"] else found[0], content)
     adapter: TypeAdapter[Schema] = _adapter(cast(Any, schema))  # mypy: a type of a type variable has no hash
     try:
         return adapter.validate_json(content, strict=True)
@@ -48,10 +58,14 @@ def load_json(path: Path, schema: type[Schema], limit: int = JSON_LIMIT) -> Sche
 def read_limited(path: Path, limit: int) -> bytes:
     """Read a file of at most ``limit`` bytes. A larger file, a device or a pipe raises InvalidJsonError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block without it
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidJsonError("it is not a regular file")
-        content = file.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(min(status.st_size, limit) + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise InvalidJsonError(f"it has more than {limit} bytes")
     return content
@@ -68,7 +82,9 @@ def _describe(error: ValidationError) -> str:
         return f"{error.error_count()} of its values are wrong"
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(_place, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else fault["msg"]
+    unlike = "String should have another form"  # pydantic shows the regular expression
+    message = unlike if fault["type"] == "string_pattern_mismatch" else fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def _place(part: Any) -> str:

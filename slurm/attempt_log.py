@@ -103,7 +103,7 @@ class AttemptLog:
             except ValidationError as error:
                 if not self._warned:
                     place = ".".join(map(str, error.errors()[0]["loc"])) or "what"
-                    logger.warning("%s: ignoring rows of another form (%s): delete the file", self.path, place)
+                    logger.warning("%s: ignoring rows of another form (%s): delete these lines", self.path, place)
                 self._warned = True
         return rows
 

@@ -98,7 +98,7 @@ def collect(root: Path, outside: Sequence[Path] = ()) -> CodeSnapshot:
     listed = git_output(root, "ls-files", "-z", "--cached")
     if not listed:  # no repository, or the site-packages of a virtual environment in a clone
         found = set(_package_files(root))
-        secret = {path for path in found if looks_secret(root, path, tracked=True)}
+        secret = {path for path in found if looks_secret(root, path, tracked=True, installed=True)}
         return CodeSnapshot(root, tuple(sorted(found - secret)), secret=tuple(sorted(secret)))
     excluded = [folder.resolve() for folder in outside]
 

@@ -21,16 +21,18 @@ _HEADER, _HEADER_LINE = re.compile(_PRIVATE_KEY), re.compile(rb"^[-+ ]?\s*" + _P
 _HEADER_BYTES = 4096
 
 
-def looks_secret(root: Path, path: Path, tracked: bool) -> bool:
+def looks_secret(root: Path, path: Path, *, tracked: bool, installed: bool = False) -> bool:
     """Return whether the file ``path`` of the folder ``root`` must not be copied.
 
-    A link is judged by its target too, and must not leave ``root``. Source code in git keeps a name such as
-    ``credentials.py``, because other code imports it.
+    A link is judged by its target too, and must not leave ``root``; some installers link the files of a package to
+    their cache (``installed``). Source code in git keeps a name such as ``credentials.py``, as other code imports it.
     """
     target = (root / path).resolve()
-    if not target.is_relative_to(root.resolve()):
+    inside = target.is_relative_to(root.resolve())
+    if not inside and not installed:
         return True
-    if any(has_secret_name(each, tracked) for each in (path, target.relative_to(root.resolve()))):
+    names = (path, target.relative_to(root.resolve()) if inside else Path(target.name))
+    if any(has_secret_name(each, tracked) for each in names):
         return True
     with target.open("rb") as file:
         start = file.read(_HEADER_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -1,3 +1,4 @@
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,18 @@ def test_a_document_that_fits_its_schema_is_parsed():
         b'{"x": 1, "scale": Infinity}',
         b'{"x": 1, "unknown": 2}',
         b'{"x": 1, "names": ["\xff"]}',
-        b'{"x": 1, "names": ["\\ud800"]}',
         b"\xff\xfe\x00",
     ],
 )
 def test_every_other_document_raises_one_exception(content):
     with pytest.raises(InvalidJsonError):
         parse_json(content, Point)
+
+
+def test_half_a_surrogate_pair_of_a_file_name_is_replaced():
+    names = ("caf\udce9.mp4", "\U0001f600", "\\\\ud800", "\ud83d")
+    read = parse_json(json.dumps({"x": 1, "names": names}).encode(), Point).names
+    assert read == ("caf\ufffd.mp4", "\U0001f600", "\\\\ud800", "\ufffd")
 
 
 def test_the_message_names_the_place_and_shows_no_foreign_text():
@@ -81,6 +87,6 @@ def test_a_document_over_the_limit_is_not_parsed(tmp_path):
 def test_devices_and_pipes_are_not_read(tmp_path):
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
-    for path in (pipe, Path("/dev/zero"), Path("/dev/null")):
+    for path in (pipe, tmp_path, Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(InvalidJsonError, match="not a regular file"):
             read_limited(path, 100)

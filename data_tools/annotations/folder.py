@@ -89,7 +89,10 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
         if len(header) > 1 and "label" not in header:
             raise UserError(f"{file}: the header {lines[0]!r} has no column 'label': rename the label column")
         rows = csv.DictReader(lines[1:], fieldnames=header)
-        return [(row["path"].strip(), (row.get("label") or "").strip()) for row in rows]
+        try:
+            return [((row["path"] or "").strip(), (row.get("label") or "").strip()) for row in rows]
+        except csv.Error as error:
+            raise UserError(f"{file} is not a csv file ({error}): correct line {rows.line_num + 1}") from error
     return [_parse_line(line) for line in lines if not line.startswith("#")]
 
 

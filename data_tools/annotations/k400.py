@@ -5,14 +5,18 @@ named ``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in clas
 """
 
 import csv
+import io
+import re
 from pathlib import Path
 
-from data_tools.annotations.split import UNLABELLED, Split, VideoIndex, read_lines
+from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
+from motionmae.json_text import InvalidJsonError, read_limited
 
 CLASSES = 400
 SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+_SECONDS = re.compile(r"[0-9]{1,9}")
 _COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
@@ -51,10 +55,10 @@ def _find_csv(folder: Path, split: str) -> Path:
 def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
     """Return the columns and the rows of a csv file."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            return set(reader.fieldnames or ()), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+        text = read_limited(file, LIST_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        return set(reader.fieldnames or ()), list(reader)
+    except (OSError, InvalidJsonError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
 
 
@@ -64,7 +68,7 @@ def _read_clips(file: Path) -> list[dict[str, str]]:
         problem = f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv"
         raise UserError(f"{problem}: use the data set 'folder' for a 'path label' list")
     for line, row in enumerate(rows, start=2):
-        if not all((row[column] or "").strip().isdigit() for column in ("time_start", "time_end")):
+        if not all(_SECONDS.fullmatch((row[column] or "").strip()) for column in ("time_start", "time_end")):
             raise UserError(f"{file}, line {line}: time_start and time_end must be whole seconds")
     return rows
 

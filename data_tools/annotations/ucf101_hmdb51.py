@@ -53,8 +53,8 @@ def _parse_split(split: str | None) -> tuple[str, int]:
 
 
 def _read_class_names(file: Path) -> tuple[str, ...]:
-    pairs = [line.split(maxsplit=1) for line in read_lines(file)]
-    if [number for number, *_ in pairs] != [str(number) for number in range(1, len(pairs) + 1)]:
+    pairs = [([*line.split(maxsplit=1), ""])[:2] for line in read_lines(file)]
+    if [number for number, name in pairs if name] != [str(number) for number in range(1, len(pairs) + 1)]:
         raise UserError(f"{file} does not number its classes 1, 2, 3, ...: download the official file again")
     return tuple(name for _, name in pairs)
 

@@ -13,6 +13,7 @@ from motionmae.data.shards.format import ShardEntry, shard_is_complete
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import JSON_LIMIT, read_limited
 
 
 @dataclass
@@ -56,7 +57,7 @@ class ShardRecord:
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
     """Load the record of a finished shard. Return None if the shard is unfinished, or has changed since."""
     try:
-        content = json.loads(record_path(out, shard).read_bytes())  # pydantic refuses names that are not UTF-8
+        content = json.loads(read_limited(record_path(out, shard), JSON_LIMIT))  # json keeps names that are not UTF-8
         entry = content["entry"] and ShardEntry(**content["entry"])
         intact = entry is None or (entry.name == shard.name and shard_is_complete(out / shard.name, entry))
         counts = Counts(**content["counts"])

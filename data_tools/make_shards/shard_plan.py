@@ -24,6 +24,7 @@ from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
 from motionmae.data.shards.publish import index_path, pending_index, temporary_path
+from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, read_limited
@@ -81,8 +82,9 @@ def make_plan(
     """
     if samples_per_shard is None:
         samples_per_shard = min(MAX_SAMPLES, -(-len(split.videos) // MIN_SHARDS))
-    if samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: choose at least 1")
+    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
+        remedy = f"choose 1 to {MAX_PER_SHARD}"
+        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: {remedy}")
     videos = sorted(split.videos, key=lambda video: (_order_hash(seed, video), video.identity, video.label))
     keyed = [(f"{position:08d}", video) for position, video in enumerate(videos)]
     prefix = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in split.name)

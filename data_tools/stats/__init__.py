@@ -1,7 +1,6 @@
 """Print figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,14 @@ from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import output_ending, write_json
+from motionmae.json_text import InvalidJsonError, parse_json, read_limited
 from motionmae.screen import Table, show
 from motionmae.text import picture_text, say
+
+_MAX_QUARANTINE_BYTES = 256 << 20
 
 _EXAMPLES = """\
 examples:
@@ -82,10 +85,10 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     try:
-        return dict(Counter(json.loads(line)["reason"] for line in lines))
-    except (ValueError, KeyError, TypeError) as error:
+        lines = read_limited(path, _MAX_QUARANTINE_BYTES).splitlines() if path.exists() else []
+        return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
+    except (OSError, InvalidJsonError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
 
 

@@ -81,7 +81,7 @@ SbatchText = Annotated[str, AfterValidator(sbatch_text)]
 """Value of an option of sbatch or srun."""
 SbatchOption = Annotated[str, matching("[a-z][a-z0-9-]*", "a long option of sbatch, such as mem")]
 Variable = Annotated[str, matching(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
-JobId = Annotated[str, matching(r"[\w.+-]{0,64}", "the number of a job")]
+JobId = Annotated[str, matching(r"(\w[\w.+-]{0,63})?", "the number of a job")]
 NodeName = Annotated[str, matching(r"\w[\w.-]{0,254}", "the name of a node: letters, digits, '.', '_' and '-'")]
 HostList = Annotated[str, matching(rf"({_HOSTS}(,{_HOSTS})*)?", "names of nodes as a Slurm host list: node[3-4],node7")]
 

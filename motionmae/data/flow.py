@@ -40,7 +40,15 @@ def decode_flow(content: bytes | memoryview, meta: "SampleMeta", crop: "Crop", o
     """
     try:
         height, width = _SIZE.unpack_from(content)
-        units = np.frombuffer(zlib.decompress(content[_SIZE.size :]), "<i2").reshape(height, width, 2)
+        if not (1 <= height <= meta.height and 1 <= width <= meta.width):
+            raise ValueError(f"{height} x {width} vectors for a frame of {meta.height} x {meta.width} pixels")
+        size = height * width * 4
+        plain = zlib.decompressobj()
+        units = np.frombuffer(plain.decompress(content[_SIZE.size :], size), "<i2").reshape(height, width, 2)
+        if not plain.eof and plain.decompress(plain.unconsumed_tail, 1):
+            raise ValueError(f"more than {size} bytes")
+        if not plain.eof:
+            raise ValueError("the end is missing")
     except (struct.error, zlib.error, ValueError) as error:
         raise CorruptSample(Reason.CHECKSUM, meta.where, f"KEY.flow: {error}") from error
     size = out.shape[0]

@@ -15,6 +15,7 @@ from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader
 from motionmae.errors import UserError
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, read_limited
 
 _MAX_OPEN_SHARDS = 512  # half of the usual limit on open files
 
@@ -33,13 +34,19 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         raise UserError(f"the folder of shards {location} does not exist: give the --out folder of make_shards")
     try:
         if is_remote(location):
-            raw = RemoteFolder(location, data or DataConfig()).read(MANIFEST)
+            raw = RemoteFolder(location, data or DataConfig()).read(MANIFEST, JSON_LIMIT)
         else:
-            raw = (Path(location) / MANIFEST).read_bytes()
+            raw = read_limited(Path(location) / MANIFEST, JSON_LIMIT)
+    except InvalidJsonError as error:
+        raise UserError(f"{location}/{MANIFEST} is not a manifest of shards ({error}): check data.shards") from error
     except FileNotFoundError:
         raise UserError(
             f"{location} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy the file"
         ) from None
+    except OSError as error:
+        if is_remote(location):
+            raise
+        raise UserError(f"{location}/{MANIFEST} cannot be read ({error.strerror}): check its permissions") from error
     return parse_manifest(f"{location}/{MANIFEST}", raw)
 
 

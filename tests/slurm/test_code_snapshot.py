@@ -84,6 +84,11 @@ def test_without_git_the_packages_are_copied(tmp_path: Path, monkeypatch: pytest
     found = code_snapshot.collect(root)
     assert [str(path) for path in found.files] == ["configs/b.yaml", "motionmae/a.py", "pyproject.toml"]
     assert found.commit == ""
+    (tmp_path / "cache.py").write_text("linked by an installer")
+    (root / "motionmae/linked.py").symlink_to(tmp_path / "cache.py")
+    (root / "motionmae/.env").write_text("x")
+    assert _names(code_snapshot.collect(root).secret) == ["motionmae/.env"]
+    assert Path("motionmae/linked.py") in (found := code_snapshot.collect(root)).files
     monkeypatch.setenv("PATH", "")  # no git program at all
     assert code_snapshot.collect(root).files == found.files
 

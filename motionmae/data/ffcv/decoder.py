@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
+from pydantic import ValidationError
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.config.texts import node_path
@@ -22,6 +24,7 @@ from motionmae.data.clip_sampling import Crop, random_cut
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
+from motionmae.data.shards.schema import SampleRow
 from motionmae.data.shared_buffers import SharedBuffer
 from motionmae.errors import UserError
 
@@ -59,9 +62,11 @@ class BetonReader:
             reader = Reader(str(path), {self.format.FIELD: self.format.ClipField})
             field = reader.handlers[self.format.FIELD]
             rows = reader.metadata["f0"]
+            if rows.dtype != self.format.ROW:
+                raise ValueError("its rows have other columns")
         except FileNotFoundError:
             raise UserError(f"data.beton={path} does not exist: {remake}, or leave data.beton empty") from None
-        except (AssertionError, LookupError, ValueError, TypeError, OSError) as error:
+        except Exception as error:  # FFCV does not check what it reads, and fails in any way
             raise UserError(f"{path} is not a .beton of this program ({error}): {remake}") from error
         if field.version != self.format.BETON_VERSION:
             raise UserError(f"{path} has version {field.version} instead of {self.format.BETON_VERSION}: {remake}")
@@ -69,7 +74,7 @@ class BetonReader:
             raise UserError(f"{path} was not made from the shards of data.shards: {remake}")
         if not len(rows) == len(reader.alloc_table) // 2 == manifest.samples:
             raise UserError(f"{path} lacks some of the {manifest.samples} samples: {remake}")
-        self._rows = rows
+        self._rows, self._stride = rows, manifest.encoder.stride
         self._memory_context = OSCacheManager(reader).schedule_epoch([])
         self._memory_context.__enter__()
         self.memory: np.ndarray = np.asarray(self._memory_context.state[0]).view(np.ndarray)
@@ -79,10 +84,13 @@ class BetonReader:
         return f"{self.path.name}:{sample}"
 
     def _bytes(self, sample: int, start: int, size: int) -> bytes:
+        self._check_inside(sample, start, size)
+        return self.memory[start : start + size].tobytes()
+
+    def _check_inside(self, sample: int, start: int, size: int) -> None:
         if start + size > len(self.memory):
             detail = f"its row points to byte {start}, beyond the end of the file"
             raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail)
-        return self.memory[start : start + size].tobytes()
 
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
         """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if it is damaged."""
@@ -91,22 +99,44 @@ class BetonReader:
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))
         if self.format.row_checksum(row, table) != row["crc"]:
             raise CorruptSample(Reason.CHECKSUM, self._where(sample), "its row was changed")
-        numbers: dict[str, Any] = {name: row[name].item() for name in ("label", "fps", "stride", "height", "width")}
         checksums = np.frombuffer(table, "<u4")
-        numbers |= {"frames": frames, "windows": tuple(checksums[frames:].tolist())}
-        return SampleMeta(self.path.name, str(sample), has_flow=False, **numbers), checksums[:frames]
+        numbers = {name: row[name].item() for name in ("label", "fps", "frames", "stride", "height", "width")}
+        try:
+            known = SampleRow(windows=tuple(checksums[frames:].tolist()), **numbers)
+        except ValidationError as error:
+            detail = f"its row is wrong ({error.errors(include_url=False)[0]['msg']})"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail) from error
+        if known.stride != self._stride:
+            detail = f"its row has the stride {known.stride}, the manifest says {self._stride}"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail)
+        return SampleMeta(self.path.name, str(sample), has_flow=False, **known.__dict__), checksums[:frames]
 
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
-        """Return start and end of each frame's JPEG in ``memory``. Raises CorruptSample if a crc32 differs."""
+        """Return start and end of each frame's JPEG in ``memory``.
+
+        Raises CorruptSample if a crc32 differs, or if a JPEG has not the size in its row, to which FFCV would scale it.
+        """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()
+        self._check_inside(sample, start, size)
         found: dict[int, tuple[int, int]] = {}
         for number in set(numbers):
             low, high = offsets[number], offsets[number + 1]
             if not low < high <= size or zlib.crc32(self.memory[start + low : start + high].data) != checksums[number]:
                 raise CorruptSample(Reason.CHECKSUM, self._where(sample), f"frame {number} was changed")
+            self._check_size(sample, number, self.memory[start + low : start + high])
             found[number] = (start + low, start + high)
         return [found[number] for number in numbers]
+
+    def _check_size(self, sample: int, number: int, jpeg: np.ndarray) -> None:
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        except ValueError as error:
+            raise CorruptSample(Reason.DECODE, self._where(sample), f"frame {number} is no JPEG ({error})") from error
+        row = self._rows[sample]
+        if (height, width) != (row["height"], row["width"]):
+            detail = f"frame {number} has {height} x {width} pixels, its row says {row['height']} x {row['width']}"
+            raise CorruptSample(Reason.DECODE, self._where(sample), detail)
 
 
 class _Cut(NamedTuple):

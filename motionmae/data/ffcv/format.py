@@ -21,6 +21,8 @@ from ffcv.fields.bytes import BytesDecoder
 from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.shards.reader import SampleMeta
+from motionmae.data.shards.schema import Sha256, Small
+from motionmae.json_text import JsonModel, parse_json
 
 # numba prefers TBB. With TBB, a process on one CPU hangs at exit if a thread other than the main thread decoded:
 # https://github.com/numba/numba/issues/10556
@@ -66,6 +68,13 @@ def row_checksum(row: np.void, table: bytes) -> int:
     return zlib.crc32(table, zlib.crc32(row.tobytes()[: ROW.fields["crc"][1]]))  # type: ignore[index]
 
 
+class _Arguments(JsonModel):
+    """Arguments of the field in the file header."""
+
+    fingerprint: Sha256
+    version: Small
+
+
 class ClipField(Field):
     """FFCV field that stores a video. Its arguments hold the fingerprint of the shards' manifest."""
 
@@ -80,8 +89,8 @@ class ClipField(Field):
     @staticmethod
     def from_binary(binary: np.ndarray) -> "ClipField":
         """Parse the field's arguments in the file header. Raises ValueError if another program wrote the header."""
-        content = json.loads(binary.tobytes().rstrip(b"\0"))
-        return ClipField(str(content["fingerprint"]), int(content["version"]))
+        content = parse_json(binary.tobytes().rstrip(b"\0"), _Arguments)
+        return ClipField(content.fingerprint, content.version)
 
     def to_binary(self) -> np.void:
         content = json.dumps({"fingerprint": self.fingerprint, "version": self.version}).encode()

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import math
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -28,27 +27,24 @@ from concurrent.futures import CancelledError
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 from motionmae.config import DataConfig
 from motionmae.config.texts import node_path
+from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, parse_index
 from motionmae.data.shards.reader import OpenedShard, ShardReader
+from motionmae.data.shards.schema import index_limit
 from motionmae.errors import UserError
 from motionmae.files import sync, write_atomically
+from motionmae.json_text import InvalidJsonError
 from motionmae.locks import acquire
 from motionmae.text import get_logger
 
 logger = get_logger(__name__)
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
-_CACHED_NAME = re.compile(
-    r"(?P<temporary>\.)?(?P<stem>[0-9a-f]{32}-.+)"
-    r"(?P<kind>(?(temporary)\.idx\.json\.[0-9a-f]{8}\.tmp|(\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json)))"
-)
 _SLACK = 1.02  # factor for the size of the indexes
 _FULL_CACHE_POLL_SECONDS = 1.0
 _POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flock cannot be cancelled
@@ -56,16 +52,6 @@ _POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flo
 
 class CacheFullError(UserError):
     """The cache has no room for a shard until a reader closes another shard."""
-
-
-class _CachedFile(NamedTuple):
-    """Shard, ``.part`` file or index in the cache."""
-
-    path: Path
-    stem: str
-    bytes: int  # size; for a ``.part`` file the size of the complete shard
-    used: float  # time of the last use in seconds
-    is_index: bool
 
 
 def default_folder() -> Path:
@@ -156,7 +142,7 @@ class ShardCache:
             )
 
     def _path(self, entry: ShardEntry) -> Path:
-        if not _SHARD_NAME.fullmatch(entry.name):
+        if not SHARD_NAME.fullmatch(entry.name):
             raise UserError(
                 f"the manifest of {self.location} has a shard with the invalid name {entry.name!r}: make the shards "
                 "again"
@@ -219,7 +205,7 @@ class ShardCache:
     ) -> None:
         try:
             index = self._read_index(entry)  # read first, because it shows whether the remote shard was replaced
-            self._make_room(part, index_path(path), index, retries, protected)
+            self._make_room(part, entry, index_path(path), index, retries, protected)
             self.remote.download(entry, file, self.folder)
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
@@ -231,21 +217,29 @@ class ShardCache:
 
     def _read_index(self, entry: ShardEntry) -> bytes:
         """Read a remote index, a second time if its checksum differs from the manifest."""
-        name = index_path(Path(entry.name)).name
-        content = self.remote.read(name)
         try:
-            parse_index(self.remote.address(name), content, entry)
+            return self._read_index_once(entry)
         except CorruptSample:
-            content = self.remote.read(name)
-            parse_index(self.remote.address(name), content, entry)
+            return self._read_index_once(entry)
+
+    def _read_index_once(self, entry: ShardEntry) -> bytes:
+        name = index_path(Path(entry.name)).name
+        address = self.remote.address(name)
+        try:
+            content = self.remote.read(name, index_limit(entry.samples))
+        except InvalidJsonError as error:
+            raise CorruptSample(Reason.BAD_INDEX, entry.name, f"{address} is not a shard index ({error})") from error
+        parse_index(address, content, entry)
         return content
 
-    def _make_room(self, part: Path, index: Path, content: bytes, retries: int, protected: Set[str]) -> None:
+    def _make_room(
+        self, part: Path, entry: ShardEntry, index: Path, content: bytes, retries: int, protected: Set[str]
+    ) -> None:
         """Evict shards until ``part`` fits, then write its index."""
         for attempt in range(retries + 1):
-            with explain_disk_errors(self.folder), (self.folder / ".lock").open("w") as lock:
+            with explain_disk_errors(self.folder), self._lock_file() as lock:
                 acquire(lock, timeout=None)
-                problem = self._evict(part, len(content), protected)
+                problem = self._evict(part, entry.bytes, len(content), protected)
                 if not problem:
                     write_atomically(index, content)
                     return
@@ -256,59 +250,44 @@ class ShardCache:
             "data.shuffle_window_shards, or set data.cache to a folder that no other run uses"
         )
 
-    def _evict(self, part: Path, index_bytes: int, protected: Set[str]) -> str:
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        """Open the file ``.lock``. A file of this name that somebody else wrote is not changed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.folder / ".lock", flags, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _evict(self, part: Path, part_bytes: int, index_bytes: int, protected: Set[str]) -> str:
         """Evict the least recently used shards until ``part`` and its index fit in the cache limit and on the disk.
 
         Return an empty string, or the reason why they cannot fit.
         """
         while True:
-            files = self._scan()
+            files = scan(self.folder)
             total = sum(one.bytes for one in files) + index_bytes  # ``files`` includes ``part``
-            reserved = next(one.bytes for one in files if one.path == part)
-            missing = reserved - part.stat().st_size + index_bytes
+            missing = part_bytes - part.stat().st_size + index_bytes
             free = shutil.disk_usage(self.folder).free
             if total <= self.limit and missing <= free:
                 return ""
-            stems = {one.stem for one in files if not one.is_index}
-            useless = [one for one in files if one.is_index and (one.stem not in stems or one.path.suffix == ".tmp")]
-            shards = [one for one in files if not one.is_index and one.path != part and one.stem not in protected]
-            if any(_remove_unused(one) for one in [*useless, *sorted(shards, key=lambda one: one.used)]):
+            stems = {one.stem for one in files if one.kind in (Kind.SHARD, Kind.PART)}
+            removable = [one for one in files if one.path != part and one.stem not in protected]
+            useless = [one for one in files if one.kind is Kind.LEFTOVER]
+            useless += [one for one in files if one.kind is Kind.INDEX and one.stem not in stems]
+            shards = [one for one in removable if one.kind in (Kind.SHARD, Kind.PART)]
+            if any(map(remove_unused, [*useless, *sorted(shards, key=lambda one: one.used)])):
                 continue
             if total > self.limit:
                 return f"shards in use and in download take {total / 1e9:.3g} of {self.limit / 1e9:g} GB"
             return f"it takes {missing / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB free"
-
-    def _scan(self) -> list[_CachedFile]:
-        found = []
-        for path in self.folder.iterdir():
-            name = _CACHED_NAME.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another process renamed or removed the file
-                if name:
-                    status = path.stat()
-                    size, is_index = int(name["bytes"] or status.st_size), ".idx.json" in name["kind"]
-                    found.append(_CachedFile(path, name["stem"], size, status.st_mtime, is_index))
-        return found
 
 
 def _is_same_file(path: Path, file: FileIO) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     return False
-
-
-def _remove_unused(cached: _CachedFile) -> bool:
-    """Remove an index alone, or a shard with its index. Return False if a process has a lock on the file."""
-    try:
-        with cached.path.open("rb") as file:
-            if not acquire(file):
-                return False
-            cached.path.unlink()
-            if not cached.is_index:
-                cached.path.with_name(f"{cached.stem}.idx.json").unlink(missing_ok=True)
-            logger.info("removed %s from the cache to make room", cached.path.name)
-            return True
-    except FileNotFoundError:
-        return False
 
 
 class ShardPrefetcher:

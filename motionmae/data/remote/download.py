@@ -5,13 +5,17 @@
 - No access, or another HTTP status from 400 to 499: UserError is raised at once.
 - Content that differs from the manifest: the whole file is downloaded once more, then CorruptSample is raised.
 - A file that does not exist: FileNotFoundError is raised at once.
+- A compressed or endless file, or one that arrives too slowly: an error is raised, and never more than the expected
+  bytes are held.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
@@ -20,12 +24,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
+import fsspec.asyn
 
 from motionmae.config import DataConfig
 from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
+from motionmae.json_text import InvalidJsonError
 from motionmae.text import get_logger
 
 logger = get_logger(__name__)
@@ -34,6 +40,8 @@ FIRST_DELAY = 1.0
 """Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""
 LONGEST_DELAY = 60.0
 
+_TIME_FACTOR = 10.0  # a request may take this many times data.remote_timeout, plus the time of its bytes
+_SLOWEST = 64 << 10  # bytes per second of a shard
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
@@ -81,7 +89,12 @@ def _file_system(scheme: str, timeout: float) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        options = {"timeout": limits, "trust_env": True}  # trust_env: use the environment's proxies and ~/.netrc
+        # compressed content stays as it is, because a few bytes could unpack to gigabytes
+        options = {
+            "timeout": limits,
+            "auto_decompress": False,
+            "trust_env": True,
+        }  # trust_env: use the environment's proxies and ~/.netrc
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
@@ -101,23 +114,54 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-class _Appender(io.RawIOBase):
-    """File object that appends a download to a file, up to ``room`` bytes. More bytes raise ``too_long``."""
+class _Sink:
+    """Destination of a download, with room for a number of bytes. ``refuse`` makes the error for unfit content."""
 
-    def __init__(self, file: io.FileIO, folder: Path, room: int, too_long: CorruptSample, cancelled: threading.Event):
-        self.file, self.folder, self.room, self.too_long, self.cancelled = file, folder, room, too_long, cancelled
+    def __init__(self, room: int, refuse: Callable[[str], Exception], cancelled: threading.Event):
+        self.room, self.refuse, self.cancelled = room, refuse, cancelled
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> None:
         if self.cancelled.is_set():
             raise CancelledError
         if len(data) > self.room:
-            raise self.too_long
+            raise self.refuse("it is longer than it may be")
         self.room -= len(data)
+        self.store(data)
+
+    def store(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Memory(_Sink):
+    """Sink that holds a document."""
+
+    def __init__(self, room: int, cancelled: threading.Event):
+        super().__init__(room, InvalidJsonError, cancelled)
+        self.content = bytearray()
+
+    def store(self, data: bytes) -> None:
+        self.content += data
+
+
+class _Appender(_Sink):
+    """Sink that appends to the unbuffered ``file`` in the cache ``folder``."""
+
+    def __init__(
+        self,
+        file: io.FileIO,
+        folder: Path,
+        room: int,
+        refuse: Callable[[str], Exception],
+        cancelled: threading.Event,
+    ):
+        super().__init__(room, refuse, cancelled)
+        self.file, self.folder = file, folder
+
+    def store(self, data: bytes) -> None:
         rest = memoryview(data)
         with explain_disk_errors(self.folder):
             while rest:
                 rest = rest[self.file.write(rest) :]
-        return len(data)
 
 
 class RemoteFolder:
@@ -131,6 +175,7 @@ class RemoteFolder:
         self.location = url.rstrip("/")
         self._scheme = urlsplit(url).scheme
         self._retries = data.remote_retries
+        self._seconds = _TIME_FACTOR * data.remote_timeout
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
         """Event that makes running downloads, and waits before a retry, raise CancelledError."""
@@ -138,8 +183,19 @@ class RemoteFolder:
     def address(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def read(self, name: str) -> bytes:
-        return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a document of at most ``limit`` bytes. Raises InvalidJsonError if it is larger or compressed."""
+
+        def attempt() -> bytes:
+            memory = _Memory(limit, self.closed)
+            with self._time_limit(name, self._seconds) as seconds:
+                if self._scheme == "s3":
+                    memory.write(self._fs.cat_file(self.address(name), start=0, end=limit + 1, timeout=seconds))
+                else:
+                    self._fetch(name, {}, memory, seconds)
+            return bytes(memory.content)
+
+        return self._retry(name, attempt)
 
     def download(self, entry: ShardEntry, file: io.FileIO, folder: Path) -> None:
         """Download a shard into the unbuffered ``file`` in ``folder``, continuing after the bytes already in the file.
@@ -149,7 +205,7 @@ class RemoteFolder:
         for restart in (False, True):
             try:
                 append = partial(self._append_rest, entry, file, folder, restart)
-                self._retry(entry.name, append, partial(file.seek, 0, os.SEEK_END))
+                self._retry(entry.name, append, lambda: 100 * file.seek(0, os.SEEK_END) // entry.bytes)
                 file.seek(0)
                 if (found := hashlib.file_digest(file, "sha256").hexdigest()) != entry.sha256:
                     detail = f"its sha256 is {found}, the manifest says {entry.sha256}"
@@ -168,31 +224,66 @@ class RemoteFolder:
         if restart:
             file.truncate(0)
         start = file.seek(0, os.SEEK_END)
-        too_long = self._wrong(entry.name, Reason.REPLACED_SHARD, "it is longer than the manifest says")
+        refuse = partial(self._wrong, entry.name, Reason.REPLACED_SHARD)
         if start > entry.bytes:
-            raise too_long
+            raise refuse("it is longer than the manifest says")
         if start == entry.bytes:
             return
-        appender = _Appender(file, folder, entry.bytes - start, too_long, self.closed)
-        address = self.address(entry.name)
-        if self._scheme == "s3":
-            while appender.room:
-                low = entry.bytes - appender.room
-                high = min(low + _RANGE_BYTES, entry.bytes)
-                if appender.write(self._fs.cat_file(address, start=low, end=high)) < high - low:
-                    break
-        else:
-            byte_range = {"Range": f"bytes={start}-"} if start else {}
-            # with compression, the range would refer to compressed bytes
-            self._fs.get_file(address, appender, headers={"Accept-Encoding": "identity", **byte_range})
+        appender = _Appender(file, folder, entry.bytes - start, refuse, self.closed)
+        with self._time_limit(entry.name, self._seconds + appender.room / _SLOWEST) as seconds:
+            if self._scheme == "s3":
+                self._append_ranges(entry, appender, seconds)
+            else:
+                self._fetch(entry.name, {"Range": f"bytes={start}-"} if start else {}, appender, seconds)
         if appender.room:
             detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
             raise self._wrong(entry.name, Reason.TRUNCATED_SHARD, detail)
 
+    def _append_ranges(self, entry: ShardEntry, appender: _Appender, seconds: float) -> None:
+        while appender.room:
+            low = entry.bytes - appender.room
+            high = min(low + _RANGE_BYTES, entry.bytes)
+            content = self._fs.cat_file(self.address(entry.name), start=low, end=high, timeout=seconds)
+            appender.write(content)
+            if len(content) < high - low:
+                break
+
+    def _fetch(self, name: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
+        """Send a GET request, and write the content to ``sink``."""
+        fsspec.asyn.sync(self._fs.loop, self._fetch_async, self.address(name), headers, sink, seconds)
+
+    async def _fetch_async(self, address: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
+        session = await self._fs.set_session()
+        # with compression, a range would refer to compressed bytes
+        headers = {"Accept-Encoding": "identity", **headers}
+        request = session.get(self._fs.encode_url(address), headers=headers)
+        async with asyncio.timeout(seconds), request as answer:
+            if answer.status == 404:
+                raise FileNotFoundError(address)
+            answer.raise_for_status()
+            if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise sink.refuse("the server sends it compressed, although identity encoding was asked for")
+            async for data in answer.content.iter_any():
+                sink.write(data)
+
+    @contextlib.contextmanager
+    def _time_limit(self, name: str, seconds: float) -> Iterator[float]:
+        """Yield ``seconds``. Raise UnreachableError, which is not retried, if a timeout shows that they have passed."""
+        started = time.monotonic()
+        try:
+            yield seconds
+        except TimeoutError as error:
+            if time.monotonic() - started < seconds:
+                raise
+            raise UnreachableError(
+                f"{self.address(name)} did not arrive within {seconds:.0f} s: check the server and the network, or "
+                "increase data.remote_timeout"
+            ) from error
+
     def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
         """Call ``attempt`` until it succeeds, with the retries in the module docstring, and return its result.
 
-        ``progress`` returns the number of bytes downloaded. If it has grown, the count of failures restarts at 0.
+        ``progress`` returns the percentage downloaded. If it has grown, the count of failures restarts at 0.
         """
         failures, farthest = 0, progress()
         while True:

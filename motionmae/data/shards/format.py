@@ -29,8 +29,19 @@ from typing import Any
 
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.publish import current_index, index_path, publish, recover, temporary_path
+from motionmae.data.shards.schema import (
+    MAX_SAMPLES,
+    FileBytes,
+    IndexFile,
+    Samples,
+    Sha256,
+    ShardName,
+    Version,
+    index_limit,
+)
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, parse_json, read_limited
 
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
 """Extension of the member that holds the frames, by their encoding. The columns of the index always say ``jpgs``."""
@@ -59,11 +70,11 @@ _COLUMNS = (
 class ShardEntry:
     """Manifest entry of a shard."""
 
-    name: str  # file name within the folder, ``NAME.tar``
-    sha256: str  # sha256 of the tar
-    bytes: int  # size of the tar
-    samples: int
-    index_sha256: str  # sha256 of the index ``NAME.idx.json``
+    name: ShardName  # file name within the folder, ``NAME.tar``
+    sha256: Sha256  # sha256 of the tar
+    bytes: FileBytes  # size of the tar
+    samples: Samples
+    index_sha256: Sha256  # sha256 of the index ``NAME.idx.json``
 
 
 def pack_frames(frames: Sequence[bytes]) -> list[bytes]:
@@ -216,7 +227,11 @@ class ShardWriter:
             "samples": len(self._columns["key"]),
             "columns": self._columns,
         }
-        raw = _index_bytes(content)
+        try:
+            raw = _index_bytes(content)
+        except UserError:
+            self._discard()
+            raise
         publish(self.path, raw)
         self.entry = _entry(content, raw)
 
@@ -229,7 +244,10 @@ def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
 
 
 def _index_bytes(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    if len(raw) > index_limit(content["samples"]):
+        raise UserError(f"the index of {content['name']} has {len(raw)} bytes: store fewer samples per shard")
+    return raw
 
 
 def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
@@ -241,9 +259,11 @@ def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry
     """Read and parse the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
     path = current_index(shard)
     try:
-        raw = path.read_bytes()
+        raw = read_limited(path, index_limit(entry.samples if entry else MAX_SAMPLES))
     except FileNotFoundError:
         raise CorruptSample(Reason.MISSING_SHARD, shard.name, f"{path} does not exist") from None
+    except InvalidJsonError as error:
+        raise CorruptSample(Reason.BAD_INDEX, shard.name, f"{path} is not a shard index ({error})") from error
     except OSError as error:
         raise CorruptSample(Reason.UNREADABLE, shard.name, str(error)) from error
     return parse_index(path, raw, entry)
@@ -261,23 +281,24 @@ def parse_index(
         CorruptSample: the index is damaged or differs from ``entry``, the shard's entry in the manifest.
         UserError: ``entry`` is not given, and the index has a different format version.
     """
-    shard = Path(path).name.removesuffix(".idx.json") + ".tar"
+    shard = entry.name if entry else Path(path).name.removesuffix(".idx.json") + ".tar"
     if entry is not None and hashlib.sha256(raw).hexdigest() != entry.index_sha256:
         raise _changed(path, raw, entry)
     try:
-        content = json.loads(raw)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        index = parse_json(raw, IndexFile)
+    except InvalidJsonError as error:
+        with contextlib.suppress(InvalidJsonError):
+            check_version(path, parse_json(raw, Version).format_version)
         raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} is not a shard index ({error})") from error
-    check_version(path, version)
-    try:
-        found = _entry(content, raw)
-        columns = {name: content["columns"][name] for name in _COLUMNS}
-    except (KeyError, TypeError) as error:
-        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} lacks {error}") from error
-    if any(len(column) != found.samples for column in columns.values()):
-        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} does not hold {found.samples} samples")
-    return found, columns
+    check_version(path, index.format_version)
+    found = _entry(index.__dict__, raw)
+    if entry is not None and found != entry:
+        raise _replaced(found, entry)
+    return found, index.columns.__dict__
+
+
+def _replaced(found: ShardEntry, entry: ShardEntry) -> CorruptSample:
+    return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
 
 
 def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
@@ -287,11 +308,11 @@ def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
     except (CorruptSample, UserError):
         found = entry
     if replace(found, index_sha256=entry.index_sha256) != entry:
-        return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
+        return _replaced(found, entry)
     return CorruptSample(Reason.BAD_INDEX, entry.name, f"{path} was changed: its sha256 differs from the manifest")
 
 
-def check_version(path: Path | str, version: object) -> None:
+def check_version(path: Path | str, version: int) -> None:
     """Raise UserError if ``version`` is not this code's format version. Call this before you read other values."""
     if version != FORMAT_VERSION:
         raise UserError(

@@ -5,7 +5,6 @@ are thread-safe. A read from a file that is being truncated raises an error, whe
 with SIGBUS.
 """
 
-import json
 import os
 import threading
 import zlib
@@ -22,7 +21,9 @@ import numpy as np
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.schema import SampleFacts
 from motionmae.errors import UserError
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, parse_json
 
 
 class OpenedShard(NamedTuple):
@@ -113,6 +114,9 @@ class _OpenShard:
     def where(self, row: int) -> str:
         return f"{self.name}:{self._keys[row]}"
 
+    def has_stride(self, stride: int) -> bool:
+        return bool((self._columns["stride"] == stride).all())
+
     def value(self, column: str, row: int) -> Any:
         return self._columns[column][row].item()
 
@@ -194,14 +198,20 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(number)
         if shard is None:
-            entry = self.manifest.shards[number]
-            # two threads may open the same shard at the same time, which is harmless
-            shard = _OpenShard(entry.name, self.manifest.encoder.encoding, self.store.open(entry))
+            shard = self._open_shard(self.manifest.shards[number])  # two threads may do so at once, which is harmless
             with self._lock:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
         return shard, sample_id - int(self._starts[number])
+
+    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
+        encoder = self.manifest.encoder
+        shard = _OpenShard(entry.name, encoder.encoding, self.store.open(entry))
+        if not shard.has_stride(encoder.stride):
+            detail = f"its index has another stride than the manifest, which says {encoder.stride}"
+            raise CorruptSample(Reason.BAD_INDEX, entry.name, detail)
+        return shard
 
     def keep_only(self, shards: Set[int]) -> None:
         """Close all shards except those with the given numbers, so that a full cache can evict the closed ones."""
@@ -221,9 +231,10 @@ class ShardReader:
     def read_json(self, sample_id: int) -> dict[str, Any]:
         """Read a sample's KEY.json, which has the source path and the frame times."""
         shard, row = self._find(sample_id)
+        content = shard.read(row, shard.value("json_offset", row), min(shard.value("json_size", row), JSON_LIMIT + 1))
         try:
-            return json.loads(shard.read(row, shard.value("json_offset", row), shard.value("json_size", row)))
-        except ValueError as error:
+            return parse_json(content, SampleFacts).model_dump()
+        except InvalidJsonError as error:
             raise CorruptSample(Reason.CHECKSUM, shard.where(row), f"KEY.json: {error}") from error
 
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
