@@ -6,11 +6,12 @@ from pathlib import Path
 
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
-from motionmae.json_text import JSON_LIMIT, InvalidJsonError, read_limited
+from motionmae.json_text import InvalidJsonError, read_limited
 
 QUARANTINE = "quarantine.jsonl"
 KEYS = ("path", "reason", "error")
 """Keys of a row, all texts: path of the video within its data set, QuarantineReason, details."""
+_LIMIT = 1 << 30  # bytes; a million missing videos take 150 MB
 
 
 def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -22,7 +23,7 @@ def refuse_foreign_quarantine(folder: Path) -> None:
     """Raise UserError if the folder has a ``quarantine.jsonl`` that make_shards and merge did not write."""
     path = folder / QUARANTINE
     try:
-        lines = read_limited(path, JSON_LIMIT).splitlines()
+        lines = read_limited(path, _LIMIT).splitlines()
         is_ours = all(_is_row(json.loads(line)) for line in lines)
     except FileNotFoundError:
         return

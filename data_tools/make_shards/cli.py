@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
     other = parser.add_argument_group("failures and output").add_argument
     other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
-    other("--retry", action="store_true", help="try quarantined videos again")
+    other("--retry", action="store_true", help="try quarantined videos again; stored samples stay")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
     other("--json", type=output_file, metavar="FILE", help="also write the figures of the summary as JSON")
 

@@ -1,7 +1,8 @@
 """Write the planned shards with one thread per open shard, and decoding processes that the threads share.
 
 There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk. A
-restarted run continues with the shards that are not marked as finished. ``manifest.json`` is written last.
+restarted run continues with the shards that are not marked as finished. ``manifest.json`` is written last. A shard that
+is made again keeps its samples if their originals are gone or give no better ones.
 """
 
 import contextlib
@@ -132,6 +133,7 @@ class _Writer:
             is_same = known is not None and not new and counts.stored == known.samples
             if is_same or not counts.stored:  # readers cannot use a shard without samples
                 raise _NothingNew
+            writer.flush()  # the disk may be full, and then the folder stays as it is
             self._prepare_replacement(shard, old, counts)
         entry = writer.entry or (known if counts.stored else None)
         save_record(self._out, shard, ShardRecord(counts, entry))

@@ -150,6 +150,11 @@ class ShardWriter:
         """
         self._append_sample(key, {name: [members[name]] for name in _MEMBERS if name in members}, meta)
 
+    def flush(self) -> None:
+        """Flush the samples to the disk. A full disk raises OSError here rather than at the end of the block."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def _append_sample(self, key: str, members: Mapping[str, Sequence[bytes]], meta: Mapping[str, Any]) -> None:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
         crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
@@ -204,8 +209,7 @@ class ShardWriter:
         try:
             end = self._size + 2 * tarfile.BLOCKSIZE  # a tar ends with two empty blocks, padded to a full record
             self._append(bytes(end + -end % tarfile.RECORDSIZE - self._size))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.flush()
             self._file.close()
         except OSError:  # usually a full disk
             self._discard()

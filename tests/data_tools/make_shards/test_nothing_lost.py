@@ -2,7 +2,10 @@
 
 import json
 import os
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +18,13 @@ from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
 from tests.commands import verify
 from tests.data_tools.make_shards.in_process import InProcessDecoder
-from tests.data_tools.make_shards.runs import fingerprint, make, quarantine
+from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, quarantine
 from tests.data_tools.videos import draw_frames, write_video
 
 # shard 0 holds v2, v3 and broken, shard 1 holds v0 and v1: by the hash of their names
 NAMES = ("v0.avi", "v1.avi", "v2.avi", "v3.avi", "broken.avi")
 ALL_BUT_BROKEN = set(NAMES[:-1])
+OPTIONS = ("--split", "train", "--samples-per-shard", "3", "--workers", "1")
 HARMED = ("v0.avi", "v2.avi", "v3.avi")
 
 
@@ -144,11 +148,11 @@ def test_all_originals_gone_is_refused_and_changes_nothing(made, tmp_path, capsy
     lists.mkdir()
     (videos / "train.csv").rename(lists / "train.csv")
     videos.rename(tmp_path / "elsewhere")
-    arguments = ("--annotations", str(lists))
-    assert retry(videos, out, *arguments) == 2
+    where = ("--annotations", str(lists))
+    assert retry(videos, out, *where) == 2
     videos.mkdir()  # a mount point without its disk
-    assert retry(videos, out, *arguments) == 2
-    assert rerun(videos, out, *arguments) == 2
+    assert retry(videos, out, *where) == 2
+    assert rerun(videos, out, *where) == 2
     assert fingerprint(out) == before
     capsys.readouterr()
 
@@ -207,6 +211,30 @@ def arguments_of_a_retry(videos: Path, out: Path):
     plan = make_plan("folder", read_split("folder", videos, None, "train"), FrameSettings(), 0, 3)
     assert begin_retry(plan, out) == 1
     return plan, out, 1, 60.0, lambda counts: None, True
+
+
+def test_a_retry_on_a_full_disk_leaves_the_folder_complete(made):
+    videos, out = made
+    before = fingerprint(out)
+    mend(videos)
+    for name in HARMED:
+        (videos / name).unlink()
+    process = subprocess.run(
+        [sys.executable, "data_tools/make_shards", *arguments(videos, out, *OPTIONS, "--retry")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert "cannot be written" in process.stderr
+    after = fingerprint(out)
+    kept = {name: digest for name, digest in before.items() if not name.startswith(".make_shards")}
+    assert kept.items() <= after.items()
+    assert verify([str(out)]) == 0
+    assert retry(videos, out) == 0
+    assert stored(out) == {*NAMES}
 
 
 def lose_record(out: Path, shard: Path) -> None:
