@@ -10,17 +10,17 @@ The folder is local to the node and private to the user. The file of a hanging r
 import json
 import os
 import re
-import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from motionmae.files import atomic_path, matching, temporary_of
+from motionmae.files import matching
 
-_NAME = r"\d+\.json"
-_OURS = re.compile(rf"{_NAME}|{temporary_of(_NAME)}")
+_OURS = re.compile(r"\d+\.json(?:\.tmp)?")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
@@ -45,8 +45,12 @@ class Snapshot:
         Raises:
             OSError: if the file cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
-            temporary.write_text(json.dumps(asdict(self)))
+        path = folder / f"{self.rank}.json"
+        temporary = path.with_name(
+            f"{path.name}.tmp"
+        )  # one writer in a private folder: atomic_path would only be slower
+        temporary.write_text(json.dumps(vars(self)))
+        temporary.replace(path)
 
 
 def node_folder(key: str) -> Path:
@@ -66,12 +70,21 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete snapshots of earlier attempts of this job, and folders of other jobs older than a week."""
+    """Delete snapshots of earlier attempts of this job, and folders of snapshots of other jobs older than a week."""
+    _delete_snapshots(folder)
+    for other in folder.parent.iterdir():
+        status = other.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_mtime < time.time() - _EXPIRY_SECONDS:
+            with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
+                found = list(other.iterdir())
+                if found and all(_OURS.fullmatch(path.name) for path in found):
+                    _delete_snapshots(other)
+                    other.rmdir()
+
+
+def _delete_snapshots(folder: Path) -> None:
     for path in matching(folder, _OURS):
         path.unlink(missing_ok=True)
-    for other in folder.parent.iterdir():
-        if other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:

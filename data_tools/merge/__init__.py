@@ -19,6 +19,7 @@ from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.data.shards.publish import current_index
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, temporary_of, write_atomically
+from motionmae.text import say
 
 _SHARD_NAMES = r"merged-\d{6}\.(?:tar|idx\.json)"
 _LAST_NAMES = rf"{re.escape(QUARANTINE)}|{re.escape(MANIFEST)}"  # written after the shards
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): choose another --out, or free space") from error
-    print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
+    say(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 
 

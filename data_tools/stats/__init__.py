@@ -7,9 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from data_tools.quarantine import read_quarantine
 from data_tools.reporting import damage_as_user_error
@@ -21,6 +19,8 @@ from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import output_ending, write_json
 from motionmae.json_text import InvalidJsonError, parse_json
+from motionmae.screen import Table, show
+from motionmae.text import picture_text, say
 
 _EXAMPLES = """\
 examples:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     figures = collect(arguments.shards, load_manifest(arguments.shards))
-    show(figures, arguments.shards, arguments.classes)
+    print_tables(figures, arguments.shards, arguments.classes)
     if arguments.json:
         write_json(arguments.json, figures)
     if arguments.picture:
@@ -96,15 +96,14 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in (min(values), median(values), max(values))] if values else []
 
 
-def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
+def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     """Print the statistics as tables. Classes are sorted by size, with a bar each."""
-    console = Console(highlight=False)
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
         table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
-    console.print(table)
+    show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
-    console.print(
+    say(
         f"{figures['samples']} videos ({figures['labelled']} labelled), {figures['frames']} frames, "
         f"{figures['hours']:.2f} hours, {decimal(figures['bytes'])} in {figures['shards']} shards, "
         f"{decimal(figures['bytes_per_frame'])} a frame; quarantined: {quarantined}"
@@ -116,9 +115,9 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     bars = Table("class", "videos", "", title=f"{len(classes)} classes")
     for name, count in classes[:most_classes]:
         bars.add_row(name, str(count), "█" * round(40 * count / largest))
-    console.print(bars)
+    show(bars)
     if len(classes) > most_classes:
-        console.print(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
+        say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
@@ -129,7 +128,9 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(counts)), counts, width=1.0)
-    axes.set(xlabel="class, sorted by size", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    axes.set(
+        xlabel="class, sorted by size", ylabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}")
+    )
     try:
         figure.savefig(path)
     except OSError as error:
