@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from rich import progress
-from rich.console import Console
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.errors import UserError
+from motionmae.screen import TaskText, make_console
 
 
 def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
     """Make a progress bar on stderr with the further columns ``more``. The bar is shown only on terminals."""
-    console = Console(stderr=True)
-    count = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
+    console = make_console(stderr=True)
+    count = (TaskText(), progress.BarColumn(), progress.MofNCompleteColumn())
     time = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
     return progress.Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
 

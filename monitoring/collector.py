@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _FAMILIES: dict[str, Any] = {
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
+_process_of = lru_cache(psutil.Process)  # to open a process costs more than to read its memory
 SAMPLE_SECONDS = 5.0  # interval between readings of host, GPUs and goodput
 
 
@@ -117,7 +119,7 @@ class NodeCollector(Collector):
 def _process(snapshot: Snapshot) -> Iterator[Sample]:
     yield "snapshot_age_seconds", {}, max(time.time() - snapshot.time, 0.0)
     try:
-        resident = psutil.Process(snapshot.pid).memory_info().rss
+        resident = _process_of(snapshot.pid).memory_info().rss
     except psutil.Error:
         yield "rank_alive", {}, 0.0
         return

@@ -28,8 +28,9 @@ from monitoring.collector import NodeCollector
 from monitoring.gpu import open_gpus
 from motionmae.config import MonitoringConfig
 from motionmae.files import write_atomically
+from motionmae.text import get_logger
 
-logger = logging.getLogger("monitoring.exporter")
+logger = get_logger("monitoring.exporter")
 
 END = "end"
 END_AFTER_SCRAPE = "end after scrape"

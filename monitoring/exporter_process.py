@@ -5,7 +5,6 @@ The command line and the Slurm job run training inside :func:`monitoring_sinks`.
 
 import hashlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -24,8 +23,9 @@ from motionmae.runs.end_reason import EndReason, Requeue, classify_error
 from motionmae.runs.events import Kind, Row, Sink
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @contextmanager
@@ -100,8 +100,14 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
             env={**os.environ, "PYTHONPATH": path},
             text=True,
         )
-    print(settings.model_dump_json(), file=exporter.stdin, flush=True)
+    _tell(exporter, settings.model_dump_json())
     return exporter
+
+
+def _tell(exporter: subprocess.Popen[str], line: str) -> None:
+    assert exporter.stdin is not None
+    exporter.stdin.write(f"{line}\n")
+    exporter.stdin.flush()
 
 
 def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: float) -> None:
@@ -109,7 +115,7 @@ def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: 
     assert exporter.stdin is not None
     with suppress(OSError):
         if command:
-            print(command, file=exporter.stdin, flush=True)
+            _tell(exporter, command)
         else:
             exporter.stdin.close()
     try:

@@ -1,6 +1,5 @@
 """Metrics of the node's GPUs through NVML. Values that a device does not support are left out."""
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from monitoring.rank_snapshots import Sample
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)  # drivers return all ones for an unknown value
 _WAIT_MILLISECONDS = 200  # interval at which the XID thread checks whether to end; the trainer waits for the thread

@@ -18,6 +18,7 @@ from monitoring.goodput import CATEGORIES
 from motionmae.data.shards.errors import Reason
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Phase
+from motionmae.text import LINES, say
 
 PREFIX = "motionmae_"
 STATES = tuple(dict.fromkeys(["starting", "training", *(reason.run_state for reason in EndReason)]))
@@ -188,7 +189,7 @@ def main() -> int:
     argparse.ArgumentParser(
         prog="python -m monitoring.metric_definitions", description="Print docs/metrics.md, the list of all metrics."
     ).parse_args()
-    print(markdown(), end="")
+    say(markdown(), keep=LINES, end="")
     return 0
 
 

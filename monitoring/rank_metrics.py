@@ -4,7 +4,6 @@ Rank 0 also keeps the metrics of the whole run. At its start it replays the even
 count over all attempts.
 """
 
-import logging
 import os
 import sys
 import time
@@ -20,8 +19,9 @@ from motionmae.config import Config
 from motionmae.planning.gpus import peak_of_device
 from motionmae.runs.events import Kind, Row, Sink
 from motionmae.runs.history import AttemptTracker
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class FlopsPerClip(NamedTuple):

@@ -10,17 +10,17 @@ The folder is local to the node and private to the user. The file of a hanging r
 import json
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from motionmae.files import atomic_path, matching, temporary_of
+from motionmae.files import matching
 
-_NAME = r"\d+\.json"
-_OURS = re.compile(rf"{_NAME}|{temporary_of(_NAME)}")
+_OURS = re.compile(r"\d+\.json(?:\.tmp)?")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
 _JOB_FOLDER = re.compile(r".+-[0-9a-f]{12}")  # of exporter_process.job_key
 Sample = tuple[str, dict[str, str], float]
@@ -46,8 +46,12 @@ class Snapshot:
         Raises:
             OSError: if the file cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False) as temporary:
-            temporary.write_text(json.dumps(asdict(self)))
+        path = folder / f"{self.rank}.json"
+        temporary = path.with_name(
+            f"{path.name}.tmp"
+        )  # one writer in a private folder: atomic_path would only be slower
+        temporary.write_text(json.dumps(vars(self)))
+        temporary.replace(path)
 
 
 def node_folder(key: str) -> Path:
@@ -67,14 +71,17 @@ def node_folder(key: str) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshots of an earlier attempt, and those in expired folders of other jobs. Other files stay."""
+    """Delete snapshots of earlier attempts of this job, and folders of snapshots of other jobs older than a week."""
     _delete_snapshots(folder)
     for other in folder.parent.iterdir():
-        is_job = _JOB_FOLDER.fullmatch(other.name) and other.is_dir() and not other.is_symlink()
-        if is_job and other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
-            with suppress(OSError):
-                _delete_snapshots(other)
-                other.rmdir()  # fails if other files are left
+        status = other.lstat()
+        is_job = _JOB_FOLDER.fullmatch(other.name) and stat.S_ISDIR(status.st_mode)
+        if is_job and status.st_mtime < time.time() - _EXPIRY_SECONDS:
+            with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
+                found = list(other.iterdir())
+                if found and all(_OURS.fullmatch(path.name) for path in found):
+                    _delete_snapshots(other)
+                    other.rmdir()
 
 
 def _delete_snapshots(folder: Path) -> None:

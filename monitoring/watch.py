@@ -7,7 +7,7 @@ from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from monitoring.goodput import CATEGORIES, Goodput, goodput_of
@@ -15,6 +15,8 @@ from monitoring.report.page import FAULTS
 from motionmae.runs.events import Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
+from motionmae.screen import Table
+from motionmae.text import cell, printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
@@ -41,11 +43,11 @@ def view(history: RunHistory, width: int, now: float | None = None) -> Renderabl
 def _header(history: RunHistory, now: float) -> Text:
     state = history.state
     style = {"finished": "green", "under way": "cyan", "preempted": "yellow"}.get(state, "red")
-    text = Text.assemble((history.name, "bold"), "  ", (state, f"bold {style}"))
+    text = Text.assemble(cell(history.name, "bold"), "  ", cell(state, f"bold {style}"))
     if history.attempts:
         attempt = history.attempts[-1]
         hosts = ", ".join(attempt.hosts[:4]) + (f" and {len(attempt.hosts) - 4} more" if len(attempt.hosts) > 4 else "")
-        text.append(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black")
+        text.append(cell(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black"))
         idle = now - attempt.last_sign
         if state in ("under way", "silent"):
             text.append(f"; last row {duration(idle)} ago", "bright_black" if idle < 120 else "bold red")
@@ -66,7 +68,7 @@ def _losses(history: RunHistory, width: int) -> Panel:
     for key in [*history.losses, "grad_norm", "lr"]:
         series = [row.get(key) for row in history.rows]
         last = next((value for value in reversed(series) if value is not None), None)
-        curve = Text(sparkline(series, width), "cyan")
+        curve = cell(sparkline(series, width), "cyan")
         rows.append((key.replace("_", " "), curve, "-" if last is None else f"{last:.4g}"))
     return _panel("all steps", rows)
 
@@ -83,10 +85,10 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
     ]
     whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
     for phase, style in _STYLES.items():
-        share = mean(f"{phase.value}_seconds") / whole
-        bar = Text("█" * round(share * 12), style)
+        share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
+        bar = cell("█" * round(share * 12), style)
         alarming = phase is Phase.DATA_WAIT and share > 0.2
-        rows.append((phase.value.replace("_", " "), bar, Text(f"{share:.0%}", "bold red" if alarming else "")))
+        rows.append((phase.value.replace("_", " "), bar, cell(f"{share:.0%}", "bold red" if alarming else "")))
     for rank, count in history.stragglers().most_common(1):
         rows.append(("slowest rank", f"{rank} on {history.host_of(rank)}", f"{count / len(history.rows):.0%}"))
     return _panel(f"last {len(recent)} rows", rows)
@@ -95,7 +97,7 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
 def _goodput(goodput: Goodput) -> Panel:
     elapsed = goodput.elapsed or 1.0
     rows: list[_Cells] = [
-        (Text("goodput", "green"), "", Text(f"{goodput.ratio:.1%}", "green")),
+        (cell("goodput", "green"), "", cell(f"{goodput.ratio:.1%}", "green")),
         ("without queue", "", f"{goodput.ratio_without_queue:.1%}"),
     ]
     for category, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
@@ -108,10 +110,10 @@ def _recent_events(history: RunHistory, now: float) -> Panel:
     rows = []
     for row in history.events[-8:]:
         bad = row["kind"] in FAULTS or "error" in row
-        kind = Text(row["kind"].replace("_", " "), "red" if bad else "")
+        kind = cell(row["kind"].replace("_", " "), "red" if bad else "")
         details = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
         age = f"{duration(max(now - row['time'], 0))} ago"
-        rows.append((age, kind, f"step {row['step']:,}", str(details)[:60]))
+        rows.append((age, kind, f"step {row['step']:,}", printable(details)[:60]))
     return _panel("events", rows)
 
 
@@ -120,7 +122,7 @@ def _panel(title: str, rows: Iterable[_Cells]) -> Panel:
     table = Table.grid(*columns, padding=(0, 1))
     for row in rows:
         table.add_row(*row)
-    return Panel(table, title=title, title_align="left", border_style="bright_black")
+    return Panel(table, title=cell(title), title_align="left", border_style="bright_black")
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:

@@ -4,7 +4,6 @@
 a failed job is retried. Delete the file to use all nodes again.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +15,9 @@ from motionmae.json_text import JsonModel
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import append_row, read_rows
 from motionmae.runs.history import Attempt
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""

@@ -9,13 +9,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from motionmae.commands.app import PROGRAM, Command
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind
 from motionmae.runs.history import RunHistory
+from motionmae.screen import Table, show
+from motionmae.text import say
 from slurm.job_state import JobRecord
 
 VIDEOS, SHARDS = Path("data/demo/videos"), Path("data/demo/shards")
@@ -27,30 +26,35 @@ def run(_: argparse.Namespace) -> int:
     """Run the demo in the working directory."""
     started = time.monotonic()
     try:
-        print("\n== 1/5 videos: rendered classes that differ only in motion, real clips, and one damaged file")
+        say()
+        say("== 1/5 videos: rendered classes that differ only in motion, real clips, and one damaged file")
         command("shards", "toy", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
         if not (damaged := VIDEOS / "damaged.mp4").exists():  # a video without its headers
             damaged.write_bytes(min(VIDEOS.glob("train/**/*.mp4")).read_bytes()[2000:])
             with (VIDEOS / "train.csv").open("a") as split:
                 split.write(f"{damaged.name} -1\n")
-        print("\n== 2/5 shards: every video is decoded once; unreadable videos are listed with the reason")
+        say()
+        say("== 2/5 shards: every video is decoded once; unreadable videos are listed with the reason")
         command("shards", "make", "folder", "--videos", str(VIDEOS), "--split", "train", "--out", str(SHARDS))
-        print("\n== 3/5 training on two ranks; halfway SIGUSR2 preempts the run, as on Slurm, and the run resumes")
+        say()
+        say("== 3/5 training on two ranks; halfway SIGUSR2 preempts the run, as on Slurm, and the run resumes")
         command("submit", "--cluster", "local", "--config", "demo", "--follow", preempt=True)
-        print("\n== 4/5 reconstructions and report")
+        say()
+        say("== 4/5 reconstructions and report")
         command("reconstruct", str(RUN.path), "--out", str(PICTURE))
         command("report", str(RUN.path), "--out", str(REPORT), "--json", str(LOSSES))
     except subprocess.CalledProcessError as error:
-        print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
+        say(f"error: this step of the demo failed with status {error.returncode}: see its output above")
         return 1
-    print("\n== 5/5 summary")
-    Console().print(summary(time.monotonic() - started))
+    say()
+    say("== 5/5 summary")
+    show(summary(time.monotonic() - started))
     return 0
 
 
 def command(*argv: str, preempt: bool = False) -> None:
     """Print and run a command of motionmae; with ``preempt``, also preempt the submitted run halfway."""
-    print(f"$ motionmae {shlex.join(argv)}", flush=True)
+    say(f"$ motionmae {shlex.join(argv)}")
     with subprocess.Popen([*PROGRAM, *argv]) as process:
         while preempt and process.poll() is None and not preempt_halfway():
             time.sleep(0.5)
@@ -67,7 +71,7 @@ def preempt_halfway() -> bool:
         return False
     record = JobRecord.read(RUN.path)
     assert record is not None, "a submission writes job.json"
-    print(f"$ kill -USR2 {record.job_id}", flush=True)
+    say(f"$ kill -USR2 {record.job_id}")
     os.kill(int(record.job_id), signal.SIGUSR2)
     return True
 

@@ -25,6 +25,7 @@ from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason, classify_error
+from motionmae.text import LINES, say
 from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
@@ -69,9 +70,9 @@ class TrainJob(Checkpointable):
                     reason = run_training(self.config, signals=signals, sinks=sinks)
             except Exception as error:
                 if isinstance(error, UserError):
-                    print(f"error: {error}", file=sys.stderr, flush=True)
+                    say(f"error: {error}", file=sys.stderr)
                 else:
-                    traceback.print_exc()
+                    say(traceback.format_exc(), sys.stderr, keep=LINES, end="")
                 sys.exit(classify_error(error).exit_code)
             if reason is not EndReason.FINISHED:
                 if environment.global_rank != 0:
@@ -115,5 +116,5 @@ def requeue(handler: object) -> None:
     try:
         handler(signal.SIGUSR2, None)
     except UncompletedJobError as error:
-        print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
+        say(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr)
         sys.exit(EndReason.USER_ERROR.exit_code)

@@ -22,11 +22,13 @@ from motionmae.config.texts import JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_atomically
 from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.text import LINES, say
 from slurm.scontrol import JobState, find_job
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another submission to release the lock."""
 _LOG_SECONDS = 0.5
+_LOG = LINES + "\r"  # characters of a log that are kept: progress bars return to the start of their line
 _STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
@@ -97,19 +99,19 @@ def follow(record: JobRecord, run: Path) -> int:
     previous: JobState | None = None
     polled = -1e9
     while True:
-        print(tail.new_text(), end="", flush=True)
+        say(tail.new_text(), keep=_LOG, end="")
         if time.monotonic() - polled > _STATE_SECONDS[record.cluster]:
             polled = time.monotonic()
             try:
                 state = state_of(record, run)
                 if state != previous:
-                    print(_describe(record, state), flush=True)
+                    say(_describe(record, state))
                 elif not state.active:  # twice in a row: a job looks ended during a requeue
-                    print(tail.new_text(), end="", flush=True)
+                    say(tail.new_text(), keep=_LOG, end="")
                     return _exit_status(record, state)
                 previous = state
             except UserError as error:  # Slurm does not answer
-                print(f"-- {error}", flush=True)
+                say(f"-- {error}")
                 previous = previous if previous and previous.active else None
         time.sleep(_LOG_SECONDS)
 
@@ -124,7 +126,7 @@ def _exit_status(record: JobRecord, state: JobState) -> int:
     if state.name == "COMPLETED":
         return 0
     if state.name == "CANCELLED" or state.exit_code == 128 + signal.SIGTERM:
-        print("-- the run was stopped; the same command resumes it", flush=True)
+        say("-- the run was stopped; the same command resumes it")
     else:
-        print(f"-- the run failed; the logs of all ranks are in {Path(record.log).parent}", flush=True)
+        say(f"-- the run failed; the logs of all ranks are in {Path(record.log).parent}")
     return state.exit_code or 1

@@ -24,6 +24,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
 from motionmae.config import LaunchConfig
+from motionmae.text import say
 from slurm.job_state import JobRecord
 
 RESTARTS_VARIABLE = "MOTIONMAE_LOCAL_RESTARTS"
@@ -138,7 +139,7 @@ class LocalController(Controller):
             if LOCAL_REQUEUE_RETURN_CODE not in codes or self._stopping:
                 return _job_status(codes)
             restarts += 1
-            print(f"requeued, restart {restarts}", flush=True)
+            say(f"requeued, restart {restarts}")
 
 
 def stop_with_controller() -> None:
@@ -161,7 +162,7 @@ def main(folder: Path, run: Path) -> int:
     status = LocalController(folder).run_to_end()
     job_id = str(os.getpid())
     JobRecord("local", job_id, rank_zero_log(folder, job_id), str(Path.cwd()), started, status).write(run)
-    print(f"ended with status {status}", flush=True)
+    say(f"ended with status {status}")
     return status
 
 

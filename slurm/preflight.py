@@ -20,6 +20,7 @@ import torch.distributed as dist
 from motionmae.distributed.process_group import create_store, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port
 from motionmae.runs.end_reason import EndReason
+from motionmae.text import one_line, say
 
 _STORAGE_BYTES = 1 << 20
 
@@ -113,7 +114,7 @@ def check_network(
         dist.all_reduce(number)
         dist.destroy_process_group()
     except RuntimeError as error:
-        raise Unreachable(f"an all-reduce over {world} ranks fails ({str(error).splitlines()[0]})") from error
+        raise Unreachable(f"an all-reduce over {world} ranks fails ({one_line(error)})") from error
     if number.item() != world:
         raise Unreachable(f"an all-reduce over {world} ranks gave {number.item():g}, not {world}")
 
@@ -127,5 +128,5 @@ def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[i
 
 def abort(end: EndReason, reason: str) -> None:
     """Print the reason and end this process at once, even if its threads hang."""
-    print(f"error: pre-flight check: {reason}", file=sys.stderr, flush=True)
+    say(f"error: pre-flight check: {reason}", file=sys.stderr)
     os._exit(end.exit_code)

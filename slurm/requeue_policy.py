@@ -30,6 +30,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
 from motionmae.runs.events import Kind, append_row
 from motionmae.runs.history import Attempt, RunHistory
+from motionmae.text import LINES, say
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
 
@@ -190,7 +191,7 @@ def run_step(command: Sequence[str], policy: RequeuePolicy) -> tuple[int, list[s
         assert step.stderr is not None
         lines = []
         for line in step.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
+            say(line, sys.stderr, keep=LINES, end="")
             lines.append(line.rstrip())
         status = step.wait()
     return 128 - status if status < 0 else status, lines
@@ -225,7 +226,7 @@ def _failure_in(line: str) -> Failure | None:
 
 def log(message: str) -> None:
     """Print to the log of rank 0, which is also the log of the batch script."""
-    print(f"{time.strftime('%H:%M:%S')} slurm: {message}", flush=True)
+    say(f"{time.strftime('%H:%M:%S')} slurm: {message}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from motionmae.config import LaunchConfig
 from motionmae.config.texts import SbatchOption, SbatchText, VariableValue, shown, without_control
 from motionmae.errors import UserError
+from motionmae.text import one_line
 
 _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
@@ -149,6 +150,6 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip()
+        reason = one_line(error.stderr)
         raise UserError(f"sbatch refused the job ({reason}): correct the flags, --sbatch or the site file") from error
     return done.stdout.strip().partition(";")[0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from data_tools.make_shards.shard_plan import STATE
 from motionmae.commands import app
 from motionmae.errors import UserError
+from motionmae.text import LINES, say
 from slurm.sbatch import add_sbatch_argument, batch_script, parse_options, sbatch
 
 _DESCRIPTION = """\
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     parts = script(command, part, "part-%a.log", array=f"0-{options.parts - 1}")
     rest = [argument for argument in command if argument != "--retry"]  # the parts have retried already
     if options.dry_run:
-        print(parts, script(rest, "", "manifest.log", dependency="afterany:ARRAY"), sep="\n")
+        for text in (parts, script(rest, "", "manifest.log", dependency="afterany:ARRAY")):
+            say(text, keep=LINES)
         return 0
     if not parsed.videos.is_dir():
         raise UserError(
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     array = sbatch(parts)
     last = sbatch(script(rest, "", "manifest.log", dependency=f"afterany:{array}"))
-    print(f"submitted array {array} with {options.parts} parts, and job {last} for the manifest; logs: {logs}")
+    say(f"submitted array {array} with {options.parts} parts, and job {last} for the manifest; logs: {logs}")
     return 0
 
 

@@ -19,6 +19,7 @@ from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, append_row
+from motionmae.text import LINES, one_line, say
 from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor, job_environment, log_folder
@@ -103,12 +104,13 @@ def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
     code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
     folder = log_folder(config.run_folder)
     if arguments.cluster == "slurm":
-        print(slurm_executor(arguments, site, config, folder, code).script())
+        say(slurm_executor(arguments, site, config, folder, code).script(), keep=LINES)
     else:
         command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
-        print(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks\n")
-    print("# resolved configuration")
-    print(config_yaml(config))
+        say(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks")
+        say()
+    say("# resolved configuration")
+    say(config_yaml(config), keep=LINES)
     print_plan(config, default_assumptions(config))
 
 
@@ -119,7 +121,7 @@ def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
     """
     check_shards(config)
     if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
-        print(f"note: {note}")
+        say(f"note: {note}")
     if config.data.rand_augment:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
@@ -137,7 +139,7 @@ def check_shards(config: Config) -> None:
     try:
         steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:
-        print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
+        say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
 
 def submit(arguments: argparse.Namespace, site: Site, config: Config, before: JobRecord | None) -> JobRecord:
@@ -156,7 +158,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
         snapshot = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)])
         code = snapshot.write(run)
         for note in snapshot.notes():
-            print(f"note: {note}")
+            say(f"note: {note}")
         folder = log_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         executor: TrainingExecutor | DetachedLocalExecutor
@@ -171,15 +173,15 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             job_id = executor.submit(TrainJob(config)).job_id
         except FailedJobError as error:
             raise UserError(
-                f"Slurm refused the job ({str(error).strip()}): correct the partition, account or limits"
+                f"Slurm refused the job ({one_line(error)}): correct the partition, account or limits"
             ) from error
         record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
         record.write(run)
     return record
 
 
-def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
-    """Return a text with job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
+def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> list[str]:
+    """Return lines with job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
     is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
     program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
     command = shlex.join([*program, *_resume_argv(argv)])
@@ -197,7 +199,7 @@ def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
     if on_slurm and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
         lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
-    return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
+    return [f"{key:<11}{value}" for key, value in lines.items()]
 
 
 def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
@@ -223,7 +225,7 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
                 f"{run} is already submitted as {record.cluster} job {record.job_id} ({state.name}): add --follow to "
                 "watch it, or choose another name=..."
             )
-        print(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
+        say(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
         return record
     if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("sbatch is missing on this machine: use a login node, --cluster local, or --dry-run")
@@ -233,7 +235,8 @@ def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, 
         raise UserError(
             f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
         ) from error
-    print(describe(record, run, argv), flush=True)
+    for line in describe(record, run, argv):
+        say(line)
     return record
 
 
@@ -255,9 +258,9 @@ def submit_each(arguments: argparse.Namespace, site: Site, runs: Sequence[Config
         try:
             submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={run.seed}"])
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
             status = 2
-        print()
+        say()
     return status
 
 
@@ -289,7 +292,8 @@ def execute(arguments: argparse.Namespace, site: Site, config: Config) -> int:
     try:
         return follow(record, config.run_folder)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"\nstopped following; job {record.job_id} continues") from None
+        say(file=sys.stderr)  # below the ^C of the terminal
+        raise KeyboardInterrupt(f"stopped following; job {record.job_id} continues") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

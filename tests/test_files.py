@@ -199,6 +199,12 @@ def replace_with_new(folder: Path) -> None:
     replace_folder(folder / "new", folder / "final")
 
 
+def write_folder(folder: Path) -> None:
+    with atomic_folder(folder / "code") as temporary:
+        for name in ("a", "b"):
+            (temporary / name).write_text(name)
+
+
 class TestKilled:
     """The process is killed before each file system operation."""
 
@@ -227,6 +233,13 @@ class TestKilled:
             if (kill.folder / "new").exists():
                 replace_with_new(kill.folder)
             assert [found.name for found in kill.folder.iterdir()] == ["final"], kill
+
+    def test_a_written_folder_is_whole_or_absent(self, tmp_path):
+        for kill in kill_points(write_folder, tmp_path / "absent", tmp_path / "work"):
+            if not (kill.folder / "code").exists():
+                write_folder(kill.folder)
+            assert [found.name for found in kill.folder.iterdir()] == ["code"], kill
+            assert {path.name: path.read_text() for path in (kill.folder / "code").iterdir()} == {"a": "a", "b": "b"}
 
     def test_content_is_flushed_before_the_rename_and_the_folder_after(self, tmp_path):
         found = operations(write_new, tmp_path / "absent", tmp_path / "work")

@@ -22,6 +22,7 @@ from motionmae.data.shards.format import load_index, pack_frames
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, output_file
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.data.ffcv.format import StoredClip
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             BetonReader(out, manifest)
         except UserError:
             raise UserError(f"{out} holds other data: give --force to replace it, or another --out") from None
-        print(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
+        say(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
         return 0
     started = time.monotonic()
     try:
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: {out} was not written") from None
     size, seconds = out.stat().st_size, time.monotonic() - started
-    print(
+    say(
         f"{out}: {manifest.samples} samples, {decimal(size)} in pages of {decimal(page)}, "
         f"{seconds:.1f} s ({decimal(int(size / seconds))}/s)"
     )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.progress import Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
@@ -24,6 +24,8 @@ from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import write_json
+from motionmae.screen import TaskText
+from motionmae.text import printable, say
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
@@ -111,26 +113,27 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
         if arguments.retry:
             count = begin_retry(planned, out, part)
             again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
-            print(f"retry: {again}; their stored samples are kept")
+            say(f"retry: {again}; their stored samples are kept")
         finished = None if part else load_finished(plan, out)
-        with progress_bar(TextColumn("{task.fields[details]}")) as bar:
+        with progress_bar(TaskText("details")) as bar:
             show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
             total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
     seconds = time.monotonic() - started
     if manifest is None:
-        print(
+        say(
             f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
             f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
             "when all parts are made, run the same command without --part"
         )
         for line in _remarks(plan.split, total):
-            print(_wrap(line))
+            _say(line)
     elif finished:
-        print(f"{out} is complete: {_describe(manifest)}; nothing to do")
+        say(f"{out} is complete: {_describe(manifest)}; nothing to do")
     else:
-        print(_summary(plan.split, manifest, total, out, seconds))
+        for line in _summary(plan.split, manifest, total, out, seconds):
+            _say(line)
     if arguments.json:
         figures = {
             "videos": total.videos,
@@ -160,7 +163,7 @@ def _describe(manifest: Manifest) -> str:
     return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
+def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
         f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
         f"{seconds:.1f} s",
@@ -169,7 +172,7 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
     if total.quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
         lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
-    return "\n".join(map(_wrap, [*lines, *_remarks(split, total)]))
+    return [*lines, *_remarks(split, total)]
 
 
 def _remarks(split: Split, total: Counts) -> list[str]:
@@ -186,12 +189,14 @@ def _remarks(split: Split, total: Counts) -> list[str]:
     return [*lines, *(f"note:         {note}" for note in split.notes)]
 
 
-def _wrap(line: str) -> str:
-    return textwrap.fill(line, 118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
+def _say(line: str) -> None:
+    wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
+    for part in wrapper.wrap(printable(line)):
+        say(part)
 
 
 def _names(paths: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:limit])
+    shown = ", ".join(sorted(paths)[:limit])
     return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"
 
 

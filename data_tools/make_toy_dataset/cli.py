@@ -29,6 +29,7 @@ from motionmae.commands.app import Command
 from motionmae.errors import UserError, check_limits
 from motionmae.files import write_atomically, write_json
 from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.text import say
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
-        print(f"{out} is complete: {counts}; nothing to do")
+        say(f"{out} is complete: {counts}; nothing to do")
         return 0
     started = time.monotonic()
     real = find_real_videos() if settings.real else []
@@ -135,10 +136,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped: repeat the command to start again") from None
-    print(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
+    say(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
     if settings.real:
         where = ", ".join([*PACKAGES, *FOLDERS])
-        print(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
+        say(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
     return 0
 
 

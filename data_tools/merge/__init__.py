@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
+from data_tools.quarantine import QUARANTINE, read_quarantine, refuse_foreign_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
@@ -19,6 +19,7 @@ from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
 from motionmae.data.shards.publish import current_index
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, sync, temporary_of, write_atomically
+from motionmae.text import say
 
 _SHARD_NAMES = r"merged-\d{6}\.(?:tar|idx\.json)"
 _LAST_NAMES = rf"{re.escape(QUARANTINE)}|{re.escape(MANIFEST)}"  # written after the shards
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): choose another --out, or free space") from error
-    print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
+    say(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 
 
@@ -82,8 +83,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
         for number, (folder, entry) in enumerate(shards)
     )
     sync(out)
-    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / QUARANTINE).exists())
-    write_atomically(out / QUARANTINE, quarantine)
+    write_atomically(out / QUARANTINE, b"".join(map(read_quarantine, folders)))
     merged = replace(
         manifests[0],
         dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),

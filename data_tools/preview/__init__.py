@@ -16,6 +16,7 @@ from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.files import atomic_path
 from motionmae.outputs import SIGNATURE, output_argument, signed
+from motionmae.text import printable, say
 
 _EXAMPLES = """\
 examples:
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_picture(arguments.out, sheet)
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written ({error}): choose another file") from error
-    print(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
+    say(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
     return 0
 
 
@@ -85,7 +86,7 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
     strip = np.concatenate(padded, axis=1)
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
     text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
-    plain = text.encode("ascii", "replace").decode()  # OpenCV can draw only ASCII
+    plain = printable(text).encode("ascii", "backslashreplace").decode()  # OpenCV can draw only ASCII
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 

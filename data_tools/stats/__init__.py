@@ -7,10 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
+from data_tools.quarantine import read_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
@@ -19,10 +18,10 @@ from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, write_json
-from motionmae.json_text import InvalidJsonError, parse_json, read_limited
+from motionmae.json_text import InvalidJsonError, parse_json
 from motionmae.outputs import SIGNATURE, output_argument, signed
-
-_MAX_QUARANTINE_BYTES = 256 << 20
+from motionmae.screen import Table, show
+from motionmae.text import picture_text, say
 
 _EXAMPLES = """\
 examples:
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     figures = collect(arguments.shards, load_manifest(arguments.shards))
-    show(figures, arguments.shards, arguments.classes)
+    print_tables(figures, arguments.shards, arguments.classes)
     if arguments.json:
         write_json(arguments.json, figures)
     if arguments.picture:
@@ -87,7 +86,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
     try:
-        lines = read_limited(path, _MAX_QUARANTINE_BYTES).splitlines() if path.exists() else []
+        lines = read_quarantine(folder).splitlines()
         return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
     except (OSError, InvalidJsonError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
@@ -98,15 +97,14 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in (min(values), median(values), max(values))] if values else []
 
 
-def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
+def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     """Print the statistics as tables. Classes are sorted by size, with a bar each."""
-    console = Console(highlight=False)
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
         table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
-    console.print(table)
+    show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
-    console.print(
+    say(
         f"{figures['samples']} videos ({figures['labelled']} labelled), {figures['frames']} frames, "
         f"{figures['hours']:.2f} hours, {decimal(figures['bytes'])} in {figures['shards']} shards, "
         f"{decimal(figures['bytes_per_frame'])} a frame; quarantined: {quarantined}"
@@ -118,9 +116,9 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     bars = Table("class", "videos", "", title=f"{len(classes)} classes")
     for name, count in classes[:most_classes]:
         bars.add_row(name, str(count), "█" * round(40 * count / largest))
-    console.print(bars)
+    show(bars)
     if len(classes) > most_classes:
-        console.print(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
+        say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
@@ -131,7 +129,9 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(counts)), counts, width=1.0)
-    axes.set(xlabel="class, sorted by size", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    axes.set(
+        xlabel="class, sorted by size", ylabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}")
+    )
     metadata = {"Software" if path.suffix == ".png" else "Creator": SIGNATURE}
     try:
         with atomic_path(path, durable=False) as temporary:

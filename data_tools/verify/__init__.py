@@ -21,6 +21,7 @@ from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.text import say
 
 _EXAMPLES = """\
 examples:
@@ -41,14 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = load_manifest(folder)
     faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
     for fault in faults:
-        print(f"damaged: {fault}", file=sys.stderr)
+        say(f"damaged: {fault}", file=sys.stderr)
     if faults:
         shards = sorted({fault.where.partition(":")[0] for fault in faults})
         count = f"{len(shards)} of {len(manifest.shards)} shards are damaged"
         remedy = "copy them again from an intact folder, or delete them and repeat the command that made them"
-        print(f"{count}: {remedy} ({', '.join(shards)})", file=sys.stderr)
+        say(f"{count}: {remedy} ({', '.join(shards)})", file=sys.stderr)
         return 1
-    print(
+    say(
         f"{folder} is intact: {manifest.samples} samples in {len(manifest.shards)} shards, "
         f"{decimal(sum(shard.bytes for shard in manifest.shards))} read, {time.monotonic() - started:.1f} s"
     )

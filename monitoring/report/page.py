@@ -105,7 +105,8 @@ def _flops(history: RunHistory, with_peak: bool) -> list[float | None]:
     flops, peak = step_flops(history.config).model, history.config.monitoring.peak_tflops * 1e12
     world = {row["attempt"]: row["world"] for row in history.of(Kind.START)}
     return [
-        row["clips_per_second"] * flops / (peak * world[row["attempt"]] if with_peak else 1e9) for row in history.rows
+        row["clips_per_second"] * flops / (peak * world.get(row["attempt"], 1) if with_peak else 1e9)
+        for row in history.rows
     ]
 
 
@@ -114,7 +115,7 @@ def _phases(history: RunHistory) -> LineChart:
     steps = [row["step"] for row in rows]
     areas = []
     for phase in _PHASES:
-        seconds = [row[f"{phase.value}_seconds"] for row in rows]
+        seconds = [row.get(f"{phase.value}_seconds") or 0.0 for row in rows]
         areas.append(Curve(phase.value.replace("_", " "), steps, seconds, f"var(--{phase.value})"))
     return LineChart(areas, stacked=True)
 

@@ -22,6 +22,7 @@ from motionmae.commands.table import COMMANDS, GUIDE
 from motionmae.errors import UserError
 from motionmae.outputs import json_with, output_argument
 from motionmae.runs.end_reason import LeaseLost, classify_error
+from motionmae.text import LINES, say
 
 PROGRAM = (sys.executable, str(Path(motionmae.__file__).resolve().parent))
 """Command line that starts this application, also if it is not installed."""
@@ -97,16 +98,16 @@ def run(program: Callable[[], int | None]) -> int:
         return status
     except (UserError, LeaseLost) as error:
         if not (isinstance(error, UserError) and error.already_reported):
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
         return classify_error(error).exit_code
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        say(str(error) or "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             return 128 + signal.SIGPIPE
-        traceback.print_exc()
+        say(traceback.format_exc(), sys.stderr, keep=LINES, end="")
         return classify_error(error).exit_code
 
 
@@ -120,7 +121,7 @@ def _stdout_is_closed() -> bool:
 
 def _run_command(words: list[str]) -> int:
     if not words:
-        print(f"MotionMAE {motionmae.__version__}: {GUIDE}", end="")
+        say(f"MotionMAE {motionmae.__version__}: {GUIDE}", keep=LINES, end="")
         return 0
     _check_neighbours()
     command, arguments = parse(words)
@@ -195,7 +196,7 @@ class _PrintVersion(argparse.Action):
         from motionmae.runs.git_revision import git_revision
 
         plain, revision = f"motionmae {motionmae.__version__}", git_revision()
-        print(plain if revision == plain else f"{plain} (git {revision})")
+        say(plain if revision == plain else f"{plain} (git {revision})")
         parser.exit()
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.files import write_json
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
@@ -36,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from motionmae.runs.checkpoint_inspect import inspect, repair
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
@@ -50,19 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.repair and owner and not arguments.force:
         raise UserError(f"{owner}, and a repair could delete its files: stop the run, or add --force if it is dead")
     inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
-    Console().print(_table(inspected) if inspected else f"{folder.path} has no checkpoints yet")
+    if inspected:
+        _show(inspected)
+    else:
+        say(f"{folder.path} has no checkpoints yet")
     if arguments.json:
         write_json(arguments.json, [_figures(checkpoint) for checkpoint in inspected])
     if arguments.repair:
         links = {found.folder: found.link for found in inspected if found.link}
         deleted = [_deletion(path, links.get(path, "")) for path in repair(inspected)]
-        print(f"deleted {', '.join(deleted)}" if deleted else "nothing to repair")
+        say(f"deleted {', '.join(deleted)}" if deleted else "nothing to repair")
         return 0
     damaged, unreadable = ([f for f in inspected if f.status.value == kind] for kind in ("damaged", "unreadable"))
     if damaged:
-        print(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
+        say(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
     if unreadable:
-        print(f"{len(unreadable)} cannot be read but may be valid: repair the storage before a resume")
+        say(f"{len(unreadable)} cannot be read but may be valid: repair the storage before a resume")
     return 1 if damaged or unreadable else 0
 
 
@@ -70,10 +72,11 @@ def _deletion(path: Path, link: str) -> str:
     return f"the link {path.name} (not its target {link})" if link else path.name
 
 
-def _progress(found: list[Any]) -> Iterable[Any]:
-    from rich.progress import track
+def _progress(found: list[Any]) -> Iterator[Any]:
+    from motionmae.screen import progress_of
 
-    return track(found, "reading checkpoints", transient=True)
+    with progress_of(transient=True) as bar:
+        yield from bar.track(found, description="reading checkpoints")
 
 
 def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
@@ -81,27 +84,28 @@ def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
     return {"name": values.pop("folder").name, **values}
 
 
-def _table(inspected: "list[InspectedCheckpoint]") -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show(inspected: "list[InspectedCheckpoint]") -> None:
     from motionmae.runs.formatting import duration
+    from motionmae.screen import Table, show
+    from motionmae.text import cell
 
     table = Table()
     for heading in ("checkpoint", "step", "size", "age", "written by", "status"):
         table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left")
     for checkpoint in inspected:
         writer = checkpoint.writer
-        status = checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else "")
+        status = cell(checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else ""))
+        if checkpoint.resumes:
+            status.append(" <- a resume loads this one", "bold")
         table.add_row(
-            escape(checkpoint.folder.name),
+            checkpoint.folder.name,
             str(checkpoint.step),
             f"{checkpoint.bytes / 1e6:.1f} MB",
             duration(time.time() - checkpoint.modified),
             f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
-            escape(status) + (" [bold]<- a resume loads this one[/]" if checkpoint.resumes else ""),
+            status,
         )
-    return table
+    show(table)
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

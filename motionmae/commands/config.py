@@ -10,6 +10,7 @@ from motionmae.commands import app
 from motionmae.config import Config, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
 from motionmae.config.trees import merge, nest, to_yaml
+from motionmae.text import LINES, say
 
 _EPILOG = """\
 examples:
@@ -35,7 +36,7 @@ def list_configs(arguments: argparse.Namespace) -> int:
     width = max(map(len, names), default=0)
     for name in names:
         first = (CONFIG_FOLDER / f"{name}.yaml").read_text().partition("\n")[0]
-        print(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
+        say(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
     return 0
 
 
@@ -43,7 +44,7 @@ def show(arguments: argparse.Namespace) -> int:
     tree = _load(arguments.config, arguments.overrides).model_dump(mode="json")
     if arguments.changed:
         tree = _changed(tree)
-    print(to_yaml(tree), end="")
+    say(to_yaml(tree), keep=LINES, end="")
     return 0
 
 
@@ -63,14 +64,14 @@ def diff(arguments: argparse.Namespace) -> int:
     differing = [key for key in a if a[key] != b[key] and key != "name"]
     width = max(map(len, differing), default=0)
     for key in differing:
-        print(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
+        say(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
     return 1 if differing else 0
 
 
 def schema(arguments: argparse.Namespace) -> int:
     described = Config.model_json_schema()
     described["properties"]["base"] = {"type": "string", "description": "Config whose values this file inherits."}
-    print(json.dumps(described, indent=1))
+    say(json.dumps(described, indent=1), keep=LINES)
     return 0
 
 

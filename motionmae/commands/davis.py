@@ -8,6 +8,7 @@ from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
 from motionmae.files import write_json
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.evaluation.davis.dataset import Scores
@@ -70,22 +71,21 @@ def run(arguments: argparse.Namespace) -> int:
     scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
     if arguments.overlay:
         for path in run.draw_overlays(sequences, results, arguments.overlay):
-            print(f"wrote {path}")
+            say(f"wrote {path}")
     if scores is None:
-        print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
+        say(f"masks: {results}")
+        say(f"not scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
     else:
         _report(scores, read_cache_key(results), results, arguments.json)
     return 0
 
 
 def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from motionmae.evaluation.davis.metrics import global_means
+    from motionmae.screen import Table, show
 
     means = global_means(scores)
-    table = Table(title=str(results), title_justify="left")
+    table = Table(title=results, title_justify="left")
     for column in ("", "J", "F"):
         table.add_column(column, justify="right" if column else "left")
     for name, score in scores.items():
@@ -93,8 +93,8 @@ def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out:
     table.add_section()
     for what in ("Mean", "Recall", "Decay"):
         table.add_row(what, f"{means[f'J-{what}']:.4f}", f"{means[f'F-{what}']:.4f}")
-    Console(soft_wrap=True).print(table)
-    print(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
+    show(table, wrap=False)
+    say(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
     if out:
         per_object = {name: {measure: score.mean for measure, score in pair.items()} for name, pair in scores.items()}
         write_json(out, {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)})

@@ -5,14 +5,13 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from motionmae.commands.app import Command, add_config_arguments, add_json_argument
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.files import write_json
+from motionmae.screen import Table, show
 
 if TYPE_CHECKING:
     from motionmae.data.profile_loader import LoaderProfile
@@ -67,7 +66,7 @@ def _show(found: "LoaderProfile", rates: tuple[float, ...]) -> None:
     for rate in rates:
         enough = ": this loader has enough" if rate <= found.clips_per_second else ""
         table.add_row(f"a GPU of {rate:g} clips/s needs", f"{_count(found.cores(rate), 'core')}{enough}")
-    Console().print(table)
+    show(table)
 
 
 def _count(number: int, what: str) -> str:

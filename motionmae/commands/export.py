@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from motionmae.commands.app import Command, add_run_arguments
+from motionmae.text import say
 
 _DESCRIPTION = "Write a run's weights with a model card, as safetensors or for Hugging Face transformers."
 _EPILOG = """\
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.export import export
 
     for path in export(arguments.folder, arguments.step, arguments.format, arguments.out):
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from motionmae.commands.app import Command, add_run_arguments
 from motionmae.outputs import archive_of, containing, output_argument
+from motionmae.text import say
 
 _DESCRIPTION = "Write the mean token of each video's central clip, computed by a run's frozen encoder."
 _EPILOG = """\
@@ -53,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
         if rank.is_rank_zero:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
-                print(f"not read: {reason}")
+                say(f"not read: {reason}")
             if note := note_on_outside(folder, [folder / name for name in videos]):
-                print(f"note: {note}")
-            print(f"skipped {others} files without a video extension")
-            print(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
+                say(f"note: {note}")
+            say(f"skipped {others} files without a video extension")
+            say(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
     return 0
 
 

@@ -5,6 +5,7 @@ import argparse
 from motionmae.commands.app import Command, add_json_argument, add_run_arguments
 from motionmae.errors import UserError
 from motionmae.files import write_json
+from motionmae.text import say
 
 _DESCRIPTION = "Classify the central clip of each test video by its nearest training videos in feature space."
 _EPILOG = """\
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         if rank.is_rank_zero:
             for part, shards in ((train, arguments.train), (test, arguments.test)):
                 for reason in part.unreadable.values():
-                    print(f"not read: {reason}")
+                    say(f"not read: {reason}")
                 if not part.values:
                     raise UserError(
                         f"none of the {len(part.unreadable)} videos of {shards} could be read: "
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "missing": len(test.unreadable),
                 "train_missing": len(train.unreadable),
             }
-            print(
+            say(
                 f"step {step}: {report['top1']:.1f} % of {len(truth)} videos by {arguments.k} neighbours "
                 f"(most frequent class: {report['chance']:.1f} %; not read: {len(test.unreadable)} of these, "
                 f"{len(train.unreadable)} of the training videos)"

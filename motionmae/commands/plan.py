@@ -5,14 +5,13 @@ import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from motionmae.commands.app import Command, add_config_arguments, add_json_argument
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.planning.gpus import DEFAULT, GPUS, USABLE, find_gpu
+from motionmae.screen import Table, show
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.planning.estimate import Assumptions, Choice, Plan
@@ -83,12 +82,12 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
     table = Table(title=f"{config.name}: estimate", title_justify="left", show_header=False)
     for row in (*_model_rows(plan, config), *(_time_rows(plan, config, assumed) if assumed else ())):
         table.add_row(*row)
-    Console().print(table)
+    show(table)
     if assumed is None:
         return {"plan": asdict(plan)}
     choices = compare_choices(config, assumed.gpu)
-    Console(soft_wrap=True).print(_choice_table(choices, plan, config, assumed))
-    Console().print(_verdict(choices, config, plan, assumed))
+    show(_choice_table(choices, plan, config, assumed), wrap=False)
+    say(_verdict(choices, config, plan, assumed))
     return {
         "assumed": asdict(assumed),
         "plan": asdict(plan),

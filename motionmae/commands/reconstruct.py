@@ -6,6 +6,7 @@ from pathlib import Path
 from motionmae.commands.app import Command, add_run_arguments
 from motionmae.errors import UserError
 from motionmae.outputs import output_argument, refuse_foreign, signed
+from motionmae.text import say
 
 _DESCRIPTION = "Draw original, masked input, reconstruction, motion and reconstructed motion of some clips."
 _EPILOG = """\
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     ordered = [block for _, block in blocks]
     write = write_png if out.suffix == ".png" else write_video
     write(ordered, out, f"{config.name}, step {loaded.step}")
-    print(f"wrote {out}")
+    say(f"wrote {out}")
     return 0
 
 

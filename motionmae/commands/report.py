@@ -9,6 +9,7 @@ from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 from motionmae.outputs import containing, output_argument, refuse_foreign
+from motionmae.text import say
 
 _EPILOG = """\
 examples:
@@ -57,28 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
             pictures += reconstructions(history.folder.path)
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
             notes.append(f"{history.name}: no reconstructions ({error})")
+    notes += [note for history in histories for note in history.notes]
     write_atomically(out, render(histories, pictures, losses, notes).encode())
     if losses:
         _print_table(*loss_table(losses))
     for note in notes:
-        print(f"note: {note}")
-    print(f"wrote {out}")
+        say(f"note: {note}")
+    say(f"wrote {out}")
     if arguments.json:
         write_atomically(arguments.json, json.dumps([asdict(loss) for loss in losses], indent=1).encode())
     return 0
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from motionmae.screen import Table, show
+    from motionmae.text import cell
 
     table = Table()
     for number, (heading, *cells) in enumerate(zip(head, *rows, strict=True)):
-        width = max(map(len, (heading, *cells)))  # names stay whole for copying
+        width = max(cell(text).cell_len for text in (heading, *cells))  # names stay whole for copying
         table.add_column(heading, justify="right" if number >= 2 else "left", min_width=width)
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    show(table, wrap=False)
 
 
 COMMAND = Command(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
@@ -88,8 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from motionmae.screen import Table, show
 
     table = Table(show_header=False)
     table.add_row("top-1", f"{report.top1:.2f} %")
@@ -100,11 +100,10 @@ def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
     table.add_row("parameters", f"{report.parameters / 1e6:.1f} M")
     for name, value in report.per_class.items() if len(report.per_class) <= 20 else ():
         table.add_row(f"  {name}", "none tested" if value is None else f"{value:.1f} %")
-    console = Console(soft_wrap=True)
-    console.print(table)
+    show(table, wrap=False)
     for name, reason in unreadable.items():
-        console.print(f"not read: video {name}: {reason}", markup=False, highlight=False)
-    console.print(f"predictions, confusion matrix, figures: {out}", markup=False, highlight=False)
+        say(f"not read: video {name}: {reason}")
+    say(f"predictions, confusion matrix, figures: {out}")
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

@@ -27,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the run until it has finished, or until Ctrl-C."""
-    from rich.console import Console
     from rich.live import Live
 
     from monitoring.watch import view
     from motionmae.runs.history import RunHistory
+    from motionmae.screen import make_console
 
     if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # the range of sleep(); excludes NaN
         raise UserError(f"--every must be a positive number of seconds, such as 2, not {arguments.every}")
-    console = Console()
+    console = make_console()
     history = RunHistory(arguments.folder).require_events()
     if arguments.once:
         console.print(view(history, console.width))

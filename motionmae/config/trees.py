@@ -79,7 +79,7 @@ def to_yaml(tree: dict[str, Any]) -> str:
 def _problem(error: Exception) -> str:
     """Return the problem and its line. The first line of YAML's own message only names the context."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None or error.problem_mark is None:
-        return str(error).strip().splitlines()[0]
+        return str(error).strip().partition("\n")[0]
     line, context = error.problem_mark.line, error.context_mark
     block = f" (in the block that begins in line {context.line + 1})" if context and context.line != line else ""
     return f"{error.problem} in line {line + 1}{block}"

@@ -9,7 +9,6 @@ batch is dropped, which omits different samples in each epoch.
 """
 
 import itertools
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -30,8 +29,9 @@ from motionmae.data.shards.format import ORDER_VERSION
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shared_buffers import SharedBuffer, SharedBufferPool
 from motionmae.errors import UserError
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Batch(NamedTuple):

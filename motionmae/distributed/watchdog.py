@@ -20,6 +20,7 @@ from statistics import median
 
 from motionmae.config import WatchdogConfig
 from motionmae.runs.end_reason import EndReason
+from motionmae.text import say
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 20.0  # time limit for writing the stacks and the event, because the disk itself may hang
@@ -100,7 +101,7 @@ class Watchdog:
         os._exit(EndReason.HUNG.exit_code)
 
     def _write_report(self, sentence: str) -> None:
-        print(f"error: {sentence}; stack traces: {self._stacks}; this rank exits now", file=sys.stderr, flush=True)
+        say(f"error: {sentence}; stack traces: {self._stacks}; this rank exits now", file=sys.stderr)
         with self._stacks.open("w") as file:
             file.write(f"{sentence}\n\n")
             file.flush()

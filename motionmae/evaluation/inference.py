@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from motionmae.config import Config
@@ -27,6 +26,7 @@ from motionmae.distributed.context import DistributedContext, broadcast_object, 
 from motionmae.engine.precision import resolve_precision
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
+from motionmae.screen import progress_of
 
 _PART = re.compile(r"[0-9a-f]{32}\.jsonl")  # file of a rank
 UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions that unreadable videos raise
@@ -66,9 +66,8 @@ def infer(
     left = sorted(set(items) - set(done))[rank.rank :: rank.world]
     unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not rank.is_rank_zero or not left) as progress:
-        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left)):
+    with progress_of(disable=not rank.is_rank_zero or not left) as progress:
+        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left), description=title):
             if isinstance(inputs, Exception):
                 unreadable[name] = str(inputs)
                 continue

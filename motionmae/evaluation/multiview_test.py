@@ -22,6 +22,7 @@ from motionmae.evaluation.views import read_views
 from motionmae.files import atomic_path, write_atomically
 from motionmae.outputs import SIGNATURE, refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
+from motionmae.text import picture_text
 
 RESULT_FILES = ("predictions.csv", "confusion.png", "report.json")
 
@@ -181,14 +182,15 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if few:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        labels = [picture_text(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), labels, fontsize=8)
         for (row, column), count in np.ndenumerate(confusion):
             if count:
                 colour = "white" if shares[row, column] > 0.6 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(picture_text(heading), fontsize=10)
     with atomic_path(path, durable=False) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

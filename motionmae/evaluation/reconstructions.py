@@ -24,6 +24,7 @@ from motionmae.evaluation.video_writer import write_gif, write_mp4
 from motionmae.files import atomic_path
 from motionmae.models.motionmae import Reconstruction
 from motionmae.outputs import SIGNATURE
+from motionmae.text import picture_text, printable
 
 Strip = NDArray[np.float32]
 NOTE = "masked cubes have the mean and contrast of the true cube, because the model predicts normalised targets"
@@ -117,7 +118,7 @@ def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
     """Draw a line of texts, each with the column where it starts, in black on white: (LINE, width, 3)."""
     image = Image.new("RGB", (width, LINE), "white")
     for column, text in texts:
-        ImageDraw.Draw(image).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
+        ImageDraw.Draw(image).text((column + 2, 2), printable(text), fill="black", font=ImageFont.load_default(size=12))
     return np.array(image)
 
 
@@ -154,11 +155,11 @@ def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
             panel = figure.add_axes((left, top / total, 1 - left, 0.97 * strip_inches / total))
             panel.imshow(strip, interpolation="nearest", aspect="auto")
             panel.set_axis_off()
-            panel.text(-0.005, 0.5, label, transform=panel.transAxes, ha="right", va="center", fontsize=9)
+            panel.text(-0.005, 0.5, picture_text(label), transform=panel.transAxes, ha="right", va="center", fontsize=9)
             if number == 0:
-                panel.set_title(block.title, loc="left", fontsize=9, pad=3)
+                panel.set_title(picture_text(block.title), loc="left", fontsize=9, pad=3)
     note = f"\n{NOTE}" if any(block.true_statistics for block in blocks) else ""
-    figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
+    figure.suptitle(picture_text(heading) + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out, durable=False) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

@@ -6,7 +6,6 @@ contain some steps twice: :func:`current_rows` returns the rows that count. Only
 
 import errno
 import json
-import logging
 import math
 import os
 import threading
@@ -17,7 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-logger = logging.getLogger(__name__)
+from motionmae.text import get_logger
+
+logger = get_logger(__name__)
 
 Row = dict[str, Any]
 
@@ -194,11 +195,11 @@ def process_age() -> float:
 
 
 def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
-    """Yield the rows of JSON lines without torn lines."""
+    """Yield the rows of JSON lines without torn lines and lines of other content."""
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
@@ -213,8 +214,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def current_rows(path: Path) -> list[Row]:
     """Return one metrics row per logged step, in order of steps. The row of a later attempt replaces earlier rows."""
+    return drop_repeated(read_rows(path))
+
+
+def drop_repeated(rows: Iterable[Row]) -> list[Row]:
+    """Drop the metrics rows of steps that a later attempt repeated."""
     current: list[Row] = []
-    for row in read_rows(path):
+    for row in rows:
         while current and current[-1]["step"] >= row["step"]:
             current.pop()
         current.append(row)

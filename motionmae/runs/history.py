@@ -16,7 +16,8 @@ from motionmae.errors import UserError
 from motionmae.files import FileTail
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind, Row, current_rows, parse_rows, read_rows
+from motionmae.runs.events import Kind, Row, drop_repeated, parse_rows, read_rows
+from motionmae.runs.row_schema import fault_of
 
 _SILENT_SECONDS = 900.0  # a run without a new row for this long is reported as silent
 _STRAGGLER_SCORE = 1.1  # the slowest rank counts as a straggler from this multiple of the median rank's time
@@ -123,26 +124,30 @@ class AttemptTracker:
 
 
 class RunHistory:
-    """Records of a run in its run folder. The files are read on first use and may be absent."""
+    """Records of a run in its run folder. The files are read on first use and may be absent.
+
+    Rows that do not fit their schema are left out; ``notes`` has a sentence about those of each file read so far.
+    """
 
     def __init__(self, run: Path) -> None:
         self.folder = RunFolder(run)
         self.name = run.resolve().name
+        self.notes: list[str] = []
 
     @cached_property
     def events(self) -> list[Row]:
         """Rows of events.jsonl."""
-        return [row for row in read_rows(self.folder.events) if "kind" in row and "time" in row]
+        return self._read(self.folder.events, is_event=True)
 
     @cached_property
     def all_rows(self) -> list[Row]:
         """All rows of metrics.jsonl, including those of steps that a later attempt repeated."""
-        return [row for row in read_rows(self.folder.metrics) if "time" in row and "step" in row]
+        return self._read(self.folder.metrics, is_event=False)
 
     @cached_property
     def rows(self) -> list[Row]:
         """Rows of metrics.jsonl that count: one row for each logged step, in order of steps."""
-        return current_rows(self.folder.metrics)
+        return drop_repeated(self.all_rows)
 
     @cached_property
     def attempts(self) -> list[AttemptRecord]:
@@ -163,6 +168,12 @@ class RunHistory:
         except UserError:
             return None
 
+    def _read(self, path: Path, *, is_event: bool) -> list[Row]:
+        checked = [(row, fault_of(row, is_event=is_event)) for row in read_rows(path)]
+        if faults := [f"row {number}, {fault}" for number, (_, fault) in enumerate(checked, 1) if fault]:
+            self.notes.append(f"{path}: {len(faults)} of {len(checked)} rows are damaged and left out ({faults[0]})")
+        return [row for row, fault in checked if not fault]
+
     def require_events(self) -> "RunHistory":
         """Return this history, or raise a UserError if the run has no events."""
         if not self.events:
@@ -176,7 +187,8 @@ class RunHistory:
 
     def ended(self, attempt_id: str) -> bool:
         """Return whether the attempt has recorded its end."""
-        return any(row["attempt"] == attempt_id for row in self.of(Kind.STOP, Kind.FINISH))
+        ends = (row for row in read_rows(self.folder.events) if row.get("kind") in (Kind.STOP, Kind.FINISH))
+        return any(row.get("attempt") == attempt_id for row in ends)  # whatever else the row lacks
 
     @property
     def finished_step(self) -> int | None:
@@ -217,12 +229,15 @@ class RunHistory:
 
     def stragglers(self) -> Counter[int]:
         """Count the logged steps at which each rank was the slowest, by at least 10 % over the median."""
-        return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
+        scored = (row for row in self.rows if "slowest_rank" in row)
+        return Counter(row["slowest_rank"] for row in scored if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
 
     def host_of(self, rank: int) -> str:
         """Return the host of a rank of the newest attempt."""
+        if not self.attempts:
+            return "?"
         last = self.attempts[-1]
-        return last.hosts[rank * len(last.hosts) // last.world] if last.hosts else "?"
+        return last.hosts[min(rank * len(last.hosts) // last.world, len(last.hosts) - 1)]
 
 
 def idle_category(row: Row) -> str:
@@ -241,5 +256,5 @@ class RunTail:
 
     def new_rows(self) -> list[Row]:
         """Return the rows written since the last call, in order of time. Incomplete lines wait for the next call."""
-        rows = [row for tail in self._tails for row in parse_rows(tail.new_text().splitlines()) if "time" in row]
-        return sorted(rows, key=lambda row: row["time"])
+        rows = [row for tail in self._tails for row in parse_rows(tail.new_text().splitlines())]
+        return sorted((row for row in rows if not fault_of(row, is_event="kind" in row)), key=lambda row: row["time"])

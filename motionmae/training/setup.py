@@ -1,6 +1,5 @@
 """Set-up of training: check the config, take the lease, build the trainer, and load the newest checkpoint."""
 
-import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -37,6 +36,7 @@ from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
+from motionmae.text import get_logger
 from motionmae.training.callbacks.base import ProgressLine, SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
@@ -46,7 +46,7 @@ from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class _SavedTask(JsonModel, extra="ignore"):

@@ -14,7 +14,6 @@ that it can lock exclusively, and therefore no shard in use. The mtime of a shar
 
 import contextlib
 import hashlib
-import logging
 import math
 import os
 import shutil
@@ -42,8 +41,9 @@ from motionmae.errors import UserError
 from motionmae.files import sync, write_atomically
 from motionmae.json_text import InvalidJsonError
 from motionmae.locks import acquire
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SLACK = 1.02  # factor for the size of the indexes
 _FULL_CACHE_POLL_SECONDS = 1.0

@@ -5,7 +5,6 @@ them, because the cache writes an index before the tar and removes it after the 
 """
 
 import contextlib
-import logging
 import re
 import stat
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from typing import NamedTuple
 
 from motionmae.files import temporary_of
 from motionmae.locks import acquire
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
 """Names of shards that a cache accepts."""

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import threading
 import time
@@ -33,8 +32,9 @@ from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
 from motionmae.json_text import InvalidJsonError
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FIRST_DELAY = 1.0
 """Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""

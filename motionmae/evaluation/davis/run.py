@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from motionmae.checkpointing.load_weights import fingerprint
@@ -22,6 +21,7 @@ from motionmae.evaluation.video_writer import write_mp4, write_png
 from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
 from motionmae.outputs import refuse_foreign_names, signed
+from motionmae.screen import progress_of
 
 _STRIP = 8  # number of frames in a PNG overlay
 PIXEL_CELL = 16
@@ -89,8 +89,7 @@ def segment(
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
     left = [s for s in sequences if not _is_complete(s, results, hashes[s.name])]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_of() as progress:
         task = progress.add_task("frames", total=sum(len(sequence.frames) for sequence in left))
         for sequence in left:
             progress.update(task, description=sequence.name)

@@ -3,11 +3,12 @@
 import gc
 import sys
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from motionmae.runs.events import Row
 from motionmae.runs.formatting import describe_row
+from motionmae.screen import TaskText, make_console
+from motionmae.text import cell
 
 
 class Callback:
@@ -68,11 +69,11 @@ class ProgressLine(Callback):
 
     def __init__(self, total_steps: int, enabled: bool) -> None:
         self._total, self._enabled = total_steps, enabled
-        self._console = Console(file=sys.stdout, soft_wrap=True)
+        self._console = make_console(file=sys.stdout, soft_wrap=True)
         self._seconds: float | None = None  # of a step, exponential moving average
         self._bar: Progress | None = None
         if enabled and self._console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TaskText())
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=total_steps)
             self._bar.start()
@@ -89,7 +90,7 @@ class ProgressLine(Callback):
     def log(self, message: str) -> None:
         """Print a message, above the bar if there is one."""
         if self._enabled:
-            self._console.print(message, markup=False, highlight=False)
+            self._console.print(cell(message))
 
     def close(self) -> None:
         if self._bar:

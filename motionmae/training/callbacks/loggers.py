@@ -12,6 +12,7 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
+from motionmae.text import one_line
 
 
 class TensorBoard:
@@ -29,7 +30,8 @@ class TensorBoard:
         if row["kind"] == Kind.PICTURE and "path" in row:
             pixels = np.asarray(Image.open(self._run / row["path"]))
             self._writer.add_image("reconstruction", pixels, row["step"], dataformats="HWC")
-        self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
+        code = f"    {json.dumps(row)}"  # TensorBoard renders Markdown, and an indented line is code
+        self._writer.add_text("events", code, row["step"])
 
     def metrics(self, row: Row) -> None:
         for key, value in _numbers(row).items():
@@ -68,7 +70,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"W&B could not start with log.wandb={config.log.wandb} ({str(error).splitlines()[0]}): "
+                f"W&B could not start with log.wandb={config.log.wandb} ({one_line(error)}): "
                 "run `wandb login`, or set log.wandb=offline"
             ) from error
         self._wandb_run.define_metric("*", step_metric="step")

@@ -4,7 +4,6 @@ The process has a low priority, needs neither the device nor the other ranks, an
 training. If the process fails, training continues.
 """
 
-import logging
 import os
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, Kind, Row
+from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LAST_SECONDS = 120.0  # longest time that a finished run waits for its last picture
 
