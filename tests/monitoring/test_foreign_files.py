@@ -22,7 +22,10 @@ def test_monitoring_deletes_only_its_own_files(tmp_path: Path, monkeypatch: pyte
         (place / "notes").mkdir()
     sow(folder.parent)
     before = sown(folder.parent)
-    for place in places[1:]:
+    ours = folder.with_name(f"old-{12 * 'c'}")  # of another job, and with nothing else
+    ours.mkdir()
+    (ours / "3.json").write_text("{}")
+    for place in [*places[1:], ours]:
         os.utime(place, (0, 0))
     clear(folder)
     assert sown(folder.parent) == before
