@@ -19,6 +19,16 @@ def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
     write_atomically(folder / QUARANTINE, "".join(lines).encode())
 
 
+def read_quarantine(folder: Path) -> bytes:
+    """Return the content of a folder's ``quarantine.jsonl``, or nothing if it is absent."""
+    try:
+        return read_limited(folder / QUARANTINE, _LIMIT)
+    except FileNotFoundError:
+        return b""
+    except InvalidJsonError as error:
+        raise UserError(f"{folder / QUARANTINE} cannot be read ({error}): make the shards again") from error
+
+
 def refuse_foreign_quarantine(folder: Path) -> None:
     """Raise UserError if the folder has a ``quarantine.jsonl`` that make_shards and merge did not write."""
     path = folder / QUARANTINE

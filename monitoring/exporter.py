@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import select
 import socket
 import sys
@@ -144,13 +145,25 @@ def publish(settings: Settings, address: str) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    if settings.node == 0:
-        for path in settings.discovery.glob(f"{settings.run}-*.json"):
-            number = path.stem.removeprefix(f"{settings.run}-")
-            if number.isdigit() and int(number) >= settings.nodes:
-                path.unlink(missing_ok=True)
     settings.discovery.mkdir(parents=True, exist_ok=True)
+    if settings.node == 0:
+        for path in settings.discovery.iterdir():
+            number = path.name.removeprefix(f"{settings.run}-").removesuffix(".json")
+            if number.isdecimal() and int(number) >= settings.nodes and is_target_of(path, settings.run):
+                path.unlink(missing_ok=True)
+    if os.path.lexists(settings.target_file) and not is_target_of(settings.target_file, settings.run):
+        raise FileExistsError(f"{settings.target_file} was not written by this run")
     write_atomically(settings.target_file, target_of(settings, address))
+
+
+def is_target_of(path: Path, run: str) -> bool:
+    """Return whether a file has the name and the content of a target file that a node of ``run`` writes."""
+    try:
+        (target,) = json.loads(path.read_bytes())
+        run_of, instance = target["labels"]["run"], target["labels"]["instance"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return not path.is_symlink() and run_of == run and f"{str(instance).replace('/', '-')}.json" == path.name
 
 
 def withdraw(settings: Settings, address: str) -> None:

@@ -22,6 +22,7 @@ from motionmae.files import matching
 
 _OURS = re.compile(r"\d+\.json(?:\.tmp)?")
 _EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
+_JOB_FOLDER = re.compile(r".+-[0-9a-f]{12}")  # of exporter_process.job_key
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -74,7 +75,8 @@ def clear(folder: Path) -> None:
     _delete_snapshots(folder)
     for other in folder.parent.iterdir():
         status = other.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_mtime < time.time() - _EXPIRY_SECONDS:
+        is_job = _JOB_FOLDER.fullmatch(other.name) and stat.S_ISDIR(status.st_mode)
+        if is_job and status.st_mtime < time.time() - _EXPIRY_SECONDS:
             with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
                 found = list(other.iterdir())
                 if found and all(_OURS.fullmatch(path.name) for path in found):

@@ -146,10 +146,12 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
     """Copy the code, submit the job, and write its record to the run folder.
 
     ``before`` is the job record that the caller read when it checked that the run had no active job. Raises UserError
-    if the record has changed since (another submission was faster), an input is missing, or Slurm refuses the job.
+    if the record has changed since (another submission was faster), an input is missing, the
+    run folder holds files of another origin, or Slurm refuses the job.
     """
     check_inputs(config, arguments)
     run = config.run_folder
+    RunFolder(run).refuse_foreign()
     with submission_lock(run) as lock:
         if JobRecord.read(run) != before:
             raise UserError(f"{run} was submitted by another command a moment ago: see {run / 'job.json'}")

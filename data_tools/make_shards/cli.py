@@ -20,10 +20,10 @@ from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan,
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
 from data_tools.reporting import progress_bar
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_file, write_json
+from motionmae.files import write_json
 from motionmae.screen import TaskText
 from motionmae.text import printable, say
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
     other("--retry", action="store_true", help="try quarantined videos again; stored samples stay")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
-    other("--json", type=output_file, metavar="FILE", help="also write the figures of the summary as JSON")
+    add_json_argument(parser, "videos", "quarantined", "seconds", content="figures of the summary")
 
 
 def _part(text: str) -> tuple[int, int]:

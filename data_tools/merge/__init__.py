@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
+from data_tools.quarantine import QUARANTINE, read_quarantine, refuse_foreign_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
@@ -83,8 +83,7 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
         for number, (folder, entry) in enumerate(shards)
     )
     sync(out)
-    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / QUARANTINE).exists())
-    write_atomically(out / QUARANTINE, quarantine)
+    write_atomically(out / QUARANTINE, b"".join(map(read_quarantine, folders)))
     merged = replace(
         manifests[0],
         dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),

@@ -6,6 +6,7 @@ from random import Random
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
@@ -13,7 +14,8 @@ from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
-from motionmae.files import output_ending, write_atomically
+from motionmae.files import atomic_path
+from motionmae.outputs import SIGNATURE, output_argument, signed
 from motionmae.text import printable, say
 
 _EXAMPLES = """\
@@ -29,7 +31,7 @@ _GAP = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
+    picture = output_argument(signed, ".png", ".jpg", ".jpeg", ".webp")
     parser.add_argument("--out", type=picture, default="preview.png", help="picture to write (%(default)s)")
     parser.add_argument("--videos", type=int, default=12, help="number of rows (%(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="frames per row (%(default)s)")
@@ -42,13 +44,21 @@ def run(arguments: argparse.Namespace) -> int:
     if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:
         raise UserError("--videos and --frames must be at least 1, and --height at least 16")
     sheet = contact_sheet(arguments.shards, arguments.videos, arguments.frames, arguments.height, arguments.seed)
-    _, content = cv2.imencode(arguments.out.suffix, sheet[:, :, ::-1])
     try:
-        write_atomically(arguments.out, content.tobytes())
+        write_picture(arguments.out, sheet)
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written ({error}): choose another file") from error
     say(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
     return 0
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a PNG, JPEG or WebP, according to the extension of ``path``."""
+    notes = Image.Exif()
+    notes[ExifTags.Base.Software] = SIGNATURE
+    form = Image.registered_extensions()[path.suffix]
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, form, exif=notes, quality=95)
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from data_tools.quarantine import read_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
@@ -16,12 +17,11 @@ from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
-from motionmae.files import output_ending, write_json
-from motionmae.json_text import InvalidJsonError, parse_json, read_limited
+from motionmae.files import atomic_path, write_json
+from motionmae.json_text import InvalidJsonError, parse_json
+from motionmae.outputs import SIGNATURE, output_argument, signed
 from motionmae.screen import Table, show
 from motionmae.text import picture_text, say
-
-_MAX_QUARANTINE_BYTES = 256 << 20
 
 _EXAMPLES = """\
 examples:
@@ -31,8 +31,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    add_json_argument(parser)
-    picture = output_ending(".png", ".pdf", ".svg")
+    add_json_argument(parser, "bytes_per_frame", "seconds_per_video")
+    picture = output_argument(signed, ".png", ".pdf", ".svg")
     parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
     parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
 
@@ -86,7 +86,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
     try:
-        lines = read_limited(path, _MAX_QUARANTINE_BYTES).splitlines() if path.exists() else []
+        lines = read_quarantine(folder).splitlines()
         return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
     except (OSError, InvalidJsonError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
@@ -132,8 +132,10 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     axes.set(
         xlabel="class, sorted by size", ylabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}")
     )
+    metadata = {"Software" if path.suffix == ".png" else "Creator": SIGNATURE}
     try:
-        figure.savefig(path)
+        with atomic_path(path, durable=False) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import motionmae
 from motionmae.commands.table import COMMANDS, GUIDE
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.outputs import json_with, output_argument
 from motionmae.runs.end_reason import LeaseLost, classify_error
 from motionmae.text import LINES, say
 
@@ -69,8 +69,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, task: str = "pre-training
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
 
 
-def add_json_argument(parser: argparse.ArgumentParser, content: str = "figures") -> None:
-    parser.add_argument("--json", type=output_file, metavar="FILE", help=f"also write the {content} as JSON")
+def add_json_argument(parser: argparse.ArgumentParser, *keys: str, content: str = "figures") -> None:
+    """Add `--json FILE`. An existing FILE is replaced only if its objects have all ``keys``, as this command's have."""
+    kind = output_argument(json_with(*keys))
+    parser.add_argument("--json", type=kind, metavar="FILE", help=f"also write the {content} as JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     repaired = "verify, then delete damaged checkpoints and leftovers of writes, unless a rank may be writing"
     parser.add_argument("--repair", action="store_true", help=repaired)
     parser.add_argument("--force", action="store_true", help="repair even if a rank may be writing")
-    add_json_argument(parser, "table")
+    add_json_argument(parser, "name", "status", "writer", content="table")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
     parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks in this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
-    add_json_argument(parser, "scores")
+    add_json_argument(parser, "per_object", "J&F-Mean", content="scores")
 
 
 def run(arguments: argparse.Namespace) -> int:

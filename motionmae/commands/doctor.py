@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--gpu-clips", type=float, help="clips per second of one GPU (clips_per_second of a run)")
     parser.add_argument("--seconds", type=float, default=10, help="duration of the measurement (%(default)g)")
-    add_json_argument(parser)
+    add_json_argument(parser, "clips_per_core", "decode_share")
 
 
 def run(arguments: argparse.Namespace) -> int:

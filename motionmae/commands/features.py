@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from motionmae.commands.app import Command, add_run_arguments
-from motionmae.files import output_ending
+from motionmae.outputs import archive_of, containing, output_argument
 from motionmae.text import say
 
 _DESCRIPTION = "Write the mean token of each video's central clip, computed by a run's frozen encoder."
@@ -20,10 +20,18 @@ feature is null. The same command continues an interrupted run from OUT.parts an
 different --out for each run and folder."""
 
 
+_ARCHIVE = archive_of("names", "features", "unreadable", "reasons")
+_TABLE = containing("motionmae features")
+
+
+def _recognise(path: Path) -> bool:
+    return _ARCHIVE(path) if path.suffix == ".npz" else _TABLE(path)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched recursively")
-    out = output_ending(".npz", ".parquet")
+    out = output_argument(_recognise, ".npz", ".parquet")
     parser.add_argument("--out", type=out, required=True, help="file to write, .npz or .parquet")
 
 

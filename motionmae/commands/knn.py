@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", required=True, help="folder or URL of labelled shards with the same classes")
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (default: 20)")
     parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the votes (default: 0.07)")
-    add_json_argument(parser)
+    add_json_argument(parser, "top1", "chance")
 
 
 def run(arguments: argparse.Namespace) -> int:

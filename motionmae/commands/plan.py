@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=int, help="size of the training set (default: from data.shards)")
     decoded = "clips of 16 frames that one core decodes per second (default: %(default)g, from benchmarks/loader.py)"
     parser.add_argument("--loader-speed", type=float, default=LOADER_SPEED, metavar="CLIPS", help=decoded)
-    add_json_argument(parser)
+    add_json_argument(parser, "plan")
 
 
 def run(arguments: argparse.Namespace) -> int:

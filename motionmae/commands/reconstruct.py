@@ -5,7 +5,7 @@ from pathlib import Path
 
 from motionmae.commands.app import Command, add_run_arguments
 from motionmae.errors import UserError
-from motionmae.files import output_ending
+from motionmae.outputs import output_argument, refuse_foreign, signed
 from motionmae.text import say
 
 _DESCRIPTION = "Draw original, masked input, reconstruction, motion and reconstructed motion of some clips."
@@ -20,7 +20,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, "pre-training")
-    out = output_ending(".png", ".gif", ".mp4")
+    out = output_argument(signed, ".png", ".gif", ".mp4")
     parser.add_argument("--out", type=out, help="PNG, GIF or mp4 (default: RUN/reconstruction.png)")
     parser.add_argument("--video", type=Path, nargs="+", help="video files, whose central clips are used")
     parser.add_argument("--shards", help="folder or URL of shards (default: the run's)")
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
 
     out = arguments.out or arguments.folder / "reconstruction.png"
+    refuse_foreign(out, signed)
     if arguments.frames < 1:
         raise UserError(f"--frames must be at least 1, not {arguments.frames}")
     for ratio in arguments.ratio or ():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file, write_atomically
+from motionmae.files import write_atomically
+from motionmae.outputs import containing, output_argument, refuse_foreign
 from motionmae.text import say
 
 _EPILOG = """\
@@ -20,14 +21,18 @@ examples:
 The file is self-contained: open it in any browser, or mail it."""
 
 
+_PAGE = containing(" - MotionMAE</title>")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=output_file, help="file to write (default: report.html in the first RUN)")
+    out_help = "file to write (default: report.html in the first RUN)"
+    parser.add_argument("--out", type=output_argument(_PAGE), help=out_help)
     parser.add_argument("--no-pictures", action="store_true", help="leave out reconstructions, which need the model")
     explained = "also measure the explained variance on at most 256 clips of these shards"
     parser.add_argument("--held-out", metavar="SHARDS", help=explained)
-    add_json_argument(parser, "table of losses")
+    add_json_argument(parser, "head", "predicting_the_mean", content="table of losses")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     from monitoring.report.pictures import Picture, reconstructions
     from motionmae.runs.history import RunHistory
 
+    out = arguments.out or arguments.folders[0] / "report.html"
+    refuse_foreign(out, _PAGE)
     histories = [RunHistory(folder).require_events() for folder in arguments.folders]
     losses: list[HeadLoss] = []
     pictures: list[Picture] = []
@@ -52,7 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
         except (UserError, OSError) as error:  # no checkpoint yet, shards elsewhere, another task
             notes.append(f"{history.name}: no reconstructions ({error})")
     notes += [note for history in histories for note in history.notes]
-    out = arguments.out or arguments.folders[0] / "report.html"
     write_atomically(out, render(histories, pictures, losses, notes).encode())
     if losses:
         _print_table(*loss_table(losses))

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    add_json_argument(parser)
+    add_json_argument(parser, "top1", "per_class")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,11 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)
-            multiview_test.write_predictions(out / "predictions.csv", trained, reader, results)
+            predictions, picture, figures = (out / name for name in multiview_test.RESULT_FILES)
+            multiview_test.write_predictions(predictions, trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
-            multiview_test.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
+            multiview_test.draw_confusion(picture, confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.test.shards}
-            for path in (out / "report.json", arguments.json):
+            for path in (figures, arguments.json):
                 if path:
                     multiview_test.write_report(path, report, **of, unreadable=results.unreadable)
             _print(report, results.unreadable, out)

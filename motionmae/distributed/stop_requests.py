@@ -111,5 +111,5 @@ class StopRequests:
     def _poll_files(self) -> tuple[bool, bool]:
         if self._is_rank_zero and time.monotonic() >= self._next_poll:
             self._next_poll = time.monotonic() + POLL_SECONDS
-            self._found = (self._stop.exists(), self._save.exists())
+            self._found = (self._stop.is_file(), self._save.is_file())
         return self._found

@@ -3,7 +3,7 @@
 ::
 
     OUT/model.safetensors    weights (the exponential moving average, if the run keeps one)
-    OUT/motionmae.json       step, config, classes, commit
+    OUT/motionmae.json       step, config, classes, commit, hashes of the other files
     OUT/README.md            model card
     OUT/config.json, OUT/preprocessor_config.json    configuration for transformers, only in the format ``hf``
 """
@@ -17,9 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from motionmae.config import Config, config_yaml
-from motionmae.errors import UserError
+from motionmae.evaluation.export_folder import write_export
 from motionmae.evaluation.load_run import load_run
-from motionmae.files import write_atomically
 from motionmae.models.convert import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.git_revision import git_revision
@@ -42,7 +41,8 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
     """Export the checkpoint of ``step``, or the newest one, and return the files; ``kind`` is safetensors or hf.
 
     Raises:
-        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written.
+        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written or
+            holds files of another origin.
     """
     loaded = load_run(run, step)
     names = getattr(loaded, "class_names", ())
@@ -53,7 +53,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         exported = as_videomae(exported)
         files["config.json"] = transformers_config(exported)
         files["preprocessor_config.json"] = preprocessor_config(exported.config)
-    files["motionmae.json"] = {
+    facts = {
         "step": exported.step,
         "task": exported.config.task,
         "class_names": exported.class_names,
@@ -65,14 +65,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         **{name: (json.dumps(content, indent=1) + "\n").encode() for name, content in files.items()},
         "README.md": model_card(exported, kind).encode(),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_atomically(out / name, content)
-    except OSError as error:
-        remedy = "choose a folder that you can write to, on a disk with free space"
-        raise UserError(f"--out {out} cannot be written ({error}): {remedy}") from error
-    return [out / name for name in contents]
+    return write_export(out, facts, contents)
 
 
 def as_videomae(exported: Exported) -> Exported:

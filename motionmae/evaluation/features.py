@@ -117,7 +117,7 @@ def as_parquet(results: Results) -> bytes:
         }
     )
     content = io.BytesIO()
-    parquet.write_table(table, content)
+    parquet.write_table(table.replace_schema_metadata({"writer": "motionmae features"}), content)
     return content.getvalue()
 
 

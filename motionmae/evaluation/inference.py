@@ -6,6 +6,7 @@ Videos do not share forward passes. The result of a video therefore depends neit
 """
 
 import base64
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
 from motionmae.screen import progress_of
 
+_PART = re.compile(r"[0-9a-f]{32}\.jsonl")  # file of a rank
 UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions that unreadable videos raise
 
 
@@ -90,7 +92,7 @@ def items_of(reader: ShardReader) -> dict[str, str]:
 
 def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
     """Read the finished results of all ranks for the inputs that have not changed since."""
-    rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
+    rows = (row for path in sorted(parts.iterdir()) if _PART.fullmatch(path.name) for row in read_rows(path))
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 
 

@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
-from motionmae.distributed.context import DistributedContext
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import CacheKey
+from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.files import atomic_path, write_atomically
+from motionmae.outputs import SIGNATURE, refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 from motionmae.text import picture_text
+
+RESULT_FILES = ("predictions.csv", "confusion.png", "report.json")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: Distribute
     key = CacheKey(fingerprint(trained.model), manifest.fingerprint, settings)
     name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{config.data.sampling}_{key.digest}"
     folder = run / "test" / name
+    parts = folder / "parts"
+
+    def check_folder() -> None:
+        if not (parts / FILE_NAME).exists():  # without this key no test has written to the folder
+            refuse_foreign_names(folder, dict.fromkeys(RESULT_FILES, lambda path: False))
+
+    run_on_rank_zero(rank, check_folder)
 
     def read(sample: str) -> np.ndarray:
         return read_views(reader, int(sample), config)
@@ -64,7 +74,7 @@ def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: Distribute
     def compute(clips: np.ndarray) -> np.ndarray:
         return model(clips).softmax(1).mean(0).numpy()
 
-    results = infer(items_of(reader), read, compute, folder / "parts", key, rank, "test", config.data.threads)
+    results = infer(items_of(reader), read, compute, parts, key, rank, "test", config.data.threads)
     return results, folder
 
 
@@ -183,4 +193,4 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
     axes.set_ylabel("true")
     axes.set_title(picture_text(heading), fontsize=10)
     with atomic_path(path, durable=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

@@ -23,6 +23,7 @@ from motionmae.errors import UserError
 from motionmae.evaluation.video_writer import write_gif, write_mp4
 from motionmae.files import atomic_path
 from motionmae.models.motionmae import Reconstruction
+from motionmae.outputs import SIGNATURE
 from motionmae.text import picture_text, printable
 
 Strip = NDArray[np.float32]
@@ -161,4 +162,4 @@ def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
     figure.suptitle(picture_text(heading) + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out, durable=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

@@ -130,7 +130,7 @@ def build_trainer(
     if rank.is_rank_zero:
         lease.check()
         save_config(config, folder.config)
-        if checkpoint is None:
+        if checkpoint is None and config.task == "finetune":
             folder.encoder.unlink(missing_ok=True)  # left by an attempt that saved no checkpoint
     run_on_rank_zero(rank, lambda: add_loggers(events, config, folder, state.step))
     engine = build_engine(config, task, rank, loader, checkpoint, startup)
@@ -160,11 +160,12 @@ def build_trainer(
 
 
 def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
-    """Raise a UserError if the shards have too few samples, or if settings or shards differ from an existing run's.
+    """Raise a UserError if the folder is not a run's, or has a run with other settings or shards, or samples are few.
 
     A mistyped command changes nothing: this check comes before the run folder and its lease. Damaged checkpoints are
     ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
     """
+    folder.refuse_foreign()
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)

@@ -11,6 +11,7 @@ from data_tools.annotations import read_split, split
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.records import Counts, ShardRecord, load_record, record_path
 from data_tools.make_shards.shard_plan import STATE, make_plan, write_or_check_plan
+from data_tools.merge import merge
 from data_tools.stats import collect
 from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
@@ -147,6 +148,13 @@ class TestState:
             assert record is None or all(row.keys() >= {"path", "reason", "error"} for row in record.counts.quarantine)
 
         check()
+
+    def test_huge_quarantine_rows_are_not_merged(self, tmp_path):
+        make_shards(tmp_path / "s", (2,))
+        with (tmp_path / "s" / "quarantine.jsonl").open("wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(UserError, match=r"quarantine.jsonl cannot be read \(it has more than"):
+            merge([tmp_path / "s"], tmp_path / "merged")
 
     def test_fuzz_of_quarantine_rows(self, tmp_path):
         make_shards(tmp_path / "s", (2,))

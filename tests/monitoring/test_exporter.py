@@ -132,7 +132,8 @@ def test_it_answers_while_ranks_hang_and_shows_the_snapshot_age(tmp_path: Path):
 def test_the_target_file_is_removed_after_an_orderly_end_only(word: str, stays: bool, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     (tmp_path / "runs/.sd").mkdir(parents=True)
-    (tmp_path / "runs/.sd/demo-1.json").write_text("of an attempt on two nodes")
+    earlier = [{"targets": ["h:1"], "labels": {"run": "demo", "instance": "demo/1"}}]  # of an attempt on two nodes
+    (tmp_path / "runs/.sd/demo-1.json").write_text(json.dumps(earlier))
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         published = json.loads(Path(tmp_path / "runs/.sd/demo-0.json").read_text()) if exporter.address() else None
         assert published[0]["labels"] == {"run": "demo", "instance": "demo/0"}

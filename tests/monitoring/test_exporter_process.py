@@ -165,13 +165,13 @@ def test_the_snapshot_folder_is_private(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_expired_folders_are_deleted(tmp_path: Path):
-    for name, age in (("mine", 0), ("yesterday", 1), ("forgotten", 8)):
+    for name, age in (("mine", 0), (f"yesterday-{12 * 'a'}", 1), (f"forgotten-{12 * '0'}", 8)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.json").write_text("{}")
         os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
     clear(tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.glob("*/0.json")) == ["0.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "yesterday"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", f"yesterday-{12 * 'a'}"]
 
 
 def test_expired_folders_of_other_content_stay(tmp_path: Path):

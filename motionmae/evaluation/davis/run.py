@@ -17,9 +17,10 @@ from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, wri
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, SHORT_SIDE, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.load_run import load_embedding
-from motionmae.evaluation.video_writer import write_mp4
+from motionmae.evaluation.video_writer import write_mp4, write_png
 from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
+from motionmae.outputs import refuse_foreign_names, signed
 from motionmae.screen import progress_of
 
 _STRIP = 8  # number of frames in a PNG overlay
@@ -129,6 +130,7 @@ def track(
 
 def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterator[Path]:
     """Draw the masks of each sequence over its frames: a strip of some frames (png), or a video (mp4)."""
+    refuse_foreign_names(results, {f"{sequence.name}.{kind}": signed for sequence in sequences})
     for sequence in sequences:
         numbers = list(range(len(sequence.frames)))
         if kind == "png":
@@ -140,5 +142,5 @@ def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterat
             write_mp4(path, drawn, fps=24)
         else:
             small = [cv2.resize(image, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA) for image in drawn]
-            cv2.imwrite(str(path), np.concatenate(small, axis=1)[..., ::-1])
+            write_png(path, np.concatenate(small, axis=1))
         yield path
