@@ -130,7 +130,7 @@ def test_a_site_file_cannot_set_what_the_launcher_sets(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--config", "vitl_k4000"], "unknown config 'vitl_k4000'"),
+        (["--config", "vitl_k4000"], "has no config 'vitl_k4000'"),
         (["--config", "demo", "optim.btach=3"], "did you mean optim.global_batch_size"),
         (["--config", "demo", "--nodes", "2", "--cluster", "local"], "add --nodes 1"),
         (["--config", "demo", "--nodes", "0"], "launch.nodes=0 is not possible"),
