@@ -1,11 +1,11 @@
 # `make demo`: set up and see the main job run.   `make test`: set up and pass the tests.   `make check`: lint and types.
-VENV ?= .venv
+VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
 	prometheus chromium
 
-.PHONY: demo test check system-packages clean
+.PHONY: demo test check lock audit sbom system-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -23,11 +23,17 @@ check: $(VENV)/.test
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) .ci/check_words.py
 
-# Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml.
+# Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml. The tests' packages come from
+# requirements.lock, with hashes, where it holds the files for this Python and machine.
+$(VENV)/.test: requirements.lock
+LOCKED := grep -q "Python $$($(PY) -c 'import platform as p, sys; print("%d.%d on %s %s." % (*sys.version_info[:2], sys.platform, p.machine()))')" requirements.lock
+PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "== installing the packages of '$*' into $(VENV) (a few minutes the first time)"
 	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@if [ $* = test ] && $(LOCKED); then \
+		$(PIP) --no-deps --require-hashes --requirement requirements.lock && $(PIP) --no-deps --editable .; \
+	else $(PIP) --constraint constraints.txt --editable '.[$*]'; fi
 	@touch $@
 
 $(VENV)/.test: | system-packages  # pip builds FFCV against some of them
@@ -42,5 +48,20 @@ system-packages:
 		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "== not installed (apt-get install" $$missing "as root): tests skip, and FFCV cannot be built without its libraries"; fi
 
+# The file that `make test` installs from, after a change of pyproject.toml or constraints.txt.
+lock: $(VENV)/.test
+	@$(PY) .ci/lock.py
+
+# Known vulnerabilities of the packages in requirements.lock; asks a public database, so CI does not.
+audit: $(VENV)/.audit
+	@$(PY) -m pip_audit --disable-pip --requirement requirements.lock
+
+# Software bill of materials of the wheel: every package that it needs, with version, licence and sha256.
+sbom: $(VENV)/.test
+	@mkdir -p dist
+	@$(PY) .ci/sbom.py dist/motionmae.cdx.json
+
+# Only an environment that this file made; videos, shards and runs of the demo are the user's.
 clean:
-	rm -rf $(VENV) data/demo runs/demo
+	@if [ -f .venv/.test ] || [ -f .venv/.demo ]; then rm -rf .venv && echo "== removed .venv"; fi
+	@echo "== kept data/demo and runs/demo, the data and the run of the demo"

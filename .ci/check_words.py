@@ -28,7 +28,7 @@ BadStep -> SkippedStep
 collected_in_lockstep|in lockstep -> synchronized_gc
 PhaseClock|\\bStartUp\\b -> StepTimer, StartupTimer
 source_version -> git_revision
-\\baddress_of\\b -> ipv4_of_interface
+\\baddress_of\\b|ipv4_of_interface -> psutil.net_if_addrs
 meeting_place|\\bread_place\\b|_slurm_place -> create_store, rank_environment
 first_then_others|on_first_rank|\\bis_first\\b -> rank_zero_first, run_on_rank_zero, is_rank_zero
 \\bannounce_\\w+|\\bintroduction\\( -> log_*

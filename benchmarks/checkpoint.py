@@ -1,4 +1,4 @@
-"""Duration of a checkpoint: `python benchmarks/checkpoint.py --config vitb_k400 --folder /scratch`.
+"""Duration of a checkpoint: `python -m benchmarks.checkpoint --config vitb_k400 --folder /scratch`.
 
 The script builds a model with AdamW state, saves it several times to a temporary folder, and prints medians: the stall
 (the copy to host memory, during which training waits), the whole save (also writing, flushing, hashing and committing
@@ -7,10 +7,10 @@ rank.
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import WatchdogConfig, load_config
 from motionmae.distributed.context import broadcast_object, gather_objects
@@ -29,19 +29,19 @@ from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import acquire_lease
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.task import decay_groups
 
 
 def slowest(seconds: float) -> float:
-    """Maximum over all ranks."""
+    """Return the maximum over all ranks. All ranks must call this."""
     return max(gather_objects(seconds))
 
 
-def step_seconds(matrix: torch.Tensor, until: Any) -> float:
-    """Median time of a step of matrix products, repeated until ``until()`` is true."""
+def step_seconds(matrix: torch.Tensor, until: Callable[[], bool]) -> float:
+    """Return the median seconds of a step of matrix products, repeated until ``until()`` is true."""
     times: list[float] = []
     while not times or not until():
         start = time.perf_counter()
@@ -52,14 +52,14 @@ def step_seconds(matrix: torch.Tensor, until: Any) -> float:
 
 
 def check_written(engine: Engine, written: Checkpoint) -> None:
-    """Check that the files hold exactly the weights and moments of the engine. Collective."""
+    """Check that the files hold exactly the weights and moments of the engine. All ranks must call this."""
     files = {name: entry.name for entry in written.files for name in entry.tensors if entry.name.startswith("model-")}
     for name, parameter in engine.parameters.items():
         for kind in sharded_state.KINDS:
             live = sharded_state.read(engine, parameter, kind)
-            home, key = (files[name], name) if kind == "parameter" else (
-                files[name].replace("model-", "optimizer-"), f"{name}.{kind}"
-            )  # fmt: skip
+            home, key = files[name], name
+            if kind != "parameter":
+                home, key = home.replace("model-", "optimizer-"), f"{name}.{kind}"
             with safe_open(written.folder / home, framework="pt") as file:
                 assert torch.equal(file.get_tensor(key), live.detach().cpu()), (name, kind)
 
@@ -70,8 +70,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with distributed(config.engine) as rank:
         folder = Path(broadcast_object(tempfile.mkdtemp(dir=arguments.folder) if rank.is_rank_zero else None))
         try:
-            model = Pretraining(config).build_model(None, None)  # type: ignore[arg-type]
-            engine = Engine(model, decay_groups(model, config.optim), config, rank)
+            task = Pretraining(config)
+            model = task.build_model(None, None)  # type: ignore[arg-type]
+            engine = Engine(model, task.parameter_groups(model), config, rank)
             lease = broadcast_object(acquire_lease(folder) if rank.is_rank_zero else None)
             watchdog = Watchdog(WatchdogConfig(), folder / "stacks", print)
             checkpointer = AsyncCheckpointer(
@@ -118,13 +119,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--config", default="vitb_k400", help="config of model and ZeRO stage (default: vitb_k400)")
     parser.add_argument("--saves", type=int, default=5, help="number of saves after the first (default: 5)")
-    parser.add_argument(
-        "--folder", type=Path, help="folder for the checkpoints (default: the system's temporary folder)"
-    )
+    parser.add_argument("--folder", type=Path, help="folder for the checkpoints (default: the temporary folder)")
     parser.add_argument("--json", type=output_file, help="file for the results")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_args()
@@ -136,12 +134,10 @@ def main() -> None:
     table.add_row("stall of a save", f"{figures['stall']:.3f} s (the first: {figures['first_stall']:.3f} s)")
     table.add_row("whole save", f"{figures['whole']:.3f} s")
     table.add_row("stall / whole", f"{figures['stall_share']:.1%}")
-    table.add_row(
-        "step during the write", f"{figures['step_beside_write'] / figures['step_alone']:.2f} x its normal duration"
-    )
+    slowdown = figures["step_beside_write"] / figures["step_alone"]
+    table.add_row("step during the write", f"{slowdown:.2f} x its normal duration")
     Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """Scores of the DAVIS-2017 baselines that a trained encoder must beat, as a table for docs/davis.md.
 
-    python benchmarks/davis_baselines.py --davis DAVIS --protocol dino --markdown docs/davis_baselines.md
+    python -m benchmarks.davis_baselines --davis DAVIS --protocol dino --markdown docs/davis_baselines.md
 
-Rows: the first mask repeated; raw pixels of each 16 x 16 cell; a ViT with random weights, with each of --adapters.
-Masks are kept below --out. An interrupted run continues.
+The rows are the first mask repeated, the raw pixels of each 16 x 16 cell, and a ViT with random weights and each of
+--adapters. The folder --out keeps the masks, so that the same command continues an interrupted run.
 """
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script
 from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.config import load_config
 from motionmae.evaluation.cache_key import CacheKey
@@ -28,15 +27,14 @@ CELL = 16
 CPU = torch.device("cpu")
 
 
-def main() -> int:
-    """Compute missing masks, print and write the table, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = build_parser(__doc__)
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--protocol", choices=("videowalk", "dino"), default="dino")
     parser.add_argument("--adapters", nargs="*", default=["duplicate"], help="adapters of the random encoder")
     parser.add_argument("--size", default="vit_ti", help="size of the random encoder (default: vit_ti)")
     parser.add_argument("--out", type=Path, default=Path("davis_baselines"), help="folder for the masks")
-    parser.add_argument("--markdown", type=output_file, help="write the table there")
+    parser.add_argument("--markdown", type=output_file, help="Markdown file for the table")
     arguments = parser.parse_args()
 
     encoder = build_motionmae(load_config("vitb_k400", [f"model.size={arguments.size}"])).encoder.eval()
@@ -71,7 +69,6 @@ def main() -> int:
         print(lines[-1], flush=True)
     if arguments.markdown:
         write_atomically(arguments.markdown, ("\n".join(lines) + "\n").encode())
-    return 0
 
 
 if __name__ == "__main__":

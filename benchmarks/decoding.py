@@ -1,14 +1,13 @@
 """Compare make_shards with the decoding of the ffmpeg program, for every file of a folder, and write a table.
 
-Examples::
+Examples:
+  python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md
 
-  python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md
-
-A row has the reason of the quarantine; or the number of stored frames and of ffmpeg's frames, the stored size, and the
-PSNR in dB of the first and last stored frame to ffmpeg's (brightness alone, and all three colours).
+The row of a quarantined file gives the reason. The row of a stored file gives the number of stored frames and of
+ffmpeg's frames, the stored size, and the PSNR in dB of the first and the last stored frame compared with ffmpeg's, for
+brightness alone and for all three colours.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -17,9 +16,10 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script
 from motionmae.commands.app import main as motionmae
 from motionmae.data.open_shards import open_reader
+from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.shards.reader import ShardReader
 from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
@@ -37,7 +37,7 @@ Something-Something V2, UCF101 and HMDB51 are among the files.
 - If a file has several video streams (general/nasa_13013.mp4 has two), the stream that ffmpeg chooses is stored.
 - ffmpeg decodes with one thread, because its replacement for damaged parts depends on the number of threads.
 
-Written by `python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md`. Tests check the same files.
+Written by `python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md`. Tests check the same files.
 
 | file | outcome | frames, stored / ffmpeg | size | codec | PSNR brightness, first / last | PSNR colours, first / last |
 |---|---|---|---|---|---|---|
@@ -45,24 +45,24 @@ Written by `python benchmarks/decoding.py --videos VIDEOS --out docs/decoding.md
 
 
 def codec_of(path: Path) -> str:
-    """Codec and pixel format of the best video stream."""
+    """Return the codec and the pixel format of the best video stream."""
     try:
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_video(path) as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:
                 return ""
             return f"{stream.codec_context.name} {getattr(stream.codec_context, 'pix_fmt', None) or ''}".strip()
-    except (av.FFmpegError, AttributeError):
+    except (av.FFmpegError, RefusedFormat, AttributeError):
         return ""
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
-    """Luma of RGB frames."""
+    """Return the luma of RGB frames."""
     return frames.astype(float) @ np.array([[0.299], [0.587], [0.114]])
 
 
 def stored_row(reader: ShardReader, sample: int, path: Path) -> str:
-    """Row of a stored video."""
+    """Return the row of a stored video."""
     meta = reader.read_meta(sample)
     last = meta.frames - 1
     stored = decode_jpegs([bytes(jpeg) for jpeg in reader.read_frames(sample, [0, last])])
@@ -75,10 +75,7 @@ def stored_row(reader: ShardReader, sample: int, path: Path) -> str:
 
 
 def main() -> None:
-    """Parse, decode everything, write the table."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser(__doc__)
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
     parser.add_argument("--out", type=output_file, required=True, help="the Markdown file")
     options = parser.parse_args()

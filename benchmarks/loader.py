@@ -1,10 +1,9 @@
 """Clips per second of MotionMAE's loader, of other loaders, and of decoding alone, on the same videos and cores.
 
-Examples::
-
-  python benchmarks/loader.py --cores 1                     # real footage that `pip install 'motionmae[bench]'` brings
-  python benchmarks/loader.py --videos KINETICS --cores 2 --json loader.json
-  python benchmarks/loader.py --videos KINETICS --only floor ours ffcv --cold
+Examples:
+  python -m benchmarks.loader --cores 1                     # real footage that `pip install 'motionmae[bench]'` brings
+  python -m benchmarks.loader --videos KINETICS --cores 2 --json loader.json
+  python -m benchmarks.loader --videos KINETICS --only floor ours ffcv --cold
 
 Every loader returns batches of clips of 16 x 224 x 224, with one frame of 4 and a random crop, ready for the device.
 The loaders take turns. A rate is the median over the rounds; a ratio is the median of the ratios within a round.
@@ -21,9 +20,7 @@ The loaders take turns. A rate is the median over the rounds; a ratio is the med
   pyav          PyAV and OpenCV's resize
 """
 
-import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -43,27 +40,27 @@ import numpy as np
 import simplejpeg
 
 from benchmarks import loader_peers
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from data_tools.make_beton import write_beton
-from data_tools.make_toy_dataset.real import find_real_videos
+from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import random_cut
+from motionmae.data.clip_sampling import random_cut
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.video import VIDEO_SUFFIXES
-from motionmae.files import output_file, write_atomically
+from motionmae.files import output_file
 
 CLIP = ClipConfig()
 NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
 
 Turn = contextlib.AbstractContextManager[Iterator[int]]
-"""Opens a loader; iterates over the number of clips of each batch, without end."""
+"""Context manager that opens a loader. It yields an endless iterator over the number of clips in each batch."""
 
 
 def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
-    """Write shards of ``samples`` videos with make_shards, repeating videos as needed; returns their folder."""
+    """Write shards of ``samples`` videos with make_shards, repeat videos as needed, and return the folder."""
     links = folder / "videos"
     links.mkdir(parents=True)
     for number, video in zip(range(samples), cycle(videos), strict=False):
@@ -77,13 +74,13 @@ def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path
 
 
 class Bench:
-    """The measured loaders: each method opens one, as a :data:`Turn`.
+    """Loaders to measure. Each public method opens one, as a :data:`Turn`.
 
     Args:
         folder: shards of the videos; other formats are written beside it.
         cores: number of threads or worker processes.
         batch: clips per batch.
-        cold: a turn includes its first batch, and threads decode: processes would add their start.
+        cold: whether a turn includes its first batch. Threads then decode, because processes would add their start.
     """
 
     def __init__(self, videos: list[Path], folder: Path, cores: int, batch: int, cold: bool):
@@ -108,17 +105,17 @@ class Bench:
 
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
-        """ClipLoader as in training."""
+        """Open ClipLoader as in training."""
         data = self.data.model_copy(update={"workers": self.workers} | changes)
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
 
     def ours_threads(self) -> Turn:
-        """ClipLoader with threads."""
+        """Open ClipLoader with threads."""
         return self.ours(workers=0)
 
     def ours_raw(self) -> Turn:
-        """ClipLoader on stored pixels."""
+        """Open ClipLoader on stored pixels."""
         folder = self.folder.parent / "raw"
         if not folder.exists():
             # a cold turn reads each file once; a warm turn needs only a few
@@ -126,14 +123,14 @@ class Bench:
         return self.ours(shards=str(folder / "shards"))
 
     def ffcv(self) -> Turn:
-        """ClipLoader on a .beton."""
+        """Open ClipLoader on a .beton."""
         if not self.beton.exists():
             write_beton(self.folder, self.manifest, self.beton)
         return self.ours(beton=str(self.beton))
 
     @contextlib.contextmanager
     def ffcv_raw(self) -> Iterator[Iterator[int]]:
-        """FFCV's loader on stored pixels."""
+        """Open FFCV's loader on stored pixels."""
         from ffcv.fields import NDArrayField
         from ffcv.fields.decoders import NDArrayDecoder
         from ffcv.loader import Loader, OrderOption
@@ -152,19 +149,19 @@ class Bench:
         yield (len(clips.clone()) for _ in cycle((0,)) for (clips,) in loader)
 
     def webdataset(self) -> Turn:
-        """Webdataset on the shards."""
+        """Open webdataset on the shards."""
         return self._in_workers(loader_peers.WebShards(sorted(self.folder.glob("*.tar"))))
 
     def decord(self) -> Turn:
-        """VideoMAE's loader."""
+        """Open VideoMAE's loader on the videos."""
         return self._in_workers(loader_peers.Videos(loader_peers.decord, self.videos))
 
     def torchcodec(self) -> Turn:
-        """Torchcodec on the videos."""
+        """Open torchcodec on the videos."""
         return self._in_workers(loader_peers.Videos(loader_peers.torchcodec, self.videos))
 
     def pyav(self) -> Turn:
-        """PyAV on the videos."""
+        """Open PyAV on the videos."""
         return self._in_workers(loader_peers.Videos(loader_peers.pyav, self.videos))
 
     @contextlib.contextmanager
@@ -194,7 +191,7 @@ def forget(folder: Path) -> None:
 
 
 def timed(batches: Iterator[int], warm: int, seconds: float, limit: float = float("inf")) -> tuple[float, float]:
-    """(clips per second, CPU milliseconds of this process per clip), after ``warm`` batches.
+    """Return clips per second, and CPU milliseconds of this process per clip, after ``warm`` batches.
 
     The measurement ends after ``seconds`` or after ``limit`` clips.
     """
@@ -207,7 +204,7 @@ def timed(batches: Iterator[int], warm: int, seconds: float, limit: float = floa
 
 
 def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: bool) -> dict[str, list]:
-    """(clips per second, CPU ms per clip) of each loader in each round."""
+    """Return the clips per second and the CPU milliseconds per clip of each loader in each round."""
     turns: dict[str, Callable[[], Turn]] = {name: getattr(bench, name) for name in names}
     figures: dict[str, list] = {name: [] for name in names}
     for number in range(rounds + cold):
@@ -225,7 +222,7 @@ def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: b
 
 
 def summary(rounds: dict[str, list]) -> dict[str, Any]:
-    """The printed and written figures."""
+    """Return the figures to print and to write."""
 
     def median_ratio(name: str, other: str) -> float | None:
         pairs = zip(rounds.get(name, ()), rounds.get(other, ()), strict=False)
@@ -255,10 +252,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser(__doc__)
     add = parser.add_argument
     add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
     add("--cores", type=int, default=1, help="cores of each loader, including this process (%(default)s)")
@@ -272,7 +266,7 @@ def main() -> None:
     options = parser.parse_args()
     available = sorted(os.sched_getaffinity(0))
     if options.cores > len(available):
-        parser.error(f"--cores {options.cores} is not possible: this process has {len(available)}")
+        parser.error(f"--cores must be at most {len(available)}, the cores of this process, not {options.cores}")
     if options.videos:
         videos = sorted(path for path in options.videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     else:
@@ -282,10 +276,7 @@ def main() -> None:
     here = loader_peers.installed()
     missing = [name for name in options.only if not here.get(name.partition("_")[0], True)]
     if missing:
-        print(
-            f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')",
-            file=sys.stderr,
-        )
+        print(f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         shards = store(videos, Path(folder), options.samples)
         os.sched_setaffinity(0, available[: options.cores])
@@ -294,8 +285,7 @@ def main() -> None:
         rounds = measure(bench, names, options.rounds, options.seconds, options.cold)
     figures = {"cores": options.cores, "videos": len(videos), "cold": options.cold, **summary(rounds)}
     show(figures)
-    if options.json:
-        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

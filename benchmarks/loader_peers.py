@@ -24,13 +24,13 @@ cv2.setNumThreads(0)
 
 
 def _frames(total: int, random: np.random.Generator) -> list[int]:
-    """Frame numbers of a clip; a short video repeats its last frame."""
+    """Choose the frame numbers of a clip. A short video repeats its last frame."""
     first = int(random.integers(max(1, total - SPAN + 1)))
     return [min(first + STRIDE * number, total - 1) for number in range(FRAMES)]
 
 
 def _scaled_crop(height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) with the sides of MultiScaleCrop, at a random position."""
+    """Choose top, left, height and width of a crop with the sides of MultiScaleCrop, at a random position."""
     first = int(random.integers(len(SCALES)))
     second = int(np.clip(first + random.integers(-1, 2), 0, len(SCALES) - 1))
     h, w = (int(min(height, width) * SCALES[number]) for number in (first, second))
@@ -38,7 +38,7 @@ def _scaled_crop(height: int, width: int, random: np.random.Generator) -> tuple[
 
 
 def decord(path: str, random: np.random.Generator) -> torch.Tensor:
-    """VideoMAE's pre-training: decord, one PIL picture per frame, crop and resize, normalised float32 (C,T,H,W)."""
+    """Read a clip as VideoMAE's pre-training does: decord, PIL, normalised float32 (C, T, H, W)."""
     from decord import VideoReader, cpu
 
     reader = VideoReader(path, num_threads=1, ctx=cpu(0))
@@ -58,7 +58,7 @@ def decord(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def torchcodec(path: str, random: np.random.Generator) -> torch.Tensor:
-    """Torchcodec's decoder, then torch's resize of uint8."""
+    """Read a clip with torchcodec's decoder and torch's resize of uint8."""
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
@@ -69,7 +69,7 @@ def torchcodec(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
-    """PyAV: seek to the key frame before the clip, decode to its end, convert and resize 16 frames."""
+    """Read a clip with PyAV: seek to the key frame before the clip, decode, convert and resize 16 frames."""
     import av
 
     with av.open(path) as container:
@@ -92,7 +92,7 @@ def pyav(path: str, random: np.random.Generator) -> torch.Tensor:
 
 
 def _cut(pictures: list[np.ndarray], random: np.random.Generator) -> torch.Tensor:
-    """One crop of all pictures, resized: uint8 (T, H, W, C)."""
+    """Cut the same random crop from all pictures and resize it: uint8 (T, H, W, C)."""
     top, left, height, width = _scaled_crop(pictures[0].shape[0], pictures[0].shape[1], random)
     cut = [picture[top : top + height, left : left + width] for picture in pictures]
     return torch.from_numpy(np.stack([cv2.resize(picture, (SIZE, SIZE)) for picture in cut]))
@@ -112,7 +112,7 @@ class Videos(IterableDataset):
 
 
 class WebShards(IterableDataset):
-    """The plain webdataset pipeline on the shards: whole samples in order, JPEGs decoded by PIL."""
+    """Clips of webdataset's plain pipeline on the shards: whole samples in order, JPEGs decoded by PIL."""
 
     def __init__(self, shards: list[Path]):
         self.shards = [str(shard) for shard in shards]
@@ -133,20 +133,11 @@ class WebShards(IterableDataset):
 
 
 def in_workers(dataset: IterableDataset, batch: int, cores: int) -> DataLoader:
-    """A DataLoader with one process per core."""
+    """Return a DataLoader with one process per core."""
     return DataLoader(dataset, batch, num_workers=cores, multiprocessing_context="forkserver", persistent_workers=False)
 
 
-READERS = {"decord": decord, "torchcodec": torchcodec, "pyav": pyav}
-
-
 def installed() -> dict[str, bool]:
-    """Peer -> whether its package is installed."""
-    packages = {
-        "decord": "decord",
-        "torchcodec": "torchcodec",
-        "pyav": "av",
-        "webdataset": "webdataset",
-        "ffcv": "ffcv",
-    }
-    return {name: importlib.util.find_spec(package) is not None for name, package in packages.items()}
+    """Return for each peer whether its package is installed."""
+    names = ("decord", "torchcodec", "pyav", "webdataset", "ffcv")
+    return {name: importlib.util.find_spec("av" if name == "pyav" else name) is not None for name in names}

@@ -1,9 +1,8 @@
 """Frames per second that one core decodes into shards, compared with the ffmpeg program.
 
-Examples::
-
-  python benchmarks/make_shards.py                          # real footage that `pip install 'motionmae[bench]'` brings
-  python benchmarks/make_shards.py --videos KINETICS --json make_shards.json
+Examples:
+  python -m benchmarks.make_shards                          # real footage that `pip install 'motionmae[bench]'` brings
+  python -m benchmarks.make_shards --videos KINETICS --json make_shards.json
 
 All rows run on the same core, in turns. A rate is the median over the rounds and includes the start of the process.
 
@@ -13,7 +12,6 @@ All rows run on the same core, in turns. A rate is the median over the rounds an
   ffmpeg_decode    the ffmpeg program decodes only: the upper limit of any writer
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -26,11 +24,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.script import run_script
-from data_tools.make_toy_dataset.real import find_real_videos
+from benchmarks.script import build_parser, run_script, write_json
+from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.data.video import VIDEO_SUFFIXES
-from motionmae.files import output_file, write_atomically
+from motionmae.files import output_file
 
 SHORT_SIDE, QUALITY = 256, 90
 FFMPEG_QUALITY = 2
@@ -40,7 +38,7 @@ Figures = tuple[float, float]
 
 
 def ours(videos: list[Path]) -> Figures:
-    """make_shards with one decoding process."""
+    """Run make_shards with one decoding process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "videos").mkdir()
@@ -57,7 +55,7 @@ def ours(videos: list[Path]) -> Figures:
 
 
 def ffmpeg(videos: list[Path], *options: str, encode: bool = True) -> Figures:
-    """The ffmpeg program, one process per video."""
+    """Run the ffmpeg program, one process per video."""
     scale = f"scale='if(gt(iw,ih),-2,min(iw,{SHORT_SIDE}))':'if(gt(iw,ih),min(ih,{SHORT_SIDE}),-2)'"
     encoder = ["-vf", f"{scale}:out_range=pc,format=yuvj420p", "-c:v", "mjpeg", "-q:v", str(FFMPEG_QUALITY), *options]
     output = [*encoder, "-f", "mjpeg"] if encode else ["-f", "null"]
@@ -72,10 +70,7 @@ def ffmpeg(videos: list[Path], *options: str, encode: bool = True) -> Figures:
 
 
 def main() -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").replace("::", ":"), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser(__doc__)
     parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
     parser.add_argument("--copies", type=int, default=6, help="copies of each video (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds (%(default)s)")
@@ -104,9 +99,7 @@ def main() -> None:
     print(f"{len(videos)} videos, one core  frames/s  of ffmpeg  kB a frame")
     for name, rate in rates.items():
         print(f"{name:19} {rate:10.1f} {rate / rates['ffmpeg']:10.2f} {sizes[name] or '':>11}")
-    if options.json:
-        figures = {"frames_per_second": rates, "kilobytes_per_frame": sizes, "videos": len(videos)}
-        write_atomically(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+    write_json(options.json, {"frames_per_second": rates, "kilobytes_per_frame": sizes, "videos": len(videos)})
 
 
 if __name__ == "__main__":

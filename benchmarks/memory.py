@@ -1,9 +1,8 @@
 """Memory of a training step: measurement and prediction of `motionmae plan`.
 
-Examples::
-
-  python benchmarks/memory.py                                     # ViT-S, 12 cases on 1 and on 2 processes
-  python benchmarks/memory.py --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch_size=2 --json memory.json
+Examples:
+  python -m benchmarks.memory                                     # ViT-S, 12 cases on 1 and on 2 processes
+  python -m benchmarks.memory --ranks 1 --stages 1 --config vitb_k400 engine.micro_batch_size=2 --json memory.json
 
 Each case is a real DeepSpeed step on the CPU with random pixels, for one ZeRO stage and activation checkpointing mode.
 A dispatch mode follows every tensor that torch allocates and frees; the table shows the maximum over all ranks. RSS is
@@ -11,9 +10,7 @@ the peak of the process in another step without the dispatch mode, minus its siz
 includes workspaces of kernels and the slack of the allocator. Prediction and peak count live tensors only.
 """
 
-import argparse
 import gc
-import json
 import os
 import re
 import sys
@@ -30,8 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks.processes import run_ranks
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_ranks, run_script, write_json
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
@@ -40,16 +36,16 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae
 from motionmae.planning.memory import predict_memory
-from motionmae.training.task import decay_groups
+from motionmae.training.pretrain import Pretraining
 
 MODES = ("none", "every_n", "full")
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=8", "engine.precision=fp32"]
-"""Default config: trains in a second on one core, with activations and states of similar size."""
+"""Default overrides, with which a step takes a second on one core, and activations are as large as states."""
 _MB = 1e6
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all live storages that operations under this mode have allocated."""
+    """Dispatch mode that counts the bytes of all live storages that operations have allocated under it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +74,7 @@ class LiveTensors(TorchDispatchMode):
         self.now -= self._known.pop(key)[0]
 
     def during(self, action: Callable[[], Any]) -> int:
-        """Run ``action`` and return the peak of live bytes during it."""
+        """Run ``action`` and return the peak of live bytes."""
         self.peak = self.now
         action()
         return self.peak
@@ -89,19 +85,14 @@ class Measured:
     """Bytes of live tensors on this rank in a step after the first."""
 
     parameters: int
-    optimizer: int
-    """AdamW's moments and DeepSpeed's copy of the parameters."""
-    state: int
-    """Everything that stays between steps: parameters, optimizer, tables, and communication buffers."""
-    activations: int
-    """Saved by the forward pass for the backward pass, including 16-bit copies of weights."""
-    gradients: int
-    """Left by the backward pass for the optimizer."""
+    optimizer: int  # AdamW's moments and DeepSpeed's copy of the parameters
+    state: int  # everything that stays between steps: parameters, optimizer, tables, and communication buffers
+    activations: int  # saved by the forward pass for the backward pass, including 16-bit copies of weights
+    gradients: int  # left by the backward pass for the optimizer
     forward_peak: int
     backward_peak: int
     step_peak: int
-    rss_peak: int
-    """Peak RSS of the process minus its size before the model was built."""
+    rss_peak: int  # peak RSS of the process minus its size before the model was built
 
     @property
     def peak(self) -> int:
@@ -110,13 +101,13 @@ class Measured:
 
 
 def measure(config: Config, rank: DistributedContext) -> Measured:
-    """Take two steps under :class:`LiveTensors`, and a third for RSS. Collective."""
+    """Take two steps under :class:`LiveTensors`, and a third for RSS. All ranks must call this."""
     gc.collect()
     rss_before = resident()
     clip, number = config.clip, config.engine.micro_batch_size * config.data.repeated_sampling
     with LiveTensors() as live:
         model = build_motionmae(config)
-        engine = Engine(model, decay_groups(model, config.optim), config, rank)
+        engine = Engine(model, Pretraining(config).parameter_groups(model), config, rank)
         assert engine.accumulation == 1, "a step of one micro-batch is what is measured"
         clips = torch.zeros(number, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         seeds, losses = torch.arange(number), []
@@ -158,19 +149,19 @@ def measure(config: Config, rank: DistributedContext) -> Measured:
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address and bytes of each distinct storage of ``tensors``."""
+    """Map the address of each distinct storage of ``tensors`` to its bytes."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def resident(kind: str = "VmRSS") -> int:
-    """Resident bytes of this process: current (VmRSS) or peak (VmHWM)."""
+    """Return the resident bytes of this process: current (VmRSS) or peak (VmHWM)."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
-    """The config for a step of one micro-batch on ``ranks`` processes of this machine."""
+    """Return the config for a step of one micro-batch on ``ranks`` processes of this machine."""
     return config.updated(
         {
             "engine.zero_stage": stage,
@@ -184,7 +175,7 @@ def with_case(config: Config, ranks: int, stage: int, mode: str) -> Config:
 
 
 def measure_cases(config: Config, stages: Iterable[int], modes: Iterable[str]) -> list[dict[str, Any]]:
-    """Measure every case; each value is the maximum over all ranks. Collective.
+    """Measure every case; each value is the maximum over all ranks. All ranks must call this.
 
     Stage 3 comes last, because DeepSpeed then replaces torch's linear layer for the rest of the process.
     """
@@ -229,8 +220,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    """Measure in new processes, print the table, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--config", default="vitb_k400", help="config of model and clip (default: a small vitb_k400)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3], help="ZeRO stages (default: all)")
@@ -242,14 +232,13 @@ def main() -> None:
     if "RANK" in os.environ:  # a process started below
         rows = measure_cases(config, arguments.stages, arguments.modes)
         if os.environ["RANK"] == "0":
-            arguments.json.write_text(json.dumps(rows))
+            write_json(arguments.json, rows)
         return
     rows = []
     for ranks in arguments.ranks:
         rows += run_ranks(ranks, sys.argv[1:])
     show(rows, f"{config.name}: {config.model.size}, micro batch {config.engine.micro_batch_size}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost of monitoring: `python benchmarks/metrics.py`.
+"""Cost of monitoring: `python -m benchmarks.metrics`.
 
 Measured values and their limits: the time per step that a rank spends on metrics when it logs every step of 0.2 s (step
 timer, sink and snapshot), the duration of an HTTP scrape of a node with 8 ranks and 8 GPUs, the number of time series
@@ -6,7 +6,6 @@ of that node, and 128 such nodes (1,024 ranks) behind one Prometheus, if it is i
 scrapes and the slowest scrape.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -22,18 +21,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from monitoring.collector import NodeCollector
-from monitoring.discovery import Target
-from monitoring.exporter import Settings, listen
-from monitoring.flops_per_clip import FlopsPerClip
-from monitoring.host import Host
-from monitoring.rank_metrics import RankMetrics
+from monitoring.exporter import Settings, listen, publish
+from monitoring.gpu import GpuSource
+from monitoring.rank_metrics import FlopsPerClip, RankMetrics
 from monitoring.rank_snapshots import Sample
-from motionmae.config import load_config
+from motionmae.config import MonitoringConfig, load_config
 from motionmae.files import output_file
-from motionmae.runs.events import Kind, Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase, Row
 from motionmae.training.step_timer import HostTimer, StepTimer
 
 STEP_SECONDS = 0.2
@@ -41,11 +37,11 @@ RANKS, NODES = 8, 128
 _INFO = {"slurm_job_id": "1", "git_sha": "0", "config_hash": "0"}
 
 
-class EightGpus:
-    """Gives the same samples as NVML would for eight GPUs."""
+class EightGpus(GpuSource):
+    """Replacement for NVML with the samples of eight GPUs."""
 
     def samples(self) -> list[Sample]:
-        """A sample for each metric, GPU and label."""
+        """Return a sample for each metric, GPU and label."""
         plain = ["utilization_ratio", "memory_used_bytes", "memory_total_bytes", "power_watts", "temperature_celsius"]
         found: list[Sample] = []
         for gpu in range(8):
@@ -56,12 +52,9 @@ class EightGpus:
             found += [("gpu_throttle_active", {**labels, "reason": str(number)}, 0.0) for number in range(5)]
         return found
 
-    def close(self) -> None:
-        """Do nothing."""
-
 
 def row_of(step: int) -> Row:
-    """A metrics row of the training loop."""
+    """Return a metrics row as the training loop writes it."""
     phases = {f"{phase.value}_seconds": 0.03 for phase in Phase}
     return {
         "step": step, "epoch": 1.0, "loss": 1.0, "loss_space": 0.5, "loss_time": 0.5, "lr": 1e-3, "grad_norm": 1.0,
@@ -71,7 +64,7 @@ def row_of(step: int) -> Row:
 
 
 def make_rank(rank: int, folder: Path) -> RankMetrics:
-    """The metrics sink of a rank after its first step."""
+    """Return the metrics sink of a rank after its first step."""
     sink = RankMetrics(
         load_config("vitl_k400", ["monitoring.peak_tflops=312"]), rank, folder, [], FlopsPerClip(10**12, 160), _INFO
     )
@@ -83,7 +76,7 @@ def make_rank(rank: int, folder: Path) -> RankMetrics:
 
 
 def typical(action: Callable[[], object], times: int) -> float:
-    """Median seconds of ``action``."""
+    """Return the median seconds of ``action``."""
     spent = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -93,7 +86,7 @@ def typical(action: Callable[[], object], times: int) -> float:
 
 
 def step_cost(folder: Path) -> float:
-    """Seconds per step that rank 0 spends on metrics when it logs every step."""
+    """Return the seconds per step that rank 0 spends on metrics if it logs every step."""
     sink, clock, row = make_rank(0, folder), StepTimer(HostTimer()), row_of(2)
 
     def one_step() -> None:
@@ -108,16 +101,19 @@ def step_cost(folder: Path) -> float:
 
 
 def make_node(number: int, folder: Path) -> tuple[NodeCollector, Callable[[], None], str]:
-    """Start an exporter with eight ranks and GPUs in this process; returns collector, stop function and address."""
+    """Start an exporter with eight ranks and GPUs; return the collector, the stop function and the address."""
     snapshots = folder / f"node-{number}"
     snapshots.mkdir()
     for rank in range(RANKS):
         make_rank(number * RANKS + rank, snapshots)
-    collector = NodeCollector(snapshots, Host(folder), EightGpus(), None)
+    collector = NodeCollector(snapshots, EightGpus(), folder / "bench", with_goodput=False)
     collector.refresh()
-    settings = Settings("bench", str(folder), number, NODES, str(snapshots), str(folder), "127.0.0.1", 0, 1, 0)
-    stop, address = listen(settings, collector)
-    Target("bench", number, address).publish(folder / "sd")
+    monitoring = MonitoringConfig(discovery=str(folder / "sd"))
+    stop, address = listen(monitoring, collector)
+    settings = Settings(
+        run="bench", output_dir=folder, node=number, nodes=NODES, snapshots=snapshots, monitoring=monitoring
+    )
+    publish(settings, address)
     return collector, stop, address
 
 
@@ -154,14 +150,13 @@ def thousand_ranks(folder: Path) -> dict[str, float]:
 
 
 def query(expression: str) -> float:
-    """Value of a Prometheus expression."""
+    """Return the value of a Prometheus expression."""
     url = "http://127.0.0.1:19481/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     with urllib.request.urlopen(url) as answer:
         return float(json.load(answer)["data"]["result"][0]["value"][1])
 
 
 def measure() -> dict[str, Any]:
-    """Measure all values."""
     with tempfile.TemporaryDirectory(prefix="motionmae-bench-") as name:
         folder = Path(name)
         seconds = step_cost(folder)
@@ -182,8 +177,7 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--json", type=output_file, metavar="FILE", help="file for the results")
     arguments = parser.parse_args()
     figures = measure()
@@ -192,8 +186,7 @@ def main() -> None:
     for key, value in figures.items():
         table.add_row(key.replace("_", " "), f"{value:.4g}", str(limits.get(key, "")))
     Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost of a restart: `python benchmarks/restart.py --config tiny_toy data.shards=data/toy/train`.
+"""Cost of a restart: `python -m benchmarks.restart --config tiny_toy data.shards=data/toy/train`.
 
 The script starts a run in a temporary folder, kills it (-9) after its first checkpoint, starts it again, and kills it
 after its first step. It prints the seconds from the start of the process to the end of that step by stage, for the new
@@ -6,8 +6,6 @@ and the resumed process (medians over --rounds). Every run writes these stages t
 Slurm's own delay is not included.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from motionmae.files import output_file
 from motionmae.runs.events import Row, read_rows
 
@@ -30,9 +28,7 @@ def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:
         rows: list[Row] = []
         while not any(row["kind"] == kind for row in rows):
             if process.poll() is not None:
-                sys.exit(
-                    f"the run ended with status {process.returncode} before the event {kind}: see its messages above"
-                )
+                sys.exit(f"the run ended with status {process.returncode} before its event `{kind}`: see above")
             time.sleep(0.02)
             rows = list(read_rows(events))[known:]
         process.kill()
@@ -41,8 +37,7 @@ def run_until(kind: str, command: list[str], events: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--config", required=True, help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=output_file, help="file for the results")
@@ -65,8 +60,7 @@ def main() -> None:
         values = [figures[name].get(stage) for name in ("new", "resumed")]
         table.add_row(stage.replace("_", " "), *("" if value is None else f"{value:.2f}" for value in values))
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

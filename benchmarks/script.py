@@ -1,10 +1,47 @@
-"""The end of a benchmark script."""
+"""Parts that the benchmark scripts share."""
 
+import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from motionmae import files
 from motionmae.commands.app import run
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help shows ``description`` with its line breaks."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def write_json(path: Path | None, figures: object) -> None:
+    """Write ``figures`` to ``path``, the value of --json. Do nothing without --json."""
+    if path:
+        files.write_json(path, figures)
+
+
+def run_ranks(ranks: int, arguments: list[str]) -> Any:
+    """Start the current script on ``ranks`` processes with one thread each, and return the results of rank 0.
+
+    The script finds RANK in its environment and writes its results to the last ``--json``. Freed memory returns to the
+    system at once, because otherwise the size of a process would not show how much it holds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        eager = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **eager}
+        module = sys.modules["__main__"].__spec__
+        assert module is not None, "start the benchmark by `python -m benchmarks.NAME`"
+        command = [*launcher, "-m", module.name, *arguments, f"--json={out}"]
+        if subprocess.run(command, env=environment, check=False).returncode:
+            sys.exit(f"the {ranks} processes of the benchmark failed: see the messages above")
+        return json.loads(out.read_text())
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Seconds per clip and model FLOPs utilisation (MFU) of a training step: `python benchmarks/step.py --size small`.
+"""Seconds per clip and model FLOPs utilisation (MFU) of a training step: `python -m benchmarks.step --size small`.
 
 The benchmark times whole optimiser steps on clips of 16 x 224 x 224 in memory, with tube masks of 90 % and one or two
 decoders of depth 4:
@@ -16,17 +16,16 @@ fastest round, and the MFU next to it uses this time. It is more reliable on a b
 OMP_NUM_THREADS=1.
 
 Examples:
-  python benchmarks/step.py --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
-  python benchmarks/step.py engine.compile=true --size base --dtype bf16 --only motionmae videomae
-  python benchmarks/step.py mask.decoder_ratio=0.5 --size base --only motionmae videomae hf
-  python benchmarks/step.py --size base --engine               # DeepSpeed at ZeRO 0 to 3, and plain torch
-  python benchmarks/step.py --size small --ranks 2             # two ranks and one rank on the same cores
-  python benchmarks/step.py --size base model.activation_checkpointing=full
+  python -m benchmarks.step --size small --dtype fp32 --batch 4 --official ~/VideoMAE --json step.json
+  python -m benchmarks.step engine.compile=true --size base --dtype bf16 --only motionmae videomae
+  python -m benchmarks.step mask.decoder_ratio=0.5 --size base --only motionmae videomae hf
+  python -m benchmarks.step --size base --engine               # DeepSpeed at ZeRO 0 to 3, and plain torch
+  python -m benchmarks.step --size small --ranks 2             # two ranks and one rank on the same cores
+  python -m benchmarks.step --size base model.activation_checkpointing=full
 """
 
 import argparse
 import gc
-import json
 import os
 import socket
 import sys
@@ -46,7 +45,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_script, write_json
 from benchmarks.step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from monitoring.exporter_process import monitoring_sinks
 from motionmae.config import Config, load_config
@@ -66,12 +65,11 @@ class Took(NamedTuple):
     """Duration of an action."""
 
     seconds: float
-    processor: float
-    """Processor seconds of all threads of the process."""
+    processor: float  # processor seconds of all threads of the process
 
 
 class Contestant(Protocol):
-    """A model in training."""
+    """Model in training."""
 
     def step(self) -> Phases:
         """Take a step and return the seconds of its parts."""
@@ -81,15 +79,17 @@ def names(options: argparse.Namespace) -> dict[str, Config]:
     """Return the contestants, each with the config that gives its number of operations."""
     config, videomae = config_of(options), config_of(options, "target.kind=frame")
     if options.engine:
-        return {"plain": config} | {
-            f"zero{stage}": config_of(options, f"engine.zero_stage={stage}") for stage in range(4)
-        }
+        stages = {f"zero{stage}": config_of(options, f"engine.zero_stage={stage}") for stage in range(4)}
+        return {"plain": config} | stages
     theirs = videomae.updated({"mask.decoder_ratio": 0.0})  # the others predict all masked cubes
     found = {"motionmae": config, "videomae": videomae, "plain": config, "hf": theirs}
     if options.official:
         found["official"] = theirs
     if options.only and (unknown := set(options.only) - set(found)):
-        sys.exit(f"--only {' '.join(sorted(unknown))}: there are {', '.join(found)} (official with --official DIR)")
+        sys.exit(
+            f"unknown contestant --only {' '.join(sorted(unknown))}: choose from {', '.join(found)} "
+            "(official needs --official DIR)"
+        )
     return {name: config for name, config in found.items() if not options.only or name in options.only}
 
 
@@ -111,7 +111,8 @@ def contestant(
 def process_of(name: str, config: Config) -> Iterator[tuple[DistributedContext, list[Sink]]]:
     """Set up the process of a contestant: like a run for our models, torch's defaults for the others.
 
-    A run makes glibc keep freed memory. Without this, the official code takes a quarter more time.
+    A run makes glibc keep freed memory. Without this setting, as here, the official code takes a
+    quarter more time.
     """
     if name in PEERS:
         yield DistributedContext(0, 1, 0, choose_device(config.engine.device)), []
@@ -160,12 +161,8 @@ class Contest:
             port = probe.getsockname()[1]
         self._connections[label], self.phases[label], self.took[label] = [], [], []
         for rank in range(int(environment["WORLD_SIZE"])):
-            variables = environment | {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
+            place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            variables = environment | place
             connection, other = context.Pipe()
             with patch.dict(os.environ, {key: str(value) for key, value in variables.items()}):
                 context.Process(target=serve, args=(name, config, self._options, other), daemon=True).start()
@@ -189,7 +186,7 @@ class Contest:
         try:
             answers = [connection.recv() for connection in connections]
         except EOFError:
-            sys.exit(f"{label} failed, see above")
+            sys.exit(f"the contestant {label} failed: see the messages above")
         return answers[0][0], max(took for _, took in answers)
 
 
@@ -302,21 +299,16 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--official", type=Path, metavar="DIR", help="a checkout of github.com/MCG-NJU/VideoMAE")
     parser.add_argument("--size", choices=SIZES, default="small", help="ViT-S, B, L or H (default: small)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast (default: fp32)")
     parser.add_argument("--batch", type=int, default=4, help="clips per step and rank (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="counted steps of each contestant (default: 5)")
-    parser.add_argument(
-        "--warmup", type=int, default=1, help="steps of each contestant before the counted ones (default: 1)"
-    )
+    parser.add_argument("--warmup", type=int, default=1, help="steps before the counted ones (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants to run (default: all)")
     parser.add_argument("--engine", action="store_true", help="compare ZeRO 0 to 3 on one rank with plain torch")
-    parser.add_argument(
-        "--ranks", type=int, default=1, help="compare this number of ranks with one rank, on the same cores"
-    )
+    parser.add_argument("--ranks", type=int, default=1, help="ranks to compare with one rank on the same cores")
     parser.add_argument("--json", type=output_file, help="file for the figures")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config of MotionMAE")
     options = parser.parse_args()
@@ -327,8 +319,7 @@ def main() -> None:
         print(f"{options.ranks} ranks reach {figures['share']:.2f} of one rank: {figures['clips_per_second']} clips/s")
     else:
         show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
-from motionmae.distributed.stop_requests import StopRequests, StopSignals
+from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.models.convert.huggingface import huggingface_config
+from motionmae.models.convert import huggingface_config
 from motionmae.models.cubes import cut_patches
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.targets import make_targets
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
-from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind, Row, Sink
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase, Row, Sink
 from motionmae.runs.lease import acquire_lease
-from motionmae.runs.phases import Phase
-from motionmae.training.callbacks.gc import SynchronizedGc
+from motionmae.training.callbacks.base import SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
@@ -46,13 +43,13 @@ Phases = dict[str, float]
 
 
 class Plain:
-    """A model in plain torch: forward, backward, AdamW. The loss is read in every step, as in the official code.
+    """Model in plain torch: forward, backward, AdamW. The loss is read in every step, as in the official code.
 
     Args:
         loss: the forward pass.
-        bf16: autocast to bfloat16.
-        targets: computes the argument of ``loss``, if the model does not; timed separately.
-        fused: use torch's fused AdamW.
+        bf16: whether to use autocast to bfloat16.
+        targets: computes the argument of ``loss``, if the model does not. It is timed separately.
+        fused: whether to use torch's fused AdamW.
     """
 
     def __init__(
@@ -106,7 +103,7 @@ class InLoop:
         self._stack = stack = ExitStack()
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))))
         folder.create()
-        task, store, lease = Pretraining(config), CheckpointStore(folder.checkpoints), acquire_lease(folder.path)
+        task, lease = Pretraining(config), acquire_lease(folder.path)
         model = build_motionmae(config)
         engine = Engine(model, task.parameter_groups(model), config, rank, stage)
         own: list[Sink] = [self, JsonLines(folder.events, folder.metrics), TensorBoard(folder, 0)]
@@ -114,33 +111,29 @@ class InLoop:
         events.event(Kind.START, 0, world=rank.world)
         events.event(Kind.READY, 0, total_steps=OneBatch.steps_per_epoch)
         watchdog = stack.enter_context(closing(Watchdog(config.watchdog, folder.logs / "stacks.txt", print)))
-        loader = OneBatch(batch)
         collector = stack.enter_context(closing(SynchronizedGc()))
         self._trainer = Trainer(
             config=config,
             task=task,
             rank=rank,
             folder=folder,
-            store=store,
+            lease=lease,
+            signals=stack.enter_context(StopSignals()),
             engine=engine,
-            loader=cast(ClipLoader, loader),
-            checkpointer=stack.enter_context(
-                closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog))
-            ),
-            stop_requests=StopRequests(stack.enter_context(StopSignals()), folder.path, rank.is_rank_zero),
+            loader=cast(ClipLoader, OneBatch(batch)),
             watchdog=watchdog,
             events=events,
             callbacks=[collector],
             log=print,
             state=TrainState(),
-            total_steps=OneBatch.steps_per_epoch,
         )
+        stack.callback(self._trainer.checkpointer.close)
         self._batches = self._trainer.batches()
         stack.callback(engine.close)
         collector.on_train_start()
 
     def step(self) -> Phases:
-        """Take a step and log it like :meth:`motionmae.training.trainer.Trainer.fit`."""
+        """Take a step and log the step as :meth:`motionmae.training.trainer.Trainer.fit` does."""
         trainer = self._trainer
         trainer.timer.take()  # the time of other contestants
         result = trainer.train_step(self._batches)
@@ -155,7 +148,7 @@ class InLoop:
         self._spent = {phase.value: row[f"{phase.value}_seconds"] for phase in Phase}
 
     def event(self, row: Row) -> None:
-        """Ignore events (Sink)."""
+        """Do nothing: only metrics are kept (Sink)."""
 
     def close(self) -> None:
         """End the run. The event log calls this again, which does nothing."""
@@ -163,7 +156,7 @@ class InLoop:
 
 
 class OneBatch:
-    """Replaces the loader and repeats one micro-batch. No decoding is timed."""
+    """Replacement for the loader that repeats one micro-batch. No decoding is timed."""
 
     steps_per_epoch = 10_000
     ready = 0
@@ -193,7 +186,7 @@ def ours(config: Config, batch: Batch, device: torch.device, bf16: bool) -> Plai
 
 
 def only_targets(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
-    """Return the part of our forward pass that computes the targets."""
+    """Return a function that computes the targets of our forward pass."""
     model = _on_meta(config)
     query = model.draw_queries(batch.seeds, model.draw_masks(batch.seeds))[0].to(device)
     clips = batch.clips.to(device)
@@ -250,13 +243,13 @@ def _normalised(batch: Batch) -> Tensor:
 
 
 def _on_meta(config: Config) -> MotionMAE:
-    """Return our model without weights. It can draw masks."""
+    """Return our model without weights, which is enough to draw masks."""
     with torch.device("meta"):
         return MotionMAE(config)
 
 
 def _masked(config: Config, seeds: Tensor) -> Tensor:
-    """Return bool (B, N): True where our model masks."""
+    """Return which cubes our model masks: bool (B, N)."""
     cubes = _on_meta(config).draw_masks(seeds).masked
     return torch.zeros(len(seeds), config.clip.cubes, dtype=torch.bool).scatter(1, cubes, True)
 

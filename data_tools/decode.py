@@ -6,7 +6,6 @@ published preprocessing of Kinetics.
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,12 +20,12 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_tools.flow import FlowRecorder
-from data_tools.frames import FrameEncoder
-from motionmae.errors import UserError
+from data_tools.frames import FlowRecorder, FrameEncoder
+from motionmae.data.open_video import RefusedFormat, open_video
+from motionmae.errors import UserError, check_limits
 
 MAX_STORED_BYTES = 2**30
-"""Limit on the bytes of a video's stored frames, which are held in memory until the whole video is decoded."""
+"""Limit on the bytes of a video's stored frames, which stay in memory until the whole video is decoded."""
 
 
 class QuarantineReason(StrEnum):
@@ -36,6 +35,7 @@ class QuarantineReason(StrEnum):
     EMPTY = "empty"  # the file has no bytes
     UNREADABLE = "unreadable"  # the file system reports an error
     NOT_A_VIDEO = "not_a_video"  # the container format is unknown, or its header is lost
+    REFUSED_FORMAT = "refused_format"  # a playlist, a text, a picture or the like (motionmae.data.open_video)
     NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
     NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
@@ -45,46 +45,36 @@ class QuarantineReason(StrEnum):
     CRASHED = "crashed"  # the decoding process died or raised an unexpected exception
 
 
+@dataclass(eq=False)
 class UndecodableVideo(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
-    """The video cannot be stored and must be quarantined."""
+    """Error for a video that cannot be stored and must be quarantined."""
 
-    def __init__(self, reason: QuarantineReason, detail: str):
-        super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
-        self.detail = detail
+    reason: QuarantineReason
+    detail: str
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Settings of how videos are stored. Every field changes the bytes of a shard."""
+    """Settings that determine how videos are stored. Every field changes the bytes of a shard."""
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
     stride: int = 1  # every ``stride``-th source frame is stored
-    clips: int = 0  # number of stored windows per video, evenly spaced; 0 stores the whole video
+    clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
     flow: int = 0  # distance of optical flow in source frames; 0 stores no flow
     raw: bool = False  # whether RGB pixels replace JPEGs, which takes about 13 times the bytes
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("short_side", 16, 8192),
-            ("quality", 1, 100),
-            ("stride", 1, 1000),
-            ("clips", 0, 1000),
-            ("window", 1, 100_000),
-            ("flow", 0, 1000),
-        ):
-            if not low <= getattr(self, name) <= high:
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} {getattr(self, name)} is not possible: choose {low} to {high}")
+        check_limits(self, {"short_side": (16, 8192), "quality": (1, 100), "stride": (1, 1000)})
+        check_limits(self, {"clips": (0, 1000), "window": (1, 100_000), "flow": (0, 1000)})
         if self.window < self.stride:
             raise UserError(f"--window {self.window} is shorter than --stride {self.stride}: choose a longer window")
 
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """The stored frames of a video."""
+    """Frames of one video, encoded for a shard."""
 
     jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
@@ -95,19 +85,6 @@ class DecodedVideo:
     source_frames: int  # number of decoded frames, stored or not
     damaged_packets: int  # number of packets that could not be decoded
     flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
-
-    def pack(self) -> list[bytes]:
-        """Split into messages for the parent process: a JSON header, the JPEGs, the flow fields."""
-        header = {name: value for name, value in vars(self).items() if name not in ("jpegs", "flows")}
-        return [json.dumps(header | {"parts": len(self.jpegs) + len(self.flows)}).encode(), *self.jpegs, *self.flows]
-
-    @classmethod
-    def unpack(cls, receive: Callable[[], bytes]) -> "DecodedVideo":
-        """Undo :meth:`pack`. Each call of ``receive`` must return the next message."""
-        header = json.loads(receive())
-        parts = [receive() for _ in range(header.pop("parts"))]
-        count = len(header["times"])
-        return cls(jpegs=parts[:count], flows=parts[count:], **header)
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
@@ -134,21 +111,18 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         return decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
+    except RefusedFormat as error:
+        raise UndecodableVideo(QuarantineReason.REFUSED_FORMAT, str(error)) from error
     except OSError as error:  # includes some errors of PyAV, e.g. denied permission
         raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
     except av.FFmpegError as error:
         raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
 
 
-def _open(path: Path) -> Any:
-    # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
-    return av.open(str(path.absolute()), metadata_errors="replace")
-
-
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
-    """Count packets: the number of frames of an undamaged file. Call ``on_progress`` when reading moves forward."""
+    """Count the packets, i.e. the frames of an undamaged file. Call ``on_progress`` whenever reading moves forward."""
     count = farthest = 0
-    with _open(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
+    with open_video(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
         for packet in container.demux(_video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
@@ -162,16 +136,16 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     selected, windows = _select_frames(expected, settings)
     stored_set = frozenset(selected) if settings.clips else None
     encoder = FrameEncoder(settings.short_side, settings.quality)
-    damage = _Damage()
+    errors: list[str | None] = []  # one for each packet that does not decode
     jpegs: list[bytes] = []
     stored: list[int] = []
     times: list[float | None] = []
     size = 0
     flow = FlowRecorder(settings.flow) if settings.flow else None
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1  # there is one process per core, and damage must not depend on threads
-        for frame in _frames(container, stream, damage):
+        for frame in _frames(container, stream, errors):
             is_stored = len(times) % settings.stride == 0 if stored_set is None else len(times) in stored_set
             if (is_stored and not settings.raw) or flow or not times:  # the first frame sets the size
                 planes = encoder.scale(frame)
@@ -187,7 +161,8 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
                 limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
                 raise UndecodableVideo(QuarantineReason.TOO_LONG, f"{len(times)} frames exceed {limit}: cut the video")
         if not times:
-            raise UndecodableVideo(QuarantineReason.NO_FRAMES, damage.description or "the file holds no frame")
+            detail = f"{len(errors)} packets do not decode: {errors[-1]}" if errors else "the file holds no frame"
+            raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
         seconds, fps = _frame_times(times, stream.average_rate or stream.guessed_rate)
     return DecodedVideo(
         jpegs=jpegs,
@@ -197,7 +172,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
         width=encoder.width,
         windows=windows,
         source_frames=len(times),
-        damaged_packets=damage.packets,
+        damaged_packets=len(errors),
         flows=flow.finish() if flow else [],
     )
 
@@ -213,32 +188,21 @@ def _video_stream(container: Any) -> VideoStream:
     return stream
 
 
-class _Damage:
-    """Counter of packets that could not be decoded."""
-
-    packets = 0
-    description = ""
-
-    def add(self, error: av.FFmpegError) -> None:
-        self.packets += 1
-        self.description = f"{self.packets} packets do not decode: {error.strerror}"
-
-
-def _frames(container: Any, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
-    """Yield all frames that decode. Damaged packets are skipped, as in the ffmpeg program."""
+def _frames(container: Any, stream: VideoStream, errors: list[str | None]) -> Iterator[VideoFrame]:
+    """Yield all frames that decode. Skip damaged packets, as the ffmpeg program does, and add their ``errors``."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:  # the container cannot be read further
-            damage.add(error)
+            errors.append(error.strerror)
             packet = None
         try:
             yield from stream.codec_context.decode(packet)  # None flushes the decoder
         except av.EOFError:  # the decoder was already flushed
             return
         except av.FFmpegError as error:
-            damage.add(error)
+            errors.append(error.strerror)
         if packet is None:
             return
 
@@ -267,10 +231,7 @@ def _select_frames(total: int, settings: FrameSettings) -> tuple[list[int], list
         return list(range(0, total, stride)), [0]
     slack = total - window
     firsts = [slack // 2] if clips == 1 else [index * slack // (clips - 1) for index in range(clips)]
-    selected: list[int] = []
-    windows = []
-    for first in firsts:
-        windows.append(len(selected))
-        start = -(-first // stride)
-        selected.extend(range(start * stride, (start + window // stride) * stride, stride))
-    return selected, windows
+    starts = [-(-first // stride) * stride for first in firsts]
+    length = window // stride
+    selected = [frame for start in starts for frame in range(start, start + length * stride, stride)]
+    return selected, [index * length for index in range(clips)]

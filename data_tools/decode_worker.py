@@ -1,12 +1,11 @@
 """Decode videos in a child process that can be killed, because a video may hang or crash the decoder.
 
-The parent sends a path, and the child answers with the frames. The child also sends heartbeats while it decodes frames.
-A child that is silent for the stall timeout is killed, and the next video gets a new process. Child processes are
-spawned, inherit nothing from the parent, and end when the parent ends.
+The parent sends a path, and the child answers with a DecodedVideo or an UndecodableVideo. While it decodes, the child
+sends None as a heartbeat. Child processes are spawned, inherit nothing from the parent, and end when the parent ends.
 """
 
+import contextlib
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -22,17 +21,16 @@ from data_tools.decode import DecodedVideo, FrameSettings, QuarantineReason, Und
 from motionmae.errors import UserError
 
 _CONTEXT = multiprocessing.get_context("spawn")
-_HEARTBEAT, _DECODED, _UNDECODABLE = b"alive", b"decoded", b"undecodable"
 _HEARTBEAT_SECONDS = 0.25
 _START_SECONDS = 120.0
 
 
 class WorkerStopped(Exception):  # noqa: N818 - names a request, not an error
-    """Another thread has stopped the worker."""
+    """Exception of :meth:`DecodeWorker.decode` after another thread has stopped the worker."""
 
 
 class DecodeWorker:
-    """Decodes videos in a child process, which is killed after ``stall_timeout`` seconds without a frame."""
+    """Decoder of videos in a child process, which is killed after ``stall_timeout`` seconds without a frame."""
 
     def __init__(self, settings: FrameSettings, stall_timeout: float):
         self._settings = settings
@@ -52,23 +50,23 @@ class DecodeWorker:
         """
         connection = self._ready_connection()
         try:
-            connection.send_bytes(os.fsencode(path))
-            while True:
-                if not connection.poll(self._stall_timeout):
-                    self._kill()
-                    self._check_stopped()
-                    detail = f"no frame for {self._stall_timeout:g} s: the decoding process was killed"
-                    raise UndecodableVideo(QuarantineReason.TIMEOUT, detail)
-                kind = connection.recv_bytes()
-                if kind == _DECODED:
-                    return DecodedVideo.unpack(connection.recv_bytes)
-                if kind == _UNDECODABLE:
-                    answer = json.loads(connection.recv_bytes())
-                    raise UndecodableVideo(QuarantineReason(answer["reason"]), answer["detail"])
-        except (EOFError, ConnectionError):
+            connection.send(path)
+            answer = None
+            while answer is None and connection.poll(self._stall_timeout):
+                answer = connection.recv()
+        except (EOFError, OSError):  # OSError: the process died while it sent the answer
             self._check_stopped()
             detail = f"the decoding process died ({self._kill()})"
             raise UndecodableVideo(QuarantineReason.CRASHED, detail) from None
+        if answer is None:
+            self._kill()
+            self._check_stopped()
+            detail = f"no frame for {self._stall_timeout:g} s: the decoding process was killed"
+            raise UndecodableVideo(QuarantineReason.TIMEOUT, detail)
+        if isinstance(answer, UndecodableVideo):
+            raise answer
+        assert isinstance(answer, DecodedVideo)
+        return answer
 
     def stop(self) -> None:
         """Kill the process. May be called from any thread; a blocked :meth:`decode` raises :class:`WorkerStopped`."""
@@ -92,7 +90,7 @@ class DecodeWorker:
         cause = f"no heartbeat for {_START_SECONDS:g} s"
         try:
             if self._connection.poll(_START_SECONDS):  # imports do not count towards the first video's stall timeout
-                self._connection.recv_bytes()
+                self._connection.recv()
                 return self._connection
             self._kill(grace=0)
         except (EOFError, ConnectionError):
@@ -101,7 +99,7 @@ class DecodeWorker:
         raise UserError(f"a decoding process did not start ({cause}): check free memory, and run the command again")
 
     def _kill(self, grace: float = 0.2) -> str:
-        """Kill the process; return a text that says how it ended."""
+        """Kill the process. Return a text for messages that says how the process ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -116,19 +114,15 @@ class DecodeWorker:
 
 
 def _serve(connection: Connection, settings: FrameSettings) -> None:
-    """Answer paths with frames until the parent closes the connection (main function of the child process)."""
+    """Decode the videos that the parent asks for, until the parent closes the connection."""
     cv2.setNumThreads(1)  # there is one process per core
     gc.freeze()  # makes the garbage collector skip imported modules, which saves 2 % of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    connection.send_bytes(_HEARTBEAT)
-    while True:
-        try:
-            path = Path(os.fsdecode(connection.recv_bytes()))
-            for message in _decode_to_messages(connection, path, settings):
-                connection.send_bytes(message)
-        except (EOFError, ConnectionError):
-            return
+    connection.send(None)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(_decode(connection, connection.recv(), settings))
 
 
 def _exit_with_parent() -> None:
@@ -138,21 +132,18 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _decode_to_messages(connection: Connection, path: Path, settings: FrameSettings) -> tuple[bytes, ...]:
+def _decode(connection: Connection, path: Path, settings: FrameSettings) -> DecodedVideo | UndecodableVideo:
     last = time.monotonic()
 
     def send_heartbeat() -> None:
         nonlocal last
         if time.monotonic() - last > _HEARTBEAT_SECONDS:
-            connection.send_bytes(_HEARTBEAT)
+            connection.send(None)
             last = time.monotonic()
 
     try:
-        return (_DECODED, *decode_video(path, settings, send_heartbeat).pack())
+        return decode_video(path, settings, send_heartbeat)
     except UndecodableVideo as error:
-        reason, detail = error.reason, error.detail
-    except (EOFError, ConnectionError):
-        raise
+        return error
     except Exception as error:  # quarantine the video instead of ending a run of days
-        reason, detail = QuarantineReason.CRASHED, f"{type(error).__name__}: {error}"
-    return _UNDECODABLE, json.dumps({"reason": reason.value, "detail": detail}).encode()
+        return UndecodableVideo(QuarantineReason.CRASHED, f"{type(error).__name__}: {error}")

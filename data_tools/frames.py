@@ -1,14 +1,14 @@
-"""Encode decoded frames as upright JPEGs (or RGB pixels) of one size.
+"""Encode decoded frames as upright JPEGs (or RGB pixels) of one size, and their optical flow.
 
 swscale converts a frame once, from the decoder's format to full-range BT.601 planes of the stored size. The JPEG
-encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If the size does not change and only
-the range does (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
+encoder takes these planes directly, which is 1.2 times as fast as encoding RGB. If only the range changes and the size
+does not (common copies of Kinetics are 340x256), a lookup table gives the same result in a third of the time.
 """
 
 import functools
 import struct
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -17,8 +17,11 @@ import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from motionmae.data.flow import encode_flow
+
 Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
+_UPRIGHT = (False, 1, 1)
 _UNSPECIFIED, _BT470BG, _SMPTE170M = 2, 5, 6  # ffmpeg's AVColorSpace; all three are treated as BT.601
 _TV_BT601 = {
     (colour_range, matrix)
@@ -28,39 +31,43 @@ _TV_BT601 = {
 
 
 class FrameEncoder:
-    """Encodes the frames of one video; the first frame sets size and rotation."""
+    """Encoder of the frames of one video. The first frame determines size and rotation."""
 
     def __init__(self, short_side: int, quality: int):
         self.height = self.width = 0
         self._short_side, self._quality = short_side, quality
         self._reformatter = VideoReformatter()
-        self._rotate = _Orientation()
+        self._orientation = _UPRIGHT
         self._widened: list[Plane] = []
 
     def scale(self, frame: VideoFrame) -> list[Plane]:
         """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
             self._size = _stored_size(frame.width, frame.height, self._short_side)
-            self._rotate = _Orientation.of(frame)
-            self.width, self.height = self._size[::-1] if self._rotate.transpose else self._size
+            self._orientation = _orientation(frame)
+            self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
         if _only_range_changes(frame, self._size):
             planes = self._widen_range([_as_array(plane) for plane in frame.planes])
         else:
-            planes = [_as_array(plane) for plane in self._reformat(frame, "yuvj420p").planes]
+            planes = [_as_array(plane) for plane in _reformat(self._reformatter, frame, self._size, "yuvj420p").planes]
         return [self._rotate(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
         """Return upright RGB bytes (height, width, 3). :meth:`scale` must have been called before."""
-        (plane,) = self._reformat(frame, "rgb24").planes
+        (plane,) = _reformat(self._reformatter, frame, self._size, "rgb24").planes
         rows = _as_array(plane, 3)
         return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
-        """Encode the planes of :meth:`scale` as JPEG."""
+        """Return a JPEG of planes that :meth:`scale` returned."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
 
-    def _reformat(self, frame: VideoFrame, layout: str) -> VideoFrame:
-        return _reformat(self._reformatter, frame, self._size, layout)
+    def _rotate(self, plane: Any) -> Any:
+        if self._orientation == _UPRIGHT:
+            return plane
+        transpose, down, right = self._orientation
+        upright = plane.swapaxes(0, 1) if transpose else plane
+        return np.ascontiguousarray(upright[::down, ::right])
 
     def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
         if not self._widened:
@@ -84,11 +91,8 @@ def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int,
 
 def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
     """Return whether swscale would only widen the range, and keep size, pixel layout and colour matrix."""
-    return (
-        (frame.width, frame.height) == size
-        and frame.format.name == "yuv420p"
-        and (frame.color_range, frame.colorspace) in _TV_BT601
-    )
+    same_layout = (frame.width, frame.height) == size and frame.format.name == "yuv420p"
+    return same_layout and (frame.color_range, frame.colorspace) in _TV_BT601
 
 
 @functools.cache
@@ -111,29 +115,48 @@ def _as_array(plane: Any, channels: int = 1) -> Plane:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : channels * plane.width]
 
 
-@dataclass(frozen=True)
-class _Orientation:
-    """Rotation of a decoded frame to upright, as a transposition and then mirroring."""
+def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    """Return how to make a frame upright: whether to transpose it first, then the steps along y and x (-1 mirrors).
 
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @classmethod
-    def of(cls, frame: VideoFrame) -> "_Orientation":
-        """Read the display matrix: x' = a x + c y and y' = b x + d y. Angles between the axes are ignored."""
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        if matrix is None:
-            return cls()
+    The display matrix means x' = a x + c y and y' = b x + d y. Angles that are not multiples of 90 degrees are ignored.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
         a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
         if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
-            return cls(False, a < 0, d < 0)
+            return False, -1 if d < 0 else 1, -1 if a < 0 else 1
         if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
-            return cls(True, c < 0, b < 0)
-        return cls()
+            return True, -1 if b < 0 else 1, -1 if c < 0 else 1
+    return _UPRIGHT
 
-    def __call__(self, plane: Any) -> Any:
-        if self.transpose:
-            plane = plane.swapaxes(0, 1)
-        plane = plane[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-        return np.ascontiguousarray(plane) if self != _Orientation() else plane
+
+class FlowRecorder:
+    """Recorder of optical flow from each stored frame to the frame ``distance`` >= 1 source frames later.
+
+    Near the end of a video, the flow leads to the last frame. The method is OpenCV's dense inverse search (Kroeger et
+    al. 2016). The paper's Table 7 uses flow as a target.
+    """
+
+    def __init__(self, distance: int):
+        self._distance = distance
+        self._waiting: deque[tuple[Plane, bool]] = deque()
+        self._search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._fields: list[bytes] = []
+
+    def add(self, luma: Plane, stored: bool) -> None:
+        """Add the next source frame, uint8 (height, width). Raise cv2.error if a side is below about 16 pixels."""
+        self._waiting.append((luma, stored))
+        if len(self._waiting) > self._distance:
+            self._compute_flow(luma)
+
+    def finish(self) -> list[bytes]:
+        """Return the encoded flow field of each stored frame."""
+        while self._waiting:
+            self._compute_flow(self._waiting[-1][0])
+        return self._fields
+
+    def _compute_flow(self, later: Plane) -> None:
+        earlier, stored = self._waiting.popleft()
+        if stored:
+            flow = np.zeros((*earlier.shape, 2), np.float32)
+            self._fields.append(encode_flow(self._search.calc(earlier, later, flow)))

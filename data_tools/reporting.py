@@ -1,43 +1,38 @@
-"""Progress bars and JSON output of the tools."""
+"""Progress bars, JSON output and refusals that the tools share."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich import progress
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.screen import TaskText, make_console
 
 
-def progress_bar(*more: ProgressColumn) -> Progress:
-    """Make a progress bar on stderr with the further columns ``more``. It is shown only on terminals."""
-    console = Console(stderr=True)
-    count = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
-
-
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
+    """Make a progress bar on stderr with the further columns ``more``. The bar is shown only on terminals."""
+    console = make_console(stderr=True)
+    count = (TaskText(), progress.BarColumn(), progress.MofNCompleteColumn())
+    time = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
+    return progress.Progress(*count, *more, *time, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
 def damage_as_user_error() -> Iterator[None]:
-    """Convert CorruptSample to a UserError that names the command that lists all damage."""
+    """Convert a CorruptSample to a UserError that names the command to list all damage."""
     try:
         yield
     except CorruptSample as error:
         raise UserError(f"{error}; `motionmae shards verify` lists all damage") from error
+
+
+def refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise UserError if the settings of a run differ from the settings with which ``out`` was started."""
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if changed:
+        before, now = (", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (old, new))
+        remedy = "use the earlier values, or choose another --out"
+        raise UserError(f"--out {out} was started with {before}, and this run has {now}: {remedy}")

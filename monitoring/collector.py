@@ -3,31 +3,35 @@
 A thread reads host and GPUs every few seconds, because a read may hang and a scrape must not.
 """
 
+import shutil
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from monitoring.goodput import GoodputTracker
 from monitoring.gpu import CLOSE_SECONDS, GpuSource
-from monitoring.host import Host, resident_bytes
 from monitoring.metric_definitions import METRICS, STEP_BUCKETS
 from monitoring.rank_snapshots import Sample, Snapshot, read_all
 from motionmae.runs.history import RunTail
 
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _FAMILIES: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-SAMPLE_SECONDS = 5.0
-"""Interval between readings of host, GPUs and goodput."""
+_process_of = lru_cache(psutil.Process)  # to open a process costs more than to read its memory
+SAMPLE_SECONDS = 5.0  # interval between readings of host, GPUs and goodput
 
 
 class NodeCollector(Collector):
@@ -35,13 +39,15 @@ class NodeCollector(Collector):
 
     Args:
         folder: the node's snapshot folder.
-        gpus: closed when the collector is closed.
-        run: the run directory on rank 0's node; None on other nodes.
+        gpus: source of the GPU metrics. The collector closes it.
+        run: the run folder.
+        with_goodput: also compute the run's goodput; true on rank 0's node only.
     """
 
-    def __init__(self, folder: Path, host: Host, gpus: GpuSource, run: Path | None) -> None:
-        self._folder, self._host, self._gpus = folder, host, gpus
-        self._tail = RunTail(run) if run else None
+    def __init__(self, folder: Path, gpus: GpuSource, run: Path, *, with_goodput: bool) -> None:
+        self._folder, self._gpus = folder, gpus
+        self._volumes = {"runs": run.parent, "scratch": Path(tempfile.gettempdir())}
+        self._tail = RunTail(run) if with_goodput else None
         self._goodput = GoodputTracker()
         self._readings: list[Sample] = []
         self._closed = threading.Event()
@@ -49,10 +55,10 @@ class NodeCollector(Collector):
         self._sampler.start()
         self.last_scrape: float | None = None
 
-    def collect(self) -> Iterator[Family]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the metric families with all samples."""
         self.last_scrape = time.monotonic()
-        families: dict[str, Family] = {}
+        families: dict[str, Metric] = {}
         for name, labels, value in self._readings:
             _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
         for snapshot in read_all(self._folder):
@@ -62,9 +68,8 @@ class NodeCollector(Collector):
                     labels = {**rank, **labels} if METRICS[name].per_rank else labels
                     _family(families, name, tuple(labels)).add_metric(list(labels.values()), value)
             if any(snapshot.histogram):
-                counts = accumulate(snapshot.histogram)
                 bounds = [*map(str, STEP_BUCKETS), "+Inf"]
-                buckets = list(zip(bounds, counts, strict=True))
+                buckets = list(zip(bounds, accumulate(snapshot.histogram), strict=True))
                 _family(families, "step_duration_seconds", ()).add_metric([], buckets, snapshot.histogram_sum)
         yield from families.values()
 
@@ -77,13 +82,25 @@ class NodeCollector(Collector):
 
     def refresh(self) -> None:
         """Read host, GPUs and goodput now."""
-        self._readings = [*self._host.samples(), *self._gpus.samples(), *self._goodput_samples()]
+        self._readings = [*self._node_samples(), *self._gpus.samples(), *self._goodput_samples()]
 
     def _sample(self) -> None:
         while True:
             self.refresh()
             if self._closed.wait(SAMPLE_SECONDS):
                 return
+
+    def _node_samples(self) -> Iterator[Sample]:
+        yield "node_info", {"node": socket.gethostname()}, 1
+        memory = psutil.virtual_memory()
+        yield "memory_available_bytes", {}, memory.available
+        yield "memory_total_bytes", {}, memory.total
+        yield "cpu_utilization_ratio", {}, psutil.cpu_percent() / 100  # since this thread's last call
+        for volume, path in self._volumes.items():
+            with suppress(OSError):
+                usage = shutil.disk_usage(path)
+                yield "disk_free_bytes", {"volume": volume}, usage.free
+                yield "disk_size_bytes", {"volume": volume}, usage.total
 
     def _goodput_samples(self) -> Iterator[Sample]:
         if self._tail is None:
@@ -100,14 +117,17 @@ class NodeCollector(Collector):
 
 
 def _process(snapshot: Snapshot) -> Iterator[Sample]:
-    resident = resident_bytes(snapshot.pid)
     yield "snapshot_age_seconds", {}, max(time.time() - snapshot.time, 0.0)
-    yield "rank_alive", {}, float(resident is not None)
-    if resident is not None:
-        yield "rank_resident_bytes", {}, resident
+    try:
+        resident = _process_of(snapshot.pid).memory_info().rss
+    except psutil.Error:
+        yield "rank_alive", {}, 0.0
+        return
+    yield "rank_alive", {}, 1.0
+    yield "rank_resident_bytes", {}, resident
 
 
-def _family(families: dict[str, Family], name: str, labels: tuple[str, ...]) -> Any:
+def _family(families: dict[str, Metric], name: str, labels: tuple[str, ...]) -> Any:
     if name not in families:
         metric = METRICS[name]
         families[name] = _FAMILIES[metric.kind](metric.full_name, metric.help, labels=labels)

@@ -1,9 +1,9 @@
 """Prometheus exporter of a node: a separate process that still answers when the trainer hangs in a collective.
 
 The node's first rank starts the exporter before it touches the device, and writes the settings to the exporter's
-standard input. The exporter ends with the trainer. It reads ``end`` after a finish, a stop, an interrupt or a user
-error. If the trainer crashed or was killed, it reads the end of the pipe: the Prometheus target file (file_sd) stays,
-and Prometheus reports the node as down.
+standard input. The exporter ends with the trainer. After a finish, a stop, an interrupt or a user error, the trainer
+sends ``end``. If the trainer crashes or is killed, the pipe closes without a command: the Prometheus target file
+(file_sd) stays, and Prometheus reports the node as down.
 """
 
 import argparse
@@ -11,23 +11,26 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from pydantic import BaseModel
 
 from monitoring.collector import NodeCollector
-from monitoring.discovery import Target, withdraw_surplus
 from monitoring.gpu import open_gpus
-from monitoring.host import Host
-from motionmae.distributed.network import ipv4_of_interface
+from motionmae.config import MonitoringConfig
+from motionmae.files import write_atomically
+from motionmae.text import get_logger
 
-logger = logging.getLogger("monitoring.exporter")
+logger = get_logger("monitoring.exporter")
 
 END = "end"
 END_AFTER_SCRAPE = "end after scrape"
@@ -35,34 +38,29 @@ _RECENT_SCRAPE_SECONDS = 150.0
 """The exporter waits for a last scrape only if the previous scrape is at most this old."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings that the trainer sends to the exporter."""
+class Settings(BaseModel):
+    """Settings that the trainer sends to the exporter as one line of JSON."""
 
     run: str
-    run_folder: str
-    node: int
-    """Index of this node in the run."""
+    output_dir: Path
+    node: int  # index of this node in the run
     nodes: int
-    snapshots: str
-    """The node's snapshot folder."""
-    discovery: str
-    """Folder of the Prometheus target files (file_sd)."""
-    address: str
-    """IP address or interface to listen on."""
-    port: int
-    ports: int
-    linger_seconds: float
-    tls_certificate: str = ""
-    tls_key: str = ""
+    snapshots: Path  # the node's snapshot folder
+    monitoring: MonitoringConfig
 
-    def as_line(self) -> str:
-        """Format the settings as the first line that the exporter reads."""
-        return json.dumps(asdict(self)) + "\n"
+    @property
+    def discovery(self) -> Path:
+        """Folder of the Prometheus target files (file_sd), shared by all runs."""
+        return Path(self.monitoring.discovery or self.output_dir / ".sd")
+
+    @property
+    def target_file(self) -> Path:
+        """Target file of this node."""
+        return self.discovery / f"{self.run}-{self.node}.json"
 
 
-def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], None], str]:
-    """Serve ``collector`` on the first free port. Returns a function that stops the server, and HOST:PORT.
+def listen(settings: MonitoringConfig, collector: NodeCollector) -> tuple[Callable[[], None], str]:
+    """Serve ``collector`` on the first free port. Return a function that stops the server, and HOST:PORT.
 
     Raises:
         OSError: if the address or the certificate is invalid, or no port is free.
@@ -71,26 +69,25 @@ def listen(settings: Settings, collector: NodeCollector) -> tuple[Callable[[], N
     registry.register(collector)
     host = ip_address(settings.address)
     last = settings.port + settings.ports - 1
+    tls = (settings.tls_certificate or None, settings.tls_key or None)
     for port in range(settings.port, last + 1):
         try:
-            server, _ = start_http_server(
-                port, host, registry, settings.tls_certificate or None, settings.tls_key or None
-            )
+            server, _ = start_http_server(port, host, registry, *tls)
         except OSError as error:
             if port < last:
                 continue
             if error.errno == errno.EADDRINUSE:
-                raise OSError(_ports_in_use(settings, host)) from error
+                ports = f"ports {settings.port} to {last} of {host} are"
+                if settings.ports == 1:
+                    ports = f"port {last} of {host} is"
+                raise OSError(
+                    f"{ports} in use: set monitoring.ports={settings.ports + 10} to try more, "
+                    "or monitoring.port=0 for any port"
+                ) from error
             raise
         name = f"[{host}]" if ":" in host else host
         return server.shutdown, f"{name}:{server.server_port}"
     raise AssertionError("settings.ports is at least 1")
-
-
-def _ports_in_use(settings: Settings, host: str) -> str:
-    first, last = settings.port, settings.port + settings.ports - 1
-    which = f"port {first} of {host} is" if first == last else f"ports {first} to {last} of {host} are"
-    return f"{which} in use: set monitoring.ports={settings.ports + 10} to try more, or monitoring.port=0 for any port"
 
 
 def ip_address(address: str) -> str:
@@ -101,49 +98,83 @@ def ip_address(address: str) -> str:
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(address))
-    try:
-        return ipv4_of_interface(address)
-    except OSError as error:
-        raise OSError(error.errno, f"network interface {address} has no IPv4 address: {error.strerror}") from error
+    for candidate in psutil.net_if_addrs().get(address, []):
+        if candidate.family == socket.AF_INET:
+            return candidate.address
+    raise OSError(errno.EADDRNOTAVAIL, f"network interface {address} has no IPv4 address")
 
 
 def run_exporter(settings: Settings) -> None:
-    """Export the metrics of a node until the trainer ends."""
+    """Serve the metrics of a node, and publish its Prometheus target, until the trainer ends."""
     disable_created_metrics()
-    run = Path(settings.run_folder) if settings.node == 0 else None
-    collector = NodeCollector(Path(settings.snapshots), Host(Path(settings.run_folder).parent), open_gpus(), run)
-    with closing(collector):
-        serve(settings, collector)
+    run = settings.output_dir / settings.run
+    with closing(NodeCollector(settings.snapshots, open_gpus(), run, with_goodput=settings.node == 0)) as collector:
+        stop, address = listen(settings.monitoring, collector)
+        try:
+            publish(settings, address)
+        except OSError as error:
+            problem = f"no target file in {settings.discovery} ({error})"
+            logger.warning("%s: Prometheus will not find http://%s/metrics; training continues", problem, address)
+        command = sys.stdin.readline().strip()
+        collector.refresh()
+        if command == END_AFTER_SCRAPE:
+            wait_for_last_scrape(collector, settings.monitoring.linger_seconds)
+        if command:
+            withdraw(settings, address)
+        stop()
 
 
-def serve(settings: Settings, collector: NodeCollector) -> None:
-    """Serve ``collector`` and publish its Prometheus target until the trainer ends."""
-    stop, address = listen(settings, collector)
-    folder = Path(settings.discovery)
-    target = Target(settings.run, settings.node, address, bool(settings.tls_certificate))
+def target_of(settings: Settings, address: str) -> bytes:
+    """Return the content of the node's target file, for the exporter at ``address``, HOST:PORT.
+
+    The target has no label for the host name: with this label, a requeue that moves rank 0 would start new series for
+    its counters, and increase() would lose the difference.
+    """
+    labels = {"run": settings.run, "instance": f"{settings.run}/{settings.node}"}
+    if settings.monitoring.tls_certificate:
+        labels["__scheme__"] = "https"
+    return json.dumps([{"targets": [address], "labels": labels}], indent=1).encode()
+
+
+def publish(settings: Settings, address: str) -> None:
+    """Write the node's target file. Rank 0's node also deletes the files of nodes that only an earlier attempt had.
+
+    The file is replaced atomically, because Prometheus ignores a partly written file, and on a network file system
+    inotify would not announce the rest of the file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    settings.discovery.mkdir(parents=True, exist_ok=True)
+    if settings.node == 0:
+        for path in settings.discovery.iterdir():
+            number = path.name.removeprefix(f"{settings.run}-").removesuffix(".json")
+            if number.isdecimal() and int(number) >= settings.nodes and is_target_of(path, settings.run):
+                path.unlink(missing_ok=True)
+    if os.path.lexists(settings.target_file) and not is_target_of(settings.target_file, settings.run):
+        raise FileExistsError(f"{settings.target_file} was not written by this run")
+    write_atomically(settings.target_file, target_of(settings, address))
+
+
+def is_target_of(path: Path, run: str) -> bool:
+    """Return whether a file has the name and the content of a target file that a node of ``run`` writes."""
     try:
-        if settings.node == 0:
-            withdraw_surplus(folder, settings.run, settings.nodes)
-        target.publish(folder)
-    except OSError as error:
-        logger.warning(
-            "no target file in %s (%s): Prometheus will not find http://%s/metrics; training continues",
-            folder,
-            error,
-            address,
-        )
-    command = sys.stdin.readline().strip()
-    collector.refresh()
-    if command == END_AFTER_SCRAPE:
-        wait_for_last_scrape(collector, settings.linger_seconds)
-    if command:
-        with suppress(OSError):
-            target.withdraw(folder)
-    stop()
+        (target,) = json.loads(path.read_bytes())
+        run_of, instance = target["labels"]["run"], target["labels"]["instance"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return not path.is_symlink() and run_of == run and f"{str(instance).replace('/', '-')}.json" == path.name
+
+
+def withdraw(settings: Settings, address: str) -> None:
+    """Delete the node's target file, unless a later attempt has replaced it."""
+    with suppress(OSError):
+        if settings.target_file.read_bytes() == target_of(settings, address):
+            settings.target_file.unlink()
 
 
 def wait_for_last_scrape(collector: NodeCollector, seconds: float) -> None:
-    """Wait until Prometheus has scraped the final values; return early if it does not scrape or the trainer is gone."""
+    """Wait until Prometheus has scraped the final values. Return early if it does not scrape, or the trainer ended."""
     start = time.monotonic()
     seen = collector.last_scrape
     if seen is None or start - seen > _RECENT_SCRAPE_SECONDS:
@@ -162,7 +193,7 @@ def main() -> int:
         description="Serve the metrics of a node. Training starts this and writes the settings to standard input.",
     ).parse_args()
     logging.basicConfig(format="exporter: %(message)s", level=logging.INFO)
-    settings = Settings(**json.loads(sys.stdin.readline()))
+    settings = Settings.model_validate_json(sys.stdin.readline())
     try:
         run_exporter(settings)
     except Exception as error:

@@ -5,7 +5,6 @@ The command line and the Slurm job run training inside :func:`monitoring_sinks`.
 
 import hashlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monitoring.exporter import END, END_AFTER_SCRAPE, Settings
-from monitoring.flops_per_clip import flops_per_clip_of
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import RankMetrics, flops_per_clip_of
 from monitoring.rank_snapshots import clear, node_folder
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import rank_environment
@@ -25,13 +23,14 @@ from motionmae.runs.end_reason import EndReason, Requeue, classify_error
 from motionmae.runs.events import Kind, Row, Sink
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @contextmanager
 def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
-    """Monitor the training in the ``with`` block, which passes the yielded sinks to the trainer."""
+    """Monitor the training in the ``with`` block, which must pass the yielded sinks to the trainer."""
     if not config.monitoring.enabled:
         yield []
         return
@@ -46,7 +45,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
                 clear(folder)
                 exporter = start_exporter(config, ranks, folder)
             is_rank_zero = ranks["RANK"] == 0
-            history = RunHistory(Path(config.output_dir) / config.name).events if is_rank_zero else []
+            history = RunHistory(config.run_folder).events if is_rank_zero else []
             info = run_labels(config) if is_rank_zero else {}  # only rank 0 runs git
             metrics = RankMetrics(config, ranks["RANK"], folder, history, flops_per_clip_of(config), info)
             sinks = [last_command, metrics]
@@ -63,14 +62,13 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
             end_exporter(exporter, last_command.command, config.monitoring.linger_seconds)
 
 
-class _LastCommand:
-    """Sink that chooses the last command to the exporter; empty after an unexpected end, as if the trainer had died."""
+class _LastCommand(Sink):
+    """Sink that chooses the last command to the exporter. The command is empty after an unexpected end."""
 
     def __init__(self) -> None:
         self.command = ""
 
     def event(self, row: Row) -> None:
-        """Note how the attempt ended."""
         if row["kind"] == Kind.FINISH:
             self.command = END_AFTER_SCRAPE
         elif row["kind"] == Kind.STOP and EndReason(row["reason"]).saved:
@@ -81,30 +79,16 @@ class _LastCommand:
         if isinstance(error, KeyboardInterrupt) or classify_error(error).requeue is Requeue.NEVER:
             self.command = self.command or END
 
-    def metrics(self, row: Row) -> None:
-        """Do nothing: metrics rows do not end an attempt."""
-
-    def close(self) -> None:
-        """Do nothing: no resource is open."""
-
 
 def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subprocess.Popen[str]:
     """Start the node's exporter process, which does not receive the job's signals."""
-    monitoring = config.monitoring
-    runs = Path(config.output_dir).resolve()
     settings = Settings(
         run=config.name,
-        run_folder=str(runs / config.name),
+        output_dir=Path(config.output_dir).resolve(),
         node=node_of(ranks),
         nodes=-(-ranks["WORLD_SIZE"] // ranks_per_node(ranks)),
-        snapshots=str(folder),
-        discovery=str(Path(monitoring.discovery).resolve() if monitoring.discovery else runs / ".sd"),
-        address=monitoring.address,
-        port=monitoring.port,
-        ports=monitoring.ports,
-        linger_seconds=monitoring.linger_seconds,
-        tls_certificate=monitoring.tls_certificate,
-        tls_key=monitoring.tls_key,
+        snapshots=folder,
+        monitoring=config.monitoring,
     )
     code = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -116,10 +100,14 @@ def start_exporter(config: Config, ranks: dict[str, int], folder: Path) -> subpr
             env={**os.environ, "PYTHONPATH": path},
             text=True,
         )
-    assert exporter.stdin is not None
-    exporter.stdin.write(settings.as_line())
-    exporter.stdin.flush()
+    _tell(exporter, settings.model_dump_json())
     return exporter
+
+
+def _tell(exporter: subprocess.Popen[str], line: str) -> None:
+    assert exporter.stdin is not None
+    exporter.stdin.write(f"{line}\n")
+    exporter.stdin.flush()
 
 
 def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: float) -> None:
@@ -127,8 +115,7 @@ def end_exporter(exporter: subprocess.Popen[str], command: str, linger_seconds: 
     assert exporter.stdin is not None
     with suppress(OSError):
         if command:
-            exporter.stdin.write(command + "\n")
-            exporter.stdin.flush()
+            _tell(exporter, command)
         else:
             exporter.stdin.close()
     try:
@@ -165,8 +152,4 @@ def run_labels(config: Config) -> dict[str, str]:
     """Return the labels of the metric run_info, except world_size."""
     settings = config.model_dump(exclude={"output_dir", "launch", "monitoring"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return {
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "git_sha": git_revision(),
-        "config_hash": digest[:12],
-    }
+    return {"slurm_job_id": os.environ.get("SLURM_JOB_ID", ""), "git_sha": git_revision(), "config_hash": digest[:12]}

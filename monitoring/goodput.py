@@ -8,8 +8,8 @@ restore              verifying and loading the checkpoint
 data_wait            rank 0 waits for its loader
 checkpoint_blocking  a save blocks training
 lost_work            steps repeated after a resume, and steps skipped as non-finite
-downtime             from the last row of a failed attempt, or of one that the stop file ended, until the next is
-                     submitted or started
+downtime             after an attempt that failed or was stopped by the stop file, until the run is submitted or
+                     started again
 other                the rest of an attempt: metrics, signal checks, work after the last row before a crash
 """
 
@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory, idle_category
 
-CATEGORIES = (
-    "queue_wait", "init", "restore", "data_wait", "checkpoint_blocking", "lost_work", "downtime", "other",
-)  # fmt: skip
+CATEGORIES = {
+    "queue_wait": "waiting in the queue", "init": "starting", "restore": "restoring", "data_wait": "waiting for data",
+    "checkpoint_blocking": "saving", "lost_work": "work done again", "downtime": "down", "other": "other",
+}  # fmt: skip
+"""Title of each badput category."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Goodput:
 
     elapsed: float
     productive: float
-    badput: dict[str, float]
-    """Seconds by category, for all CATEGORIES."""
+    badput: dict[str, float]  # seconds by category, for all CATEGORIES
 
     @property
     def ratio(self) -> float:
@@ -51,10 +52,8 @@ class _Steps:
 
     last: int
     count: int
-    productive: float
-    """Seconds of one step for forward, backward and update."""
-    waiting: float
-    """Seconds of one step waiting for data."""
+    productive: float  # seconds of one step for forward, backward and update
+    waiting: float  # seconds of one step waiting for data
 
     def undo_after(self, step: int) -> float:
         """Remove the steps after ``step`` and return their seconds."""
@@ -68,20 +67,14 @@ class _Steps:
 class GoodputTracker:
     """Accumulator of goodput from rows in order of time. Runs of millions of steps fit in memory."""
 
-    start: float | None = None
-    """Time of the submission or the first start."""
-    last_sign: float = 0.0
-    """Time of the last row."""
-    row_interval: float = 0.0
-    """Longest time between two metrics rows of the current attempt."""
-    finished: bool = False
-    """The last step was taken. The rows of a later start then change nothing."""
+    start: float | None = None  # time of the submission or the first start
+    last_sign: float = 0.0  # time of the last row
+    row_interval: float = 0.0  # longest time between two metrics rows of the current attempt
+    finished: bool = False  # the last step was taken; rows of a later start change nothing
     _badput: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0.0))
     _steps: list[_Steps] = field(default_factory=list)
-    _idle_category: str = "downtime"
-    """Badput category of time without rows."""
-    _began: float | None = None
-    """Start time of an attempt that has not begun its first step; None otherwise."""
+    _idle_category: str = "downtime"  # badput category of time without rows
+    _began: float | None = None  # start time of an attempt that has not begun its first step; None otherwise
     _restore_seconds: float = 0.0
     _step: int = 0
     _skipped: int = 0

@@ -1,54 +1,33 @@
 """Metrics of the node's GPUs through NVML. Values that a device does not support are left out."""
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from monitoring.rank_snapshots import Sample
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
-"""Drivers return all ones for an unknown value."""
-_WAIT_MILLISECONDS = 200
-"""Interval at which the XID thread checks whether to end. The trainer waits for the thread."""
-CLOSE_SECONDS = 1.0
-"""Time limit for ending a thread that may hang in the driver."""
+_NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)  # drivers return all ones for an unknown value
+_WAIT_MILLISECONDS = 200  # interval at which the XID thread checks whether to end; the trainer waits for the thread
+CLOSE_SECONDS = 1.0  # time limit for ending a thread that may hang in the driver
 
 
-class GpuSource(Protocol):
-    """Source of GPU metrics."""
+class GpuSource:
+    """Source of the metrics in :data:`monitoring.metric_definitions.GPU`. This base class is for nodes without GPUs."""
 
     def samples(self) -> list[Sample]:
-        """Return samples of the metrics in :data:`monitoring.metric_definitions.GPU` for each GPU."""
+        return []
 
     def close(self) -> None:
         """Close the driver."""
 
 
-class NoGpus:
-    """Source for a node without GPUs or without the driver."""
-
-    def samples(self) -> list[Sample]:
-        """Return no samples."""
-        return []
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True)
-class _Device:
-    handle: Any
-    labels: dict[str, str]
-
-
-class Nvml:
+class Nvml(GpuSource):
     """Source that reads the GPUs through nvidia-ml-py. A thread waits for XID events and counts them.
 
     Raises:
@@ -60,7 +39,11 @@ class Nvml:
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        self._devices = [self._device(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        self._devices: list[tuple[Any, dict[str, str]]] = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._devices.append((handle, {"gpu": str(index), "UUID": pynvml.nvmlDeviceGetUUID(handle)}))
+        self._readings = _readings(pynvml)
         self._xids: Counter[tuple[str, str]] = Counter()
         self._failed: set[str] = set()
         self._closed = threading.Event()
@@ -70,18 +53,18 @@ class Nvml:
     def samples(self) -> list[Sample]:
         """Return samples of each supported metric of each GPU."""
         found: list[Sample] = []
-        for device in self._devices:
-            for name, more, scale, read in self._readings(device.handle):
+        for handle, labels in self._devices:
+            for name, more, scale, read in self._readings:
                 try:
-                    value = read()
+                    value = read(handle)
                 except self._nvml.NVMLError as error:
-                    self._warn_once(f"{name} of GPU {device.labels['gpu']}", error)
+                    self._warn_once(f"{name} of GPU {labels['gpu']}", error)
                     continue
                 if value not in _NOT_AVAILABLE:
-                    found.append((name, {**device.labels, **more}, value * scale))
-        for (gpu, xid), count in list(self._xids.items()):
-            labels = next(device.labels for device in self._devices if device.labels["gpu"] == gpu)
-            found.append(("gpu_xid_events_total", {**labels, "xid": xid}, count))
+                    found.append((name, {**labels, **more}, value * scale))
+            for (uuid, xid), count in list(self._xids.items()):
+                if uuid == labels["UUID"]:
+                    found.append(("gpu_xid_events_total", {**labels, "xid": xid}, count))
         return found
 
     def close(self) -> None:
@@ -92,76 +75,18 @@ class Nvml:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
-    def _device(self, index: int) -> _Device:
-        handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-        return _Device(handle, {"gpu": str(index), "UUID": self._nvml.nvmlDeviceGetUUID(handle)})
-
-    def _readings(self, handle: Any) -> list[tuple[str, dict[str, str], float, Callable[[], float]]]:
-        """Return the readings as (metric, labels, factor to base units, function)."""
-        nvml = self._nvml
-        ecc, volatile = nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_VOLATILE_ECC
-        reasons = {
-            "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
-            "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
-            "thermal_hardware": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
-            "thermal_software": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
-            "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
-        }
-        clocks = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
-        errors = {
-            "corrected": nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
-            "uncorrected": nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-        }
-        return [
-            ("gpu_utilization_ratio", {}, 0.01, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            ("gpu_memory_used_bytes", {}, 1, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            ("gpu_memory_total_bytes", {}, 1, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            ("gpu_power_watts", {}, 1e-3, lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
-            ("gpu_energy_joules_total", {}, 1e-3, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)),
-            (
-                "gpu_temperature_celsius",
-                {},
-                1,
-                lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            ),
-            *(
-                ("gpu_clock_hertz", {"type": name}, 1e6, partial(nvml.nvmlDeviceGetClockInfo, handle, clock))
-                for name, clock in clocks.items()
-            ),
-            *(
-                ("gpu_ecc_errors_total", {"type": name}, 1, partial(ecc, handle, kind, volatile))
-                for name, kind in errors.items()
-            ),
-            *(
-                ("gpu_throttle_active", {"reason": name}, 1, partial(self._throttled, handle, bit))
-                for name, bit in reasons.items()
-            ),
-        ]
-
-    def _throttled(self, handle: Any, bit: int) -> bool:
-        return bool(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & bit)
-
     def _watch_xids(self) -> None:
         nvml = self._nvml
         try:
             events = nvml.nvmlEventSetCreate()
-            for device in self._devices:
-                nvml.nvmlDeviceRegisterEvents(device.handle, nvml.nvmlEventTypeXidCriticalError, events)
+            for handle, _ in self._devices:
+                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+            while not self._closed.is_set():
+                with suppress(nvml.NVMLError_Timeout):
+                    event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
+                    self._xids[nvml.nvmlDeviceGetUUID(event.device), str(event.eventData)] += 1
         except nvml.NVMLError as error:
             self._warn_once("XID events", error)
-            return
-        by_uuid = {device.labels["UUID"]: device.labels["gpu"] for device in self._devices}
-        while not self._closed.is_set():
-            try:
-                event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
-            except nvml.NVMLError_Timeout:
-                continue
-            except nvml.NVMLError as error:
-                self._warn_once("XID events", error)
-                return
-            gpu = by_uuid.get(nvml.nvmlDeviceGetUUID(event.device))
-            if gpu is not None:
-                self._xids[gpu, str(event.eventData)] += 1
 
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
@@ -169,10 +94,42 @@ class Nvml:
             logger.warning("%s is not available: %s", what, error)
 
 
+def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any], float]]]:
+    """Return the readings of a device as (metric, labels, factor to base units, function of the device's handle)."""
+    bits = {  # by reason
+        "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
+        "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
+        "thermal_hardware": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "thermal_software": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+        "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+    }
+    corrected, uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+
+    def is_throttled(bit: int, gpu: Any) -> bool:
+        return bool(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) & bit)
+
+    def ecc_errors(kind: int, gpu: Any) -> int:
+        return nvml.nvmlDeviceGetTotalEccErrors(gpu, kind, nvml.NVML_VOLATILE_ECC)
+
+    return [
+        ("gpu_utilization_ratio", {}, 0.01, lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+        ("gpu_memory_used_bytes", {}, 1, lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+        ("gpu_memory_total_bytes", {}, 1, lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+        ("gpu_power_watts", {}, 1e-3, nvml.nvmlDeviceGetPowerUsage),
+        ("gpu_energy_joules_total", {}, 1e-3, nvml.nvmlDeviceGetTotalEnergyConsumption),
+        ("gpu_temperature_celsius", {}, 1, lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+        ("gpu_clock_hertz", {"type": "sm"}, 1e6, lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+        ("gpu_clock_hertz", {"type": "memory"}, 1e6, lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
+        ("gpu_ecc_errors_total", {"type": "corrected"}, 1, partial(ecc_errors, corrected)),
+        ("gpu_ecc_errors_total", {"type": "uncorrected"}, 1, partial(ecc_errors, uncorrected)),
+        *(("gpu_throttle_active", {"reason": name}, 1, partial(is_throttled, bit)) for name, bit in bits.items()),
+    ]
+
+
 def open_gpus() -> GpuSource:
-    """Return the NVML source, or an empty source if there is no driver."""
+    """Return the NVML source, or the base class if there is no driver."""
     try:
         return Nvml()
     except Exception as error:  # NVML errors and a missing library share no base class
         logger.debug("no GPU metrics: %s", error)
-        return NoGpus()
+        return GpuSource()

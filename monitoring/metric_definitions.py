@@ -1,6 +1,7 @@
 """Definitions of all metrics. The exporter, docs/metrics.md and the checks of rules and dashboards use them.
 
-To add a number that training writes to metrics.jsonl, add a definition with its key in ``row_keys``; nothing else.
+To export a number that training writes to metrics.jsonl, add one definition with the number's key in ``row_keys``. No
+other change is needed.
 
 Names follow Prometheus: base units, ratios from 0 to 1, counters end in _total. A label never holds a step, a path, an
 error text or a job id (run_info alone has the job id). Prometheus adds the labels ``run`` and ``instance``.
@@ -10,13 +11,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 from monitoring.goodput import CATEGORIES
 from motionmae.data.shards.errors import Reason
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Kind, Phase
+from motionmae.text import LINES, say
 
 PREFIX = "motionmae_"
 STATES = tuple(dict.fromkeys(["starting", "training", *(reason.run_state for reason in EndReason)]))
@@ -36,24 +38,17 @@ RowKeys = Mapping[str, tuple[str, ...]]
 class Metric:
     """Definition of one metric."""
 
-    name: str
-    """Name without the prefix."""
-    kind: str
-    """counter, gauge or histogram."""
-    unit: str
-    """seconds, bytes, ...; empty for a plain number."""
-    help: str
-    """One sentence."""
+    name: str  # name without the prefix
+    kind: str  # counter, gauge or histogram
+    unit: str  # seconds, bytes, ...; empty for a plain number
+    help: str  # one sentence
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Labels with known values. Every combination exists from the start, at 0."""
-    labels: tuple[str, ...] = ()
-    """Labels whose values are found at run time."""
-    per_rank: bool = False
-    """The exporter adds a label ``rank``."""
+    labels: tuple[str, ...] = ()  # labels whose values are found at run time
+    per_rank: bool = False  # the exporter adds a label `rank`
     row_keys: RowKeys = field(default_factory=dict)
     """Keys that :class:`monitoring.rank_metrics.RankMetrics` copies. A counter adds the value times the row's steps."""
-    event: Kind | None = None
-    """The event that has ``row_keys``; None for rows of metrics.jsonl."""
+    event: Kind | None = None  # the event that has `row_keys`; None for rows of metrics.jsonl
 
     @property
     def full_name(self) -> str:
@@ -70,18 +65,9 @@ class Metric:
         return product(*self.values.values()) if not self.labels else iter(())
 
 
-def _counter(
-    name: str,
-    text: str,
-    unit: str = "",
-    labels: tuple[str, ...] = (),
-    row: str | RowKeys = "",
-    **values: tuple[str, ...],
-) -> Metric:
-    return Metric(name, "counter", unit, text, values, labels, row_keys=_row_keys(row))
-
-
-def _gauge(
+def _metric(
+    kind: str,
+    /,
     name: str,
     text: str,
     unit: str = "",
@@ -90,14 +76,13 @@ def _gauge(
     event: Kind | None = None,
     **values: tuple[str, ...],
 ) -> Metric:
-    return Metric(name, "gauge", unit, text, values, labels, row_keys=_row_keys(row), event=event)
-
-
-def _row_keys(row: str | RowKeys) -> RowKeys:
+    """Return a definition. ``row`` is the row key of a metric without labels, or ``row_keys``."""
     if isinstance(row, str):
-        return {row: ()} if row else {}
-    return row
+        row = {row: ()} if row else {}
+    return Metric(name, kind, unit, text, values, labels, row_keys=row, event=event)
 
+
+_counter, _gauge = partial(_metric, "counter"), partial(_metric, "gauge")
 
 RUN = (
     _gauge("run_info", "Always 1; labels describe the run.",
@@ -118,7 +103,7 @@ RUN = (
     _counter("tokens_total", "Visible cubes encoded since this attempt began."),
     _counter("flops_total", "Floating-point operations of the model since this attempt began."),
     _gauge("mfu_ratio", "Model FLOP/s as a share of the devices' peak; absent if the peak is unknown.", "ratio"),
-    Metric("step_duration_seconds", "histogram", "seconds", "Duration of steps, averaged over each logged interval."),
+    _metric("histogram", "step_duration_seconds", "Duration of steps, averaged over each logged interval.", "seconds"),
     _gauge("checkpoint_duration_seconds", "Duration of the last save or restore, in the training loop (blocking) and "
            "in the background.", "seconds", op=("save", "restore"), blocking=("true", "false")),
     _gauge("checkpoint_last_success_timestamp_seconds", "Time of the last committed checkpoint.", "seconds",
@@ -131,7 +116,7 @@ RUN = (
              reason=tuple(reason.value for reason in Reason)),
     _gauge("productive_seconds", "Time spent on steps that counted, over all attempts.", "seconds"),
     _gauge("badput_seconds", "All other time since the run was first started or submitted.", "seconds",
-           cause=CATEGORIES),
+           cause=tuple(CATEGORIES)),
     _gauge("goodput_ratio", "Share of the time that was productive.", "ratio", queue=("included", "excluded")),
 )  # fmt: skip
 """Metrics of the run as a whole, which rank 0 writes and only its node exposes."""
@@ -158,7 +143,7 @@ NODE = (
     _gauge("cpu_utilization_ratio", "Share of the node's processor time in use.", "ratio"),
     _gauge("memory_available_bytes", "Host memory available to programs.", "bytes"),
     _gauge("memory_total_bytes", "Host memory.", "bytes"),
-    _gauge("disk_free_bytes", "Free space on the file system of the run directory (runs) and of /tmp (scratch).",
+    _gauge("disk_free_bytes", "Free space on the file system of the run folder (runs) and of /tmp (scratch).",
            "bytes", volume=("runs", "scratch")),
     _gauge("disk_size_bytes", "Size of the same file systems.", "bytes", volume=("runs", "scratch")),
 )  # fmt: skip
@@ -200,11 +185,11 @@ def markdown() -> str:
 
 
 def main() -> int:
-    """Print docs/metrics.md."""
+    """Print the text of docs/metrics.md, made from the definitions."""
     argparse.ArgumentParser(
         prog="python -m monitoring.metric_definitions", description="Print docs/metrics.md, the list of all metrics."
     ).parse_args()
-    print(markdown(), end="")
+    say(markdown(), keep=LINES, end="")
     return 0
 
 

@@ -4,28 +4,52 @@ Rank 0 also keeps the metrics of the whole run. At its start it replays the even
 count over all attempts.
 """
 
-import logging
 import os
+import sys
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from monitoring.flops_per_clip import FlopsPerClip, peak_flops
 from monitoring.metric_definitions import METRICS, RANK, RUN, STATES, STEP_BUCKETS
 from monitoring.rank_snapshots import Snapshot
 from motionmae.config import Config
-from motionmae.runs.events import Kind, Row
+from motionmae.planning.gpus import peak_of_device
+from motionmae.runs.events import Kind, Row, Sink
 from motionmae.runs.history import AttemptTracker
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
-
-_Key = tuple[str, tuple[str, ...]]
+logger = get_logger(__name__)
 
 
-class RankMetrics:
-    """Sink that writes a rank's snapshot at every event and metrics row. Its failures never reach training.
+class FlopsPerClip(NamedTuple):
+    """FLOPs and tokens of one clip in a training step."""
+
+    flops: int  # forward and backward pass of the model. A multiply-add counts as two.
+    tokens: int  # cubes that pass through the encoder
+
+
+def flops_per_clip_of(config: Config) -> FlopsPerClip:
+    """Count the FLOPs and tokens of one clip in the task of ``config``, without a classifier's head (far below 1 %)."""
+    from motionmae.planning.flops import step_cubes, step_flops  # imports torch
+
+    tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
+    return FlopsPerClip(step_flops(config).model, tokens)
+
+
+def peak_flops(config: Config) -> float | None:
+    """Return the peak FLOP/s of this rank's device; None if unknown."""
+    tflops: float | None = config.monitoring.peak_tflops
+    torch = sys.modules.get("torch")
+    if not tflops and torch and torch.cuda.is_initialized():
+        tflops = peak_of_device(torch.cuda.get_device_name())
+    return tflops * 1e12 if tflops else None
+
+
+class RankMetrics(Sink):
+    """Sink that writes a rank's snapshot at every event and metrics row. A failure is logged, and training continues.
 
     Args:
         folder: the node's snapshot folder.
@@ -45,7 +69,7 @@ class RankMetrics:
         self._config, self._rank, self._folder, self._info = config, rank, folder, info
         self._flops_per_clip = flops_per_clip
         self._metrics = (*RUN, *RANK) if rank == 0 else RANK
-        self._values: dict[_Key, float] = {}
+        self._values: dict[tuple[str, tuple[str, ...]], float] = {}
         self._histogram = [0] * (len(STEP_BUCKETS) + 1) if rank == 0 else []
         self._histogram_sum = 0.0
         self._tracker = AttemptTracker()
@@ -56,36 +80,31 @@ class RankMetrics:
             if metric.kind == "counter":
                 self._values |= {(metric.name, labels): 0.0 for labels in metric.combinations()}
         for row in history:
-            self._guarded(self._take_event, row)
+            self._guarded(row, self._take_event)
         self._set("dataloader_queue_capacity", config.data.prefetch)
 
     def event(self, row: Row) -> None:
-        self._guarded(self._take_event, row)
-        self._guarded(self._write, row)
+        self._guarded(row, self._take_event, self._write)
 
     def metrics(self, row: Row) -> None:
-        self._guarded(self._take_metrics, row)
-        self._guarded(self._write, row)
+        self._guarded(row, self._take_metrics, self._write)
 
-    def close(self) -> None:
-        """Do nothing: no resource is open."""
-
-    def _guarded(self, action: Callable[[Row], None], row: Row) -> None:
-        try:
-            action(row)
-        except Exception as error:
-            if not self._warned:
-                logger.warning("metrics of rank %d are out of date (%s); training continues", self._rank, error)
-            self._warned = True
+    def _guarded(self, row: Row, *actions: Callable[[Row], None]) -> None:
+        for action in actions:
+            try:
+                action(row)
+            except Exception as error:
+                if not self._warned:
+                    logger.warning("metrics of rank %d are out of date (%s); training continues", self._rank, error)
+                self._warned = True
 
     def _write(self, row: Row) -> None:
         samples = [
             (name, dict(zip(METRICS[name].label_names, labels, strict=True)), value)
             for (name, labels), value in self._values.items()
         ]
-        Snapshot(
-            self._rank, os.getpid(), self._attempt_id, time.time(), samples, self._histogram, self._histogram_sum
-        ).write(self._folder)
+        steps = (self._histogram, self._histogram_sum)
+        Snapshot(self._rank, os.getpid(), self._attempt_id, time.time(), samples, *steps).write(self._folder)
 
     def _take_event(self, row: Row) -> None:
         kind = row["kind"]
@@ -102,7 +121,7 @@ class RankMetrics:
     def _take_run_event(self, row: Row) -> None:
         kind = row["kind"]
         if kind == Kind.START:
-            self._drop("run_info")
+            self._values = {key: value for key, value in self._values.items() if key[0] != "run_info"}
             labels = {**self._info, "world_size": str(self._world)}
             self._set("run_info", 1, *(labels[name] for name in METRICS["run_info"].label_names))
         elif kind == Kind.READY:
@@ -132,10 +151,8 @@ class RankMetrics:
 
     def _take_metrics(self, row: Row) -> None:
         self._copy(row)
-        if self._rank == 0:
-            self._take_run_metrics(row)
-
-    def _take_run_metrics(self, row: Row) -> None:
+        if self._rank > 0:
+            return
         steps, seconds, clips_per_second = row["steps"], row["step_seconds"], row["clips_per_second"]
         self._set_progress(row["step"])
         self._set("eta_seconds", (self._values["steps_target", ()] - row["step"]) * seconds)
@@ -172,6 +189,3 @@ class RankMetrics:
 
     def _add(self, name: str, value: float, *labels: str) -> None:
         self._values[name, labels] = self._values.get((name, labels), 0.0) + value
-
-    def _drop(self, name: str) -> None:
-        self._values = {key: value for key, value in self._values.items() if key[0] != name}

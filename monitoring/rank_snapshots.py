@@ -9,17 +9,20 @@ The folder is local to the node and private to the user. The file of a hanging r
 
 import json
 import os
-import shutil
+import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from motionmae.files import atomic_path
+from motionmae.files import matching
 
-_EXPIRY_SECONDS = 7 * 86400.0
-"""Age at which the folder of another job is deleted."""
+_OURS = re.compile(r"\d+\.json(?:\.tmp)?")
+_EXPIRY_SECONDS = 7 * 86400.0  # age at which the folder of another job is deleted
+_JOB_FOLDER = re.compile(r".+-[0-9a-f]{12}")  # of exporter_process.job_key
 Sample = tuple[str, dict[str, str], float]
 """Name of a metric, label values, value."""
 
@@ -31,8 +34,7 @@ class Snapshot:
     rank: int
     pid: int
     attempt: str
-    time: float
-    """Time of writing, in seconds since the epoch."""
+    time: float  # time of writing, in seconds since the epoch
     samples: list[Sample]
     histogram: list[int] = field(default_factory=list)
     """Steps by bucket of STEP_BUCKETS, with one more bucket for longer steps; empty on ranks other than 0."""
@@ -44,8 +46,12 @@ class Snapshot:
         Raises:
             OSError: if the file cannot be written.
         """
-        with atomic_path(folder / f"{self.rank}.json", durable=False, unique=False) as temporary:
-            temporary.write_text(json.dumps(asdict(self)))
+        path = folder / f"{self.rank}.json"
+        temporary = path.with_name(
+            f"{path.name}.tmp"
+        )  # one writer in a private folder: atomic_path would only be slower
+        temporary.write_text(json.dumps(vars(self)))
+        temporary.replace(path)
 
 
 def node_folder(key: str) -> Path:
@@ -58,28 +64,35 @@ def node_folder(key: str) -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
     if status.st_uid != os.getuid() or root.is_symlink() or status.st_mode & 0o022:
-        raise PermissionError(f"{root} is not a private folder of this user")
+        raise PermissionError(f"{root} is not a private folder of this user: delete it, or set TMPDIR")
     folder = root / key
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshots of an earlier attempt, and expired folders of other jobs."""
-    for path in [*folder.glob("*.json"), *folder.glob("*.tmp")]:
-        path.unlink(missing_ok=True)
+    """Delete snapshots of earlier attempts of this job, and folders of snapshots of other jobs older than a week."""
+    _delete_snapshots(folder)
     for other in folder.parent.iterdir():
-        if other.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
+        status = other.lstat()
+        is_job = _JOB_FOLDER.fullmatch(other.name) and stat.S_ISDIR(status.st_mode)
+        if is_job and status.st_mtime < time.time() - _EXPIRY_SECONDS:
+            with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
+                found = list(other.iterdir())
+                if found and all(_OURS.fullmatch(path.name) for path in found):
+                    _delete_snapshots(other)
+                    other.rmdir()
+
+
+def _delete_snapshots(folder: Path) -> None:
+    for path in matching(folder, _OURS):
+        path.unlink(missing_ok=True)
 
 
 def read_all(folder: Path) -> Iterator[Snapshot]:
     """Yield the snapshots of a folder in order of rank. Other files are skipped."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.name.zfill(20)):
         try:
-            fields = json.loads(path.read_text())
-            yield Snapshot(
-                **{**fields, "samples": [(name, labels, value) for name, labels, value in fields["samples"]]}
-            )
-        except (OSError, ValueError, TypeError, KeyError):
+            yield Snapshot(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             continue

@@ -1,47 +1,34 @@
-"""Live view of a run in a terminal. It reads the run directory only, and works over SSH and on any node."""
+"""Live view of a run in a terminal. It reads only the run folder, and works over SSH and on any node."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
-from monitoring.goodput import Goodput, goodput_of
-from monitoring.report.sections import CATEGORIES
-from motionmae.runs.events import Kind, Row
+from monitoring.goodput import CATEGORIES, Goodput, goodput_of
+from monitoring.report.page import FAULTS
+from motionmae.runs.events import Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.runs.phases import Phase
+from motionmae.screen import Table
+from motionmae.text import cell, printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
     Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
-_BAD = (
-    Kind.NONFINITE,
-    Kind.CORRUPT_SAMPLE,
-    Kind.CHECKPOINT_FAILED,
-    Kind.CHECKPOINT_DAMAGED,
-    Kind.HANG,
-    Kind.ROLLBACK,
-    Kind.FAILURE,
-)
-_RECENT = 50
-"""Number of logged rows in the averages."""
+_Cells = tuple[str | Text, ...]
+_RECENT = 50  # number of logged rows in the averages
 
 
 def view(history: RunHistory, width: int, now: float | None = None) -> RenderableType:
-    """Render the content of the screen.
-
-    Args:
-        width: of the terminal, in characters.
-        now: seconds since the epoch; None for the current time.
-    """
+    """Render the content of the screen for a terminal of ``width`` characters, at the time ``now`` in Unix seconds."""
     now = time.time() if now is None else now
     rows = history.rows[-_RECENT:]
     parts: list[RenderableType] = [_header(history, now)]
@@ -56,11 +43,11 @@ def view(history: RunHistory, width: int, now: float | None = None) -> Renderabl
 def _header(history: RunHistory, now: float) -> Text:
     state = history.state
     style = {"finished": "green", "under way": "cyan", "preempted": "yellow"}.get(state, "red")
-    text = Text.assemble((history.name, "bold"), "  ", (state, f"bold {style}"))
+    text = Text.assemble(cell(history.name, "bold"), "  ", cell(state, f"bold {style}"))
     if history.attempts:
         attempt = history.attempts[-1]
         hosts = ", ".join(attempt.hosts[:4]) + (f" and {len(attempt.hosts) - 4} more" if len(attempt.hosts) > 4 else "")
-        text.append(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black")
+        text.append(cell(f"  {attempt.world} ranks on {hosts}; attempt {len(history.attempts)}", "bright_black"))
         idle = now - attempt.last_sign
         if state in ("under way", "silent"):
             text.append(f"; last row {duration(idle)} ago", "bright_black" if idle < 120 else "bold red")
@@ -70,75 +57,72 @@ def _header(history: RunHistory, now: float) -> Text:
 def _progress(history: RunHistory) -> RenderableType:
     row, total = history.rows[-1], history.total_steps or history.rows[-1]["step"]
     left = (total - row["step"]) * sum(r["step_seconds"] for r in history.rows[-5:]) / len(history.rows[-5:])
-    table = Table.grid(expand=True, padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    table.add_column(no_wrap=True)
+    table = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True, padding=(0, 1))
     done = f"step {row['step']:,} / {total:,}, epoch {row['epoch']:.1f}"
     table.add_row(done, ProgressBar(total, row["step"]), f"{duration(left)} left" if left else "done")
     return table
 
 
 def _losses(history: RunHistory, width: int) -> Panel:
-    table = _grid()
+    rows = []
     for key in [*history.losses, "grad_norm", "lr"]:
         series = [row.get(key) for row in history.rows]
         last = next((value for value in reversed(series) if value is not None), None)
-        name = key.replace("_", " ")
-        table.add_row(name, Text(sparkline(series, width), "cyan"), "-" if last is None else f"{last:.4g}")
-    return Panel(table, title="all steps", title_align="left", border_style="bright_black")
+        curve = cell(sparkline(series, width), "cyan")
+        rows.append((key.replace("_", " "), curve, "-" if last is None else f"{last:.4g}"))
+    return _panel("all steps", rows)
 
 
-def _speed(history: RunHistory, rows: Sequence[Row]) -> Panel:
-    table = _grid()
-    steps = sum(row.get("steps", 1) for row in rows)
+def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
+    steps = sum(row.get("steps", 1) for row in recent)
 
     def mean(key: str) -> float:
-        return sum(row.get(key, 0.0) * row.get("steps", 1) for row in rows) / steps
+        return sum(row.get(key, 0.0) * row.get("steps", 1) for row in recent) / steps
 
-    table.add_row("clips per second", "", f"{mean('clips_per_second'):.1f}")
-    table.add_row("step", "", f"{mean('step_seconds'):.3f} s")
+    rows: list[_Cells] = [
+        ("clips per second", "", f"{mean('clips_per_second'):.1f}"),
+        ("step", "", f"{mean('step_seconds'):.3f} s"),
+    ]
     whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
     for phase, style in _STYLES.items():
-        share = mean(f"{phase.value}_seconds") / whole
-        bar = Text("█" * round(share * 12), style)
+        share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
+        bar = cell("█" * round(share * 12), style)
         alarming = phase is Phase.DATA_WAIT and share > 0.2
-        table.add_row(phase.value.replace("_", " "), bar, Text(f"{share:.0%}", "bold red" if alarming else ""))
-    slowest = history.stragglers().most_common(1)
-    if slowest:
-        rank, count = slowest[0]
-        table.add_row("slowest rank", f"{rank} on {history.host_of(rank)}", f"{count / len(history.rows):.0%}")
-    return Panel(table, title=f"last {len(rows)} rows", title_align="left", border_style="bright_black")
+        rows.append((phase.value.replace("_", " "), bar, cell(f"{share:.0%}", "bold red" if alarming else "")))
+    for rank, count in history.stragglers().most_common(1):
+        rows.append(("slowest rank", f"{rank} on {history.host_of(rank)}", f"{count / len(history.rows):.0%}"))
+    return _panel(f"last {len(recent)} rows", rows)
 
 
 def _goodput(goodput: Goodput) -> Panel:
-    table = _grid()
     elapsed = goodput.elapsed or 1.0
-    table.add_row(Text("goodput", "green"), "", Text(f"{goodput.ratio:.1%}", "green"))
-    table.add_row("without queue", "", f"{goodput.ratio_without_queue:.1%}")
+    rows: list[_Cells] = [
+        (cell("goodput", "green"), "", cell(f"{goodput.ratio:.1%}", "green")),
+        ("without queue", "", f"{goodput.ratio_without_queue:.1%}"),
+    ]
     for category, seconds in sorted(goodput.badput.items(), key=lambda item: -item[1]):
         if seconds / elapsed >= 0.001:
-            table.add_row(CATEGORIES[category][0], duration(seconds), f"{seconds / elapsed:.1%}")
-    title = f"{duration(elapsed)} since the start"
-    return Panel(table, title=title, title_align="left", border_style="bright_black")
+            rows.append((CATEGORIES[category], duration(seconds), f"{seconds / elapsed:.1%}"))
+    return _panel(f"{duration(elapsed)} since the start", rows)
 
 
 def _recent_events(history: RunHistory, now: float) -> Panel:
-    table = _grid()
+    rows = []
     for row in history.events[-8:]:
-        bad = row["kind"] in {kind.value for kind in _BAD} or "error" in row
-        kind = Text(row["kind"].replace("_", " "), "red" if bad else "")
+        bad = row["kind"] in FAULTS or "error" in row
+        kind = cell(row["kind"].replace("_", " "), "red" if bad else "")
         details = row.get("error") or row.get("reason") or row.get("cause") or row.get("path") or ""
-        table.add_row(f"{duration(max(now - row['time'], 0))} ago", kind, f"step {row['step']:,}", str(details)[:60])
-    return Panel(table, title="events", title_align="left", border_style="bright_black")
+        age = f"{duration(max(now - row['time'], 0))} ago"
+        rows.append((age, kind, f"step {row['step']:,}", printable(details)[:60]))
+    return _panel("events", rows)
 
 
-def _grid() -> Table:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="bright_black", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    return table
+def _panel(title: str, rows: Iterable[_Cells]) -> Panel:
+    columns = (Column(style="bright_black", no_wrap=True), Column(no_wrap=True), Column(justify="right", no_wrap=True))
+    table = Table.grid(*columns, padding=(0, 1))
+    for row in rows:
+        table.add_row(*row)
+    return Panel(table, title=cell(title), title_align="left", border_style="bright_black")
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:

@@ -1,16 +1,16 @@
-"""The command `motionmae`, also as `python -m motionmae` and, without installation, as `python CLONE/motionmae`."""
+"""Command `motionmae`, also run as `python -m motionmae` or, without installation, `python CLONE/motionmae`."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # Python has put this file's folder on the path, and the packages are in the folder above it
+if not __package__:  # Python has put this file's folder on the path, not the parent folder with the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    from motionmae.commands import app  # after the path is set
+    from motionmae.commands import app  # needs the path
 
     return app.main(argv)
 

@@ -1,4 +1,4 @@
-"""Locks between processes, on open files. The system releases a lock when its holder dies."""
+"""Lock open files against other processes. The system releases a lock when its holder dies."""
 
 import fcntl
 import time
@@ -10,19 +10,17 @@ _POLL_SECONDS = 0.1
 def acquire(
     file: int | IO[bytes] | IO[str], *, shared: bool = False, timeout: float | None = 0.0, posix: bool = False
 ) -> bool:
-    """Lock an open file; False if another holder keeps the lock.
+    """Lock an open file or file descriptor. Return False if another holder keeps the lock.
 
-    The lock lasts until this process, and every child that inherited the file, closes it.
+    The lock lasts until this process, and every child that inherited the file, closes the file.
 
     Args:
-        file: open file or file descriptor.
-        shared: several shared locks may coexist, but no exclusive lock beside them.
+        shared: take a shared lock, which excludes exclusive locks but not other shared locks.
         timeout: seconds to wait for other holders; None waits without a limit.
-        posix: take a POSIX lock, which also works between the machines of NFS and Lustre. Children do not inherit it,
-            and closing any descriptor of the file releases it.
+        posix: take a POSIX lock, which also works between the machines of NFS and Lustre. Children do not inherit the
+            lock, and closing any descriptor of the file releases it.
 
-    Raises:
-        OSError: if the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     lock = fcntl.lockf if posix else fcntl.flock
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

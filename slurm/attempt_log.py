@@ -4,63 +4,113 @@
 a failed job is retried. Delete the file to use all nodes again.
 """
 
-import contextlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from motionmae.runs.attempt import Attempt
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+
+from motionmae.config.texts import JobId, NodeName
+from motionmae.json_text import JsonModel
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import LineFile, Row, read_rows
+from motionmae.runs.events import append_row, read_rows
+from motionmae.runs.history import Attempt
+from motionmae.text import get_logger
+
+logger = get_logger(__name__)
 
 FAILURES_TO_EXCLUDE = 2
 """Attempts that must fail because of a node before the run avoids it. A failed pre-flight check counts at once."""
 
 
+class _Row(JsonModel):
+    """Fields of every row. The names of nodes reach Slurm's command line, and others may write to the run folder."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    job: JobId
+    restart: NonNegativeInt
+
+
+class _Start(_Row):
+    what: Literal["start"]
+    nodes: list[NodeName]
+
+
+class _Failure(_Row):
+    what: Literal["failure"]
+    reason: Annotated[EndReason, Field(strict=False)]
+    step: NonNegativeInt
+    node: NodeName | Literal[""]
+
+
+_ROWS: TypeAdapter[_Start | _Failure] = TypeAdapter(Annotated[_Start | _Failure, Field(discriminator="what")])
+_NODE = TypeAdapter(NodeName)
+
+
 class AttemptLog:
-    """Reader and writer of a run's attempts.jsonl."""
+    """Reader and writer of a run's attempts.jsonl. Rows that do not match the schema are ignored with a warning."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "attempts.jsonl"
+        self._warned = False
 
     def log_start(self, attempt: Attempt, nodes: Sequence[str]) -> None:
-        self._append({"what": "start", "job": attempt.job, "restart": attempt.restart, "nodes": list(nodes)})
+        append_row(self.path, what="start", job=attempt.job, restart=attempt.restart, nodes=list(nodes))
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
-        row = {"what": "failure", "job": attempt.job, "restart": attempt.restart}
-        self._append({**row, "reason": reason, "step": step, "node": node})
+        node = node if _is_node(node) else ""  # a message of srun may name no node; the failure counts all the same
+        append_row(
+            self.path, what="failure", job=attempt.job, restart=attempt.restart, reason=reason, step=step, node=node
+        )
 
     def last_start(self) -> tuple[Attempt, list[str]] | None:
         """Return the newest attempt and its nodes; None before the first attempt."""
-        starts = [row for row in read_rows(self.path) if row["what"] == "start"]
-        return (Attempt(job=starts[-1]["job"], restart=starts[-1]["restart"]), starts[-1]["nodes"]) if starts else None
+        starts = [row for row in self._rows() if isinstance(row, _Start)]
+        return (Attempt(job=starts[-1].job, restart=starts[-1].restart), starts[-1].nodes) if starts else None
 
     def excluded_nodes(self) -> dict[str, str]:
         """Return the nodes that the run avoids, each with the reason."""
-        failures_of: dict[str, list[Row]] = {}
+        failures_of: dict[str, list[_Failure]] = {}
         for row in self._failures():
-            if row["node"]:
-                failures_of.setdefault(row["node"], []).append(row)
+            if row.node:
+                failures_of.setdefault(row.node, []).append(row)
         return {
-            node: " and ".join(EndReason(row["reason"]).description for row in rows[-FAILURES_TO_EXCLUDE:])
+            node: " and ".join(row.reason.description for row in rows[-FAILURES_TO_EXCLUDE:])
             for node, rows in sorted(failures_of.items())
-            if len({(row["job"], row["restart"]) for row in rows}) >= FAILURES_TO_EXCLUDE
-            or any(row["reason"] == EndReason.BAD_NODE for row in rows)
+            if len({(row.job, row.restart) for row in rows}) >= FAILURES_TO_EXCLUDE
+            or any(row.reason is EndReason.BAD_NODE for row in rows)
         }
 
     def has_failure(self, attempt: Attempt, node: str) -> bool:
         key = attempt.job, attempt.restart, node
-        return any((row["job"], row["restart"], row["node"]) == key for row in self._failures())
+        return any((row.job, row.restart, row.node) == key for row in self._failures())
 
     def failures_without_progress(self, job: str) -> int:
         """Count the failed attempts of ``job`` since its newest checkpoint."""
-        failures = [row for row in self._failures() if row["job"] == job]
-        return len({row["restart"] for row in failures if row["step"] == failures[-1]["step"]})
+        failures = [row for row in self._failures() if row.job == job]
+        return len({row.restart for row in failures if row.step == failures[-1].step})
 
-    def _failures(self) -> list[Row]:
-        return [row for row in read_rows(self.path) if row["what"] == "failure"]
+    def _failures(self) -> list[_Failure]:
+        return [row for row in self._rows() if isinstance(row, _Failure)]
 
-    def _append(self, row: Row) -> None:
-        with contextlib.closing(LineFile(self.path)) as file:
-            file.append({**row, "time": time.time()})
+    def _rows(self) -> list[_Start | _Failure]:
+        rows = []
+        for row in read_rows(self.path):
+            try:
+                rows.append(_ROWS.validate_python(row))
+            except ValidationError as error:
+                if not self._warned:
+                    place = ".".join(map(str, error.errors()[0]["loc"])) or "what"
+                    logger.warning("%s: ignoring rows of another form (%s): delete these lines", self.path, place)
+                self._warned = True
+        return rows
+
+
+def _is_node(name: str) -> bool:
+    try:
+        _NODE.validate_python(name)
+    except ValidationError:
+        return False
+    return True

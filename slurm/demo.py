@@ -1,8 +1,4 @@
-"""`motionmae demo`: the whole path on two CPU cores, with the commands that a user would type.
-
-The demo renders videos (and adds real ones if a package provides them), makes shards, trains on two ranks, preempts the
-run halfway with Slurm's signal, lets it resume, and draws the results. Existing results are reused.
-"""
+"""`motionmae demo`: the whole path on two CPU cores, with the commands that a user would type."""
 
 import argparse
 import json
@@ -13,48 +9,52 @@ import subprocess
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from motionmae.commands.app import PROGRAM, Command
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind
 from motionmae.runs.history import RunHistory
+from motionmae.screen import Table, show
+from motionmae.text import say
 from slurm.job_state import JobRecord
 
 VIDEOS, SHARDS = Path("data/demo/videos"), Path("data/demo/shards")
 RUN = RunFolder(Path("runs/demo"))
-PICTURE, CURVES, FIGURES = (RUN.path / name for name in ("reconstruction.png", "curves.png", "curves.json"))
+PICTURE, REPORT, LOSSES = (RUN.path / name for name in ("reconstruction.png", "report.html", "losses.json"))
 
 
 def run(_: argparse.Namespace) -> int:
     """Run the demo in the working directory."""
     started = time.monotonic()
     try:
-        print("\n== 1/5 videos: rendered classes that differ only in motion, real clips, and one damaged file")
+        say()
+        say("== 1/5 videos: rendered classes that differ only in motion, real clips, and one damaged file")
         command("shards", "toy", "--out", str(VIDEOS), "--train", "56", "--val", "14", "--real")
         if not (damaged := VIDEOS / "damaged.mp4").exists():  # a video without its headers
             damaged.write_bytes(min(VIDEOS.glob("train/**/*.mp4")).read_bytes()[2000:])
             with (VIDEOS / "train.csv").open("a") as split:
                 split.write(f"{damaged.name} -1\n")
-        print("\n== 2/5 shards: every video is decoded once; unreadable videos are listed with the reason")
+        say()
+        say("== 2/5 shards: every video is decoded once; unreadable videos are listed with the reason")
         command("shards", "make", "folder", "--videos", str(VIDEOS), "--split", "train", "--out", str(SHARDS))
-        print("\n== 3/5 training on two ranks; halfway SIGUSR2 preempts the run, as on Slurm, and the run resumes")
+        say()
+        say("== 3/5 training on two ranks; halfway SIGUSR2 preempts the run, as on Slurm, and the run resumes")
         command("submit", "--cluster", "local", "--config", "demo", "--follow", preempt=True)
-        print("\n== 4/5 reconstructions and loss curves")
+        say()
+        say("== 4/5 reconstructions and report")
         command("reconstruct", str(RUN.path), "--out", str(PICTURE))
-        command("curves", str(RUN.path), "--out", str(CURVES), "--json", str(FIGURES))
+        command("report", str(RUN.path), "--out", str(REPORT), "--json", str(LOSSES))
     except subprocess.CalledProcessError as error:
-        print(f"error: this step of the demo failed with status {error.returncode}: see its output above")
+        say(f"error: this step of the demo failed with status {error.returncode}: see its output above")
         return 1
-    print("\n== 5/5 summary")
-    Console().print(summary(time.monotonic() - started))
+    say()
+    say("== 5/5 summary")
+    show(summary(time.monotonic() - started))
     return 0
 
 
 def command(*argv: str, preempt: bool = False) -> None:
     """Print and run a command of motionmae; with ``preempt``, also preempt the submitted run halfway."""
-    print(f"$ motionmae {shlex.join(argv)}", flush=True)
+    say(f"$ motionmae {shlex.join(argv)}")
     with subprocess.Popen([*PROGRAM, *argv]) as process:
         while preempt and process.poll() is None and not preempt_halfway():
             time.sleep(0.5)
@@ -71,14 +71,14 @@ def preempt_halfway() -> bool:
         return False
     record = JobRecord.read(RUN.path)
     assert record is not None, "a submission writes job.json"
-    print(f"$ kill -USR2 {record.job_id}", flush=True)
+    say(f"$ kill -USR2 {record.job_id}")
     os.kill(int(record.job_id), signal.SIGUSR2)
     return True
 
 
 def summary(seconds: float) -> Table:
     """Return the table that the demo prints at its end."""
-    manifest, losses = (json.loads(path.read_text()) for path in (SHARDS / "manifest.json", FIGURES))
+    manifest, losses = (json.loads(path.read_text()) for path in (SHARDS / "manifest.json", LOSSES))
     history = RunHistory(RUN.path)
     table = Table(show_header=False, title="MotionMAE demo", title_justify="left")
     table.add_row("videos sharded", f"{manifest['samples']} in {len(manifest['shards'])} shards")
@@ -93,7 +93,7 @@ def summary(seconds: float) -> Table:
         table.add_row("preempted", f"at step {step}; training again {(resumed.ready or 0) - stopped:.0f} s later")
         table.add_row("steps lost", str(step - resumed.first_step))
     table.add_row("reconstructions", str(PICTURE))
-    table.add_row("loss curves", str(CURVES))
+    table.add_row("report", str(REPORT))
     table.add_row("TensorBoard", f"tensorboard --logdir {RUN.tensorboard}")
     table.add_row("duration", f"{seconds:.0f} s")
     return table
@@ -101,5 +101,5 @@ def summary(seconds: float) -> Table:
 
 _DESCRIPTION = """\
 Render and shard videos, train on two CPU cores, preempt and resume the run, and show the results.
-The files go to data/demo and runs/demo in the working directory."""
+The files go to data/demo and runs/demo in the working directory. Existing results are reused."""
 COMMAND = Command(lambda parser: None, run, description=_DESCRIPTION)

@@ -1,4 +1,4 @@
-"""Build submitit's executors and the sbatch script from the configuration."""
+"""submitit's Slurm executor with the sbatch script of a training run, and the variables of its ranks."""
 
 import os
 import shlex
@@ -10,8 +10,7 @@ from pathlib import Path
 from submitit.slurm.slurm import SlurmExecutor
 
 from motionmae.config import Config
-from slurm.launch_options import requested_resources
-from slurm.local_executor import DetachedLocalExecutor
+from slurm.sbatch import check_environment, check_options, requested_resources
 
 
 def log_folder(run: Path) -> Path:
@@ -30,7 +29,7 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
     defaults = {
         "OMP_NUM_THREADS": "1" if launch.gpus_per_node else str(launch.cpus_per_task),
         "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_FR_DUMP_TEMP_FILE": str(Path(config.output_dir) / config.name / "logs" / "collectives_rank_"),
+        "TORCH_FR_DUMP_TEMP_FILE": str(config.run_folder / "logs" / "collectives_rank_"),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "NCCL_DEBUG": "WARN",
     }
@@ -55,8 +54,11 @@ class TrainingExecutor(SlurmExecutor):
     ) -> None:
         launch = config.launch
         super().__init__(folder, max_num_timeout=launch.max_timeouts)
-        self._run, self._max_retries = Path(config.output_dir) / config.name, launch.max_retries
+        self._run, self._max_retries = config.run_folder, launch.max_retries
         variables = job_environment(config, code, "slurm", environment)
+        check_environment(variables)
+        options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
+        check_options(options)
         self.update_parameters(
             job_name=config.name,
             signal_delay_s=launch.signal_seconds,
@@ -67,11 +69,6 @@ class TrainingExecutor(SlurmExecutor):
             additional_parameters={"requeue": True, "chdir": str(code), **extra},
             **requested_resources(launch),
         )
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name of the submitit plugin, which submitit would otherwise derive from the class name."""
-        return "slurm"
 
     @classmethod
     def affinity(cls) -> int:
@@ -88,16 +85,3 @@ class TrainingExecutor(SlurmExecutor):
         before, srun, after = text.rpartition("\nsrun ")
         assert srun, "submitit starts the ranks with srun"
         return f"{before}\nexec {policy} srun {after}"
-
-
-def local_executor(config: Config, folder: Path, run: Path, code: Path, lock: int) -> DetachedLocalExecutor:
-    launch = config.launch
-    environment = job_environment(config, code, "local")
-    executor = DetachedLocalExecutor(folder, run, code, environment, lock, launch.max_timeouts)
-    executor.update_parameters(
-        tasks_per_node=launch.ntasks_per_node,
-        gpus_per_node=launch.gpus_per_node,
-        timeout_min=launch.time,
-        signal_delay_s=launch.signal_seconds,
-    )
-    return executor

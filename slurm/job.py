@@ -16,8 +16,6 @@ import os
 import signal
 import sys
 import traceback
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import submitit
 from submitit.core.utils import UncompletedJobError
@@ -27,11 +25,9 @@ from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
 from motionmae.runs.end_reason import EndReason, classify_error
+from motionmae.text import LINES, say
 from slurm import scontrol
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
-
-if TYPE_CHECKING:
-    from motionmae.distributed.stop_requests import StopSignals
 
 
 def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
@@ -72,35 +68,33 @@ class TrainJob(Checkpointable):
                     self.preflight(environment)
                 with monitoring_sinks(self.config) as sinks:
                     reason = run_training(self.config, signals=signals, sinks=sinks)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                sys.exit(classify_error(error).exit_code)
             except Exception as error:
-                traceback.print_exc()
+                if isinstance(error, UserError):
+                    say(f"error: {error}", file=sys.stderr)
+                else:
+                    say(traceback.format_exc(), sys.stderr, keep=LINES, end="")
                 sys.exit(classify_error(error).exit_code)
-            if reason is not EndReason.FINISHED and environment.global_rank != 0:
-                sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before it does
-            if reason is EndReason.STOPPED:
-                sys.exit(reason.exit_code)
-            if reason is EndReason.TERMINATED and not is_being_preempted(environment):
-                sys.exit(reason.exit_code)
             if reason is not EndReason.FINISHED:
-                requeue(signals)
+                if environment.global_rank != 0:
+                    sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before that
+                if reason is EndReason.STOPPED or (reason is EndReason.TERMINATED and not is_preempted(environment)):
+                    sys.exit(reason.exit_code)
+                requeue(signals.former[signal.SIGUSR2])
         return reason.value
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
         from motionmae.distributed.context import choose_device
-        from motionmae.runs.attempt import Attempt
+        from motionmae.runs.history import Attempt
         from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight
 
-        run = Path(self.config.output_dir) / self.config.name
-        ntasks_per_node = environment.num_tasks // environment.num_nodes
-        nodes = [environment.hostnames[rank // ntasks_per_node] for rank in range(environment.num_tasks)]
+        run = self.config.run_folder
+        variables = rendezvous(environment)
+        nodes = [host for host in environment.hostnames for _ in range(int(variables["LOCAL_WORLD_SIZE"]))]
         try:
             device = choose_device(self.config.engine.device, environment.local_rank)
-            preflight(run, rendezvous(environment), nodes, device, self.config.launch.preflight_seconds)
+            preflight(run, variables, nodes, device, self.config.launch.preflight_seconds)
         except BadNode as error:
             abort(EndReason.BAD_NODE, f"node {nodes[environment.global_rank]} failed: {error}")
         except Unreachable as error:
@@ -110,18 +104,17 @@ class TrainJob(Checkpointable):
             abort(EndReason.LOST_PEERS, str(error))
 
 
-def is_being_preempted(environment: submitit.JobEnvironment) -> bool:
-    """Return whether Slurm is preempting this running job; False also if Slurm does not answer."""
-    job = scontrol.show(environment.job_id) if environment.cluster == "slurm" else None
-    return job is not None and job.state == "RUNNING" and job.preempted
+def is_preempted(environment: submitit.JobEnvironment) -> bool:
+    """Return whether Slurm is preempting this running job; False if Slurm does not answer."""
+    job = scontrol.show_job(environment.job_id) if environment.cluster == "slurm" else None
+    return job is not None and job.name == "RUNNING" and job.preempted
 
 
-def requeue(signals: "StopSignals") -> None:
-    """Requeue the job through submitit, which counts time limits and rewrites the pickle. Does not return."""
-    handler = signals.former[signal.SIGUSR2]
+def requeue(handler: object) -> None:
+    """Requeue the job through submitit's handler, which counts time limits, rewrites the pickle and exits."""
     assert callable(handler), "submitit installs its handler before it calls a job"
     try:
         handler(signal.SIGUSR2, None)
     except UncompletedJobError as error:
-        print(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr, flush=True)
+        say(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr)
         sys.exit(EndReason.USER_ERROR.exit_code)

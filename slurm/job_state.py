@@ -1,38 +1,45 @@
-"""The job of a run folder and its state.
+"""The job of a run folder: its record, its lock, its state, and its log for ``--follow``.
 
 ``RUN/job.json`` names the job that was submitted last. ``RUN/job.lock`` is locked during a submission and, with
-``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies.
-A crash leaves nothing to clean up.
+``--cluster local``, until the job's controller ends. The system releases the lock when its holder dies, so a crash
+leaves nothing to clean up.
 """
 
 import json
-import os
-import re
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from motionmae import locks
+from motionmae.config.texts import JobId, OneLine
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
-from slurm import scontrol
-from slurm.scontrol import field
+from motionmae.files import FileTail, write_atomically
+from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.text import LINES, say
+from slurm.scontrol import JobState, find_job
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another submission to release the lock."""
-_FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
-_ENDED = ("COMPLETED", *_FAILED)
+_LOG_SECONDS = 0.5
+_LOG = LINES + "\r"  # characters of a log that are kept: progress bars return to the start of their line
+_STATE_SECONDS = {"slurm": 5.0, "local": 0.5}  # Slurm's controller serves the whole site: do not overload it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class JobRecord:
-    """The job that was submitted last for a run."""
+    """The job that was submitted last for a run. Its texts are printed as commands, so they are checked."""
 
-    cluster: str  # slurm or local
-    job_id: str  # Slurm's job id, or the process id of the local controller
-    log: str  # log file of rank 0, over all attempts of the job
-    code: str  # folder of the code snapshot
+    cluster: Literal["slurm", "local"]
+    job_id: JobId  # Slurm's job id, or the process id of the local controller
+    log: OneLine  # log file of rank 0, over all attempts of the job
+    code: OneLine  # folder of the code snapshot
     submitted: float  # seconds since the epoch
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
 
@@ -43,97 +50,83 @@ class JobRecord:
     def read(run: Path) -> "JobRecord | None":
         """Read the last job of a run; None if the run was never submitted. Raises UserError if job.json is damaged."""
         try:
-            return JobRecord(**json.loads((run / "job.json").read_text()))
+            return load_json(run / "job.json", JobRecord)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        except InvalidJsonError as error:
             raise UserError(
                 f"{run / 'job.json'} is damaged ({error}): make sure that no job trains in {run}, then delete the file"
             ) from error
 
 
-@dataclass(frozen=True)
-class JobState:
-    """State of a job in Slurm's terms."""
-
-    name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
-    detail: str = ""  # nodes of a running job, or the reason why it waits
-    restarts: int = 0  # number of requeues
-    exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
-
-    @property
-    def active(self) -> bool:
-        """Whether the job runs or waits in the queue."""
-        return self.name not in _ENDED and self.name != "GONE"
-
-
 def state_of(record: JobRecord, run: Path) -> JobState:
     """Query a job's state from Slurm, or from the lock of a local job. Raises UserError if Slurm does not answer."""
-    return _slurm_state(record.job_id) if record.cluster == "slurm" else _local_state(run)
+    return find_job(record.job_id) if record.cluster == "slurm" else _local_state(run)
 
 
 @contextmanager
 def submission_lock(run: Path) -> Iterator[int]:
-    """Hold the run folder's lock. Yields its file descriptor: a child process that inherits it keeps the lock.
+    """Hold the run folder's lock and yield its file descriptor. A child that inherits the descriptor keeps the lock.
 
     Raises UserError if another process still holds the lock after LOCK_TIMEOUT.
     """
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not locks.acquire(descriptor, timeout=LOCK_TIMEOUT):
+    with (run / "job.lock").open("ab") as lock:
+        if not locks.acquire(lock, timeout=LOCK_TIMEOUT):
             raise UserError(
-                f"{run} is in use by a submission or a training run on this machine: see {run / 'job.json'}"
+                f"{run} is in use by a submission or a training run on this machine: wait, or stop the job that "
+                f"{run / 'job.json'} names"
             )
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        yield lock.fileno()
 
 
 def _local_state(run: Path) -> JobState:
-    descriptor = os.open(run / "job.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not locks.acquire(descriptor):
+    with (run / "job.lock").open("ab") as lock:
+        if not locks.acquire(lock):
             return JobState("RUNNING", "on this machine")
-    finally:
-        os.close(descriptor)
     record = JobRecord.read(run)  # after the lock is free: the controller writes its status before it releases the lock
-    exit_code = None if record is None else record.exit_code
-    if exit_code is None:
+    if record is None or record.exit_code is None:
         return JobState("GONE", "its controller was killed")
-    return JobState("COMPLETED" if exit_code == 0 else "FAILED", exit_code=exit_code)
+    return JobState("FAILED" if record.exit_code else "COMPLETED", exit_code=record.exit_code)
 
 
-def _slurm_state(job_id: str) -> JobState:
-    """Return the state of a job from the controller, or from the accounting database.
+def follow(record: JobRecord, run: Path) -> int:
+    """Print the log of rank 0 and every change of the job's state until the job ends; return its exit status.
 
-    The controller forgets a job soon after its end. Some sites have no accounting database.
+    Ctrl-C raises KeyboardInterrupt and leaves the job running.
     """
-    shown = scontrol.run_command("scontrol", "show", "job", "-o", job_id)
-    if shown.returncode == 0:
-        return parse_scontrol(shown.stdout)
-    if "Invalid job id" not in shown.stderr:
-        raise UserError(
-            f"Slurm does not answer (`scontrol show job {job_id}`: {shown.stderr.strip()}): try again later"
-        )
-    accounted = scontrol.run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
-    state, _, exit_code = accounted.stdout.strip().partition("|")
-    return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
+    tail = FileTail(Path(record.log))
+    previous: JobState | None = None
+    polled = -1e9
+    while True:
+        say(tail.new_text(), keep=_LOG, end="")
+        if time.monotonic() - polled > _STATE_SECONDS[record.cluster]:
+            polled = time.monotonic()
+            try:
+                state = state_of(record, run)
+                if state != previous:
+                    say(_describe(record, state))
+                elif not state.active:  # twice in a row: a job looks ended during a requeue
+                    say(tail.new_text(), keep=_LOG, end="")
+                    return _exit_status(record, state)
+                previous = state
+            except UserError as error:  # Slurm does not answer
+                say(f"-- {error}")
+                previous = previous if previous and previous.active else None
+        time.sleep(_LOG_SECONDS)
 
 
-def parse_scontrol(line: str) -> JobState:
-    """Parse a line of ``scontrol show job -o``."""
-    name = field(line, "JobState")
-    ended = name in _ENDED
-    detail = field(line, "NodeList" if name == "RUNNING" or ended else "Reason")
-    exit_code = _exit_code(field(line, "ExitCode")) if ended else None
-    return JobState(name, "" if detail in ("(null)", "None") else detail, int(field(line, "Restarts") or 0), exit_code)
+def _describe(record: JobRecord, state: JobState) -> str:
+    restarts = f", requeued {state.restarts} times" if state.restarts else ""
+    detail = f" ({state.detail})" if state.detail else ""
+    return f"-- job {record.job_id}: {state.name}{detail}{restarts}"
 
 
-def _exit_code(text: str) -> int | None:
-    """Parse Slurm's STATUS:SIGNAL."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None:
-        return None
-    status, signal_number = int(found.group(1)), int(found.group(2))
-    return 128 + signal_number if signal_number else status
+def _exit_status(record: JobRecord, state: JobState) -> int:
+    if state.name == "COMPLETED":
+        return 0
+    if state.name == "CANCELLED" or state.exit_code == 128 + signal.SIGTERM:
+        say("-- the run was stopped; the same command resumes it")
+    else:
+        say(f"-- the run failed; the logs of all ranks are in {Path(record.log).parent}")
+    return state.exit_code or 1

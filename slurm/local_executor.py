@@ -3,17 +3,16 @@
 Added to submitit's executor:
 
 - The controller runs in a separate session and logs to a file. The job outlives the shell that started it.
-- SIGUSR2 reaches the ranks at any time, as in a Slurm preemption (it kills submitit's controller). ``kill -USR2
-  CONTROLLER`` preempts the run, ``kill -TERM CONTROLLER`` stops it.
-- If the controller is killed, the ranks stop. They never go on training in a run folder that looks free.
-- If a rank fails, the others are ended, as with ``srun --kill-on-bad-exit``. They never hang in a collective.
-- A job may be requeued any number of times (submitit: 6), and ranks know the number of restarts.
+- ``kill -USR2 CONTROLLER`` preempts the run at any time, and ``kill -TERM CONTROLLER`` stops the run.
+- If the controller is killed, the ranks stop. A run folder that looks free therefore has no running ranks.
+- If a rank fails, the other ranks are ended, as with ``srun --kill-on-bad-exit``, before they hang in a collective.
+- A job may be requeued any number of times (submitit: 6), and its ranks know the number of restarts.
 - The job holds the run folder's lock, and writes its exit status to ``job.json``.
 """
 
 import ctypes
+import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,53 +23,50 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
+from motionmae.config import LaunchConfig
+from motionmae.text import say
 from slurm.job_state import JobRecord
 
 RESTARTS_VARIABLE = "MOTIONMAE_LOCAL_RESTARTS"
-"""Number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
+"""Environment variable with the number of requeues of a local job, like SLURM_RESTART_COUNT on Slurm."""
 SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})
-"""Signals that the ranks handle; blocked until their handlers are installed."""
+"""Signals that the ranks handle. The signals are blocked until the handlers are installed."""
 STRAGGLER_SECONDS = 20.0
-"""Time for the other ranks to end after one rank has failed."""
+"""Time that the other ranks have to end by themselves after one rank has failed."""
 _POLL_SECONDS = 0.1
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class DetachedLocalExecutor(LocalExecutor):
-    """Executor that starts a job on this machine. The job outlives the submitting process.
+    """Executor of a job on this machine. The job outlives the submitting process.
 
     Args:
+        folder: folder of the pickle and the logs.
         code: code snapshot; the working directory and the first import path of the job.
         environment: variables of the ranks, added to those of this process.
         lock: file descriptor of the run folder's lock; the controller inherits it.
-        max_num_timeout: number of time limits after which the job is not requeued.
     """
 
     def __init__(
-        self, folder: Path, run: Path, code: Path, environment: Mapping[str, str], lock: int, max_num_timeout: int
+        self, folder: Path, run: Path, code: Path, launch: LaunchConfig, environment: Mapping[str, str], lock: int
     ) -> None:
-        super().__init__(folder, max_num_timeout=max_num_timeout)
-        self._run, self._code, self._environment, self._lock = run, code, environment, lock
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name of the submitit plugin, by which the ranks look up their environment."""
-        return "local"
+        super().__init__(folder, max_num_timeout=launch.max_timeouts)
+        self._run, self._code, self._launch, self._environment, self._lock = run, code, launch, environment, lock
+        self.update_parameters(timeout_min=launch.time)  # submitit needs it to tell a time limit from a preemption
 
     def _submit_command(self, command: str) -> LocalJob:
-        ranks, gpus = self.parameters["tasks_per_node"], self.parameters["gpus_per_node"]
+        ranks = self._launch.ntasks_per_node
         variables = dict(os.environ) | {
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_COMMAND": command,
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_NTASKS": str(ranks),
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self.parameters["signal_delay_s"]),
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * self.parameters["timeout_min"]),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self._launch.signal_seconds),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * self._launch.time),
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
         }
-        if gpus == 0:  # by default every GPU is visible, and the engine picks one by LOCAL_RANK
+        if self._launch.gpus_per_node == 0:  # by default every GPU is visible, and the engine picks one by LOCAL_RANK
             variables["CUDA_VISIBLE_DEVICES"] = ""
         with (self.folder / "controller.log").open("ab") as log:
             controller = subprocess.Popen(
@@ -87,7 +83,7 @@ class DetachedLocalExecutor(LocalExecutor):
 
 
 class LocalController(Controller):
-    """Controller that starts the ranks, forwards signals to them, requeues the job, and returns its exit status."""
+    """Controller of a local job: starts the ranks, forwards signals to them, and requeues the job."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -96,7 +92,7 @@ class LocalController(Controller):
             signal.signal(number, self._forward)
 
     def _forward(self, number: int, _: object) -> None:
-        self._stopping = self._stopping or number == signal.SIGTERM  # also between two attempts
+        self._stopping |= number == signal.SIGTERM  # also between two attempts
         self._forward_signal(signal.Signals(number))
 
     def start_tasks(self) -> None:
@@ -112,21 +108,19 @@ class LocalController(Controller):
 
         Returns the exit code of each rank, None for a running rank. ``freq``, submitit's polling rate, is unused.
         """
-        started = time.monotonic()
-        time_up = started + self.timeout_s
-        signal_at: float | None = time_up - self.signal_delay_s
-        failed_at: float | None = None
+        deadline = time.monotonic() + self.timeout_s
+        signal_at = deadline - self.signal_delay_s
+        failed = False
         while True:
             codes = [task.poll() for task in self.tasks]
             now = time.monotonic()
-            if failed_at is None and any(codes):
-                failed_at = now
-            overdue = failed_at is not None and now > failed_at + STRAGGLER_SECONDS
-            if all(code is not None for code in codes) or overdue or now > time_up:
+            if any(codes) and not failed:
+                failed, deadline = True, min(deadline, now + STRAGGLER_SECONDS)
+            if all(code is not None for code in codes) or now > deadline:
                 return codes
-            if signal_at is not None and now > signal_at:
+            if now > signal_at:
                 self._forward_signal(signal.SIGUSR2)
-                signal_at = None
+                signal_at = math.inf
             time.sleep(_POLL_SECONDS)
 
     def run_to_end(self) -> int:
@@ -145,28 +139,21 @@ class LocalController(Controller):
             if LOCAL_REQUEUE_RETURN_CODE not in codes or self._stopping:
                 return _job_status(codes)
             restarts += 1
-            print(f"requeued, restart {restarts}", flush=True)
+            say(f"requeued, restart {restarts}")
 
 
 def stop_with_controller() -> None:
     """Let the kernel send SIGTERM to this rank when the controller dies (Linux only)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def _job_status(codes: Sequence[int | None]) -> int:
-    """Return the job's exit status. A rank's own status counts before a signal, which usually follows a failure."""
-    own = [code for code in codes if code is not None and code > 0]
-    killed = [128 - code for code in codes if code is not None and code < 0]
+    """Return the job's exit status. A rank's own status takes precedence over a signal."""
+    own = [code for code in codes if code and code > 0]
+    killed = [128 - code for code in codes if code and code < 0]
     hung = [124 for code in codes if code is None]
-    return next(iter([*own, *killed, *hung]), 0)
-
-
-def command_line(folder: Path, code: Path, ranks: int) -> str:
-    """Return the command of a local submission, for --dry-run."""
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
-    return f"cd {shlex.quote(str(code))} && {command}   # x {ranks} ranks"
+    return [*own, *killed, *hung, 0][0]
 
 
 def main(folder: Path, run: Path) -> int:
@@ -174,14 +161,14 @@ def main(folder: Path, run: Path) -> int:
     started = time.time()
     status = LocalController(folder).run_to_end()
     job_id = str(os.getpid())
-    JobRecord("local", job_id, str(rank_log(folder, job_id)), str(Path.cwd()), started, status).write(run)
-    print(f"ended with status {status}", flush=True)
+    JobRecord("local", job_id, rank_zero_log(folder, job_id), str(Path.cwd()), started, status).write(run)
+    say(f"ended with status {status}")
     return status
 
 
-def rank_log(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """Return the log file of a rank, locally and on Slurm. All attempts of the job write to it."""
-    return Path(JobPaths(folder, job_id, rank).stdout)
+def rank_zero_log(folder: Path, job_id: str) -> str:
+    """Return the path of rank 0's log, locally and on Slurm. All attempts of the job write to it."""
+    return str(JobPaths(folder, job_id, 0).stdout)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import errno
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,11 +20,9 @@ import torch.distributed as dist
 from motionmae.distributed.process_group import create_store, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port
 from motionmae.runs.end_reason import EndReason
+from motionmae.text import one_line, say
 
 _STORAGE_BYTES = 1 << 20
-_MATRIX = 256
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk is not the fault of this node. Training reports a full disk when it saves."""
 
 
 class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
@@ -31,7 +30,7 @@ class BadNode(Exception):  # noqa: N818 - the node is bad, not the program
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The ranks cannot reach each other. ``nodes`` did not answer; empty if unknown."""
+    """The ranks cannot reach each other. ``nodes`` lists the nodes that did not answer; empty if unknown."""
 
     def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -41,12 +40,7 @@ class Unreachable(Exception):  # noqa: N818
 def preflight(
     run: Path, rank_environment: Mapping[str, str], nodes: Sequence[str], device: torch.device, seconds: float
 ) -> None:
-    """Check this rank's node, then the network to the others.
-
-    Args:
-        rank_environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of this rank.
-        nodes: node of each rank.
-        seconds: time limit of each check.
+    """Check this rank's node, then the network to the nodes of all ranks. Each check may take ``seconds``.
 
     Raises:
         BadNode: if this node fails.
@@ -61,27 +55,18 @@ def preflight(
 
 def check_within(seconds: float, check: Callable[[], None], name: str) -> None:
     """Run ``check`` in a thread. Raises BadNode if the check fails, or hangs for ``seconds`` and is abandoned."""
-    failures: list[BaseException] = []
-
-    def run_check() -> None:
-        try:
-            check()
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run_check, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise BadNode(f"{name} takes longer than {seconds:.0f} s")
-    if failures:
-        raise BadNode(f"{name} fails ({failures[0]})") from failures[0]
+    running = ThreadPoolExecutor(1).submit(check)
+    try:
+        running.result(seconds)
+    except Exception as error:
+        fault = f"fails ({error})" if running.done() else f"takes longer than {seconds:.0f} s"
+        raise BadNode(f"{name} {fault}") from error
 
 
 def check_device(device: torch.device) -> None:
     """Multiply two matrices whose product is known; float32 holds these integers exactly."""
-    ones = torch.ones(_MATRIX, _MATRIX, device=device)
-    if not bool((ones @ ones == _MATRIX).all()):
+    ones = torch.ones(256, 256, device=device)
+    if not bool((ones @ ones == 256).all()):
         raise ArithmeticError("the product is wrong")
 
 
@@ -98,7 +83,7 @@ def check_storage(folder: Path) -> None:
         if path.read_bytes() != content:
             raise OSError("the file reads back with different content")
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # training itself reports a full disk when it saves
             raise
     finally:
         path.unlink(missing_ok=True)
@@ -129,21 +114,19 @@ def check_network(
         dist.all_reduce(number)
         dist.destroy_process_group()
     except RuntimeError as error:
-        raise Unreachable(f"an all-reduce over {world} ranks fails ({str(error).splitlines()[0]})") from error
+        raise Unreachable(f"an all-reduce over {world} ranks fails ({one_line(error)})") from error
     if number.item() != world:
         raise Unreachable(f"an all-reduce over {world} ranks gave {number.item():g}, not {world}")
 
 
 def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:
     keys = [f"here/{rank}" for rank in range(world)]
-    try:
+    with suppress(RuntimeError):  # the time limit
         store.wait(keys, limit)
-    except RuntimeError:
-        return [rank for rank, key in enumerate(keys) if not store.check([key])]
-    return []
+    return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
 
 def abort(end: EndReason, reason: str) -> None:
     """Print the reason and end this process at once, even if its threads hang."""
-    print(f"error: pre-flight check: {reason}", file=sys.stderr, flush=True)
+    say(f"error: pre-flight check: {reason}", file=sys.stderr)
     os._exit(end.exit_code)

@@ -14,29 +14,46 @@ other nodes are up.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from submitit.slurm.slurm import _parse_node_list
+from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
-from motionmae.runs.attempt import Attempt
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, Requeue
-from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.runs.history import RunHistory
+from motionmae.runs.events import Kind, append_row
+from motionmae.runs.history import Attempt, RunHistory
+from motionmae.text import LINES, say
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
-from slurm.failure_cause import Failure, find_failure
 
 STEP_IDS = 3
 """The attempts of a job cycle through this number of job step IDs."""
 FIRST_PAUSE = 60
 """Seconds before the second retry."""
+_DECISIVE = (EndReason.USER_ERROR, EndReason.STOPPED, EndReason.LEASE_LOST, EndReason.BAD_NODE, EndReason.NO_STORAGE)
+"""Reasons that a rank reports about itself. They take precedence over failures that only report a lost rank."""
+_OF_EXIT_CODE = {end.exit_code: end for end in (*_DECISIVE, EndReason.TERMINATED, EndReason.LOST_PEERS, EndReason.HUNG)}
+_SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")
+"""Signals for which the node is blamed. Terminated comes from srun, and Aborted from NCCL because of another rank."""
+_TASK = re.compile(r"srun: error: (?P<nodes>\S+): tasks? [\d,\-]+: (?P<end>.+)")
+_LAUNCH = re.compile(r"srun: error: Task launch for \S+ failed on node (?P<nodes>[^:\s]+)")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Cause of a failed job step."""
+
+    reason: EndReason
+    node: str = ""  # the node at fault, if known
+    status: int = 1  # exit status of the failed rank; 137 for a killed rank
 
 
 class RequeuePolicy:
@@ -47,16 +64,16 @@ class RequeuePolicy:
         self.attempts = AttemptLog(run.path)
 
     def decide(self, failure: Failure) -> None:
-        """Retry a failed job, unless the job was cancelled or is already requeued."""
-        job = scontrol.show(self.attempt.job)
-        if job is not None and (job.state != "RUNNING" or job.restarts != self.attempt.restart):
+        """Retry a failed job, unless a retry cannot help, or the job was cancelled or is already requeued."""
+        job = scontrol.show_job(self.attempt.job)
+        if job is not None and (job.name != "RUNNING" or job.restarts != self.attempt.restart):
             return
         if failure.reason.requeue is not Requeue.NEVER:
             self.retry(failure)
 
     def decide_at_time_limit(self) -> None:
         """Retry a job that has reached its time limit, unless the job is already requeued."""
-        job = scontrol.show(self.attempt.job)
+        job = scontrol.show_job(self.attempt.job)
         if job is not None and job.out_of_time and job.restarts == self.attempt.restart:
             self.retry(Failure(EndReason.TIME_LIMIT))
 
@@ -82,7 +99,7 @@ class RequeuePolicy:
     def requeue(self, pause: int = 0) -> bool:
         """Requeue the job after ``pause`` seconds and exclude bad nodes; False if Slurm refuses."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends SIGTERM at a requeue, before the update below
-        job = scontrol.show(self.attempt.job)
+        job = scontrol.show_job(self.attempt.job)
         before = set(job.excluded if job else ())
         avoid = before - set(self.attempts.excluded_nodes()) | set(self.nodes_to_avoid())
         if not scontrol.requeue(self.attempt.job):
@@ -100,7 +117,8 @@ class RequeuePolicy:
         excluded = self.attempts.excluded_nodes()
         others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
         if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
-            log(f"this run failed before on {', '.join(excluded)}, but only {len(others)} others are up: used again")
+            bad = ", ".join(excluded)
+            log(f"this run failed before on {bad}, but only {len(others)} other nodes are up: {bad} is used again")
             return {}
         return excluded
 
@@ -111,29 +129,18 @@ class RequeuePolicy:
             return
         attempt, nodes = last
         for node, reason in scontrol.down_nodes(nodes).items():
-            if self.attempts.has_failure(attempt, node):
-                continue
-            step = self.newest_step()
-            log(f"node {node} of the previous attempt is down ({reason})")
-            self.attempts.log_failure(attempt, EndReason.NODE_DOWN, step, node)
-            self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
+            if not self.attempts.has_failure(attempt, node):
+                step = self.newest_step()
+                log(f"node {node} of the previous attempt is down ({reason})")
+                self.attempts.log_failure(attempt, EndReason.NODE_DOWN, step, node)
+                self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
     def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
         attempts = RunHistory(self.run.path).attempts
-        attempt_id = attempts[-1].attempt.id if attempts else ""
-        events = EventLog(attempt_id, [JsonLines(self.run.events, self.run.metrics)])
-        events.event(
-            Kind.FAILURE,
-            step,
-            reason=failure.reason,
-            node=failure.node,
-            again=again,
-            pause=pause,
-            excluded=self.attempts.excluded_nodes(),
-            job=self.attempt.job,
-            restart=self.attempt.restart,
-        )
-        events.close()
+        row = {"attempt": attempts[-1].attempt.id if attempts else "", "kind": Kind.FAILURE.value, "step": step}
+        row |= {"reason": failure.reason, "node": failure.node, "again": again, "pause": pause}
+        row |= {"excluded": self.attempts.excluded_nodes(), "job": self.attempt.job, "restart": self.attempt.restart}
+        append_row(self.run.events, **row)
 
     def newest_step(self) -> int:
         """Return the step of the newest committed checkpoint, 0 before the first."""
@@ -184,15 +191,42 @@ def run_step(command: Sequence[str], policy: RequeuePolicy) -> tuple[int, list[s
         assert step.stderr is not None
         lines = []
         for line in step.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
+            say(line, sys.stderr, keep=LINES, end="")
             lines.append(line.rstrip())
         status = step.wait()
     return 128 - status if status < 0 else status, lines
 
 
+def find_failure(lines: Iterable[str]) -> Failure:
+    """Return the cause of a failed job step according to srun's messages on standard error.
+
+    srun exits with the highest status of all tasks. After the first failure, srun ends the other tasks, and their
+    status 143 is higher than all other exit codes. The messages on standard error are in order and name the nodes::
+
+        srun: error: node2: task 1: Killed
+        srun: launch/slurm: _step_signal: Terminating StepId=7.0
+        srun: error: node1: task 0: Exited with exit code 76
+    """
+    found = [failure for line in lines if (failure := _failure_in(line)) is not None]
+    decisive = [failure for reason in _DECISIVE for failure in found if failure.reason is reason]
+    return next(iter([*decisive, *found]), Failure(EndReason.NOT_STARTED))
+
+
+def _failure_in(line: str) -> Failure | None:
+    if (launch := _LAUNCH.match(line)) is not None:
+        return Failure(EndReason.NOT_STARTED, launch["nodes"])
+    if (task := _TASK.match(line)) is None:
+        return None
+    node = _parse_node_list(task["nodes"])[0]
+    if status := re.fullmatch(r"Exited with exit code (\d+)", task["end"]):
+        reason = _OF_EXIT_CODE.get(int(status[1]), EndReason.CRASHED)
+        return Failure(reason, node if reason is EndReason.BAD_NODE else "", int(status[1]))
+    return Failure(EndReason.KILLED, node if task["end"].startswith(_SIGNALS) else "", 128 + signal.SIGKILL)
+
+
 def log(message: str) -> None:
     """Print to the log of rank 0, which is also the log of the batch script."""
-    print(f"{time.strftime('%H:%M:%S')} slurm: {message}", flush=True)
+    say(f"{time.strftime('%H:%M:%S')} slurm: {message}")
 
 
 if __name__ == "__main__":

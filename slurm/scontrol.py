@@ -1,31 +1,38 @@
-"""Queries and requests to Slurm's controller, from a login node or from inside a job."""
+"""Ask Slurm's controller about jobs and nodes, and change jobs, on a login node or inside a job."""
 
 import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from submitit.slurm.slurm import _parse_node_list
+from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
+
+from motionmae.errors import UserError
+from motionmae.text import one_line, say
 
 CONTROLLER_TIMEOUT = 600.0
 """Seconds to keep asking a controller that does not answer, for example because it restarts."""
+_FAILED = ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+_ENDED = ("COMPLETED", *_FAILED, "GONE")
 
 
 @dataclass(frozen=True)
-class QueuedJob:
-    """Fields of a job in the output of ``scontrol show job``."""
+class JobState:
+    """State of a job in Slurm's terms. A comparison ignores the fields that ``--follow`` does not print."""
 
-    state: str  # PENDING, RUNNING, COMPLETING, ...
-    reason: str  # why the job waits or ended
-    restarts: int  # number of requeues
-    preempted: bool
-    excluded: tuple[str, ...]  # nodes of ExcNodeList
+    name: str  # PENDING, RUNNING, COMPLETED, FAILED, ...; GONE if Slurm has forgotten the job
+    detail: str = ""  # nodes of a running or ended job, or the reason why the job waits
+    restarts: int = 0  # number of requeues
+    exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
+    out_of_time: bool = field(default=False, compare=False)  # the time limit has ended the job, or is ending it
+    preempted: bool = field(default=False, compare=False)
+    excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the job ended, or is ending, because of its time limit."""
-        return self.state == "TIMEOUT" or self.reason == "TimeLimit"
+    def active(self) -> bool:
+        """Whether the job runs or waits in the queue."""
+        return self.name not in _ENDED
 
 
 def run_command(*command: str) -> subprocess.CompletedProcess[str]:
@@ -38,25 +45,55 @@ def run_command(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 124, "", "no answer within 60 s")
 
 
-def field(line: str, key: str) -> str:
-    """Return the value of ``key=`` in a line of ``scontrol show``; empty if the key is missing."""
-    found = re.search(rf"\b{key}=(\S*)", line)
-    return found.group(1) if found else ""
-
-
-def show(job_id: str) -> QueuedJob | None:
+def show_job(job_id: str) -> JobState | None:
     """Query a job; return None if the controller does not answer or has forgotten the job."""
     line = run_command("scontrol", "show", "job", "-o", job_id).stdout
-    if not field(line, "JobState"):
-        return None
-    excluded = field(line, "ExcNodeList")
-    return QueuedJob(
-        field(line, "JobState"),
-        field(line, "Reason"),
-        int(field(line, "Restarts") or 0),
-        field(line, "PreemptTime") not in ("", "None"),
-        tuple(_parse_node_list(excluded)) if excluded not in ("", "(null)") else (),
+    return parse_job(line) if _value(line, "JobState") else None
+
+
+def find_job(job_id: str) -> JobState:
+    """Query a job from the controller, or from the accounting database. Raises UserError if Slurm does not answer.
+
+    The controller forgets a job soon after its end. Some sites have no accounting database.
+    """
+    shown = run_command("scontrol", "show", "job", "-o", job_id)
+    if shown.returncode == 0:
+        return parse_job(shown.stdout)
+    if "Invalid job id" not in shown.stderr:
+        raise UserError(
+            f"Slurm does not answer (`scontrol show job {job_id}`: {one_line(shown.stderr)}): try again later"
+        )
+    accounted = run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
+    state, _, exit_code = accounted.stdout.strip().partition("|")
+    return JobState(state.split()[0], exit_code=_exit_code(exit_code)) if state else JobState("GONE")
+
+
+def parse_job(line: str) -> JobState:
+    """Parse a line of ``scontrol show job -o``."""
+    name, reason, excluded = (_value(line, key) for key in ("JobState", "Reason", "ExcNodeList"))
+    return JobState(
+        name,
+        _value(line, "NodeList") if name == "RUNNING" or name in _ENDED else reason,
+        int(_value(line, "Restarts") or 0),
+        _exit_code(_value(line, "ExitCode")) if name in _ENDED else None,
+        out_of_time=name == "TIMEOUT" or reason == "TimeLimit",
+        preempted=bool(_value(line, "PreemptTime")),
+        excluded=tuple(_parse_node_list(excluded)) if excluded else (),
     )
+
+
+def _value(line: str, key: str) -> str:
+    """Return the value of ``key=`` in a line of ``scontrol show``; empty if the key is missing or has no value."""
+    found = re.search(rf"\b{key}=(\S*)", line)
+    return found[1] if found and found[1] not in ("(null)", "None") else ""
+
+
+def _exit_code(text: str) -> int | None:
+    """Parse Slurm's STATUS:SIGNAL; None if ``text`` is empty."""
+    status, _, signal_number = text.partition(":")
+    if not signal_number:
+        return None
+    return 128 + int(signal_number) if int(signal_number) else int(status)
 
 
 def requeue(job_id: str) -> bool:
@@ -65,7 +102,7 @@ def requeue(job_id: str) -> bool:
     end = time.monotonic() + CONTROLLER_TIMEOUT
     while (answer := run_command(*command)).returncode != 0:
         if "nable to contact" not in answer.stderr or time.monotonic() > end:
-            print(f"{' '.join(command)}: {answer.stderr.strip()}", flush=True)
+            say(f"{' '.join(command)}: {one_line(answer.stderr)}")
             return False
         time.sleep(5)
     return True
@@ -81,10 +118,10 @@ def down_nodes(nodes: Sequence[str]) -> dict[str, str]:
     """Return the nodes that Slurm found dead or an administrator set down, each with Slurm's reason."""
     found = {}
     for line in run_command("scontrol", "show", "node", "-o", ",".join(nodes)).stdout.splitlines():
-        states = field(line, "State").replace("*", "+NOT_RESPONDING").split("+")
+        states = _value(line, "State").replace("*", "+NOT_RESPONDING").split("+")
         if {"DOWN", "FAIL", "NOT_RESPONDING"} & set(states):
             reason = re.search(r"\bReason=(.*?)(?: \[|$)", line)
-            found[field(line, "NodeName")] = reason.group(1) if reason else "it does not answer"
+            found[_value(line, "NodeName")] = reason[1] if reason else "it does not answer"
     return found
 
 

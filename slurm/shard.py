@@ -3,12 +3,12 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_tools.make_shards.shard_plan import STATE
 from motionmae.commands import app
 from motionmae.errors import UserError
-from slurm.sbatch import batch_script, sbatch
+from motionmae.text import LINES, say
+from slurm.sbatch import add_sbatch_argument, batch_script, parse_options, sbatch
 
 _DESCRIPTION = """\
 Make the shards of a large data set as a Slurm array: one job per part, then a job that writes the manifest.
@@ -26,17 +26,10 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", type=int, required=True, help="number of jobs in the array")
-    parser.add_argument(
-        "--cpus", type=int, default=8, help="cores per job, with one decoding process each (%(default)s)"
-    )
+    cpus_help = "cores per job, with one decoding process each (%(default)s)"
+    parser.add_argument("--cpus", type=int, default=8, help=cpus_help)
     parser.add_argument("--time", default="24:00:00", help="time limit per job (%(default)s)")
-    parser.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other sbatch option, e.g. partition=cpu; may be repeated",
-    )
+    add_sbatch_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the two scripts; submit nothing")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SHARDS_MAKE_ARGUMENTS")
 
@@ -47,12 +40,21 @@ def run(options: argparse.Namespace) -> int:
     if parsed.part or options.parts < 1 or options.cpus < 1:
         raise UserError("--parts and --cpus must be at least 1, and the array sets --part: leave --part out")
     if parsed.json:
-        raise UserError("--json would be written by every part of the array: leave it out and see the logs")
+        raise UserError("every part of the array would write the --json file: leave out --json and see the logs")
     logs = parsed.out.absolute() / STATE / "logs"
-    name = {"job-name": f"shards-{parsed.dataset}"}
-    parts = _script(options, command, logs / "part-%a.log", array=f"0-{options.parts - 1}", **name)
+    job = {"job-name": f"shards-{parsed.dataset}", "cpus-per-task": str(options.cpus), "time": options.time}
+    further = parse_options(options.sbatch)
+
+    def script(command: Sequence[str], part: str, log: str, **own: str) -> str:
+        make = shlex.join([*app.PROGRAM, "shards", "make", "--workers", str(options.cpus), *command])
+        return batch_script({**job, "output": str(logs / log), **own, **further}, [f"exec {make}{part}"])
+
+    part = f' --part "$SLURM_ARRAY_TASK_ID/{options.parts}"'
+    parts = script(command, part, "part-%a.log", array=f"0-{options.parts - 1}")
+    rest = [argument for argument in command if argument != "--retry"]  # the parts have retried already
     if options.dry_run:
-        print(parts, _script(options, command, logs / "manifest.log", dependency="afterany:ARRAY", **name), sep="\n")
+        for text in (parts, script(rest, "", "manifest.log", dependency="afterany:ARRAY")):
+            say(text, keep=LINES)
         return 0
     if not parsed.videos.is_dir():
         raise UserError(
@@ -60,25 +62,9 @@ def run(options: argparse.Namespace) -> int:
         )
     logs.mkdir(parents=True, exist_ok=True)
     array = sbatch(parts)
-    last = sbatch(_script(options, command, logs / "manifest.log", dependency=f"afterany:{array}", **name))
-    print(f"submitted array {array} with {options.parts} parts, and job {last} for the manifest; logs: {logs}")
+    last = sbatch(script(rest, "", "manifest.log", dependency=f"afterany:{array}"))
+    say(f"submitted array {array} with {options.parts} parts, and job {last} for the manifest; logs: {logs}")
     return 0
-
-
-def _script(options: argparse.Namespace, command: Sequence[str], log: Path, **further: str) -> str:
-    """Return the batch script of the array, or of the manifest's job with its ``further`` sbatch options."""
-    settings = {
-        "cpus-per-task": str(options.cpus),
-        "time": options.time,
-        "output": str(log),
-        **further,
-        **dict(one.partition("=")[::2] for one in options.sbatch),
-    }
-    if "array" not in further:  # the parts have retried already
-        command = [argument for argument in command if argument != "--retry"]
-    run = [*app.PROGRAM, "shards", "make", "--workers", str(options.cpus), *command]
-    part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{options.parts}"' if "array" in further else ""
-    return batch_script(settings, [f"exec {shlex.join(run)}{part}"])
 
 
 COMMAND = app.Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

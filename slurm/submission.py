@@ -1,8 +1,8 @@
-"""Submit a job for a valid config: check the inputs, copy the code, submit, and write ``RUN/job.json``."""
+"""`motionmae submit`: check a run's inputs, copy the code, and submit the run to Slurm or to this machine."""
 
 import argparse
-import contextlib
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,137 +10,297 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError
 
-from motionmae.config import Config
-from motionmae.config.schema import steps_per_epoch
-from motionmae.config.site import Site
+from motionmae.commands import app
+from motionmae.config import Config, absolute_paths, config_yaml, load_config, refuse_unused
+from motionmae.config.schema import accumulation_steps, steps_per_epoch
+from motionmae.config.site import DEFAULT, Site, load_site
 from motionmae.data.open_shards import check_node_file, load_manifest
 from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import Kind, LineFile
-from slurm import code_snapshot, executors
+from motionmae.runs.events import Kind, append_row
+from motionmae.text import LINES, one_line, say
+from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
-from slurm.executors import TrainingExecutor
+from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
-from slurm.job_state import JobRecord, submission_lock
-from slurm.launch_options import parse_sbatch_options
-from slurm.local_executor import rank_log
+from slurm.job_state import JobRecord, follow, state_of, submission_lock
+from slurm.local_executor import DetachedLocalExecutor, rank_zero_log
 
 ROOT = Path(__file__).resolve().parents[1]
+_DESCRIPTION = "Submit a pre-training or fine-tuning run to Slurm, or start it on this machine."
+_EPILOG = """\
+examples:
+  motionmae submit --nodes 4 --config vitl_k400 data.shards=/data/k400
+  motionmae submit --nodes 4 --config vitl_k400 --dry-run
+  motionmae submit --nodes 1 --config vitb_k400 --seeds 0-4
+  motionmae submit --cluster local --config demo data.shards=/data/toy --follow
+
+The same command resumes a run that has ended, and with --follow attaches to a run that is active.
+~/.config/motionmae/site.yaml holds the settings that all your runs share (docs/survival.md)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    app.add_config_arguments(parser)
+    parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm", help="local: this machine")
+    dry_help = "print the sbatch script, the resolved config and an estimate; submit nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_help)
+    parser.add_argument("--follow", action="store_true", help="print the log of rank 0 until the run ends")
+    sbatch.add_launch_flags(parser)
+    parser.add_argument("--dependency", metavar="TYPE:JOB", help="start only after another job, e.g. afterok:4711")
+    sbatch.add_sbatch_argument(parser)
+    seeds_help = "submit a run for each seed, in the folders NAME_seed0, NAME_seed1, ..."
+    parser.add_argument("--seeds", metavar="0-4", help=seeds_help)
+    site_help = f"settings shared by all your runs (default: {DEFAULT})"
+    parser.add_argument("--site", type=Path, metavar="FILE", help=site_help)
+
+
+def load(arguments: argparse.Namespace) -> tuple[Site, Config]:
+    """Load the site file, and the config with absolute paths.
+
+    Precedence: config file < site file < key=value < flags. ``--cluster local`` reads no site file.
+    """
+    slurm = arguments.cluster == "slurm"
+    site = load_site(arguments.site) if slurm else Site()
+    for option in site.sbatch:
+        sbatch.refuse_reserved_option(option, f"{site.file}: sbatch")
+    overrides = [*arguments.overrides, *sbatch.launch_overrides(arguments)]
+    config = absolute_paths(load_config(arguments.config, overrides, site if slurm else None))
+    launch = config.launch
+    if not slurm and launch.nodes != 1:
+        raise UserError(f"--cluster local uses only this machine, not {launch.nodes} nodes: add --nodes 1")
+    for flag in ("sbatch", "dependency", "site"):
+        if not slurm and getattr(arguments, flag):
+            raise UserError(f"--{flag} is for Slurm: leave it out with --cluster local")
+    if 0 < launch.gpus_per_node < launch.ntasks_per_node:
+        raise UserError(
+            f"launch.gpus_per_node={launch.gpus_per_node} is less than launch.ntasks_per_node={launch.ntasks_per_node}"
+            f", but every rank needs its own GPU: add --ntasks-per-node {launch.gpus_per_node}, or request more GPUs"
+        )
+    accumulation_steps(config, launch.nodes * launch.ntasks_per_node)
+    return site, config
 
 
 def further_options(arguments: argparse.Namespace, site: Site) -> dict[str, str]:
     """Return the sbatch options beyond the launch section. Precedence: site file < --dependency < --sbatch."""
     dependency = {"dependency": arguments.dependency} if arguments.dependency else {}
-    return {**site.sbatch, **dependency, **parse_sbatch_options(arguments.sbatch)}
+    sbatch.check_options(dependency)
+    return {**site.sbatch, **dependency, **sbatch.parse_sbatch_options(arguments.sbatch)}
 
 
 def slurm_executor(
     arguments: argparse.Namespace, site: Site, config: Config, folder: Path, code: Path
 ) -> TrainingExecutor:
     """Return the executor for Slurm, which excludes the nodes on which the run failed before."""
-    excluded = AttemptLog(Path(config.output_dir) / config.name).excluded_nodes()
-    exclude = ",".join([*filter(None, [config.launch.exclude]), *excluded])
-    config = config.updated({"launch.exclude": exclude})
+    nodes = [*filter(None, [config.launch.exclude]), *AttemptLog(config.run_folder).excluded_nodes()]
+    config = config.updated({"launch.exclude": ",".join(nodes)})
     return TrainingExecutor(config, folder, code, further_options(arguments, site), site.environment)
 
 
-def submit(arguments: argparse.Namespace, site: Site, config: Config, run: Path, before: JobRecord | None) -> JobRecord:
-    """Copy the code, submit the job, and write its record to the run folder.
+def dry_run(arguments: argparse.Namespace, site: Site, config: Config) -> None:
+    """Print the sbatch script, the resolved config and the estimate. Write nothing."""
+    from motionmae.commands.plan import default_assumptions, print_plan
 
-    ``before`` is the job record that the caller read when it checked that the run had no active job. Raises UserError
-    if the record has changed since (another submission was faster), an input is missing, or Slurm refuses the job.
+    code = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)]).folder(config.run_folder)
+    folder = log_folder(config.run_folder)
+    if arguments.cluster == "slurm":
+        say(slurm_executor(arguments, site, config, folder, code).script(), keep=LINES)
+    else:
+        command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+        say(f"cd {shlex.quote(str(code))} && {command}   # x {config.launch.ntasks_per_node} ranks")
+        say()
+    say("# resolved configuration")
+    say(config_yaml(config), keep=LINES)
+    print_plan(config, default_assumptions(config))
+
+
+def check_inputs(config: Config, arguments: argparse.Namespace) -> None:
+    """Check shards, augmentation and weights now, so that an error does not first appear when the job starts.
+
+    Raises UserError if an input is missing or cannot be used.
     """
     check_shards(config)
     if note := check_node_file(config.data, on_this_machine=arguments.cluster == "local"):
-        print(f"note: {note}")
+        say(f"note: {note}")
     if config.data.rand_augment:
         from motionmae.data.rand_augment import parse_policy  # timm is slow to import
 
         parse_policy(config.data.rand_augment, config.clip.size)
-    if not arguments.dependency:  # with a dependency, another job may still have to write the weights
-        check_weights(config)
-    with submission_lock(run) as lock:
-        if JobRecord.read(run) != before:
-            raise UserError(f"{run} was submitted by another command a moment ago: see {run / 'job.json'}")
-        snapshot = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)])
-        code = snapshot.write(run)
-        for path in snapshot.left_out:
-            print(f"note: {path} is not part of the code snapshot, because it is large and not in git")
-        folder = executors.log_folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        if arguments.cluster == "local":
-            executor: TrainingExecutor | executors.DetachedLocalExecutor = executors.local_executor(
-                config, folder, run, code, lock
-            )
-        else:
-            executor = slurm_executor(arguments, site, config, folder, code)
-        log_submission(run)
-        try:
-            job_id = executor.submit(TrainJob(config)).job_id
-        except FailedJobError as error:
-            raise UserError(
-                f"Slurm refused the job ({str(error).strip()}): correct the partition, account or limits"
-            ) from error
-        record = JobRecord(arguments.cluster, job_id, str(rank_log(folder, job_id)), str(code), time.time())
-        record.write(run)
-    return record
-
-
-def log_submission(run: Path) -> None:
-    """Write a `submitted` event, from which goodput computes the time in the queue."""
-    with contextlib.closing(LineFile(RunFolder(run).events)) as events:
-        events.append({"attempt": "", "kind": Kind.SUBMITTED.value, "step": 0, "time": time.time()})
+    init = config.finetune.init
+    needs_weights = config.task == "finetune" and init != "scratch"
+    if needs_weights and not arguments.dependency and not Path(init).exists():  # the other job may write the weights
+        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
 
 
 def check_shards(config: Config) -> None:
-    """Check the shards before the job waits in the queue, so that an error does not first appear on its ranks.
-
-    Raises UserError if ``data.shards`` holds no shards of this format version, or fewer samples than one step needs.
-    """
+    """Raise UserError if ``data.shards`` is missing, damaged, or holds fewer samples than one step needs."""
     data = config.data
     quick = data.model_copy(update={"remote_retries": 1, "remote_timeout": min(data.remote_timeout, 10)})
     try:
         steps_per_epoch(config, load_manifest(data.shards, quick).samples)
     except UnreachableError as error:
-        print(f"note: this machine cannot reach the shards, but the nodes may: {error}")
+        say(f"note: this machine cannot reach the shards, but the nodes may: {error}")
 
 
-def check_weights(config: Config) -> None:
-    init = config.finetune.init
-    if config.task == "finetune" and init != "scratch" and not Path(init).exists():
-        raise UserError(f"finetune.init={init} does not exist: set it to a run folder, a weights file, or scratch")
+def submit(arguments: argparse.Namespace, site: Site, config: Config, before: JobRecord | None) -> JobRecord:
+    """Copy the code, submit the job, and write its record to the run folder.
+
+    ``before`` is the job record that the caller read when it checked that the run had no active job. Raises UserError
+    if the record has changed since (another submission was faster), an input is missing, the
+    run folder holds files of another origin, or Slurm refuses the job.
+    """
+    check_inputs(config, arguments)
+    run = config.run_folder
+    RunFolder(run).refuse_foreign()
+    with submission_lock(run) as lock:
+        if JobRecord.read(run) != before:
+            raise UserError(f"{run} was submitted by another command a moment ago: see {run / 'job.json'}")
+        snapshot = code_snapshot.collect(ROOT, outside=[Path(config.output_dir)])
+        code = snapshot.write(run)
+        for note in snapshot.notes():
+            say(f"note: {note}")
+        folder = log_folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        executor: TrainingExecutor | DetachedLocalExecutor
+        if arguments.cluster == "local":
+            environment = job_environment(config, code, "local")
+            executor = DetachedLocalExecutor(folder, run, code, config.launch, environment, lock)
+        else:
+            executor = slurm_executor(arguments, site, config, folder, code)
+        # goodput computes the time in the queue from this event
+        append_row(RunFolder(run).events, attempt="", kind=Kind.SUBMITTED.value, step=0)
+        try:
+            job_id = executor.submit(TrainJob(config)).job_id
+        except FailedJobError as error:
+            raise UserError(
+                f"Slurm refused the job ({one_line(error)}): correct the partition, account or limits"
+            ) from error
+        record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
+        record.write(run)
+    return record
 
 
-def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> str:
-    """Return a text with job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
+def describe(record: JobRecord, run: Path, argv: Sequence[str]) -> list[str]:
+    """Return lines with job ID, run folder, and the commands that follow, stop, preempt and resume the run."""
     is_installed = Path(sys.argv[0]).name == "motionmae" and Path(sys.argv[0]).is_file()  # the console script
     program = ["motionmae", "submit"] if is_installed else ["python", str(ROOT / "slurm/submit.py")]
     command = shlex.join([*program, *_resume_argv(argv)])
-    if record.cluster == "slurm":
-        stop, preempt = f"scancel {record.job_id}", f"scancel --signal=USR2 {record.job_id}"
-    else:
-        stop, preempt = f"kill -TERM {record.job_id}", f"kill -USR2 {record.job_id}"
+    on_slurm = record.cluster == "slurm"
+    stop, preempt = ("scancel", "scancel --signal=USR2") if on_slurm else ("kill -TERM", "kill -USR2")
     lines = {
         "job": f"{record.job_id} ({record.cluster})",
         "run folder": str(run),
         "log": record.log,
         "follow": f"{command} --follow",
-        "stop": f"{stop}   # saves a checkpoint and ends",
-        "preempt": f"{preempt}   # saves a checkpoint, requeues itself and continues",
+        "stop": f"{stop} {record.job_id}   # saves a checkpoint and ends",
+        "preempt": f"{preempt} {record.job_id}   # saves a checkpoint, requeues itself and continues",
         "resume": command,
     }
-    if record.cluster == "slurm" and (excluded := AttemptLog(run).excluded_nodes()):
+    if on_slurm and (excluded := AttemptLog(run).excluded_nodes()):
         nodes = ", ".join(f"{node} ({reason})" for node, reason in excluded.items())
         lines["excluded"] = f"{nodes}   # to use them again: rm {AttemptLog(run).path}"
-    return "\n".join(f"{key:<11}{value}" for key, value in lines.items())
+    return [f"{key:<11}{value}" for key, value in lines.items()]
 
 
 def _resume_argv(argv: Sequence[str]) -> Iterator[str]:
-    """Yield the command line without --follow and --dependency; a dependency is over once the job has started."""
+    """Yield the options of one run that still apply when the run is submitted again."""
     remaining = iter(argv)
     for argument in remaining:
-        if argument == "--dependency":
+        if argument in ("--dependency", "--seeds"):
             next(remaining, None)
-        elif argument != "--follow" and not argument.startswith("--dependency="):
+        elif argument != "--follow" and not argument.startswith(("--dependency=", "--seeds=")):
             yield argument
+
+
+def submit_or_attach(arguments: argparse.Namespace, site: Site, config: Config, argv: Sequence[str]) -> JobRecord:
+    """Submit the run, print its job ID, and return the job. With --follow, return the run's active job, if any.
+
+    Raises UserError if the run has an active job and --follow is missing, or the run cannot be submitted.
+    """
+    run = config.run_folder
+    record = JobRecord.read(run)
+    if record is not None and (state := state_of(record, run)).active:
+        if not arguments.follow:
+            raise UserError(
+                f"{run} is already submitted as {record.cluster} job {record.job_id} ({state.name}): add --follow to "
+                "watch it, or choose another name=..."
+            )
+        say(f"{run} is already submitted: following job {record.job_id}; nothing new is submitted")
+        return record
+    if arguments.cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("sbatch is missing on this machine: use a login node, --cluster local, or --dry-run")
+    try:
+        record = submit(arguments, site, config, record)
+    except OSError as error:
+        raise UserError(
+            f"{run} cannot be written ({error.strerror}): free some space, or set output_dir to a writable folder"
+        ) from error
+    for line in describe(record, run, argv):
+        say(line)
+    return record
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse ``0-4``, ``1,3,7``, or a mixture of both. Raises UserError for any other text."""
+    ranges = [part.split("-") for part in text.split(",")]
+    if not all(1 <= len(ends) <= 2 and all(end.isdigit() for end in ends) for ends in ranges):
+        raise UserError(f"--seeds {text} is not a list of seeds: write for example 0-4 or 1,3,7")
+    seeds = [seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text} is empty or names a seed twice: write for example 0-4 or 1,3,7")
+    return seeds
+
+
+def submit_each(arguments: argparse.Namespace, site: Site, runs: Sequence[Config]) -> int:
+    """Submit the runs of all seeds and return the exit status. A failed submission does not stop the others."""
+    status = 0
+    for run in runs:
+        try:
+            submit_or_attach(arguments, site, run, [*arguments.argv, f"name={run.name}", f"seed={run.seed}"])
+        except UserError as error:
+            say(f"error: {error}", file=sys.stderr)
+            status = 2
+        say()
+    return status
+
+
+def read(argv: Sequence[str]) -> tuple[argparse.Namespace, Site, Config]:
+    """Parse a command line of `motionmae submit`, and load its site file and its config."""
+    _, arguments = app.parse(["submit", *argv])
+    return arguments, *load(arguments)
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Execute a command line of `motionmae submit`, and return the exit status."""
+    return execute(*read(argv))
+
+
+def execute(arguments: argparse.Namespace, site: Site, config: Config) -> int:
+    """Submit, follow or print the run, and return the exit status."""
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else []
+    runs = [config.updated({"name": f"{config.name}_seed{seed}", "seed": seed}) for seed in seeds]
+    if arguments.dry_run:
+        dry_run(arguments, site, runs[0] if runs else config)
+        return 0
+    if runs:
+        if arguments.follow or arguments.cluster == "local":
+            raise UserError("--seeds submits several runs to Slurm: leave out --follow and --cluster local")
+        return submit_each(arguments, site, runs)
+    record = submit_or_attach(arguments, site, config, arguments.argv)
+    if not arguments.follow:
+        return 0
+    try:
+        return follow(record, config.run_folder)
+    except KeyboardInterrupt:
+        say(file=sys.stderr)  # below the ^C of the terminal
+        raise KeyboardInterrupt(f"stopped following; job {record.job_id} continues") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submit the run; with `--follow` return the exit status of its job."""
+    site, config = load(arguments)
+    refuse_unused(config, arguments.overrides)  # not in read(): the jobs of an ablation share their overrides
+    return execute(arguments, site, config)
+
+
+COMMAND = app.Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

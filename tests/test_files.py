@@ -1,12 +1,29 @@
 import argparse
+import multiprocessing
 import os
+import stat
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from motionmae.__main__ import main
-from motionmae.files import atomic_path, output_file, write_atomically
+from motionmae.files import (
+    FileTail,
+    atomic_folder,
+    atomic_path,
+    output_file,
+    recover_folder,
+    replace_folder,
+    write_atomically,
+)
 from tests.commands import make_shards
+from tests.fault_injection import Operation, kill_points, operations
+
+
+def write_often(path: Path, content: bytes) -> None:
+    for _ in range(100):
+        write_atomically(path, content * 200_000)
 
 
 def test_the_folder_of_an_output_is_made(tmp_path):
@@ -78,7 +95,7 @@ class TestAtomicPath:
 
     def test_a_folder_is_renamed_or_removed_whole(self, tmp_path):
         def write(name, error=None):
-            with atomic_path(tmp_path / name, durable=False) as temporary:
+            with atomic_folder(tmp_path / name) as temporary:
                 (temporary / "deep").mkdir(parents=True)
                 (temporary / "deep" / "file").write_text("content")
                 if error:
@@ -98,9 +115,137 @@ class TestAtomicPath:
             second.write_bytes(b"second")
         assert path.read_bytes() == b"first"
 
-    def test_large_files_reuse_the_name_of_a_killed_writer(self, tmp_path):
+    def test_the_next_writer_deletes_what_a_killed_one_left(self, tmp_path):
         path = tmp_path / "clips.beton"
-        (tmp_path / "clips.beton.tmp").write_bytes(b"left by a killed process")
-        with atomic_path(path, unique=False) as temporary:
+        foreign = ["clips.beton.tmp", ".clips.beton.12345678.tmp.bak", ".clips.beton.1234567.tmp", ".x.12345678.tmp"]
+        for name in [*foreign, ".clips.beton.12345678.tmp"]:
+            (tmp_path / name).write_bytes(b"kept")
+        (tmp_path / ".clips.beton.0000abcd.tmp").symlink_to(tmp_path / "clips.beton.tmp")
+        with atomic_path(path) as running, atomic_path(path) as temporary:
+            running.write_bytes(b"first")
             temporary.write_bytes(b"whole")
-        assert [found.name for found in tmp_path.iterdir()] == ["clips.beton"]
+        names = {found.name for found in tmp_path.iterdir()}
+        assert names == {"clips.beton", ".clips.beton.0000abcd.tmp", *foreign}
+        assert (tmp_path / "clips.beton.tmp").read_bytes() == b"kept"
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+    def test_the_mode_of_the_old_file_stays(self, tmp_path, mode):
+        path = tmp_path / "secret.json"
+        path.touch()
+        path.chmod(mode)
+        write_atomically(path, b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    def test_a_new_file_has_the_mode_of_the_umask(self, tmp_path):
+        (tmp_path / "touched").touch()
+        write_atomically(tmp_path / "new", b"")
+        assert (tmp_path / "new").stat().st_mode == (tmp_path / "touched").stat().st_mode
+
+    def test_a_link_to_itself_is_an_error_of_the_system(self, tmp_path):
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(OSError, match="symbolic links"):
+            write_atomically(tmp_path / "loop", b"new")
+
+    def test_many_writers_of_one_file(self, tmp_path):
+        """Each write succeeds, and each read finds a whole file."""
+        path = tmp_path / "race.json"
+        write_atomically(path, b"0" * 200_000)
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            writers = [pool.submit(write_often, path, content) for content in (b"a", b"b")]
+            while not all(writer.done() for writer in writers):
+                content = path.read_bytes()
+                assert content == content[:1] * 200_000
+            for writer in writers:
+                writer.result()
+        assert [found.name for found in tmp_path.iterdir()] == ["race.json"]
+
+
+class TestReplaceFolder:
+    def test_the_new_folder_replaces_the_old_one(self, tmp_path):
+        for name in ("old", "new"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / name).touch()
+        replace_folder(tmp_path / "new", tmp_path / "old")
+        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]
+
+    def test_of_a_link_only_the_link_is_replaced(self, tmp_path):
+        (tmp_path / "archive").mkdir()
+        (tmp_path / "archive/file").touch()
+        (tmp_path / "link").symlink_to(tmp_path / "archive")
+        (tmp_path / "new").mkdir()
+        replace_folder(tmp_path / "new", tmp_path / "link")
+        assert (tmp_path / "archive/file").exists()
+        assert not (tmp_path / "link").is_symlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "link"]
+
+
+def test_a_log_is_printed_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = FileTail(path)
+    assert tail.new_text() == ""
+    path.write_text("one\ntw")
+    assert tail.new_text() == "one\n"
+    assert tail.new_text() == ""
+    with path.open("a") as file:
+        file.write("o\nthree ü\n")
+    assert tail.new_text() == "two\nthree ü\n"
+
+
+def write_new(folder: Path) -> None:
+    write_atomically(folder / "figures.json", b"new")
+
+
+def replace_with_new(folder: Path) -> None:
+    replace_folder(folder / "new", folder / "final")
+
+
+def write_folder(folder: Path) -> None:
+    with atomic_folder(folder / "code") as temporary:
+        for name in ("a", "b"):
+            (temporary / name).write_text(name)
+
+
+class TestKilled:
+    """The process is killed before each file system operation."""
+
+    @pytest.mark.parametrize("old", [b"old", b""])
+    def test_a_written_file_is_old_or_new(self, tmp_path, old):
+        (tmp_path / "seed").mkdir()
+        path = tmp_path / "seed" / "figures.json"
+        if old:
+            path.write_bytes(old)
+        for kill in kill_points(write_new, tmp_path / "seed", tmp_path / "work"):
+            path = kill.folder / "figures.json"
+            assert (path.read_bytes() if path.exists() else b"") in (old, b"new"), kill
+            write_new(kill.folder)
+            assert [found.name for found in kill.folder.iterdir()] == ["figures.json"], kill
+
+    def test_a_replaced_folder_is_old_or_new(self, tmp_path):
+        for name in ("new", "final"):
+            (tmp_path / "seed" / name).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / "seed" / name / str(number)).write_text(name)
+        for kill in kill_points(replace_with_new, tmp_path / "seed", tmp_path / "work"):
+            recover_folder(kill.folder / "final")
+            content = {path.read_text() for path in (kill.folder / "final").iterdir()}
+            assert content in ({"final"}, {"new"}), kill
+            assert len(list((kill.folder / "final").iterdir())) == 3, kill
+            if (kill.folder / "new").exists():
+                replace_with_new(kill.folder)
+            assert [found.name for found in kill.folder.iterdir()] == ["final"], kill
+
+    def test_a_written_folder_is_whole_or_absent(self, tmp_path):
+        for kill in kill_points(write_folder, tmp_path / "absent", tmp_path / "work"):
+            if not (kill.folder / "code").exists():
+                write_folder(kill.folder)
+            assert [found.name for found in kill.folder.iterdir()] == ["code"], kill
+            assert {path.name: path.read_text() for path in (kill.folder / "code").iterdir()} == {"a": "a", "b": "b"}
+
+    def test_content_is_flushed_before_the_rename_and_the_folder_after(self, tmp_path):
+        found = operations(write_new, tmp_path / "absent", tmp_path / "work")
+        temporary = found[0].path
+        assert found[-3:] == [
+            Operation("fsync", temporary),
+            Operation("rename", temporary, "figures.json"),
+            Operation("fsync", "."),
+        ]

@@ -54,9 +54,9 @@ def test_a_mistake_is_one_sentence_and_status_2(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["pretrian"], "error: there is no command 'pretrian': did you mean `motionmae pretrain`?"),
+        (["pretrian"], "error: unknown command 'pretrian': did you mean `motionmae pretrain`?"),
         (["verify"], "did you mean `motionmae shards verify`?"),
-        (["xyzzy"], "error: there is no command 'xyzzy': `motionmae --help` lists all commands"),
+        (["xyzzy"], "error: unknown command 'xyzzy': `motionmae --help` lists all commands"),
     ],
 )
 def test_an_unknown_command_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):
@@ -137,13 +137,16 @@ def test_a_package_of_another_project_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "script", ["slurm/submit.py", "data_tools/make_shards", "data_tools/verify", "benchmarks/step.py"]
+    "program", ["slurm/submit.py", "data_tools/make_shards", "data_tools/verify", "-m benchmarks.step"]
 )
-def test_a_clone_needs_no_installation(script: str, tmp_path: Path):
+def test_a_clone_needs_no_installation(program: str, tmp_path: Path):
     libraries = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    module = program.startswith("-m ")
+    words = program.split() if module else [str(ROOT / program)]
     ended = subprocess.run(
-        [sys.executable, "-S", str(ROOT / script), "--help"],  # -S: an editable installation is not on the path
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": libraries}, capture_output=True, text=True, check=False,
+        [sys.executable, "-S", *words, "--help"],  # -S: an editable installation is not on the path
+        cwd=ROOT if module else tmp_path, env={**os.environ, "PYTHONPATH": libraries},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -178,7 +181,7 @@ def test_a_run_is_stopped_resumed_and_complete(tmp_path: Path):
         "engine.zero_stage=2",
         "checkpoint.every_steps=1000",
     ]
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     for number, status in ((signal.SIGUSR2, 75), (signal.SIGTERM, 143)):
         rows = len(list(read_rows(folder.metrics)))
         process = subprocess.Popen(command(*arguments), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
@@ -208,7 +211,7 @@ def test_torchrun_starts_two_ranks(tmp_path: Path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "2 x cpu" in ended.stdout
-    assert len(current_rows(RunFolder.of(config.output_dir, config.name).metrics)) == STEPS
+    assert len(current_rows(RunFolder(config.run_folder).metrics)) == STEPS
 
 
 @pytest.mark.parametrize(

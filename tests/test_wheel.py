@@ -61,7 +61,8 @@ def test_the_guide_the_version_and_the_configs(site: Path, here: Path) -> None:
     assert "  global_batch_size: 512" in run(site, here, "config", "show", "vitl_k400")
     shipped = run(site, here, "config", "list").splitlines()
     assert len(shipped) == len(list((ROOT / "configs").rglob("*.yaml")))
-    assert (site / "monitoring/report/style.css").is_file()
+    for name in ("report.html", "style.css", "script.js"):
+        assert (site / "monitoring/report" / name).is_file()
     assert list(here.iterdir()) == []
 
 

@@ -16,45 +16,41 @@ FP32 = 4
 class Link:
     """Connection between two ranks."""
 
-    alpha: float
-    """Latency in seconds."""
-    beta: float
-    """Bandwidth in bytes per second and direction."""
+    alpha: float  # latency in seconds
+    beta: float  # bandwidth in bytes per second and direction
 
     def seconds(self, size: float) -> float:
-        """Time of one message of ``size`` bytes."""
+        """Return the seconds of one message of ``size`` bytes."""
         return self.alpha + size / self.beta
 
     def shared(self, factor: float) -> "Link":
-        """The link with everything ``factor`` times slower, because processes share its processor."""
+        """Return a link that is ``factor`` times slower, because processes share a core."""
         return Link(self.alpha * factor, self.beta / factor)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A cluster with ``per_node`` ranks per node."""
+    """Links of a cluster with ``per_node`` ranks per node."""
 
-    inside: Link
-    outside: Link
-    """Link of one rank between nodes: its network card, or its share of one."""
+    inside: Link  # between ranks of a node
+    outside: Link  # of one rank to other nodes: its network card, or its share of one
     per_node: int
-    reducing: Link | None = None
-    """Link for reductions inside a node, if adding is slower than copying (gloo); None: ``inside``."""
+    reducing: Link | None = None  # for reductions in a node if adding is slower than copying (gloo); None: ``inside``
 
     def all_gather(self, size: float, ranks: int) -> float:
-        """Seconds of an all-gather whose result has ``size`` bytes."""
+        """Return the seconds of an all-gather whose result has ``size`` bytes."""
         local, nodes = self._shape(ranks)
         return _ring_half(self.inside, size, local) + _between_half(self.outside, size / local, nodes)
 
     def all_reduce(self, size: float, ranks: int) -> float:
-        """Seconds of an all-reduce of ``size`` bytes."""
+        """Return the seconds of an all-reduce of ``size`` bytes."""
         local, nodes = self._shape(ranks)
         tree = 2 * ceil(log2(nodes)) * self.outside.alpha + 2 * size / local / self.outside.beta if nodes > 1 else 0.0
         between = min(2 * _ring_half(self.outside, size / local, nodes), tree)
         return 2 * _ring_half(self.reducing or self.inside, size, local) + between
 
     def reduce_scatter(self, size: float, ranks: int) -> float:
-        """Seconds of a reduce-scatter of ``size`` bytes."""
+        """Return the seconds of a reduce-scatter of ``size`` bytes."""
         return self.all_reduce(size, ranks) / 2
 
     def _shape(self, ranks: int) -> tuple[int, int]:
@@ -67,7 +63,7 @@ def _ring_half(link: Link, size: float, ranks: int) -> float:
 
 
 def _between_half(link: Link, size: float, nodes: int) -> float:
-    """Half of an all-reduce between nodes: a ring, or recursive doubling for small messages."""
+    """Return half the seconds of an all-reduce between nodes: a ring, or recursive doubling for small messages."""
     moved = size * (nodes - 1) / nodes / link.beta  # by both algorithms
     return min(nodes - 1, ceil(log2(nodes)) if nodes > 1 else 0) * link.alpha + moved
 
@@ -78,13 +74,10 @@ class Work:
 
     forward: float
     backward: float
-    optimizer: float
-    """Seconds per step without ZeRO. ZeRO divides it by the ranks from stage 1 on."""
+    optimizer: float  # seconds per step without ZeRO; from stage 1 on, ZeRO divides them by the ranks
     parameters: int
-    matrices: int
-    """Number of parameters that ZeRO-3 partitions; each is a message."""
-    autocast: bool = False
-    """Whether linear layers compute in 16 bits. DeepSpeed then sends gradients in 16 bits from stage 1 on."""
+    matrices: int  # number of parameter tensors that ZeRO-3 partitions; each is a message
+    autocast: bool = False  # linear layers compute in 16 bits, and DeepSpeed sends 16-bit gradients from stage 1 on
 
 
 @dataclass(frozen=True)
@@ -92,23 +85,20 @@ class Parts:
     """Seconds of one step."""
 
     compute: float
-    hidden: float
-    """Communication that overlaps with the backward pass."""
-    exposed: float
-    """Communication that the step waits for."""
+    hidden: float  # communication that overlaps with the backward pass
+    exposed: float  # communication that the step waits for
 
     @property
     def step(self) -> float:
-        """Duration of the step."""
         return self.compute + self.exposed
 
 
 def step_parts(
     work: Work, network: Network, ranks: int, stage: int, *, bucket: int, overlap: float = 0.0, micro_batches: float = 1
 ) -> Parts:
-    """Seconds of a step on ``ranks`` ranks.
+    """Return the seconds of a step on ``ranks`` ranks.
 
-    Communication of DeepSpeed 0.19:
+    DeepSpeed 0.19 communicates as follows:
 
     - stage 0: one all-reduce of all gradients in float32;
     - stages 1, 2: an all-reduce of the gradients in buckets after the last micro-batch (1) or every micro-batch (2),
@@ -118,9 +108,6 @@ def step_parts(
     Under autocast the gradients of stages 1 to 3 and the matrices of stage 3 have 16 bits per value.
 
     Args:
-        work: computation of one rank.
-        network: network between the ranks.
-        ranks: number of ranks.
         stage: ZeRO stage.
         bucket: number of values in a message.
         overlap: fraction of the backward pass that overlaps with gradients (0: DeepSpeed's ``overlap_comm`` is off).

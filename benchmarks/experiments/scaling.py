@@ -16,7 +16,6 @@ process, and the latency and bandwidth of gloo's collectives between two process
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -35,20 +34,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.experiments.network import Link, Network, Work, step_parts
-from benchmarks.processes import run_ranks
-from benchmarks.script import run_script
+from benchmarks.script import build_parser, run_ranks, run_script, write_json
 from motionmae.config import Config, load_config
+from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import distributed
-from motionmae.engine.deepspeed_engine import BUCKET, Engine, import_deepspeed
+from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.errors import UserError
 from motionmae.files import output_file
 from motionmae.models.motionmae import build_motionmae
 from motionmae.models.targets import output_sizes
-from motionmae.planning.flops import count_parameters, step_flops
+from motionmae.planning.flops import count_parameters, decoder_trunks, step_flops
 from motionmae.planning.gpus import DEFAULT, find_gpu
 from motionmae.planning.memory import FP32, compute_bytes
-from motionmae.training.task import decay_groups
+from motionmae.training.pretrain import Pretraining
 
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=4", "engine.precision=fp32"]
 """Default config of --check: a quarter of a second of computation for 105 MB of gradients."""
@@ -61,21 +60,20 @@ MESSAGES = (4_096, 16_000_000)
 
 
 def gpu_work(config: Config, seconds_per_clip: float) -> Work:
-    """A micro-batch of a GPU: one third forward, two thirds backward, including AdamW."""
+    """Return the work of a micro-batch on a GPU: one third forward, two thirds backward, including AdamW."""
     seconds = seconds_per_clip * config.engine.micro_batch_size * config.data.repeated_sampling
     parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
     return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
 
 
 def matrices(config: Config) -> int:
-    """Number of weights that ZeRO-3 gathers: four per block, projection, embeddings and heads."""
-    size, heads = config.model.dimensions, len(output_sizes(config))
-    trunks = 1 if config.model.decoder == "shared" else heads
+    """Count the weights that ZeRO-3 gathers: four per block, projection, embeddings and heads."""
+    size, heads, trunks = config.model.dimensions, len(output_sizes(config)), decoder_trunks(config)
     return 4 * (size.depth + trunks * config.model.decoder_depth) + 1 + trunks + heads
 
 
 def model_scaling(config: Config, work: Work, network: Network, overlap: float) -> list[dict[str, Any]]:
-    """Weak and strong scaling efficiency for each stage and number of GPUs."""
+    """Return the efficiency of weak and strong scaling for each ZeRO stage and number of GPUs."""
     rows = []
     for stage in STAGES:
         options: dict[str, Any] = {"bucket": BUCKET, "overlap": overlap}
@@ -97,7 +95,7 @@ def model_scaling(config: Config, work: Work, network: Network, overlap: float) 
 
 
 def last_above(rows: list[dict[str, Any]], stage: int, kind: str, limit: float) -> int:
-    """Largest number of GPUs up to which the efficiency stays at ``limit`` or above."""
+    """Return the largest number of GPUs up to which the efficiency stays at ``limit`` or above."""
     last = 0
     for row in rows:
         if row["stage"] == stage:
@@ -108,7 +106,7 @@ def last_above(rows: list[dict[str, Any]], stage: int, kind: str, limit: float) 
 
 
 def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> None:
-    """Print the efficiencies and the numbers of GPUs where they fall below the limits."""
+    """Print the efficiencies, and the numbers of GPUs at which the efficiencies fall below the limits."""
     table = Table(title=f"{config.name}: efficiency, weak | strong scaling", title_justify="left")
     table.add_column("GPUs")
     for stage in STAGES:
@@ -121,12 +119,10 @@ def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> No
     console.print(table)
     console.print(assumed)
     for stage in STAGES:
+        kinds = {"weak": "weak scaling", "strong": f"strong scaling, batch {config.optim.global_batch_size}"}
         ends = [
             f"{name}: at least {limit} up to {last_above(rows, stage, kind, limit)} GPUs"
-            for kind, name in (
-                ("weak", "weak scaling"),
-                ("strong", f"strong scaling, batch {config.optim.global_batch_size}"),
-            )
+            for kind, name in kinds.items()
             for limit in LIMITS
         ]
         console.print(f"ZeRO {stage}: {'; '.join(ends)}")
@@ -134,12 +130,10 @@ def show_scaling(rows: list[dict[str, Any]], config: Config, assumed: str) -> No
 
 def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -> None:
     """Plot both efficiencies over the number of GPUs."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     titles = {
         "weak": f"weak: {config.engine.micro_batch_size} clips per GPU",
         "strong": f"strong: {config.optim.global_batch_size} clips per step",
@@ -157,11 +151,10 @@ def draw(rows: list[dict[str, Any]], config: Config, assumed: str, path: Path) -
     panels[0].legend(loc="lower left")
     figure.suptitle(textwrap.fill(f"{config.name}, modelled: {assumed}", 110), fontsize=8)
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Seconds of ``action``, after a barrier."""
+    """Return the seconds of ``action`` after a barrier. All ranks must call this."""
     dist.barrier()
     start = time.perf_counter()
     action()
@@ -169,12 +162,15 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def slowest(times: list[float]) -> float:
-    """The best repetition by the time of its slowest rank, to exclude other programs. Collective."""
+    """Return the time of the slowest rank in the best repetition, which other programs disturb least.
+
+    All ranks must call this.
+    """
     return min(max(row) for row in zip(*gather_objects(times), strict=True))
 
 
 def measure_link(world: int) -> dict[str, list[float]]:
-    """Seconds of gloo's collectives for each size of MESSAGES."""
+    """Return the seconds of gloo's collectives for each size of MESSAGES."""
     found: dict[str, list[float]] = {"all_reduce": [], "all_gather": []}
     for size in MESSAGES:
         whole, part = torch.zeros(size // 4), torch.zeros(size // 4 // world)
@@ -189,7 +185,7 @@ def measure_link(world: int) -> dict[str, list[float]]:
 
 
 def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) -> float:
-    """Seconds of forward and backward pass without DeepSpeed and communication, on all ranks at once."""
+    """Return the seconds of forward and backward pass, on all ranks at once, without DeepSpeed and communication."""
     model = build_motionmae(config)
 
     def step() -> None:
@@ -203,9 +199,9 @@ def measure_compute(config: Config, clips: torch.Tensor, seeds: torch.Tensor) ->
 def measure_steps(
     config: Config, rank: DistributedContext, clips: torch.Tensor, seeds: torch.Tensor
 ) -> dict[str, float]:
-    """Seconds of each phase of a step and of the whole step."""
+    """Return the seconds of each phase of a step and of the whole step."""
     model = build_motionmae(config)
-    engine = Engine(model, decay_groups(model, config.optim), config, rank, stage=config.engine.zero_stage)
+    engine = Engine(model, Pretraining(config).parameter_groups(model), config, rank, stage=config.engine.zero_stage)
     phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "step": []}
     for number in range(8):
         dist.barrier()
@@ -225,7 +221,7 @@ def measure_steps(
 
 
 def measure_here(config: Config) -> dict[str, Any]:
-    """Measure collectives, computation, and steps of every stage in this process group. Collective."""
+    """Measure collectives, computation, and steps of every ZeRO stage. All ranks must call this."""
     with distributed(config.engine) as rank:
         clip, number = config.clip, config.engine.micro_batch_size
         clips = torch.randint(256, (number, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8)
@@ -242,7 +238,7 @@ def measure_here(config: Config) -> dict[str, Any]:
 
 
 def fit_link(seconds: list[float], rounds: int) -> Link:
-    """Fit a link to the ``seconds`` of MESSAGES, which took ``rounds`` rounds of half the bytes each."""
+    """Fit a link to the ``seconds`` of MESSAGES, each sent in ``rounds`` rounds of half its bytes."""
     small, large = seconds
     beta = rounds / 2 * (MESSAGES[1] - MESSAGES[0]) / max(large - small, 1e-9)
     return Link(max(small / rounds - MESSAGES[0] / 2 / beta, 0.0), beta)
@@ -259,14 +255,9 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
         slower = sharing * (beside_another if world > 1 else 1.0)
         for stage in STAGES:
             phases = alone["steps"][str(stage)]
-            work = Work(
-                slower * phases["forward"],
-                slower * phases["backward"],
-                slower * phases["optimizer"],
-                count_parameters(config).total,
-                matrices(config),
-                compute_bytes(config) < FP32,
-            )
+            forward, backward, optimizer = (slower * phases[name] for name in ("forward", "backward", "optimizer"))
+            parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
+            work = Work(forward, backward, optimizer, parameters, matrices(config), autocast)
             inside = gather.shared(sharing)
             network = Network(inside, inside, world, reduce.shared(sharing))
             predicted = step_parts(work, network, world, stage, bucket=BUCKET).step
@@ -291,45 +282,31 @@ def check(config: Config, arguments: list[str]) -> dict[str, Any]:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Check the ranges of the options.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
+    """Raise UserError if the value of an option is out of range."""
     positive = ("per_node", "mfu", "seconds_per_clip", "inside_gbs", "outside_gbs")
     for name in (*positive, "inside_us", "outside_us", "overlap"):
         value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if value is None:
             continue
         if not 0 <= value < math.inf or (value == 0 and name in positive):  # not nan either
-            raise UserError(
-                f"{flag} {value} is out of range: it must be {'above' if name in positive else 'at least'} 0"
-            )
+            least = "above" if name in positive else "at least"
+            raise UserError(f"{flag} {value} is out of range: it must be {least} 0")
         if name in ("mfu", "overlap") and value > 1:
             raise UserError(f"{flag} {value} is out of range: it is a fraction and at most 1")
 
 
 def main() -> None:
-    """Compute or check the model, print the table, and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__)
     parser.add_argument("--config", default="vitl_k400", help="config of model and batch (default: vitl_k400)")
     parser.add_argument("--gpu", default=DEFAULT, help=f"GPU of `motionmae plan` (default: {DEFAULT})")
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, help="model FLOPs utilisation without --seconds-per-clip (default: 0.4)"
-    )
-    parser.add_argument("--seconds-per-clip", type=float, help="measured on one GPU")
-    parser.add_argument(
-        "--inside-us", type=float, default=5.0, help="latency inside a node in microseconds (default: 5)"
-    )
+    parser.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation (default: 0.4)")
+    parser.add_argument("--seconds-per-clip", type=float, help="seconds measured on one GPU, instead of --mfu")
+    parser.add_argument("--inside-us", type=float, default=5.0, help="microseconds of latency in a node (default: 5)")
     parser.add_argument("--inside-gbs", type=float, help="GB/s inside a node (default: 0.8 of the GPU's data sheet)")
-    parser.add_argument(
-        "--outside-us", type=float, default=10.0, help="latency between nodes in microseconds (default: 10)"
-    )
+    parser.add_argument("--outside-us", type=float, default=10.0, help="the same between nodes (default: 10)")
     parser.add_argument("--outside-gbs", type=float, default=20.0, help="GB/s per GPU between nodes (default: 20)")
     parser.add_argument("--per-node", type=int, default=8, help="GPUs per node (default: 8)")
-    parser.add_argument(
-        "--overlap", type=float, default=0.0, help="fraction of the backward pass that overlaps with communication"
-    )
+    parser.add_argument("--overlap", type=float, default=0.0, help="share of the backward pass that overlaps messages")
     parser.add_argument("--check", action="store_true", help="compare the model with processes on this machine")
     parser.add_argument("--picture", type=output_file, help="PNG file for the plot")
     parser.add_argument("--json", type=output_file, help="file for the numbers")
@@ -354,9 +331,9 @@ def main() -> None:
             options.per_node,
         )
         rows = model_scaling(config, gpu_work(config, seconds), network, options.overlap)
+        source = "measured" if options.seconds_per_clip else f"{options.mfu:.0%} MFU"
         assumed = (
-            f"{seconds * 1e3:.2f} ms per clip ("
-            f"{'measured' if options.seconds_per_clip else f'{options.mfu:.0%} MFU'}), "
+            f"{seconds * 1e3:.2f} ms per clip ({source}), "
             f"{options.gpu}, {inside:.0f} GB/s and {options.inside_us:.0f} us inside a node of {options.per_node}, "
             f"{options.outside_gbs:.0f} GB/s and {options.outside_us:.0f} us per GPU between nodes, "
             f"{options.overlap:.0%} of the backward pass overlaps"
@@ -365,8 +342,7 @@ def main() -> None:
         if options.picture:
             draw(rows, config, assumed, options.picture)
         figures = {"assumed": assumed, "network": asdict(network), "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Read any folder of videos. The labels come from lists, from class folders, or are absent.
+"""Read any folder of videos. Labels come from lists or from class folders; a flat folder has no labels.
 
 * Lists ``train.csv``, ``val.csv``, ``test.csv`` (or ``.txt``), or one given file. Lines are "path label", "path,label"
   or "path" as in VideoMAE and PySlowFast, but a path may contain blanks. A csv may have the header path,label. Labels
-  are numbers, or names that are numbered alphabetically. ``classInd.txt`` ("number name") in the folder of the list
-  gives names to numbers.
+  are numbers, or names that are numbered alphabetically. If the folder of the list contains
+  ``classInd.txt`` with lines "number name", that file names the numbers.
 * Class folders ``CLASS/.../video`` or ``SPLIT/CLASS/.../video``. Classes are numbered alphabetically.
 * A flat folder. The videos have no label.
 """
@@ -89,7 +89,10 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
         if len(header) > 1 and "label" not in header:
             raise UserError(f"{file}: the header {lines[0]!r} has no column 'label': rename the label column")
         rows = csv.DictReader(lines[1:], fieldnames=header)
-        return [(row["path"].strip(), (row.get("label") or "").strip()) for row in rows]
+        try:
+            return [((row["path"] or "").strip(), (row.get("label") or "").strip()) for row in rows]
+        except csv.Error as error:
+            raise UserError(f"{file} is not a csv file ({error}): correct line {rows.line_num + 1}") from error
     return [_parse_line(line) for line in lines if not line.startswith("#")]
 
 
@@ -113,17 +116,16 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     for line in read_lines(file):
         number, _, name = line.partition(" ")
         if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct it")
+            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
 
 
 def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
     root = videos / split if split and (videos / split).is_dir() else videos
-    found: list[Path] = []
-    skipped: list[Path] = []
-    for path in walk_files(root, exclude):
-        (skipped if path.suffix.lower() in NOT_VIDEOS else found).append(path)
+    paths = list(walk_files(root, exclude))
+    found = [path for path in paths if path.suffix.lower() not in NOT_VIDEOS]
+    skipped = tuple(path.relative_to(videos).as_posix() for path in paths if path.suffix.lower() in NOT_VIDEOS)
     classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
     if root == videos and classes and set(classes) <= set(SPLITS):
         raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
@@ -134,5 +136,4 @@ def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
         class_name = top if below else ""
         label = numbers.get(class_name, UNLABELLED)
         records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    skipped_names = tuple(path.relative_to(videos).as_posix() for path in skipped)
-    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped_names)
+    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped)

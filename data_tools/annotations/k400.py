@@ -5,14 +5,18 @@ named ``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in clas
 """
 
 import csv
+import io
+import re
 from pathlib import Path
 
-from data_tools.annotations.split import UNLABELLED, Split, VideoIndex, read_lines
+from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
+from motionmae.json_text import InvalidJsonError, read_limited
 
 CLASSES = 400
 SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+_SECONDS = re.compile(r"[0-9]{1,9}")
 _COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
@@ -21,10 +25,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         raise UserError(f"--split {split} is not a split of Kinetics-400: choose train, val or test")
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find_csv(annotations, split)
-    try:
-        rows = _read_csv(file)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
+    rows = _read_clips(file)
     class_names, notes = _read_class_names(file.parent, [row.get("label") or "" for row in rows])
     label_of = {name: label for label, name in enumerate(class_names)}
     index = VideoIndex(videos, exclude)
@@ -32,7 +33,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     for row in rows:
         name = (row.get("label") or "").strip()
         if name and name not in label_of:
-            raise UserError(f"{file}: the label map beside it has no class {name!r}: remove one of the two files")
+            raise UserError(f"{file}: the folder's label map has no class {name!r}: remove one of the two files")
         clip = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         folders = (name, split) if name else (split,)
         path = f"{name}/{clip}.mp4" if name else f"{clip}.mp4"
@@ -42,30 +43,32 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 
 def _find_csv(folder: Path, split: str) -> Path:
-    endings = {name for name, official in SPLITS.items() if official == split}
-    found = [
-        path for path in sorted(folder.glob("*.csv")) if path.stem.lower().replace("_", "-").split("-")[-1] in endings
-    ]
+    last_words = {path: path.stem.lower().replace("_", "-").split("-")[-1] for path in sorted(folder.glob("*.csv"))}
+    found = [path for path, word in last_words.items() if SPLITS.get(word) == split]
     if len(found) != 1:
-        count = "no csv file" if not found else f"{len(found)} csv files"
-        raise UserError(
-            f"{folder} has {count} of the split {split}: give the file itself as --annotations "
-            f"(kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF)"
-        )
+        count = f"{len(found)} csv files" if found else "no csv file"
+        names = f"kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF"
+        raise UserError(f"{folder} has {count} of the split {split}: give the file itself as --annotations ({names})")
     return found[0]
 
 
-def _read_csv(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        if not set(reader.fieldnames or ()) >= _COLUMNS:
-            raise UserError(
-                f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv: "
-                "use the data set 'folder' for a 'path label' list"
-            )
-        rows = list(reader)
+def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a csv file."""
+    try:
+        text = read_limited(file, LIST_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        return set(reader.fieldnames or ()), list(reader)
+    except (OSError, InvalidJsonError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
+
+
+def _read_clips(file: Path) -> list[dict[str, str]]:
+    columns, rows = _read_csv(file)
+    if not columns >= _COLUMNS:
+        problem = f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv"
+        raise UserError(f"{problem}: use the data set 'folder' for a 'path label' list")
     for line, row in enumerate(rows, start=2):
-        if not all((row[column] or "").strip().isdigit() for column in ("time_start", "time_end")):
+        if not all(_SECONDS.fullmatch((row[column] or "").strip()) for column in ("time_start", "time_end")):
             raise UserError(f"{file}, line {line}: time_start and time_end must be whole seconds")
     return rows
 
@@ -77,10 +80,9 @@ def _read_class_names(folder: Path, labels: list[str]) -> tuple[tuple[str, ...],
         return tuple(read_lines(label_maps[0])), ()
     names = {name.strip() for name in labels}
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if set(reader.fieldnames or ()) >= {*_COLUMNS, "label"}:
-                names |= {(row["label"] or "").strip() for row in reader}
+        columns, rows = _read_csv(path)
+        if columns >= {*_COLUMNS, "label"}:
+            names |= {(row["label"] or "").strip() for row in rows}
     names.discard("")
     if len(names) == CLASSES:
         return tuple(sorted(names)), ()

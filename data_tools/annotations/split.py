@@ -1,4 +1,4 @@
-"""Result of every annotation reader (:class:`Split`), and the search for the video files that annotations name."""
+"""The result of every annotation reader (:class:`Split`), and the search for the video files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,10 @@ from pathlib import Path
 
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
+from motionmae.json_text import InvalidJsonError, read_limited
+
+LIST_BYTES = 256 << 20
+"""Largest size of an annotation file. The lists of Kinetics-700 have 30 MB."""
 
 UNLABELLED = -1
 """Label of a video without a known class (test splits of K400 and SSv2, folders without classes)."""
@@ -14,7 +18,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video of a split."""
+    """One video of a split: its file, if it was found, and its class."""
 
     source: str  # path within the data set, with ``/`` between folders; the expected name if the video is missing
     path: Path | None  # the video file; None if it does not exist
@@ -43,16 +47,21 @@ class Split:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the stripped lines of a text file (CRLF or LF), without empty lines and without a byte-order mark."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    """Read the stripped lines of a text file (CRLF or LF), without empty lines and without a byte-order mark.
+
+    Raises UserError if the file cannot be read, is not a text in a superset of ASCII, or is larger than LIST_BYTES.
+    """
+    try:
+        text = read_limited(path, LIST_BYTES).decode("utf-8-sig", errors="surrogateescape")
+    except (OSError, InvalidJsonError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the list that you downloaded") from error
+    if "\0" in text:
+        raise UserError(f"{path} is not a UTF-8 text, perhaps UTF-16: save it as UTF-8")
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def annotation_folder(annotations: Path, official_name: str, pattern: str) -> Path:
-    """Return the folder with files that match ``pattern``.
-
-    This is ``annotations``, its subfolder ``official_name``, or, if ``annotations`` is a file, the folder of the file.
-    """
+    """Return the folder of the files that match ``pattern``: that of ``annotations``, or ``official_name`` in it."""
     folder = annotations.parent if annotations.is_file() else annotations
     if not any(folder.glob(pattern)) and (folder / official_name).is_dir():
         return folder / official_name
@@ -60,7 +69,7 @@ def annotation_folder(annotations: Path, official_name: str, pattern: str) -> Pa
 
 
 def walk_files(root: Path, exclude: Path | None = None) -> Iterator[Path]:
-    """Yield the sorted, non-hidden files in ``root``, recursively. Follow symbolic links, and visit a folder once."""
+    """Yield the sorted, non-hidden files in ``root``, recursively. Follow symbolic links, but visit no folder twice."""
     seen: set[tuple[int, int]] = set()
     excluded = exclude.resolve() if exclude is not None else None
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unlistable):
@@ -92,25 +101,20 @@ class VideoIndex:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 self._by_stem.setdefault(path.stem.lower(), []).append(path)
 
-    def find(self, stems: Sequence[str], folders: Sequence[str]) -> Path | None:
-        """Return the file for the first of ``stems`` that exists, ignoring case, or None.
-
-        If several files have the same stem, the file whose path contains most of ``folders`` is chosen.
-        """
-        preferred = {_normalized(folder) for folder in folders}
-        for stem in stems:
-            found = self._by_stem.get(stem.lower(), [])
-            if found:
-                return max(found, key=lambda path: sum(_normalized(part) in preferred for part in path.parent.parts))
-        return None
-
     def record(
         self, stems: Sequence[str], folders: Sequence[str], name: str, label: int, class_name: str
     ) -> VideoRecord:
-        """Return the record of the video that :meth:`find` finds. ``name`` is the video's name in the annotations."""
-        path = self.find(stems, folders)
-        source = name if path is None else path.relative_to(self._root).as_posix()
-        return VideoRecord(source, path, label, class_name, name)
+        """Return the record of a video, with the file for the first of ``stems`` that exists, ignoring case.
+
+        If several files have this stem, the file whose path contains most of ``folders`` is chosen. ``name`` is the
+        video's name in the annotations.
+        """
+        found = next(filter(None, (self._by_stem.get(stem.lower()) for stem in stems)), None)
+        if found is None:
+            return VideoRecord(name, None, label, class_name, name)
+        preferred = {_normalized(folder) for folder in folders}
+        path = max(found, key=lambda path: sum(_normalized(part) in preferred for part in path.parent.parts))
+        return VideoRecord(path.relative_to(self._root).as_posix(), path, label, class_name, name)
 
 
 def _normalized(name: str) -> str:

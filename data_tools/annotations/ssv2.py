@@ -5,15 +5,27 @@ strings. The test file holds only ids. The test labels come from ``test-answers.
 later, if this file is in the same folder.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from data_tools.annotations.split import UNLABELLED, Split, VideoIndex, read_lines
+from pydantic import ConfigDict
+
+from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, VideoIndex, read_lines
 from motionmae.errors import UserError
 from motionmae.files import hash_files
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 
+Schema = TypeVar("Schema")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class _Entry(JsonModel):
+    """Entry of a list. The lists of train and validation have further keys."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | int | None = None
+    template: str | None = None
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
@@ -23,26 +35,23 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
     try:
-        labels = {str(name): int(number) for name, number in _read_json(labels_file, dict).items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{labels_file} does not map every class to a number ({error}): download the official file again"
-        ) from error
+        labels = {name: int(number) for name, number in _read_json(labels_file, dict[str, str | int]).items()}
+    except ValueError as error:
+        raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
     class_names = tuple(sorted(labels, key=labels.__getitem__))
     if sorted(labels.values()) != list(range(len(labels))):
         raise UserError(f"{labels_file} does not number its classes 0, 1, 2, ...: download the official file again")
     answers = _read_answers(file.parent) if split == "test" else {}
     index = VideoIndex(videos, exclude)
     records = []
-    for entry in _read_json(file, list):
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise UserError(f"{file}: the entry {entry!r} has no id: download the official file again")
-        video = str(entry["id"])
-        name = str(entry.get("template", answers.get(video)) or "").replace("[", "").replace("]", "")
+    for number, entry in enumerate(_read_json(file, list[_Entry])):
+        if entry.id is None:
+            raise UserError(f"{file}: the entry {number} has no id: download the official file again")
+        video = str(entry.id)
+        template = entry.template if "template" in entry.model_fields_set else answers.get(video)
+        name = (template or "").replace("[", "").replace("]", "")
         if name and name not in labels:
-            raise UserError(
-                f"{file}: {labels_file.name} has no class {name!r} (video {video}): download both files again"
-            )
+            raise UserError(f"{file}: {labels_file} has no class {name!r} (video {video}): download both files again")
         records.append(index.record((video,), (split,), f"{video}.webm", labels.get(name, UNLABELLED), name))
     return Split(tuple(records), class_names, split, str(file), file.name, hash_files([file, labels_file]))
 
@@ -55,14 +64,11 @@ def _find(folder: Path, part: str) -> Path:
     raise UserError(f"{folder} has no something-something-v2-{part}.json: give the official folder as --annotations")
 
 
-def _read_json(file: Path, kind: type) -> Any:
+def _read_json(file: Path, schema: type[Schema]) -> Schema:
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file} is not a JSON file ({error}): download the official file again") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{file} does not hold a JSON {kind.__name__}: download the official file again")
-    return content
+        return load_json(file, schema, LIST_BYTES)
+    except (OSError, InvalidJsonError) as error:
+        raise UserError(f"{file} is not a JSON file of the data set ({error}): download it again") from error
 
 
 def _read_answers(folder: Path) -> dict[str, str]:

@@ -1,34 +1,37 @@
-"""Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/ffcv.md).
-
-The JPEGs are checked and copied unchanged, in the order of sample ids. A run with data.beton gets the same clips as
-from the shards. The file gets its name when it is complete.
-"""
+"""Write a folder of shards as one FFCV file (.beton)."""
 
 import argparse
-import contextlib
 import multiprocessing
 import queue
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import simplejpeg
 from rich.filesize import decimal
 
 from data_tools.reporting import damage_as_user_error, progress_bar
 from motionmae.commands.app import Command
-from motionmae.data.ffcv.decoder import load_format
+from motionmae.data.ffcv.decoder import BetonReader, load_format
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import load_index, pack_frames
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, output_file
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.data.ffcv.format import StoredClip
+
+_DESCRIPTION = """\
+Write a folder of shards as one FFCV file (.beton) for the local disk of a node (docs/ffcv.md).
+
+The JPEGs are checked and copied unchanged, in the order of sample ids. A run with data.beton gets the same clips as
+from the shards. The file gets its name when it is complete."""
 
 _EXAMPLES = """\
 examples:
@@ -50,77 +53,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
-    try:
-        return _run(arguments.shards, arguments.out, arguments.force)
-    except OSError as error:
-        raise UserError(f"{arguments.out} cannot be written ({error}): free space and run the command again") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped: {arguments.out} was not written") from None
-
-
-def _run(shards: Path, out: Path, force: bool) -> int:
+    shards, out = arguments.shards, arguments.out
     load_format()
     manifest = load_manifest(shards)
     if not manifest.samples:
         raise UserError(f"{shards} holds no samples: make shards of your videos first")
     if out.suffix != ".beton":
         raise UserError(f"--out {out} does not end in .beton: choose another name")
-    if out.exists() and not force:
-        if _made_from(out, manifest):
-            print(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
-            return 0
-        raise UserError(f"{out} exists and holds other data: give --force to replace it, or another --out")
+    if out.exists() and not arguments.force:
+        try:
+            BetonReader(out, manifest)
+        except UserError:
+            raise UserError(f"{out} holds other data: give --force to replace it, or another --out") from None
+        say(f"{out} is complete: {manifest.samples} samples of {shards}; nothing to do")
+        return 0
     started = time.monotonic()
-    with progress_bar() as bar:
-        task = bar.add_task("samples", total=manifest.samples)
-        page = write_beton(shards, manifest, out, lambda: bar.advance(task))
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("samples", total=manifest.samples)
+            page = write_beton(shards, manifest, out, lambda: bar.advance(task))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}): free space and run the command again") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped: {out} was not written") from None
     size, seconds = out.stat().st_size, time.monotonic() - started
-    print(
+    say(
         f"{out}: {manifest.samples} samples, {decimal(size)} in pages of {decimal(page)}, "
         f"{seconds:.1f} s ({decimal(int(size / seconds))}/s)"
     )
     return 0
 
 
-def _made_from(out: Path, manifest: Manifest) -> bool:
-    """Return whether ``out`` is a complete file that was made from the shards of ``manifest``."""
-    from motionmae.data.ffcv.decoder import BetonReader
-
-    with contextlib.suppress(UserError):
-        BetonReader(out, manifest)
-        return True
-    return False
-
-
 class _Clips:
-    """Data set that FFCV's writer reads: samples in the order of their ids, with every frame checked."""
+    """Samples in the order of their ids, as FFCV's writer reads them. Every frame is checked."""
 
     def __init__(self, shards: Path, manifest: Manifest, advance: Callable[[], None]):
         self._reader = open_reader(shards, manifest)
         self._advance = advance
 
     def __getitem__(self, sample: int) -> "tuple[StoredClip]":
-        """Return a sample as a tuple of one field. Raises CorruptSample for a damaged frame or one of wrong size."""
+        """Return a sample as a tuple of one field. Raise CorruptSample if a frame is damaged or has another size."""
         meta = self._reader.read_meta(sample)
         jpegs = self._reader.read_frames(sample, range(meta.frames))
         for number, jpeg in enumerate(jpegs):
             try:
                 height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+                if (height, width) != (meta.height, meta.width):
+                    raise ValueError(f"{height} x {width} pixels, not {meta.height} x {meta.width}")
             except ValueError as error:
                 raise CorruptSample(Reason.DECODE, meta.where, f"frame {number}: {error}") from error
-            if (height, width) != (meta.height, meta.width):
-                detail = f"frame {number} is {height} x {width}, not {meta.height} x {meta.width}"
-                raise CorruptSample(Reason.DECODE, meta.where, detail)
         self._advance()
-        blob = pack_frames([bytes(jpeg) for jpeg in jpegs])
+        blob = b"".join(pack_frames([bytes(jpeg) for jpeg in jpegs]))
         return (load_format().StoredClip(meta, blob, [zlib.crc32(jpeg) for jpeg in jpegs]),)
 
 
 def page_size(shards: Path, manifest: Manifest) -> int:
     """Choose the page size in bytes, a power of two, that gives the smallest file. Every sample must fit in a page.
 
-    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page,
-    large pages waste the end of the last page.
+    FFCV starts a new page when a sample does not fit in the current page. Small pages waste a large part of each page.
+    Large pages waste the end of the last page.
 
     Raises:
         CorruptSample: a shard is missing, or its index is damaged.
@@ -138,7 +129,7 @@ def page_size(shards: Path, manifest: Manifest) -> int:
 
 
 def _file_size(sizes: list[int], page: int) -> int:
-    """Compute the bytes of all pages of a file whose samples have these sizes."""
+    """Return the bytes of all pages of a file whose samples have these sizes."""
     pages, free = 1, 0  # the first page holds the header
     for size in sizes:
         if size > free:
@@ -147,21 +138,12 @@ def _file_size(sizes: list[int], page: int) -> int:
     return pages * page
 
 
-class _Rows(NamedTuple):
-    """Array that replaces the shared memory in which FFCV collects the rows of the samples."""
-
-    buf: bytearray
-
-
 def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[], None] = lambda: None) -> int:
-    """Convert a folder of shards to the file ``out``. After an error ``out`` does not exist.
+    """Convert a folder of shards to the file ``out``, and return the page size in bytes.
 
-    FFCV's page allocator and header are used, but not FFCV's worker processes: FFCV's writer waits forever if a worker
-    fails because of a damaged sample or a full disk. Nothing is encoded here, and one process is as fast as the disk.
-    One process also writes the same bytes every time, unlike several processes.
-
-    Returns:
-        The page size in bytes.
+    If an error occurs, ``out`` is not written. FFCV's page allocator and header are used, but not its worker processes,
+    because FFCV's writer waits forever if a worker fails (damaged sample, full disk). One process is as fast as the
+    disk, since nothing is encoded, and writes the same bytes every time.
 
     Raises:
         CorruptSample: a sample is damaged.
@@ -178,13 +160,14 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
     tasks.put([(sample, sample) for sample in range(manifest.samples)])
     tasks.put(None)
     allocations: queue.SimpleQueue[list[tuple[int, int, int]]] = queue.SimpleQueue()
-    with atomic_path(out, unique=False) as temporary:
+    with atomic_path(out) as temporary:
         writer = DatasetWriter(str(temporary), {form.FIELD: form.ClipField(manifest.fingerprint)}, page, num_workers=1)
         writer.num_samples = manifest.samples
         writer.prepare()
         writer.metadata_sm.close()
-        writer.metadata_sm.unlink()  # a single process needs no shared memory
-        writer.metadata_sm = rows = _Rows(bytearray(manifest.samples * writer.metadata_type.itemsize))
+        writer.metadata_sm.unlink()  # a single process collects the rows of the samples without shared memory
+        rows = SimpleNamespace(buf=bytearray(manifest.samples * writer.metadata_type.itemsize))
+        writer.metadata_sm = rows
         allocator = MemoryAllocator(writer.fname, writer.data_region_start, page)
         done = multiprocessing.Value("Q", 0)
         worker_job_indexed_dataset(
@@ -194,4 +177,4 @@ def write_beton(shards: Path, manifest: Manifest, out: Path, advance: Callable[[
     return page
 
 
-COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

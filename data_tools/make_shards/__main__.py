@@ -1,9 +1,8 @@
-"""`python data_tools/make_shards` is `motionmae shards make`, and needs no installation."""
+"""Run `motionmae shards make` without installation, as `python data_tools/make_shards`."""
 
 import sys
 from pathlib import Path
 from runpy import run_path
 
-if __name__ == "__main__":
-    sys.argv[1:1] = ["shards", "make"]
-    run_path(str(Path(__file__).resolve().parents[2] / "motionmae"), run_name="__main__")
+sys.argv[1:1] = ["shards", "make"]
+run_path(str(Path(__file__).resolve().parents[2] / "motionmae"), run_name="__main__")

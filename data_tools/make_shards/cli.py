@@ -1,28 +1,31 @@
 """Command line of make_shards."""
 
 import argparse
-import contextlib
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.progress import TextColumn
+from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
+from data_tools.make_shards.records import Counts, load_finished
 from data_tools.make_shards.retry import begin_retry, end_retry
-from data_tools.make_shards.shard_plan import ShardPlan, check_library_versions, make_plan, write_or_check_plan
-from data_tools.make_shards.write import QUARANTINE, Counts, finish, finished_entries, lock_output, write_shards
-from data_tools.reporting import progress_bar, write_json
-from motionmae.commands.app import Command
-from motionmae.data.open_shards import load_manifest
+from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
+from data_tools.make_shards.write import finish, write_shards
+from data_tools.quarantine import QUARANTINE
+from data_tools.reporting import progress_bar
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import Manifest
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import write_json
+from motionmae.screen import TaskText
+from motionmae.text import printable, say
 
 _DESCRIPTION = """\
 Decode the videos of one split of a data set into WebDataset shards of JPEG frames.
@@ -74,18 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
     other = parser.add_argument_group("failures and output").add_argument
     other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
-    other("--retry", action="store_true", help="try quarantined videos again")
+    other("--retry", action="store_true", help="try quarantined videos again; stored samples stay")
     other("--strict", action="store_true", help="exit with status 3 if a video is quarantined")
-    other("--json", type=output_file, metavar="FILE", help="also write the figures of the summary as JSON")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped: finished shards stay in {arguments.out}, and the same command continues after them"
-        ) from None
+    add_json_argument(parser, "videos", "quarantined", "seconds", content="figures of the summary")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -95,110 +89,81 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.workers < 1 or options.timeout < 1:
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
-    frames = FrameSettings(**{item.name: getattr(options, item.name) for item in fields(FrameSettings)})
-    split = read_split(options.dataset, options.videos, options.annotations, options.split, exclude=options.out)
-    plan = make_plan(options.dataset, split, frames, options.seed, options.samples_per_shard)
-    write_or_check_plan(plan, options.out)
-    return _write_part(plan, options) if options.part else _write_all(plan, options)
-
-
-def _write_all(plan: ShardPlan, options: argparse.Namespace) -> int:
-    with lock_output(options.out):
-        if options.retry:
-            check_library_versions(plan, options.out)
-            count = begin_retry(plan, options.out)
-            print("retry: continues" if count is None else f"retry: {count} shards lack a video and are made again")
-        started, seconds = time.monotonic(), 0.0
-        manifest = _load_finished(plan, options.out)
-        if manifest:
-            print(f"{options.out} is complete: {_describe(manifest)}; nothing to do")
-            total = write_shards(plan, options.out, options.workers, options.timeout) if options.json else None
-        else:
-            check_library_versions(plan, options.out)
-            with _show_progress(plan.split.name, plan.num_videos) as show:
-                total = write_shards(plan, options.out, options.workers, options.timeout, show)
-            manifest = finish(plan, options.out, total)
-            seconds = time.monotonic() - started
-            print(_summary(plan.split, manifest, total, options.out, seconds))
-        if options.json and total:
-            _write_figures(options.json, total, manifest.samples, len(manifest.shards), seconds)
-        end_retry(options.out)
-    if not manifest.samples:
-        raise UserError(f"none of the {plan.num_videos} videos could be stored: see {options.out / QUARANTINE}")
-    return 3 if options.strict and manifest.quarantined else 0
-
-
-def _load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
-    """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
+    frames = FrameSettings(**{item.name: getattr(arguments, item.name) for item in fields(FrameSettings)})
+    dataset, out = arguments.dataset, arguments.out
     try:
-        manifest = load_manifest(out)
-    except UserError:
-        return None
-    return manifest if manifest.shards == finished_entries(plan, out) else None
+        split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
+        plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)
+        write_or_check_plan(plan, out)
+        return _write(plan, arguments)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
 
 
-def _write_part(plan: ShardPlan, options: argparse.Namespace) -> int:
-    """Write the shards of one part. A later run without --part finds these shards and writes the manifest."""
-    number, parts = options.part
-    part = plan.part(number, parts)
-    with lock_output(options.out, options.part):
-        if options.retry:
-            check_library_versions(plan, options.out)
-            begin_retry(part, options.out, options.part)
-        if finished_entries(part, options.out) is None:
-            check_library_versions(plan, options.out)
-        started = time.monotonic()
-        with _show_progress(f"{plan.split.name} {number}/{parts}", part.num_videos) as show:
-            total = write_shards(part, options.out, options.workers, options.timeout, show)
-        end_retry(options.out, options.part)
+def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
+    """Write all shards and the manifest, or with --part only the shards of the part; return the exit status."""
+    out, part = arguments.out, arguments.part
+    planned = plan.part(*part) if part else plan
+    name = f"{plan.split.name} {part[0]}/{part[1]}" if part else plan.split.name
+    started = time.monotonic()
+    with lock_output(out, part):
+        if arguments.retry:
+            count = begin_retry(planned, out, part)
+            again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
+            say(f"retry: {again}; their stored samples are kept")
+        finished = None if part else load_finished(plan, out)
+        with progress_bar(TaskText("details")) as bar:
+            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
+            total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
+        manifest = None if part else finished or finish(plan, out, total)
+        end_retry(out, part)
     seconds = time.monotonic() - started
-    print(
-        f"part {number}/{parts}: {total.stored} videos in {len(part.shards)} of {len(plan.shards)} shards, "
-        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
-        "when all parts are made, run the same command without --part"
-    )
-    if options.json:
-        _write_figures(options.json, total, total.stored, len(part.shards), seconds)
-    return 3 if options.strict and total.quarantine else 0
+    if manifest is None:
+        say(
+            f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
+            f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
+            "when all parts are made, run the same command without --part"
+        )
+        for line in _remarks(plan.split, total):
+            _say(line)
+    elif finished:
+        say(f"{out} is complete: {_describe(manifest)}; nothing to do")
+    else:
+        for line in _summary(plan.split, manifest, total, out, seconds):
+            _say(line)
+    if arguments.json:
+        figures = {
+            "videos": total.videos,
+            "samples": total.stored,
+            "quarantined": dict(total.reasons),
+            "shards": len(manifest.shards if manifest else planned.shards),
+            "frames": total.frames,
+            "bytes": total.bytes,
+            "seconds": round(seconds, 3),
+        }
+        write_json(arguments.json, figures)
+    if manifest and not manifest.samples:
+        raise UserError(f"none of the {plan.num_videos} videos could be stored: see {out / QUARANTINE}")
+    return 3 if arguments.strict and total.quarantine else 0
 
 
-@contextlib.contextmanager
-def _show_progress(name: str, videos: int) -> Iterator[Callable[[Counts], None]]:
-    with progress_bar(TextColumn("{task.fields[details]}")) as bar:
-        task = bar.add_task(name, total=videos, details="")
-
-        def show(counts: Counts) -> None:
-            speed = bar.tasks[task].speed
-            details = [f"{speed:.1f} videos/s"] if speed else []
-            details.append(decimal(counts.bytes))
-            if counts.quarantine:
-                details.append(f"{len(counts.quarantine)} quarantined")
-            bar.update(task, completed=counts.videos, details="  ".join(details))
-
-        yield show
-
-
-def _write_figures(path: Path, total: Counts, samples: int, shards: int, seconds: float) -> None:
-    figures = {
-        "videos": total.videos,
-        "samples": samples,
-        "quarantined": dict(total.reasons),
-        "shards": shards,
-        "frames": total.frames,
-        "bytes": total.bytes,
-        "seconds": round(seconds, 3),
-    }
-    write_json(path, figures)
+def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
+    speed = bar.tasks[task].speed
+    details = [f"{speed:.1f} videos/s"] if speed else []
+    details.append(decimal(counts.bytes))
+    if counts.quarantine:
+        details.append(f"{len(counts.quarantine)} quarantined")
+    bar.update(task, completed=counts.videos, details="  ".join(details))
 
 
 def _describe(manifest: Manifest) -> str:
     return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> str:
+def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
         f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
         f"{seconds:.1f} s",
@@ -207,17 +172,31 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
     if total.quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
         lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
+    return [*lines, *_remarks(split, total)]
+
+
+def _remarks(split: Split, total: Counts) -> list[str]:
+    """Return what a user should know about single videos."""
+    lines = []
+    if total.kept:
+        lines.append(f"kept:         {_names(total.kept)}, as stored before; their videos are gone or give no better")
+    if total.set_aside:
+        lines.append(f"set aside:    {_names(total.set_aside)}, damaged shards with videos that are gone")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
     if split.skipped:
         lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
-    lines.extend(f"note:         {note}" for note in split.notes)
+    return [*lines, *(f"note:         {note}" for note in split.notes)]
+
+
+def _say(line: str) -> None:
     wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_on_hyphens=False, break_long_words=False)
-    return "\n".join(wrapper.fill(line) for line in lines)
+    for part in wrapper.wrap(printable(line)):
+        say(part)
 
 
 def _names(paths: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in sorted(paths)[:limit])
+    shown = ", ".join(sorted(paths)[:limit])
     return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"
 
 

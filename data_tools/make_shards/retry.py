@@ -1,22 +1,23 @@
-"""``--retry``: make those shards again that lack a video.
+"""Begin and end ``--retry``: which shards are tried again, and a marker file until all of them are made."""
 
-The files that mark these shards as finished (``OUT/.make_shards/NAME.json``) are deleted. Then a marker file is written
-that exists until all these shards are made again. A stopped retry therefore continues instead of starting over.
-"""
-
+import re
 from pathlib import Path
 
-from data_tools.make_shards.shard_plan import STATE, ShardPlan
-from data_tools.make_shards.write import load_record, record_path
+from data_tools.make_shards.records import load_record, record_path
+from data_tools.make_shards.shard_plan import STATE, ShardPlan, check_library_versions
 from motionmae.files import write_atomically
+
+_MARKER = re.compile(r"retry(\.\d+of\d+)?", re.ASCII)
 
 
 def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
-    """Mark the shards that lack a video as not finished.
+    """Mark the shards that lack a video as unfinished. Return their number, or None if a stopped retry continues.
 
-    Returns the number of these shards, or None if a stopped retry continues. ``part`` is (number, parts).
+    A marker file exists until all these shards are made again. A stopped retry therefore does not start over. ``part``
+    is (number, parts). Raise UserError if the shards were made with different library versions.
     """
-    marker = _marker(out, part)
+    check_library_versions(plan, out)
+    marker = _retry_marker(out, part)
     if marker.exists():
         return None
     incomplete = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.counts.quarantine]
@@ -28,9 +29,10 @@ def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None)
 
 def end_retry(out: Path, part: tuple[int, int] | None = None) -> None:
     """Delete the marker file of a part; without ``part``, delete the marker files of the whole and of all parts."""
-    for path in [_marker(out, part)] if part else (out / STATE).glob("retry*"):
+    markers = [path for path in (out / STATE).iterdir() if _MARKER.fullmatch(path.name)]
+    for path in [_retry_marker(out, part)] if part else markers:
         path.unlink(missing_ok=True)
 
 
-def _marker(out: Path, part: tuple[int, int] | None) -> Path:
+def _retry_marker(out: Path, part: tuple[int, int] | None) -> Path:
     return out / STATE / ("retry" if part is None else f"retry.{part[0]}of{part[1]}")

@@ -1,13 +1,14 @@
-"""Plan the content of every shard before the first video is decoded.
+"""Plan the content of every shard before the first video is decoded, and lock the folder of the shards.
 
 Only the list of videos and the seed determine the shard of each video. The bytes of a shard do not depend on the number
 of workers, on interruptions, or on damage to other videos: a quarantined video leaves its key unused.
-``OUT/.make_shards/plan.json`` holds all settings that change the bytes. A run with different settings raises UserError.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,24 @@ import simplejpeg
 
 from data_tools.annotations import Split, VideoRecord
 from data_tools.decode import FrameSettings
+from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
+from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
+from motionmae.data.shards.publish import index_path, pending_index, temporary_path
+from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, read_limited
+from motionmae.locks import acquire
 
 STATE = ".make_shards"
-"""Folder in OUT with the plan and, for each finished shard, a file that marks the shard as finished."""
+"""Folder in OUT with ``plan.json``, locks, and a file ``NAME.json`` that marks the shard NAME as finished."""
 MAX_SAMPLES = 64
 """Default maximum of videos per shard. At short side 256, a shard of K400 then has about 400 MB."""
 MIN_SHARDS = 16
-"""By default, small data sets get smaller shards, so that there are about this many to distribute and shuffle."""
+"""Approximate minimum of shards. Small data sets get smaller shards, to have enough to distribute and shuffle."""
+_PART_LOCK = re.compile(r"lock\.\d+of(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ def make_plan(
     """
     if samples_per_shard is None:
         samples_per_shard = min(MAX_SAMPLES, -(-len(split.videos) // MIN_SHARDS))
-    if samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: choose at least 1")
+    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
+        remedy = f"choose 1 to {MAX_PER_SHARD}"
+        raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: {remedy}")
     videos = sorted(split.videos, key=lambda video: (_order_hash(seed, video), video.identity, video.label))
     keyed = [(f"{position:08d}", video) for position, video in enumerate(videos)]
     prefix = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in split.name)
@@ -83,11 +92,13 @@ def make_plan(
         PlannedShard(f"{prefix}-{number:06d}.tar", tuple(keyed[start : start + samples_per_shard]))
         for number, start in enumerate(range(0, len(keyed), samples_per_shard))
     )
+    by_name = sorted(videos, key=lambda video: (video.identity, video.label))
+    rows = [json.dumps([video.identity, video.label, video.class_name]) for video in by_name]
     settings = {
         "dataset": dataset,
         "split": split.name,
         "videos": len(videos),
-        "videos_hash": _hash_videos(split)[:16],
+        "videos_hash": hashlib.sha256("".join(rows).encode()).hexdigest()[:16],
         "seed": seed,
         "samples_per_shard": samples_per_shard,
         **asdict(frames),
@@ -106,52 +117,118 @@ def _order_hash(seed: int, video: VideoRecord) -> bytes:
     return hashlib.blake2b(f"{seed}:{video.identity}".encode(errors="surrogateescape"), digest_size=16).digest()
 
 
-def _hash_videos(split: Split) -> str:
-    digest = hashlib.sha256()
-    for video in sorted(split.videos, key=lambda video: (video.identity, video.label)):
-        digest.update(json.dumps([video.identity, video.label, video.class_name]).encode())
-    return digest.hexdigest()
+class _PlanFile(JsonModel):
+    """Content of ``plan.json``."""
+
+    settings: dict[str, Any]
+    versions: dict[str, str]
 
 
 def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
     """Write ``plan.json``, or check that an existing ``plan.json`` is equal to the plan.
 
     Raises:
-        UserError: the folder cannot be written, or its shards were planned with different settings.
+        UserError: the folder cannot be written, its shards were planned with different settings, or it holds files of
+            another origin under the names of the files that a run writes.
     """
     path = _plan_file(out)
-    content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            has_shards = (out / MANIFEST).exists() or any(out.glob("*.tar"))
-            if has_shards and not path.exists():  # another part may have written the plan just now
-                raise UserError(f"--out {out} holds shards that this command did not start: choose another folder")
+            foreign = _foreign_files(plan, out)
+            if foreign and not path.exists():  # another part may have written the plan just now
+                raise UserError(
+                    f"--out {out} holds shards that this command did not start, or files with their names "
+                    f"({foreign[0]}): choose another folder"
+                )
+            content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
             return
-        existing = json.loads(path.read_bytes())
+        refuse_differences(out, _load_plan(out).settings, plan.settings)
+        refuse_foreign_quarantine(out)
+        _refuse_foreign_manifest(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete {out} and start again") from error
-    _refuse_differences(out, existing["settings"], content["settings"])
 
 
 def check_library_versions(plan: ShardPlan, out: Path) -> None:
     """Raise UserError if library versions differ from those of the first shards. Call this before writing more."""
-    existing = json.loads(_plan_file(out).read_bytes())
-    _refuse_differences(out, existing["versions"], plan.versions)
+    refuse_differences(out, _load_plan(out).versions, plan.versions)
+
+
+def _load_plan(out: Path) -> _PlanFile:
+    path = _plan_file(out)
+    try:
+        return load_json(path, _PlanFile)
+    except InvalidJsonError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): choose another --out, or delete {out} and start again"
+        ) from error
+
+
+def _foreign_files(plan: ShardPlan, out: Path) -> list[str]:
+    """Return the names in a folder without a plan that a run would take for its own files, or replace."""
+    if not out.exists():
+        return []
+    shards = [Path(shard.name) for shard in plan.shards]
+    names_of = (index_path, pending_index, temporary_path)
+    ours = {MANIFEST, QUARANTINE, *(name_of(shard).name for shard in shards for name_of in names_of)}
+    return sorted(path.name for path in out.iterdir() if path.name in ours or path.suffix == ".tar")
+
+
+def _refuse_foreign_manifest(out: Path) -> None:
+    """Raise UserError if ``manifest.json`` is JSON of another program. One that is damaged may be made again."""
+    path = out / MANIFEST
+    try:
+        content = json.loads(read_limited(path, JSON_LIMIT))
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError):
+        content = None
+    if content is not None and not (isinstance(content, dict) and "format_version" in content):
+        raise UserError(f"{path} was not written by this program: move it away, or choose another --out")
 
 
 def _plan_file(out: Path) -> Path:
     return out / STATE / "plan.json"
 
 
-def _refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if changed:
-        before, now = (", ".join(f"{name}={str(values.get(name))[:40]}" for name in changed) for values in (old, new))
-        raise UserError(
-            f"--out {out} was started with {before}, and this run has {now}: "
-            "use the earlier values, or choose another --out"
-        )
+@contextlib.contextmanager
+def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
+
+    ``part`` is (number, parts), or None without --part. Raise UserError if such a run is writing to the folder, or if
+    the folder was started with a different number of parts.
+    """
+    with contextlib.ExitStack() as locks:
+        _lock(locks, out, "lock", shared=part is not None)
+        if part is None:  # no other run is writing, so that later runs may use a different number of parts
+            for path, _ in _part_locks(out):
+                path.unlink()
+        else:
+            name = f"lock.{part[0]}of{part[1]}"
+            _lock(locks, out, name, shared=False)
+            if others := {parts for _, parts in _part_locks(out)} - {str(part[1])}:
+                (out / STATE / name).unlink()
+                raise UserError(
+                    f"{out} was started in {others.pop()} parts, but --part names one of {part[1]}: use the "
+                    "first number, or leave --part out"
+                )
+        yield
+
+
+def _part_locks(out: Path) -> list[tuple[Path, str]]:
+    """Return the lock files of parts, each with its number of parts."""
+    matches = [(path, _PART_LOCK.fullmatch(path.name)) for path in (out / STATE).iterdir()]
+    return [(path, match[1]) for path, match in matches if match]
+
+
+def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
+    path = out / STATE / name
+    try:
+        file = locks.enter_context(path.open("a+"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
+    with contextlib.suppress(OSError):  # the network disk does not support locks
+        if not acquire(file, shared=shared):
+            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")

@@ -1,20 +1,19 @@
 """Write the planned shards with one thread per open shard, and decoding processes that the threads share.
 
-There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk.
-
-The file ``OUT/.make_shards/NAME.json`` marks a shard as finished and is written after the shard. When a killed run is
-restarted, it continues with the unfinished shards. ``manifest.json`` is written last.
+There is one more thread than processes, so that all processes decode while a thread flushes a shard to a slow disk. A
+restarted run continues with the shards that are not marked as finished. ``manifest.json`` is written last. A shard that
+is made again keeps its samples if their originals are gone or give no better ones.
 """
 
 import contextlib
 import errno
-import json
+import itertools
+import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,115 +22,15 @@ from typing import Any
 from data_tools.annotations import VideoRecord
 from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
-from data_tools.make_shards.shard_plan import STATE, PlannedShard, ShardPlan
-from motionmae.data.shards.format import ShardEntry, ShardWriter, index_path, shard_is_complete
+from data_tools.make_shards.records import Counts, ShardRecord, finished_entries, load_record, save_record
+from data_tools.make_shards.shard_plan import PlannedShard, ShardPlan, check_library_versions
+from data_tools.quarantine import write_quarantine
+from motionmae.data.shards.format import ShardWriter, load_index, shard_is_complete
 from motionmae.data.shards.manifest import MANIFEST, EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards.stored_samples import StoredSample, StoredSamples
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
-from motionmae.locks import acquire
-
-QUARANTINE = "quarantine.jsonl"
-"""File with one row (path, reason, error) for each video that could not be stored."""
 
 _PROGRESS_SECONDS = 0.1
-
-
-@dataclass
-class Counts:
-    """Progress of a shard or of the whole data set."""
-
-    videos: int = 0  # processed videos, stored or not
-    frames: int = 0  # stored frames
-    bytes: int = 0  # bytes of the stored frames
-    damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
-    quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
-
-    @property
-    def stored(self) -> int:
-        return self.videos - len(self.quarantine)
-
-    @property
-    def reasons(self) -> Counter[str]:
-        return Counter(row["reason"] for row in self.quarantine)
-
-    def add(self, other: "Counts") -> None:
-        self.videos += other.videos
-        self.frames += other.frames
-        self.bytes += other.bytes
-        self.damaged.extend(other.damaged)
-        self.quarantine.extend(other.quarantine)
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """Content of ``OUT/.make_shards/NAME.json``, the file that marks a shard as finished."""
-
-    counts: Counts
-    entry: ShardEntry | None  # manifest entry; None if none of the videos could be stored
-
-    def write(self, path: Path) -> None:
-        content = {"counts": vars(self.counts), "entry": self.entry and vars(self.entry)}
-        write_atomically(path, json.dumps(content, sort_keys=True).encode(), unique=False)
-
-
-def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
-    """Load the record of a finished shard. Return None if the shard is not finished or has changed since."""
-    try:
-        content = json.loads(record_path(out, shard).read_bytes())
-        entry = content["entry"] and ShardEntry(**content["entry"])
-        record = ShardRecord(Counts(**content["counts"]), entry)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return record if entry is None or shard_is_complete(out / shard.name, entry) else None
-
-
-def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
-    """Return the manifest entries of all planned shards, or None if a shard is missing or damaged."""
-    records = [load_record(out, shard) for shard in plan.shards]
-    if None in records:
-        return None
-    return tuple(record.entry for record in records if record and record.entry)
-
-
-def record_path(out: Path, shard: PlannedShard) -> Path:
-    return out / STATE / f"{Path(shard.name).stem}.json"
-
-
-@contextlib.contextmanager
-def lock_output(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
-    """Lock the folder against runs that write the same part, and against runs without --part while a part is written.
-
-    ``part`` is (number, parts), or None without --part. Raises UserError if such a run is writing to the folder, or if
-    the folder was started with a different number of parts.
-    """
-    with contextlib.ExitStack() as locks:
-        _lock(locks, out, "lock", shared=part is not None)
-        if part is None:  # no other run is writing, so that later runs may use a different number of parts
-            for path in (out / STATE).glob("lock.*of*"):
-                path.unlink()
-        else:
-            number, parts = part
-            name = f"lock.{number}of{parts}"
-            _lock(locks, out, name, shared=False)
-            counts = {path.name.rpartition("of")[2] for path in (out / STATE).glob("lock.*of*")}
-            if others := counts - {str(parts)}:
-                (out / STATE / name).unlink()
-                raise UserError(
-                    f"{out} was started in {others.pop()} parts, and this is one of {parts}: use the same number, or "
-                    "run the command without --part"
-                )
-        yield
-
-
-def _lock(locks: contextlib.ExitStack, out: Path, name: str, shared: bool) -> None:
-    path = out / STATE / name
-    try:
-        file = locks.enter_context(path.open("a+"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): choose a folder that you may write to") from error
-    with contextlib.suppress(OSError):  # the network disk does not support locks
-        if not acquire(file, shared=shared):
-            raise UserError(f"another make_shards is writing to {out}: wait for it, or stop it")
 
 
 def write_shards(
@@ -140,32 +39,38 @@ def write_shards(
     workers: int,
     stall_timeout: float,
     on_progress: Callable[[Counts], None] = lambda counts: None,
+    retry: bool = False,
 ) -> Counts:
     """Write every planned shard that is not finished.
+
+    A sample that a shard holds already is never lost: it stays if its original is gone, fails or gives fewer frames.
 
     Args:
         workers: number of decoding processes.
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times per second in the calling thread.
+        retry: copy the sound samples of complete shards, and decode the other videos only.
 
-        Returns the counts over all planned shards, including shards that were finished before. Raises UserError if the
-        folder cannot be written, for example because the disk is full. KeyboardInterrupt is raised after the processes
-        have ended; finished shards are kept.
+    Returns:
+        The counts over all planned shards, including shards that were finished before.
+
+    Raises:
+        UserError: the folder cannot be written, for example because the disk is full, or earlier shards were made with
+            different library versions.
+        KeyboardInterrupt: after Ctrl-C, when the processes have ended. Finished shards are kept.
     """
     total = Counts()
-    pending: list[PlannedShard] = []
-    for shard in plan.shards:
-        record = load_record(out, shard)
-        if record is None:
-            pending.append(shard)
-        else:
-            total.add(record.counts)
+    records = [load_record(out, shard) for shard in plan.shards]
+    for record in filter(None, records):
+        total.add(record.counts)
+    pending = [shard for shard, record in zip(plan.shards, records, strict=True) if record is None]
     if pending:
-        (out / MANIFEST).unlink(missing_ok=True)  # a manifest would mark the folder as complete
+        check_library_versions(plan, out)
     decoders = [DecodeWorker(plan.frames, stall_timeout) for _ in range(min(workers, len(pending)))]
-    writer = _Writer(plan, out, decoders, total)
+    writer = _Writer(plan, out, decoders, total, retry)
     resource_tracker.ensure_running()  # its start unblocks Ctrl-C in the thread that starts it
-    with ThreadPoolExecutor(workers + 1, initializer=_block_interrupts) as pool:
+    block_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit the mask
+    with ThreadPoolExecutor(workers + 1, initializer=block_interrupts) as pool:
         futures = [pool.submit(writer.write, shard) for shard in pending]
         try:
             while wait(futures, _PROGRESS_SECONDS, FIRST_EXCEPTION).not_done and not any(map(_failure, futures)):
@@ -176,18 +81,11 @@ def write_shards(
                 decoder.stop()
     for failure in filter(None, map(_failure, futures)):
         if isinstance(failure, OSError):  # an error of the disk of OUT; videos with errors are quarantined
-            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this"
-            raise UserError(
-                f"{out} cannot be written ({failure}): {remedy} and run the same command again"
-            ) from failure
+            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "repair the disk"
+            raise UserError(f"{out} cannot be written ({failure}): {remedy} and repeat the command") from failure
         raise failure
     on_progress(total)
     return total
-
-
-def _block_interrupts() -> None:
-    """Block Ctrl-C in a writer thread. The decoding processes that it starts inherit the mask."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _failure(future: "Future[None]") -> BaseException | None:
@@ -198,48 +96,112 @@ def _failure(future: "Future[None]") -> BaseException | None:
     return None if isinstance(error, WorkerStopped) else error
 
 
+class _NothingNew(Exception):  # noqa: N818 - a reason, not an error
+    """The old shard has all that the new one would have."""
+
+
 class _Writer:
     """Writer of shards, with decoding processes that its threads share."""
 
-    def __init__(self, plan: ShardPlan, out: Path, decoders: Sequence[DecodeWorker], total: Counts):
-        self._plan, self._out, self._total = plan, out, total
+    def __init__(self, plan: ShardPlan, out: Path, decoders: Sequence[DecodeWorker], total: Counts, retry: bool):
+        self._plan, self._out, self._total, self._retry = plan, out, total, retry
         self._total_lock = threading.Lock()
         self._idle: SimpleQueue[DecodeWorker] = SimpleQueue()
         for decoder in decoders:
             self._idle.put(decoder)
 
     def write(self, shard: PlannedShard) -> None:
-        counts = Counts()
-        path = self._out / shard.name
-        with ShardWriter(path, self._plan.encoding) as writer:
+        """Write a shard beside the old one, which it replaces if a sample is new, and whose samples it keeps."""
+        path, counts, new = self._out / shard.name, Counts(), 0
+        old = StoredSamples(path)
+        known = load_index(path)[0] if self._retry and shard_is_complete(path) else None
+        with contextlib.suppress(_NothingNew), ShardWriter(path, self._plan.encoding) as writer:
             for key, video in shard.videos:
-                added = self._write_video(writer, key, video)
+                try:
+                    chosen = self._choose(video, old.read(key), known is not None)
+                except UndecodableVideo as error:
+                    row = {"path": video.source, "reason": error.reason.value, "error": error.detail}
+                    added = Counts(videos=1, quarantine=[row])
+                else:
+                    added = self._store(writer, key, video, chosen)
+                    new += isinstance(chosen, DecodedVideo)
+                    if isinstance(chosen, StoredSample) and not (known and _is_readable(video.path)):
+                        added.kept.append(video.source)
                 counts.add(added)
                 with self._total_lock:
                     self._total.add(added)
-        if not counts.stored:  # readers cannot use a shard without samples
-            path.unlink()
-            index_path(path).unlink()
-        ShardRecord(counts, writer.entry if counts.stored else None).write(record_path(self._out, shard))
+            is_same = known is not None and not new and counts.stored == known.samples
+            if is_same or not counts.stored:  # readers cannot use a shard without samples
+                raise _NothingNew
+            writer.flush()  # the disk may be full, and then the folder stays as it is
+            self._prepare_replacement(shard, old, counts)
+        entry = writer.entry or (known if counts.stored else None)
+        save_record(self._out, shard, ShardRecord(counts, entry))
 
-    def _write_video(self, writer: ShardWriter, key: str, video: VideoRecord) -> Counts:
+    def _choose(self, video: VideoRecord, stored: StoredSample | None, is_trusted: bool) -> DecodedVideo | StoredSample:
+        """Return the stored sample if the original gives no better one. Raises UndecodableVideo if there is neither.
+
+        A retry (``is_trusted``) does not decode the originals of sound samples, which would give the same bytes.
+        """
+        if stored and is_trusted and stored.intact and not stored.damaged_packets:
+            return stored
         try:
-            if video.path is None:
-                raise UndecodableVideo(QuarantineReason.MISSING, "the annotations name it, but the file does not exist")
-            decoded = self._decode(video.path)
-        except UndecodableVideo as error:
-            row = {"path": video.source, "reason": error.reason.value, "error": error.detail}
-            return Counts(videos=1, quarantine=[row])
-        writer.write(key, decoded.jpegs, _sample_json(video, decoded, self._plan.frames.stride), decoded.flows)
-        damaged = [video.source] if decoded.damaged_packets else []
-        return Counts(1, len(decoded.jpegs), sum(map(len, decoded.jpegs)), damaged)
+            decoded = self._decode(video)
+        except UndecodableVideo:
+            if stored is None:
+                raise
+            return stored
+        return stored if stored and _is_better(stored, decoded) else decoded
 
-    def _decode(self, path: Path) -> DecodedVideo:
+    def _store(self, writer: ShardWriter, key: str, video: VideoRecord, chosen: DecodedVideo | StoredSample) -> Counts:
+        damaged = [video.source] if chosen.damaged_packets else []
+        if isinstance(chosen, StoredSample):
+            writer.copy(key, chosen.members, chosen.meta)
+            return Counts(1, chosen.meta["frames"], chosen.frame_bytes, damaged)
+        writer.write(key, chosen.jpegs, _sample_json(video, chosen, self._plan.frames.stride), chosen.flows)
+        return Counts(1, len(chosen.jpegs), sum(map(len, chosen.jpegs)), damaged)
+
+    def _prepare_replacement(self, shard: PlannedShard, old: StoredSamples, counts: Counts) -> None:
+        """Delete the manifest, which would mark the folder as complete, and set a shard aside that loses a sample."""
+        refused = {row["path"] for row in counts.quarantine}
+        if any(old.may_hold(key) for key, video in shard.videos if video.source in refused):
+            name = _set_aside(self._out / shard.name)
+            with self._total_lock:
+                self._total.set_aside.append(name)
+        (self._out / MANIFEST).unlink(missing_ok=True)
+
+    def _decode(self, video: VideoRecord) -> DecodedVideo:
+        if video.path is None:
+            raise UndecodableVideo(QuarantineReason.MISSING, "the annotations name it, but the file does not exist")
         decoder = self._idle.get()
         try:
-            return decoder.decode(path)
+            return decoder.decode(video.path)
         finally:
             self._idle.put(decoder)
+
+
+def _is_better(stored: StoredSample, decoded: DecodedVideo) -> bool:
+    """Return whether a stored sample has more of its video than the original gives now."""
+    now, before = decoded, stored
+    return before.intact and (before.source_frames, -before.damaged_packets) > (now.source_frames, -now.damaged_packets)
+
+
+def _is_readable(path: Path | None) -> bool:
+    try:
+        return path is not None and os.access(path, os.R_OK) and path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _set_aside(shard: Path) -> str:
+    """Keep a damaged shard under a new name, and return the name."""
+    names = (f"{shard.name}.damaged{number or ''}" for number in itertools.count())
+    kept = next(path for path in map(shard.with_name, names) if not os.path.lexists(path))
+    try:
+        kept.hardlink_to(shard)
+    except OSError:  # the disk has no hard links
+        shard.rename(kept)
+    return kept.name
 
 
 def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict[str, Any]:
@@ -261,26 +223,25 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
-    """Write ``quarantine.jsonl``, then ``manifest.json``. Raises UserError if a shard is missing or damaged."""
+    """Write ``quarantine.jsonl``, then ``manifest.json``.
+
+    Raises:
+        UserError: a shard is missing or damaged, or was made with different library versions.
+    """
+    check_library_versions(plan, out)
     entries = finished_entries(plan, out)
     if entries is None:
-        raise UserError(f"finished shards of {out} have changed during this run: run the same command again")
+        raise UserError(f"finished shards of {out} have changed during this run: repeat the command")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
-    lines = [json.dumps({name: row[name] for name in ("path", "reason", "error")}) + "\n" for row in rows]
-    write_atomically(out / QUARANTINE, "".join(lines).encode(), unique=False)
+    write_quarantine(out, rows)
     frames, split = plan.frames, plan.split
+    window = frames.window if frames.clips else 0
     manifest = Manifest(
         dataset=plan.dataset,
         split=split.name,
         class_names=split.class_names,
         encoder=EncoderSettings(
-            frames.short_side,
-            frames.quality,
-            frames.stride,
-            frames.clips,
-            frames.flow,
-            plan.encoding,
-            frames.window if frames.clips else 0,
+            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding, window
         ),
         shards=entries,
         quarantined=len(rows),

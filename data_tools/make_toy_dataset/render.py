@@ -21,7 +21,7 @@ SHAKE = 1.5
 
 @dataclass(frozen=True)
 class _Shape:
-    """A shape, and its state in every frame."""
+    """Shape with its state in every frame."""
 
     track: Track
     corners: np.ndarray[tuple[int, int], np.dtype[np.float64]]

@@ -1,29 +1,40 @@
-"""Merge several folders of shards into one. Shards are hard links, and are copied only if the disk has no links."""
+"""Merge several folders of shards into one."""
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_tools.quarantine import QUARANTINE, read_quarantine, refuse_foreign_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, write_index
+from motionmae.data.shards.format import ShardEntry, check_size, load_index, write_index
 from motionmae.data.shards.manifest import MANIFEST, Manifest, write_manifest
+from motionmae.data.shards.publish import current_index
 from motionmae.errors import UserError
-from motionmae.files import atomic_path, sync_folder, write_atomically
+from motionmae.files import atomic_path, sync, temporary_of, write_atomically
+from motionmae.text import say
+
+_SHARD_NAMES = r"merged-\d{6}\.(?:tar|idx\.json)"
+_LAST_NAMES = rf"{re.escape(QUARANTINE)}|{re.escape(MANIFEST)}"  # written after the shards
+_SHARD = re.compile(rf"{_SHARD_NAMES}|{temporary_of(_SHARD_NAMES)}", re.ASCII)
+_LAST = re.compile(rf"{_LAST_NAMES}|{temporary_of(_LAST_NAMES)}", re.ASCII)
+"""Names that merge writes, also those that a killed merge left."""
+
+_DESCRIPTION = """\
+Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
+new shards are hard links. They are copies if the new folder is on another disk, or if the disk has no links."""
 
 _EXAMPLES = """\
 examples:
   motionmae shards merge data/toy/train data/toy/val --out data/toy/all
-  motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels
-
-The folders must have the same frame settings. Shards are linked under a new name, or copied to another disk. The merged
-folders do not change."""
+  motionmae shards merge data/k400/train data/ssv2/train --out data/hybrid --without-labels"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         merged = merge(folders, out, arguments.without_labels)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): choose another --out, or free space") from error
-    print(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
+    say(f"{out}: {merged.samples} samples in {len(merged.shards)} shards of {len(folders)} folders")
     return 0
 
 
@@ -57,29 +68,26 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     manifests = [load_manifest(folder) for folder in folders]
     _check_compatible(folders, manifests, without_labels)
     shards = [(folder, entry) for folder, one in zip(folders, manifests, strict=True) for entry in one.shards]
-    _refuse_duplicates(shards)
+    paths: dict[str, Path] = {}
+    for folder, entry in shards:
+        path = folder / entry.name
+        if (first := paths.setdefault(entry.sha256, path)) is not path:
+            raise UserError(f"{path} and {first} are the same shard: give each folder only once")
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out} is a complete folder of shards: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    existing = sorted(out.iterdir())
-    unexpected = [path.name for path in existing if not path.name.startswith(("merged-", "quarantine.jsonl"))]
-    if unexpected:
-        raise UserError(f"--out {out} holds {unexpected[0]}, which merge did not write: choose a new folder")
-    for path in existing:  # files that a killed merge left, perhaps a merge of more folders
+    for path in _leftovers(out):
         path.unlink()
-    names = [manifest.dataset for manifest in manifests]
-    dataset, split = ("+".join(dict.fromkeys(every)) for every in (names, [one.split for one in manifests]))
     entries = tuple(
         _link(folder, entry, out / f"merged-{number:06d}.tar", without_labels)
         for number, (folder, entry) in enumerate(shards)
     )
-    sync_folder(out)
-    quarantine = b"".join(path.read_bytes() for folder in folders if (path := folder / "quarantine.jsonl").exists())
-    write_atomically(out / "quarantine.jsonl", quarantine)
+    sync(out)
+    write_atomically(out / QUARANTINE, b"".join(map(read_quarantine, folders)))
     merged = replace(
         manifests[0],
-        dataset=dataset,
-        split=split,
+        dataset="+".join(dict.fromkeys(manifest.dataset for manifest in manifests)),
+        split="+".join(dict.fromkeys(manifest.split for manifest in manifests)),
         class_names=() if without_labels else manifests[0].class_names,
         shards=entries,
         quarantined=sum(manifest.quarantined for manifest in manifests),
@@ -90,32 +98,35 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
     return merged
 
 
-def _refuse_duplicates(shards: Sequence[tuple[Path, ShardEntry]]) -> None:
-    seen: dict[str, Path] = {}
-    for folder, entry in shards:
-        path = folder / entry.name
-        if first := seen.get(entry.sha256):
-            raise UserError(f"{path} and {first} are the same shard: give every folder once")
-        seen[entry.sha256] = path
+def _leftovers(out: Path) -> list[Path]:
+    """Return the files that a killed merge left, perhaps a merge of more folders. Other files raise UserError.
+
+    The shards come last, because the other files are ours only beside shards.
+    """
+    existing = sorted(out.iterdir())
+    shards = [path for path in existing if _SHARD.fullmatch(path.name)]
+    for path in existing:
+        is_ours = path in shards or (shards and _LAST.fullmatch(path.name))
+        if not is_ours or path.is_dir():
+            raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
+    refuse_foreign_quarantine(out)
+    return [path for path in existing if path not in shards] + shards
 
 
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
-        for name, expected, actual in (
-            ("frame settings", first.encoder, manifest.encoder),
-            ("library versions", dict(first.versions), dict(manifest.versions)),
-        ):
-            if expected != actual:
-                raise UserError(
-                    f"{folders[0]} and {folder} differ in {name} ({expected}; {actual}): make one of them again"
-                )
+        pair = f"{folders[0]} and {folder}"
+        for name, title in {"encoder": "frame settings", "versions": "library versions"}.items():
+            expected, found = getattr(first, name), getattr(manifest, name)
+            if found != expected:
+                raise UserError(f"{pair} differ in {title} ({expected}; {found}): make one of the folders again")
         if manifest.class_names != first.class_names and not without_labels:
-            raise UserError(f"{folders[0]} and {folder} have different classes: merge them with --without-labels")
+            raise UserError(f"{pair} have different classes: merge them with --without-labels")
 
 
 def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> ShardEntry:
-    """Link or copy a shard to its new name, write its index, and return its manifest entry."""
+    """Link or copy the shard of ``entry`` to the name ``to``, write its index, and return the new manifest entry."""
     source = folder / entry.name
     _, columns = load_index(source, entry)
     check_size(source, entry)
@@ -123,12 +134,12 @@ def _link(folder: Path, entry: ShardEntry, to: Path, without_labels: bool) -> Sh
     try:
         os.link(source, to)
     except OSError:  # the folders are on different disks, or the disk has no hard links
-        with atomic_path(to, unique=False) as temporary:
+        with atomic_path(to) as temporary:
             shutil.copyfile(source, temporary)
-    content = json.loads(index_path(source).read_bytes()) | {"name": to.name}
+    content = json.loads(current_index(source).read_bytes()) | {"name": to.name}
     if without_labels:
         content["columns"] = columns | {"label": [-1] * entry.samples}
     return write_index(to, content)
 
 
-COMMAND = Command(add_arguments, run, description=__doc__ or "", epilog=_EXAMPLES)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)

@@ -1,11 +1,12 @@
 """Draw a contact sheet of a folder of shards: one row per video, with frames from first to last, class and file."""
 
 import argparse
-import hashlib
 from pathlib import Path
+from random import Random
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
@@ -13,7 +14,9 @@ from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
-from motionmae.files import output_ending, write_atomically
+from motionmae.files import atomic_path
+from motionmae.outputs import SIGNATURE, output_argument, signed
+from motionmae.text import printable, say
 
 _EXAMPLES = """\
 examples:
@@ -28,7 +31,7 @@ _GAP = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    picture = output_ending(".png", ".jpg", ".jpeg", ".webp")
+    picture = output_argument(signed, ".png", ".jpg", ".jpeg", ".webp")
     parser.add_argument("--out", type=picture, default="preview.png", help="picture to write (%(default)s)")
     parser.add_argument("--videos", type=int, default=12, help="number of rows (%(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="frames per row (%(default)s)")
@@ -41,24 +44,31 @@ def run(arguments: argparse.Namespace) -> int:
     if min(arguments.videos, arguments.frames) < 1 or arguments.height < 16:
         raise UserError("--videos and --frames must be at least 1, and --height at least 16")
     sheet = contact_sheet(arguments.shards, arguments.videos, arguments.frames, arguments.height, arguments.seed)
-    _, content = cv2.imencode(arguments.out.suffix, sheet[:, :, ::-1])
     try:
-        write_atomically(arguments.out, content.tobytes())
+        write_picture(arguments.out, sheet)
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written ({error}): choose another file") from error
-    print(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
+    say(f"{arguments.out}: {sheet.shape[1]} x {sheet.shape[0]} pixels")
     return 0
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a PNG, JPEG or WebP, according to the extension of ``path``."""
+    notes = Image.Exif()
+    notes[ExifTags.Base.Software] = SIGNATURE
+    form = Image.registered_extensions()[path.suffix]
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, form, exif=notes, quality=95)
 
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
     """Draw ``frames`` evenly spaced frames of ``videos`` random videos: uint8 RGB (height, width, 3)."""
     reader = open_reader(folder, load_manifest(folder))
-    order = sorted(
-        range(reader.manifest.samples), key=lambda sample: hashlib.sha256(f"{seed}:{sample}".encode()).digest()
-    )
-    rows = [_draw_video(reader, sample, frames, height) for sample in order[:videos]]
-    if not rows:
+    samples = reader.manifest.samples
+    if not samples:
         raise UserError(f"{folder} holds no samples: see its quarantine.jsonl for the reasons")
+    chosen = Random(seed).sample(range(samples), min(videos, samples))
+    rows = [_draw_video(reader, sample, frames, height) for sample in chosen]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     return np.concatenate(padded)
@@ -72,12 +82,11 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
         cv2.resize(decode_frame(jpeg, meta), (width, height), interpolation=cv2.INTER_AREA)
         for jpeg in reader.read_frames(sample, chosen)
     ]
-    strip = np.concatenate(
-        [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures], 1
-    )
+    padded = [np.pad(picture, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures]
+    strip = np.concatenate(padded, axis=1)
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
     text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
-    plain = text.encode("ascii", "replace").decode()  # OpenCV can draw only ASCII
+    plain = printable(text).encode("ascii", "backslashreplace").decode()  # OpenCV can draw only ASCII
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 

@@ -1,24 +1,27 @@
 """Print figures of a folder of shards: samples, frames, durations, sizes, classes, quarantined videos."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
-from data_tools.reporting import damage_as_user_error, write_json
-from motionmae.commands.app import Command
+from data_tools.quarantine import read_quarantine
+from data_tools.reporting import damage_as_user_error
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
-from motionmae.files import output_ending, output_file
+from motionmae.files import atomic_path, write_json
+from motionmae.json_text import InvalidJsonError, parse_json
+from motionmae.outputs import SIGNATURE, output_argument, signed
+from motionmae.screen import Table, show
+from motionmae.text import picture_text, say
 
 _EXAMPLES = """\
 examples:
@@ -28,8 +31,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
-    picture = output_ending(".png", ".pdf", ".svg")
+    add_json_argument(parser, "bytes_per_frame", "seconds_per_video")
+    picture = output_argument(signed, ".png", ".pdf", ".svg")
     parser.add_argument("--picture", type=picture, metavar="FILE", help="draw the number of videos per class")
     parser.add_argument("--classes", type=int, default=20, help="maximum number of classes to print (%(default)s)")
 
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @damage_as_user_error()
 def run(arguments: argparse.Namespace) -> int:
     figures = collect(arguments.shards, load_manifest(arguments.shards))
-    show(figures, arguments.shards, arguments.classes)
+    print_tables(figures, arguments.shards, arguments.classes)
     if arguments.json:
         write_json(arguments.json, figures)
     if arguments.picture:
@@ -46,14 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Compute statistics from the indexes of the shards.
+    """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
-    Returns:
-        samples, labelled, quarantined (by reason), shards, bytes, frames, bytes_per_frame, frames_per_video,
-        seconds_per_video, fps, short_side (each smallest, median, largest), hours, classes (name -> number of videos).
-
-    Raises:
-        CorruptSample: an index is damaged.
+    A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
+    classes (name to number of videos).
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
     for shard in manifest.shards:
@@ -86,10 +85,10 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _quarantined(folder: Path) -> dict[str, int]:
     path = folder / "quarantine.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     try:
-        return dict(Counter(json.loads(line)["reason"] for line in lines))
-    except (ValueError, KeyError, TypeError) as error:
+        lines = read_quarantine(folder).splitlines()
+        return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
+    except (OSError, InvalidJsonError) as error:
         raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
 
 
@@ -98,15 +97,14 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in (min(values), median(values), max(values))] if values else []
 
 
-def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
+def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     """Print the statistics as tables. Classes are sorted by size, with a bar each."""
-    console = Console(highlight=False)
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
         table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
-    console.print(table)
+    show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
-    console.print(
+    say(
         f"{figures['samples']} videos ({figures['labelled']} labelled), {figures['frames']} frames, "
         f"{figures['hours']:.2f} hours, {decimal(figures['bytes'])} in {figures['shards']} shards, "
         f"{decimal(figures['bytes_per_frame'])} a frame; quarantined: {quarantined}"
@@ -118,9 +116,9 @@ def show(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     bars = Table("class", "videos", "", title=f"{len(classes)} classes")
     for name, count in classes[:most_classes]:
         bars.add_row(name, str(count), "█" * round(40 * count / largest))
-    console.print(bars)
+    show(bars)
     if len(classes) > most_classes:
-        console.print(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
+        say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:
@@ -131,9 +129,13 @@ def draw_classes(figures: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(counts)), counts, width=1.0)
-    axes.set(xlabel="class, sorted by size", ylabel="videos", title=f"{figures['dataset']} {figures['split']}")
+    axes.set(
+        xlabel="class, sorted by size", ylabel="videos", title=picture_text(f"{figures['dataset']} {figures['split']}")
+    )
+    metadata = {"Software" if path.suffix == ".png" else "Creator": SIGNATURE}
     try:
-        figure.savefig(path)
+        with atomic_path(path, durable=False) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     except OSError as error:
         raise UserError(f"--picture {path} cannot be written ({error}): choose another file") from error
 

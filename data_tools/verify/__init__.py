@@ -7,8 +7,10 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from random import Random
 
 from rich.filesize import decimal
 
@@ -17,8 +19,9 @@ from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.errors import CorruptSample, Reason
-from motionmae.data.shards.format import ShardEntry, check_size, load_index, sha256_of
+from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.text import say
 
 _EXAMPLES = """\
 examples:
@@ -39,16 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = load_manifest(folder)
     faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
     for fault in faults:
-        print(f"damaged: {fault}", file=sys.stderr)
+        say(f"damaged: {fault}", file=sys.stderr)
     if faults:
         shards = sorted({fault.where.partition(":")[0] for fault in faults})
-        print(
-            f"{len(shards)} of {len(manifest.shards)} shards are damaged: copy them again from an intact folder, or "
-            f"delete them and repeat the command that made them ({', '.join(shards)})",
-            file=sys.stderr,
-        )
+        count = f"{len(shards)} of {len(manifest.shards)} shards are damaged"
+        remedy = "copy them again from an intact folder, or delete them and repeat the command that made them"
+        say(f"{count}: {remedy} ({', '.join(shards)})", file=sys.stderr)
         return 1
-    print(
+    say(
         f"{folder} is intact: {manifest.samples} samples in {len(manifest.shards)} shards, "
         f"{decimal(sum(shard.bytes for shard in manifest.shards))} read, {time.monotonic() - started:.1f} s"
     )
@@ -56,37 +57,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
-    """Return all problems in shard order. Decodes first, middle and last frame of ``decode`` samples per shard."""
+    """Return all problems in shard order. Decode the first, middle and last frame of ``decode`` samples per shard."""
+
+    def check(entry: ShardEntry) -> list[CorruptSample]:
+        return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
+
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
-        found = pool.map(partial(_check_shard, folder, manifest, decode), manifest.shards)
-        return [fault for faults in bar.track(found, len(manifest.shards), description="checking") for fault in faults]
-
-
-def _check_shard(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
+        found = bar.track(pool.map(check, manifest.shards), len(manifest.shards), description="checking")
+        return list(chain.from_iterable(found))
 
 
 def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSample]:
     """Check every byte of a shard against its index, and the index against the manifest's ``entry`` if given.
 
-    Returns:
-        The problems found; empty if the shard is intact. If its sha256 differs, the damaged samples are listed.
-
-    Raises:
-        UserError: the shard has a different format version.
+    Return the problems: one for each damaged sample if the sha256 differs, and none if the shard is intact. Raise
+    UserError if the shard has a different format version.
     """
     try:
         indexed, columns = load_index(shard, entry)
         check_size(shard, indexed)
         with shard.open("rb") as file:
-            whole = sha256_of(file)
+            whole = hashlib.file_digest(file, "sha256").hexdigest()
             if whole == indexed.sha256:
                 return []
-            faults = []
             rows = zip(columns["key"], columns["jpgs_offset"], columns["jpgs_size"], columns["crc32"], strict=True)
-            for key, offset, size, crc in rows:
-                if zlib.crc32(os.pread(file.fileno(), size, offset)) != crc:
-                    faults.append(CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames have changed"))
+            faults = [
+                CorruptSample(Reason.CHECKSUM, f"{shard.name}:{key}", "its frames have changed")
+                for key, offset, size, crc in rows
+                if zlib.crc32(os.pread(file.fileno(), size, offset)) != crc
+            ]
     except CorruptSample as fault:
         return [fault]
     except OSError as error:
@@ -96,11 +95,10 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
 
 
 def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    """Decode frames of ``decode`` samples of a shard; return the problems. The shard's hash selects the samples."""
-    part = open_reader(folder, Manifest(**{**vars(manifest), "shards": (entry,)}))
-    order = sorted(range(entry.samples), key=lambda row: hashlib.sha256(f"{entry.sha256}:{row}".encode()).digest())
+    """Choose ``decode`` samples of a shard by its hash, decode frames of each, and return the problems."""
+    part = open_reader(folder, replace(manifest, shards=(entry,)))
     faults = []
-    for row in order[:decode]:
+    for row in Random(entry.sha256).sample(range(entry.samples), min(max(0, decode), entry.samples)):
         meta = part.read_meta(row)
         for frame in sorted({0, meta.frames // 2, meta.frames - 1}):
             try:

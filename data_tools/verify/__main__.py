@@ -1,9 +1,8 @@
-"""`python data_tools/verify` is `motionmae shards verify`, and needs no installation."""
+"""Run `motionmae shards verify` without installation, as `python data_tools/verify`."""
 
 import sys
 from pathlib import Path
 from runpy import run_path
 
-if __name__ == "__main__":
-    sys.argv[1:1] = ["shards", "verify"]
-    run_path(str(Path(__file__).resolve().parents[2] / "motionmae"), run_name="__main__")
+sys.argv[1:1] = ["shards", "verify"]
+run_path(str(Path(__file__).resolve().parents[2] / "motionmae"), run_name="__main__")

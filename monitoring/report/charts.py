@@ -1,19 +1,14 @@
-"""Charts as inline SVG, sized for a phone. Colours are CSS variables, for a light and a dark page.
+"""Geometry of the line charts, which report.html draws as inline SVG, sized for a phone."""
 
-Each chart has its numbers as JSON in ``data-chart``. The page's script shows the values under the pointer.
-"""
-
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
-WIDTH, HEIGHT = 480, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 26
-POINTS = 300
-"""Maximum points of a curve. Longer curves are averaged."""
+import numpy as np
+
+POINTS = 300  # maximum points of a curve. Longer curves are averaged.
 
 
 @dataclass(frozen=True)
@@ -23,18 +18,79 @@ class Curve:
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
-    colour: str
-    """A CSS colour."""
+    colour: str  # a CSS colour; CSS variables follow the light or dark page
     dashed: bool = False
 
 
-@dataclass(frozen=True)
-class Slice:
-    """A share of a ring chart."""
+class LineChart:
+    """Curves over steps, or stacked areas, with the coordinates at which the template draws them.
 
-    name: str
-    value: float
-    colour: str
+    Args:
+        curves: curves without a value are left out. Stacked curves share their steps and have no None.
+        marks: (step, CSS colour) of dashed vertical lines.
+        zero: start the vertical axis at 0.
+    """
+
+    frame = SimpleNamespace(width=480, height=250, left=54, right=470, top=10, bottom=224)
+    """Size of the chart, and edges of the area in which curves are drawn."""
+
+    def __init__(
+        self,
+        curves: Sequence[Curve],
+        marks: Sequence[tuple[float, str]] = (),
+        *,
+        zero: bool = False,
+        stacked: bool = False,
+    ) -> None:
+        self.curves = [thin(curve) for curve in curves if any(value is not None for value in curve.values)]
+        self.stacked = stacked
+        if not self.curves:
+            return
+        self._tops: Sequence[Sequence[float | None]] = [curve.values for curve in self.curves]
+        if stacked:
+            self._tops = np.array(self._tops, dtype=float).cumsum(axis=0).tolist()
+        known = [value for values in self._tops for value in values if value is not None]
+        low, high = (0.0 if zero or stacked else min(known)), max(known)
+        margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+        self._low, self._high = (0.0 if low == 0 else low - margin), high + margin
+        self._first = min(curve.steps[0] for curve in self.curves)
+        self._last = max(curve.steps[-1] for curve in self.curves)
+        self.ticks_across, self.ticks_up = ticks(self._first, self._last), ticks(self._low, self._high)
+        self.marks = [(step, colour) for step, colour in marks if self._first <= step <= self._last]
+
+    def x(self, step: float) -> float:
+        share = (step - self._first) / ((self._last - self._first) or 1)
+        return round(self.frame.left + share * (self.frame.right - self.frame.left), 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self._low) / (self._high - self._low)
+        return round(self.frame.bottom - share * (self.frame.bottom - self.frame.top), 1)
+
+    def paths(self) -> Iterator[tuple[Curve, str]]:
+        """Yield each curve with the SVG path of its line, or of the area down to the curve below."""
+        below: Sequence[float | None] = [self._low] * len(self.curves[0].steps)
+        for curve, values in zip(self.curves, self._tops, strict=True):
+            points = list(zip(curve.steps, values, strict=True))
+            if self.stacked:
+                points += list(zip(curve.steps, below, strict=True))[::-1]
+                below = values
+            yield curve, self._path(points) + "Z" * self.stacked
+
+    def data(self) -> dict[str, Any]:
+        """Return the numbers that the page's script shows under the pointer."""
+        curves = [[curve.name, curve.colour, curve.steps, list(map(_rounded, curve.values))] for curve in self.curves]
+        edges = {"left": self.frame.left, "right": self.frame.right, "first": self._first, "last": self._last}
+        return {**edges, "curves": curves}
+
+    def _path(self, points: Sequence[tuple[float, float | None]]) -> str:
+        words, pen = [], "M"
+        for step, value in points:
+            if value is None:
+                pen = "M"
+                continue
+            words.append(f"{pen}{self.x(step)} {self.y(value)}")
+            pen = "L"
+        return "".join(words)
 
 
 def thin(curve: Curve) -> Curve:
@@ -50,19 +106,14 @@ def thin(curve: Curve) -> Curve:
     return Curve(curve.name, steps, values, curve.colour, curve.dashed)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round numbers between ``low`` and ``high``."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    rough = span / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+def ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers between ``low`` and ``high``."""
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high] or [low]
 
 
-def short(value: float) -> str:
+def short_number(value: float) -> str:
     """Format a number in few characters: 1.2k, 0.034, 3e-05."""
     size = abs(value)
     if size >= 1e12 or 0 < size < 1e-3:
@@ -71,123 +122,6 @@ def short(value: float) -> str:
         if size >= limit:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
-
-
-def line_chart(
-    curves: Sequence[Curve], marks: Sequence[tuple[float, str]] = (), *, zero: bool = False, stacked: bool = False
-) -> str:
-    """Draw curves over steps, or stacked areas.
-
-    Args:
-        curves: curves without a value are left out. Stacked curves share their steps and have no None.
-        marks: (step, CSS colour) of dashed vertical lines.
-        zero: start the vertical axis at 0.
-    """
-    curves = [thin(curve) for curve in curves if any(value is not None for value in curve.values)]
-    if not curves:
-        return '<p class="none">nothing logged</p>'
-    tops = _stack(curves) if stacked else [curve.values for curve in curves]
-    known = [value for values in tops for value in values if value is not None]
-    low, high = (0.0 if zero or stacked else min(known)), max(known)
-    margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    low, high = (0.0 if low == 0 else low - margin), high + margin
-    first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)
-
-    def x(step: float) -> float:
-        return _LEFT + (step - first) / ((last - first) or 1) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
-
-    parts = [_grid(x, y, ticks(first, last), ticks(low, high))]
-    parts += [
-        f'<path class="mark" d="M{x(step):.1f} {_TOP}V{HEIGHT - _BOTTOM}" stroke="{colour}"/>'
-        for step, colour in marks
-        if first <= step <= last
-    ]
-    below: Sequence[float | None] = [low] * len(curves[0].steps)
-    for curve, values in zip(curves, tops, strict=True):
-        points = [(x(s), None if v is None else y(v)) for s, v in zip(curve.steps, values, strict=True)]
-        if stacked:
-            back = [(x(s), y(v or 0.0)) for s, v in zip(curve.steps, below, strict=True)][::-1]
-            parts.append(f'<path class="area" fill="{curve.colour}" d="{_path([*points, *back])}Z"/>')
-            below = values
-        else:
-            dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
-            parts.append(f'<path class="curve" stroke="{curve.colour}"{dash} d="{_path(points)}"/>')
-    data = {
-        "left": _LEFT, "right": WIDTH - _RIGHT, "first": first, "last": last,
-        "curves": [[c.name, c.colour, list(c.steps), [_rounded(v) for v in c.values]] for c in curves],
-    }  # fmt: skip
-    legend = "".join(
-        f'<span><i style="background:{curve.colour}"></i>{escape(curve.name)}</span>' for curve in curves if curve.name
-    )
-    return (
-        f'<div class="chart" data-chart="{escape(json.dumps(data, separators=(",", ":")))}">'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}'
-        f'<line class="pointer" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg><div class="tip"></div></div>'
-        f'<div class="legend">{legend}</div>'
-    )
-
-
-def donut(slices: Sequence[Slice], middle: str, below: str) -> str:
-    """Draw a ring chart with two lines of text in its middle."""
-    total = sum(part.value for part in slices) or 1.0
-    radius, parts, angle = 40.0, [], 0.0
-    around = 2 * math.pi * radius
-    for part in slices:
-        length = part.value / total * around
-        parts.append(
-            f'<circle r="{radius}" cx="60" cy="60" stroke="{part.colour}" stroke-dasharray="{length:.3f} {around:.3f}" '
-            f'stroke-dashoffset="{-angle:.3f}"><title>{escape(part.name)}: {part.value / total:.1%}</title></circle>'
-        )
-        angle += length
-    return (
-        f'<svg class="donut" viewBox="0 0 120 120" role="img"><g transform="rotate(-90 60 60)">{"".join(parts)}</g>'
-        f'<text x="60" y="61" class="big">{escape(middle)}</text><text x="60" y="74">{escape(below)}</text></svg>'
-    )
-
-
-def strip(slices: Sequence[tuple[float, float, str, str]]) -> str:
-    """Draw intervals of time on a line, as (begin, end, colour, title) in seconds from the start."""
-    total = max((end for _, end, _, _ in slices), default=1.0) or 1.0
-    blocks = "".join(
-        f'<rect x="{begin / total * 1000:.2f}" width="{max(end - begin, 0) / total * 1000:.2f}" y="0" height="26" '
-        f'fill="{colour}"><title>{escape(what)}</title></rect>'
-        for begin, end, colour, what in slices
-    )
-    return f'<svg class="strip" viewBox="0 0 1000 26" preserveAspectRatio="none" role="img">{blocks}</svg>'
-
-
-def _stack(curves: Sequence[Curve]) -> list[list[float]]:
-    total, tops = [0.0] * len(curves[0].steps), []
-    for curve in curves:
-        total = [a + (b or 0.0) for a, b in zip(total, curve.values, strict=True)]
-        tops.append(total)
-    return tops
-
-
-def _path(points: Sequence[tuple[float, float | None]]) -> str:
-    words, pen = [], "M"
-    for x, y in points:
-        if y is None:
-            pen = "M"
-            continue
-        words.append(f"{pen}{x:.1f} {y:.1f}")
-        pen = "L"
-    return "".join(words)
-
-
-def _grid(x, y, across: Sequence[float], up: Sequence[float]) -> str:  # type: ignore[no-untyped-def]
-    lines = "".join(
-        f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{short(value)}</text>'
-        for value in up
-    )
-    steps = "".join(
-        f'<text x="{x(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{short(step)}</text>' for step in across
-    )
-    return f'<g class="grid">{lines}{steps}</g>'
 
 
 def _rounded(value: float | None) -> float | None:

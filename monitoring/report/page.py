@@ -1,41 +1,197 @@
-"""The report as one self-contained HTML file."""
+"""The report as one self-contained HTML file. The template report.html escapes every text."""
 
 import time
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
+from typing import Any
 
-from monitoring.report import sections
-from monitoring.report.pictures import Picture
-from motionmae.files import write_atomically
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from monitoring.goodput import CATEGORIES, Goodput, goodput_of
+from monitoring.report.charts import Curve, LineChart, short_number
+from monitoring.report.losses import HeadLoss, last_loss, loss_table
+from monitoring.report.pictures import BORROWED, Picture
+from motionmae.config import Config, config_yaml, flat
+from motionmae.runs.events import Kind, Phase
+from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
 
-_HERE = Path(__file__).parent
+FAULTS = {
+    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
+    Kind.FAILURE: "attempt failed",
+}  # fmt: skip
+_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.OTHER)
+_CHARTS = {
+    "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",
+    "step_seconds": "Seconds a step",
+}  # fmt: skip
+"""Keys of metrics rows that every report shows, with the titles of their charts."""
 
 
-def write_report(histories: Sequence[RunHistory], out: Path, pictures: Sequence[Picture] = ()) -> None:
-    """Write the report of one run, or of several side by side, to the HTML file ``out``."""
-    write_atomically(out, render(histories, pictures).encode())
-
-
-def render(histories: Sequence[RunHistory], pictures: Sequence[Picture] = ()) -> str:
-    """Return the HTML of the page."""
-    title = " and ".join(history.name for history in histories)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">MotionMAE, {time.strftime("%Y-%m-%d %H:%M %Z")}. Dashed lines: the run was resumed.</p>',
-        *(sections.summary(history, number) for number, history in enumerate(histories)),
-        sections.curves(histories),
-        *(section(history, len(histories) > 1) for history in histories for section in sections.SECTIONS_PER_RUN),
-        sections.reconstructions(pictures),
-        sections.config_difference(histories),
-        *(sections.whole_config(history) for history in histories),
-    ]
-    style, script = ((_HERE / name).read_text() for name in ("style.css", "script.js"))
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - MotionMAE</title><style>\n{style}</style></head>\n"
-        f"<body><main>\n{body}\n</main><script>\n{script}</script></body></html>\n"
+def render(
+    histories: Sequence[RunHistory],
+    pictures: Sequence[Picture] = (),
+    losses: Sequence[HeadLoss] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the HTML of a page about one run, or about several side by side."""
+    colours = [f"var(--run{number % 7})" for number in range(len(histories))]
+    configs = {history.name: flat(history.config.model_dump()) for history in histories if history.config}
+    if len(configs) == 1 == len(histories):
+        configs = {"default": flat(Config().model_dump()), **configs}
+    return _TEMPLATES.get_template("report.html").render(
+        title=" and ".join(history.name for history in histories),
+        now=time.strftime("%Y-%m-%d %H:%M %Z"),
+        notes=notes,
+        histories=histories,
+        colours=colours,
+        goodputs=[goodput_of(history) for history in histories],
+        losses=loss_table(losses),
+        charts=_charts(histories, colours, losses),
+        pictures=pictures,
+        configs=configs,
+        config_differences=_differences(configs),
     )
+
+
+def _charts(
+    histories: Sequence[RunHistory], colours: Sequence[str], losses: Sequence[HeadLoss]
+) -> list[tuple[str, LineChart]]:
+    """Return titles and charts over the steps. Each chart shows all runs."""
+    charts = []
+    loss_keys = dict.fromkeys(key for history in histories for key in history.losses)
+    for key, title in [*((key, _loss_name(key)) for key in loss_keys), *_CHARTS.items()]:
+        values = [[row.get(key) for row in history.rows] for history in histories]
+        means = {loss.run: loss.predicting_the_mean for loss in losses if key == f"loss_{loss.head}"}
+        charts.append((title, _chart(histories, colours, values, means, zero=key in _CHARTS)))
+    with_peak = all(history.config and history.config.monitoring.peak_tflops for history in histories)
+    title = "MFU" if with_peak else "GFLOP/s of the model (set monitoring.peak_tflops for MFU)"
+    flops = [_flops(history, with_peak) for history in histories]
+    return [*charts, (title, _chart(histories, colours, flops, {}, zero=True))]
+
+
+def _chart(
+    histories: Sequence[RunHistory],
+    colours: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    means: Mapping[str, float | None],
+    *,
+    zero: bool,
+) -> LineChart:
+    """Return a chart with one curve of each run, and horizontal lines at the losses of predicting the mean."""
+    curves, marks = [], []
+    for history, colour, series in zip(histories, colours, values, strict=True):
+        if not history.rows:
+            continue
+        steps = [row["step"] for row in history.rows]
+        name = history.name if len(histories) > 1 else ""
+        curves.append(Curve(name, steps, series, colour))
+        if (mean := means.get(history.name)) is not None:
+            ends = [steps[0], steps[-1]]
+            curves.append(Curve(f"{name} predicting the mean".strip(), ends, [mean, mean], colour, dashed=True))
+        marks += [(step, colour) for step in history.resumes]
+    return LineChart(curves, marks, zero=zero)
+
+
+def _flops(history: RunHistory, with_peak: bool) -> list[float | None]:
+    """Return the MFU at each logged step, or the model's GFLOP/s if a config has no peak FLOP/s."""
+    from motionmae.planning.flops import step_flops  # imports torch
+
+    if history.config is None:
+        return [None] * len(history.rows)
+    flops, peak = step_flops(history.config).model, history.config.monitoring.peak_tflops * 1e12
+    world = {row["attempt"]: row["world"] for row in history.of(Kind.START)}
+    return [
+        row["clips_per_second"] * flops / (peak * world.get(row["attempt"], 1) if with_peak else 1e9)
+        for row in history.rows
+    ]
+
+
+def _phases(history: RunHistory) -> LineChart:
+    rows = [row for row in history.rows if "forward_seconds" in row]
+    steps = [row["step"] for row in rows]
+    areas = []
+    for phase in _PHASES:
+        seconds = [row.get(f"{phase.value}_seconds") or 0.0 for row in rows]
+        areas.append(Curve(phase.value.replace("_", " "), steps, seconds, f"var(--{phase.value})"))
+    return LineChart(areas, stacked=True)
+
+
+def _times(goodput: Goodput) -> dict[str, float]:
+    times = {"productive": goodput.productive, **goodput.badput}
+    return {category: max(seconds, 0.0) for category, seconds in times.items()}
+
+
+def _attempt_intervals(history: RunHistory) -> list[tuple[float, float, str, str]]:
+    """Return the run's intervals as (begin and end in seconds from the start, category, title)."""
+    attempts = history.attempts
+    first = attempts[0].began
+    start = min([*(row["time"] for row in history.of(Kind.SUBMITTED)), first])
+    intervals = [(start, first, "queue_wait", "in the queue")] if start < first else []
+    for number, attempt in enumerate(attempts, 1):
+        ready = attempt.ready or attempt.last_sign
+        intervals.append((attempt.began, ready, "init", f"attempt {number}: starting"))
+        steps = f"attempt {number}: steps {attempt.first_step} to {attempt.last_step}"
+        intervals.append((ready, attempt.last_sign, "productive", steps))
+    for attempt, after in pairwise(attempts):
+        for since, until, category in attempt.idle_until(after.began):
+            intervals.append((since, until, category, f"{attempt.end_text}; {CATEGORIES[category]}"))
+    return [(begin - start, end - start, category, title) for begin, end, category, title in intervals]
+
+
+def _loader_facts(history: RunHistory) -> list[tuple[str, str]]:
+    facts = []
+    if rows := [row for row in history.rows if "loader_ready" in row]:
+        waits = sorted(row["data_wait_seconds"] / max(row["step_seconds"], 1e-9) for row in rows)
+        capacity = history.config.data.prefetch if history.config else 0
+        facts = [
+            ("waiting for data, mean over steps", f"{fmean(waits):.1%}"),
+            ("waiting for data, 95th percentile", f"{waits[int(0.95 * (len(waits) - 1))]:.1%}"),
+            ("micro-batches ready, mean", f"{fmean(row['loader_ready'] for row in rows):.1f} of {capacity}"),
+            ("logged steps with none ready", f"{fmean(row['loader_ready'] == 0 for row in rows):.1%}"),
+        ]
+    corrupt = history.of(Kind.CORRUPT_SAMPLE)
+    reasons = corrupt[-1]["reasons"] if corrupt else {}
+    return facts + [(f"corrupt: {reason}", str(count)) for reason, count in reasons.items()]
+
+
+def _differences(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return each config key whose values differ, followed by its values."""
+    rows = []
+    for key in next(iter(configs.values()), {}):
+        values = [str(config.get(key)) for config in configs.values()]
+        if key not in ("name", "output_dir", "data.shards") and len(set(values)) > 1:
+            rows.append([key, *map(_shortened, values)])
+    return rows
+
+
+def _loss_name(key: str) -> str:
+    head = key.removeprefix("loss").strip("_")
+    return f"loss, {head} head" if head in ("space", "time") else f"loss {head}".strip()
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%b %d %H:%M:%S", time.localtime(moment))
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.globals |= {
+    "attempt_intervals": _attempt_intervals, "borrowed": BORROWED, "clock": _clock, "config_yaml": config_yaml,
+    "duration": duration, "fault_titles": FAULTS, "kinds": Kind, "last_loss": last_loss, "loader_facts": _loader_facts,
+    "loss_name": _loss_name, "mean": fmean, "median": median, "phases": _phases, "short_number": short_number,
+    "shortened": _shortened, "times_of": _times, "titles": {"productive": "productive", **CATEGORIES},
+}  # fmt: skip

@@ -3,7 +3,7 @@
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from motionmae.runs.directory import RunFolder
 
@@ -31,10 +31,9 @@ def reconstructions(run: Path) -> list[Picture]:
     """
     drawn = sorted(RunFolder(run).reconstructions.glob("step-*.png"))
     if drawn:
-        return [
-            Picture(f"{run.resolve().name}, {path.stem}", [("", data_url(path.read_bytes()))])
-            for path in _first_middle_last(drawn)
-        ]
+        titles = {path: f"{run.resolve().name}, {path.stem}" for path in _first_middle_last(drawn)}
+        return [Picture(title, [("", data_url(path.read_bytes()))]) for path, title in titles.items()]
+    import cv2
     import torch
 
     from motionmae.data.open_shards import open_reader
@@ -49,17 +48,12 @@ def reconstructions(run: Path) -> list[Picture]:
         reader = open_reader(loaded.config.data.shards, data=loaded.config.data)
         clips, flow = read_clips(reader, [0], loaded.config)
         found = loaded.model.reconstruct(clips, torch.zeros(1, dtype=torch.int64), loaded.config.mask.ratio, flow)
-        strips = [(label, embed(strip)) for label, strip in make_block("", found, 0, 8).rows]
+        strips = []
+        for label, strip in make_block("", found, 0, 8).rows:  # float RGB in [0, 1]
+            _, png = cv2.imencode(".png", (strip[..., ::-1] * 255).round().astype("uint8"))
+            strips.append((label, data_url(png.tobytes())))
         pictures.append(Picture(f"{run.resolve().name}, step {loaded.step:,}", strips))
     return pictures
-
-
-def embed(picture: Any) -> str:
-    """Encode a picture, float (H, W, 3) in [0, 1], as a data URL."""
-    import cv2
-
-    _, png = cv2.imencode(".png", (picture[..., ::-1] * 255).round().astype("uint8"))
-    return data_url(png.tobytes())
 
 
 def data_url(png: bytes) -> str:

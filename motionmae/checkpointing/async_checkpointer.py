@@ -1,11 +1,9 @@
 """Asynchronous checkpoints: training waits for a copy to host memory, and a thread writes the copy to disk.
 
-:meth:`AsyncCheckpointer.start` copies this rank's part into host memory that every save reuses. A thread does the rest:
-writing, flushing, hashing, the agreement of all ranks, the manifest, and the removal of old checkpoints. The threads of
-all ranks use their own gloo group and never interfere with a collective of training.
-
-At most one write is in progress. A run therefore holds one copy in host memory (12 bytes a parameter over all ranks).
-If the previous write is still running, the next save waits for it and logs how long.
+The thread also flushes, hashes, agrees with all ranks, writes the manifest, and removes old checkpoints. The threads of
+all ranks use their own gloo group and never interfere with a collective of training. At most one write is in progress:
+a run holds one copy in host memory (12 bytes a parameter over all ranks). If the previous write is still running, the
+next save waits for it and logs how long.
 """
 
 import threading
@@ -22,14 +20,11 @@ from motionmae.config import CheckpointConfig
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.lease import Lease
 
-GROUP_TIMEOUT = timedelta(hours=4)
-"""Timeout of the threads' collectives, above the watchdog's limit for a write."""
-
-CLOSE_SECONDS = 60.0
-"""Time that a write in progress has to finish after the attempt fails."""
+CLOSE_SECONDS = 60.0  # time that a write in progress has to finish after the attempt fails
 
 
 @dataclass(frozen=True)
@@ -37,29 +32,22 @@ class SaveResult:
     """Result of a save; the same on every rank except for the times."""
 
     step: int
-    checkpoint: Checkpoint | None
-    """The committed checkpoint; None if the save failed, which leaves the store unchanged."""
+    checkpoint: Checkpoint | None  # None if the save failed, which leaves the store unchanged
     error: str
-    waited: float
-    """Seconds that training waited for the previous write."""
-    blocking: float
-    """Seconds that training waited in total: for the previous write and for the copy."""
-    seconds: float
-    """Seconds from the request to the commit."""
+    waited: float  # seconds that training waited for the previous write
+    blocking: float  # seconds that training waited in total: for the previous write and for the copy
+    seconds: float  # seconds from the request to the commit
 
 
 class AsyncCheckpointer:
-    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread.
-
-    Args:
-        lease: must be held when a write begins and when the checkpoint is committed.
-    """
+    """Writer of one run's checkpoints. All ranks call the same methods in the same order, from the main thread."""
 
     def __init__(
         self, store: CheckpointStore, rank: DistributedContext, lease: Lease, keep: CheckpointConfig, watchdog: Watchdog
     ) -> None:
         self._store, self._rank, self._lease, self._keep, self._watchdog = store, rank, lease, keep, watchdog
-        group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if rank.world > 1 else None
+        timeout = timedelta(hours=4)  # above the watchdog's limit for a write
+        group = dist.new_group(backend="gloo", timeout=timeout) if rank.world > 1 else None
         self._group = cast(dist.ProcessGroup | None, group)
         self._buffer = PinnedStagingBuffer(pinned=rank.device.type == "cuda")
         self._thread: threading.Thread | None = None
@@ -67,7 +55,7 @@ class AsyncCheckpointer:
         self._error: BaseException | None = None
 
     def start(self, engine: Engine, step: int, state: dict[str, Any], requested: float, waited: float = 0.0) -> None:
-        """Copy the engine's state and begin to write it. Collective. Call :meth:`wait` first.
+        """Copy the engine's state and begin to write it. All ranks must call this. Call :meth:`wait` first.
 
         Args:
             state: content of state.json.
@@ -91,10 +79,10 @@ class AsyncCheckpointer:
         return None if self.is_writing else self.wait()
 
     def wait(self) -> SaveResult | None:
-        """Wait for the write in progress and return its result, or None if there is none.
+        """Wait for the write in progress and return its result; return None if there is none.
 
         Raises:
-            LeaseLost: a newer attempt holds the lease of the run folder.
+            LeaseLost: a newer attempt holds the lease on the run folder.
             RuntimeError: the other ranks are gone.
         """
         if self._thread is None:

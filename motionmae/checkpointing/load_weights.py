@@ -1,13 +1,12 @@
 """Read weights from a run, a checkpoint, an exported folder, or files of Hugging Face or the papers' authors.
 
-Files are unpickled with ``torch.load(weights_only=True)``: tensors, plain values, and a Namespace of plain values.
-Weights that do not fit a model are refused; the error names the tensors and their shapes.
+Files are unpickled with ``torch.load(weights_only=True)``: only tensors, plain values, and a Namespace of plain values.
 """
 
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from motionmae.errors import UserError
-from motionmae.models.convert import huggingface, released
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, defect_of, read_manifest
+from motionmae.models import convert
+from motionmae.runs.checkpoint_manifest import Checkpoint, defect_of, read_manifest
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
+_MOST_WRAPPERS = 4  # dictionaries around a state dict; a hostile one can hold itself
 _NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Weights:
-    """State dict of a ``MotionMAE`` (with some or none of its heads) or a ``Classifier``, with this package's names."""
+    """State dict, with this package's names, of a ``Classifier``, or of a ``MotionMAE`` with or without heads."""
 
     state: dict[str, Tensor]
-    origin: str
-    """File or folder that was read."""
+    origin: str  # file or folder that was read
 
 
 def load_state(source: str | Path) -> Weights:
@@ -56,11 +56,7 @@ def load_state(source: str | Path) -> Weights:
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """Return the newest checkpoint's folder if ``source`` is a run, else ``source`` itself.
-
-    Raises:
-        UserError: the run has no checkpoint yet.
-    """
+    """Return the newest checkpoint of a run, or ``source`` itself if it is not a run folder."""
     path = Path(source).expanduser()
     if RunFolder(path).config.is_file() and RunFolder(path).checkpoints.is_dir():
         return newest_checkpoint(RunFolder(path)).folder
@@ -68,17 +64,22 @@ def resolve_checkpoint(source: str | Path) -> Path:
 
 
 def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's checkpoint of ``step``, or its newest one, without changing the run folder.
-
-    Raises:
-        UserError: the checkpoint does not exist.
-    """
-    complete = CheckpointStore(folder.checkpoints).complete()
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
+    try:
+        found_all = CheckpointStore(folder.checkpoints).newest_first()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder.checkpoints} cannot be read ({reason}): check its permissions") from error
+    complete = [found for _, found in reversed(found_all) if isinstance(found, Checkpoint)]
     chosen = [checkpoint for checkpoint in complete if step in (None, checkpoint.step)]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in complete) or "none yet"
         wanted = "" if step is None else f" of step {step}"
-        raise UserError(f"{folder.checkpoints} has no checkpoint{wanted}: there are {steps}")
+        broken = [f"{path.name}: {found}" for path, found in found_all if not isinstance(found, Checkpoint)]
+        skipped = f" (skipped {broken[0]})" if broken else ""
+        raise UserError(
+            f"{folder.checkpoints} has no checkpoint{wanted}{skipped}: choose from the saved steps ({steps})"
+        )
     return chosen[-1]
 
 
@@ -86,7 +87,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
     """Load an encoder from the weights at ``source``, without their final norm if the encoder has none.
 
     Raises:
-        UserError: there are no weights, or their shapes differ from the encoder's; the error names tensors and shapes.
+        UserError: there are no weights, or the encoder has different tensors or shapes.
     """
     weights = load_state(source)
     state = {name.removeprefix("encoder."): v for name, v in weights.state.items() if name.startswith("encoder.")}
@@ -96,11 +97,7 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state``, which must hold exactly the tensors of ``module``; ``origin`` is named in the error.
-
-    Raises:
-        UserError: tensors are missing or unexpected, or shapes differ; the error names them.
-    """
+    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -108,19 +105,19 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
         if name in state and state[name].shape != ours[name].shape
     ]
     missing, unexpected = [n for n in ours if n not in state], [n for n in state if n not in ours]
-    problems = [
-        _list(shapes),
-        f"missing {_list(missing)}" if missing else "",
-        f"unexpected {_list(unexpected)}" if unexpected else "",
-    ]
-    if any(problems):
+    listed = {"": shapes, "missing ": missing, "unexpected ": unexpected}
+    problems = [f"{kind}{_list(names)}" for kind, names in listed.items() if names]
+    if problems:
         learnable = not shapes and "pos_embed.table" in " ".join(unexpected)
-        remedy = "set model.pos_embed=learnable" if learnable else "set model.* and clip.* alike"
+        remedy = "model.pos_embed=learnable" if learnable else "model.* and clip.* as in the training of the weights"
         raise UserError(
-            f"{origin} holds weights of another model: {'; '.join(filter(None, problems))} ({remedy}, "
-            "or choose other weights)"
+            f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -145,15 +142,23 @@ def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{folder} cannot be read ({error.strerror or error}): check that its disk is mounted"
         ) from error
-    if reason or isinstance(checkpoint, str):
-        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another below {folder.parent}")
+    if reason or not isinstance(checkpoint, Checkpoint):
+        raise UserError(f"{folder} is not a valid checkpoint ({reason}): choose another one in {folder.parent}")
     weights: dict[str, Tensor] = {}
     kind = "average-" if any(entry.name.startswith("average-") for entry in checkpoint.files) else "model-"
     for entry in checkpoint.files:
         if entry.name.startswith(kind):
-            with safe_open(folder / entry.name, framework="pt") as file:
-                weights.update({name: file.get_tensor(name) for name in entry.tensors})
+            weights.update(read_tensors(folder / entry.name, entry.tensors))
     return weights
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read tensors of a safetensors file of a checkpoint, or raise a UserError if one is absent."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise UserError(f"{path} does not fit its manifest ({_reason(error)}): choose another checkpoint") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -167,20 +172,29 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
-    while isinstance(content, dict) and (inner := next((content[k] for k in _WRAPPERS if k in content), None)):
-        content = inner
+    content = _unwrap(content)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no state dict but a {type(content).__name__}: give weights")
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
 
 
+def _unwrap(content: Any) -> Any:
+    """Return the state dict inside the dictionaries that trainers save around it."""
+    for _ in range(_MOST_WRAPPERS):
+        wrapper = next((name for name in _WRAPPERS if isinstance(content, dict) and name in content), None)
+        if wrapper is None:
+            return content
+        content = content[wrapper]
+    return content
+
+
 def _reason(error: Exception) -> str:
-    """Describe why a read failed, without torch's message, which advises to unpickle without the check."""
+    """Return why a read failed. Torch's own message is left out: it advises to unpickle without the check."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {refused[1]}, which is neither a tensor nor a plain value"
     if isinstance(error, (OSError, SafetensorError, RuntimeError)):
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0].partition(" In PyTorch ")[0]
     return "damaged, or not written by torch.save"
 
 
@@ -189,22 +203,25 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if "encoder.project.weight" in state:
             return state
         if "classifier.weight" in state:
-            return huggingface.from_huggingface(state, huggingface.CLASSIFIER)
+            return convert.from_huggingface(state, convert.CLASSIFIER)
         if "decoder.head.weight" in state and "mask_token" in state and "encoder_to_decoder.weight" in state:
             if "encoder.patch_embed.proj.weight" in state:
-                return released.from_videomae(state)
-            return huggingface.from_huggingface(state, huggingface.PRETRAINING)
+                return convert.from_videomae(state)
+            return convert.from_huggingface(state, convert.PRETRAINING)
         if any("embeddings.patch_embeddings" in name for name in state):
             inner = {name.removeprefix("videomae."): value for name, value in state.items()}
-            encoder = huggingface.from_huggingface(inner, huggingface.ENCODER)
+            encoder = convert.from_huggingface(inner, convert.ENCODER)
             return {f"encoder.{name}": value for name, value in encoder.items()}
-        if released.is_mae_st(state):
-            return released.from_mae_st(state)
-        if released.is_videomae(state):
-            return released.from_videomae(state)
+        if convert.is_mae_st(state):
+            return convert.from_mae_st(state)
+        if convert.is_videomae(state):
+            return convert.from_videomae(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (LookupError, RuntimeError, TypeError) as error:  # tensors of other shapes, or only some of the tensors
+        reason = f"{error} is absent" if isinstance(error, KeyError) else _reason(error)
+        raise UserError(f"{path} holds only a part of a known model ({reason}): give all of its weights") from error
     raise UserError(
-        f"{path} holds weights of a model that is not known here (such as {_list(sorted(state)) or 'none at all'}): "
-        "give MotionMAE's, VideoMAE's, MAE-ST's or Hugging Face's VideoMAE"
+        f"{path} holds weights of an unknown model (such as {_list(sorted(state)) or 'none at all'}): "
+        "give weights of MotionMAE, VideoMAE, MAE-ST or Hugging Face's VideoMAE"
     )

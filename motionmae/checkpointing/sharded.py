@@ -1,32 +1,36 @@
 """Sharded checkpoints for any world size and ZeRO stage: every parameter and both AdamW moments in full.
 
-All ranks share the work. A rank that holds a parameter in full copies it to host memory and writes it; where ZeRO has
-split a parameter over the ranks, one rank gathers and writes it. On resume, rank ``i % world`` of the new world
-reads and broadcasts parameter i.
+All ranks share the work. A rank that holds a parameter in full copies the parameter to host memory and writes the copy;
+where ZeRO has split a parameter over the ranks, one rank gathers and writes it. On resume, rank ``i % world`` of the
+new world reads and broadcasts parameter i.
 
-Saving has two parts. :func:`stage` copies from the device and blocks training. :func:`write` needs only the staged copy
-and runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At stage 3, which splits every
-parameter, :func:`stage` copies fragments and :func:`write` joins them.
+Saving has two parts. :func:`stage` copies from the device and blocks training. :func:`write` needs only the copy and
+runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At stage 3, which splits every parameter,
+:func:`stage` copies fragments and :func:`write` joins them.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
-from motionmae.checkpointing.safetensors_writer import write_tensors
+from motionmae.checkpointing.load_weights import read_tensors
 from motionmae.distributed.context import DistributedContext, gather_objects, run_on_rank_zero
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.precision import LossScale
 from motionmae.engine.sharded_state import KINDS, MOMENTS
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, FileEntry
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count, FileEntry
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import LeaseLost
 from motionmae.runs.lease import Lease
 
@@ -34,42 +38,41 @@ Result = TypeVar("Result")
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written. Raised on every rank after the partial checkpoint was removed."""
+    """Failure to write a checkpoint, raised on every rank after the partial checkpoint was removed."""
 
 
 @dataclass(frozen=True)
 class StagedState:
-    """The part of a checkpoint that this rank writes, copied to host memory. Training may go on during the write."""
+    """Part of a checkpoint that this rank writes, copied to host memory."""
 
     step: int
-    state: dict[str, Any]
-    """Content of state.json; only rank 0 writes it."""
-    tensors: dict[str, dict[str, Tensor]]
-    """Parameters written by this rank: {parameter name: {kind: tensor}}."""
-    fragments: "list[_Fragment]"
-    """Fragments to be gathered, of the same parameters in the same order on every rank."""
+    state: dict[str, Any]  # content of state.json; only rank 0 writes it
+    tensors: dict[str, dict[str, Tensor]]  # parameters written by this rank: {parameter name: {kind: tensor}}
+    fragments: "list[_Fragment]"  # fragments to be gathered, of the same parameters in the same order on every rank
 
 
 class _Fragment(NamedTuple):
     name: str
     kind: str
     value: Tensor
-    shape: torch.Size
-    """Shape of the whole tensor."""
-    writer: int
-    """Rank that writes the whole tensor."""
+    shape: torch.Size  # shape of the whole tensor
+    writer: int  # rank that writes the whole tensor
+
+
+class _OptimizerState(JsonModel):
+    steps: Count
+    loss_scale: LossScale | None
+
+
+class _SavedOptimizer(JsonModel, extra="ignore"):
+    optimizer: _OptimizerState
 
 
 class PinnedStagingBuffer:
-    """Host memory for a rank's part of a checkpoint; allocated once and reused by every save.
-
-    Args:
-        pinned: use page-locked memory, into which a GPU copies directly.
-    """
+    """Host memory for a rank's part of a checkpoint, reused by every save; a GPU copies directly to pinned memory."""
 
     def __init__(self, pinned: bool = False) -> None:
-        self.writers: list[_Writer] = []
-        """Writer of each parameter, in the engine's order; assigned by the first save."""
+        self.writers: list[_Writer] = []  # of each parameter, in the engine's order; assigned by the first save
         self._pinned = pinned
         self._copies: dict[tuple[str, str], Tensor] = {}
 
@@ -90,22 +93,16 @@ class _Writer(NamedTuple):
     """Rank that writes a parameter and its moments."""
 
     rank: int
-    whole: bool
-    """Whether this rank holds the parameter and moments in full; if False, the writer gathers them from all ranks."""
+    whole: bool  # whether the writer holds parameter and moments in full; else it gathers them from all ranks
 
 
 def stage(
-    engine: Engine,
-    rank: DistributedContext,
-    step: int,
-    state: dict[str, Any],
-    buffer: PinnedStagingBuffer | None = None,
+    engine: Engine, rank: DistributedContext, step: int, state: dict[str, Any], buffer: PinnedStagingBuffer
 ) -> StagedState:
-    """Copy the weights and moments that this rank will write into ``buffer``. Collective.
+    """Copy to ``buffer`` the weights and moments that this rank will write, over the old content.
 
-    The next call with the same buffer overwrites the copies.
+    All ranks must call this.
     """
-    buffer = buffer or PinnedStagingBuffer()
     buffer.writers = buffer.writers or _assign_writers(engine, rank)
     tensors: dict[str, dict[str, Tensor]] = {}
     fragments = []
@@ -132,9 +129,9 @@ def stage(
 
 
 def _assign_writers(engine: Engine, rank: DistributedContext) -> list[_Writer]:
-    """Assign each parameter to a rank that holds it in full, if there is one. Collective.
+    """Assign each parameter to a rank that holds the parameter in full, or to any rank if none does.
 
-    At stages 0 to 2, saving then needs almost no communication while training waits.
+    All ranks must call this.
     """
     held = gather_objects([sharded_state.is_whole_here(engine, parameter) for parameter in engine.parameters.values()])
     writers = []
@@ -152,33 +149,24 @@ def write(
     lease: Lease | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Checkpoint:
-    """Write and commit a staged checkpoint. Collective.
+    """Write and commit a staged checkpoint. All ranks must call this.
 
     Args:
         lease: checked before every write and before the commit.
         group: CPU group of the collectives; by default, training's group.
 
     Raises:
-        CheckpointError: on every rank, if any rank failed (e.g. a full disk). The store is unchanged.
-        LeaseLost: on every rank, if a newer attempt holds the lease of the run folder.
+        CheckpointError: on every rank, a rank failed to write (e.g. a full disk). The store is unchanged.
+        LeaseLost: on every rank, a newer attempt holds the lease on the run folder.
     """
-
-    def leased(action: Callable[[], Result]) -> Callable[[], Result]:
-        def checked() -> Result:
-            if lease is not None:
-                lease.check()
-            return action()
-
-        return checked
-
-    io = _CollectiveIO(rank, group)
+    io = _CollectiveIO(rank, lease, group)
     attempt = lease.attempt.number if lease else 0
     try:
-        folder = io.on_rank_zero(leased(lambda: store.begin(staged.step, attempt)))
+        folder = io.on_rank_zero(lambda: store.begin(staged.step, attempt))
         tensors = _gather_shards(staged, rank, group)
-        shares = io.on_all_ranks(leased(lambda: _write_share(tensors, folder, rank)))
+        shares = io.on_all_ranks(lambda: _write_share(tensors, folder, rank))
         files = [entry for share in shares for entry in share]
-        return io.on_rank_zero(leased(lambda: store.commit(folder, staged.step, staged.state, files)))
+        return io.on_rank_zero(lambda: store.commit(folder, staged.step, staged.state, files))
     except CheckpointError:
         if rank.is_rank_zero:
             store.discard_unfinished(attempt)
@@ -191,11 +179,12 @@ def find_newest(
     log_damaged: Callable[[Path, str], None],
     before: int | None = None,
 ) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None if there is none, on every rank. Collective.
+    """Return :meth:`CheckpointStore.newest_valid` on every rank, or raise its UserError on every rank.
 
-    Rank 0 verifies the files and calls ``log_damaged(folder, reason)`` for each damaged checkpoint. It also removes
-    unfinished checkpoints. No write may be in progress. :meth:`CheckpointStore.newest_valid` describes ``before`` and
-    the UserError that every rank raises.
+    All ranks must call this.
+
+    Rank 0 calls ``log_damaged(folder, reason)`` for each damaged checkpoint and removes unfinished checkpoints. No
+    write may be in progress.
     """
 
     def newest() -> Checkpoint | None:
@@ -206,10 +195,12 @@ def find_newest(
 
 
 def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) -> None:
-    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage. Collective.
+    """Load weights, moments, and step count from a checkpoint of any world size and ZeRO stage.
+
+    All ranks must call this.
 
     Raises:
-        UserError: on every rank, if the checkpoint belongs to a different model.
+        UserError: on every rank, the checkpoint belongs to a different model.
     """
     weights = [entry for entry in checkpoint.files if entry.name.startswith("model-")]
     files = {name: entry.name for entry in weights for name in entry.tensors}
@@ -220,29 +211,35 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
             already_reported=not rank.is_rank_zero,
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
-        reader = index % rank.world
-        values = _read_parameter(checkpoint.folder, files[name], name) if rank.rank == reader else {}
-        values = _broadcast(values, sharded_state.shape(parameter), rank, reader)
+        reader, shape = index % rank.world, sharded_state.shape(parameter)
+        own = _read_parameter(checkpoint.folder, files[name], name) if rank.rank == reader else {}
+        values = {}
+        for kind in KINDS:
+            values[kind] = own[kind].to(rank.device) if own else torch.empty(shape, device=rank.device)
+            dist.broadcast(values[kind], src=reader)
         sharded_state.set_full_state(engine, parameter, values)
         if name in engine.averages:
             engine.averages[name].data.copy_(_read_average(checkpoint, files[name], name))
-    optimizer = checkpoint.state()["optimizer"]
-    sharded_state.set_optimizer_steps(engine, optimizer["steps"])
-    if engine.loss_scale and optimizer["loss_scale"]:
-        engine.loss_scale = LossScale(**optimizer["loss_scale"])
+    optimizer = checkpoint.state(_SavedOptimizer).optimizer
+    sharded_state.set_optimizer_steps(engine, optimizer.steps)
+    if engine.loss_scale and optimizer.loss_scale:
+        engine.loss_scale = optimizer.loss_scale
         engine.set_loss_scale()
 
 
 def _gather_shards(
     staged: StagedState, rank: DistributedContext, group: dist.ProcessGroup | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors that this rank writes; gather tensors that are split over the ranks. Collective."""
+    """Return all tensors that this rank writes; gather tensors that are split over the ranks.
+
+    All ranks must call this.
+    """
     tensors = dict(staged.tensors)
     for name, kind, value, shape, writer in staged.fragments:
         parts = [torch.empty_like(value) for _ in range(rank.world)] if rank.rank == writer else None
         dist.gather(value, parts, dst=writer, group=group)
         if parts:
-            tensors.setdefault(name, {})[kind] = sharded_state.join(parts, shape)
+            tensors.setdefault(name, {})[kind] = torch.cat(parts)[: shape.numel()].view(shape)  # without padding
     return tensors
 
 
@@ -258,47 +255,75 @@ def _write_share(tensors: dict[str, dict[str, Tensor]], folder: Path, rank: Dist
     return [write_tensors(folder / file_name, content, names) for file_name, content in contents.items()]
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], parameters: tuple[str, ...]) -> FileEntry:
+    """Write and flush contiguous fp32 CPU tensors, or raise an OSError; the returned entry lists ``parameters``.
+
+    ``save_file`` of the safetensors library copies all tensors and holds the interpreter's lock while it writes, which
+    stops training. Here nothing is copied, and every long call releases the lock.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in _chunks(tensors):
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return FileEntry(path.name, file.tell(), digest.hexdigest(), parameters)
+
+
+def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a safetensors file in order: length of the header, header, and each tensor.
+
+    The format: https://huggingface.co/docs/safetensors
+    """
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, (name, tensor.dtype)
+        assert tensor.is_contiguous(), name
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors.values():
+        content = tensor.view(-1).numpy().data.cast("B")
+        for start in range(0, len(content), 8 << 20):
+            yield content[start : start + (8 << 20)]
+
+
 def _read_parameter(folder: Path, file: str, name: str) -> dict[str, Tensor]:
-    with safe_open(folder / file, framework="pt") as model:
-        values = {"parameter": model.get_tensor(name)}
-    with safe_open(folder / file.replace("model-", "optimizer-"), framework="pt") as moments:
-        values.update({kind: moments.get_tensor(f"{name}.{kind}") for kind in MOMENTS})
-    return values
+    moments = read_tensors(folder / file.replace("model-", "optimizer-"), [f"{name}.{kind}" for kind in MOMENTS])
+    values = {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
+    return {"parameter": read_tensors(folder / file, [name])[name], **values}
 
 
 def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
     """Read a weight's moving average, or the weight itself if the checkpoint has no average."""
     average = file.replace("model-", "average-")
     exists = any(entry.name == average for entry in checkpoint.files)
-    with safe_open(checkpoint.folder / (average if exists else file), framework="pt") as content:
-        return content.get_tensor(name)
-
-
-def _broadcast(
-    values: dict[str, Tensor], shape: torch.Size, rank: DistributedContext, source: int
-) -> dict[str, Tensor]:
-    """Broadcast a parameter and its moments from rank ``source`` to the device of every rank. Collective."""
-    received = {}
-    for kind in KINDS:
-        tensor = values[kind].to(rank.device) if values else torch.empty(shape, device=rank.device)
-        dist.broadcast(tensor, src=source)
-        received[kind] = tensor
-    return received
+    return read_tensors(checkpoint.folder / (average if exists else file), [name])[name]
 
 
 @dataclass(frozen=True)
 class _CollectiveIO:
-    """File operations whose results and errors are shared with all ranks. Collective."""
+    """File operations under the lease, whose results and errors are shared with all ranks.
+
+    All ranks must call this.
+    """
 
     rank: DistributedContext
+    lease: Lease | None
     group: dist.ProcessGroup | None
 
-    def on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
-        """Call ``action`` on every rank and return all results; if ``action`` fails on one rank, raise on all ranks."""
+    def on_all_ranks(self, action: Callable[[], Result] | None) -> list[Result]:
+        """Call each rank's ``action`` and return all results; if the action of one rank fails, raise on all ranks."""
         result: Result | None = None
         problem: Exception | None = None
         try:
-            result = action()
+            if action is not None:
+                if self.lease is not None:
+                    self.lease.check()
+                result = action()
         except (OSError, LeaseLost) as error:
             problem = error
         answers = gather_objects((result, problem), self.group)
@@ -311,4 +336,4 @@ class _CollectiveIO:
 
     def on_rank_zero(self, action: Callable[[], Result]) -> Result:
         """Call ``action`` on rank 0; return its result, or raise its error, on every rank."""
-        return cast(Result, self.on_all_ranks(lambda: action() if self.rank.is_rank_zero else None)[0])
+        return self.on_all_ranks(action if self.rank.is_rank_zero else None)[0]

@@ -1,5 +1,4 @@
-"""The commands of `motionmae`, one in a module; :mod:`motionmae.commands.table` lists them.
+"""Commands of `motionmae`, which :mod:`motionmae.commands.table` lists. `--help` must not import torch or DeepSpeed.
 
-A module defines `COMMAND`, a :class:`motionmae.commands.app.Command`. Its arguments must be known without importing
-torch or DeepSpeed, so `run` imports what is slow.
+Each is a :class:`motionmae.commands.app.Command`, and its function `run` imports the slow modules.
 """

@@ -1,8 +1,6 @@
-"""The application `motionmae`: finds a command, parses its arguments, and turns errors into messages and exit statuses.
+"""Application `motionmae`: find a command, parse its arguments, and turn errors into messages and exit statuses.
 
-Every program of the repository runs through :func:`run`, which is the one place that catches errors. A command is a
-:class:`Command` in the module that :mod:`motionmae.commands.table` names. Only the module of the command that is asked
-for is imported, and neither `--help` nor `--version` imports torch.
+Only the module of the requested command is imported, and `--help` does not import torch.
 """
 
 import argparse
@@ -22,21 +20,17 @@ from pathlib import Path
 import motionmae
 from motionmae.commands.table import COMMANDS, GUIDE
 from motionmae.errors import UserError
+from motionmae.outputs import json_with, output_argument
 from motionmae.runs.end_reason import LeaseLost, classify_error
-
-_NEIGHBOURS = ("data_tools", "monitoring", "slurm")
-"""Packages that are installed beside motionmae. Their names are common, so other packages may hide them."""
+from motionmae.text import LINES, say
 
 PROGRAM = (sys.executable, str(Path(motionmae.__file__).resolve().parent))
-"""Command line that starts this application in a process, also where it is not installed."""
+"""Command line that starts this application, also if it is not installed."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command's arguments, work and help text.
-
-    `run` may raise KeyboardInterrupt with a sentence, which is printed in place of "interrupted".
-    """
+    """Arguments, work and help text of a command."""
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
@@ -44,7 +38,7 @@ class Command:
     epilog: str = ""
 
     def fill(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Add the arguments and the help text to ``parser``, and return it."""
+        """Add the arguments and the help text to ``parser``, and return ``parser``."""
         parser.description, parser.epilog = self.description, self.epilog
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         self.add_arguments(parser)
@@ -55,20 +49,38 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config NAME` and the overrides `key=value`, which may stand before and after options."""
     config = parser.add_argument("--config", required=True, help="name of a config, or path of a YAML file")
     config.completer = complete_config  # type: ignore[attr-defined]  # argcomplete's convention
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
 
 
 def complete_config(**_: object) -> list[str]:
-    """Names for the completion of an argument that takes a config."""
+    """Return the names of the presets for shell completion."""
     from motionmae.config.load import known_configs
 
     return known_configs()
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, task: str = "pre-training or fine-tuning") -> None:
+    """Add RUN, the folder of a run, and `--step` of one of its checkpoints."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help=f"run folder, of {task}")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+
+
+def add_json_argument(parser: argparse.ArgumentParser, *keys: str, content: str = "figures") -> None:
+    """Add `--json FILE`. An existing FILE is replaced only if its objects have all ``keys``, as this command's have."""
+    kind = output_argument(json_with(*keys))
+    parser.add_argument("--json", type=kind, metavar="FILE", help=f"also write the {content} as JSON")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `motionmae` and return its exit status."""
-    if "_ARGCOMPLETE" in os.environ:
-        _complete()
+    if "_ARGCOMPLETE" in os.environ:  # the shell requests completions
+        import argcomplete
+
+        argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
     words = list(sys.argv[1:] if argv is None else argv)
     return run(lambda: _run_command(words))
 
@@ -76,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(program: Callable[[], int | None]) -> int:
     """Run ``program`` and return its exit status.
 
-    A UserError is one sentence on standard error. A closed standard output (`| head`) ends the program silently with
-    the status that a shell gives for SIGPIPE. Unexpected errors keep their traceback.
+    A UserError is one sentence on standard error, and the text of a KeyboardInterrupt replaces "interrupted". A closed
+    standard output (`| head`) ends the program silently with the shell's status for SIGPIPE. Unexpected errors keep
+    their traceback.
     """
     try:
         status = program() or 0
@@ -85,21 +98,20 @@ def run(program: Callable[[], int | None]) -> int:
         return status
     except (UserError, LeaseLost) as error:
         if not (isinstance(error, UserError) and error.already_reported):
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
         return classify_error(error).exit_code
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        say(str(error) or "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             return 128 + signal.SIGPIPE
-        traceback.print_exc()
+        say(traceback.format_exc(), sys.stderr, keep=LINES, end="")
         return classify_error(error).exit_code
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of standard output is gone."""
     with suppress(OSError, ValueError):
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)  # reports errors only
@@ -109,24 +121,24 @@ def _stdout_is_closed() -> bool:
 
 def _run_command(words: list[str]) -> int:
     if not words:
-        print(f"MotionMAE {motionmae.__version__}: {GUIDE}", end="")
+        say(f"MotionMAE {motionmae.__version__}: {GUIDE}", keep=LINES, end="")
         return 0
-    check_neighbours()
+    _check_neighbours()
     command, arguments = parse(words)
     return command.run(arguments)
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
-    """The command that ``argv`` begins with, and its arguments; `argv` in them holds the command's own words.
+    """Return the command that ``argv`` begins with, and its arguments; their `argv` holds the words after the command.
 
     Raises:
-        UserError: there is no such command.
-        SystemExit: the arguments are wrong, or ask for help; argparse has printed a message.
+        UserError: the command is unknown.
+        SystemExit: an argument is wrong, or asks for help; argparse has printed a message.
     """
     name = _name_of(argv)
     if name is None:
         build_parser(argv).parse_args(argv)
-        raise AssertionError("argparse ends where a command is missing")
+        raise AssertionError("argparse exits if the command is missing")
     command = load_command(name)
     parser = command.fill(argparse.ArgumentParser(prog=f"motionmae {name}"))
     words = list(argv[len(name.split()) :])
@@ -137,7 +149,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
 
 
 def _name_of(argv: Sequence[str]) -> str | None:
-    """Name of the command that ``argv`` begins with; None where argparse has to answer."""
+    """Return the name of the command that ``argv`` begins with; None if argparse must answer."""
     for length in (2, 1):
         if (name := " ".join(argv[:length])) in COMMANDS:
             return name
@@ -146,12 +158,11 @@ def _name_of(argv: Sequence[str]) -> str | None:
         known = {name.split()[-1]: name for name in COMMANDS} | {name.split()[0]: name.split()[0] for name in COMMANDS}
         close = difflib.get_close_matches(first, known, n=1)
         mean = f"did you mean `motionmae {known[close[0]]}`? " if close else ""
-        raise UserError(f"there is no command {first!r}: {mean}`motionmae --help` lists all commands")
+        raise UserError(f"unknown command {first!r}: {mean}`motionmae --help` lists all commands")
     return None
 
 
 def load_command(name: str) -> Command:
-    """Import the command called ``name``."""
     module, _, attribute = COMMANDS[name].target.partition(":")
     command = getattr(importlib.import_module(module), attribute or "COMMAND")
     assert isinstance(command, Command)
@@ -159,7 +170,7 @@ def load_command(name: str) -> Command:
 
 
 def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of all commands, in which only the commands whose names stand in ``words`` have their arguments."""
+    """Return the parser of all commands. Only the commands named in ``words`` have their arguments."""
     parser = argparse.ArgumentParser(
         prog="motionmae",
         description="Self-supervised video pre-training with motion-aware masked autoencoders.",
@@ -181,36 +192,21 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 class _PrintVersion(argparse.Action):
-    """Reads the git revision only where it is asked for."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from motionmae.runs.git_revision import git_revision
 
         plain, revision = f"motionmae {motionmae.__version__}", git_revision()
-        print(plain if revision == plain else f"{plain} (git {revision})")
+        say(plain if revision == plain else f"{plain} (git {revision})")
         parser.exit()
 
 
-def check_neighbours() -> None:
-    """Refuse to run where other packages hide ours.
-
-    Raises:
-        UserError: a package beside motionmae is missing, or comes from another folder.
-    """
+def _check_neighbours() -> None:
+    """Raise UserError if other packages shadow data_tools, monitoring or slurm, which are common names."""
     root = Path(motionmae.__file__).resolve().parents[1]
-    for name in _NEIGHBOURS:
+    for name in ("data_tools", "monitoring", "slurm"):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parents[1] != root:
             found = f"is {origin}" if origin else "is missing"
-            raise UserError(
-                f"the package `{name}` of MotionMAE {found}, but must be in {root}: "
-                "install motionmae into a virtual environment without other packages of that name"
-            )
-
-
-def _complete() -> None:
-    """Answer the shell's request for completions, and exit."""
-    import argcomplete
-
-    argcomplete.autocomplete(build_parser(os.environ.get("COMP_LINE", "").split()))
+            remedy = "install motionmae into a virtual environment without other packages of that name"
+            raise UserError(f"the package `{name}` of MotionMAE {found}, but must be in {root}: {remedy}")

@@ -1,48 +1,42 @@
 """`motionmae checkpoints`: list, verify and repair the checkpoints of a run."""
 
 import argparse
-import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import write_json
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.runs.checkpoint_inspect import InspectedCheckpoint
 
+_DESCRIPTION = """\
+List the checkpoints of a run, newest first, and mark the one that a resume would load. Without --verify only file sizes
+are compared with the manifest."""
 _EPILOG = """\
 examples:
   motionmae checkpoints runs/vitb_ssv2
   motionmae checkpoints runs/vitb_ssv2 --verify
   motionmae checkpoints runs/vitb_ssv2 --repair
 
-exit status: 0 all checkpoints are valid or were repaired, 1 one is damaged or cannot be read, 2 an error stopped the
-command"""
+exit status: 0 all checkpoints are valid or were repaired, 1 a checkpoint is damaged or unreadable, 2 an error"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare checksums")
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="verify, then delete damaged checkpoints and leftovers of interrupted writes; the newest valid checkpoint "
-        "stays, and nothing is deleted while a rank may be writing",
-    )
+    repaired = "verify, then delete damaged checkpoints and leftovers of writes, unless a rank may be writing"
+    parser.add_argument("--repair", action="store_true", help=repaired)
     parser.add_argument("--force", action="store_true", help="repair even if a rank may be writing")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table there")
+    add_json_argument(parser, "name", "status", "writer", content="table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, and repair if asked to."""
-    from rich.console import Console
-
-    from motionmae.files import write_atomically
     from motionmae.runs.checkpoint_inspect import inspect, repair
     from motionmae.runs.checkpoint_store import CheckpointStore
     from motionmae.runs.directory import RunFolder
@@ -53,73 +47,65 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{folder.path} is not a run folder because it has no checkpoints/: give the folder of a run")
     owner = current_holder(folder.path)
     if arguments.repair and owner and not arguments.force:
-        raise UserError(f"{owner}, and a repair could delete what it is writing: stop it, or add --force if it is dead")
+        raise UserError(f"{owner}, and a repair could delete its files: stop the run, or add --force if it is dead")
     inspected = inspect(CheckpointStore(folder.checkpoints), arguments.verify or arguments.repair, _progress)
-    Console().print(_table(inspected) if inspected else f"{folder.path} has no checkpoints yet")
+    if inspected:
+        _show(inspected)
+    else:
+        say(f"{folder.path} has no checkpoints yet")
     if arguments.json:
-        write_atomically(
-            arguments.json, json.dumps([_figures(checkpoint) for checkpoint in inspected], indent=1).encode()
-        )
+        write_json(arguments.json, [_figures(checkpoint) for checkpoint in inspected])
     if arguments.repair:
-        deleted = repair(inspected)
-        print(f"deleted {', '.join(path.name for path in deleted)}" if deleted else "nothing to repair")
+        links = {found.folder: found.link for found in inspected if found.link}
+        deleted = [_deletion(path, links.get(path, "")) for path in repair(inspected)]
+        say(f"deleted {', '.join(deleted)}" if deleted else "nothing to repair")
         return 0
     damaged, unreadable = ([f for f in inspected if f.status.value == kind] for kind in ("damaged", "unreadable"))
     if damaged:
-        print(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
+        say(f"{len(damaged)} damaged: delete them with `motionmae checkpoints {folder.path} --repair`")
     if unreadable:
-        print(f"{len(unreadable)} cannot be read but may be valid: repair the storage, no resume can start before")
+        say(f"{len(unreadable)} cannot be read but may be valid: repair the storage before a resume")
     return 1 if damaged or unreadable else 0
 
 
-def _progress(found: list[Any]) -> Iterable[Any]:
-    from rich.progress import track
+def _deletion(path: Path, link: str) -> str:
+    return f"the link {path.name} (not its target {link})" if link else path.name
 
-    return track(found, "reading checkpoints", transient=True)
+
+def _progress(found: list[Any]) -> Iterator[Any]:
+    from motionmae.screen import progress_of
+
+    with progress_of(transient=True) as bar:
+        yield from bar.track(found, description="reading checkpoints")
 
 
 def _figures(checkpoint: "InspectedCheckpoint") -> dict[str, Any]:
-    return {
-        "name": checkpoint.folder.name,
-        "step": checkpoint.step,
-        "bytes": checkpoint.bytes,
-        "modified": checkpoint.modified,
-        "status": checkpoint.status.value,
-        "reason": checkpoint.reason,
-        "resumes": checkpoint.resumes,
-        "writer": checkpoint.writer,
-    }
+    values = asdict(checkpoint)
+    return {"name": values.pop("folder").name, **values}
 
 
-def _table(inspected: "list[InspectedCheckpoint]") -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show(inspected: "list[InspectedCheckpoint]") -> None:
     from motionmae.runs.formatting import duration
+    from motionmae.screen import Table, show
+    from motionmae.text import cell
 
     table = Table()
     for heading in ("checkpoint", "step", "size", "age", "written by", "status"):
         table.add_column(heading, justify="right" if heading in ("step", "size", "age") else "left")
     for checkpoint in inspected:
         writer = checkpoint.writer
-        status = checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else "")
+        status = cell(checkpoint.status.value + (f": {checkpoint.reason}" if checkpoint.reason else ""))
+        if checkpoint.resumes:
+            status.append(" <- a resume loads this one", "bold")
         table.add_row(
-            escape(checkpoint.folder.name),
+            checkpoint.folder.name,
             str(checkpoint.step),
             f"{checkpoint.bytes / 1e6:.1f} MB",
             duration(time.time() - checkpoint.modified),
             f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
-            escape(status) + (" [bold]<- a resume loads this one[/]" if checkpoint.resumes else ""),
+            status,
         )
-    return table
+    show(table)
 
 
-COMMAND = Command(
-    add_arguments,
-    run,
-    description=(
-        "List the checkpoints of a run, newest first, and mark the one that a resume would load. Without "
-        "--verify only file sizes are compared with the manifest."
-    ),
-    epilog=_EPILOG,
-)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

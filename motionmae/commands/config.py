@@ -1,4 +1,4 @@
-"""`motionmae config`: list, show and compare configurations, and print their JSON schema. Imports no torch."""
+"""`motionmae config`: list, show and compare configurations, and print their JSON schema."""
 
 import argparse
 import json
@@ -9,10 +9,20 @@ from typing import Any
 from motionmae.commands import app
 from motionmae.config import Config, flat, load_config
 from motionmae.config.load import CONFIG_FOLDER, known_configs
-from motionmae.config.trees import merge, nest
-from motionmae.config.yaml_text import to_yaml
+from motionmae.config.trees import merge, nest, to_yaml
+from motionmae.text import LINES, say
 
-_WHAT = "name of a config, path of a YAML file, or run folder"
+_EPILOG = """\
+examples:
+  motionmae config list
+  motionmae config show vitl_k400 optim.epochs=800 --changed
+  motionmae config diff vitb_k400 vitl_k400
+  motionmae config diff vitb_k400 runs/vitb_k400
+  motionmae config schema > motionmae.schema.json
+
+Editors with a YAML language server use the schema to complete and explain keys, if a config begins with
+# yaml-language-server: $schema=motionmae.schema.json"""
+_CONFIG = "name of a config, path of a YAML file, or run folder"
 
 
 def _load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -26,21 +36,20 @@ def list_configs(arguments: argparse.Namespace) -> int:
     width = max(map(len, names), default=0)
     for name in names:
         first = (CONFIG_FOLDER / f"{name}.yaml").read_text().partition("\n")[0]
-        print(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
+        say(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('#') else ''}".rstrip())
     return 0
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print a configuration as YAML."""
     tree = _load(arguments.config, arguments.overrides).model_dump(mode="json")
     if arguments.changed:
         tree = _changed(tree)
-    print(to_yaml(tree), end="")
+    say(to_yaml(tree), keep=LINES, end="")
     return 0
 
 
 def _changed(tree: dict[str, Any]) -> dict[str, Any]:
-    """The values of ``tree`` that differ from the defaults."""
+    """Return the values of ``tree`` that differ from the defaults."""
     defaults = flat(Config().model_dump(mode="json"))
     changed: dict[str, Any] = {}
     for key, value in flat(tree).items():
@@ -50,67 +59,35 @@ def _changed(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    """Print the keys in which two configurations differ. Returns 1 if there are any, as `diff` does."""
+    """Print the keys in which two configurations differ. Return 1 if there are any, as `diff` does."""
     a, b = (flat(_load(name).model_dump(mode="json")) for name in (arguments.a, arguments.b))
     differing = [key for key in a if a[key] != b[key] and key != "name"]
     width = max(map(len, differing), default=0)
     for key in differing:
-        print(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
+        say(f"{key:{width}}  {json.dumps(a[key])} -> {json.dumps(b[key])}")
     return 1 if differing else 0
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    """Print the JSON schema of a config file."""
     described = Config.model_json_schema()
     described["properties"]["base"] = {"type": "string", "description": "Config whose values this file inherits."}
-    print(json.dumps(described, indent=1))
+    say(json.dumps(described, indent=1), keep=LINES)
     return 0
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
-    name = parser.add_argument("config", metavar="NAME", help=_WHAT)
+    name = parser.add_argument("config", metavar="NAME", help=_CONFIG)
     name.completer = app.complete_config  # type: ignore[attr-defined]
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the config")
+    app.add_overrides(parser)
     parser.add_argument("--changed", action="store_true", help="print only values that are not the default")
 
 
 def _add_diff_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help=_WHAT)
+        parser.add_argument(name, metavar=name.upper(), help=_CONFIG)
 
 
-LIST = app.Command(
-    lambda parser: None,
-    list_configs,
-    description="List the configs that come with the code.",
-    epilog="examples:\n  motionmae config list",
-)
-SHOW = app.Command(
-    _add_show_arguments,
-    show,
-    description="Print a config with all inherited and default values.",
-    epilog="""\
-examples:
-  motionmae config show vitl_k400
-  motionmae config show vitl_k400 optim.epochs=800 --changed""",
-)
-DIFF = app.Command(
-    _add_diff_arguments,
-    diff,
-    description="Print the values in which two configs differ. Exit status 1 if any do.",
-    epilog="""\
-examples:
-  motionmae config diff vitb_k400 vitl_k400
-  motionmae config diff vitb_k400 runs/vitb_k400""",
-)
-SCHEMA = app.Command(
-    lambda parser: None,
-    schema,
-    description="Print the JSON schema of a config file.",
-    epilog="""\
-examples:
-  motionmae config schema > motionmae.schema.json
-
-Editors with a YAML language server complete and explain keys by the schema, if a config begins with
-# yaml-language-server: $schema=motionmae.schema.json""",
-)
+LIST = app.Command(lambda parser: None, list_configs, "List the configs that come with the code.", _EPILOG)
+SHOW = app.Command(_add_show_arguments, show, "Print a config with all inherited and default values.", _EPILOG)
+DIFF = app.Command(_add_diff_arguments, diff, "Print the values that differ. Exit status 1 if any do.", _EPILOG)
+SCHEMA = app.Command(lambda parser: None, schema, "Print the JSON schema of a config file.", _EPILOG)

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
 from motionmae.evaluation import ADAPTERS
-from motionmae.files import output_file
+from motionmae.files import write_json
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.evaluation.davis.dataset import Scores
@@ -26,7 +27,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
     parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="run folder whose encoder is used")
     parser.add_argument("--davis", type=Path, required=True, help="DAVIS folder in the official layout")
     parser.add_argument("--image-set", default="2017/val", help="list of sequences (default: 2017/val)")
@@ -38,67 +38,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", choices=ADAPTERS, default="duplicate", help="default: duplicate")
     parser.add_argument(
         "--short-side", type=int, default=480, metavar="PIXELS",
-        help="short side of an encoder's frames (default: 480, for cubes of 16 pixels; reduce it in proportion for "
-        "smaller cubes)",
+        help="short side of the frames (default: 480, for cubes of 16 pixels; proportionally less for smaller cubes)",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, help="folder for the masks (default: RUN/davis/..., or davis_FEATURES)")
-    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="score the masks of this folder only")
+    parser.add_argument("--evaluate-only", type=Path, metavar="RESULTS", help="only score the masks in this folder")
     parser.add_argument("--overlay", choices=("png", "mp4"), help="also draw the masks on the frames")
-    parser.add_argument("--json", type=output_file, help="also write the scores as JSON")
+    add_json_argument(parser, "per_object", "J&F-Mean", content="scores")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Propagate the masks, and print their scores."""
     from motionmae.evaluation.cache_key import read_cache_key
     from motionmae.evaluation.davis import dataset, run
 
     sequences = dataset.read_sequences(arguments.davis, arguments.image_set)
     unmarked = [sequence.name for sequence in sequences if not sequence.annotated]
     if unmarked and arguments.json:
-        raise UserError(
-            f"{len(unmarked)} of {len(sequences)} sequences lack masks of some frames ({unmarked[0]} first) and cannot "
-            "be scored: leave out --json, or list the other sequences with --image-set"
-        )
+        unscored = f"{len(unmarked)} of {len(sequences)} sequences lack masks of some frames ({unmarked[0]} first)"
+        remedy = "leave out --json, or list the other sequences with --image-set"
+        raise UserError(f"{unscored} and cannot be scored: {remedy}")
     if arguments.evaluate_only:
         results = arguments.evaluate_only
     else:
         if arguments.folder is None and arguments.features in ("encoder", "random"):
             raise UserError(f"--features {arguments.features} needs a run folder: give RUN, or use --features pixels")
-        extractor, key = run.open_features(
-            arguments.features,
-            arguments.folder,
-            arguments.step,
-            arguments.protocol,
-            arguments.adapter,
-            arguments.davis,
-            arguments.short_side,
-        )
+        settings = (arguments.protocol, arguments.adapter, arguments.davis, arguments.short_side)
+        extractor, key = run.open_features(arguments.features, arguments.folder, arguments.step, *settings)
         name = "_".join([*(str(value) for value in key.settings.values() if value), key.digest])
-        results = arguments.out or (arguments.folder / "davis" if arguments.folder else Path()) / f"davis_{name}"
+        parent = arguments.folder / "davis" if arguments.folder else Path()
+        results = arguments.out or parent / f"davis_{name}"
         run.segment(sequences, extractor, arguments.protocol, results, key)
     scores = dataset.score_folder(sequences, results) if arguments.evaluate_only or not unmarked else None
     if arguments.overlay:
         for path in run.draw_overlays(sequences, results, arguments.overlay):
-            print(f"wrote {path}")
+            say(f"wrote {path}")
     if scores is None:
-        print(f"masks: {results}\nnot scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
-        return 0
-    _report(scores, read_cache_key(results), results, arguments.json)
+        say(f"masks: {results}")
+        say(f"not scored: {len(unmarked)} of {len(sequences)} sequences lack masks of later frames")
+    else:
+        _report(scores, read_cache_key(results), results, arguments.json)
     return 0
 
 
 def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out: Path | None) -> None:
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
     from motionmae.evaluation.davis.metrics import global_means
-    from motionmae.files import write_atomically
+    from motionmae.screen import Table, show
 
     means = global_means(scores)
-    table = Table(title=str(results), title_justify="left")
+    table = Table(title=results, title_justify="left")
     for column in ("", "J", "F"):
         table.add_column(column, justify="right" if column else "left")
     for name, score in scores.items():
@@ -106,12 +93,11 @@ def _report(scores: "Scores", key: dict[str, object] | None, results: Path, out:
     table.add_section()
     for what in ("Mean", "Recall", "Decay"):
         table.add_row(what, f"{means[f'J-{what}']:.4f}", f"{means[f'F-{what}']:.4f}")
-    Console(soft_wrap=True).print(table)
-    print(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
+    show(table, wrap=False)
+    say(f"J&F-Mean {means['J&F-Mean']:.4f} over {len(scores)} objects")
     if out:
         per_object = {name: {measure: score.mean for measure, score in pair.items()} for name, pair in scores.items()}
-        content = {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)}
-        write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(out, {"per_object": per_object, **means, **(key or {"settings": {}}), "masks": str(results)})
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

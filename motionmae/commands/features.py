@@ -3,37 +3,44 @@
 import argparse
 from pathlib import Path
 
-from motionmae.commands.app import Command
-from motionmae.files import output_ending
+from motionmae.commands.app import Command, add_run_arguments
+from motionmae.outputs import archive_of, containing, output_argument
+from motionmae.text import say
 
+_DESCRIPTION = "Write the mean token of each video's central clip, computed by a run's frozen encoder."
 _EPILOG = """\
 examples:
   motionmae features runs/demo --videos data/demo/videos --out features.npz
   motionmae features runs/demo --videos data/demo/videos --out features.parquet
   torchrun --nproc-per-node 2 -m motionmae features runs/demo --videos data/demo/videos --out features.npz
 
-An npz file holds `names` (paths below the folder), `features` (float32, one row per name), `unreadable` and `reasons`.
-A parquet file (pip install 'motionmae[parquet]') holds one row per video: `name`, `feature` and, if that is null,
-`reason`. The same command continues an interrupted run from OUT.parts and retries unreadable videos. Use a different
---out for each run and folder."""
+An npz file holds `names` (paths in the folder), `features` (float32, one row per name), `unreadable` and `reasons`.
+A parquet file (pip install 'motionmae[parquet]') holds one row per video: `name`, `feature`, and `reason` if the
+feature is null. The same command continues an interrupted run from OUT.parts and retries unreadable videos. Use a
+different --out for each run and folder."""
+
+
+_ARCHIVE = archive_of("names", "features", "unreadable", "reasons")
+_TABLE = containing("motionmae features")
+
+
+def _recognise(path: Path) -> bool:
+    return _ARCHIVE(path) if path.suffix == ".npz" else _TABLE(path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
+    add_run_arguments(parser)
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched recursively")
-    table = output_ending(".npz", ".parquet")
-    parser.add_argument("--out", type=table, required=True, help="file to write, .npz or .parquet")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    out = output_argument(_recognise, ".npz", ".parquet")
+    parser.add_argument("--out", type=out, required=True, help="file to write, .npz or .parquet")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute and write the features."""
     from motionmae.config import EngineConfig
+    from motionmae.data.open_video import note_on_outside
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.feature_files import WRITERS
-    from motionmae.evaluation.features import features_of_files, find_videos
+    from motionmae.evaluation.features import WRITERS, features_of_files, find_videos
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.files import write_atomically
 
@@ -47,16 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
         if rank.is_rank_zero:
             write_atomically(out, WRITERS[out.suffix](results))
             for reason in results.unreadable.values():
-                print(f"not read: {reason}")
-            count, missing = len(results.values), len(results.unreadable)
-            print(f"skipped {others} files without the suffix of a video")
-            print(f"wrote {out}: {count} videos by step {step}, {missing} not read")
+                say(f"not read: {reason}")
+            if note := note_on_outside(folder, [folder / name for name in videos]):
+                say(f"note: {note}")
+            say(f"skipped {others} files without a video extension")
+            say(f"wrote {out}: {len(results.values)} videos by step {step}, {len(results.unreadable)} not read")
     return 0
 
 
-COMMAND = Command(
-    add_arguments,
-    run,
-    description="Write the mean token of each video's central clip, computed by a run's frozen encoder.",
-    epilog=_EPILOG,
-)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

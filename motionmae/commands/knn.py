@@ -1,12 +1,13 @@
-"""`motionmae knn`: classify videos by nearest neighbours on frozen features, a quick check of an encoder."""
+"""`motionmae knn`: check an encoder quickly, by classifying videos by nearest neighbours on frozen features."""
 
 import argparse
-from pathlib import Path
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument, add_run_arguments
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.files import write_json
+from motionmae.text import say
 
+_DESCRIPTION = "Classify the central clip of each test video by its nearest training videos in feature space."
 _EPILOG = """\
 examples:
   motionmae knn runs/tiny_ut_interaction --train data/ut_interaction/train --test data/ut_interaction/val
@@ -14,20 +15,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder, of pre-training or fine-tuning")
+    add_run_arguments(parser)
     parser.add_argument("--train", required=True, help="folder or URL of labelled shards")
     parser.add_argument("--test", required=True, help="folder or URL of labelled shards with the same classes")
     parser.add_argument("--k", type=int, default=20, help="number of neighbours (default: 20)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="temperature of their weights (default: 0.07)")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
+    parser.add_argument("--temperature", type=float, default=0.07, help="temperature of the votes (default: 0.07)")
+    add_json_argument(parser, "top1", "chance")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify the test videos, and print the accuracy."""
-    import json
-    from dataclasses import asdict
 
     import numpy as np
 
@@ -35,14 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.data.open_shards import open_reader
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
-    from motionmae.evaluation.features import features_of_shards
-    from motionmae.evaluation.knn import KnnResult, classify_by_neighbours
+    from motionmae.evaluation.features import classify_by_neighbours, features_of_shards
     from motionmae.evaluation.load_run import choose_step, load_embedding
     from motionmae.evaluation.multiview_test import labels_of, match_classes
-    from motionmae.files import write_atomically
 
     if arguments.k < 1 or arguments.temperature <= 0:
-        raise UserError("--k must be at least 1 and --temperature positive")
+        given = f"--k {arguments.k} --temperature {arguments.temperature:g}"
+        raise UserError(f"--k must be at least 1 and --temperature positive, not {given}")
     with distributed(EngineConfig()) as rank:
         chosen = choose_step(arguments.folder, arguments.step, rank)
         model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
@@ -54,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         if rank.is_rank_zero:
             for part, shards in ((train, arguments.train), (test, arguments.test)):
                 for reason in part.unreadable.values():
-                    print(f"not read: {reason}")
+                    say(f"not read: {reason}")
                 if not part.values:
                     raise UserError(
                         f"none of the {len(part.unreadable)} videos of {shards} could be read: "
@@ -64,26 +59,22 @@ def run(arguments: argparse.Namespace) -> int:
             truth = labels_of(readers[1], test, logits)
             rows = [np.stack(list(part.values.values())) for part in (train, test)]
             found = classify_by_neighbours(rows[0], train_labels, rows[1], arguments.k, arguments.temperature)
-            report = KnnResult(
-                top1=float(100 * (found == truth).mean()),
-                chance=float(100 * np.bincount(truth).max() / len(truth)),
-                videos=len(truth),
-                missing=len(test.unreadable),
-                train_missing=len(train.unreadable),
-            )
-            print(
-                f"step {step}: {report.top1:.1f} % of {report.videos} videos by {arguments.k} neighbours "
-                f"(most frequent class: {report.chance:.1f} %; not read: {report.missing} of these, "
-                f"{report.train_missing} of the training videos)"
+            report = {
+                "step": step,
+                "top1": float(100 * (found == truth).mean()),
+                "chance": float(100 * np.bincount(truth).max() / len(truth)),
+                "videos": len(truth),
+                "missing": len(test.unreadable),
+                "train_missing": len(train.unreadable),
+            }
+            say(
+                f"step {step}: {report['top1']:.1f} % of {len(truth)} videos by {arguments.k} neighbours "
+                f"(most frequent class: {report['chance']:.1f} %; not read: {len(test.unreadable)} of these, "
+                f"{len(train.unreadable)} of the training videos)"
             )
             if arguments.json:
-                write_atomically(arguments.json, (json.dumps({"step": step, **asdict(report)}) + "\n").encode())
+                write_json(arguments.json, report)
     return 0
 
 
-COMMAND = Command(
-    add_arguments,
-    run,
-    description="Classify the central clip of each test video by its nearest training videos in feature space.",
-    epilog=_EPILOG,
-)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_run_arguments
 from motionmae.errors import UserError
-from motionmae.files import output_ending
+from motionmae.outputs import output_argument, refuse_foreign, signed
+from motionmae.text import say
 
+_DESCRIPTION = "Draw original, masked input, reconstruction, motion and reconstructed motion of some clips."
 _EPILOG = """\
 examples:
   motionmae reconstruct runs/demo
@@ -15,30 +17,21 @@ examples:
   motionmae reconstruct runs/demo --shards data/ut_interaction/val --step 500
 """
 
-_ENDINGS = (".png", ".gif", ".mp4")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--out", type=output_ending(*_ENDINGS), help="PNG, GIF or mp4 (default: RUN/reconstruction.png)"
-    )
+    add_run_arguments(parser, "pre-training")
+    out = output_argument(signed, ".png", ".gif", ".mp4")
+    parser.add_argument("--out", type=out, help="PNG, GIF or mp4 (default: RUN/reconstruction.png)")
     parser.add_argument("--video", type=Path, nargs="+", help="video files, whose central clips are used")
     parser.add_argument("--shards", help="folder or URL of shards (default: the run's)")
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1], help="sample numbers (default: 0 1)")
     parser.add_argument("--ratio", type=float, nargs="+", help="masking ratios (default: the run's)")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip in a PNG (default: 8)")
-    parser.add_argument(
-        "--masked-only",
-        action="store_true",
-        help="show reconstructed cubes only; visible cubes are grey, or without motion",
-    )
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    shown = "show reconstructed cubes only; visible cubes are grey, or without motion"
+    parser.add_argument("--masked-only", action="store_true", help=shown)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the picture."""
     import torch
 
     from motionmae.data.open_shards import open_reader
@@ -47,15 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
 
     out = arguments.out or arguments.folder / "reconstruction.png"
+    refuse_foreign(out, signed)
     if arguments.frames < 1:
-        raise UserError(f"--frames {arguments.frames} is not possible: give at least 1")
+        raise UserError(f"--frames must be at least 1, not {arguments.frames}")
     for ratio in arguments.ratio or ():
         if not 0 < ratio < 1:
-            raise UserError(f"--ratio {ratio} is not possible: give a share between 0 and 1, for example 0.9")
+            raise UserError(f"--ratio must be between 0 and 1, not {ratio}")
     loaded = load_pretrained(arguments.folder, arguments.step)
     config = loaded.config
     if arguments.video:
-        if config.target.has_motion and config.target.motion_source == "flow":
+        if config.target.needs_flow:
             raise UserError(f"{arguments.folder} was trained on optical flow, which video files lack: use --shards")
         names, flow = [path.name for path in arguments.video], None
         try:
@@ -79,13 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     ordered = [block for _, block in blocks]
     write = write_png if out.suffix == ".png" else write_video
     write(ordered, out, f"{config.name}, step {loaded.step}")
-    print(f"wrote {out}")
+    say(f"wrote {out}")
     return 0
 
 
-COMMAND = Command(
-    add_arguments,
-    run,
-    description="Draw original, masked input, reconstruction, motion and reconstructed motion of some clips.",
-    epilog=_EPILOG,
-)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

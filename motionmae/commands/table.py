@@ -1,16 +1,16 @@
-"""All commands of `motionmae`, in the order in which a newcomer needs them."""
+"""Table of all commands of `motionmae`, in the order in which a newcomer needs them."""
 
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """Where a command is defined, and its line in `motionmae --help`."""
+    """Definition of a command, and its line in `motionmae --help`."""
 
     target: str
-    """Module, or `module:name` where the :class:`~motionmae.commands.app.Command` has another name than COMMAND."""
+    """Module, or `module:name` if its :class:`~motionmae.commands.app.Command` is not called COMMAND."""
     summary: str
     group: str = ""
-    """Line of the first word of the name, where the name has two words."""
+    """Line of the group, for a name of two words."""
 
 
 _SHARDS = "make shards of videos, and check, inspect and merge them"
@@ -29,13 +29,12 @@ COMMANDS = {
     "config diff": Entry("motionmae.commands.config:DIFF", "print the differences of two configs", _CONFIG),
     "config schema": Entry("motionmae.commands.config:SCHEMA", "print the JSON schema of a config file", _CONFIG),
     "plan": Entry("motionmae.commands.plan", "estimate parameters, memory and time of a run"),
-    "pretrain": Entry("motionmae.commands.pretrain", "pre-train a model, or resume its run"),
-    "finetune": Entry("motionmae.commands.finetune", "fine-tune a pre-trained encoder, or resume its run"),
+    "pretrain": Entry("motionmae.commands.train:PRETRAIN", "pre-train a model, or resume its run"),
+    "finetune": Entry("motionmae.commands.train:FINETUNE", "fine-tune a pre-trained encoder, or resume its run"),
     "test": Entry("motionmae.commands.test", "measure the multi-view accuracy of a fine-tuned run"),
-    "submit": Entry("slurm.submit_cli", "submit a run to Slurm, or start it on this machine"),
+    "submit": Entry("slurm.submission", "submit a run to Slurm, or start it on this machine"),
     "watch": Entry("motionmae.commands.watch", "follow a run in the terminal: losses, speed, goodput, faults"),
-    "report": Entry("motionmae.commands.report", "write a run's report as one HTML file"),
-    "curves": Entry("motionmae.commands.curves", "draw the losses of runs, and compare them with a mean prediction"),
+    "report": Entry("motionmae.commands.report", "write a run's report as one HTML file, and print its losses"),
     "checkpoints": Entry("motionmae.commands.checkpoints", "list, verify and repair the checkpoints of a run"),
     "reconstruct": Entry("motionmae.commands.reconstruct", "draw what a run's heads reconstruct"),
     "export": Entry("motionmae.commands.export", "write a run's weights for other programs"),
@@ -64,7 +63,7 @@ From videos to a tested model, here on rendered videos and two CPU cores:
 Look at a run, also while it trains:
 
   motionmae watch runs/tiny_toy           losses, speed and faults in the terminal
-  motionmae report runs/tiny_toy          one HTML file
+  motionmae report runs/tiny_toy          one HTML file, and the losses beside predicting the mean
   motionmae reconstruct runs/tiny_toy     what the model reconstructs
 
 On a cluster:

@@ -4,17 +4,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command
+from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import output_file
+from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.evaluation.multiview_test import Report
 
 _DESCRIPTION = """\
-Test a fine-tuning run on all videos of its test shards: the softmax outputs of clips x crops views per video are
-averaged. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same command continues
-an interrupted test. Under torchrun or srun the ranks share the videos; the result does not depend on their number."""
+Test a fine-tuning run on all videos of its test shards. The prediction for a video is the mean of the softmax outputs
+of its clips x crops views. Figures, per-class accuracy, predictions and the confusion matrix go to RUN/test/. The same
+command continues an interrupted test. Under torchrun or srun the ranks share the videos; their number does not change
+the result."""
 
 _EPILOG = """\
 examples:
@@ -24,17 +25,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or the name of its config")
+    parser.add_argument("run_or_config", metavar="RUN_OR_CONFIG", help="run folder, or name of its config")
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
+    add_json_argument(parser, "top1", "per_class")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Test the run, and print and write its accuracy."""
     from dataclasses import replace
 
     import numpy as np
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(Path(arguments.run_or_config))
     config = load_config(str(folder.config) if folder.config.is_file() else arguments.run_or_config)
     if not folder.config.is_file():
-        folder = RunFolder.of(config.output_dir, config.name)
+        folder = RunFolder(config.run_folder)
 
     def prepare(step: int) -> tuple[Finetuned, ShardReader, NDArray[np.int64]]:
         trained = load_finetuned(folder.path, step)
@@ -62,9 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = trained.config.updated(changes)
         views = config.test
         if not views.shards:
-            raise UserError(
-                "test.shards is empty: add --shards FOLDER, made of the test split by `motionmae shards make`"
-            )
+            made = "made of the test split by `motionmae shards make`"
+            raise UserError(f"test.shards is empty: add --shards FOLDER, {made}")
         trained = replace(trained, config=config)
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
@@ -74,17 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     with distributed(config.engine) as rank:
         step = choose_step(folder.path, arguments.step, rank)
         trained, reader, logits = rank_zero_first(rank, lambda: prepare(step))
-        key = multiview_test.cache_key_of(trained, reader.manifest, rank)
-        out = multiview_test.result_folder(folder.path, trained, reader.manifest, key)
-        results = multiview_test.predict(trained, reader, out, key, rank)
+        results, out = multiview_test.predict(trained, reader, folder.path, rank)
         if rank.is_rank_zero:
             labels = multiview_test.labels_of(reader, results, logits)
             report, confusion = multiview_test.evaluate(trained, results, labels)
-            multiview_test.write_predictions(out / "predictions.csv", trained, reader, results)
+            predictions, picture, figures = (out / name for name in multiview_test.RESULT_FILES)
+            multiview_test.write_predictions(predictions, trained, reader, results)
             heading = f"{trained.config.name}, step {trained.step}, {report.views} views: {report.top1:.1f} % top-1"
-            multiview_test.draw_confusion(out / "confusion.png", confusion, trained.class_names, heading)
+            multiview_test.draw_confusion(picture, confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.test.shards}
-            for path in (out / "report.json", arguments.json):
+            for path in (figures, arguments.json):
                 if path:
                     multiview_test.write_report(path, report, **of, unreadable=results.unreadable)
             _print(report, results.unreadable, out)
@@ -92,8 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from motionmae.screen import Table, show
 
     table = Table(show_header=False)
     table.add_row("top-1", f"{report.top1:.2f} %")
@@ -104,11 +100,10 @@ def _print(report: "Report", unreadable: dict[str, str], out: Path) -> None:
     table.add_row("parameters", f"{report.parameters / 1e6:.1f} M")
     for name, value in report.per_class.items() if len(report.per_class) <= 20 else ():
         table.add_row(f"  {name}", "none tested" if value is None else f"{value:.1f} %")
-    console = Console(soft_wrap=True)
-    console.print(table)
+    show(table, wrap=False)
     for name, reason in unreadable.items():
-        console.print(f"not read: video {name}: {reason}", markup=False, highlight=False)
-    console.print(f"predictions, confusion matrix, figures: {out}", markup=False, highlight=False)
+        say(f"not read: video {name}: {reason}")
+    say(f"predictions, confusion matrix, figures: {out}")
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

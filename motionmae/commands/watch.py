@@ -27,23 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the run until it has finished, or until Ctrl-C."""
-    from rich.console import Console
     from rich.live import Live
 
     from monitoring.watch import view
     from motionmae.runs.history import RunHistory
+    from motionmae.screen import make_console
 
     if not 0 < arguments.every <= threading.TIMEOUT_MAX:  # the range of sleep(); excludes NaN
-        raise UserError(f"--every {arguments.every} is not possible: give a positive number of seconds, for example 2")
-    console = Console()
+        raise UserError(f"--every must be a positive number of seconds, such as 2, not {arguments.every}")
+    console = make_console()
     history = RunHistory(arguments.folder).require_events()
     if arguments.once:
         console.print(view(history, console.width))
         return 0
     try:
-        with Live(
-            view(history, console.width), console=console, auto_refresh=False, screen=console.is_terminal
-        ) as live:
+        shown = view(history, console.width)
+        with Live(shown, console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while history.state != "finished":
                 time.sleep(arguments.every)
                 history = RunHistory(arguments.folder).require_events()

@@ -1,36 +1,17 @@
 """Typed configuration: the schema, and loading it from YAML with inheritance and ``key=value`` overrides."""
 
+from motionmae.config.cluster import LaunchConfig, MonitoringConfig
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
-from motionmae.config.launch import LaunchConfig
 from motionmae.config.load import config_yaml, load_config, refuse_unused, save_config
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
-from motionmae.config.monitoring import MonitoringConfig
-from motionmae.config.paths import absolute_paths
-from motionmae.config.schema import Config
+from motionmae.config.schema import Config, absolute_paths
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.config.trees import flat
 
 __all__ = [
-    "CheckpointConfig",
-    "ClipConfig",
-    "Config",
-    "DataConfig",
-    "EngineConfig",
-    "FinetuneConfig",
-    "LaunchConfig",
-    "LogConfig",
-    "MaskConfig",
-    "ModelConfig",
-    "MonitoringConfig",
-    "MultiviewTestConfig",
-    "OptimConfig",
-    "TargetConfig",
-    "WatchdogConfig",
-    "absolute_paths",
-    "config_yaml",
-    "flat",
-    "load_config",
-    "refuse_unused",
+    "CheckpointConfig", "ClipConfig", "Config", "DataConfig", "EngineConfig", "FinetuneConfig", "LaunchConfig",
+    "LogConfig", "MaskConfig", "ModelConfig", "MonitoringConfig", "MultiviewTestConfig", "OptimConfig",
+    "TargetConfig", "WatchdogConfig", "absolute_paths", "config_yaml", "flat", "load_config", "refuse_unused",
     "save_config",
-]
+]  # fmt: skip

@@ -1,18 +1,10 @@
-"""Data configuration: where clips are stored, and how they are sampled, augmented and decoded."""
+"""Data configuration: location, sampling, augmentation and decoding of clips."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
-from motionmae.config.section import (
-    MAY_CHANGE,
-    MAY_CHANGE_RESULT,
-    NodePath,
-    PathOrUrl,
-    Probability,
-    Section,
-    check,
-)
+from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, NodePath, PathOrUrl, Probability, Section, refusal
 
 REMOTE_SCHEMES = ("http", "https", "s3")
 """URL schemes of remote shards. None of them can run a program."""
@@ -21,13 +13,13 @@ REMOTE_SCHEMES = ("http", "https", "s3")
 def _known_scheme(location: str) -> str:
     scheme, is_url, _ = location.partition("://")
     if is_url and scheme not in REMOTE_SCHEMES:
-        raise ValueError(f"give a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
+        raise ValueError(f"set a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
     return location
 
 
 def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
     if not 0 < limits[0] <= limits[1]:
-        raise ValueError("it takes two positive numbers, the smaller first")
+        raise ValueError("it must be two positive numbers, the smaller first")
     return limits
 
 
@@ -35,24 +27,23 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class DataConfig(Section):
-    """Location, sampling, augmentation and decoding of clips."""
+    """Shards and the loader that reads clips from them."""
 
     shards: Annotated[PathOrUrl, AfterValidator(_known_scheme), MAY_CHANGE_RESULT] = ""
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
-    """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. Variables such as
-    `$TMPDIR` are expanded on the node. Empty: motionmae-cache-UID in the system's temporary folder."""
+    """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands
+    variables of folders, user and job: `$TMPDIR`, `$USER` (docs/security.md). Empty: motionmae-cache-UID in
+    the system's temporary folder."""
     cache_gb: Annotated[PositiveFloat, MAY_CHANGE] = 100.0
-    """Maximum size of the cache in units of 10^9 bytes. The least recently used shards are deleted first. Two shuffle
-    windows must fit: the current one and the next."""
+    """Maximum size of the cache in GB; least recently used shards are deleted first. Two shuffle windows must fit."""
     remote_retries: Annotated[NonNegativeInt, MAY_CHANGE] = 5
-    """Retries of a remote read that makes no progress, after 1, 2, 4, ... seconds."""
+    """Retries of a remote read without progress, after 1, 2, 4, ... seconds."""
     remote_timeout: Annotated[PositiveFloat, MAY_CHANGE] = 30.0
     """Seconds without data after which a connection has failed."""
     beton: Annotated[NodePath, MAY_CHANGE_RESULT] = ""
-    """FFCV file that `data_tools/make_beton` wrote from these shards. Clips are then read from it, and only the
-    manifest.json of ``shards`` is needed (docs/ffcv.md says when it pays). Variables such as `$TMPDIR` are expanded on
-    the node. Empty: clips are read from the shards."""
+    """FFCV file with the clips of the shards, written by `motionmae shards beton` (docs/ffcv.md). Of ``shards`` only
+    manifest.json is then needed. The node expands variables as in `cache`. Empty: clips are read from shards."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: frames clip.stride apart. segments: one frame from each of clip.frames equal parts of the video
     (fine-tuning on SSv2)."""
@@ -63,27 +54,24 @@ class DataConfig(Section):
     crop_ratio: Range = (0.75, 1.3333333333333333)
     """Range of the aspect ratio of random_resized."""
     flip: bool = True
-    """Mirror half of the clips left to right. Off for SSv2, whose classes name left and right."""
+    """Mirror half of the clips left to right. Set to false for SSv2, whose classes name left and right."""
     rand_augment: str = ""
-    """RandAugment policy in timm's notation, for example rand-m9-mstd0.5-inc1, the same for all frames of a clip.
-    Empty: none."""
+    """RandAugment policy in timm's notation, for example rand-m9-mstd0.5-inc1. Empty: none."""
     random_erasing: Probability = 0.0
-    """Probability of random erasing: noise replaces a rectangle of the clip, the same in all frames."""
+    """Probability that noise replaces a rectangle of the clip, the same rectangle in all frames."""
     repeated_sampling: PositiveInt = 1
     """Clips drawn from each video that is read (repeated sampling)."""
     workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
-    """Decoding processes per rank. 0: ``threads`` of the training process decode, which suffices for one or two cores.
-    A .beton file is always decoded by ``threads``."""
+    """Decoding processes per rank. 0: ``threads`` decode, which suffices for one or two cores and for .beton files."""
     threads: Annotated[PositiveInt, MAY_CHANGE] = 2
-    """Decoding threads per rank, used where ``workers`` is 0."""
+    """Decoding threads per rank if ``workers`` is 0."""
     prefetch: Annotated[PositiveInt, MAY_CHANGE] = 4
     """Decoded micro-batches held ready per rank."""
     shuffle_window_shards: PositiveInt = 64
     """Shards whose samples are shuffled together."""
     max_corrupt_samples: Annotated[NonNegativeInt, MAY_CHANGE] = 100
-    """Unreadable samples that a run tolerates. Each is replaced, counted and logged; one more stops the run."""
+    """Unreadable samples that a run replaces, counts and logs; one more stops the run."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
-        check(self.crop_scale[1] <= 1, "data.crop_scale", list(self.crop_scale), "a crop keeps at most the whole, 1.0")
-        return self
+    def check(self) -> None:
+        if self.crop_scale[1] > 1:
+            raise refusal("data.crop_scale", list(self.crop_scale), "the largest crop is the whole frame, 1.0")

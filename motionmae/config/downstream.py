@@ -2,14 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
-from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, PathOrUrl, Probability, Section, WeightsPath, check
+from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, PathOrUrl, Probability, Section, WeightsPath, refusal
 
 
 def _not_empty(weights: str) -> str:
     if not weights:
-        raise ValueError("give the path of weights, or scratch")
+        raise ValueError("set the path of weights, or scratch")
     return weights
 
 
@@ -17,33 +17,27 @@ class FinetuneConfig(Section):
     """Classifier on the encoder, for ``task=finetune`` (Table 6b)."""
 
     mode: Literal["full", "linear", "attentive"] = "full"
-    """full: all weights are trained. linear, attentive: a probe is trained on the frozen encoder, whose tokens are
-    pooled by their mean or by trained attention."""
+    """full: all weights are trained. linear, attentive: a probe is trained on the frozen encoder, on the mean of its
+    tokens or on tokens pooled by trained attention."""
     init: Annotated[WeightsPath, AfterValidator(_not_empty), MAY_CHANGE_RESULT] = "scratch"
     """Initial weights of the encoder: a run folder, a checkpoint folder, an exported or released file
     (docs/weights.md), or scratch."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Factor on the learning rate from each layer to the layer below it."""
     drop_path: Fraction = 0.1
-    """Probability of dropping the residual paths of the last block. It grows linearly from 0 in the first block."""
+    """Probability of dropping residual paths; it grows linearly from 0 in the first block to this in the last."""
     mixup: NonNegativeFloat = 0.8
     """Alpha of mixup; 0 disables it."""
     cutmix: NonNegativeFloat = 1.0
     """Alpha of cutmix; 0 disables it."""
     mixup_switch_prob: Probability = 0.5
-    """Probability of cutmix rather than mixup where both are enabled."""
+    """Probability of cutmix rather than mixup if both are enabled."""
     label_smoothing: Fraction = 0.1
     """Share of a label's weight that is spread over all classes."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "FinetuneConfig":
-        check(
-            self.mode == "full" or self.init != "scratch",
-            "finetune.mode",
-            self.mode,
-            "a probe needs trained weights; set finetune.init=RUN",
-        )
-        return self
+    def check(self) -> None:
+        if self.frozen and self.init == "scratch":
+            raise refusal("finetune.mode", self.mode, "a probe needs trained weights; set finetune.init=RUN")
 
     @property
     def frozen(self) -> bool:
@@ -55,7 +49,7 @@ class FinetuneConfig(Section):
 
 
 class MultiviewTestConfig(Section):
-    """Views of a video whose predictions a test averages (section 4). `data.sampling` chooses their frames."""
+    """Views of a video whose predictions the test averages (section 4). `data.sampling` chooses their frames."""
 
     shards: PathOrUrl = ""
     """Folder or URL of the shards with the test videos."""

@@ -1,8 +1,7 @@
-"""Loading a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
+"""Load a configuration from layers: defaults < YAML with inheritance < site file < ``key=value`` overrides."""
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from motionmae.config.refusals import describe_refusal
 from motionmae.config.schema import Config
 from motionmae.config.section import marks_of
 from motionmae.config.site import Site
-from motionmae.config.trees import merge, nest
-from motionmae.config.yaml_text import parse_yaml, read_yaml, to_yaml
+from motionmae.config.texts import check_path, one_line, shown
+from motionmae.config.trees import DEEPEST_TREE, merge, nest, parse_yaml, read_yaml, to_yaml
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
 
@@ -23,40 +22,34 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "presets"
 
 CONFIG_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
-"""The configs that come with the code: in the installed package, or in a checkout."""
+"""Folder of the presets: in the installed package, or in a checkout."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Settings from one source; a later layer wins."""
-
-    tree: dict[str, Any]
-    origin: str
-    """The source, as messages name it: a file or an override."""
+_Layer = tuple[dict[str, Any], str]
+"""Settings and their origin, as messages name it: a file or an override."""
 
 
 def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = None) -> Config:
     """Return the checked configuration called ``name``, changed by the site file and by ``overrides``.
 
     Args:
-        name: a file in ``configs/`` without its ending (``vitl_k400``, ``ablations/table5a_motion``), or the path of a
-            YAML file.
+        name: a preset (``vitl_k400``, ``ablations/table5a_motion``), or the path of a YAML file.
         overrides: ``section.key=value`` each, the value in YAML's notation.
         site: its ``launch`` section wins over the file's, and overrides win over both.
 
     Raises:
-        UserError: for an unknown config or key, a wrong type, or a combination that is not possible.
+        UserError: a config or key is unknown, a type is wrong, or values do not fit together.
     """
     path = _find(name)
-    layers = [Layer({"name": path.stem}, str(path)), *_file_layers(path)]
+    layers = [({"name": path.stem}, str(path)), *_file_layers(path)]
     if site and site.launch:
-        layers.append(Layer({"launch": site.launch}, str(site.file)))
+        layers.append(({"launch": site.launch}, str(site.file)))
     layers += map(_parse_override, overrides)
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-        origins |= dict.fromkeys(_nodes(layer.tree), layer.origin)
+    for settings, origin in layers:
+        tree = merge(tree, settings)
+        origins |= dict.fromkeys(_nodes(settings), origin)
     tree["name"] = tree["name"] or path.stem
     try:
         return Config.model_validate(tree)
@@ -66,18 +59,13 @@ def load_config(name: str, overrides: Sequence[str] = (), site: Site | None = No
 
 
 def refuse_unused(config: Config, overrides: Sequence[str]) -> None:
-    """Refuse overrides of a section that a run of this task does not read.
-
-    Raises:
-        UserError: naming the override.
-    """
+    """Raise UserError if an override changes a section that a run of this task does not read."""
     tasks = {key.partition(".")[0]: marks["task"] for key, marks in marks_of(Config).items() if "task" in marks}
     for text in overrides:
         section = text.partition(".")[0]
         if tasks.get(section, config.task) != config.task:
-            raise UserError(
-                f"{text} would change nothing: task {config.task} does not use the section {section}; leave it out"
-            )
+            reason = f"task {config.task} does not use the section {section}"
+            raise UserError(f"{text} would change nothing: {reason}; leave it out")
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -90,10 +78,12 @@ def config_yaml(config: Config) -> str:
 
 
 def known_configs() -> list[str]:
+    """Return the names of all presets."""
     return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
 
 
 def _find(name: str) -> Path:
+    _refuse_impossible(name, f"--config {shown(name)}")
     for path in (Path(name), CONFIG_FOLDER / f"{name}.yaml"):
         if path.suffix in _ENDINGS and path.is_file():
             return path
@@ -102,53 +92,60 @@ def _find(name: str) -> Path:
     mean = f"did you mean {' or '.join(close)}?" if close else ""
     if Path(name).suffix in _ENDINGS or ("/" in name and not close):
         hint = mean or f"the configs that come with the code are in {CONFIG_FOLDER}"
-        raise UserError(f"no config {name!r}: there is no such YAML file; {hint}")
+        raise UserError(f"there is no YAML file {name!r}: {hint}")
     if not known:
-        raise UserError(f"no config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
-    runs = [name for name in known if "/" not in name]
-    hint = mean or f"there are {', '.join(runs)}, and more in its folders"
-    raise UserError(f"no config {name!r} in {CONFIG_FOLDER}: {hint}")
+        raise UserError(f"unknown config {name!r}, and {CONFIG_FOLDER} holds no configs: give the path of a YAML file")
+    hint = mean or f"choose one of {', '.join(name for name in known if '/' not in name)}, or a config in its folders"
+    raise UserError(f"{CONFIG_FOLDER} has no config {name!r}: {hint}")
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's bases, furthest first, and the file itself."""
+def _refuse_impossible(path: str, where: str) -> None:
+    try:
+        check_path(one_line(path), "local")
+    except ValueError as error:
+        raise UserError(f"{where} is not possible: {error}") from None
+
+
+def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
+    """Return the layers of the file's bases, the lowest base first, and of the file itself."""
     resolved = path.resolve()
     if resolved in seen:
-        raise UserError(f"{path}: its `base:` leads back to itself ({' -> '.join(p.name for p in (*seen, path))})")
+        chain = " -> ".join(each.name for each in (*seen, path))
+        raise UserError(f"{path}: `base:` leads back to the file: remove a link of {chain}")
+    if len(seen) > DEEPEST_TREE:
+        raise UserError(f"{seen[0]} has more than {DEEPEST_TREE} bases: copy their values into one file")
     tree = read_yaml(path)
     base = tree.pop("base", None)
-    layer = Layer(tree, str(path))
-    return [*_file_layers(_base_of(path, str(base)), (*seen, resolved)), layer] if base else [layer]
+    layers = _file_layers(_base_of(path, str(base)), (*seen, resolved)) if base else []
+    return [*layers, (tree, str(path))]
 
 
 def _base_of(path: Path, base: str) -> Path:
-    """Find the config that ``base:`` names: an absolute path, a file beside ``path``, or a preset.
-
-    The file extension is optional.
-    """
+    """Find the config that ``base:`` names, in ``path``'s folder or among the presets. The extension is optional."""
+    _refuse_impossible(base, f"{path}: `base: {shown(base)}`")
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = " or ".join(dict.fromkeys(map(str, candidates)))
-    raise UserError(f"{path}: the config of `base: {base}` does not exist: create {looked}, or correct `base:`")
+    missing = " or ".join(dict.fromkeys(map(str, candidates)))
+    raise UserError(f"{path}: the config of `base: {base}` does not exist: create {missing}, or correct `base:`")
 
 
-def _parse_override(text: str) -> Layer:
+def _parse_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(
-            f"{text!r} is not an override: write section.key=value, for example optim.global_batch_size=256"
-        )
+        raise UserError(f"{shown(text)!r} is not section.key=value: write for example optim.global_batch_size=256")
+    if key.count(".") > DEEPEST_TREE:
+        raise UserError(f"{shown(text)!r} names a section in more than {DEEPEST_TREE} sections: correct the key")
     try:
-        return Layer(nest(key, parse_yaml(value) if value.strip() else ""), text)
+        return nest(key, parse_yaml(value) if value.strip() else ""), text
     except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not an override: its value is not readable YAML") from error
+        raise UserError(f"{shown(text)!r} is not section.key=value: the value is not readable YAML") from error
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every section and key of ``tree``."""
+    """Yield every section and key of ``tree``."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):

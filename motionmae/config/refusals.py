@@ -1,26 +1,28 @@
-"""One sentence for a configuration that pydantic refuses: key, value, possible values, remedy, and where it was set."""
+"""Messages for settings that pydantic refuses: key, value, possible values or remedy, and the origin of the value."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from motionmae.config.section import marks_of
+from motionmae.config.texts import shown
 from motionmae.errors import UserError
 
 _TYPES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     tuple: "a list of two numbers",
     dict: "a section of `key: value` pairs",
 }
 """Field types, as messages name them."""
+_LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
 def describe_refusal(
@@ -30,36 +32,28 @@ def describe_refusal(
     origins: Mapping[str, str] | None = None,
     source: str = "",
 ) -> str:
-    """The sentence for the first error. Unknown keys come before impossible values.
+    """Return the sentence for the first error; unknown keys come before impossible values.
 
     Args:
         error: from the validation of ``tree`` against ``schema``.
-        origins: by key, the file or override that set it.
-        source: config and overrides; the message names them if several keys do not fit together.
+        origins: file or override that set each key.
+        source: config and overrides, for values that do not fit together.
     """
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
     key = ".".join(path)
-    origin = f" (from {origins[key]})" if origins and key in origins else ""
+    origin = f" (from {shown(origins[key])})" if origins and key in origins else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{origin}: {_suggest(path, schema)}"
+        return f"unknown key {shown(key)}{origin}: {_suggest(path, schema)}"
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):  # from `check`: a whole sentence
-        return f"{cause} ({source})" if source else str(cause)
+    if isinstance(cause, UserError):  # from `refusal`: a whole sentence
+        return f"{cause} ({shown(source)})" if source else str(cause)
     value: Any = tree
     for part in path:
         value = value[part]
-    setting = key if first["loc"][-1] == "[key]" else f"{key}={_shown(value)}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str).replace('"', "")
+    setting = shown(key if first["loc"][-1] == "[key]" else f"{key}={text}")
     return f"{setting} is not possible: {cause or _allowed(first, path, schema)}{origin}"
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML writes it, without quotes."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_shown(item)}' for key, item in value.items())}}}"
-    return "null" if value is None else str(value)
 
 
 def _allowed(error: ErrorDetails, path: list[str], schema: type[BaseModel]) -> str:
@@ -77,7 +71,7 @@ def _allowed(error: ErrorDetails, path: list[str], schema: type[BaseModel]) -> s
 
 
 def _field(path: list[str], schema: type[BaseModel]) -> tuple[FieldInfo, bool]:
-    """The field at ``path``, and whether ``path`` leads further, into a dictionary."""
+    """Return the field at ``path``, and whether ``path`` leads further, into a dictionary."""
     field = schema.model_fields[path[0]]
     if len(path) > 1 and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         return _field(path[1:], field.annotation)
@@ -85,18 +79,13 @@ def _field(path: list[str], schema: type[BaseModel]) -> tuple[FieldInfo, bool]:
 
 
 def _limits(field: FieldInfo) -> str:
-    words = []
-    for limit in field.metadata:
-        match limit:
-            case Gt():
-                words.append("positive" if limit.gt == 0 else f"greater than {limit.gt}")
-            case Ge():
-                words.append(f"at least {limit.ge}")
-            case Lt():
-                words.append(f"less than {'2^63' if limit.lt == 2**63 else limit.lt}")
-            case Le():
-                words.append(f"at most {limit.le}")
-    return " and ".join(words)
+    limits = []
+    for each in field.metadata:
+        for name, words in _LIMITS.items():
+            if hasattr(each, name):
+                limit = getattr(each, name)
+                limits.append(f"{words} {'2^63' if limit == 2**63 else limit}")
+    return " and ".join("positive" if limit == "greater than 0" else limit for limit in limits)
 
 
 def _suggest(path: list[str], schema: type[BaseModel]) -> str:
@@ -104,25 +93,16 @@ def _suggest(path: list[str], schema: type[BaseModel]) -> str:
     keys, last = list(marks_of(schema)), path[-1]
     section = ".".join(path[:-1])
     siblings = [key for key in keys if section and key.rpartition(".")[0] == section] or list(schema.model_fields)
-    found = _containing(last, siblings)[:1] or _ending_in(last, keys)[:2] or _similar(last, siblings)
+    found = [key for key in siblings if f"_{last}_" in f"_{_name(key)}_"][:1]  # optim.base_lr for optim.lr
+    if not found:  # optim.epochs and optim.warmup_epochs for epochs, an equal name first
+        ending = [key for key in keys if f"_{_name(key)}".endswith(f"_{last}")]
+        found = sorted(ending, key=lambda key: _name(key) != last)[:2]
+    if not found:  # optim.global_batch_size for optim.bach
+        names = {part: key for key in reversed(siblings) for part in _name(key).split("_")}
+        names |= {_name(key): key for key in siblings}
+        found = [names[name] for name in difflib.get_close_matches(last, names, n=1, cutoff=0.75)]
     found = found or difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.75)
-    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(siblings)}"
-
-
-def _containing(word: str, keys: list[str]) -> list[str]:
-    """``optim.base_lr`` for ``lr``."""
-    return [key for key in keys if f"_{word}_" in f"_{_name(key)}_"]
-
-
-def _ending_in(word: str, keys: list[str]) -> list[str]:
-    """``optim.epochs`` and ``optim.warmup_epochs`` for ``epochs``, an equal name first."""
-    return sorted((key for key in keys if f"_{_name(key)}".endswith(f"_{word}")), key=lambda key: _name(key) != word)
-
-
-def _similar(word: str, keys: list[str]) -> list[str]:
-    """``optim.global_batch_size`` for ``global_batch_sice`` and for ``bach``."""
-    names = {part: key for key in reversed(keys) for part in _name(key).split("_")} | {_name(key): key for key in keys}
-    return [names[name] for name in difflib.get_close_matches(word, names, n=1, cutoff=0.75)]
+    return f"did you mean {' or '.join(found)}?" if found else f"choose one of {', '.join(siblings)}"
 
 
 def _name(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Comparison of a run's saved settings with those of a resume: fields marked MAY_CHANGE may differ."""
+"""Comparison of a run's saved settings with the resuming command's. Fields marked MAY_CHANGE may differ."""
 
 from typing import Any
 
@@ -13,26 +13,18 @@ RESULT_KEYS = frozenset(key for key, mark in _ON_RESUME.items() if mark != "may_
 """Keys that a run's results depend on."""
 
 
-def differing_settings(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys that a resume may not change and that differ, with the saved and the new value.
+def check_same_run(saved: dict[str, Any], config: Config) -> None:
+    """Raise UserError, with keys and both values, if a resume would change settings that must stay.
 
     Args:
         saved: a config's ``model_dump(mode="json")``. A key that it lacks had its default.
     """
     before = {**flat(Config().model_dump(mode="json")), **flat(saved)}
     now = flat(config.model_dump(mode="json"))
-    return {key: (before[key], now[key]) for key, mark in _ON_RESUME.items() if not mark and before[key] != now[key]}
-
-
-def check_same_run(saved: dict[str, Any], config: Config) -> None:
-    """Refuse to resume from a checkpoint of other settings; see :func:`differing_settings`.
-
-    Raises:
-        UserError: naming the keys and both values.
-    """
-    if differing := differing_settings(saved, config):
-        changes = ", ".join(f"{key}={now} (was {then})" for key, (then, now) in differing.items())
+    differing = [key for key, mark in _ON_RESUME.items() if not mark and before[key] != now[key]]
+    if differing:
+        changes = ", ".join(f"{key}={now[key]} (was {before[key]})" for key in differing)
         raise UserError(
             f"{config.output_dir}/{config.name} was trained with other settings and cannot be resumed with {changes}: "
-            "restore the old values, or start another run with name=..."
+            "restore the old values, or start a different run with name=..."
         )

@@ -1,32 +1,27 @@
-"""Configuration of a run, rules for several sections, and numbers that depend on ranks or data."""
+"""Configuration of a run, its checks across sections, and numbers that depend on ranks or data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 
+from motionmae.config.cluster import LaunchConfig, MonitoringConfig
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
-from motionmae.config.launch import LaunchConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
-from motionmae.config.monitoring import MonitoringConfig
 from motionmae.config.refusals import describe_refusal
-from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, check, only_for
+from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, marks_of, only_for, refusal
+from motionmae.config.texts import run_name
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
-from motionmae.config.trees import merge, nest
+from motionmae.config.trees import flat, merge, nest
 from motionmae.errors import UserError
 
 
-def _folder_name(name: str) -> str:
-    if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
-        raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
-    return name
-
-
 class Config(Section):
-    """Configuration of a run. A YAML file has the same shape; ``base: other`` inherits another file's values."""
+    """Configuration of a run, and shape of its YAML file. There ``base: other`` inherits the values of another file."""
 
-    name: Annotated[str, AfterValidator(_folder_name), MAY_CHANGE] = ""
+    name: Annotated[str, AfterValidator(run_name), MAY_CHANGE] = ""
     """Name of the run and of its folder in `output_dir`. Empty: the name of the config."""
     output_dir: Annotated[LocalPath, MAY_CHANGE] = "runs"
     """Folder of the run folders."""
@@ -49,61 +44,46 @@ class Config(Section):
     launch: Annotated[LaunchConfig, MAY_CHANGE] = LaunchConfig()
     monitoring: Annotated[MonitoringConfig, MAY_CHANGE] = MonitoringConfig()
 
-    @model_validator(mode="after")
-    def _check(self) -> "Config":
-        if self.task == "pretrain" and self.target.has_motion:
-            check(
-                self.target.motion_granularity < self.clip.frames,
-                "target.motion_granularity",
-                self.target.motion_granularity,
-                f"it must be less than clip.frames={self.clip.frames}",
-            )
+    def check(self) -> None:
+        granularity, frames = self.target.motion_granularity, self.clip.frames
+        if self.task == "pretrain" and self.target.has_motion and granularity >= frames:
+            raise refusal("target.motion_granularity", granularity, f"it must be less than clip.frames={frames}")
+        if self.optim.ema_decay and self.engine.zero_stage == 3:
+            allowed = "the average needs whole weights on every rank; choose engine.zero_stage=0, 1 or 2"
+            raise refusal("optim.ema_decay", self.optim.ema_decay, allowed)
         self._check_mask()
         self._check_batch()
-        check(
-            not self.optim.ema_decay or self.engine.zero_stage < 3,
-            "optim.ema_decay",
-            self.optim.ema_decay,
-            "the average needs whole weights on every rank; choose engine.zero_stage=0, 1 or 2",
-        )
-        return self
 
     def _check_mask(self) -> None:
         clip, mask = self.clip, self.mask
         counts = {"time": clip.temporal_patches, "global": clip.cubes}
         positions = counts.get(mask.kind, clip.spatial_patches)
         masked = int(mask.ratio * positions)
-        check(
-            0 < masked < positions,
-            "mask.ratio",
-            mask.ratio,
-            f"with mask.kind={mask.kind} it masks {masked} of {positions}; at least one must be masked and one visible",
-        )
-        check(
-            not mask.decoder_ratio or clip.grid_size % 2 == 0,
-            "mask.decoder_ratio",
-            mask.decoder_ratio,
-            f"cells of 2 x 2 cubes do not fill a grid of {clip.grid_size} x {clip.grid_size}; "
-            "choose clip.size and clip.cube_size with an even number of cubes per side, or set it to 0",
-        )
+        if not 0 < masked < positions:
+            counted = f"with mask.kind={mask.kind} it masks {masked} of {positions}"
+            raise refusal("mask.ratio", mask.ratio, f"{counted}; at least one must be masked and one visible")
+        if mask.decoder_ratio and clip.grid_size % 2:
+            cells = f"cells of 2 x 2 cubes do not fill a grid of {clip.grid_size} x {clip.grid_size}"
+            remedy = "choose clip.size and clip.cube_size with an even number of cubes per side, or set it to 0"
+            raise refusal("mask.decoder_ratio", mask.decoder_ratio, f"{cells}; {remedy}")
 
     def _check_batch(self) -> None:
         batch, micro = self.optim.global_batch_size, self.engine.micro_batch_size
-        check(batch % micro == 0, "engine.micro_batch_size", micro, f"it must divide optim.global_batch_size={batch}")
+        if batch % micro:
+            raise refusal("engine.micro_batch_size", micro, f"it must divide optim.global_batch_size={batch}")
         mixes = self.task == "finetune" and self.finetune.mixes
-        check(
-            not mixes or micro * self.data.repeated_sampling % 2 == 0,
-            "engine.micro_batch_size",
-            micro,
-            "mixup and cutmix mix clips in pairs; engine.micro_batch_size x data.repeated_sampling must be even",
-        )
+        if mixes and micro * self.data.repeated_sampling % 2:
+            pairs = "mixup and cutmix mix clips in pairs"
+            allowed = f"{pairs}; engine.micro_batch_size x data.repeated_sampling must be even"
+            raise refusal("engine.micro_batch_size", micro, allowed)
+
+    @property
+    def run_folder(self) -> Path:
+        """``OUTPUT_DIR/NAME``, the folder of everything that the run writes."""
+        return Path(self.output_dir) / self.name
 
     def updated(self, values: Mapping[str, Any]) -> "Config":
-        """A checked copy with other ``values``, by ``section.key`` or by section.
-
-        Raises:
-            UserError: for an unknown key or a value that is not possible.
-        """
+        """Return a copy with other ``values``, by ``section.key`` or by section, or raise UserError."""
         tree = self.model_dump()
         for key, value in values.items():
             tree = merge(tree, nest(key, value.model_dump() if isinstance(value, Section) else value))
@@ -113,36 +93,44 @@ class Config(Section):
             raise UserError(describe_refusal(error, Config, tree)) from error
 
 
-def accumulation_steps(config: Config, world: int) -> int:
-    """Forward passes of a rank per step: every number of ranks trains with the same global batch.
+_NOT_RELATIVE: dict[str, Callable[[str], bool]] = {
+    "local": lambda value: False,
+    "node": lambda value: value.startswith("$"),  # only the node knows a variable such as $TMPDIR
+    "url": lambda value: "://" in value,
+    "weights": lambda value: value == "scratch",
+}
+"""Test for values that are not relative paths, by the kind of path (:mod:`motionmae.config.section`)."""
 
-    Raises:
-        UserError: ``global_batch_size`` is not a multiple of ``micro_batch_size * world``.
+
+def absolute_paths(config: Config) -> Config:
+    """Return ``config`` with absolute paths, for a job that starts in a different folder."""
+    values = flat(config.model_dump())
+    kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
+    paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _NOT_RELATIVE[kind](values[key])}
+    return config.updated({key: str(Path(path).expanduser().resolve()) for key, path in paths.items()})
+
+
+def accumulation_steps(config: Config, world: int) -> int:
+    """Return the forward passes of a rank per step, so that every number of ranks trains with the same global batch.
+
+    Raises UserError if ``global_batch_size`` is not a multiple of ``micro_batch_size * world``.
     """
     batch, micro = config.optim.global_batch_size, config.engine.micro_batch_size
     if batch % (micro * world):
         fitting = [m for m in range(1, micro + 1) if batch % (m * world) == 0]
-        remedy = (
-            f"set engine.micro_batch_size={fitting[-1]}"
-            if fitting
-            else f"set optim.global_batch_size to a multiple of {world}"
-        )
-        raise UserError(
-            f"optim.global_batch_size={batch} is not divisible by engine.micro_batch_size={micro} x {world} ranks: "
-            f"{remedy}"
-        )
+        smaller = f"set engine.micro_batch_size={fitting[-1]}" if fitting else ""
+        remedy = smaller or f"set optim.global_batch_size to a multiple of {world}"
+        division = f"engine.micro_batch_size={micro} x {world} ranks"
+        raise UserError(f"optim.global_batch_size={batch} is not divisible by {division}: {remedy}")
     return batch // (micro * world)
 
 
 def steps_per_epoch(config: Config, videos: int) -> int:
-    """Whole steps in an epoch of ``videos`` samples.
-
-    Raises:
-        UserError: there is none.
-    """
-    if videos < config.optim.global_batch_size:
+    """Return the number of whole steps in an epoch of ``videos`` samples. Raises UserError if there is none."""
+    batch = config.optim.global_batch_size
+    if videos < batch:
         raise UserError(
             f"{config.data.shards or 'the data set'} holds {videos} samples, fewer than one step takes: "
-            f"set optim.global_batch_size={config.optim.global_batch_size} to at most {videos}"
+            f"set optim.global_batch_size={videos} or less (now {batch})"
         )
-    return videos // config.optim.global_batch_size
+    return videos // batch

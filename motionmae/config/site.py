@@ -1,72 +1,42 @@
-"""Site file: settings that every submission to a cluster needs.
+"""Site file: settings of a cluster that every submission shares (docs/survival.md has an example)."""
 
-::
-
-    # ~/.config/motionmae/site.yaml, or the file given with --site
-    launch:                    # any key of the section `launch` of a config
-      partition: gpu
-      account: vision
-      gpus_per_node: 4
-      ntasks_per_node: 4
-    sbatch:                    # any other long option of sbatch
-      mem: 400G
-    environment:               # variables of every rank
-      NCCL_SOCKET_IFNAME: ib0
-
-Precedence: config file < site file < command line (``key=value`` and flags).
-"""
-
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import Section
-from motionmae.config.yaml_text import read_yaml
+from motionmae.config.texts import SbatchOption, SbatchText, Variable, VariableValue
+from motionmae.config.trees import read_yaml
 from motionmae.errors import UserError
 
 DEFAULT = Path("~/.config/motionmae/site.yaml")
 
 
-def _matches(name: str, pattern: str, kind: str) -> str:
-    if not re.fullmatch(pattern, name):
-        raise ValueError(f"it is not {kind}")
-    return name
-
-
-Option = Annotated[str, AfterValidator(lambda name: _matches(name, "[a-z][a-z-]*", "a long option of sbatch"))]
-Variable = Annotated[str, AfterValidator(lambda name: _matches(name, r"[A-Za-z_]\w*", "the name of a variable"))]
-
-
 class _Contents(Section):
     launch: dict[str, Any] = Field(default_factory=dict)
     """Values of :class:`motionmae.config.LaunchConfig`, which :func:`motionmae.config.load_config` checks."""
-    sbatch: dict[Option, str] = Field(default_factory=dict)
-    """Long options of sbatch."""
-    environment: dict[Variable, str] = Field(default_factory=dict)
-    """Environment variables of every rank."""
+    sbatch: dict[SbatchOption, SbatchText] = Field(default_factory=dict)
+    """Other long options of sbatch."""
+    environment: dict[Variable, VariableValue] = Field(default_factory=dict)
+    """Environment variables of every rank. They are written into the job script: no secret belongs here."""
 
 
 class Site(_Contents):
-    """A site file."""
+    """Contents and path of a site file."""
 
     file: Path | None = None
-    """Its path, for messages."""
+    """Path for messages."""
 
 
 def load_site(path: Path | None) -> Site:
-    """Read the site file ``path``; None reads the default file, if it exists.
-
-    Raises:
-        UserError: the file is missing or holds settings that cannot be used; the message names file and key.
-    """
+    """Read the site file ``path``, or the default file if it exists. Raises UserError with file and key."""
     file = (path or DEFAULT).expanduser()
     if not file.is_file():
         if path is None:
             return Site()
-        raise UserError(f"--site {file}: there is no such file")
+        raise UserError(f"--site {file} does not exist: create the file, or leave out --site")
     tree = read_yaml(file)
     try:
         return Site(**dict(_Contents.model_validate(tree)), file=file)

@@ -2,18 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, Section, check
+from motionmae.config.section import MAY_CHANGE_RESULT, Fraction, Section, refusal
 
 
 class OptimConfig(Section):
     """AdamW and its learning-rate schedule (Table 6a)."""
 
     global_batch_size: PositiveInt = 1024
-    """Videos per optimiser step, over all ranks and accumulation steps. Repeated clips of a video do not count."""
+    """Videos per optimiser step, over all ranks and accumulation steps, however many clips are sampled of a video."""
     epochs: PositiveInt = 1600
-    """Passes over the training set; the schedule ends with the last one."""
+    """Passes over the training set; the schedule ends with the last pass."""
     warmup_epochs: NonNegativeFloat = 40.0
     """Epochs of linear warm-up from 0."""
     base_lr: PositiveFloat = 1.5e-4
@@ -33,15 +33,10 @@ class OptimConfig(Section):
     clip_grad: NonNegativeFloat = 0.0
     """Maximum global gradient norm; 0 disables clipping (VideoMAEv2 and mae_st use 0.02)."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "OptimConfig":
-        check(
-            self.warmup_epochs < self.epochs,
-            "optim.warmup_epochs",
-            self.warmup_epochs,
-            f"it must be less than optim.epochs={self.epochs}",
-        )
-        return self
+    def check(self) -> None:
+        if self.warmup_epochs >= self.epochs:
+            allowed = f"it must be less than optim.epochs={self.epochs}"
+            raise refusal("optim.warmup_epochs", self.warmup_epochs, allowed)
 
     @property
     def peak_lr(self) -> float:
@@ -49,12 +44,15 @@ class OptimConfig(Section):
         return self.base_lr * self.global_batch_size / 256
 
 
+BUCKET = 50_000_000
+"""Elements in one message of DeepSpeed; its default of 500 million takes 2 GB of every GPU."""
+
+
 class EngineConfig(Section):
     """DeepSpeed and the device."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """ZeRO stage. 0: nothing is partitioned; 1: optimiser state; 2: also gradients; 3: also parameters. A single rank
-    always uses 0."""
+    """ZeRO stage: 1 partitions optimiser state, 2 also gradients, 3 also parameters. A single rank always uses 0."""
     micro_batch_size: PositiveInt = 32
     """Videos per forward pass of one rank; global_batch_size = micro_batch_size x ranks x accumulation steps."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE_RESULT] = "auto"
@@ -66,23 +64,27 @@ class EngineConfig(Section):
     deterministic: bool = False
     """Use deterministic kernels of torch: bitwise repeatable, and slower on GPUs."""
 
+    def stage(self, ranks: int) -> int:
+        """Return the ZeRO stage of a run. On one rank, stages 1 to 3 would only cost copies."""
+        return self.zero_stage if ranks > 1 else 0
+
 
 class CheckpointConfig(Section):
-    """When checkpoints are written and which are kept."""
+    """Frequency and retention of checkpoints."""
 
     every_steps: PositiveInt = 500
     """Steps between checkpoints."""
     keep_last: Annotated[int, Field(ge=2)] = 3
     """Number of newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of this many steps are kept for ever; 0 disables this."""
+    """Checkpoints at multiples of this many steps are never deleted; 0 disables this."""
 
 
 class LogConfig(Section):
     """Metrics, loggers and reconstructions."""
 
     every_steps: PositiveInt = 10
-    """Steps between rows of metrics.jsonl. Values are copied from the device only at these steps."""
+    """Steps between rows of metrics.jsonl. Only these steps copy values from the device."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     wandb: Literal["off", "offline", "online"] = "off"
@@ -93,21 +95,20 @@ class LogConfig(Section):
     """Clips after which a run warns if a head explains less than 1 % of its target, but not before the end of the
     warm-up. 0 disables the check. Pre-training only."""
     reconstruction_every_steps: NonNegativeInt = 0
-    """Steps between pictures of reconstructions for TensorBoard, which a separate process draws from checkpoints.
-    0 disables them. Pre-training only."""
+    """Steps between pictures of reconstructions in TensorBoard, for pre-training; 0 disables them."""
 
 
 class WatchdogConfig(Section):
-    """Time limits after which a rank counts as hung, dumps its stacks and exits; 0 disables a limit.
+    """Time limits after which a hung rank dumps its stacks and exits; 0 disables a limit.
 
-    The limits far exceed normal durations, also on slow disks: a false alarm costs a restart.
+    A false alarm costs a restart, so the limits far exceed normal durations, also on slow disks.
     """
 
     startup_seconds: NonNegativeFloat = 1800.0
-    """Limit from process-group setup to the first step: data is opened, a checkpoint verified and loaded."""
+    """Limit from process-group setup to the first step, with loading of a checkpoint."""
     step_seconds: NonNegativeFloat = 600.0
-    """Limit of a step. If `step_factor` times the median of the last steps is longer, that is the limit."""
+    """Minimum limit of a step."""
     step_factor: Annotated[float, Field(ge=1)] = 20.0
-    """See `step_seconds`."""
+    """Limit of a step as a multiple of the median of the last steps, if that is longer than `step_seconds`."""
     save_seconds: NonNegativeFloat = 3600.0
     """Limit for copying and writing a checkpoint."""

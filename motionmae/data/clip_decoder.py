@@ -1,21 +1,27 @@
-"""Protocol of the decoders, which fill a batch with random clips, and the decoder of shards."""
+"""Decode clips of stored samples: random clips into the rows of a batch, or the middle clip of one sample."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_random_clip
+from motionmae.data.clip_sampling import Cut, central_cut, random_cut
+from motionmae.data.flow import decode_flow
+from motionmae.data.jpeg import decode_clip
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import SampleMeta, ShardReader
 from motionmae.data.shared_buffers import SharedBuffer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # decoding processes do not import these modules, which are slow to import
+    import torch
+
     from motionmae.data.rand_augment import ClipAugment
 
 
 class ClipRequest(NamedTuple):
-    """One clip to decode."""
+    """Random clip to decode."""
 
     row: int  # index of the clip in the batch
     seed: int
@@ -25,17 +31,17 @@ class ClipRequest(NamedTuple):
 
     @property
     def random(self) -> KeyedRandom:
-        """Random generator of frames, crop and flip. Every decoder draws the same numbers from this generator."""
+        """Generator of frames, crop and flip, from which every decoder draws the same numbers."""
         return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
 
     @property
     def augment_random(self) -> KeyedRandom:
-        """Random generator of RandAugment and random erasing."""
+        """Generator of RandAugment and random erasing."""
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
 class ClipDecoder(Protocol):
-    """Decodes random clips of stored samples."""
+    """Decoder of random clips of stored samples."""
 
     threads: int  # number of threads that may call :meth:`decode_into` at the same time
 
@@ -46,14 +52,10 @@ class ClipDecoder(Protocol):
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
-        """Decode each requested clip into its row of the batch.
+        """Decode the clips into their rows of ``clips``, uint8 (batch, T, size, size, 3), and their optical flow.
 
-        Args:
-            clips: uint8 (batch, T, size, size, 3).
-            flows: float16 (batch, T, size, size, 2); None if the optical flow is not needed.
-
-        Returns:
-            For each request, the index entry of its sample, or the reason why it cannot be used.
+        ``flows`` is float16 (batch, T, size, size, 2), or None if the flow is not needed. Return for each request the
+        index entry of its sample, or the error if the sample is corrupt.
         """
 
     def close(self) -> None:
@@ -64,13 +66,13 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     """Return RandAugment and random erasing as one transform, or None if the configuration uses neither."""
     if not data.rand_augment and not data.random_erasing:
         return None
-    from motionmae.data.rand_augment import ClipAugment  # timm is slow to import, and pre-training does not need it
+    from motionmae.data.rand_augment import ClipAugment
 
     return ClipAugment(data, clip.size)
 
 
 class ShardDecoder:
-    """:class:`ClipDecoder` of shards. It decodes in the calling thread."""
+    """:class:`ClipDecoder` of shards that decodes in the calling thread."""
 
     def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads
@@ -86,7 +88,9 @@ class ShardDecoder:
             out = clips.array[request.row]
             flow = None if flows is None else flows.array[request.row]
             try:
-                meta = read_random_clip(self.reader, request.sample, self._data, self._clip, request.random, out, flow)
+                meta = self.reader.read_meta(request.sample)
+                cut = random_cut(meta, self._data, self._clip, request.random)
+                _decode(self.reader, request.sample, meta, cut, out, flow)
             except CorruptSample as fault:
                 outcomes.append(fault)
                 continue
@@ -97,3 +101,27 @@ class ShardDecoder:
 
     def close(self) -> None:
         self.reader.close()
+
+
+def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
+    """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
+
+    If given, ``flow``, float16 (T, size, size, 2), is filled. Raises CorruptSample if the sample is damaged, and
+    UserError if the sample does not exist or the shards lack the stride or the flow.
+    """
+    import torch
+
+    meta = reader.read_meta(sample_id)
+    pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+    _decode(reader, sample_id, meta, central_cut(meta, clip), pixels, flow)
+    return torch.from_numpy(pixels)
+
+
+def _decode(
+    reader: ShardReader, sample: int, meta: SampleMeta, cut: Cut, out: np.ndarray, flow: np.ndarray | None
+) -> None:
+    frames, crop = cut
+    decode_clip(reader.read_frames(sample, frames), meta, crop, out)
+    if flow is not None:
+        for field, target in zip(reader.read_flow(sample, frames), flow, strict=True):
+            decode_flow(field, meta, crop, target)

@@ -1,9 +1,10 @@
 """Decode in worker processes. Threads of one process would wait for the GIL about seventy times per clip.
 
 Each worker is a new process (spawn). It opens the shards itself, does not import torch, and decodes directly into the
-shared memory of the batch. The training process only exchanges two short messages per part of a micro-batch.
+shared memory of the batch. The training process exchanges only two short messages per part of a micro-batch.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
 """Pipes per worker. The worker decodes for one pipe while the training process handles the answer of the other."""
 _JOIN_LOCK = threading.Lock()
-"""Held while a process is joined: if two threads join it at the same time, one does not get the exit code."""
+"""Lock to join a process: if two threads join the same process at the same time, one does not get the exit code."""
 
 
 class WorkerFailed(RuntimeError):  # noqa: N818 - names an event
@@ -39,13 +40,13 @@ class WorkerFailed(RuntimeError):  # noqa: N818 - names an event
 
 
 class _Task(NamedTuple):
-    """Request of the training process to a worker: clips to decode and the buffers for them."""
+    """Request from the training process to a worker: clips to decode, and buffers for the decoded clips."""
 
     requests: list[ClipRequest]
     handles: list[int]  # handles of the buffer for clips and, if requested, of the buffer for optical flow
     shapes: list[tuple[int, ...]]
     new: list[bool]
-    """For each buffer, whether its file descriptor follows this message. The worker then maps the buffer."""
+    """For each buffer, whether the file descriptor that the worker must map follows this message."""
 
 
 class _Pipe(NamedTuple):
@@ -59,9 +60,7 @@ class _Pipe(NamedTuple):
 class WorkerDecoder:
     """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards that decodes in worker processes.
 
-    Args:
-        open_decoder: opens the shards. It runs in each worker and once in this process, where missing shards raise
-            UserError.
+    Each worker calls ``open_decoder``. This process calls it once too, to raise UserError if a shard is missing.
     """
 
     def __init__(self, open_decoder: Callable[[], ShardDecoder], workers: int):
@@ -85,7 +84,7 @@ class WorkerDecoder:
         try:
             new = [handle not in pipe.known for handle in handles]
             pipe.connection.send(_Task(list(requests), handles, shapes, new))
-            for handle in (handle for handle, is_new in zip(handles, new, strict=True) if is_new):
+            for handle in itertools.compress(handles, new):
                 send_handle(pipe.connection, handle, pipe.process.pid)
                 pipe.known.add(handle)
             outcomes = pipe.connection.recv()
@@ -108,12 +107,12 @@ class WorkerDecoder:
 
 
 def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list[Connection]]:
-    """Start a worker; return its process and the training process's ends of its pipes."""
+    """Start a worker. Return its process and the training process's ends of its pipes."""
     pipes = [_CONTEXT.Pipe() for _ in range(_PIPES)]
     worker_ends = [connection for _, connection in pipes]
     process = _CONTEXT.Process(target=_serve, args=(worker_ends, open_decoder), name="clip-worker", daemon=True)
     with start_children_without_signals():
-        resource_tracker.ensure_running()  # started here because its start unblocks two of the signals
+        resource_tracker.ensure_running()  # started first, because its start unblocks two of the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_CHILDREN)
         process.start()
     for connection in worker_ends:
@@ -146,5 +145,5 @@ def _decode(
         return decoder.decode_into(requests, clips, flows)
     except UserError as error:
         return error
-    except Exception:  # a bug: its traceback is passed on because the training process's own would not show it
+    except Exception:  # a bug: the traceback of the training process would not show the place
         return WorkerFailed(f"in a decoding process:\n{traceback.format_exc()}")

@@ -4,7 +4,7 @@ simplejpeg decodes a whole frame into a scratch buffer of the thread. OpenCV the
 batch. Both libraries release the GIL. Measured alternatives were slower: other decoders (by 7 to 250 %), scaled inverse
 DCTs other than 1/2 and 1/4, and lossless cropping before decoding. Chroma is upsampled without interpolation, which is
 7 % faster and closer to ffmpeg's RGB of the same video (40.1 instead of 39.8 dB PSNR over Kinetics clips). The fast
-inverse DCT would be 4 % faster and cost 0.5 dB.
+inverse DCT would be 4 % faster, but cost 0.5 dB.
 """
 
 import threading
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from motionmae.data.crops import Crop
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta
 
@@ -34,8 +34,7 @@ def _scratch(height: int, width: int) -> np.ndarray:
 def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
     """Decode one stored frame to RGB (height, width, 3). The array is valid until this thread decodes the next frame.
 
-    Raises:
-        CorruptSample: the frame does not decode to an image of the size in the index.
+    Raises CorruptSample if the frame does not decode to an image of the size in the index.
     """
     if meta.encoding == "raw":
         if len(jpeg) != 3 * meta.height * meta.width:
@@ -55,8 +54,8 @@ def decode_frame(jpeg: bytes | memoryview, meta: SampleMeta) -> np.ndarray:
 def decode_clip(jpegs: Sequence[bytes | memoryview], meta: SampleMeta, crop: Crop, out: np.ndarray) -> None:
     """Decode, crop, resize and mirror the T frames of a clip into ``out``, contiguous uint8 (T, size, size, 3).
 
-    Resizing is bilinear. A crop that shrinks to less than half is resized by area averaging, because bilinear resizing
-    would alias. A frame that does not decode raises CorruptSample.
+    Resizing is bilinear, except that a crop shrinks to less than half by area averaging, because bilinear resizing
+    would alias. Raises CorruptSample if a frame does not decode.
     """
     size = out.shape[1]
     method = cv2.INTER_AREA if min(crop.height, crop.width) > 2 * size else cv2.INTER_LINEAR

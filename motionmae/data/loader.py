@@ -1,4 +1,4 @@
-"""Clip loader: threads or processes decode the next micro-batches, in an order that depends only on the seed.
+"""Load micro-batches in an order that depends only on the seed, and copy them to the device.
 
 :class:`motionmae.data.sampler.EpochSampler` maps each shuffle index of an epoch to a sample. All random numbers of a
 clip are keyed by (seed, epoch, sample, repeat). A shuffle index therefore gives the same clip on every machine. With R
@@ -9,7 +9,6 @@ batch is dropped, which omits different samples in each epoch.
 """
 
 import itertools
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -30,19 +29,20 @@ from motionmae.data.shards.format import ORDER_VERSION
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shared_buffers import SharedBuffer, SharedBufferPool
 from motionmae.errors import UserError
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Batch(NamedTuple):
-    """A micro-batch of n = micro_batch_size * repeats clips. The repeats of a sample are adjacent."""
+    """Micro-batch of n = micro_batch_size * repeats clips. The repeats of a sample are adjacent."""
 
     clips: torch.Tensor
-    """uint8 (n, T, H, W, 3), pinned if CUDA is used. The memory is reused when no tensor refers to it."""
+    """uint8 (n, T, H, W, 3), pinned if CUDA is used. The memory is reused when no tensor refers to the memory."""
     labels: torch.Tensor  # int64 (n,)
     seeds: torch.Tensor  # int64 (n,), seeds of the masks
     samples: torch.Tensor
-    """int64 (n,), ids of the samples used. A replaced sample has the id of its replacement."""
+    """int64 (n,), ids of the samples in the batch. Instead of a corrupt sample, its replacement is named."""
     flow: torch.Tensor | None  # optical flow in pixels, float16 (n, T, H, W, 2), if requested
 
     def to(self, device: torch.device) -> "Batch":
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """A micro-batch that is being decoded, and its buffers."""
+    """Micro-batch that is being decoded, and its buffers."""
 
     batch: Batch
     clips: SharedBuffer
@@ -64,7 +64,7 @@ class _Target(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """A sample to decode."""
+    """Sample to decode."""
 
     row: int  # number of the sample within the micro-batch
     shuffle_index: int  # position in the training order of the epoch, see EpochSampler
@@ -72,7 +72,7 @@ class _Item(NamedTuple):
 
 
 def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int) -> dict[str, Any]:
-    """Return all settings that determine the stream of samples, as JSON values."""
+    """Return the settings that determine the stream of samples, as JSON values."""
     return {
         "order_version": ORDER_VERSION,
         "shards": manifest.fingerprint,
@@ -84,10 +84,7 @@ def stream_identity(manifest: Manifest, data: DataConfig, seed: int, batch: int)
 
 
 def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Check that a resume from ``state`` (:meth:`ClipLoader.state`) continues the same stream of samples.
-
-    Raises a UserError that names all settings that differ.
-    """
+    """Raise UserError if a resume from ``state`` (:meth:`ClipLoader.state`) continues another stream of samples."""
     differing = [
         f"{key} was {state.get(key)} and is {value}" for key, value in identity.items() if state.get(key) != value
     ]
@@ -99,11 +96,11 @@ def check_same_stream(state: dict[str, Any], identity: dict[str, Any]) -> None:
 
 
 class ClipLoader:
-    """Endless iterator over the micro-batches of one rank.
+    """Loader of the micro-batches of one rank. Threads or processes decode the next micro-batches ahead.
 
     Args:
         batch: number of samples per step over all ranks.
-        labelled: whether samples without a class raise UserError.
+        labelled: raise UserError for samples without a class.
 
     Raises:
         UserError: there are no shards or fewer samples than a batch, the batch is not divisible among the ranks, or the
@@ -137,8 +134,7 @@ class ClipLoader:
         self.steps_per_epoch = steps_per_epoch(step, self.manifest.samples)
         self.corrupt: Counter[str] = Counter()
         """Number of corrupt samples that this rank found, by :class:`motionmae.data.shards.errors.Reason`."""
-        self.corrupt_samples: dict[int, str] = {}
-        """Maps the id of each corrupt sample to its reason."""
+        self.corrupt_samples: dict[int, str] = {}  # reason of each corrupt sample, by sample id
         self.ready = 0
         """Number of prefetched micro-batches that were decoded at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
@@ -160,15 +156,15 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Drop prefetched micro-batches and end the threads. May be called more than once."""
+        """Discard prefetched micro-batches and end the threads. May be called more than once."""
         if self._prefetcher:
-            self._decoder.close()  # cancels downloads, which the threads would wait for
+            self._decoder.close()  # cancels the downloads that the threads wait for
             self._prefetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return the state for the checkpoint after ``step`` training steps. Prefetched steps do not count."""
+        """Return the state that a checkpoint after ``step`` training steps stores."""
         return self.identity | {"epoch": step // self.steps_per_epoch, "step": step}
 
     @property
@@ -176,12 +172,9 @@ class ClipLoader:
         return stream_identity(self.manifest, self.data, self.seed, self.batch)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Yield micro-batches from ``step`` on, without end. ``data.prefetch`` micro-batches are decoded ahead.
+        """Yield micro-batches without end, from ``step`` on, with :attr:`accumulation` micro-batches per step.
 
-        A training step takes as many consecutive micro-batches as it has accumulation steps.
-
-        Raises:
-            UserError: more samples than ``data.max_corrupt_samples`` are corrupt.
+        Raises UserError if more samples than ``data.max_corrupt_samples`` are corrupt.
         """
         numbers = itertools.count(step * self.accumulation)
         prefetched = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
@@ -204,7 +197,7 @@ class ClipLoader:
         return EpochSampler(counts, self.seed, epoch, self.data.shuffle_window_shards)
 
     def _submit(self, number: int) -> tuple[Batch, list[Future[None]]]:
-        """Start to decode micro-batch ``number`` of this rank, counted from step 0."""
+        """Start to decode micro-batch ``number`` of this rank, counted from the start of the run."""
         step, accumulation_step = divmod(number, self.accumulation)
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._sampler.epoch != epoch:
@@ -239,7 +232,8 @@ class ClipLoader:
                 index = target.sampler.next_in_window(item.shuffle_index)
                 if index == first_index[item.row]:
                     raise UserError(
-                        f"all samples of a shuffle window in {self.data.shards} are corrupt: restore the shards"
+                        f"all samples of a shuffle window in {self.data.shards} are corrupt: "
+                        "run `motionmae shards verify`, and restore the shards that it names"
                     )
                 replacements.append(_Item(item.row, index, target.sampler.sample(index)))
             items = replacements
@@ -269,7 +263,7 @@ class ClipLoader:
         return faults
 
     def _count_corrupt(self, sample: int, fault: CorruptSample) -> None:
-        """Count each corrupt sample once per run. Raises UserError if more than ``data.max_corrupt_samples`` exist."""
+        """Count a corrupt sample, once per run. Raise UserError if there are more than ``data.max_corrupt_samples``."""
         with self._lock:
             if sample not in self.corrupt_samples:
                 self.corrupt_samples[sample] = fault.reason.value
@@ -282,5 +276,56 @@ class ClipLoader:
         if found > self.data.max_corrupt_samples:
             raise UserError(
                 f"{found} samples of {self.data.shards} are corrupt ({reasons}; the last one: {fault}), more than "
-                f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or raise the limit"
+                f"data.max_corrupt_samples={self.data.max_corrupt_samples}: restore the shards or increase the limit"
             )
+
+
+class _Copy(NamedTuple):
+    """Copy in progress."""
+
+    original: Batch  # keeps the pinned memory alive: the loader must not reuse the memory before the copy is done
+    target: Batch
+    done: Any  # event on the copy stream, recorded after the copy
+
+
+class DevicePrefetcher:
+    """Prefetcher that copies each batch on a separate stream while the device computes with the previous batch.
+
+    ``streams`` replaces the module of the device type, such as ``torch.cuda``, in tests.
+    """
+
+    def __init__(self, device: torch.device, streams: Any = None) -> None:
+        self._device = device
+        self._streams: Any = streams or (None if device.type == "cpu" else torch.get_device_module(device))
+        self._copy_stream: Any = self._streams.Stream() if self._streams else None
+
+    def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches on the device. If the device is the CPU, yield them without a copy."""
+        return batches if self._streams is None else self._prefetch(batches)
+
+    def _prefetch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            copy = self._start_copy(next(batches))
+            while True:
+                next_copy = self._start_copy(next(batches))
+                yield self._wait_on_device(copy)
+                copy.done.synchronize()  # hardly ever waits, because the copy started one batch ago
+                copy = next_copy
+        finally:
+            self._copy_stream.synchronize()  # afterwards the loader may reuse the memory of unused batches
+
+    def _start_copy(self, batch: Batch) -> _Copy:
+        with self._streams.stream(self._copy_stream):
+            target = batch.to(self._device)
+            done = self._streams.Event()
+            done.record()
+        return _Copy(batch, target, done)
+
+    def _wait_on_device(self, copy: _Copy) -> Batch:
+        """Make the compute stream wait for the copy, and return the copied batch. The host does not wait."""
+        compute_stream = self._streams.current_stream()
+        compute_stream.wait_event(copy.done)
+        for tensor in (copy.target.clips, copy.target.labels, copy.target.seeds, copy.target.flow):
+            if tensor is not None:
+                tensor.record_stream(compute_stream)  # the allocator must not reuse memory that this stream still reads
+        return copy.target

@@ -1,4 +1,4 @@
-"""Open a data set. This module alone chooses between local shards, remote shards and an FFCV file."""
+"""Open a data set: local shards, remote shards or an FFCV file. No other module makes this choice."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,17 +6,16 @@ from pathlib import Path
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipDecoder, ShardDecoder
+from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.decoder import BetonDecoder
-from motionmae.data.remote.cache import ShardCache
+from motionmae.data.remote.cache import ShardCache, ShardPrefetcher
 from motionmae.data.remote.download import RemoteFolder, is_remote
-from motionmae.data.remote.shard_prefetch import ShardPrefetcher
 from motionmae.data.sampler import EpochSampler
-from motionmae.data.shards.manifest import Manifest, check_whole, read_manifest
-from motionmae.data.shards.reader import ShardReader
-from motionmae.data.shards.store import LocalFolder, ShardStore
-from motionmae.data.temporal_sampling import check_windows
+from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
+from motionmae.data.shards.reader import LocalFolder, ShardReader
 from motionmae.errors import UserError
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, read_limited
 
 _MAX_OPEN_SHARDS = 512  # half of the usual limit on open files
 
@@ -25,14 +24,30 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
     """Read the manifest of a folder of shards (path or URL). ``data`` sets retries and timeout for a URL.
 
     Raises:
-        UserError: see :func:`motionmae.data.shards.manifest.read_manifest`.
+        UserError: the folder or its manifest is missing, the manifest is damaged or has a different format version.
         UnreachableError: the URL could not be read, but a later try may succeed.
     """
     if not folder:
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
-    if is_remote(folder):
-        return read_manifest(RemoteFolder(str(folder), data or DataConfig()))
-    return read_manifest(LocalFolder(Path(folder)))
+    location = str(folder).rstrip("/")
+    if not is_remote(location) and not Path(location).is_dir():
+        raise UserError(f"the folder of shards {location} does not exist: give the --out folder of make_shards")
+    try:
+        if is_remote(location):
+            raw = RemoteFolder(location, data or DataConfig()).read(MANIFEST, JSON_LIMIT)
+        else:
+            raw = read_limited(Path(location) / MANIFEST, JSON_LIMIT)
+    except InvalidJsonError as error:
+        raise UserError(f"{location}/{MANIFEST} is not a manifest of shards ({error}): check data.shards") from error
+    except FileNotFoundError:
+        raise UserError(
+            f"{location} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy the file"
+        ) from None
+    except OSError as error:
+        if is_remote(location):
+            raise
+        raise UserError(f"{location}/{MANIFEST} cannot be read ({error.strerror}): check its permissions") from error
+    return parse_manifest(f"{location}/{MANIFEST}", raw)
 
 
 def open_reader(
@@ -40,18 +55,17 @@ def open_reader(
 ) -> ShardReader:
     """Open a folder of shards (path or URL). ``data`` sets cache, retries and timeout for a URL.
 
-    Raises:
-        UserError: the folder cannot be read, or shards of the manifest are missing.
+    Raises UserError if the folder cannot be read or shards of the manifest are missing.
     """
     manifest = manifest or load_manifest(folder, data)
-    store: ShardStore = (
-        ShardCache(str(folder), data or DataConfig()) if is_remote(folder) else LocalFolder(Path(folder))
-    )
-    return ShardReader(store, manifest, open_shards)
+    if not is_remote(folder):
+        return ShardReader(LocalFolder(Path(folder), manifest.shards), manifest, open_shards)
+    cache = ShardCache(str(folder), data or DataConfig())
+    return ShardReader(cache, manifest, cache.most_open(manifest.shards, open_shards))
 
 
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
-    """Open a run's data and return its decoder. Raises UserError if files are missing or do not match ``manifest``."""
+    """Open the data of a run. Raises UserError if files are missing or do not match ``manifest``."""
     if data.beton:
         return BetonDecoder(data, clip, manifest)
     open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
@@ -66,13 +80,10 @@ def _open_shard_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) 
 def start_prefetch(
     decoder: ClipDecoder, data: DataConfig, sampler_of: Callable[[int], EpochSampler], rank: int, in_flight: int
 ) -> ShardPrefetcher | None:
-    """Start to download remote shards before they are needed. Return None if all files are local.
+    """Start to download remote shards ahead of the decoder. Return None if all files are local.
 
-    Args:
-        in_flight: maximum distance between shuffle indices that ranks and decoders use at the same time.
-
-    Raises:
-        UserError: the shuffle window does not fit in the cache.
+    ``in_flight`` is the maximum distance between shuffle indices in use at the same time. Raises UserError if the
+    shuffle windows in use do not fit in the cache.
     """
     if decoder.reader is None or not isinstance(decoder.reader.store, ShardCache):
         return None
@@ -92,20 +103,17 @@ def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: b
 
 
 def check_node_file(data: DataConfig, on_this_machine: bool) -> str:
-    """Check the FFCV file that each node reads instead of the shards. The file may be on the nodes' local disks.
+    """Check for the FFCV file that each node reads instead of the shards, and may have on its local disk.
 
-    Returns:
-        A note for the user if other nodes need the file and this machine does not have it; otherwise an empty string.
-
-    Raises:
-        UserError: the run starts on this machine and the file does not exist.
+    If the file is missing, raise UserError if the run starts on this machine, else return a note for the user. If the
+    file exists, return an empty string.
     """
     path = data.beton
     if not path or path.startswith("$") or Path(path).is_file():  # $TMPDIR is set only within the job
         return ""
     if on_this_machine:
         raise UserError(
-            f"data.beton={path} does not exist: write it with `motionmae shards beton {data.shards} "
-            f"--out {path}`, or leave data.beton empty"
+            f"data.beton={path} does not exist: write it with `motionmae shards beton {data.shards} --out {path}`, or "
+            "leave data.beton empty"
         )
-    return f"data.beton={path} does not exist on this machine: every node must have it on its disk"
+    return f"data.beton={path} does not exist on this machine: make sure that every node has the file"

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import random_cut
+from motionmae.data.clip_sampling import random_cut
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
@@ -21,16 +21,15 @@ from motionmae.errors import UserError
 
 @dataclass(frozen=True)
 class LoaderProfile:
-    """Measurements of the loader of one rank."""
+    """Measurements of the loader of one rank. Times are CPU milliseconds per clip."""
 
     clips_per_second: float  # throughput of the loader as configured
     decoders: int  # number of decoding processes or threads
     bytes_per_clip: float  # stored bytes read per clip
-    cpu_ms: float  # CPU milliseconds per clip, summed over all threads and processes of the loader
-    read_ms: float
-    """CPU milliseconds per clip to find, read and check the frames, measured separately on one core."""
-    decode_ms: float  # CPU milliseconds per clip to decode, crop and resize, measured separately on one core
-    corrupt: int
+    cpu_ms: float  # sum over all threads and processes of the loader
+    read_ms: float  # time to find, read and check the frames, measured separately on one core
+    decode_ms: float  # time to decode, crop and resize, measured separately on one core
+    corrupt: int  # number of corrupt samples
 
     @property
     def bytes_per_second(self) -> float:
@@ -38,29 +37,26 @@ class LoaderProfile:
 
     @property
     def decode_share(self) -> float:
-        """Decoding's fraction of the CPU time per clip."""
+        """Fraction of the CPU time that decoding takes."""
         return min(1.0, self.decode_ms / self.cpu_ms)
 
     @property
     def clips_per_core(self) -> float:
-        """Clips per second that one fully used core loads."""
+        """Clips per second that one core loads."""
         return 1e3 / self.cpu_ms
 
     def cores(self, clips_per_second: float) -> int:
-        """Return the cores that loading needs for a GPU that trains ``clips_per_second``, without the trainer's own."""
+        """Return the number of cores that load ``clips_per_second`` for a GPU. The trainer needs further cores."""
         return math.ceil(clips_per_second / self.clips_per_core)
 
 
 def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> LoaderProfile:
     """Load clips as a run does for ``seconds``, then measure reading and decoding separately for ``seconds / 2``.
 
-    Raises:
-        UserError: there are no shards, the configuration reads a .beton, or too many samples are corrupt.
+    Raises UserError if there are no shards, the configuration reads a .beton, or too many samples are corrupt.
     """
     if data.beton:
-        raise UserError(
-            f"data.beton={data.beton} cannot be measured by doctor: leave it empty, or use benchmarks/loader.py"
-        )
+        raise UserError(f"doctor cannot measure data.beton={data.beton}: set data.beton= or use benchmarks/loader.py")
     with ClipLoader(data, clip, seed=0, batch=micro_batch_size, micro_batch_size=micro_batch_size) as loader:
         batches = loader.batches(0)
         for _ in range(data.prefetch):  # warm-up, not measured
@@ -82,10 +78,8 @@ def _cpu_seconds() -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user and system time
 
 
-def _profile_steps(
-    reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float
-) -> tuple[float, float, float]:
-    """Measure CPU milliseconds per clip for reading and for decoding, and stored bytes per clip."""
+def _profile_steps(reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float) -> list[float]:
+    """Return the CPU milliseconds per clip for reading and for decoding, and the stored bytes per clip."""
     out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
     read = decode = size = 0.0
     started, clips = time.perf_counter(), 0
@@ -106,4 +100,4 @@ def _profile_steps(
         size += sum(len(jpeg) for jpeg in {id(jpeg): jpeg for jpeg in jpegs}.values())
         clips += 1
     reader.close()
-    return 1e3 * read / clips, 1e3 * decode / clips, size / clips
+    return [1e3 * read / clips, 1e3 * decode / clips, size / clips]

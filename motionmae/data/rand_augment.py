@@ -1,8 +1,7 @@
 """RandAugment and random erasing of whole clips for fine-tuning (Table 6b).
 
-timm's RandAugment draws new operations for every image from Python's global generator. A clip needs the same
-operations for all of its frames, independent of the thread that decodes it. This module therefore draws timm's
-operations with a generator keyed by the sample.
+timm's RandAugment draws new operations for every image from Python's global generator. All frames of a clip need the
+same operations, whichever thread decodes the clip. This module therefore draws timm's operations by the clip's key.
 """
 
 import random
@@ -15,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 
 from motionmae.config import DataConfig
-from motionmae.data.crops import random_resized
+from motionmae.data.clip_sampling import random_resized
 from motionmae.data.rng import KeyedRandom
 from motionmae.errors import UserError
 
@@ -24,11 +23,11 @@ Operation = Callable[[Image.Image], Image.Image]
 _MIRRORED = dict.fromkeys(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), 0.0) | dict.fromkeys(
     ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"), 1.0
 )
-"""Maps operations whose argument timm mirrors at random around a neutral value to this neutral value."""
+"""Neutral value of each operation whose argument timm mirrors at random around that value."""
 
 
 class ClipAugment:
-    """Applies ``data.rand_augment`` and ``data.random_erasing`` to clips in place."""
+    """Transform of clips by ``data.rand_augment`` and ``data.random_erasing``."""
 
     def __init__(self, data: DataConfig, size: int):
         self._erase = data.random_erasing
@@ -48,23 +47,19 @@ class ClipAugment:
             self._erase_box(clip, keyed)
 
     def _erase_box(self, clip: np.ndarray, keyed: KeyedRandom) -> None:
-        """Fill the same box in all frames with normal noise around ImageNet's mean. Box sizes are timm's defaults."""
+        """Fill one box in all frames with normal noise around ImageNet's mean. The box sizes are timm's defaults."""
         frames, height, width, _ = clip.shape
-        area = (_BOX.min_area, _BOX.max_area)
-        aspect = (float(np.exp(_BOX.log_aspect_ratio[0])), float(np.exp(_BOX.log_aspect_ratio[1])))
-        top, left, h, w = random_resized(height, width, area, aspect, keyed)
+        box = RandomErasing()
+        aspect = (float(np.exp(box.log_aspect_ratio[0])), float(np.exp(box.log_aspect_ratio[1])))
+        top, left, h, w = random_resized(height, width, (box.min_area, box.max_area), aspect, keyed)
         noise = np.random.Generator(np.random.Philox(keyed.bits())).standard_normal((frames, h, w, 3), np.float32)
         clip[:, top : top + h, left : left + w] = (self._mean + self._std * noise).clip(0, 255)
-
-
-_BOX = RandomErasing()
 
 
 def parse_policy(text: str, size: int) -> auto_augment.RandAugment:
     """Parse timm's notation of RandAugment, such as ``rand-m9-mstd0.5-inc1``, for images of ``size`` pixels.
 
-    Raises:
-        UserError: timm cannot parse the text, or the text asks for weighted operations.
+    Raises UserError if timm cannot parse the text, or the text contains weights of operations.
     """
     settings = {
         "translate_const": int(size * 0.45),
@@ -75,10 +70,10 @@ def parse_policy(text: str, size: int) -> auto_augment.RandAugment:
         policy = auto_augment.rand_augment_transform(text, settings)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"data.rand_augment={text} is not in timm's notation ({error}): write for example rand-m9-mstd0.5-inc1"
+            f"data.rand_augment={text} is not in timm's notation ({error}): set for example rand-m9-mstd0.5-inc1"
         ) from error
     if policy.choice_weights is not None:
-        raise UserError(f"data.rand_augment={text}: weighted operations are not supported: remove the -t part")
+        raise UserError(f"data.rand_augment={text} contains weights of operations, which are unsupported: remove -t")
     return policy
 
 

@@ -1,8 +1,7 @@
-"""Random numbers keyed by the sample, independent of the worker and of the order of decoding.
+"""Random numbers keyed by (seed, epoch, sample, repeat), independent of the worker and of the order of decoding.
 
-The start frame, crop, flip and mask of a clip are drawn from a generator keyed by (seed, epoch, sample, repeat). The
-numbers come from BLAKE2b in counter mode. They are the same on every machine and in every version of numpy, whose
-`Generator` may change its streams between releases. Keys that differ in one bit give independent numbers.
+The numbers come from BLAKE2b in counter mode. They are the same on every machine and in every version of numpy, whose
+``Generator`` may change its streams between releases.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ _BLOCK_WORDS = 8  # 64-bit words of one BLAKE2b digest
 
 
 def keyed_bits(purpose: str, *key: int) -> int:
-    """Return a 64-bit number that depends only on ``purpose`` and ``key`` (arguments of :class:`KeyedRandom`)."""
+    """Return the first 64 bits of :class:`KeyedRandom` as an integer."""
     return KeyedRandom(purpose, *key).bits()
 
 

@@ -1,14 +1,14 @@
 """Order of the samples of an epoch, as a pure function of (seed, epoch, shuffle index). A resume needs no state.
 
 The shuffle index counts the samples of an epoch in training order. Epoch e permutes the shards by H(seed, e), divides
-them into shuffle windows of at most ``shuffle_window_shards`` shards, and shuffles the samples of each window by a
-keyed bijection. A rank then reads few shards at a time, and the neighbours of a sample change every epoch. Construction
-takes O(shards) time, a query O(log shards).
+the shards into shuffle windows of at most ``shuffle_window_shards``, and shuffles the samples of each window by a keyed
+bijection. A rank then reads few shards at a time, and the neighbours of a sample change every epoch. Construction takes
+O(shards) time, a query O(log shards).
 
 The bijection is the generalised Feistel network of Black and Rogaway. A number below a * b is a pair (left, right).
-Each round adds a keyed hash of one half to the other half, modulo a and b in turn. Because a is close to the square
-root of the window's size, a * b is only a little larger than the window's size. Cycle walking, which repeats the
-bijection until the number is below the window's size, is therefore rare.
+Each round adds a keyed hash of one half to the other half, modulo a and b in turn. a is close to the square root of the
+window's size, so that a * b is only a little larger than the window's size. Cycle walking, which repeats the bijection
+until the number is below the window's size, is therefore rare.
 """
 
 import bisect
@@ -29,7 +29,7 @@ Number = TypeVar("Number", int, np.ndarray)
 
 
 def _mix(value: Number) -> Number:
-    """Hash 64-bit numbers (an int, or a uint64 array elementwise) with SplitMix64's finaliser."""
+    """Hash a 64-bit int, or a uint64 array elementwise, with SplitMix64's finaliser."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
     return value ^ (value >> 31)
@@ -45,7 +45,7 @@ def _feistel(number: Number, rows: Number, columns: Number, key: Number) -> Numb
 
 
 class EpochSampler:
-    """Maps the shuffle indices of one epoch to sample ids.
+    """Map from the shuffle indices of one epoch to sample ids.
 
     Args:
         counts: samples of each shard in the order of the manifest. Sample ids run through the shards in this order.
@@ -66,7 +66,7 @@ class EpochSampler:
         bounds = [len(shards) * window // windows for window in range(windows + 1)]  # sizes differ by one at most
         starts = np.concatenate(([0], ends))
         self._shard_start = starts  # (shards + 1,), number of the first sample of each permuted shard
-        self._shard_shift = first_id[permutation] - starts[:-1]  # number -> sample id within a permuted shard
+        self._shard_shift = first_id[permutation] - starts[:-1]  # sample id minus number, for each permuted shard
         self._window_start = starts[bounds]
         self._permutation, self._bounds = permutation, bounds
         sizes = np.diff(self._window_start)
@@ -94,7 +94,7 @@ class EpochSampler:
         return found + shard_shift[bisect.bisect_right(shard_start, found) - 1]
 
     def samples(self, indices: np.ndarray) -> np.ndarray:
-        """Return the sample ids at many shuffle indices, int64 (n,) -> int64 (n,); vectorised :meth:`sample`."""
+        """Return the sample ids at many shuffle indices: int64 (n,) to int64 (n,)."""
         window = np.searchsorted(self._window_start, indices, side="right") - 1
         start = self._window_start[window]
         size = (self._window_start[window + 1] - start).astype(np.uint64)
@@ -106,12 +106,12 @@ class EpochSampler:
         return found + self._shard_shift[np.searchsorted(self._shard_start, found, side="right") - 1]
 
     def next_in_window(self, index: int) -> int:
-        """Return the next shuffle index in the same window, wrapping around, to replace a corrupt sample."""
+        """Return the next shuffle index of the window, or its first after its last, to replace a corrupt sample."""
         indices, _ = self.window(index)
         return index + 1 if index + 1 < indices.stop else indices.start
 
     def window(self, index: int) -> tuple[range, list[int]]:
-        """Return the shuffle indices and the shard numbers of the window that contains ``index``."""
+        """Return the shuffle indices and the shard numbers of the shuffle window that contains ``index``."""
         window_start = self._lists[2]
         window = bisect.bisect_right(window_start, index) - 1
         shards = self._permutation[self._bounds[window] : self._bounds[window + 1]]

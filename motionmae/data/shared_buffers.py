@@ -1,7 +1,7 @@
 """Memory of micro-batches, shared with the decoding processes and reused.
 
-A micro-batch of 32 clips has 77 MB. Allocating new pages costs 1.7 ms per clip on this project's test machines, a
-quarter of the time to decode the clip. The pool therefore keeps its memory.
+Allocating new pages for a micro-batch costs 1.7 ms per clip on this project's test machines, a quarter of the time to
+decode the clip. The pool therefore keeps its memory.
 """
 
 import mmap
@@ -15,7 +15,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: the memory is pinned for all devices
 
 
 class SharedBuffer(NamedTuple):
-    """An array in shared memory."""
+    """Array in shared memory."""
 
     array: np.ndarray
     handle: int
@@ -23,10 +23,9 @@ class SharedBuffer(NamedTuple):
 
 
 class SharedBufferPool:
-    """Pool of arrays of one shape and type. A buffer returns when the last array, view or tensor on it is gone.
+    """Pool of buffers of one shape and type. A buffer returns when the last array, view or tensor on it is gone.
 
-    Args:
-        pinned: pin the memory for copies to CUDA devices. The caller then keeps each array until its copy is done.
+    ``pinned`` pins the memory for copies to CUDA devices. The caller keeps each array until its copy is done.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: type[np.generic], pinned: bool = False):
@@ -51,21 +50,17 @@ class SharedBufferPool:
         os.ftruncate(handle, int(np.prod(self._shape)) * self._dtype.itemsize)
         array = map_block(handle, self._shape, self._dtype)
         if self._pinned:
-            _pin(array)
+            import torch  # decoding processes do not import torch
+
+            address, cudart = array.ctypes.data, torch.cuda.cudart()
+            torch.cuda.check_error(cudart.cudaHostRegister(address, array.nbytes, _PORTABLE))
+            weakref.finalize(array, cudart.cudaHostUnregister, address).atexit = False  # before the memory is unmapped
         return SharedBuffer(array, handle)
 
 
 def map_block(file: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Map a block of shared memory as an array. The mapping outlives the file descriptor."""
     return np.frombuffer(mmap.mmap(file, 0), dtype).reshape(shape)
-
-
-def _pin(array: np.ndarray) -> None:
-    import torch  # decoding processes do not import it
-
-    address, cudart = array.ctypes.data, torch.cuda.cudart()
-    torch.cuda.check_error(cudart.cudaHostRegister(address, array.nbytes, _PORTABLE))
-    weakref.finalize(array, cudart.cudaHostUnregister, address).atexit = False  # before the memory is unmapped
 
 
 def _close(handles: list[int]) -> None:

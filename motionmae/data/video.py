@@ -1,6 +1,6 @@
-"""Decode frames of single video files. Training reads shards instead (data_tools/make_shards)."""
+"""Decode frames of single video files. Training reads shards instead."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +9,15 @@ import cv2
 import numpy as np
 
 from motionmae.config import ClipConfig
+from motionmae.data.open_video import RefusedFormat, open_video
 
 if TYPE_CHECKING:
     import torch
 
 VIDEO_SUFFIXES = frozenset(
     {
-        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2"),
-        *(".mkv", ".webm", ".ogv", ".flv", ".rm"),
-        *(".avi", ".divx", ".asf", ".wmv"),
-        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf"),
-        ".gif",
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2", ".mkv", ".webm", ".ogv", ".flv", ".rm", ".avi", ".divx"),
+        *(".asf", ".wmv", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".gif"),
     }
 )
 """Extensions of video files, in lower case."""
@@ -32,28 +30,24 @@ class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, 
 def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, first: int = 0) -> np.ndarray:
     """Read every ``stride``-th frame, rotated upright and resized to ``short_side``: uint8 (n, H, W, 3).
 
-    Args:
-        most: maximum number of frames to return; 0 returns all.
-        first: number of frames to skip at the beginning, counted after the stride.
-
-    Raises:
-        UnreadableVideo: no frame after the skipped ones can be decoded.
+    Skip the first ``first`` of these frames, and return at most ``most``, or all if ``most`` is 0. Raises
+    UnreadableVideo if no frame is left.
     """
     frames: list[np.ndarray] = []
     shape: tuple[int, ...] | None = None
-
-    def keep(number: int, frame: Any) -> bool:
-        nonlocal shape
+    for number, frame in enumerate(_frames(path)):
         if number % stride == 0 and (number == 0 or number >= first * stride):
-            picture = _upright(frame, short_side, shape)
+            try:
+                picture = _upright(frame, short_side, shape)
+            except av.FFmpegError as error:
+                raise UnreadableVideo(f"{path} cannot be read: {error.strerror} at frame {number}") from error
             shape = shape or picture.shape
             if number >= first * stride:
                 frames.append(picture)
-        return not most or len(frames) < most
-
-    _, detail = _for_each_frame(path, keep)
+        if most and len(frames) == most:
+            break
     if not frames:
-        raise UnreadableVideo(f"{path} cannot be read: {detail}")
+        raise UnreadableVideo(f"{path} cannot be read: it ends before frame {first * stride}")
     return np.stack(frames)
 
 
@@ -63,14 +57,11 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     A video shorter than the clip repeats its last frame. The file is decoded twice: the first pass counts the frames,
     because headers may be wrong. At most one clip is held in memory, because the frames of an hour take gigabytes.
 
-    Raises:
-        UnreadableVideo: no frame can be decoded, or the file changes between the passes.
+    Raises UnreadableVideo if no frame can be decoded or the file changes between the passes.
     """
     import torch  # slow to import; data_tools needs only the extensions
 
-    total, detail = _for_each_frame(path, lambda number, frame: True)
-    if not total:
-        raise UnreadableVideo(f"{path} cannot be read: {detail}")
+    total = sum(1 for _ in _frames(path))
     count = -(-total // clip.stride)
     start = max(0, count - clip.frames) // 2
     frames = read_video(path, clip.size, clip.stride, clip.frames, start)
@@ -81,24 +72,17 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
 
 
-def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> tuple[int, str]:
-    """Call ``visit(number, frame)`` for each decoded frame, until it returns False.
+def _frames(path: Path) -> Iterator[Any]:
+    """Yield the decoded frames of a video. Packets that cannot be decoded are skipped, as the ffmpeg program does.
 
-    Packets that cannot be decoded are skipped, as the ffmpeg program does.
-
-    Returns:
-        The number of visited frames and the text of the last error, which explains why no frame was decoded.
-
-    Raises:
-        UnreadableVideo: there is no video stream.
+    Raises UnreadableVideo if there is no frame.
     """
-    number, detail = 0, "it holds no frame"
+    found, detail = False, "it holds no frame"
     try:
-        # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles are not UTF-8
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_video(path) as container:
             stream = container.streams.best("video")
             if stream is None:
-                raise UnreadableVideo(f"{path}: it has no video stream")
+                raise UnreadableVideo(f"{path} cannot be read: it has no video stream")
             for packet in container.demux(stream):
                 try:
                     decoded = packet.decode()
@@ -108,18 +92,20 @@ def _for_each_frame(path: Path, visit: Callable[[int, Any], bool]) -> tuple[int,
                     detail = str(error.strerror)
                     continue
                 for frame in decoded:
-                    number += 1
-                    if not visit(number - 1, frame):
-                        return number, detail
+                    found = True
+                    yield frame
+    except RefusedFormat as error:
+        detail = str(error)
     except (OSError, av.FFmpegError) as error:
         detail = str(error.strerror)
-    return number, detail
+    if not found:
+        raise UnreadableVideo(f"{path} cannot be read: {detail}")
 
 
 def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:
     """Rotate a frame upright by its display matrix, and resize it to ``short_side``.
 
-    ``shape`` is the shape of the first frame. If given, it sets the size, because a stream may change its frame size.
+    If given, ``shape``, the shape of the first frame, sets the size, because a stream may change its frame size.
     """
     picture: Any = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
     scale = short_side / min(picture.shape[:2])

@@ -18,49 +18,51 @@ class DistributedContext:
 
     rank: int
     world: int
-    local_rank: int
-    """Rank within the node; the index of the GPU."""
+    local_rank: int  # rank within the node; the index of the GPU
     device: torch.device
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which writes the files of the run directory."""
+        """True on rank 0, which writes the files of the run folder."""
         return self.rank == 0
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Return the ``value`` of every rank, in rank order, on every rank. Collective, and therefore a barrier."""
+    """Return the ``value`` of every rank, in rank order, on every rank. All ranks must call this: it is a barrier."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 
 def broadcast_object(value: Any) -> Any:
-    """Return rank 0's ``value`` on every rank. Collective."""
+    """Return rank 0's ``value`` on every rank. All ranks must call this."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank. Collective."""
-    answer: tuple[Any, UserError | None] = (None, None)
+    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank.
+
+    All ranks must call this.
+    """
+    answer: Any = None
     if rank.is_rank_zero:
         try:
-            answer = (action(), None)
+            answer = action()
         except UserError as error:
-            answer = (None, error)
-    result, refusal = broadcast_object(answer)
-    if refusal is not None:
-        refusal.already_reported = not rank.is_rank_zero
-        raise refusal
-    return result
+            answer = error
+    answer = broadcast_object(answer)
+    if isinstance(answer, UserError):
+        answer.already_reported = not rank.is_rank_zero
+        raise answer
+    return answer
 
 
 def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank. Collective.
+    """Call ``action`` on rank 0, then on the others. A UserError of rank 0 is raised on every rank.
 
-    An error that every rank would hit is therefore printed once.
+    All ranks must call this.
     """
     results: list[Result] = []
     run_on_rank_zero(rank, lambda: results.append(action()))
@@ -68,11 +70,7 @@ def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> R
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """Return the device of a rank for the value ``device`` of ``engine.device``.
-
-    Raises:
-        UserError: this node does not have the device.
-    """
+    """Return a rank's device for ``engine.device``, or raise a UserError if this node does not have the device."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     gpus = torch.cuda.device_count()

@@ -1,38 +1,30 @@
-"""Process-group setup from torchrun or Slurm variables, or as a single process.
-
-In a multi-task allocation, a process with an unknown rank is refused, because it would silently train alone.
-"""
+"""Set up the process group from torchrun's or Slurm's variables, or for a single process."""
 
 import errno
 import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
 from motionmae.distributed.context import DistributedContext, choose_device
-from motionmae.distributed.network import ipv4_of_interface
 from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 
-TIMEOUT = timedelta(minutes=30)
-"""Timeout of a collective."""
+TIMEOUT = timedelta(minutes=30)  # timeout of a collective
 
 
 def init_distributed(engine: EngineConfig) -> DistributedContext:
-    """Join the process group that the environment describes, and return the context of this rank.
-
-    Torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) come first, then the variables of a
-    Slurm step. Without either, this process is a group of one. An existing group is used.
+    """Join the process group that :func:`rank_environment` describes, or use an existing group.
 
     Raises:
-        UserError: some of torchrun's variables are not set, srun was forgotten in a Slurm allocation of several
-            tasks, or the device does not exist.
+        UserError: the environment does not describe a rank, or the device does not exist.
     """
     environment = rank_environment(os.environ)
     rank, world, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -60,7 +52,7 @@ def create_store(
     Rank 0 listens at MASTER_ADDR only; torch's own store listens on all interfaces.
 
     Raises:
-        UserError: MASTER_ADDR does not belong to rank 0's machine, or the other ranks cannot reach it.
+        UserError: MASTER_ADDR does not belong to rank 0's machine, or the other ranks cannot reach MASTER_ADDR.
         DistNetworkError: the port is taken, or rank 0 cannot be reached.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -73,8 +65,8 @@ def create_store(
         nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
         if int(nodes) > 1 and ipaddress.ip_address(address[0]).is_loopback:
             raise UserError(
-                f"MASTER_ADDR={host} resolves to {address[0]} on rank 0, which no other node can reach: correct "
-                "/etc/hosts there, or set MASTER_ADDR to an address in the cluster's network"
+                f"MASTER_ADDR={host} resolves to {address[0]} on rank 0's node, and no other node can reach "
+                "it: correct /etc/hosts on rank 0's node, or set MASTER_ADDR to an address in the cluster's network"
             )
         listener = socket.create_server(address[:2], family=family, backlog=4096)
     except OSError as error:
@@ -89,29 +81,26 @@ def create_store(
 
 
 def use_interface_towards(host: str) -> None:
-    """Set GLOO_SOCKET_IFNAME, if it is not set, to the interface that reaches ``host``, if there is one.
+    """Set GLOO_SOCKET_IFNAME, unless it is set, to the interface that reaches ``host``, if there is one.
 
-    By default gloo listens at the address of the machine's own name, which often is 127.0.1.1.
+    By default gloo listens at the address of the machine's own name, which is often 127.0.1.1.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # looks up the route and sends nothing
             address = probe.getsockname()[0]
-        interfaces = socket.if_nameindex()
     except OSError:
         return
-    for _, name in interfaces:
-        with suppress(OSError):  # the interface has no IPv4 address
-            if ipv4_of_interface(name) == address:
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-                return
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in (own.address for own in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @contextmanager
 def distributed(engine: EngineConfig) -> Iterator[DistributedContext]:
     """Call :func:`init_distributed`; at the end, destroy the process group if it was created here.
 
-    After an error the group is kept: other ranks may hang in a collective, and destroying the group waits for them.
+    An error keeps the group: other ranks may hang in a collective, and destroying the group would wait for them.
     """
     joined = dist.is_initialized()
     yield init_distributed(engine)

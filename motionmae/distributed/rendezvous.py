@@ -1,16 +1,14 @@
-"""Rendezvous of the ranks: rank, world size, and master address, from torchrun or Slurm variables.
+"""Rank, world size, master address, and port of this process, from torchrun's or Slurm's variables.
 
-Training uses ports 20000 to 25999, and the pre-flight check before it ports 26000 to 31999. Both ranges are below the
-ports that Linux gives to outgoing connections (32768 and above).
+Training uses ports 20000 to 25999, and the pre-flight check ports 26000 to 31999. Both ranges are below the ports that
+Linux gives to outgoing connections (32768 and above).
 """
 
 from collections.abc import Mapping
 
 from motionmae.errors import UserError
 
-PREFLIGHT_OFFSET = 6_000
-"""Distance from the port of training to the port of the pre-flight check; also the size of each port range."""
-_FIRST_PORT = 20_000
+PREFLIGHT_OFFSET = 6_000  # from the port of training to the port of the pre-flight check; size of each port range
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -20,7 +18,7 @@ def training_port(job_id: int, restarts: int, step: int = 0) -> int:
     A requeued job keeps its ID, and a hanging rank of the previous attempt may still hold the old port. The port
     therefore changes with every restart.
     """
-    return _FIRST_PORT + (job_id * 31 + restarts * 7 + step) % PREFLIGHT_OFFSET
+    return 20_000 + (job_id * 31 + restarts * 7 + step) % PREFLIGHT_OFFSET
 
 
 def preflight_port(port: int) -> int:
@@ -33,7 +31,8 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     The values come from torchrun, from Slurm's variables, or describe a single process.
 
     Raises:
-        UserError: see :func:`motionmae.distributed.process_group.init_distributed`.
+        UserError: some of torchrun's variables are not set; or srun was forgotten in a Slurm allocation of several
+            tasks, in which every process would train alone.
     """
     given = {key: environment[key] for key in _TORCHRUN if key in environment}
     if len(given) == len(_TORCHRUN):
@@ -41,7 +40,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in given or "WORLD_SIZE" in given:
         unset = ", ".join(key for key in _TORCHRUN if key not in given)
         raise UserError(
-            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset them"
+            f"the environment sets {', '.join(given)} but not {unset}: start with torchrun or srun, or unset all five"
         )
     if "SLURM_STEP_NUM_TASKS" in environment:
         return _slurm_rank_environment(environment)

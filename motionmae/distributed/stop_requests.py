@@ -6,7 +6,7 @@ closed terminal count as SIGTERM; a second Ctrl-C ends the process at once. A ha
 inside a handler would run on one rank only.
 
 People create files in the run folder: ``stop`` ends the run after a save, ``save`` saves. Each file is removed once its
-request is done. A file that was created before the run started takes effect after its first step.
+request is done. A file that was created before the run started takes effect after the first step.
 """
 
 import os
@@ -23,14 +23,12 @@ import torch.distributed as dist
 
 from motionmae.runs.end_reason import EndReason
 
-POLL_SECONDS = 1.0
-"""Shortest time between two checks of the files, which may be on a shared disk."""
+POLL_SECONDS = 1.0  # shortest time between two checks of the files, which may be on a shared disk
 
 # The highest level wins: SIGTERM follows SIGUSR2 at the end of the grace period.
 _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2: 2}
 _STOP_FILE_LEVEL = 3
-_END_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+_END_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)  # by level
 _INTERRUPT_MESSAGE = b"\nsaving after this step, then exiting; press Ctrl-C again to exit without saving\n"
 
 
@@ -38,22 +36,17 @@ _INTERRUPT_MESSAGE = b"\nsaving after this step, then exiting; press Ctrl-C agai
 class Request:
     """Request that all ranks have agreed on after a step."""
 
-    end: EndReason | None
-    """Reason for which the attempt saves and ends; None: training goes on."""
+    end: EndReason | None  # reason for which the attempt saves and ends; None: training continues
     save: bool
 
 
 class StopSignals:
-    """Signal handlers that only set a flag; ``with StopSignals() as signals:`` restores the former handlers.
-
-    Attributes:
-        former: former handlers by signal. A Slurm job calls submitit's after the save.
-        level: level of the most urgent signal so far; 0 without a signal.
-    """
+    """Signal handlers that only set a flag; ``with StopSignals() as signals:`` restores the former handlers."""
 
     def __init__(self) -> None:
+        # Former handlers by signal. A Slurm job calls submitit's handler after the save.
         self.former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        self.level = 0
+        self.level = 0  # of the most urgent signal so far; 0 without a signal
         self._interrupted = False
         self._terminal_outputs = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
@@ -63,7 +56,8 @@ class StopSignals:
         Ctrl-C and hang-ups stay ignored if the process was started to ignore them (``nohup``, ``&`` in a script).
         """
         for number in _LEVELS:
-            if number not in _FROM_TERMINAL or signal.getsignal(number) is not signal.SIG_IGN:
+            from_terminal = number in (signal.SIGINT, signal.SIGHUP)
+            if not from_terminal or signal.getsignal(number) is not signal.SIG_IGN:
                 self.former[number] = signal.signal(number, self._handle)
         return self
 
@@ -87,11 +81,7 @@ class StopSignals:
 
 
 class StopRequests:
-    """Collector of the requests from all ranks' signals and from the run folder's files.
-
-    Args:
-        is_rank_zero: rank zero checks the files, at most every POLL_SECONDS.
-    """
+    """Collector of the requests from all ranks' signals and from the files, which rank 0 checks."""
 
     def __init__(self, signals: StopSignals, folder: Path, is_rank_zero: bool) -> None:
         self._signals, self._is_rank_zero = signals, is_rank_zero
@@ -100,7 +90,10 @@ class StopRequests:
         self._found = (False, False)
 
     def sync_across_ranks(self) -> Request:
-        """Agree with all ranks on one request. Collective on CPU tensors; no device waits for it."""
+        """Agree with all ranks on one request. It uses CPU tensors, so that no device waits.
+
+        All ranks must call this.
+        """
         stop, save = self._poll_files()
         level = _STOP_FILE_LEVEL if stop else self._signals.level
         answer = torch.tensor([level, int(save)])
@@ -108,7 +101,7 @@ class StopRequests:
         return Request(_END_REASONS[int(answer[0])], bool(answer[1]))
 
     def clear(self, request: Request) -> None:
-        """Remove the files of a request that is done. This attempt must hold the lease of the run folder."""
+        """Remove the files of a request that is done. This attempt must hold the lease on the run folder."""
         if self._is_rank_zero and (request.save or request.end is EndReason.STOPPED):
             self._save.unlink(missing_ok=True)  # a stop has saved too
             if request.end is EndReason.STOPPED:
@@ -118,5 +111,5 @@ class StopRequests:
     def _poll_files(self) -> tuple[bool, bool]:
         if self._is_rank_zero and time.monotonic() >= self._next_poll:
             self._next_poll = time.monotonic() + POLL_SECONDS
-            self._found = (self._stop.exists(), self._save.exists())
+            self._found = (self._stop.is_file(), self._save.is_file())
         return self._found

@@ -1,10 +1,10 @@
-"""Watchdog thread: ends a rank whose current work exceeds its time limit, and writes the stacks of all threads.
+"""Watchdog thread that ends a rank whose current work exceeds its time limit, and writes the stacks of all threads.
 
 A collective with a dead peer, a read from a disk that does not answer, or a lock that is never released hangs without
 an error and holds all GPUs until the job's time limit. The main thread and the checkpoint writer report their current
 work and its limit. Past the limit, the watchdog writes the stacks to ``RUN/logs``, records the hang in events.jsonl and
-ends the process with the exit code of a hang; the job may then start again. Threads that hang in C++ do not block the
-watchdog, because they release the interpreter's lock there.
+ends the process with the exit code of a hang; the job may then start again. A thread that hangs in C++ has released the
+interpreter's lock and does not block the watchdog.
 """
 
 import faulthandler
@@ -20,29 +20,22 @@ from statistics import median
 
 from motionmae.config import WatchdogConfig
 from motionmae.runs.end_reason import EndReason
+from motionmae.text import say
 
 POLL_SECONDS = 0.5
-REPORT_SECONDS = 20.0
-"""Time limit for writing the stacks and the event, because the disk itself may hang."""
+REPORT_SECONDS = 20.0  # time limit for writing the stacks and the event, because the disk itself may hang
 
-GRACE_SECONDS = 5.0
-"""Pause before the process ends. The other ranks write their own stacks before they lose this rank."""
-
-_RECENT_STEPS = 101
+GRACE_SECONDS = 5.0  # pause before the process ends, in which the other ranks write their own stacks
 _NEVER = float("inf")
 
 
 class Watchdog:
-    """Watchdog of this process; it runs until ``close``.
-
-    Args:
-        report: receives one sentence before the process ends.
-    """
+    """Watchdog of this process, until :meth:`close`; ``report`` receives one sentence before the process ends."""
 
     def __init__(self, limits: WatchdogConfig, stacks: Path, report: Callable[[str], None]) -> None:
         self.limits, self._stacks, self._report = limits, stacks, report
         self._current = {"main": ("", _NEVER)}
-        self._durations: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._durations: deque[float] = deque(maxlen=101)
         self._step_began = 0.0
         self._closed = threading.Event()
         self._ending = False
@@ -50,7 +43,7 @@ class Watchdog:
         self._thread.start()
 
     def step(self, number: int) -> None:
-        """Begin to watch step ``number``; the previous step has ended."""
+        """Watch step ``number`` from now on; the previous step has ended."""
         now = time.monotonic()
         if self._step_began:
             self._durations.append(now - self._step_began)
@@ -108,7 +101,7 @@ class Watchdog:
         os._exit(EndReason.HUNG.exit_code)
 
     def _write_report(self, sentence: str) -> None:
-        print(f"error: {sentence}; stack traces: {self._stacks}; this rank exits now", file=sys.stderr, flush=True)
+        say(f"error: {sentence}; stack traces: {self._stacks}; this rank exits now", file=sys.stderr)
         with self._stacks.open("w") as file:
             file.write(f"{sentence}\n\n")
             file.flush()

@@ -5,6 +5,7 @@ every rank when the norm is not finite. DeepSpeed does none of this at stage 0, 
 skips in the same way.
 """
 
+import ctypes
 import importlib
 import logging
 import math
@@ -21,13 +22,10 @@ from torch import Tensor, nn
 
 from motionmae.config import Config, OptimConfig
 from motionmae.config.schema import accumulation_steps
+from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
-from motionmae.engine.cpu_allocator import keep_freed_memory
 from motionmae.engine.precision import LossScale, resolve_precision
-
-BUCKET = 50_000_000
-"""Elements in one reduction or all-gather; DeepSpeed's default of 500 million takes 2 GB of every GPU."""
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -44,12 +42,12 @@ class GuardedAdamW(torch.optim.AdamW):
         self._global_grad_norm: Tensor | None = None  # DeepSpeed reads this name
 
     def override_loss_scale(self, scale: float) -> None:
-        """Divide gradients by ``scale`` in later steps (the name is DeepSpeed's)."""
+        """Divide gradients by ``scale`` in later steps (DeepSpeed's name)."""
         self.loss_scale = scale
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters, or skip the step if the norm of the gradient is not finite."""
+        """Update the parameters, or skip the step if the gradient norm is not finite."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         if self.loss_scale != 1.0:
@@ -65,16 +63,16 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 class Engine:
-    """A model, its optimiser and DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
+    """Model and optimiser on DeepSpeed. Only this class and :mod:`sharded_state` talk to DeepSpeed.
 
     Args:
-        stage: overrides the ZeRO stage, for measurements; None takes :func:`stage_of`.
+        stage: overrides the config's ZeRO stage, for measurements.
 
     Attributes:
         optimizer: DeepSpeed's optimiser; at stage 0 a :class:`GuardedAdamW`.
-        accumulation: micro-batches of one step.
+        accumulation: number of micro-batches in one step.
         precision: fp32, bf16 or fp16, never auto.
-        loss_scale: fp16's loss scale; None at other precisions.
+        loss_scale: loss scale of fp16; None at other precisions.
         parameters: trained parameters by name, in the model's order, the same on every rank.
         averages: exponential moving averages of the parameters by name; empty if ``optim.ema_decay`` is 0.
     """
@@ -87,14 +85,16 @@ class Engine:
         rank: DistributedContext,
         stage: int | None = None,
     ) -> None:
-        self.stage = stage_of(config, rank.world) if stage is None else stage
+        self.stage = config.engine.stage(rank.world) if stage is None else stage
         self.accumulation = accumulation_steps(config, rank.world)
         self.precision = resolve_precision(config.engine.precision, rank.device)
         self.loss_scale = LossScale() if self.precision == "fp16" else None
         if rank.device.type == "cpu":
             keep_freed_memory()
         if config.engine.deterministic:
-            make_deterministic()
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
         decay = config.optim.ema_decay
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
@@ -144,7 +144,7 @@ class Engine:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping; infinite or NaN for a skipped step."""
+        """Gradient norm of the last step over all ranks, before clipping; infinite or NaN for a skipped step."""
         norm = self.deepspeed.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
 
@@ -165,21 +165,9 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def stage_of(config: Config, ranks: int) -> int:
-    """Return the ZeRO stage of a run: ``engine.zero_stage``, but 0 for a single rank.
-
-    On one rank, stages 1 to 3 only cost copies of parameters and gradients (docs/performance.md).
-    """
-    return config.engine.zero_stage if ranks > 1 else 0
-
-
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, stage: int) -> torch.optim.AdamW:
-    options: dict[str, Any] = {
-        "lr": optim.peak_lr,
-        "betas": (optim.beta1, optim.beta2),
-        "eps": optim.eps,
-        "fused": True,
-    }
+    betas = (optim.beta1, optim.beta2)
+    options: dict[str, Any] = {"lr": optim.peak_lr, "betas": betas, "eps": optim.eps, "fused": True}
     if stage == 0:
         return GuardedAdamW(groups, optim.clip_grad, **options)
     return torch.optim.AdamW(groups, **options)
@@ -208,31 +196,31 @@ def deepspeed_config(config: Config, stage: int, precision: str, accumulation: i
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
-    """Import DeepSpeed, set it up for ``device``, and silence all but warnings. The import takes seconds."""
+    """Import DeepSpeed, which takes seconds, set it up for ``device``, and silence all messages below warnings."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls collectives by names that torch has deprecated, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
     import deepspeed
 
-    _import_muon()
+    # DeepSpeed imports Muon, which no run uses. Muon's @torch.compile would add a second to every start.
+    with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed's shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def _import_muon() -> None:
-    """Import the Muon optimiser without compiling it.
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory in the process, which then keeps its peak memory until it ends.
 
-    DeepSpeed imports it to check an optimiser's class. Its ``@torch.compile`` would load all of torch's compiler,
-    which adds a second to every start. No run uses Muon.
+    By default glibc maps blocks beyond 32 MiB anew for each allocation and returns the end of the heap to the kernel.
+    Activations and gradients are allocated in every step, and the kernel zeroes their pages each time. Keeping them
+    halves DeepSpeed's share of a step on a CPU and shortens the model's share by some per cent (docs/performance.md).
+    If the environment sets MALLOC_* or GLIBC_TUNABLES, nothing is changed.
     """
-    with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-
-
-def make_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none
+    if mallopt and not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

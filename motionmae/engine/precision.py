@@ -6,7 +6,7 @@ import torch
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Replace ``auto``: bf16 on a GPU with bf16 units, fp32 elsewhere (CPUs emulate bf16)."""
+    """Replace ``auto`` by bf16 on a GPU with bf16 units, and by fp32 elsewhere (CPUs emulate bf16)."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

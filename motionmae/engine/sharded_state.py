@@ -1,7 +1,8 @@
 """Read and set whole tensors of a ZeRO engine, one parameter at a time, at every stage.
 
 A checkpoint that does not depend on world size and ZeRO stage needs each parameter and its two AdamW moments in full.
-DeepSpeed's own loaders refuse another world size, and at stage 3 they mix up parameter groups. By stage, a rank holds:
+DeepSpeed's own loaders refuse a different world size, and at stage 3 they mix up parameter groups. By stage, a rank
+holds:
 
 - 0: the parameter and its optimiser state;
 - 1, 2: the whole parameter, and this rank's fragment of the moments;
@@ -19,20 +20,16 @@ import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's moving averages of the gradient and of its square."""
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's moving averages of the gradient and of its square
 
-KINDS = ("parameter", *MOMENTS)
-"""Tensors that a checkpoint holds for each parameter; all have the parameter's shape."""
+KINDS = ("parameter", *MOMENTS)  # tensors that a checkpoint holds for each parameter; all have the parameter's shape
 
 
 class HasOptimizer(Protocol):
     """The part of :class:`motionmae.engine.deepspeed_engine.Engine` that this module needs."""
 
-    stage: int
-    """ZeRO stage."""
-    optimizer: Any
-    """AdamW, or DeepSpeed's wrapper of it from stage 1 on."""
+    stage: int  # ZeRO stage
+    optimizer: Any  # AdamW, or DeepSpeed's wrapper of it from stage 1 on
 
 
 def create_states(engine: HasOptimizer) -> None:
@@ -59,8 +56,7 @@ def create_states(engine: HasOptimizer) -> None:
 
 def engine_states(engine: HasOptimizer) -> dict[Tensor, dict[str, Any]]:
     """Return AdamW's state on this rank by (flattened) parameter."""
-    optimizer = engine.optimizer.optimizer if engine.stage else engine.optimizer
-    return optimizer.state
+    return (engine.optimizer.optimizer if engine.stage else engine.optimizer).state
 
 
 def optimizer_steps(engine: HasOptimizer) -> int:
@@ -79,7 +75,10 @@ def shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def read(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """Gather a whole parameter or moment, by ``kind``, on the device. Collective; may alias the live value."""
+    """Gather a whole parameter, or the moment that ``kind`` names, on the device. All ranks must call this.
+
+    The result may share memory with the live value.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if kind == "parameter":
@@ -101,7 +100,7 @@ def is_whole_here(engine: HasOptimizer, parameter: nn.Parameter) -> bool:
 
 
 def read_here(engine: HasOptimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """Return the live parameter or moment, by ``kind``, without communication."""
+    """Return the live parameter, or the moment that ``kind`` names, without communication."""
     if kind == "parameter" or engine.stage == 0:
         return read(engine, parameter, kind)
     return parameter._hp_mapping.get_optim_state_fragment(kind).view(parameter.shape)  # type: ignore[attr-defined]
@@ -116,13 +115,8 @@ def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
     return safe_get_local_optimizer_state(parameter, kind)
 
 
-def join(fragments: list[Tensor], shape: torch.Size) -> Tensor:
-    """Join all ranks' flat fragments and remove the padding at the end."""
-    return torch.cat(fragments)[: shape.numel()].view(shape)
-
-
 def set_full_state(engine: HasOptimizer, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-    """Set a parameter and its moments from whole tensors by kind, equal on all ranks. Collective."""
+    """Set a parameter and its moments from whole tensors by kind, equal on all ranks. All ranks must call this."""
     if engine.stage == 3:
         _set_fragments(parameter, values)
         return

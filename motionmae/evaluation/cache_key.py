@@ -1,24 +1,21 @@
-"""Cache key of a resumable evaluation: results are reused only for the same weights, inputs and settings.
-
-::
-
-    FOLDER/cache_key.json    key of all results in this folder
-"""
+"""Cache key of a resumable evaluation: results are reused only for the same weights, inputs and settings."""
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.files import temporary_of, write_atomically
 
-FILE_NAME = "cache_key.json"
+FILE_NAME = "cache_key.json"  # in a folder of results
+_OURS = re.compile(temporary_of(re.escape(FILE_NAME)))  # left by a killed writer
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Key of the evaluation cache: every input that can change the result."""
+    """Key of a folder of results: every input that can change a result."""
 
     weights: str  # fingerprint of the model; empty without a model
     inputs: str  # fingerprint of a manifest, or absolute path of a folder of videos
@@ -29,29 +26,23 @@ class CacheKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
     def bind(self, folder: Path) -> None:
-        """Create ``folder`` with this key, or check that an existing folder has this key.
-
-        Raises:
-            UserError: the folder has a different key, or has files but no key.
-        """
+        """Create ``folder`` with this key. Raise UserError if ``folder`` has another key, or files but no key."""
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is not a folder: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = json.loads(json.dumps(asdict(self))), read_cache_key(folder)
         if theirs is None:
-            if any(not path.name.startswith(FILE_NAME) for path in folder.iterdir()):
+            if any(not _OURS.fullmatch(path.name) for path in folder.iterdir()):
                 raise UserError(f"{folder} contains files but no {FILE_NAME}: choose another --out")
             write_atomically(folder / FILE_NAME, (json.dumps(ours, indent=1) + "\n").encode())
-        elif differences := _differences(_flat(theirs), _flat(ours)):
-            raise UserError(f"{folder} contains results with another cache key ({differences}): choose another --out")
+        elif theirs != ours:
+            raise UserError(
+                f"{folder} contains results with another cache key ({_differences(theirs, ours)}): choose another --out"
+            )
 
 
 def read_cache_key(folder: Path) -> dict[str, object] | None:
-    """Read the key of ``folder`` as a dictionary of the fields of :class:`CacheKey`. Return None if there is no key.
-
-    Raises:
-        UserError: the key file is damaged.
-    """
+    """Return the fields of the key of ``folder``, or None without a key. Raise UserError if the key is damaged."""
     path = folder / FILE_NAME
     try:
         found = json.loads(path.read_text())
@@ -64,15 +55,11 @@ def read_cache_key(folder: Path) -> dict[str, object] | None:
     return found
 
 
-def _flat(key: dict) -> dict[str, object]:
-    return {name: key.get(name) for name in ("weights", "inputs")} | key["settings"]
-
-
-def _differences(theirs: dict[str, object], ours: dict[str, object]) -> str:
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    shown = [f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours.get(name))} here" for name in names]
-    return "; ".join(shown)
-
-
-def _short(name: str, value: object) -> object:
-    return (str(value)[:12] or "none") if name == "weights" else value
+def _differences(theirs: dict, ours: dict) -> str:
+    """Describe the values that differ. Fingerprints of weights are shortened to 12 digits."""
+    there, here = (
+        {"weights": str(key.get("weights"))[:12] or "none", "inputs": key.get("inputs")} | key["settings"]
+        for key in (theirs, ours)
+    )
+    names = [name for name in there | here if there.get(name) != here.get(name)]
+    return "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names)

@@ -3,7 +3,7 @@
 ::
 
     OUT/model.safetensors    weights (the exponential moving average, if the run keeps one)
-    OUT/motionmae.json       step, config, classes, commit
+    OUT/motionmae.json       step, config, classes, commit, hashes of the other files
     OUT/README.md            model card
     OUT/config.json, OUT/preprocessor_config.json    configuration for transformers, only in the format ``hf``
 """
@@ -17,15 +17,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from motionmae.config import Config, config_yaml
-from motionmae.errors import UserError
+from motionmae.evaluation.export_folder import write_export
 from motionmae.evaluation.load_run import load_run
-from motionmae.files import write_atomically
-from motionmae.models.convert.huggingface import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
+from motionmae.models.convert import CLASSIFIER, PRETRAINING, huggingface_config, to_huggingface
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory
-
-FORMATS = ("safetensors", "hf")
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,11 @@ class Exported:
 
 
 def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
-    """Export the checkpoint of ``step``, or the newest checkpoint, in one of FORMATS; return the written files.
+    """Export the checkpoint of ``step``, or the newest one, and return the files; ``kind`` is safetensors or hf.
 
     Raises:
-        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written.
+        UserError: the checkpoint does not exist, VideoMAE cannot represent the model, or ``out`` cannot be written or
+            holds files of another origin.
     """
     loaded = load_run(run, step)
     names = getattr(loaded, "class_names", ())
@@ -55,7 +53,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         exported = as_videomae(exported)
         files["config.json"] = transformers_config(exported)
         files["preprocessor_config.json"] = preprocessor_config(exported.config)
-    files["motionmae.json"] = {
+    facts = {
         "step": exported.step,
         "task": exported.config.task,
         "class_names": exported.class_names,
@@ -67,13 +65,7 @@ def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
         **{name: (json.dumps(content, indent=1) + "\n").encode() for name, content in files.items()},
         "README.md": model_card(exported, kind).encode(),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_atomically(out / name, content)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}): choose a folder with write permission") from error
-    return [out / name for name in contents]
+    return write_export(out, facts, contents)
 
 
 def as_videomae(exported: Exported) -> Exported:
@@ -83,26 +75,22 @@ def as_videomae(exported: Exported) -> Exported:
     if pretraining and config.target.kind == "both" and config.model.decoder == "divided":
         state = {name: value for name, value in state.items() if not name.startswith("decoders.time.")}
         config = config.updated({"target.kind": "frame"})
-        note = "VideoMAE has no time head: it is omitted. Encoder and space head are as trained."
+        note = "The time head is omitted, because VideoMAE has none. Encoder and space head are as trained."
     huggingface_config(config)  # raises UserError if VideoMAE cannot represent the model
     state = to_huggingface(state, PRETRAINING if pretraining else CLASSIFIER, config.clip)
     return replace(exported, state=state, config=config, note=note)
 
 
 def transformers_config(exported: Exported) -> dict[str, Any]:
-    classes = {str(number): name for number, name in enumerate(exported.class_names)}
+    """Return the content of config.json."""
+    classes = dict(enumerate(exported.class_names))
+    labels = {"id2label": classes, "label2id": {name: number for number, name in classes.items()}} if classes else {}
     kind = CLASSIFIER if classes else PRETRAINING
-    labels = {"id2label": classes, "label2id": {name: int(number) for number, name in classes.items()}}
-    return {
-        "model_type": "videomae",
-        "architectures": [kind],
-        **huggingface_config(exported.config),
-        **(labels if classes else {}),
-    }
+    return {"model_type": "videomae", "architectures": [kind], **huggingface_config(exported.config), **labels}
 
 
 def preprocessor_config(config: Config) -> dict[str, Any]:
-    """Return settings with which transformers' VideoMAEImageProcessor preprocesses as this project's test does."""
+    """Return settings that make transformers' VideoMAEImageProcessor preprocess clips as `motionmae test` does."""
     size = config.clip.size
     return {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -114,7 +102,7 @@ def preprocessor_config(config: Config) -> dict[str, Any]:
 
 
 def recorded_commit(run: Path) -> str:
-    """Return the commit that last trained the run; if unknown, the commit of this code, marked as such."""
+    """Return the commit that last trained the run. If it is unknown, say so and name the commit of this code."""
     return RunHistory(run).git_revision or f"not recorded by the run, exported by {git_revision()}"
 
 

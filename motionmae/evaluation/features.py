@@ -1,8 +1,9 @@
-"""Compute clip features with a frozen encoder, for a folder of videos or for shards.
+"""Clip features of a frozen encoder: compute them for videos or shards, write them, classify by nearest neighbours.
 
 A feature is the mean of the encoder's tokens for the middle clip of the video, cropped to the central square.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 
 from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.config import Config
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
+from motionmae.data.clip_sampling import check_windows
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.temporal_sampling import check_windows
 from motionmae.data.video import VIDEO_SUFFIXES, read_central_clip
 from motionmae.distributed.context import DistributedContext
-from motionmae.engine.precision import resolve_precision
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
@@ -24,10 +24,13 @@ from motionmae.evaluation.load_run import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:
-    """Find the video files in a folder, recursively. Raises UserError if there are none.
+    """Find the video files in a folder, recursively.
 
     Returns:
         Sorted relative paths, each with a stamp that changes with the file, and the number of other files.
+
+    Raises:
+        UserError: the folder has no video file.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -42,39 +45,99 @@ def find_videos(folder: Path) -> tuple[dict[str, str], int]:
 def features_of_files(
     model: Embedding, config: Config, folder: Path, videos: Mapping[str, str], work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the features of ``videos`` from :func:`find_videos`. A restart continues from ``work``. Collective."""
+    """Compute the features of ``videos`` from :func:`find_videos`, and keep them in ``work`` for a restart.
+
+    All ranks must call this.
+    """
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    key = _cache_key(model, config, str(folder.resolve()), rank)
-    return infer(videos, read, _embed(model, config, rank), work, key, rank, "features", config.data.threads)
+    frozen = FrozenModel(model, config, rank, batch=1)
+    key = _cache_key(frozen, config, str(folder.resolve()))
+    return infer(videos, read, _compute(frozen), work, key, rank, "features", config.data.threads)
 
 
 def features_of_shards(
     model: Embedding, config: Config, reader: ShardReader, work: Path, rank: DistributedContext
 ) -> Results:
-    """Compute the feature of every sample; results are keyed by sample number. Collective.
+    """Compute the features of all samples, keyed by sample number, and keep them in ``work`` for a restart.
 
-    A restarted command reuses the results in the folder ``work``.
+    All ranks must call this.
     """
     check_windows(reader.manifest, reader.folder, config.clip)
 
     def read(name: str) -> NDArray[np.uint8]:
         return read_clip(reader, int(name), config.clip).numpy()
 
-    key = _cache_key(model, config, reader.manifest.fingerprint, rank)
-    embed, title, threads = _embed(model, config, rank), reader.manifest.split, config.data.threads
-    return infer(items_of(reader), read, embed, work / key.digest, key, rank, title, threads)
+    frozen = FrozenModel(model, config, rank, batch=1)
+    key = _cache_key(frozen, config, reader.manifest.fingerprint)
+    parts, title = work / key.digest, reader.manifest.split
+    return infer(items_of(reader), read, _compute(frozen), parts, key, rank, title, config.data.threads)
 
 
-def _cache_key(model: Embedding, config: Config, inputs: str, rank: DistributedContext) -> CacheKey:
-    precision = resolve_precision(config.engine.precision, rank.device)
-    return CacheKey(fingerprint(model), inputs, {"precision": precision, **config.clip.model_dump()})
+def _cache_key(frozen: FrozenModel, config: Config, inputs: str) -> CacheKey:
+    return CacheKey(fingerprint(frozen.model), inputs, {"precision": frozen.precision, **config.clip.model_dump()})
 
 
-def _embed(
-    model: Embedding, config: Config, rank: DistributedContext
-) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    frozen = FrozenModel(model, rank, resolve_precision(config.engine.precision, rank.device), batch=1)
+def _compute(frozen: FrozenModel) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     return lambda clip: frozen(clip[None]).numpy()[0]
+
+
+def as_npz(results: Results) -> bytes:
+    """Pack results as npz: ``names``, ``features`` (float32, one row per name), ``unreadable`` and ``reasons``."""
+    content = io.BytesIO()
+    np.savez(
+        content,
+        names=np.array(list(results.values)),
+        features=np.stack(list(results.values.values())) if results.values else np.empty((0, 0), np.float32),
+        unreadable=np.array(list(results.unreadable)),
+        reasons=np.array(list(results.unreadable.values())),
+    )
+    return content.getvalue()
+
+
+def as_parquet(results: Results) -> bytes:
+    """Pack results as parquet, one row per video: ``name``, ``feature`` (list of float32) and ``reason``.
+
+    ``feature`` is null for an unreadable video, ``reason`` for all others. Raise UserError if pyarrow is missing.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("writing .parquet needs pyarrow: pip install 'motionmae[parquet]', or choose .npz") from error
+    names = [*results.values, *results.unreadable]
+    features = [*results.values.values(), *(None for _ in results.unreadable)]
+    table = pyarrow.table(
+        {
+            "name": pyarrow.array(names, pyarrow.string()),
+            "feature": pyarrow.array(features, pyarrow.list_(pyarrow.float32())),
+            "reason": pyarrow.array([results.unreadable.get(name) for name in names], pyarrow.string()),
+        }
+    )
+    content = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({"writer": "motionmae features"}), content)
+    return content.getvalue()
+
+
+WRITERS: dict[str, Callable[[Results], bytes]] = {".npz": as_npz, ".parquet": as_parquet}
+"""Maps the extension of a file to its writer."""
+
+
+def classify_by_neighbours(
+    train: NDArray[np.float32], train_labels: NDArray[np.int64], test: NDArray[np.float32], k: int, temperature: float
+) -> NDArray[np.int64]:
+    """Classify by a vote of the ``k`` nearest training features, weighted by exp(cosine similarity / temperature).
+
+    The mean of the training features is subtracted, because features of masked autoencoders share a large component.
+    """
+    mean = train.mean(0)
+    centred = (part - mean for part in (test, train))
+    queries, keys = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in centred)
+    similarity = queries @ keys.T  # (test, train)
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train))]
+    votes = np.zeros((len(test), int(train_labels.max()) + 1))
+    weights = np.exp(np.take_along_axis(similarity, best, 1) / temperature)
+    np.add.at(votes, (np.arange(len(test))[:, None], train_labels[best]), weights)
+    return votes.argmax(1)

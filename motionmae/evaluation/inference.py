@@ -1,11 +1,12 @@
 """Run a frozen model over many videos, distributed over all ranks and resumable.
 
 Each rank appends its results to its own file, one line per video. A restart, on any number of ranks, computes the
-videos that no file contains. The files do not contain unreadable videos, so that a restart tries these again. Videos do
-not share forward passes. The result for a video therefore does not depend on the rank or on the other videos.
+videos that no file contains. The files do not contain unreadable videos: a restart tries to read these videos again.
+Videos do not share forward passes. The result of a video therefore depends neither on the rank nor on other videos.
 """
 
 import base64
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from motionmae.config import Config
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.data.video import UnreadableVideo
 from motionmae.distributed.context import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
+from motionmae.engine.precision import resolve_precision
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.runs.events import LineFile, Row, read_rows
+from motionmae.screen import progress_of
 
+_PART = re.compile(r"[0-9a-f]{32}\.jsonl")  # file of a rank
 UNREADABLE = (CorruptSample, UnreadableVideo)  # exceptions that unreadable videos raise
 
 
@@ -46,10 +50,10 @@ def infer(
     title: str,
     threads: int = 2,
 ) -> Results:
-    """Compute all items that are not in ``parts`` yet, distributed over the ranks, and return all results. Collective.
+    """Compute all items that are not in ``parts`` yet, and return all results. All ranks must call this.
 
     Args:
-        items: maps each name to a stamp that changes with the video, unless ``key`` does; equal on every rank.
+        items: maps each item's name to a stamp, the same on every rank. A changed stamp or ``key`` recomputes the item.
         read: returns the model's input for an item, or raises one of UNREADABLE. Runs in threads.
         compute: maps the model's input to float32 values.
         parts: folder of the finished results.
@@ -62,9 +66,8 @@ def infer(
     left = sorted(set(items) - set(done))[rank.rank :: rank.world]
     unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not rank.is_rank_zero or not left) as progress:
-        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left)):
+    with progress_of(disable=not rank.is_rank_zero or not left) as progress:
+        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left), description=title):
             if isinstance(inputs, Exception):
                 unreadable[name] = str(inputs)
                 continue
@@ -74,26 +77,22 @@ def infer(
     file.close()
     gathered = gather_objects(unreadable)  # also a barrier: afterwards all ranks have written their files
     reasons = {name: why for part in gathered for name, why in part.items()}
-    rows = _rows(parts, items)
-    found = {
-        name: np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4").reshape(rows[name]["shape"])
-        for name in items
-        if name not in reasons
-    }
+    rows, found = _rows(parts, items), {}
+    for name in items:
+        if name not in reasons:
+            values = np.frombuffer(base64.b64decode(rows[name]["values"]), "<f4")
+            found[name] = values.reshape(rows[name]["shape"])
     return Results(found, {name: reasons[name] for name in items if name in reasons})
 
 
 def items_of(reader: ShardReader) -> dict[str, str]:
-    """Return all sample numbers of the shards, with empty stamps because the manifest's fingerprint covers changes."""
+    """Return all sample numbers. Their stamps are empty, because the manifest's fingerprint covers changes."""
     return {str(sample): "" for sample in range(reader.manifest.samples)}
 
 
 def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
-    """Read the finished results of all ranks.
-
-    A result counts only if its item is in ``items`` with the same stamp, the version of the input.
-    """
-    rows = (row for path in sorted(parts.glob("*.jsonl")) for row in read_rows(path))
+    """Read the finished results of all ranks for the inputs that have not changed since."""
+    rows = (row for path in sorted(parts.iterdir()) if _PART.fullmatch(path.name) for row in read_rows(path))
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 
 
@@ -120,15 +119,13 @@ def _read_ahead(
 
 
 class FrozenModel:
-    """A model in evaluation mode, on the device of ``rank``, in the precision in which it was trained.
+    """Model in evaluation mode and in the precision of its training. A forward pass takes ``batch`` clips."""
 
-    A forward pass takes ``batch`` clips.
-    """
-
-    def __init__(self, model: nn.Module, rank: DistributedContext, precision: str, batch: int):
-        self._model = model.eval().requires_grad_(False).to(rank.device)
+    def __init__(self, model: nn.Module, config: Config, rank: DistributedContext, batch: int):
+        self.model = model.eval().requires_grad_(False).to(rank.device)
+        self.precision = resolve_precision(config.engine.precision, rank.device)
         self._device, self._batch = rank.device, batch
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     @torch.inference_mode()
     def __call__(self, clips: np.ndarray) -> Tensor:
@@ -136,5 +133,5 @@ class FrozenModel:
         outputs = []
         for part in torch.from_numpy(clips).split(self._batch):
             with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-                outputs.append(self._model(part.to(self._device)).float().cpu())
+                outputs.append(self.model(part.to(self._device)).float().cpu())
         return torch.cat(outputs)

@@ -10,19 +10,18 @@ from motionmae.config import Config
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import choose_device
 from motionmae.evaluation.load_run import load_pretrained
-from motionmae.models.cubes import cut_patches
-from motionmae.models.motionmae import masks_of
-from motionmae.models.targets import loss_of, make_targets
+from motionmae.models.motionmae import masked_targets
+from motionmae.models.targets import loss_of
 
 _BATCH = 32  # clips in a forward pass
 
 
 def mean_baseline_losses(config: Config, clips: int = 256) -> dict[str, float]:
-    """Return each head's loss if the mean target cube of the data set were the prediction of every masked cube.
+    """Return the loss of each head if it predicted the mean target cube for every masked cube.
 
-    The loss is measured on the first ``clips`` clips of the run's stream, cropped and masked as in training, with the
-    run's targets and loss function. With normalised targets the loss is close to 1 for frames. The loss is smaller for
-    motion, because ``target.motion_eps`` keeps static cubes near zero.
+    The loss is measured on the first ``clips`` clips of training, cropped and masked as in training. With normalised
+    targets the loss is close to 1 for frames, and smaller for motion, because ``target.motion_eps`` keeps static cubes
+    near zero.
     """
     return _mean_losses(config, *_first_clips(config, clips))
 
@@ -50,8 +49,8 @@ def explained_variance(run: Path, shards: str, clips: int = 256) -> dict[str, fl
 
 
 def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Read clips uint8 (n, T, H, W, 3), seeds (n,), and flow (n, T, H, W, 2) if it is a target."""
-    flow = config.target.has_motion and config.target.motion_source == "flow"
+    """Read clips uint8 (n, T, H, W, 3), seeds (n,), and flow (n, T, H, W, 2) if flow is a target."""
+    flow = config.target.needs_flow
     with ClipLoader(config.data, config.clip, seed=config.seed, batch=1, micro_batch_size=1, flow=flow) as loader:
         batches = list(islice(loader.batches(0), clips))
     flows = torch.cat([batch.flow for batch in batches if batch.flow is not None]) if flow else None
@@ -59,9 +58,8 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
-    patches = cut_patches(clips, config.clip.cube_size)
     losses = {}
-    for head, target in make_targets(config, patches, masks_of(config, seeds).masked, flow).items():
-        mean = target.values.mean(dim=(0, 1)).expand_as(target.values)
-        losses[head] = float(loss_of(mean, target.values, config.target.loss))
+    for head, target in masked_targets(config, clips, seeds, flow).items():
+        mean = target.mean(dim=(0, 1)).expand_as(target)
+        losses[head] = float(loss_of(mean, target, config.target.loss))
     return losses

@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from motionmae.checkpointing.load_weights import fingerprint
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import ShardReader
-from motionmae.distributed.context import DistributedContext
-from motionmae.engine.precision import resolve_precision
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
 from motionmae.errors import UserError
-from motionmae.evaluation.cache_key import CacheKey
+from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.files import atomic_path, write_atomically
+from motionmae.outputs import SIGNATURE, refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
+from motionmae.text import picture_text
+
+RESULT_FILES = ("predictions.csv", "confusion.png", "report.json")
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,7 @@ class Report:
     top5: float
     mean_class: float  # mean of the per-class top-1 accuracies, over the classes that occur
     videos: int  # number of videos of the split, including unreadable ones
-    missing: int
-    """Number of unreadable videos. They are counted neither as correct nor as wrong."""
+    missing: int  # number of unreadable videos, which count neither as correct nor as wrong
     views: str  # clips x crops
     gflops_per_view: float  # 10^9 multiply-add operations (MACs), which papers call GFLOPs
     gflops: float  # the same for all views of a video
@@ -41,45 +43,43 @@ class Report:
     per_class: dict[str, float | None]  # top-1 accuracy of each class; None if no video of the class was read
 
 
-def cache_key_of(trained: Finetuned, manifest: Manifest, rank: DistributedContext) -> CacheKey:
-    config = trained.config
+def predict(trained: Finetuned, reader: ShardReader, run: Path, rank: DistributedContext) -> tuple[Results, Path]:
+    """Return the class probabilities of each video, float32 (classes,), and the folder of the results in ``run``.
+
+    The probabilities are the mean softmax over the views. All ranks must call this.
+    """
+    config, views, manifest = trained.config, trained.config.test, reader.manifest
+    model = FrozenModel(trained.model, config, rank, views.batch_size)
     settings = {
-        "clips": config.test.clips,
-        "crops": config.test.crops,
+        "clips": views.clips,
+        "crops": views.crops,
         "sampling": config.data.sampling,
-        "precision": resolve_precision(config.engine.precision, rank.device),
+        "precision": model.precision,
         **config.clip.model_dump(),
     }
-    return CacheKey(trained.fingerprint, manifest.fingerprint, settings)
+    key = CacheKey(fingerprint(trained.model), manifest.fingerprint, settings)
+    name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{config.data.sampling}_{key.digest}"
+    folder = run / "test" / name
+    parts = folder / "parts"
 
+    def check_folder() -> None:
+        if not (parts / FILE_NAME).exists():  # without this key no test has written to the folder
+            refuse_foreign_names(folder, dict.fromkeys(RESULT_FILES, lambda path: False))
 
-def result_folder(run: Path, trained: Finetuned, manifest: Manifest, key: CacheKey) -> Path:
-    """Return the result folder, whose name depends on the checkpoint, the views and the videos."""
-    views = trained.config.test
-    name = f"step{trained.step}_{manifest.split}_{views.clips}x{views.crops}_{trained.config.data.sampling}"
-    return run / "test" / f"{name}_{key.digest}"
-
-
-def predict(trained: Finetuned, reader: ShardReader, folder: Path, key: CacheKey, rank: DistributedContext) -> Results:
-    """Return each video's class probabilities, float32 (classes,): the mean softmax over its views. Collective."""
-    config = trained.config
-    precision = resolve_precision(config.engine.precision, rank.device)
-    model = FrozenModel(trained.model, rank, precision, config.test.batch_size)
+    run_on_rank_zero(rank, check_folder)
 
     def read(sample: str) -> np.ndarray:
         return read_views(reader, int(sample), config)
 
-    def compute(views: np.ndarray) -> np.ndarray:
-        return model(views).softmax(1).mean(0).numpy()
+    def compute(clips: np.ndarray) -> np.ndarray:
+        return model(clips).softmax(1).mean(0).numpy()
 
-    return infer(items_of(reader), read, compute, folder / "parts", key, rank, "test", config.data.threads)
+    results = infer(items_of(reader), read, compute, parts, key, rank, "test", config.data.threads)
+    return results, folder
 
 
 def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str) -> NDArray[np.int64]:
-    """Return the index of the logit for each label, matched by class name.
-
-    Raises UserError if the model does not have one of the classes.
-    """
+    """Return the index of the logit for each label, by class name. Raise UserError if the model lacks a class."""
     unknown = [name for name in tested if name not in trained]
     if unknown:
         raise UserError(
@@ -90,11 +90,7 @@ def match_classes(trained: tuple[str, ...], tested: tuple[str, ...], shards: str
 
 
 def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the true class of every readable video, in the order of ``results.values``.
-
-    Raises:
-        UserError: a video has no class, or its shard has become unreadable.
-    """
+    """Return the class of every video of ``results.values``. Raise UserError if a video has no class or has changed."""
     labels = []
     for name in results.values:
         try:
@@ -108,10 +104,10 @@ def labels_of(reader: ShardReader, results: Results, logits: NDArray[np.int64]) 
 
 
 def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) -> tuple[Report, NDArray[np.int64]]:
-    """Return the report and the confusion matrix (rows: true class). Raises UserError if no video is readable."""
+    """Return the report and the confusion matrix (rows: true class). Raise UserError if no video is readable."""
     if not results.values:
         raise UserError("all videos are unreadable: check the shards with `motionmae shards verify`")
-    config, names = trained.config, trained.class_names
+    names, views = trained.class_names, trained.config.test
     probabilities = np.stack(list(results.values.values()))  # (videos, classes)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")
     hits = ranking == labels[:, None]
@@ -119,12 +115,11 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
     np.add.at(confusion, (labels, ranking[:, 0]), 1)
     totals = confusion.sum(1)
     per_class = {
-        name: float(100 * confusion[number, number] / totals[number]) if totals[number] else None
-        for number, name in enumerate(names)
+        name: float(100 * hit / total) if total else None
+        for name, hit, total in zip(names, confusion.diagonal(), totals, strict=True)
     }
     found = [value for value in per_class.values() if value is not None]
-    gflops = forward_gflops(config, len(names))
-    views = config.test
+    gflops = forward_gflops(trained.config, len(names))
     report = Report(
         top1=float(100 * hits[:, :1].any(1).mean()),
         top5=float(100 * hits[:, :5].any(1).mean()),
@@ -134,16 +129,16 @@ def evaluate(trained: Finetuned, results: Results, labels: NDArray[np.int64]) ->
         views=f"{views.clips} x {views.crops}",
         gflops_per_view=gflops,
         gflops=gflops * views.clips * views.crops,
-        parameters=count_classifier_parameters(config, len(names)),
+        parameters=count_classifier_parameters(trained.config, len(names)),
         per_class=per_class,
     )
     return report, confusion
 
 
 def write_predictions(path: Path, trained: Finetuned, reader: ShardReader, results: Results, top: int = 5) -> None:
-    """Write a CSV with one row per video: shard and key, source, true class, problem, ``top`` classes with probability.
+    """Write a CSV with one row per video: shard and key, source, true class, and the ``top`` classes with probability.
 
-    The row of an unreadable video has a problem and no predicted classes.
+    The row of an unreadable video has the problem instead of classes.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -181,21 +176,21 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, .
 
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     few = len(names) <= 30
-    figure = Figure(
-        figsize=(max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10), layout="constrained"
-    )
+    size = (max(5.0, 0.5 * len(names)), max(4.5, 0.45 * len(names))) if few else (11, 10)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if few:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        labels = [picture_text(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), labels, fontsize=8)
         for (row, column), count in np.ndenumerate(confusion):
             if count:
                 colour = "white" if shares[row, column] > 0.6 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(picture_text(heading), fontsize=10)
     with atomic_path(path, durable=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

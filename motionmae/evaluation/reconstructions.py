@@ -1,4 +1,7 @@
-"""Draw reconstructions as in Figure 3 of the paper: input, masked input, and each decoder head's prediction."""
+"""Draw reconstructions as in Figure 3 of the paper: input, masked input, and the prediction of each decoder head.
+
+The pixel head is the paper's space head, the motion head is the paper's time head.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,17 +16,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from motionmae.config import Config
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.evaluation.video_writer import write_gif, write_mp4
 from motionmae.files import atomic_path
 from motionmae.models.motionmae import Reconstruction
+from motionmae.outputs import SIGNATURE
+from motionmae.text import picture_text, printable
 
 Strip = NDArray[np.float32]
 NOTE = "masked cubes have the mean and contrast of the true cube, because the model predicts normalised targets"
-
 LINE = 18  # height in pixels of a line of text in a video
 
 
@@ -39,12 +43,11 @@ class Block:
 def read_clips(reader: ShardReader, samples: Sequence[int], config: Config) -> tuple[Tensor, Tensor | None]:
     """Read the middle clips of samples, uint8 (n, T, H, W, 3), and their optical flow if the model predicts flow.
 
-    Raises:
-        UserError: a sample does not exist, cannot be read, or has no flow.
+    A sample that does not exist, cannot be read, or has no flow raises UserError.
     """
     clip = config.clip
-    needs_flow = config.target.has_motion and config.target.motion_source == "flow"
-    flow = np.zeros((len(samples), clip.frames, clip.size, clip.size, 2), np.float16) if needs_flow else None
+    shape = (len(samples), clip.frames, clip.size, clip.size, 2)
+    flow = np.zeros(shape, np.float16) if config.target.needs_flow else None
     try:
         clips = [read_clip(reader, n, clip, None if flow is None else flow[i]) for i, n in enumerate(samples)]
     except CorruptSample as error:
@@ -61,10 +64,8 @@ def make_block(title: str, found: Reconstruction, clip: int, columns: int, *, ma
     """
     frames = np.linspace(0, found.clip.shape[1] - 1, min(columns, found.clip.shape[1])).round().astype(int)
     removed = _visible(found, clip)[frames] & masked_only  # (n, H, W, 1)
-    strips = [
-        ("original", _strip(found.clip[clip].numpy()[frames])),
-        ("masked", _strip(found.masked[clip].numpy()[frames])),
-    ]
+    rows = {"original": found.clip, "masked": found.masked}
+    strips = [(label, _strip(row[clip].numpy()[frames])) for label, row in rows.items()]
     if found.space is not None:
         strips.append(("space head", _strip(np.where(removed, 0.5, found.space[clip].numpy()[frames]))))
     if found.motion is not None and found.time is not None:
@@ -91,7 +92,7 @@ def write_video(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) 
     """Write blocks as a GIF or mp4, according to the extension of ``out``.
 
     Each block becomes a title and a line of panels, which show the rows of Figure 3 side by side. All blocks must come
-    from the same model and have every frame of their clips.
+    from the same model and contain all frames of their clips.
     """
     rows = blocks[0].rows
     height = rows[0][1].shape[0]
@@ -114,19 +115,18 @@ def write_video(blocks: Sequence[Block], out: Path, heading: str, fps: int = 6) 
 
 
 def _line(texts: Sequence[tuple[int, str]], width: int) -> NDArray[np.uint8]:
-    """Draw a line of black texts on white, (LINE, width, 3). Each text has the column where it starts."""
+    """Draw a line of texts, each with the column where it starts, in black on white: (LINE, width, 3)."""
     image = Image.new("RGB", (width, LINE), "white")
     for column, text in texts:
-        ImageDraw.Draw(image).text((column + 2, 2), text, fill="black", font=ImageFont.load_default(size=12))
+        ImageDraw.Draw(image).text((column + 2, 2), printable(text), fill="black", font=ImageFont.load_default(size=12))
     return np.array(image)
 
 
 def _strip(frames: NDArray[np.float32]) -> Strip:
     """Join frames side by side, each followed by a white gap: (n, H, W, 3) -> (H, n * (W + gap), 3), in [0, 1]."""
     gap = max(1, frames.shape[2] // 32)
-    return np.concatenate(
-        list(np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)), axis=1
-    )
+    padded = np.pad(frames.clip(0, 1), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1)
+    return np.concatenate(list(padded), axis=1)
 
 
 def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np.float32]:
@@ -139,7 +139,7 @@ def _show(motion: NDArray[np.float32], scale: float, signed: bool) -> NDArray[np
 
 
 def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
-    """Write blocks below each other as a PNG."""
+    """Write blocks one below the other as a PNG."""
     from matplotlib.figure import Figure  # slow to import and needed only in this function
 
     height, width = blocks[0].rows[0][1].shape[:2]
@@ -155,11 +155,11 @@ def write_png(blocks: Sequence[Block], out: Path, heading: str) -> None:
             panel = figure.add_axes((left, top / total, 1 - left, 0.97 * strip_inches / total))
             panel.imshow(strip, interpolation="nearest", aspect="auto")
             panel.set_axis_off()
-            panel.text(-0.005, 0.5, label, transform=panel.transAxes, ha="right", va="center", fontsize=9)
+            panel.text(-0.005, 0.5, picture_text(label), transform=panel.transAxes, ha="right", va="center", fontsize=9)
             if number == 0:
-                panel.set_title(block.title, loc="left", fontsize=9, pad=3)
+                panel.set_title(picture_text(block.title), loc="left", fontsize=9, pad=3)
     note = f"\n{NOTE}" if any(block.true_statistics for block in blocks) else ""
-    figure.suptitle(heading + note, fontsize=10, y=1 - 0.1 / total)
+    figure.suptitle(picture_text(heading) + note, fontsize=10, y=1 - 0.1 / total)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out, durable=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SIGNATURE})

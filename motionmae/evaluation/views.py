@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 
 from motionmae.config import ClipConfig, Config
+from motionmae.data.clip_sampling import stored_step
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.temporal_sampling import stored_step
 
 
 def dense_views(frames: int, clip_frames: int, step: int, clips: int) -> list[list[int]]:
@@ -43,6 +43,7 @@ def crop_starts(long_side: int, size: int, crops: int) -> list[int]:
 
 
 def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int]]:
+    """Return the frame numbers of all clips of a test, by ``data.sampling``."""
     clip = config.clip
     if config.data.sampling == "segments":
         return segment_views(frames, clip.frames, config.test.clips)
@@ -50,19 +51,14 @@ def clip_views(frames: int, stored_stride: int, config: Config) -> list[list[int
 
 
 def read_views(reader: ShardReader, sample_id: int, config: Config) -> np.ndarray:
-    """Read all views of a video: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent.
-
-    A corrupt sample raises CorruptSample and is not replaced.
-    """
+    """Read all views of a video: uint8 (clips * crops, T, size, size, 3). The crops of a clip are adjacent."""
     meta = reader.read_meta(sample_id)
     clips = clip_views(meta.frames, meta.stride, config)
     needed = sorted({frame for clip in clips for frame in clip})
-    images = np.stack(
-        [shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in reader.read_frames(sample_id, needed)]
-    )
-    return cut_views(
-        images, [[needed.index(frame) for frame in clip] for clip in clips], config.clip, config.test.crops
-    )
+    jpegs = reader.read_frames(sample_id, needed)
+    images = np.stack([shrink(decode_frame(jpeg, meta), config.clip.size) for jpeg in jpegs])
+    indices = [[needed.index(frame) for frame in clip] for clip in clips]
+    return cut_views(images, indices, config.clip, config.test.crops)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:

@@ -47,10 +47,7 @@ class Classifier(nn.Module):
         return self.head(self.norm(self.pool(tokens) if self.pool else tokens.mean(1)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the parameter groups for timm's layer-wise learning rate decay.
-
-        The groups are the patch embedding with the position table, each block, and the norm with the head.
-        """
+        """Return patterns of the parameter groups for timm's layer-wise learning rate decay."""
         return {
             "stem": r"^encoder\.(?:project|pos_embed)",
             "blocks": r"^encoder\.blocks\.(\d+)",

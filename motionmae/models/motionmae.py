@@ -44,10 +44,9 @@ class Reconstruction(NamedTuple):
 
 
 class MotionMAE(nn.Module):
-    """The pre-training model. The loss depends only on the weights, the clips and the seeds of the clips."""
+    """Pre-training model. The loss depends only on the weights, the clips and the seeds of the clips."""
 
     def __init__(self, config: Config):
-        """Make the model with the heads of ``config.target.kind``. torch's global generator draws the weights."""
         super().__init__()
         self.config = config
         clip, model, outputs = config.clip, config.model, output_sizes(config)
@@ -78,9 +77,9 @@ class MotionMAE(nn.Module):
         return masks_of(self.config, seeds, ratio)
 
     def draw_queries(self, seeds: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
-        """Return the cubes that the heads predict in training, int64 (B, Q), and a mask of those that the loss counts.
+        """Return the cubes that the heads predict in training, int64 (B, Q), and which of them the loss counts.
 
-        The mask is bool (B, Q), or None if all cubes count. It is False for visible cubes among the running cells.
+        Visible cubes among the running cells do not count: bool (B, Q), or None if all cubes count.
         """
         clip, ratio = self.config.clip, self.config.mask.decoder_ratio
         if not ratio:
@@ -159,6 +158,14 @@ def masks_of(config: Config, seeds: Tensor, ratio: float | None = None) -> Mask:
         temporal_patches=clip.temporal_patches,
         spatial_patches=clip.spatial_patches,
     )
+
+
+@torch.no_grad()
+def masked_targets(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the target (B, M, L) of each trained head for all masked cubes of the clips."""
+    patches = cut_patches(clips, config.clip.cube_size)
+    targets = make_targets(config, patches, masks_of(config, seeds).masked, flow)
+    return {name: target.values for name, target in targets.items()}
 
 
 def build_motionmae(config: Config) -> MotionMAE:

@@ -75,12 +75,10 @@ def output_sizes(config: Config) -> dict[str, int]:
 
 
 def make_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | None = None) -> dict[str, Target]:
-    """Return the targets of the heads that ``target.kind`` selects, for the given cubes.
+    """Return the targets of each trained head for the cubes int64 (B, M).
 
-    Args:
-        patches: uint8 (B, T, P, R) of :func:`motionmae.models.cubes.cut_patches`.
-        cubes: int64 (B, M).
-        flow: (B, T, H, W, 2), required if ``target.motion_source=flow``.
+    ``patches``, uint8 (B, T, P, R), come from :func:`motionmae.models.cubes.cut_patches`. ``flow``, (B, T, H, W, 2), is
+    required if ``target.motion_source=flow``.
     """
     return {
         name: _finish(raw, config.target.normalize, config.clip.cube_size)
@@ -143,13 +141,9 @@ def motion_cubes(patches: Tensor, cubes: Tensor, cube_frames: int, target: Targe
 def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Tensor, Tensor]:
     """Normalise each cube per channel in place: (x - mean) / (std + eps), with the unbiased variance as in VideoMAE.
 
-    Args:
-        values: (B, M, L), L = pixels * channels with channels innermost.
-        eps: in the unit of ``values``.
-        line: number of values in one pixel row of a cube, p2 * channels. It only affects the speed of the sums.
-
-    Returns:
-        Mean and standard deviation, (B, M, channels) each.
+    ``values`` are (B, M, L), L = pixels * channels with channels innermost; ``eps`` has their unit. ``line`` is the
+    number of values in one pixel row of a cube, and only affects the speed of the sums. Return the mean and the
+    standard deviation, (B, M, channels) each.
     """
     batch, cubes, length = values.shape
     pixels = length // channels
@@ -168,15 +162,11 @@ def normalize_(values: Tensor, eps: float, line: int, channels: int) -> tuple[Te
 
 
 def loss_of(prediction: Tensor, target: Tensor, kind: str, counted: Tensor | None = None) -> Tensor:
-    """Return the mean loss in float32.
+    """Return the mean loss, in float32, of predictions for targets, (B, M, L) each; ``kind`` is that of Table 5f.
 
-    Args:
-        prediction: (B, M, L).
-        target: float32 (B, M, L).
-        kind: ``mse``, ``l1`` or ``smooth_l1`` (Table 5f).
-        counted: bool (B, M), the cubes that count; None if all count. The loss is the mean over the counted cubes of
-            each clip, then over clips, and thus does not depend on which rank has which clip. (VideoMAEv2 takes the
-            mean over all counted cubes of the batch.) A clip without counted cubes has loss 0.
+    If ``counted``, bool (B, M), marks the cubes that count, the loss is the mean over the counted cubes of each clip,
+    then over clips, and does not depend on which rank has which clip. (VideoMAEv2 takes the mean over all counted cubes
+    of the batch.) A clip without counted cubes has loss 0.
     """
     losses = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
     loss = losses[kind](prediction.to(target.dtype), target, reduction="mean" if counted is None else "none")

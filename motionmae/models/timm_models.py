@@ -13,37 +13,21 @@ from motionmae.config import Config
 from motionmae.models.classifier import Classifier, build_classifier
 
 
-def _build(size: str, num_classes: int, drop_path_rate: float, **unused: Any) -> Classifier:
-    """Make a classifier. With ``num_classes=0`` the model returns the pooled features instead of logits."""
-    if unused.get("pretrained"):
-        raise ValueError("MotionMAE publishes no weights: set checkpoint_path to an exported model.safetensors")
-    config = Config().updated({"model.size": size, "finetune.drop_path": drop_path_rate})
-    model = build_classifier(config, max(num_classes, 1))
-    if num_classes == 0:
-        model.head = nn.Identity()  # type: ignore[assignment]
-    return model
+def _register(name: str, size: str) -> None:
+    """Register the classifier of ``size``. With ``num_classes=0`` it returns the pooled features instead of logits."""
+
+    def build(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
+        if unused.get("pretrained"):
+            raise ValueError("MotionMAE publishes no weights: set checkpoint_path to an exported model.safetensors")
+        config = Config().updated({"model.size": size, "finetune.drop_path": drop_path_rate})
+        model = build_classifier(config, max(num_classes, 1))
+        if num_classes == 0:
+            model.head = nn.Identity()  # type: ignore[assignment]
+        return model
+
+    build.__name__ = f"motionmae_vit_{name}_patch16_224"
+    register_model(build)
 
 
-@register_model
-def motionmae_vit_tiny_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    return _build("vit_ti", num_classes, drop_path_rate, **unused)
-
-
-@register_model
-def motionmae_vit_small_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    return _build("vit_s", num_classes, drop_path_rate, **unused)
-
-
-@register_model
-def motionmae_vit_base_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    return _build("vit_b", num_classes, drop_path_rate, **unused)
-
-
-@register_model
-def motionmae_vit_large_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    return _build("vit_l", num_classes, drop_path_rate, **unused)
-
-
-@register_model
-def motionmae_vit_huge_patch16_224(num_classes: int = 400, drop_path_rate: float = 0.0, **unused: Any) -> Classifier:
-    return _build("vit_h", num_classes, drop_path_rate, **unused)
+for _name, _size in {"tiny": "vit_ti", "small": "vit_s", "base": "vit_b", "large": "vit_l", "huge": "vit_h"}.items():
+    _register(_name, _size)

@@ -1,5 +1,6 @@
 """Plain ViT encoder and decoders: timm's blocks, joint space-time attention, no class token (paper section 4)."""
 
+import math
 from functools import partial
 from typing import Any, cast
 
@@ -10,10 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from motionmae.config import ClipConfig, ModelConfig
-from motionmae.models.attention import attend
 from motionmae.models.cubes import all_cubes, gather_cubes
 from motionmae.models.local_attention import attend_locally_
-from motionmae.models.pos_embed import PositionTable
 from motionmae.models.whitening import whiten_
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -21,6 +20,24 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue in [0, 1]. The encoder divides by it."""
 NORM_EPS = 1e-6
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v. q and the result are (B, heads, Q, D), k and v are (B, heads, K, D).
+
+    torch's fused kernels compute it, except for training in bfloat16 on a CPU. There, torch's flash kernel runs its
+    backward pass in float32, and a training step takes 1.4 to 1.5 times as long (docs/notes/performance.md). Plain
+    matrix products use the bfloat16 units in both directions. Like VideoMAE's own code, they store the attention
+    weights for the backward pass: B * heads * Q * K values per block.
+    """
+    trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not (trained and q.device.type == "cpu" and q.dtype == torch.bfloat16):
+        return functional.scaled_dot_product_attention(q, k, v)
+    shape = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * heads, tokens, D)
+    # baddbmm scales in float32, before the scores (B * heads, Q, K) are rounded to bfloat16
+    scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=q.shape[2] ** -0.5)
+    return torch.bmm(scores.softmax(-1), v).view(shape)
 
 
 class JointAttention(Attention):
@@ -60,14 +77,14 @@ class BlockStack(nn.ModuleList):
     """Transformer blocks in sequence, with optional activation checkpointing.
 
     The blocks are timm's BEiT blocks without relative positions. q and v have a bias and k has none, as in VideoMAE.
+    The drop-path rate grows linearly from 0 in the first block to ``drop_path`` in the last block.
     """
 
     def __init__(self, width: int, depth: int, heads: int, model: ModelConfig, drop_path: float = 0.0):
-        """Make ``depth`` blocks; the drop-path rate grows linearly from 0 to ``drop_path``."""
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))  # cast to the type that timm declares
         super().__init__(JointBlock(width, heads, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates)
-        self.recompute_every = {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
+        self.recompute_every = model.recompute_every
         self.random = drop_path > 0
 
     def forward(self, tokens: Tensor, num_queries: int | None = None) -> Tensor:
@@ -84,11 +101,59 @@ class BlockStack(nn.ModuleList):
         return tokens
 
 
+class PositionTable(nn.Module):
+    """Table of position embeddings (N, width) with one vector per cube of the clip, looked up by cube number.
+
+    A fixed table is a buffer that checkpoints omit, because it can be recomputed. A learnable table (paper section 3)
+    is a parameter, initialised from a truncated normal distribution of standard deviation 0.02.
+    """
+
+    def __init__(self, temporal_patches: int, grid_size: int, width: int, kind: str):
+        super().__init__()
+        self.table: Tensor
+        cubes = temporal_patches * grid_size**2
+        if kind == "learnable":
+            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(cubes, width), std=0.02))
+        elif kind == "sinusoidal":
+            self.register_buffer("table", sinusoidal_table(cubes, width), persistent=False)
+        else:
+            self.register_buffer("table", separate_table(temporal_patches, grid_size, width), persistent=False)
+
+    def forward(self, cubes: Tensor | None = None) -> Tensor:
+        """Look up ``cubes``: int64 (B, K) -> (B, K, width). Without ``cubes``, return the whole table (N, width)."""
+        # functional.embedding is ten times as fast on a CPU as plain indexing
+        return self.table if cubes is None else functional.embedding(cubes, self.table)
+
+
+def sinusoidal_table(cubes: int, width: int) -> Tensor:
+    """Return VideoMAE's sinusoidal table (cubes, width), float32. The cube number is the only coordinate.
+
+    Channels 2i and 2i+1 hold the sine and cosine of ``number / 10000 ** (2i / width)``.
+    """
+    channels = torch.arange(width, dtype=torch.float64)
+    periods = 10000 ** (2 * (channels // 2) / width)
+    angles = torch.arange(cubes, dtype=torch.float64)[:, None] / periods  # (cubes, width)
+    return torch.where(channels.remainder(2) == 0, angles.sin(), angles.cos()).float()
+
+
+def separate_table(temporal_patches: int, grid_size: int, width: int) -> Tensor:
+    """Return V-JEPA's sinusoidal table (N, width), float32, with separate channels for time, row and column.
+
+    Each coordinate takes a third of the channels, rounded up to an even number; surplus channels at the end are cut.
+    The first half of each third holds the sines of ``coordinate / 10000 ** (i / half)``, the second half the cosines.
+    """
+    half = math.ceil(width / 6)
+    periods = 10000 ** (torch.arange(half, dtype=torch.float64) / half)
+    counts = (temporal_patches, grid_size, grid_size)
+    axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float64) for count in counts), indexing="ij")
+    angles = [axis.reshape(-1, 1) / periods for axis in axes]  # (cubes, half) each
+    return torch.cat([wave for axis in angles for wave in (axis.sin(), axis.cos())], 1)[:, :width].float()
+
+
 class Encoder(nn.Module):
-    """ViT encoder. It maps the uint8 pixels of the visible cubes (tubelets) to one vector per cube."""
+    """ViT encoder of the uint8 pixels of visible cubes (tubelets). Fine-tuning omits the final norm."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, *, drop_path: float = 0.0, final_norm: bool = True):
-        """Make an encoder. Fine-tuning sets ``drop_path`` and omits the final norm."""
         super().__init__()
         size = model.dimensions
         self.clip = clip
@@ -124,10 +189,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ViT decoder with one linear head per target."""
+    """ViT decoder with one linear head per target. ``outputs`` maps each head's name to its values per cube."""
 
     def __init__(self, clip: ClipConfig, model: ModelConfig, outputs: dict[str, int]):
-        """Make a decoder. ``outputs`` maps the name of each head to the number of values per cube."""
         super().__init__()
         size = model.dimensions
         self.embed = nn.Linear(size.width, size.decoder_width, bias=False)

@@ -15,7 +15,6 @@ from motionmae.planning.memory import Memory, largest_micro_batch, predict_memor
 
 LOADER_SPEED = 170.0
 """Clips of 16 frames that one core decodes, crops, and resizes per second, as measured by `benchmarks/loader.py`."""
-
 KINETICS_CLASSES = 400
 
 
@@ -24,10 +23,8 @@ class Assumptions:
     """Assumptions about the hardware."""
 
     gpu: Gpu
-    mfu: float
-    """Model FLOPs utilisation of a step without recomputation. Recomputed work runs at the same rate."""
+    mfu: float  # model FLOPs utilisation of a step without recomputation; recomputed work runs at the same rate
     loader_speed: float = LOADER_SPEED
-    """Clips of 16 frames per second and core."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,9 @@ class Choice:
 
     zero: int
     checkpointing: str
-    memory: Memory
-    """Memory at the config's micro-batch size."""
-    largest_micro_batch: int
-    """Largest number of videos in a forward pass that fits on the GPU; 0 if not even one video fits."""
-    recomputed_share: float
-    """Recomputed operations as a share of the model's operations."""
+    memory: Memory  # at the config's micro-batch size
+    largest_micro_batch: int  # largest number of videos in a forward pass that fits on the GPU; 0 if none fits
+    recomputed_share: float  # recomputed operations as a share of the model's operations
 
 
 @dataclass(frozen=True)
@@ -50,30 +44,22 @@ class Plan:
 
     ranks: int
     accumulation: int
-    clips_per_step: int
-    """Clips over all ranks, including repeated clips of a video."""
+    clips_per_step: int  # over all ranks, including repeated clips of a video
     encoder_parameters: int
     decoder_parameters: int
-    classes: int
-    """Number of classes in the shards, or Kinetics' 400 if the shards have no labels."""
-    classifier_parameters: int
-    """Parameters of the encoder with a linear layer for these classes."""
-    gflops_per_view: float
-    """10^9 multiply-additions of that classifier for one view."""
+    classes: int  # number of classes in the shards, or Kinetics' 400 if the shards have no labels
+    classifier_parameters: int  # parameters of the encoder with a linear layer for ``classes``
+    gflops_per_view: float  # 10^9 multiply-additions of the classifier for one view
     memory: Memory
-    flops_per_clip: int
-    """Operations of the forward and backward pass; a multiply-addition counts as two."""
-    recomputed_flops_per_clip: int
-    """Operations added by activation checkpointing."""
-    videos: int | None
-    """Videos per epoch; None without shards."""
+    flops_per_clip: int  # forward and backward pass; a multiply-addition counts as two
+    recomputed_flops_per_clip: int  # added by activation checkpointing
+    videos: int | None  # per epoch; None without shards
     steps_per_epoch: int | None
     epochs: int
     frames: int
 
     @property
     def steps(self) -> int | None:
-        """Steps of the run; None without shards."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.epochs
 
     def clips_per_second(self, assumed: Assumptions) -> float:
@@ -94,10 +80,7 @@ class Plan:
 
 
 def make_plan(config: Config, videos: int | None = None) -> Plan:
-    """Estimate a run on `launch.nodes` x `launch.ntasks_per_node` ranks.
-
-    Args:
-        videos: videos per epoch; None counts the videos of the shards.
+    """Estimate a run on `launch.nodes` x `launch.ntasks_per_node` ranks. By default, the shards give ``videos``.
 
     Raises:
         UserError: the global batch does not divide over the ranks, or the shards are invalid or too small for one step.
@@ -127,26 +110,19 @@ def make_plan(config: Config, videos: int | None = None) -> Plan:
 
 
 def compare_choices(config: Config, gpu: Gpu) -> list[Choice]:
-    """Estimate memory and the largest micro-batch on ``gpu`` for every ZeRO stage and activation checkpointing mode.
-
-    On one rank only stage 0 is estimated.
-    """
+    """Estimate every activation checkpointing mode with every ZeRO stage; with one rank, only with stage 0."""
     ranks = config.launch.nodes * config.launch.ntasks_per_node
     choices = []
     for stage in (0, 1, 2, 3) if ranks > 1 else (0,):
         for mode in ("none", "every_n", "full"):
+            ema = 0.0 if stage == 3 else config.optim.ema_decay  # stage 3 cannot keep a moving average
             case = config.updated(
-                {
-                    "engine.zero_stage": stage,
-                    "model.activation_checkpointing": mode,
-                    "optim.ema_decay": 0.0 if stage == 3 else config.optim.ema_decay,
-                }
+                {"engine.zero_stage": stage, "model.activation_checkpointing": mode, "optim.ema_decay": ema}
             )
             flops = step_flops(case)
             largest = largest_micro_batch(case, ranks, USABLE * gpu.gigabytes * 1e9)
-            choices.append(
-                Choice(stage, mode, predict_memory(case, ranks), largest, flops.recomputed / max(flops.model, 1))
-            )
+            share = flops.recomputed / max(flops.model, 1)
+            choices.append(Choice(stage, mode, predict_memory(case, ranks), largest, share))
     return choices
 
 

@@ -10,14 +10,14 @@ of the work.
 
 from dataclasses import dataclass
 
-from motionmae.config import Config, ModelConfig
+from motionmae.config import Config
 from motionmae.models.masking import masked_cubes
 from motionmae.models.targets import output_sizes
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trained parameters of the pre-training model by part."""
+    """Numbers of trained parameters of a model by part."""
 
     encoder: int
     decoders: int
@@ -34,8 +34,7 @@ class StepFlops:
     encoder_forward: int
     decoders_forward: int
     backward: int
-    recomputed: int
-    """Forward passes repeated by activation checkpointing, which MFU does not count."""
+    recomputed: int  # forward passes repeated by activation checkpointing, which MFU does not count
 
     @property
     def model(self) -> int:
@@ -47,10 +46,8 @@ class StepFlops:
 class Cubes:
     """Counts of cubes (tokens) of one clip in a pre-training step."""
 
-    visible: int
-    """Tokens of the encoder, and keys and values of the decoders."""
-    queries: int
-    """Cubes predicted by each head."""
+    visible: int  # tokens of the encoder, and keys and values of the decoders
+    queries: int  # cubes predicted by each head
 
     @property
     def decoder(self) -> int:
@@ -108,43 +105,36 @@ def step_flops(config: Config) -> StepFlops:
     A backward pass costs two forward passes: one gradient for each factor of a matrix product. The first projection
     needs only one of them, because pixels need no gradient.
     """
-    size, clip, model = config.model.dimensions, config.clip, config.model
-    every = recompute_every(model)
-    if config.task == "finetune":
-        encoder = _encoder_macs(config, clip.cubes)
-        if config.finetune.frozen:
-            return StepFlops(2 * encoder, 0, 0, 0)
-        first = clip.cubes * clip.cube_pixels * size.width
-        recomputed = -(-size.depth // every) * _recomputed_macs(clip.cubes, size.width) if every else 0
-        return StepFlops(2 * encoder, 0, 4 * encoder - 2 * first, 2 * recomputed)
-    cubes = step_cubes(config)
-    visible, tokens = cubes.visible, cubes.decoder
+    size, clip, every = config.model.dimensions, config.clip, config.model.recompute_every
+    pretraining = config.task == "pretrain"
+    visible = step_cubes(config).visible if pretraining else clip.cubes
     encoder = _encoder_macs(config, visible)
-    width = size.decoder_width
+    if not pretraining and config.finetune.frozen:
+        return StepFlops(2 * encoder, 0, 0, 0)
+    first = visible * clip.cube_pixels * size.width
+    recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width) if every else 0
+    decoders, recomputed_decoders = _decoder_macs(config) if pretraining else (0, 0)
+    backward = 4 * (encoder + decoders) - 2 * first
+    return StepFlops(2 * encoder, 2 * decoders, backward, 2 * (recomputed + recomputed_decoders))
+
+
+def _decoder_macs(config: Config) -> tuple[int, int]:
+    """Count the multiply-additions of all decoders in a forward pass, and those that are recomputed."""
+    model, cubes, every = config.model, step_cubes(config), config.model.recompute_every
+    width, visible, tokens = model.dimensions.decoder_width, cubes.visible, cubes.decoder
     # in the last block, visible tokens are keys and values only
     spared = visible * (10 * width * width + 2 * tokens * width)
-    trunk = visible * size.width * width + model.decoder_depth * _block_macs(tokens, width) - spared
+    trunk = visible * model.dimensions.width * width + model.decoder_depth * _block_macs(tokens, width) - spared
     heads = sum(cubes.queries * width * values for values in output_sizes(config).values())
-    decoders = decoder_trunks(config) * trunk + heads
-    first = visible * clip.cube_pixels * size.width
-    recomputed = 0
-    if every:
-        recomputed = -(-size.depth // every) * _recomputed_macs(visible, size.width)
-        recomputed_trunk = -(-model.decoder_depth // every) * _recomputed_macs(tokens, width)
-        if (model.decoder_depth - 1) % every == 0:
-            recomputed_trunk -= spared - 4 * visible * width * width
-        recomputed += decoder_trunks(config) * recomputed_trunk
-    return StepFlops(2 * encoder, 2 * decoders, 4 * (encoder + decoders) - 2 * first, 2 * recomputed)
+    recomputed = -(-model.decoder_depth // every) * _recomputed_macs(tokens, width) if every else 0
+    if every and (model.decoder_depth - 1) % every == 0:
+        recomputed -= spared - 4 * visible * width * width
+    return decoder_trunks(config) * trunk + heads, decoder_trunks(config) * recomputed
 
 
 def decoder_trunks(config: Config) -> int:
     """Count the decoders: one for all heads, or one for each head."""
     return 1 if config.model.decoder == "shared" else len(output_sizes(config))
-
-
-def recompute_every(model: ModelConfig) -> int:
-    """Return n such that activation checkpointing recomputes every n-th block; 0 if it recomputes none."""
-    return {"none": 0, "full": 1, "every_n": model.checkpoint_every}[model.activation_checkpointing]
 
 
 def _linear(inputs: int, outputs: int) -> int:

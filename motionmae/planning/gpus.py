@@ -5,22 +5,17 @@ from dataclasses import dataclass
 from motionmae.errors import UserError
 
 USABLE = 0.9
-"""Share of a GPU's memory that an estimate may fill. Kernel workspaces, NCCL, the CUDA context, and fragmentation take
-the rest."""
+"""Share of a GPU's memory that tensors may fill. The rest is for workspaces, NCCL, the CUDA context, fragmentation."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """Data-sheet figures of one GPU model."""
 
-    part: str
-    """Substring of the device's name that identifies the model."""
-    tflops: float
-    """Dense bfloat16 peak (V100: float16)."""
-    gigabytes: float
-    """Memory in 10^9 bytes."""
-    link: float
-    """GB/s in one direction between the GPUs of a node, by NVLink or else PCIe."""
+    part: str  # substring of the device's name that identifies the model
+    tflops: float  # dense bfloat16 peak (V100: float16)
+    gigabytes: float  # memory in 10^9 bytes
+    link: float  # GB/s in one direction between the GPUs of a node, by NVLink or else PCIe
 
 
 GPUS = {

@@ -8,14 +8,13 @@ the CUDA context are not counted; :data:`motionmae.planning.gpus.USABLE` leaves 
 from dataclasses import dataclass
 
 from motionmae.config import Config
-from motionmae.engine.deepspeed_engine import BUCKET, stage_of
+from motionmae.config.training import BUCKET
 from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import (
     Parameters,
     count_classifier_parameters,
     count_parameters,
     decoder_trunks,
-    recompute_every,
     step_cubes,
 )
 
@@ -29,18 +28,13 @@ _STAGE_0_MESSAGE = 500_000_000
 class Memory:
     """Bytes of one rank by ZeRO's categories, and their peak."""
 
-    parameters: int
-    """float32; partitioned at stage 3."""
-    gradients: int
-    """float32, at the optimiser step; partitioned from stage 1 on."""
+    parameters: int  # float32; partitioned at stage 3
+    gradients: int  # float32, at the optimiser step; partitioned from stage 1 on
     optimizer: int
     """AdamW's two moments and, from stage 1 on, DeepSpeed's copy of the parameters; partitioned from stage 1 on."""
-    buffers: int
-    """Position tables and DeepSpeed's message buffers."""
-    activations: int
-    """Activations at the end of the forward pass, including 16-bit copies of the weights."""
-    peak: int
-    """Peak, which may be below the sum: the backward pass frees activations while it allocates gradients."""
+    buffers: int  # position tables and DeepSpeed's message buffers
+    activations: int  # at the end of the forward pass, including 16-bit copies of the weights
+    peak: int  # may be below the sum: the backward pass frees activations while it allocates gradients
 
 
 @dataclass(frozen=True)
@@ -49,8 +43,7 @@ class SavedBytes:
 
     encoder: int
     decoders: int
-    loss: int
-    """Predictions and targets."""
+    loss: int  # predictions and targets
 
     @property
     def total(self) -> int:
@@ -58,15 +51,12 @@ class SavedBytes:
 
 
 def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Memory:
-    """Predict the memory of each rank of a run with ``ranks`` ranks.
+    """Predict the memory of each rank. ``micro_batch_size`` overrides ``engine.micro_batch_size``; 0 keeps it.
 
-    At stage 3, DeepSpeed gathers a parameter before its first use. DeepSpeed releases it only if the next use is
+    At stage 3, DeepSpeed gathers a parameter before its first use, and releases the parameter only if its next use is
     more than 10^9 parameters away. Smaller models are whole on every rank from the forward to the backward pass.
-
-    Args:
-        micro_batch_size: overrides ``engine.micro_batch_size``; 0 keeps it.
     """
-    stage, videos = stage_of(config, ranks), micro_batch_size or config.engine.micro_batch_size
+    stage, videos = config.engine.stage(ranks), micro_batch_size or config.engine.micro_batch_size
     count = trained_parameters(config)
     whole = FP32 * count.total
     trained = 0 if config.task == "finetune" and config.finetune.frozen else whole
@@ -122,7 +112,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
 
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:
-    """Find the most videos in a rank's forward pass that fit into ``limit`` bytes; 0 if not even one fits."""
+    """Find the largest number of videos in a rank's forward pass that fits into ``limit`` bytes; 0 if none fits."""
 
     def fits(videos: int) -> bool:
         return predict_memory(config, ranks, videos).peak <= limit
@@ -182,12 +172,9 @@ def saved_bytes(config: Config) -> SavedBytes:
 class Transient:
     """Temporary bytes of one clip, besides the bytes saved by autograd, at three moments."""
 
-    forward: int
-    """At the computation of the loss."""
-    backward: int
-    """At the beginning of the backward pass, or at the recomputation of its first block."""
-    encoder_backward: int
-    """At the backward pass of the encoder's last block."""
+    forward: int  # at the computation of the loss
+    backward: int  # at the beginning of the backward pass, or at the recomputation of its first block
+    encoder_backward: int  # at the backward pass of the encoder's last block
 
 
 def transient_bytes(config: Config) -> Transient:
@@ -215,11 +202,8 @@ def _casts(config: Config, parameters: int) -> int:
 
 
 def _saved_casts(config: Config, count: Parameters, stage: int) -> tuple[int, int]:
-    """Count the bytes of 16-bit weights that encoder and decoders save for blocks without recomputation.
-
-    At stage 3, DeepSpeed's linear layer saves the parameter instead.
-    """
-    every = recompute_every(config.model)
+    """Count the saved bytes of 16-bit weights. At stage 3, DeepSpeed's linear layer saves the parameter instead."""
+    every = config.model.recompute_every
     share = 0.0 if stage == 3 else 1 - 1 / every if every else 1.0
     return int(share * _casts(config, count.encoder)), int(share * _casts(config, count.decoders))
 
@@ -235,31 +219,24 @@ def _tables(config: Config) -> int:
 
 def _stack_bytes(config: Config, tokens: int, width: int, depth: int, heads: int, queries: int = 0) -> int:
     """Count the saved bytes of a stack of blocks; the last block computes only ``queries`` tokens, or all if 0."""
-    every = recompute_every(config.model)
+    every = config.model.recompute_every
     recomputed = -(-depth // every) if every else 0
     whole = _block_bytes(config, tokens, width, heads)
     total = recomputed * tokens * width * FP32 + (depth - recomputed) * whole
     if queries and not (every and (depth - 1) % every == 0):
-        total += _last_block_bytes(config, tokens, queries, width, heads) - whole
+        total += _block_bytes(config, tokens, width, heads, queries) - whole
     return total
 
 
-def _last_block_bytes(config: Config, tokens: int, queries: int, width: int, heads: int) -> int:
-    """Count the saved bytes of a last block: all tokens become keys and values, and queries are copied once more."""
-    value = compute_bytes(config)
-    all_tokens = tokens * (width * FP32 + 3 * width * value + 2 * FP32)
-    query_tokens = queries * (width * FP32 + 12 * width * value + 2 * FP32)
-    return all_tokens + query_tokens + _attention_bytes(config, queries, tokens, heads)
+def _block_bytes(config: Config, tokens: int, width: int, heads: int, queries: int = 0) -> int:
+    """Count the saved bytes of a block. A block with ``queries`` computes only these tokens and copies them once more.
 
-
-def _block_bytes(config: Config, tokens: int, width: int, heads: int) -> int:
-    statistics = 4 * FP32  # mean and deviation of two norms
-    per_token = 2 * width * FP32 + 14 * width * compute_bytes(config) + statistics
-    return tokens * per_token + _attention_bytes(config, tokens, tokens, heads)
-
-
-def _attention_bytes(config: Config, queries: int, keys: int, heads: int) -> int:
-    """Count a normaliser per head and query; in bfloat16 on a CPU, all weights (:mod:`motionmae.models.attention`)."""
-    if config.engine.precision == "bf16" and config.launch.gpus_per_node == 0:
-        return compute_bytes(config) * heads * queries * keys
-    return FP32 * heads * queries
+    Attention saves a normaliser per head and query, and all weights in bfloat16 on a CPU (see
+    :func:`motionmae.models.vit.attend`).
+    """
+    value, computed = compute_bytes(config), queries or tokens
+    statistics = 2 * FP32  # mean and deviation of one norm
+    inputs = tokens * (width * FP32 + 3 * width * value + statistics)
+    outputs = computed * (width * FP32 + (12 if queries else 11) * width * value + statistics)
+    stores_weights = config.engine.precision == "bf16" and config.launch.gpus_per_node == 0
+    return inputs + outputs + heads * computed * (value * tokens if stores_weights else FP32)

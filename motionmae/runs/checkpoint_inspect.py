@@ -1,10 +1,8 @@
 """List a run's checkpoints: valid or not, which one a resume would load, and delete broken ones.
 
-The module does not import torch. It works on a login node, also while the job runs.
+The module does not import torch: it works on a login node, also while the job runs.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,46 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore, Found, defect_of, step_of
+from motionmae.files import remove
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
+from motionmae.runs.checkpoint_store import CheckpointStore, step_of
 
 
 class CheckpointStatus(StrEnum):
     """Status of a folder in ``checkpoints``."""
 
-    VALID = "valid"
-    """All bytes match the manifest's checksums."""
-    COMPLETE = "complete"
-    """All files have the manifest's sizes. Their content was not read."""
-    DAMAGED = "damaged"
-    """A resume skips this checkpoint, or has skipped and renamed it."""
+    VALID = "valid"  # all bytes match the manifest's checksums
+    COMPLETE = "complete"  # all files have the manifest's sizes; their content was not read
+    DAMAGED = "damaged"  # a resume skips this checkpoint, or has skipped and renamed it
+    # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
-    """Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them."""
-    UNFINISHED = "unfinished"
-    """A write or deletion was interrupted or is in progress."""
+    UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
 
-    @property
-    def usable(self) -> bool:
-        """Whether a resume may load the checkpoint."""
-        return self in (CheckpointStatus.VALID, CheckpointStatus.COMPLETE)
+
+class _Writer(JsonModel, extra="ignore"):
+    writer: dict[str, int | str]
 
 
 @dataclass(frozen=True)
 class InspectedCheckpoint:
-    """Result of inspecting one folder in ``checkpoints``."""
+    """Status and properties of one folder in ``checkpoints``."""
 
     folder: Path
     status: CheckpointStatus
-    reason: str
-    """Why the checkpoint is damaged or unreadable."""
+    reason: str  # why the checkpoint is damaged or unreadable
     step: int
-    bytes: int
-    """Size on disk."""
-    modified: float
-    """Seconds since the epoch."""
-    writer: dict[str, Any]
-    """World size, ZeRO stage and more of the writing attempt; empty if unreadable."""
-    resumes: bool = False
-    """Whether a resume would load this checkpoint."""
+    bytes: int  # size on disk
+    modified: float  # seconds since the epoch
+    writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
+    resumes: bool = False  # whether a resume would load this checkpoint
+    link: str = ""  # target, if the folder is a symbolic link; a repair deletes the link and not the target
 
 
 def inspect(
@@ -63,22 +55,20 @@ def inspect(
         verify: read every byte; if False, compare only file sizes.
         progress: wraps the list of checkpoints, for example in a progress bar.
     """
+    intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
     inspected: list[InspectedCheckpoint] = []
     for folder, checkpoint in progress(store.newest_first()):
         try:
             reason = defect_of(checkpoint, sizes_only=not verify)
-            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
             status = CheckpointStatus.DAMAGED if reason else intact
         except OSError as error:
             reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
-        resumes = status.usable and not decided
+        resumes = status is intact and not decided
         inspected.append(_describe(folder, status, reason, checkpoint, resumes))
-    inspected += [
-        _describe(folder, CheckpointStatus.DAMAGED, "renamed by a resume") for folder in store.renamed_damaged()
-    ]
-    inspected += [_describe(folder, CheckpointStatus.UNFINISHED) for folder in store.unfinished()]
-    return inspected
+    renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
+    unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
+    return [*inspected, *renamed, *unfinished]
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
@@ -88,7 +78,7 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         inspected: result of :func:`inspect` with ``verify``. No attempt may be writing.
 
     Raises:
-        UserError: if no checkpoint is valid: the damaged checkpoints are then all that is left of the run.
+        UserError: no checkpoint is valid; the damaged checkpoints are then all that is left of the run.
     """
     broken = [found for found in inspected if found.status in (CheckpointStatus.DAMAGED, CheckpointStatus.UNFINISHED)]
     damaged = [found for found in broken if found.status is CheckpointStatus.DAMAGED]
@@ -99,9 +89,11 @@ def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:
         )
     for found in broken:
         try:
-            shutil.rmtree(found.folder)
+            remove(found.folder)
         except OSError as error:
-            raise UserError(f"{found.folder} cannot be deleted ({error.strerror}): check who owns it") from error
+            raise UserError(
+                f"{found.folder} cannot be deleted ({error.strerror}): check its owner and permissions"
+            ) from error
     return [found.folder for found in broken]
 
 
@@ -110,11 +102,12 @@ def _describe(
 ) -> InspectedCheckpoint:
     writer: dict[str, Any] = {}
     size, modified = 0, 0.0
+    link = str(folder.readlink()) if folder.is_symlink() else ""
+    step = checkpoint.step if isinstance(checkpoint, Checkpoint) else step_of(folder)
     try:
         modified = folder.stat().st_mtime
         size = sum(path.stat().st_size for path in folder.iterdir())
-        writer = json.loads((folder / "state.json").read_text())["writer"]
-    except (OSError, ValueError, KeyError, TypeError):
+        writer = Checkpoint(folder, step, (), step).state(_Writer).writer
+    except (OSError, UserError):
         pass  # damaged, unfinished, or deleted meanwhile
-    step = checkpoint.step if isinstance(checkpoint, Checkpoint) else step_of(folder)
-    return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes)
+    return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes, link)

@@ -8,103 +8,58 @@
             state.json                             step, position in the data stream, config
             model-00000-of-00002.safetensors       weights, divided among the writing ranks
             optimizer-00000-of-00002.safetensors   AdamW's two moments of the same parameters
-        .unfinished-2-step-00001000                written by attempt 2, or being deleted; or left over from either
+        .unfinished-2-step-00001000                written by attempt 2, or left over from it
+        .unfinished-step-00000250                  being deleted, or left over from that
+        .step-00000500.replaced                    old checkpoint of a step that a rollback saved again, for a moment
         damaged-step-00001500                      failed its verification; kept for inspection
+
+Other names are not the store's. It never deletes or renames them. A checkpoint that was moved to an archive and linked
+back counts like any other; of a link, only the link is renamed or deleted.
 
 The module does not import torch. Only rank 0 calls these functions; the other ranks write files into a folder that
 rank 0 created.
 """
 
-import hashlib
+import errno
 import json
-import shutil
+import os
+import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import (
+    is_folder,
+    matching,
+    recover_folder,
+    remove,
+    remove_folder,
+    replace_folder,
+    sync,
+    write_atomically,
+)
+from motionmae.runs.checkpoint_manifest import (
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    FileEntry,
+    Found,
+    defect_of,
+    describe,
+    manifest_content,
+    read_manifest,
+)
 from motionmae.runs.end_reason import StorageError
 
-FORMAT = 1
-"""Version of the folder's layout. Other versions are refused."""
-
-_MANIFEST, _STATE = "manifest.json", "state.json"
-_COMPLETE, _UNFINISHED, _DAMAGED = "step-", ".unfinished-", "damaged-"
-_MISSING = (FileNotFoundError, NotADirectoryError)
-"""Errors that prove damage. Others, such as a stale handle or an unreachable server, are storage failures."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a checkpoint."""
-
-    name: str
-    bytes: int
-    sha256: str
-    tensors: tuple[str, ...] = ()
-    """Parameters whose tensors the file contains."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint."""
-
-    folder: Path
-    step: int
-    files: tuple[FileEntry, ...]
-    position: int
-    """Steps of data consumed. It rises with every save, even after a rollback to an earlier step."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(entry.bytes for entry in self.files)
-
-    def state(self) -> dict[str, Any]:
-        """Read state.json: state of the trainer and the loader, config."""
-        return json.loads((self.folder / _STATE).read_text())
-
-    def defect(self, sizes_only: bool = False) -> str:
-        """Return a description of the damage; empty if the checkpoint is intact. ``sizes_only`` skips the checksums.
-
-        Raises:
-            OSError: if storage fails; the files may be intact.
-        """
-        if sizes_only:
-            return next(filter(None, map(self._size_defect, self.files)), "")
-        with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
-            return next(filter(None, pool.map(self._file_defect, self.files)), "")
-
-    def _size_defect(self, entry: FileEntry) -> str:
-        try:
-            found = (self.folder / entry.name).stat().st_size
-        except _MISSING as error:
-            return f"{entry.name}: {error.strerror or error}"
-        return "" if found == entry.bytes else f"{entry.name} has {found} bytes, its manifest says {entry.bytes}"
-
-    def _file_defect(self, entry: FileEntry) -> str:
-        if reason := self._size_defect(entry):
-            return reason
-        try:
-            found = describe(self.folder / entry.name)
-        except _MISSING as error:
-            return f"{entry.name}: {error.strerror or error}"
-        return "" if found.sha256 == entry.sha256 else f"{entry.name} does not have the sha256 of its manifest"
-
-
-Found: TypeAlias = Checkpoint | str | OSError
-"""Content of a checkpoint folder: the checkpoint, a defect of its manifest, or the error of reading it."""
-
-
-def defect_of(found: Found, sizes_only: bool = False) -> str:
-    """Return a description of the damage of a checkpoint, see :meth:`Checkpoint.defect`."""
-    if isinstance(found, OSError):
-        raise found
-    return found if isinstance(found, str) else found.defect(sizes_only)
+# Every name that the store writes. All other names belong to somebody else, and nothing happens to them.
+_NAME = r"step-(?P<step>[0-9]+)"
+_COMPLETE = re.compile(_NAME)
+_REPLACED = re.compile(rf"\.{_NAME}\.replaced")  # see motionmae.files.aside_of
+_UNFINISHED = re.compile(rf"\.unfinished-((?P<attempt>[0-9]+)-)?{_NAME}")
+_DAMAGED = re.compile(rf"damaged-{_NAME}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +83,8 @@ class CheckpointStore:
             before: consider only checkpoints of fewer steps than this; if none is kept, the oldest one.
 
         Raises:
-            UserError: if all checkpoints are damaged. A fresh start would discard the run.
-            StorageError: if a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
+            UserError: all checkpoints are damaged. A fresh start would discard the run.
+            StorageError: a checkpoint cannot be read. An older checkpoint must not replace an unreadable one.
         """
         candidates = self.newest_first()
         if before is not None:
@@ -139,12 +94,13 @@ class CheckpointStore:
                 reason = defect_of(checkpoint)
             except OSError as error:
                 raise StorageError(
-                    f"{folder} cannot be read ({error.strerror or error}) and may be intact, and nothing was changed: "
+                    f"{folder} cannot be read ({error.strerror or error}) but may be intact, nothing was changed: "
                     "start again when the storage works, or move the folder away if it is lost"
                 ) from error
             if not reason and isinstance(checkpoint, Checkpoint):
                 return checkpoint
-            self._rename_damaged(folder)
+            with suppress(OSError):  # the damaged checkpoint is skipped all the same
+                _replace(folder, folder.with_name(f"damaged-{_final(folder).name}"))
             report(folder, reason)
         damaged = self.renamed_damaged()
         if damaged and before is None:
@@ -160,112 +116,89 @@ class CheckpointStore:
         def position(pair: tuple[Path, Found]) -> int:
             return pair[1].position if isinstance(pair[1], Checkpoint) else step_of(pair[0])
 
-        found = [(folder, _find(folder)) for folder in self.folder.glob(f"{_COMPLETE}*")]
+        found = [(folder, read_manifest(folder)) for folder in self._folders()]
         return sorted(found, key=position, reverse=True)
 
+    def _folders(self) -> list[Path]:
+        """Return the folders of checkpoints, also the one that a killed commit was about to replace."""
+        replaced = [path for path in _ours(self.folder, _REPLACED) if not os.path.lexists(_final(path))]
+        return [*_ours(self.folder, _COMPLETE), *replaced]
+
     def renamed_damaged(self) -> list[Path]:
-        """Return the damaged checkpoints that were renamed."""
-        return sorted(self.folder.glob(f"{_DAMAGED}*"))
+        return _ours(self.folder, _DAMAGED)
 
     def begin(self, step: int, attempt: int = 0) -> Path:
         """Create the empty folder in which an attempt writes the checkpoint of ``step``."""
-        temporary = self.folder / f"{_UNFINISHED}{attempt}-{_COMPLETE}{step:08d}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = self.folder / f".unfinished-{attempt}-step-{step:08d}"
+        remove_folder(temporary)
         temporary.mkdir(parents=True)
         return temporary
 
     def commit(self, temporary: Path, step: int, state: dict[str, Any], files: list[FileEntry]) -> Checkpoint:
-        """Write and flush state and manifest, then rename the folder. The rename makes the checkpoint exist.
-
-        The writers of the other files must have flushed them.
-        """
+        """Write and flush state and manifest, then rename the folder. The other files must be flushed already."""
         position = state.get("trainer", {}).get("data_step", step)
-        write_atomically(temporary / _STATE, json.dumps(state, indent=1).encode())
-        entries = [describe(temporary / _STATE), *files]
-        content = {"format": FORMAT, "step": step, "position": position, "files": [asdict(e) for e in entries]}
-        write_atomically(temporary / _MANIFEST, json.dumps(content, indent=1).encode())
-        final = self.folder / f"{_COMPLETE}{step:08d}"
-        if final.exists():  # the run was rolled back and reached the step again
-            self._remove(final)
-        temporary.rename(final)
-        sync_folder(self.folder)
+        write_atomically(temporary / STATE, json.dumps(state, indent=1).encode())
+        entries = [describe(temporary / STATE), *files]
+        content = manifest_content(step, position, entries)
+        write_atomically(temporary / MANIFEST, json.dumps(content, indent=1).encode())
+        final = self.folder / f"step-{step:08d}"
+        if final.exists() and not final.is_dir():
+            raise FileExistsError(errno.EEXIST, "a file has the name of the checkpoint", str(final))
+        replace_folder(temporary, final)  # the folder exists if the run was rolled back and reached the step again
         return Checkpoint(final, step, tuple(entries), position)
 
     def unfinished(self) -> list[Path]:
-        """Return the folders of saves and deletions that were interrupted or are in progress."""
-        return sorted(self.folder.glob(f"{_UNFINISHED}*"))
+        """Return the folders of saves, replacements and deletions that were interrupted or are in progress."""
+        replaced = [path for path in _ours(self.folder, _REPLACED) if os.path.lexists(_final(path))]
+        return [*_ours(self.folder, _UNFINISHED), *replaced]
 
     def discard_unfinished(self, attempt: int | None = None) -> None:
-        """Delete the folders of interrupted saves and deletions; with ``attempt``, only the folders of this attempt."""
-        for path in self.unfinished():
-            if attempt is None or path.name.startswith(f"{_UNFINISHED}{attempt}-"):
-                shutil.rmtree(path, ignore_errors=True)
+        """Delete the folders of interrupted saves and deletions; with ``attempt``, only the folders of this attempt.
+
+        A checkpoint that an interrupted save was about to replace gets its name back.
+        """
+        for path in _ours(self.folder, _REPLACED):
+            with suppress(OSError):
+                recover_folder(_final(path))
+        for path in _ours(self.folder, _UNFINISHED):
+            if attempt is None or path.name.startswith(f".unfinished-{attempt}-"):
+                with suppress(OSError):
+                    remove(path)
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Delete checkpoints except the newest ``keep_last`` (at least two) and the multiples of ``keep_every``."""
         for old in self.complete()[: -max(keep_last, 2)]:
             if keep_every == 0 or old.step % keep_every:
                 with suppress(OSError):  # the next save tries again
-                    self._remove(old.folder)
-
-    def _remove(self, folder: Path) -> None:
-        # A folder with this name does not count as a checkpoint, even if the deletion is interrupted.
-        doomed = folder.with_name(_UNFINISHED + folder.name)
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-    def _rename_damaged(self, folder: Path) -> None:
-        aside = folder.with_name(_DAMAGED + folder.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # the damaged checkpoint is skipped all the same
-            folder.rename(aside)
-
-
-def read_manifest(folder: Path) -> Checkpoint | str:
-    """Read the manifest in ``folder``; return the checkpoint, or a description of the manifest's damage.
-
-    Raises:
-        UserError: if the checkpoint has a different format version.
-        OSError: if storage fails; the manifest may be intact.
-    """
-    try:
-        content = json.loads((folder / _MANIFEST).read_text())
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{folder} is a checkpoint of format {content['format']}, but this version reads format {FORMAT}: "
-                "use the version that wrote it"
-            )
-        files = tuple(FileEntry(**{**entry, "tensors": tuple(entry["tensors"])}) for entry in content["files"])
-        step = int(content["step"])
-        return Checkpoint(folder, step, files, int(content.get("position", step)))
-    except UserError:
-        raise
-    except _MISSING as error:
-        return f"{_MANIFEST}: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST} is not readable: {error!r}"
-
-
-def _find(folder: Path) -> Found:
-    try:
-        return read_manifest(folder)
-    except OSError as error:
-        return error
+                    _delete(old.folder)
 
 
 def step_of(folder: Path) -> int:
-    """Return the step in the name of a checkpoint folder; -1 for any other name."""
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
+    """Return the step in the name of a folder that the store wrote; -1 for any other name."""
+    for pattern in (_COMPLETE, _REPLACED, _UNFINISHED, _DAMAGED):
+        if found := pattern.fullmatch(folder.name):
+            return int(found["step"])
+    return -1
 
 
-def describe(path: Path, tensors: tuple[str, ...] = ()) -> FileEntry:
-    """Describe a file by size and sha256."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(path.name, size, digest.hexdigest(), tensors)
+def _ours(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """Return the folders with such a name, and links to folders, which may be absent. A file is not the store's."""
+    return [path for path in matching(folder, name) if is_folder(path)]
+
+
+def _final(folder: Path) -> Path:
+    """Return the name of the checkpoint that ``folder`` is or was."""
+    return folder.with_name(re.sub(_REPLACED, r"step-\g<step>", folder.name))
+
+
+def _replace(folder: Path, to: Path) -> None:
+    remove_folder(to)
+    folder.rename(to)
+    sync(to.parent)
+
+
+def _delete(folder: Path) -> None:
+    # A folder with the new name does not count as a checkpoint, even if the deletion is interrupted.
+    doomed = folder.with_name(f".unfinished-{_final(folder).name}")
+    _replace(folder, doomed)
+    remove(doomed)

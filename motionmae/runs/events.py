@@ -6,77 +6,75 @@ contain some steps twice: :func:`current_rows` returns the rows that count. Only
 
 import errno
 import json
-import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-logger = logging.getLogger(__name__)
+from motionmae.text import get_logger
+
+logger = get_logger(__name__)
 
 Row = dict[str, Any]
 
 
 class Kind(StrEnum):
-    """Kinds of events. The members' docstrings name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
+    """Kinds of events. The comments name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
 
-    SUBMITTED = "submitted"
-    """The run was submitted to a scheduler. The event belongs to no attempt."""
-    START = "start"
-    """An attempt begins: world size, hosts in rank order, age of the process in seconds, commit of the code."""
-    RESUME = "resume"
-    """The attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading."""
-    READY = "ready"
-    """The first step begins: total steps, seconds since the process start and of each stage
-    (:class:`motionmae.training.step_timer.StartupTimer`)."""
-    FIRST_STEP = "first_step"
-    """The attempt took its first step: seconds of the step, and seconds since the process start."""
+    SUBMITTED = "submitted"  # the run was submitted to a scheduler; the event belongs to no attempt
+    START = "start"  # an attempt begins: world size, hosts in rank order, age of the process in seconds, commit
+    RESUME = "resume"  # the attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading
+    READY = "ready"  # the first step begins: total steps, seconds since the process start and of each stage
+    FIRST_STEP = "first_step"  # the attempt took its first step: seconds of the step and since the process start
+    # A checkpoint was committed: path, bytes, `seconds` from request to commit, `blocking` seconds of training, and
+    # `waited`, the part of `blocking` spent waiting for the previous write.
     CHECKPOINT = "checkpoint"
-    """A checkpoint was committed: path, bytes, ``seconds`` from request to commit, ``blocking`` seconds of training
-    (``waited`` of them for the previous write)."""
-    CHECKPOINT_FAILED = "checkpoint_failed"
-    """A checkpoint could not be written: the error, failed saves in a row. Training continues."""
-    CHECKPOINT_DAMAGED = "checkpoint_damaged"
-    """A checkpoint failed its verification and was skipped."""
-    PREEMPTION = "preemption"
-    """A signal or the stop file asked the run to stop. The run saves and stops."""
-    CORRUPT_SAMPLE = "corrupt_sample"
-    """Samples could not be read and were replaced: new samples with reasons, counts of all so far."""
-    HANG = "hang"
-    """The watchdog ends this rank: the work that exceeded its limit, the file of the stacks."""
-    NONFINITE = "nonfinite"
-    """A step was skipped as non-finite: loss or gradient, ranks, samples."""
-    ROLLBACK = "rollback"
-    """Too many steps were skipped. The run returned to an earlier checkpoint and continues with later samples."""
-    PICTURE = "picture"
-    """Reconstructions were drawn from this step's checkpoint: path in the run directory, or the error."""
-    FINISH = "finish"
-    """The last step was taken and saved."""
-    STOP = "stop"
-    """The attempt ends early: a :class:`motionmae.runs.end_reason.EndReason`, and the error if there is one."""
-    FAILURE = "failure"
-    """The batch script saw the attempt fail: the reason, node at fault, excluded nodes, whether the job is retried."""
+    CHECKPOINT_FAILED = "checkpoint_failed"  # a checkpoint could not be written: the error, failed saves in a row
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"  # a checkpoint failed its verification and was skipped
+    PREEMPTION = "preemption"  # a signal or the stop file asked the run to stop; the run saves and stops
+    CORRUPT_SAMPLE = "corrupt_sample"  # samples could not be read: new samples with reasons, counts of all so far
+    HANG = "hang"  # the watchdog ends this rank: the work that exceeded its limit, the file of the stacks
+    NONFINITE = "nonfinite"  # a step was skipped as non-finite: loss or gradient, ranks, samples
+    ROLLBACK = "rollback"  # after too many skipped steps, the run returned to an earlier checkpoint
+    PICTURE = "picture"  # reconstructions from this step's checkpoint: path in the run folder, or the error
+    FINISH = "finish"  # the last step was taken and saved
+    STOP = "stop"  # the attempt ends early: an EndReason, and the error if there is one
+    FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
 
 
+class Phase(StrEnum):
+    """Phases of a training step on one rank. The metrics row has the seconds of each phase."""
+
+    DATA_WAIT = "data_wait"  # waiting for a micro-batch
+    FORWARD = "forward"  # copy to the device and forward pass
+    BACKWARD = "backward"  # backward pass and gradient reduction, in which ranks wait for each other
+    OPTIMIZER = "optimizer"  # parameter update
+    CHECKPOINT = "checkpoint"  # the part of a save that blocks training
+    OTHER = "other"  # schedule, signal checks and metrics
+
+
+# Events whose `step` is the checkpoint's step, which may be older than the current step.
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
-"""Events whose ``step`` is the checkpoint's step, which may be older than the current step."""
 
 
 class Sink(Protocol):
-    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised."""
+    """Destination of events and metrics, such as monitoring or W&B. An OSError of a sink is logged and not raised.
 
-    def event(self, row: Row) -> None:
-        """Receive an event."""
+    A class that derives from this one may leave out ``metrics`` and ``close``.
+    """
+
+    def event(self, row: Row) -> None: ...
 
     def metrics(self, row: Row) -> None:
-        """Receive a metrics row, see :class:`motionmae.training.callbacks.metrics.StepMetrics`."""
+        return
 
     def close(self) -> None:
-        """Flush and close."""
+        return
 
 
 class JsonLines:
@@ -108,25 +106,21 @@ class EventLog:
 
     def __init__(self, attempt: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:
         self.attempt = attempt
-        self.last_step = 0
-        """Step of the newest row."""
+        self.last_step = 0  # step of the newest row
         self._sinks = list(sinks)
         self._check = check
         self._failed: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, sink: Sink) -> None:
-        """Pass all further rows to ``sink``."""
         self._sinks.append(sink)
 
     def event(self, kind: Kind, step: int, **fields: Any) -> None:
         """Record an event after ``step`` steps."""
-        row = {"attempt": self.attempt, "kind": kind.value, "step": step, "time": time.time(), **fields}
-        self._record("event", row)
+        self._record("event", {"kind": kind.value, "step": step, **fields})
 
     def metrics(self, row: Row) -> None:
-        """Record a metrics row."""
-        self._record("metrics", {"attempt": self.attempt, **row, "time": time.time()})
+        self._record("metrics", row)
 
     def close(self) -> None:
         """Close all sinks, and log the ones that cannot flush."""
@@ -139,7 +133,7 @@ class EventLog:
     def _record(self, method: str, row: Row) -> None:
         if row.get("kind") not in _OF_A_CHECKPOINT:
             self.last_step = row["step"]
-        row = {key: _plain(value) for key, value in row.items()}
+        row = {key: _plain(value) for key, value in {"attempt": self.attempt, **row, "time": time.time()}.items()}
         if not self._sinks:
             return
         with self._lock:
@@ -147,7 +141,7 @@ class EventLog:
                 if self._check:
                     self._check()
             except OSError as error:  # the lease could not be read
-                self._warn("the run directory", error)
+                self._warn("the run folder", error)
                 return
             for sink in self._sinks:
                 try:
@@ -157,7 +151,7 @@ class EventLog:
 
     def _warn(self, sink: str, error: OSError) -> None:
         if sink not in self._failed:
-            logger.warning("%s fails (%s), rows are lost; training continues", sink, error)
+            logger.warning("%s cannot take rows (%s), which are lost; training continues", sink, error)
         self._failed.add(sink)
 
 
@@ -174,11 +168,7 @@ class LineFile:
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, row: Row) -> None:
-        """Append a line.
-
-        Raises:
-            OSError: if the line was not written completely.
-        """
+        """Append a line, or raise an OSError if the line could not be written completely."""
         line = (b"\n" if self._torn else b"") + json.dumps(row).encode() + b"\n"
         self._torn = True
         if os.write(self._descriptor, line) < len(line):
@@ -187,6 +177,12 @@ class LineFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def append_row(path: Path, **fields: Any) -> None:
+    """Append one row with the current time to a JSON lines file."""
+    with closing(LineFile(path)) as file:
+        file.append({**fields, "time": time.time()})
 
 
 def process_age() -> float:
@@ -199,27 +195,32 @@ def process_age() -> float:
 
 
 def parse_rows(lines: Iterable[str | bytes]) -> Iterator[Row]:
-    """Yield the rows of JSON lines, and skip torn lines."""
+    """Yield the rows of JSON lines without torn lines and lines of other content."""
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON lines file, oldest first, and skip torn lines; none if the file is absent."""
-    if path.exists():
+    """Yield the rows of a JSON lines file without torn lines, oldest first; none if the file is absent."""
+    if path.is_file():  # a device has no end
         with path.open(errors="replace") as file:
             yield from parse_rows(file)
 
 
 def current_rows(path: Path) -> list[Row]:
-    """Return one metrics row per logged step, in order of steps. A later attempt's row replaces earlier ones."""
+    """Return one metrics row per logged step, in order of steps. The row of a later attempt replaces earlier rows."""
+    return drop_repeated(read_rows(path))
+
+
+def drop_repeated(rows: Iterable[Row]) -> list[Row]:
+    """Drop the metrics rows of steps that a later attempt repeated."""
     current: list[Row] = []
-    for row in read_rows(path):
+    for row in rows:
         while current and current[-1]["step"] >= row["step"]:
             current.pop()
         current.append(row)

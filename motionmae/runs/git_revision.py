@@ -21,19 +21,19 @@ def git_revision(root: Path = _ROOT) -> str:
         found = json.loads(note.read_text())
         commit, changed = str(found.get("commit", "")), bool(found.get("changed"))
     else:
-        top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").rpartition("\n")
+        top, _, commit = git_output(root, "rev-parse", "--show-toplevel", "HEAD").decode().strip().rpartition("\n")
         if Path(top or "/").resolve() != root:  # another project's repository around the packages
             commit = ""
-        changed = bool(commit) and bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        changed = bool(commit) and bool(git_output(root, "status", "--porcelain", "--untracked-files=no"))
     if not commit:
         return f"motionmae {__version__}"
     return f"{commit}, changed" if changed else commit
 
 
-def _git(root: Path, *arguments: str) -> str:
+def git_output(root: Path, *arguments: str) -> bytes:
     """Return the output of a git command; empty without git or without a repository."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True)
     except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return b""
+    return done.stdout if done.returncode == 0 else b""

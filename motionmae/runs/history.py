@@ -1,5 +1,8 @@
 """The history of a run, read from its events.jsonl and metrics.jsonl."""
 
+import os
+import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -10,41 +13,53 @@ from pathlib import Path
 
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
-from motionmae.runs.attempt import Attempt
+from motionmae.files import FileTail
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import Kind, Row, current_rows, parse_rows, read_rows
+from motionmae.runs.events import Kind, Row, drop_repeated, parse_rows, read_rows
+from motionmae.runs.row_schema import fault_of
 
-_SILENT_SECONDS = 900.0
-"""A run without a new row for this long is reported as silent."""
-_STRAGGLER_SCORE = 1.1
-"""The slowest rank counts as a straggler from this multiple of the median rank's time."""
+_SILENT_SECONDS = 900.0  # a run without a new row for this long is reported as silent
+_STRAGGLER_SCORE = 1.1  # the slowest rank counts as a straggler from this multiple of the median rank's time
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Identity of one start of a run. Every requeue starts a new attempt.
+
+    Code that knows only the lease, or only Slurm, leaves the other fields at their defaults.
+    """
+
+    number: int = 0  # fencing number of the lease: 1 for the first attempt, higher for newer attempts
+    id: str = ""  # value of "attempt" in the rows of events.jsonl and metrics.jsonl; newer ids sort later
+    host: str = ""  # host of rank 0
+    job: str = ""  # Slurm's job id; empty without Slurm
+    restart: int = 0  # Slurm's count of the job's restarts
+
+    @classmethod
+    def begin(cls, number: int) -> "Attempt":
+        """Return a new attempt on this host, with a fresh id."""
+        identity = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return cls(number, identity, socket.gethostname(), job, restart)
 
 
 @dataclass
 class AttemptRecord:
-    """One attempt of a run, as described by the rows of the attempt."""
+    """Course of one attempt, read from its rows."""
 
     attempt: Attempt
-    began: float
-    """Start time of rank 0's process, in seconds since the epoch."""
+    began: float  # start time of rank 0's process, in seconds since the epoch
     hosts: list[str]
     world: int
-    ready: float | None = None
-    """Time at which the first step began."""
-    first_step: int = 0
-    """Steps that earlier attempts had completed."""
+    ready: float | None = None  # time at which the first step began
+    first_step: int = 0  # steps that earlier attempts had completed
     last_step: int = 0
-    last_sign: float = 0.0
-    """Time of the last row."""
-    end: EndReason | None = None
-    """End reason in the attempt's own rows; None while the attempt runs, or if it died without writing one."""
-    error: str = ""
-    """The error that ended the attempt."""
-    failure: EndReason | None = None
-    """End reason that the requeue policy determined from outside the attempt's processes."""
-    idle_marks: list[tuple[float, str]] = field(default_factory=list)
-    """Events after the end: (time, badput category of the idle time that follows)."""
+    last_sign: float = 0.0  # time of the last row
+    end: EndReason | None = None  # from the attempt's rows; None while it runs, or if it died without writing one
+    error: str = ""  # the error that ended the attempt
+    failure: EndReason | None = None  # end reason that the requeue policy determined from outside the processes
+    idle_marks: list[tuple[float, str]] = field(default_factory=list)  # events after the end: (time, badput category)
 
     @property
     def run_state(self) -> str:
@@ -55,7 +70,7 @@ class AttemptRecord:
 
     @property
     def end_text(self) -> str:
-        """A clause about the end, for people."""
+        """Clause about the end, for people."""
         end = self.end or self.failure
         return self.error or (end.description if end else "silent")
 
@@ -81,12 +96,14 @@ class AttemptTracker:
         return bool(self.attempts) and self.attempts[-1].end is EndReason.FINISHED
 
     def add(self, row: Row) -> None:
-        """Take the next event."""
         if self.finished:
             return
         kind = row["kind"]
         if kind == Kind.START:
-            self.attempts.append(_begin(row))
+            host = row.get("host", "?")
+            attempt = Attempt(row.get("number", 0), row["attempt"], host, row.get("job", ""), row.get("restart", 0))
+            began = row["time"] - row.get("age", 0.0)
+            self.attempts.append(AttemptRecord(attempt, began, row.get("hosts", [host]), row["world"]))
         if not self.attempts:
             return
         last = self.attempts[-1]
@@ -106,42 +123,35 @@ class AttemptTracker:
             last.end = EndReason.FINISHED
 
 
-def _begin(row: Row) -> AttemptRecord:
-    host = row.get("host", "?")
-    attempt = Attempt(row.get("number", 0), row["attempt"], host, row.get("job", ""), row.get("restart", 0))
-    return AttemptRecord(attempt, row["time"] - row.get("age", 0.0), row.get("hosts", [host]), row["world"])
-
-
 class RunHistory:
-    """Everything that a run directory records about a run. The files are read on first use and may be absent.
+    """Records of a run in its run folder. The files are read on first use and may be absent.
 
-    Attributes:
-        folder: the run directory.
-        name: the run's name.
+    Rows that do not fit their schema are left out; ``notes`` has a sentence about those of each file read so far.
     """
 
     def __init__(self, run: Path) -> None:
         self.folder = RunFolder(run)
         self.name = run.resolve().name
+        self.notes: list[str] = []
 
     @cached_property
     def events(self) -> list[Row]:
         """Rows of events.jsonl."""
-        return [row for row in read_rows(self.folder.events) if "kind" in row and "time" in row]
+        return self._read(self.folder.events, is_event=True)
 
     @cached_property
     def all_rows(self) -> list[Row]:
         """All rows of metrics.jsonl, including those of steps that a later attempt repeated."""
-        return [row for row in read_rows(self.folder.metrics) if "time" in row and "step" in row]
+        return self._read(self.folder.metrics, is_event=False)
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows of metrics.jsonl that count: one for each logged step, steps rising."""
-        return current_rows(self.folder.metrics)
+        """Rows of metrics.jsonl that count: one row for each logged step, in order of steps."""
+        return drop_repeated(self.all_rows)
 
     @cached_property
     def attempts(self) -> list[AttemptRecord]:
-        """The attempts, oldest first."""
+        """Attempts, oldest first."""
         attempts = AttemptTracker(self.events).attempts
         by_id = {record.attempt.id: record for record in attempts}
         for row in self.all_rows:
@@ -152,41 +162,38 @@ class RunHistory:
 
     @cached_property
     def config(self) -> Config | None:
-        """The newest attempt's config; None if config.yaml is absent or cannot be read."""
+        """Config of the newest attempt; None if config.yaml is absent or cannot be read."""
         try:
             return load_config(str(self.folder.config)) if self.folder.config.is_file() else None
         except UserError:
             return None
 
-    def require_events(self) -> "RunHistory":
-        """Return this history, or raise an error if the run has not begun.
+    def _read(self, path: Path, *, is_event: bool) -> list[Row]:
+        checked = [(row, fault_of(row, is_event=is_event)) for row in read_rows(path)]
+        if faults := [f"row {number}, {fault}" for number, (_, fault) in enumerate(checked, 1) if fault]:
+            self.notes.append(f"{path}: {len(faults)} of {len(checked)} rows are damaged and left out ({faults[0]})")
+        return [row for row, fault in checked if not fault]
 
-        Raises:
-            UserError: if the run has no events.
-        """
+    def require_events(self) -> "RunHistory":
+        """Return this history, or raise a UserError if the run has no events."""
         if not self.events:
             raise UserError(
-                f"{self.folder.events} has no events: give the directory of a run that has begun, such as runs/demo"
+                f"{self.folder.events} has no events: give the folder of a run that has begun, such as runs/demo"
             )
         return self
 
     def of(self, *kinds: Kind) -> list[Row]:
-        """Return the events of the given kinds."""
         return [row for row in self.events if row["kind"] in kinds]
 
     def ended(self, attempt_id: str) -> bool:
         """Return whether the attempt has recorded its end."""
-        return any(row["attempt"] == attempt_id for row in self.of(Kind.STOP, Kind.FINISH))
+        ends = (row for row in read_rows(self.folder.events) if row.get("kind") in (Kind.STOP, Kind.FINISH))
+        return any(row.get("attempt") == attempt_id for row in ends)  # whatever else the row lacks
 
     @property
     def finished_step(self) -> int | None:
         """Step at which the run finished; None if the run has not finished."""
         return next((row["step"] for row in self.of(Kind.FINISH)), None)
-
-    @property
-    def submitted(self) -> list[float]:
-        """Times of submission."""
-        return [row["time"] for row in self.of(Kind.SUBMITTED)]
 
     @property
     def git_revision(self) -> str:
@@ -206,7 +213,7 @@ class RunHistory:
 
     @property
     def state(self) -> str:
-        """The run's state in one or two words."""
+        """State of the run in one or two words."""
         if not self.attempts:
             return "submitted"
         last = self.attempts[-1]
@@ -222,20 +229,19 @@ class RunHistory:
 
     def stragglers(self) -> Counter[int]:
         """Count the logged steps at which each rank was the slowest, by at least 10 % over the median."""
-        return Counter(row["slowest_rank"] for row in self.rows if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
+        scored = (row for row in self.rows if "slowest_rank" in row)
+        return Counter(row["slowest_rank"] for row in scored if row.get("slowest_score", 0) > _STRAGGLER_SCORE)
 
     def host_of(self, rank: int) -> str:
         """Return the host of a rank of the newest attempt."""
+        if not self.attempts:
+            return "?"
         last = self.attempts[-1]
-        return last.hosts[rank * len(last.hosts) // last.world] if last.hosts else "?"
+        return last.hosts[min(rank * len(last.hosts) // last.world, len(last.hosts) - 1)]
 
 
 def idle_category(row: Row) -> str:
-    """Return the badput category, ``queue_wait`` or ``downtime``, of the idle time after an event.
-
-    Args:
-        row: an event of kind `stop`, `submitted` or `failure`.
-    """
+    """Return the badput category of the idle time after a `stop`, `submitted` or `failure` event."""
     if row["kind"] == Kind.STOP:
         return EndReason(row["reason"]).badput
     return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
@@ -246,20 +252,9 @@ class RunTail:
 
     def __init__(self, run: Path) -> None:
         folder = RunFolder(run)
-        self._positions = {folder.events: 0, folder.metrics: 0}
+        self._tails = [FileTail(folder.events), FileTail(folder.metrics)]
 
     def new_rows(self) -> list[Row]:
         """Return the rows written since the last call, in order of time. Incomplete lines wait for the next call."""
-        rows = [row for path in self._positions for row in self._read_on(path) if "time" in row]
-        return sorted(rows, key=lambda row: row["time"])
-
-    def _read_on(self, path: Path) -> list[Row]:
-        try:
-            with path.open("rb") as file:
-                file.seek(self._positions[path])
-                data = file.read()
-        except OSError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._positions[path] += len(complete)
-        return list(parse_rows(complete.splitlines()))
+        rows = [row for tail in self._tails for row in parse_rows(tail.new_text().splitlines())]
+        return sorted((row for row in rows if not fault_of(row, is_event="kind" in row)), key=lambda row: row["time"])

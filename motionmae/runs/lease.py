@@ -1,9 +1,9 @@
-"""Lease on the run directory. Only the newest attempt may write; an older one that is alive must stop (fencing).
+"""Lease on the run folder. Only the newest attempt may write; an older attempt that is alive must stop (fencing).
 
 The ranks of a node that lost the network keep running beside the attempt that Slurm starts on other nodes. Therefore
-rank 0 takes the lease at its start: it replaces ``RUN/lease.json``. Every rank checks that file before it writes to the
-run directory (:meth:`Lease.check`). An NFS client asks its server when it opens a file, so the check sees a lease that
-was taken on another node.
+rank 0 takes the lease at its start: rank 0 replaces ``RUN/lease.json``. Every rank checks that file before the rank
+writes to the run folder (:meth:`Lease.check`). An NFS client asks its server when it opens a file, so the check sees a
+lease that was taken on another node.
 
 A newer lease can appear between a check and the write. Then at most one row or one whole checkpoint of the older
 attempt is written, and never a torn one.
@@ -18,25 +18,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from motionmae import locks
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
-from motionmae.runs.attempt import Attempt
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 from motionmae.runs.end_reason import LeaseLost
-from motionmae.runs.history import RunHistory
+from motionmae.runs.history import Attempt, RunHistory
 
 FILE = "lease.json"
-"""Name of the lease file in the run directory."""
-LOCK_TIMEOUT = 120.0
-"""Seconds to wait while another attempt takes the lease. NFS releases the lock of a dead machine sooner."""
+LOCK_TIMEOUT = 120.0  # seconds to wait for another attempt; NFS releases the lock of a dead machine sooner
+ShortText = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,255}$")]  # without control characters
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class _Holder(JsonModel, extra="ignore"):
+    """Content of lease.json: the newest attempt and its process."""
+
+    number: Annotated[int, Field(ge=0, lt=2**31)]
+    id: ShortText
+    host: ShortText
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    time: Annotated[float, Field(ge=0, lt=2**33)]  # seconds since the epoch
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The lease that an attempt holds."""
+    """Lease of an attempt on the run folder."""
 
     file: Path
     attempt: Attempt
@@ -45,28 +56,27 @@ class Lease:
         """Check that this attempt still holds the lease.
 
         Raises:
-            LeaseLost: if a newer attempt has taken the lease.
-            OSError: if the lease cannot be read. Then nothing may be written either.
+            LeaseLost: a newer attempt has taken the lease.
+            OSError: the lease cannot be read. Then nothing may be written either.
         """
         holder = _read(self.file)
-        if holder["id"] != self.attempt.id:
+        if holder.id != self.attempt.id:
             raise LeaseLost(
-                f"attempt {holder['number']} of this run, started on {holder['host']} at "
-                f"{time.strftime('%H:%M:%S UTC', time.gmtime(holder['time']))}, has taken over {self.file.parent}; "
+                f"attempt {holder.number} of this run, started on {holder.host} at "
+                f"{time.strftime('%H:%M:%S UTC', time.gmtime(holder.time))}, has taken over {self.file.parent}; "
                 f"attempt {self.attempt.number} on {socket.gethostname()} writes nothing more and ends"
             )
 
 
 def acquire_lease(folder: Path) -> Lease:
-    """Begin a new attempt of the run in ``folder``, on rank 0. Older attempts fail their next check.
+    """Begin a new attempt of the run in ``folder``, on rank 0, or raise a UserError.
 
-    Raises:
-        UserError: if the lease file is damaged or cannot be written.
+    Older attempts then fail their next check.
     """
     file = folder / FILE
     try:
         with _locked(folder / ".lease.lock"):
-            number = _read(file)["number"] + 1 if file.exists() else 1
+            number = _read(file).number + 1 if file.exists() else 1
             attempt = Attempt.begin(number)
             holder = {**asdict(attempt), "pid": os.getpid(), "time": time.time()}
             write_atomically(file, json.dumps(holder, indent=1).encode())
@@ -86,20 +96,19 @@ def current_holder(folder: Path) -> str:
     if not file.exists():
         return ""
     holder = _read(file)
-    here = holder["host"] == socket.gethostname()
-    if RunHistory(folder).ended(holder["id"]) or (here and not Path(f"/proc/{holder['pid']}").exists()):
+    here = holder.host == socket.gethostname()
+    if RunHistory(folder).ended(holder.id) or (here and not Path(f"/proc/{holder.pid}").exists()):
         return ""
     verb = "runs" if here else "may run"
-    return f"attempt {holder['number']} of this run {verb} as process {holder['pid']} on {holder['host']}"
+    return f"attempt {holder.number} of this run {verb} as process {holder.pid} on {holder.host}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> _Holder:
     try:
-        content = json.loads(file.read_text())
-        return {key: content[key] for key in ("number", "id", "host", "pid", "time")}
-    except (ValueError, KeyError, TypeError) as error:
+        return load_json(file, _Holder)
+    except InvalidJsonError as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): make sure that no job trains in its directory, then delete the file"
+            f"{file} is damaged ({error}): make sure that no job trains in its folder, then delete the file"
         ) from error
 
 

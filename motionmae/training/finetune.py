@@ -32,8 +32,8 @@ class ClipMixup(Mixup):
         if lam == 1.0:
             return lam
         if not use_cutmix:
-            mirrored = x.flip(0).mul_(1.0 - lam)
-            x.mul_(lam).add_(mirrored)
+            partner = x.flip(0).mul_(1.0 - lam)
+            x.mul_(lam).add_(partner)
             return lam
         (top, bottom, left, right), lam = cutmix_bbox_and_lam((height, width), lam, correct_lam=self.correct_lam)
         x[:, :, top:bottom, left:right] = x.flip(0)[:, :, top:bottom, left:right]
@@ -56,19 +56,19 @@ class Finetuning:
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """Resolve ``finetune.init`` on rank 0 only: a pre-training in progress may save between the reads of two ranks.
 
-        The ranks of a probe read the encoder that rank 0 saves in the run folder.
+        A probe needs no choice: its ranks read the encoder that rank 0 saves in the run folder.
         """
         finetune = self._config.finetune
         if saved is None and not finetune.frozen and finetune.init != "scratch":
             self._init = str(run_on_rank_zero(rank, lambda: resolve_checkpoint(finetune.init)))
 
     def build_model(self, manifest: Manifest, saved: Mapping[str, Any] | None) -> nn.Module:
-        """Build the classifier. Checkpoints do not hold a frozen encoder: rank 0 saves it in the run folder."""
+        """Build the classifier. Rank 0 saves a frozen encoder, which checkpoints do not hold, in the run folder."""
         config, finetune = self._config, self._config.finetune
         classes = len(manifest.class_names)
         if classes < 2:
             raise UserError(
-                f"{config.data.shards} names {classes} classes, a classifier needs two: use labelled shards"
+                f"{config.data.shards} has {classes} classes, but a classifier needs two: use labelled shards"
             )
         if finetune.mixes:
             self._mixup = ClipMixup(
@@ -81,7 +81,7 @@ class Finetuning:
         model = build_classifier(config, classes)
         self._state = {"class_names": list(manifest.class_names)}
         if finetune.frozen:
-            folder = RunFolder.of(config.output_dir, config.name)
+            folder = RunFolder(config.run_folder)
             self._state["frozen"] = load_frozen(model.encoder, folder, finetune.init, saved)
             if not folder.encoder.is_file():
                 save_frozen(model.encoder, folder)
@@ -111,17 +111,15 @@ class Finetuning:
 
 
 def load_frozen(encoder: nn.Module, folder: RunFolder, init: str, saved: Mapping[str, Any] | None) -> str:
-    """Load the encoder of a probe and return its fingerprint; the probe's checkpoints hold only the head.
+    """Load the encoder of a probe, and return its fingerprint; the probe's checkpoints hold only the head.
 
-    The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints.
-
-    Raises:
-        UserError: the head in the checkpoint was trained on a different encoder.
+    The run folder's copy is loaded if there is one: the run at ``init`` may continue and delete its checkpoints. If the
+    head in the checkpoint was trained on a different encoder, a UserError is raised.
     """
     source = str(folder.encoder) if folder.encoder.is_file() else init
     load_encoder(encoder, source)
     loaded = fingerprint(encoder)
-    if saved is not None and saved["frozen"] != loaded:
+    if saved is not None and saved.get("frozen") != loaded:
         raise UserError(
             f"{source} holds a different encoder from the one that the head in {folder.path} was trained on: "
             f"restore the run's {folder.encoder.name}, or train a new probe with name=..."

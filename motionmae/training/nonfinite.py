@@ -1,9 +1,8 @@
-"""Non-finite guard: find the cause of skipped steps, and decide when a run has skipped too many.
+"""Guard against non-finite steps: find why steps were skipped, and decide when a run has skipped too many.
 
-The engine skips a step with a non-finite loss or gradient on all ranks
-(:meth:`motionmae.engine.deepspeed_engine.Engine.backward`). More than BUDGET skipped steps in a WINDOW cause a rollback
-to the checkpoint before the first skipped step; training continues with the samples after the last
-(:meth:`motionmae.training.trainer.Trainer.rollback`). If too many steps are skipped again soon after, the run stops.
+The engine skips a step with a non-finite loss or gradient on all ranks. More than BUDGET skipped steps in a WINDOW
+cause a rollback to the checkpoint before the first skipped step; training continues with the samples that follow the
+last skipped step. If too many steps are skipped again soon after a rollback, the run stops.
 """
 
 from dataclasses import dataclass
@@ -16,32 +15,28 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.training.state import TrainState
 
-WINDOW = 1000
-"""Steps over which skipped steps are counted."""
+WINDOW = 1000  # steps over which skipped steps are counted
 
-BUDGET = 10
-"""Skipped steps allowed in a WINDOW. One more causes a rollback, at most once in two WINDOWs."""
+BUDGET = 10  # skipped steps allowed in a WINDOW
 
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """Cause of a skipped step."""
+    """Cause of a skipped step.
+
+    ``cause`` is "loss" if a loss was not finite, "gradient" if only the gradient was not finite, and "overflow" if the
+    fp16 loss scale was too high. Overflows are normal and do not count.
+    """
 
     cause: str
-    """"loss": a loss was not finite; "gradient": the losses were finite, the gradient was not; "overflow": the fp16
-    loss scale was too high. Overflows are normal and do not count."""
-    ranks: list[int]
-    """Ranks with a non-finite loss; empty for the other causes."""
-    samples: list[int]
-    """Sample IDs that the ranks in ``ranks`` used in the step."""
+    ranks: list[int]  # ranks with a non-finite loss; empty for the other causes
+    samples: list[int]  # sample IDs that the ranks in ``ranks`` used in the step
 
 
 def find_cause(engine: Engine, losses: Tensor, samples: list[Tensor]) -> SkippedStep:
-    """Find the cause of the step that was just skipped. Collective.
+    """Find the cause of a skipped step from this rank's losses (L,) and sample IDs (b,) per micro-batch.
 
-    Args:
-        losses: (L,) this rank's losses of the step: 3 in pre-training, 1 in fine-tuning.
-        samples: (b,) IDs of this rank's samples, one tensor per micro-batch.
+    All ranks must call this.
     """
     nonfinite = not bool(losses.isfinite().all())
     answers = gather_objects(torch.cat(samples).tolist() if nonfinite else None)
@@ -63,7 +58,7 @@ def count_skipped(state: TrainState, skipped: SkippedStep) -> bool:
 
 
 def may_roll_back(state: TrainState) -> bool:
-    """Return False within two WINDOWs of a rollback: the samples after the rollback did not help."""
+    """Return False within two WINDOWs of a rollback, where other samples have not helped."""
     return not any(state.data_step - data_step <= 2 * WINDOW for data_step in state.rollbacks)
 
 
@@ -73,6 +68,6 @@ def too_many_skipped(state: TrainState, skipped: SkippedStep) -> UserError:
     return UserError(
         f"loss or gradient was not finite{rollback} in {len(state.recently_skipped)} of the last {WINDOW} steps, most "
         f"recently the {skipped.cause} of step {state.step} {where}: resume with engine.precision=fp32, or start "
-        "another run with a lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists every such step with its "
-        "samples)"
+        "another run with a lower optim.base_lr or optim.clip_grad=0.02 (events.jsonl lists the skipped steps with "
+        "their samples)"
     )

@@ -1,4 +1,4 @@
-"""Pre-training: reconstruct the frames (the paper's space head) and the motion (time head) of masked cubes."""
+"""Pre-training: reconstruct the pixels and the motion of masked cubes (the paper's space head and time head)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from motionmae.data.loader import Batch
 from motionmae.data.shards.manifest import Manifest
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.models.motionmae import build_motionmae
-from motionmae.training.task import Groups, decay_groups
+from motionmae.models.motionmae import build_motionmae, no_decay
+from motionmae.training.task import Groups
 
 
 class Pretraining:
@@ -22,7 +22,7 @@ class Pretraining:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.needs_flow = config.target.has_motion and config.target.motion_source == "flow"
+        self.needs_flow = config.target.needs_flow
 
     def choose_weights(self, rank: DistributedContext, saved: Mapping[str, Any] | None) -> None:
         """Do nothing: the initial weights follow from the seed."""
@@ -31,10 +31,17 @@ class Pretraining:
         return build_motionmae(self._config)
 
     def parameter_groups(self, model: nn.Module) -> Groups:
-        return decay_groups(model, self._config.optim)
+        """Return two parameter groups, with and without weight decay."""
+        exempt = no_decay(model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        decayed = [p for name, p in trained.items() if name not in exempt]
+        return [
+            {"params": decayed, "weight_decay": self._config.optim.weight_decay},
+            {"params": [p for name, p in trained.items() if name in exempt], "weight_decay": 0.0},
+        ]
 
     def forward(self, engine: Engine, batch: Batch) -> Sequence[Tensor]:
-        """Compute total, space, and time loss; the loss of an absent head is 0."""
+        """Compute the total loss and the losses of space head and time head; the loss of an absent head is 0."""
         return engine(batch.clips, batch.seeds, batch.flow)
 
     def state(self) -> dict[str, Any]:

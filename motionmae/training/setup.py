@@ -1,50 +1,68 @@
-"""Entry point of training: joins the process group, takes the run's lease, and builds the trainer from a checkpoint."""
+"""Set-up of training: check the config, take the lease, build the trainer, and load the newest checkpoint."""
 
-import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import torch
+from pydantic import Field
 
 from motionmae.checkpointing import sharded
-from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
-from motionmae.config import Config, WatchdogConfig, save_config
+from motionmae.config import Config, WatchdogConfig, load_config, save_config
 from motionmae.config.resume import check_same_run
-from motionmae.data.loader import ClipLoader, check_same_stream
+from motionmae.config.schema import steps_per_epoch
+from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.manifest import Manifest
 from motionmae.distributed.context import (
     DistributedContext,
-    broadcast_object,
     gather_objects,
     rank_zero_first,
     run_on_rank_zero,
 )
 from motionmae.distributed.process_group import distributed
-from motionmae.distributed.stop_requests import StopRequests, StopSignals
+from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
-from motionmae.runs.checkpoint_store import Checkpoint, CheckpointStore
+from motionmae.errors import UserError
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint
+from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
-from motionmae.runs.lease import Lease, acquire_lease
-from motionmae.training.callbacks.base import Callback
-from motionmae.training.callbacks.gc import SynchronizedGc
+from motionmae.runs.lease import Lease, acquire_lease, current_holder
+from motionmae.text import get_logger
+from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
-from motionmae.training.callbacks.progress import ProgressLine
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
-from motionmae.training.preconditions import validate_before_start
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+
+class _SavedTask(JsonModel, extra="ignore"):
+    """Parts of a checkpoint's state.json, as :meth:`Trainer.checkpoint_metadata` writes them."""
+
+    task: dict[str, Any] = Field(default_factory=dict)
+
+
+class _SavedSettings(_SavedTask):
+    config: dict[str, Any]
+    loader: dict[str, Any]
+
+
+class _SavedTraining(_SavedSettings):
+    trainer: TrainState
 
 
 def run_training(config: Config, *, signals: StopSignals | None = None, sinks: Iterable[Sink] = ()) -> EndReason:
@@ -56,7 +74,7 @@ def run_training(config: Config, *, signals: StopSignals | None = None, sinks: I
     Args:
         config: a resumed run may change only fields marked MAY_CHANGE (:mod:`motionmae.config.resume`).
         signals: installed signal handlers; by default, handlers are installed during this call.
-        sinks: receive this rank's events and metrics besides the run folder's files; closed at the end.
+        sinks: further receivers of this rank's events and metrics; closed at the end.
 
     Raises:
         UserError: invalid data, settings or launch, a full disk at the last save, or too many non-finite steps.
@@ -78,9 +96,11 @@ def make_task(config: Config) -> Task:
 def build_trainer(
     config: Config, task: Task, signals: StopSignals, sinks: Iterable[Sink], stack: ExitStack
 ) -> Trainer | None:
-    """Build the trainer of this rank with the state of the newest checkpoint, or None if the run is complete.
+    """Build this rank's trainer from the newest checkpoint; return None if the run is complete.
 
-    ``stack`` closes all parts of the trainer. Collective.
+    All ranks must call this.
+
+    ``stack`` closes all parts of the trainer.
 
     Raises:
         UserError: settings or data are invalid, or differ from the run's.
@@ -88,7 +108,7 @@ def build_trainer(
     startup = StartupTimer()
     rank = stack.enter_context(distributed(config.engine))
     startup.done("process_group")
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     store = CheckpointStore(folder.checkpoints)
     run_on_rank_zero(rank, lambda: validate_before_start(folder, store, config))
     run_on_rank_zero(rank, folder.create)
@@ -111,12 +131,11 @@ def build_trainer(
     if rank.is_rank_zero:
         lease.check()
         save_config(config, folder.config)
-        if checkpoint is None:
+        if checkpoint is None and config.task == "finetune":
             folder.encoder.unlink(missing_ok=True)  # left by an attempt that saved no checkpoint
     run_on_rank_zero(rank, lambda: add_loggers(events, config, folder, state.step))
     engine = build_engine(config, task, rank, loader, checkpoint, startup)
     stack.callback(engine.close)
-    checkpointer = stack.enter_context(closing(AsyncCheckpointer(store, rank, lease, config.checkpoint, watchdog)))
     draws = rank.is_rank_zero and config.task == "pretrain"
     every_steps = config.log.reconstruction_every_steps if draws else 0
     pictures = stack.enter_context(closing(ReconstructionCallback(folder, every_steps, events, progress.log)))
@@ -129,30 +148,59 @@ def build_trainer(
         task=task,
         rank=rank,
         folder=folder,
-        store=store,
+        lease=lease,
+        signals=signals,
         engine=engine,
         loader=loader,
-        checkpointer=checkpointer,
-        stop_requests=StopRequests(signals, folder.path, rank.is_rank_zero),
         watchdog=watchdog,
         events=events,
         callbacks=callbacks,
         log=progress.log,
         state=state,
-        total_steps=total_steps,
     )
+    stack.callback(trainer.checkpointer.close)
     log_start(trainer, checkpoint, startup)
     return trainer
+
+
+def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Config) -> None:
+    """Raise a UserError if the folder is not a run's, or has a run with other settings or shards, or samples are few.
+
+    A mistyped command changes nothing: this check comes before the run folder and its lease. Damaged checkpoints are
+    ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
+    """
+    folder.refuse_foreign()
+    manifest = load_manifest(config.data.shards, config.data)
+    steps_per_epoch(config, manifest.samples)
+    saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
+    if saved is None and folder.config.is_file() and current_holder(folder.path):
+        running = load_config(str(folder.config))
+        manifest_of_run = load_manifest(running.data.shards, running.data)
+        identity = _identity(running, manifest_of_run)
+        saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
+    if saved:
+        check_same_run(saved.config, config)
+        check_same_stream(saved.loader, _identity(config, manifest))
+
+
+def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
+    return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
+
+
+def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
+    try:
+        return checkpoint.state(_SavedSettings)
+    except (OSError, UserError):
+        return None
 
 
 @contextmanager
 def record_events(
     folder: RunFolder, rank: DistributedContext, lease: Lease, sinks: Iterable[Sink]
 ) -> Iterator[EventLog]:
-    """Open the event log, and record the start of the attempt and an error that ends it.
+    """Open the event log, and record the start of the attempt and the error that ends it.
 
-    Raises:
-        LeaseLost: the attempt has lost its lease; raised instead of any other error, such as the loss of other ranks.
+    If the attempt has lost its lease, a LeaseLost replaces the error, such as the loss of other ranks.
     """
     attempt = lease.attempt
     check = lease.check if rank.is_rank_zero else None  # the other ranks write no rows there
@@ -216,21 +264,20 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 def load_train_state(
     checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
-    """Load the trainer's state from a checkpoint, or return a new one. Collective.
+    """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
 
-    Raises:
-        UserError: the checkpoint was written with other settings or other data.
+    All ranks must call this.
     """
-    saved = broadcast_object(checkpoint.state() if checkpoint and rank.is_rank_zero else None)
-    if saved is None:
+    if checkpoint is None:
         return TrainState()
+    saved = run_on_rank_zero(rank, lambda: checkpoint.state(_SavedTraining))
 
     def check() -> None:
-        check_same_run(saved["config"], config)
-        check_same_stream(saved["loader"], loader.identity)
+        check_same_run(saved.config, config)
+        check_same_stream(saved.loader, loader.identity)
 
     rank_zero_first(rank, check)
-    return TrainState(**saved["trainer"])
+    return saved.trainer
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
@@ -239,7 +286,7 @@ def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_ste
         try:
             events.add(TensorBoard(folder, resumed_step))
         except OSError as error:
-            logger.warning("nothing is written for TensorBoard (%s); training goes on", error)
+            logger.warning("TensorBoard files cannot be written (%s); training continues", error)
     if config.log.wandb != "off":
         events.add(WeightsAndBiases(config, folder))
 
@@ -252,10 +299,10 @@ def build_engine(
     checkpoint: Checkpoint | None,
     startup: StartupTimer,
 ) -> Engine:
-    """Build the model on DeepSpeed and load the checkpoint. Collective."""
+    """Build the model on DeepSpeed and load the checkpoint. All ranks must call this."""
     import_deepspeed(rank.device)
     startup.done("import_deepspeed")
-    saved = checkpoint.state().get("task", {}) if checkpoint else None
+    saved = checkpoint.state(_SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
     model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
     engine = Engine(model, task.parameter_groups(model), config, rank)

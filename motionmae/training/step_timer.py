@@ -1,40 +1,31 @@
-"""Step timer: divides the time of this rank's steps among phases; every moment belongs to exactly one phase.
+"""Timers of this rank's steps, divided into phases, and of the stages of start-up.
 
-On a CPU, the host's clock is used. A GPU runs later than the host: CUDA events in its stream mark the borders of
-phases, and the GPU's waits for the host count too. The events are read once per metrics row; no step waits for this.
+Every moment of training belongs to exactly one phase. A GPU runs later than the host: CUDA events in its stream mark
+the borders of phases, and the time in which the GPU waits for the host counts too. The events are read once per metrics
+row; no step waits for this.
 """
 
 import time
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from motionmae.runs.events import process_age
-from motionmae.runs.phases import Phase
-
-
-class Timer(Protocol):
-    """Clock that marks moments and measures the time between marks."""
-
-    def mark(self) -> Any:
-        """Return a mark of the present moment."""
-
-    def seconds(self, first: Any, last: Any) -> float:
-        """Return the seconds from one mark to a later mark."""
+from motionmae.runs.events import Phase, process_age
 
 
 class HostTimer:
-    """Timer of the host's clock."""
+    """Clock of the host, which marks moments and measures the seconds from one mark to a later mark."""
 
-    mark = staticmethod(time.perf_counter)
+    def mark(self) -> Any:
+        return time.perf_counter()
 
-    def seconds(self, first: float, last: float) -> float:
+    def seconds(self, first: Any, last: Any) -> float:
         return last - first
 
 
-class CudaTimer:
-    """Timer of the current CUDA stream."""
+class CudaTimer(HostTimer):
+    """Clock of the current CUDA stream."""
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
@@ -47,17 +38,13 @@ class CudaTimer:
 
 
 class StepTimer:
-    """Timer that divides the time since the last metrics row among the phases.
+    """Timer that divides the time since the last metrics row among the phases."""
 
-    Attributes:
-        steps: steps since the last metrics row.
-        slowest_step: host seconds of the slowest of these steps.
-    """
-
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: HostTimer) -> None:
         self._timer = timer
         self._marks: list[tuple[Phase, Any]] = [(Phase.OTHER, timer.mark())]
-        self.steps, self.slowest_step = 0, 0.0
+        self.steps = 0  # since the last metrics row
+        self.slowest_step = 0.0  # host seconds of the slowest of these steps
         self.begin_step()
 
     @classmethod
@@ -90,8 +77,7 @@ class StartupTimer:
     """Timer of the stages of start-up, one after the other."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"imports": process_age()}
-        """Seconds of each stage in order; "imports" began with the process."""
+        self.seconds = {"imports": process_age()}  # of each stage in order; "imports" began with the process
         self._began = time.perf_counter()
 
     def done(self, stage: str) -> None:

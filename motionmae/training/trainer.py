@@ -1,4 +1,4 @@
-"""The trainer: takes optimiser steps, logs them, saves checkpoints, and rolls back after too many non-finite steps."""
+"""Trainer that takes steps, logs them, saves checkpoints, and rolls back after too many non-finite steps."""
 
 import time
 from collections import Counter
@@ -12,57 +12,55 @@ import torch
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
 from motionmae.config import Config
-from motionmae.data.device_prefetch import DevicePrefetcher
-from motionmae.data.loader import Batch, ClipLoader
+from motionmae.data.loader import Batch, ClipLoader, DevicePrefetcher
 from motionmae.distributed.context import DistributedContext, gather_objects
-from motionmae.distributed.stop_requests import Request, StopRequests
+from motionmae.distributed.stop_requests import Request, StopRequests, StopSignals
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.errors import UserError
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import EventLog, Kind, process_age
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import EventLog, Kind, Phase, process_age
+from motionmae.runs.lease import Lease
 from motionmae.training import nonfinite
 from motionmae.training.callbacks.base import Callback
 from motionmae.training.callbacks.metrics import StepMetrics, StepResult
-from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.nonfinite import SkippedStep
-from motionmae.training.state import TrainState, seed_step
+from motionmae.training.state import TrainState, build_schedule, seed_step
 from motionmae.training.step_timer import StepTimer
 from motionmae.training.task import Task
 
-SLOW_DISK_SECONDS = 10.0
-"""Waits for the previous checkpoint write that are longer than this are logged."""
+SLOW_DISK_SECONDS = 10.0  # waits for the previous checkpoint write that are longer than this are logged
 
 
 @dataclass
 class Trainer:
-    """Trains a task to its last step, or until a signal or a file of the run folder requests a stop.
+    """Trainer of a task: takes steps until the last one, or until a signal or a file in the run folder requests a stop.
 
-    :func:`motionmae.training.setup.build_trainer` builds one on every rank. All ranks call the same methods in order.
+    Every rank has a trainer (:func:`motionmae.training.setup.build_trainer`). All ranks call the same methods in order.
     """
 
     config: Config
     task: Task
     rank: DistributedContext
     folder: RunFolder
-    store: CheckpointStore
+    lease: Lease
+    signals: StopSignals
     engine: Engine
     loader: ClipLoader
-    checkpointer: AsyncCheckpointer
-    stop_requests: StopRequests
     watchdog: Watchdog
     events: EventLog
     callbacks: Sequence[Callback]
-    log: Callable[[str], None]
-    """Prints a message on rank zero."""
+    log: Callable[[str], None]  # prints a message on rank zero
     state: TrainState
-    total_steps: int
 
     def __post_init__(self) -> None:
-        optim, data = self.config.optim, self.config.data
+        config, optim, data = self.config, self.config.optim, self.config.data
+        self.total_steps = self.loader.steps_per_epoch * optim.epochs
+        self.store = CheckpointStore(self.folder.checkpoints)
+        self.checkpointer = AsyncCheckpointer(self.store, self.rank, self.lease, config.checkpoint, self.watchdog)
+        self.stop_requests = StopRequests(self.signals, self.folder.path, self.rank.is_rank_zero)
         self.failed_saves = 0  # since the last save that succeeded
         self.schedule = build_schedule(self.engine.optimizer, optim, self.loader.steps_per_epoch)
         self.timer = StepTimer.of(self.rank.device)
@@ -73,7 +71,7 @@ class Trainer:
     def fit(self) -> EndReason:
         """Take the remaining steps and save: every ``checkpoint.every_steps``, on request, and at the end.
 
-        Checkpoints are written during the next steps. Only at the end or before a stop, training waits for the write.
+        Checkpoints are written during the next steps. Training waits for the write only at the end or before a stop.
 
         Raises:
             UserError: too many steps were skipped, too many samples were corrupt, or the last save failed.
@@ -114,7 +112,7 @@ class Trainer:
         return self.state.step % every_steps == 0 or self.done
 
     def batches(self) -> Iterator[Batch]:
-        """Yield micro-batches on the device, from the current position in the data."""
+        """Yield micro-batches on the device, starting at the current position in the data."""
         return self.prefetcher(self.loader.batches(self.state.data_step))
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
@@ -147,7 +145,7 @@ class Trainer:
         return StepResult(losses, applied, samples)
 
     def log_step(self, result: StepResult) -> None:
-        """Write a row of metrics about the last step. Collective."""
+        """Write a row of metrics for the last step. All ranks must call this."""
         self.count_corrupt()
         row = self.metrics.row(self.state, result)
         self.events.metrics(row)
@@ -155,7 +153,7 @@ class Trainer:
             callback.on_log(row)
 
     def count_skipped(self, result: StepResult) -> SkippedStep | None:
-        """Count and log a skipped step; return it if too many steps were skipped. Collective."""
+        """Count and log a skipped step; return it if too many steps were skipped. All ranks must call this."""
         skipped = nonfinite.find_cause(self.engine, result.losses, result.samples)
         self.events.event(Kind.NONFINITE, self.state.step, data_step=self.state.data_step, **asdict(skipped))
         if skipped.cause != "overflow":
@@ -163,9 +161,11 @@ class Trainer:
         return skipped if nonfinite.count_skipped(self.state, skipped) else None
 
     def rollback(self, skipped: SkippedStep, request: Request) -> Iterator[Batch]:
-        """Load the checkpoint before the skipped steps, or the oldest; return the batches after them. Collective.
+        """Load the checkpoint before the skipped steps, or the oldest; return the batches after them.
 
-        The new state is saved at once. A run that is killed later does not repeat the skipped steps.
+        All ranks must call this.
+
+        The new state is saved at once: a run that is killed later does not repeat the skipped steps.
 
         Raises:
             UserError: the run has no checkpoint to load, or has rolled back recently.
@@ -181,54 +181,45 @@ class Trainer:
             error.already_reported = not self.rank.is_rank_zero
             raise error
         sharded.restore(self.engine, self.rank, checkpoint)
-        self.state = TrainState(
-            step=checkpoint.step,
-            data_step=before.data_step,
-            skipped=before.skipped,
-            rollbacks=[*before.rollbacks, before.data_step],
-            corrupt=before.corrupt,
-        )
+        rollbacks = [*before.rollbacks, before.data_step]
+        self.state = replace(before, step=checkpoint.step, recently_skipped=[], rollbacks=rollbacks)
         self.timer.take()
         name = checkpoint.folder.name
         fields = {"from_step": before.step, "data_step": before.data_step, "path": name}
         self.events.event(Kind.ROLLBACK, checkpoint.step, **fields)
         self.log(
             f"rollback from step {before.step} to {name} after {len(before.recently_skipped)} skipped steps; "
-            "training continues with the samples that follow them"
+            "training continues with the samples after the skipped steps"
         )
         self.save(request)
         return self.batches()
 
     def count_corrupt(self) -> None:
-        """Add the corrupt samples found by all ranks to the state, and log new ones. Collective.
+        """Add all ranks' corrupt samples to the state; raise a UserError beyond the config's limit.
 
-        Raises:
-            UserError: there are more than ``data.max_corrupt_samples`` corrupt samples over all ranks.
+        All ranks must call this.
         """
         new: dict[str, str] = {}
         for found in gather_objects(dict(self.loader.corrupt_samples)):
-            reasons_by_id = {str(sample): reason for sample, reason in found.items()}
-            new.update({sample: reason for sample, reason in reasons_by_id.items() if sample not in self.state.corrupt})
+            for sample, reason in found.items():
+                if str(sample) not in self.state.corrupt:
+                    new[str(sample)] = reason
         if not new:
             return
         self.state.corrupt.update(new)
         total, limit = len(self.state.corrupt), self.config.data.max_corrupt_samples
         reasons = dict(Counter(self.state.corrupt.values()))
         self.events.event(Kind.CORRUPT_SAMPLE, self.state.step, samples=new, total=total, reasons=reasons)
-        self.log(f"{total} samples could not be read so far and were replaced by others ({reasons})")
+        self.log(f"{total} samples could not be read so far and were replaced by other samples ({reasons})")
         if total > limit:
             raise UserError(
                 f"{total} samples of {self.config.data.shards} cannot be read ({reasons}), more than "
-                f"data.max_corrupt_samples={limit}: restore the shards or raise the limit",
+                f"data.max_corrupt_samples={limit}: restore the shards, or set a higher limit",
                 already_reported=not self.rank.is_rank_zero,
             )
 
     def save(self, request: Request) -> None:
-        """Start to save a checkpoint; if the attempt ends after it, wait for the write. Collective.
-
-        Raises:
-            UserError: the run's last save failed.
-        """
+        """Start to save a checkpoint; wait for the write if the attempt ends. All ranks must call this."""
         start = time.perf_counter()
         self.timer.enter(Phase.CHECKPOINT)
         if request.end:
@@ -261,11 +252,7 @@ class Trainer:
         }
 
     def log_save(self, result: SaveResult | None) -> None:
-        """Log the result of a save, if there is one. Training continues after a failed save, except the last.
-
-        Raises:
-            UserError: the final save of the run failed.
-        """
+        """Log the result of a save, if there is one. Only a failure of the run's last save raises a UserError."""
         if result is None:
             return
         if result.checkpoint is None:
@@ -277,31 +264,25 @@ class Trainer:
                 f"training waited {result.waited:.0f} s for the write of the previous checkpoint: "
                 f"raise checkpoint.every_steps (now {self.config.checkpoint.every_steps}), or use a faster disk"
             )
-        self.events.event(
-            Kind.CHECKPOINT,
-            result.step,
-            path=result.checkpoint.folder.name,
-            bytes=result.checkpoint.bytes,
-            seconds=result.seconds,
-            blocking=result.blocking,
-            waited=result.waited,
-        )
+        seconds = {"seconds": result.seconds, "blocking": result.blocking, "waited": result.waited}
+        path, size = result.checkpoint.folder.name, result.checkpoint.bytes
+        self.events.event(Kind.CHECKPOINT, result.step, path=path, bytes=size, **seconds)
         for callback in self.callbacks:
             callback.on_save(result.step)
 
     def log_failed_save(self, result: SaveResult) -> None:
         self.failed_saves += 1
-        message = f"no checkpoint at step {result.step}, writing it to {self.store.folder} failed ({result.error})"
+        message = f"the checkpoint of step {result.step} cannot be written to {self.store.folder} ({result.error})"
         self.events.event(Kind.CHECKPOINT_FAILED, result.step, error=result.error, failures=self.failed_saves)
         if result.step >= self.total_steps:
             raise UserError(
-                f"{message}: make room and run the same command again, it resumes from the last checkpoint",
+                f"{message}: make room and run the same command again, which resumes from the last checkpoint",
                 already_reported=not self.rank.is_rank_zero,
             )
-        self.log(f"{message}; training goes on, {self.failed_saves} saves in a row have failed")
+        self.log(f"{message}; training continues, {self.failed_saves} saves in a row have failed")
 
     def end(self, reason: EndReason) -> None:
-        """Log the end of the attempt; after the last step, finish the callbacks' work."""
+        """Finish the callbacks' work after the last step, and log the end of the attempt."""
         step = self.state.step
         if reason is EndReason.FINISHED:
             with self.watchdog.during("finishing the callbacks", 0):  # callbacks have their own time limits
@@ -309,7 +290,7 @@ class Trainer:
                     callback.on_train_end(step)
             self.events.event(Kind.FINISH, step)
             newest = self.store.complete()[-1].folder if self.rank.is_rank_zero else None
-            self.log(f"{self.folder.path} is complete after {step} steps; its weights: {newest}")
+            self.log(f"{self.folder.path} is complete after {step} steps; the weights are in {newest}")
         else:
             self.events.event(Kind.STOP, step, reason=reason)
             unsaved = "the last steps are not saved: the same command resumes from the last checkpoint"
@@ -321,6 +302,6 @@ class Trainer:
 def damage_logger(events: EventLog, log: Callable[[str], None]) -> Callable[[Path, str], None]:
     def log_damage(folder: Path, defect: str) -> None:
         events.event(Kind.CHECKPOINT_DAMAGED, events.last_step, path=folder.name, reason=defect)
-        log(f"checkpoint {folder.name} is damaged ({defect}): trying the one before")
+        log(f"checkpoint {folder.name} is damaged ({defect}): trying the previous checkpoint")
 
     return log_damage

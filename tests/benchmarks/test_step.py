@@ -13,8 +13,9 @@ def test_it_leaves_nothing_that_prometheus_would_take_for_a_run(tmp_path: Path) 
     tiny = ["clip.size=32", "clip.frames=4", "engine.device=cpu"]
     asked = ["--only", "motionmae", "--batch", "1", "--rounds", "1", "--warmup", "0", *tiny]
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/step.py"), *asked],
-        cwd=here, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "benchmarks.step", *asked],
+        cwd=here, env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert not list(here.iterdir())

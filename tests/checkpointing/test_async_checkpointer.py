@@ -9,8 +9,7 @@ import torch
 
 from monitoring.goodput import goodput_of
 from motionmae.checkpointing.load_weights import load_state
-from motionmae.checkpointing.safetensors_writer import write_tensors
-from motionmae.checkpointing.sharded import PinnedStagingBuffer
+from motionmae.checkpointing.sharded import PinnedStagingBuffer, write_tensors
 from motionmae.config import Config
 from motionmae.runs.checkpoint_store import CheckpointStore, describe
 from motionmae.runs.directory import RunFolder
@@ -89,11 +88,11 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
 
 
 def store_of(config: Config) -> CheckpointStore:
-    return CheckpointStore(RunFolder.of(config.output_dir, config.name).checkpoints)
+    return CheckpointStore(RunFolder(config.run_folder).checkpoints)
 
 
 def rows_of(config: Config, kind: str) -> list[dict]:
-    return [row for row in read_rows(RunFolder.of(config.output_dir, config.name).events) if row["kind"] == kind]
+    return [row for row in read_rows(RunFolder(config.run_folder).events) if row["kind"] == kind]
 
 
 def assert_same_end(config: Config, other: Config) -> None:
@@ -103,7 +102,7 @@ def assert_same_end(config: Config, other: Config) -> None:
 
 def assert_goodput_adds_up(config: Config) -> None:
     """Every second has a category, and some work was lost."""
-    goodput = goodput_of(RunHistory(RunFolder.of(config.output_dir, config.name).path))
+    goodput = goodput_of(RunHistory(RunFolder(config.run_folder).path))
     assert goodput.productive + sum(goodput.badput.values()) == pytest.approx(goodput.elapsed)
     assert goodput.productive > 0
     assert goodput.badput["lost_work"] > 0
@@ -113,7 +112,7 @@ def assert_goodput_adds_up(config: Config) -> None:
 def test_killed_during_a_background_write(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path)
     ranks = Ranks(2, pretrain_on_a_stuck_disk, config)
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     wait_until(lambda: [row for row in read_rows(folder.metrics) if row["step"] == 8], "step 8, two after the save")
     ranks.kill()
     assert [path.name for path in store_of(config).unfinished()] == [".unfinished-1-step-00000006"]
@@ -127,7 +126,7 @@ def test_killed_during_a_background_write(shards: Path, undisturbed: Config, tmp
 
 def test_stop_and_save_files_take_effect_once(shards: Path, undisturbed: Config, tmp_path: Path):
     config = tiny_run(shards, tmp_path, checkpoint={"every_steps": 1000}, optim={"epochs": 40})
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     ranks = Ranks(2, run_training, config)
     wait_until(lambda: list(read_rows(folder.metrics)), "the first step")
     (folder.path / "save").touch()

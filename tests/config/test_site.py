@@ -49,9 +49,9 @@ def test_without_a_site_file_nothing_is_asked(tmp_path: Path, monkeypatch: pytes
         ("launch: 3", "launch=3 is not possible: it must be a section"),
         ("- a", "must map sections to keys"),
         ("launch: {", "is not readable YAML"),
-        ("sbatch: {'mem; rm': 1}", "sbatch.mem; rm is not possible: it is not a long option of sbatch"),
+        ("sbatch: {'mem; rm': 1}", "sbatch.mem; rm is not possible: write a long option of sbatch, such as mem"),
         ("environment: {A: [1]}", "environment.A=[1] is not possible: it must be a single value"),
-        ("environment: {A-B: 1}", "environment.A-B is not possible: it is not the name of a variable"),
+        ("environment: {A-B: 1}", "environment.A-B is not possible: write a variable's name, such as NCCL_DEBUG"),
     ],
 )
 def test_a_mistake_names_file_and_key(text: str, sentence: str, tmp_path: Path) -> None:

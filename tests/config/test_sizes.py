@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.config import Config, ModelConfig
-from motionmae.config.sizes import SIZES, Size
+from motionmae.config.method import SIZES, Size
 from motionmae.errors import UserError
 
 

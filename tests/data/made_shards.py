@@ -1,15 +1,24 @@
 """Shards of rendered clips. Their pixels encode frame, row and column."""
 
+import importlib.util
+import os
 import struct
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 import simplejpeg
 
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
+
+needs_ffcv = pytest.mark.skipif(
+    importlib.util.find_spec("ffcv") is None and not os.environ.get("CI"),
+    reason="FFCV is not installed (pip install 'motionmae[ffcv]')",
+)
+"""Mark of tests that need FFCV: skipped on a developer's machine without it, never in continuous integration."""
 
 FRAME_STEP = 6  # grey levels between neighbouring frames: survives JPEG
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.crops import Crop
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.flow import decode_flow, encode_flow
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from motionmae.data.crops import Crop
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import mask_seed
@@ -227,7 +227,7 @@ class TestRefusals:
         [
             (
                 {"batch": 60},
-                "holds 50 samples, fewer than one step takes: set optim.global_batch_size=60 to at most 50",
+                "holds 50 samples, fewer than one step takes: set optim.global_batch_size=50 or less \\(now 60\\)",
             ),
             ({"world": 5}, "optim.global_batch_size=12 is not divisible by engine.micro_batch_size=2 x 5 ranks"),
             ({"micro_batch_size": 5}, "engine.micro_batch_size=5"),
@@ -239,7 +239,7 @@ class TestRefusals:
 
     def test_impossible_stride(self, tmp_path):
         make_shards(tmp_path / "s", (12,), stride=2)
-        with pytest.raises(UserError, match=r"clip.stride=1 is not possible"):
+        with pytest.raises(UserError, match=r"clip.stride=1 is not a multiple of the shards' stride, 2"):
             loader(tmp_path / "s")
 
     def test_windows_shorter_than_a_clip(self, tmp_path):

@@ -8,10 +8,10 @@ from PIL import Image
 from timm.data import auto_augment
 
 from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clip_sampling import segment_frames
 from motionmae.data.rand_augment import ClipAugment, draw_operations, parse_policy
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.reader import SampleMeta
-from motionmae.data.temporal_sampling import segment_frames
 from motionmae.errors import UserError
 
 POLICY = "rand-m9-mstd0.5-inc1"

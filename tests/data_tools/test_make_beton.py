@@ -9,8 +9,7 @@ from motionmae.data.ffcv.decoder import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
 from tests import commands
-from tests.data.ffcv_files import needs_ffcv
-from tests.data.made_shards import flip_byte, make_shards, meta, picture
+from tests.data.made_shards import flip_byte, make_shards, meta, needs_ffcv, picture
 
 pytestmark = needs_ffcv
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +38,7 @@ def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
         jpegs = [bytes(reader.memory[low:high]) for low, high in bounds]
         assert jpegs == [bytes(jpeg) for jpeg in stored.read_frames(sample, range(6))]
         start, size = int(reader._rows[sample]["ptr"]), int(reader._rows[sample]["size"])
-        assert bytes(reader.memory[start : start + size]) == pack_frames(jpegs)
+        assert bytes(reader.memory[start : start + size]) == b"".join(pack_frames(jpegs))
     assert list(tmp_path.glob("*.tmp")) == []
 
 

@@ -9,6 +9,8 @@ from motionmae.data.shards.manifest import write_manifest
 from tests.commands import merge as main
 from tests.commands import verify
 from tests.data.made_shards import make_shards
+from tests.data_tools.make_shards.runs import fingerprint
+from tests.fault_injection import kill_points
 
 
 @pytest.fixture
@@ -94,3 +96,70 @@ def test_a_finished_folder_is_not_overwritten(folders, tmp_path, capsys):
         np.sum([shard["samples"] for shard in json.loads((tmp_path / "a" / "manifest.json").read_text())["shards"]])
         == 5
     )
+
+
+FOREIGN = (
+    *("merged-results.csv", "merged-000000.tar.gz", "merged-0000001.tar", "merged-000000.idx.json.bak", "merged-"),
+    *(
+        "merged-000000.tar.old",
+        "xmerged-000000.tar",
+        "quarantine.jsonl.old",
+        "my-quarantine.jsonl",
+        "merged-000000.TAR",
+    ),
+    *("merged-000000.tar\n", "merged-\u0660\u0660\u0660\u0660\u0660\u0660.tar", ".merged-000000.tar.notahex.tmp"),
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("killed", [False, True], ids=["", "after a killed merge"])
+def test_files_of_others_are_never_deleted(folders, tmp_path, capsys, name, killed):
+    out = tmp_path / "out"
+    out.mkdir()
+    names = {name, *(("merged-000000.tar", "merged-000000.idx.json", "quarantine.jsonl") if killed else ())}
+    for one in names:
+        (out / one).write_text("" if one == "quarantine.jsonl" else "mine")
+    assert main([*folders, "--out", str(out)]) == 2
+    assert "which merge did not write: choose a new folder" in " ".join(capsys.readouterr().err.split())
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("beside", [(), ("merged-000000.tar",)])
+def test_a_quarantine_of_another_origin_is_not_overwritten(folders, tmp_path, capsys, beside):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("quarantine.jsonl", *beside):
+        (out / name).write_text('{"id": "mine"}\n')
+    assert main([*folders, "--out", str(out)]) == 2
+    assert "quarantine.jsonl" in capsys.readouterr().err
+    assert (out / "quarantine.jsonl").read_text() == '{"id": "mine"}\n'
+    assert {path.name for path in out.iterdir()} == {"quarantine.jsonl", *beside}
+
+
+def test_a_folder_under_a_name_of_merge_is_refused(folders, tmp_path, capsys):
+    (tmp_path / "out" / "merged-000001.tar").mkdir(parents=True)
+    (tmp_path / "out" / "merged-000000.tar").write_text("left")
+    assert main([*folders, "--out", str(tmp_path / "out")]) == 2
+    assert "holds merged-000001.tar, which merge did not write" in capsys.readouterr().err
+    assert (tmp_path / "out" / "merged-000000.tar").read_text() == "left"
+
+
+def merge_both(folder):
+    assert main([str(folder / "a"), str(folder / "b"), "--out", str(folder / "out")]) == 0
+
+
+def test_a_killed_merge_can_be_repeated_and_its_sources_stay(folders, tmp_path, capsys):
+    seed = tmp_path / "seed"
+    seed.mkdir()
+    for name in "ab":
+        (tmp_path / name).rename(seed / name)
+    before = fingerprint(seed)
+    kills = list(kill_points(merge_both, seed, tmp_path / "killed"))
+    assert len(kills) > 10
+    for kill in kills:
+        if not (kill.folder / "out" / "manifest.json").exists():
+            merge_both(kill.folder)
+        assert verify([str(kill.folder / "out")]) == 0, kill
+        after = fingerprint(kill.folder)
+        assert {name: after[name] for name in before} == before, kill

@@ -1,10 +1,11 @@
+import os
 import socket
 
 import pytest
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.process_group import create_store, init_distributed
+from motionmae.distributed.process_group import create_store, init_distributed, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
 from motionmae.errors import UserError
 from tests.training.engine_workers import listening
@@ -52,6 +53,13 @@ def test_the_pre_flight_check_and_training_never_share_a_port():
     assert max(map(preflight_port, ports)) < 32_768
 
 
+def test_gloo_uses_the_interface_that_reaches_rank_zero(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "restored after the test")
+    del os.environ["GLOO_SOCKET_IFNAME"]
+    use_interface_towards("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
 def test_variables_set_in_part_are_refused():
     with pytest.raises(UserError, match="sets RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank_environment({"RANK": "0", "WORLD_SIZE": "2"})
@@ -88,5 +96,5 @@ def test_an_address_of_another_machine_and_a_port_that_is_taken_are_refused(monk
     with socket.create_server(("127.0.0.1", port)), pytest.raises(dist.DistNetworkError, match="is taken"):
         create_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, 0, 2)
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
-    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on rank 0, which no other node can reach"):
+    with pytest.raises(UserError, match=r"resolves to 127\.0\.0\.1 on rank 0's node, and no other node can reach it"):
         create_store({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}, 0, 2)

@@ -23,7 +23,7 @@ from tests.training.shards import STEPS, make_shards, tiny_run
 def test_a_rank_that_hangs_ends_all_ranks_with_their_stacks_and_the_run_resumes(tmp_path: Path):
     """Rank 1 sleeps; rank 0 waits for it in a collective, in C++."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", watchdog={"step_seconds": 6})
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     ranks = Ranks(2, pretrain_and_hang, config, 5)
     for process in ranks.processes:
         process.join(120)

@@ -134,10 +134,10 @@ def test_a_tiny_config_makes_a_model_that_transformers_loads(tmp_path: Path):
 def test_what_is_no_videomae_is_refused(runs: tuple[Path, Path, Config]):
     state, config = load_pretrained(runs[0]).model.state_dict(), load_pretrained(runs[0]).config
     for section, changes, said in (
-        ("target", {"kind": "motion"}, "target.kind=motion is no VideoMAE"),
-        ("target", {"normalize": False, "frame_std": 0.2}, "target.frame_std=0.2 is no VideoMAE"),
-        ("model", {"decoder": "shared"}, "target.kind=both is no VideoMAE"),
-        ("model", {"pos_embed": "learnable"}, "model.pos_embed=learnable is no VideoMAE"),
+        ("target", {"kind": "motion"}, "target.kind=motion differs from VideoMAE"),
+        ("target", {"normalize": False, "frame_std": 0.2}, "target.frame_std=0.2 differs from VideoMAE"),
+        ("model", {"decoder": "shared"}, "target.kind=both differs from VideoMAE"),
+        ("model", {"pos_embed": "learnable"}, "model.pos_embed=learnable differs from VideoMAE"),
     ):
         other = config.updated({section: changes})
         with pytest.raises(UserError, match=said):

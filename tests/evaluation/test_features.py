@@ -16,7 +16,7 @@ from motionmae.__main__ import main
 from motionmae.config import ClipConfig
 from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
 from motionmae.evaluation import reconstructions
-from motionmae.evaluation.knn import classify_by_neighbours
+from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.load_run import load_embedding
 from motionmae.evaluation.video_writer import write_mp4
 from tests.shared_data import SHARED_DATA, needs_shared_data
@@ -192,8 +192,8 @@ def test_reconstructions_of_video_files(trained_run: Path, tmp_path: Path, capsy
         main([*argv, "--out", str(tmp_path / "out.bmp")])
     assert "must end in .png or .gif or .mp4" in capsys.readouterr().err
     for arguments, said in (
-        (["--ratio", "-0.1"], "--ratio -0.1 is not possible"),
-        (["--frames", "0"], "--frames 0 is not possible"),
+        (["--ratio", "-0.1"], "--ratio must be between 0 and 1, not -0.1"),
+        (["--frames", "0"], "--frames must be at least 1, not 0"),
     ):
         assert main(["reconstruct", str(trained_run), *arguments]) == 2
         assert said in capsys.readouterr().err

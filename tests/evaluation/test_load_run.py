@@ -26,7 +26,7 @@ def test_weights_are_those_of_the_checkpoint(trained_run: Path) -> None:
 
 
 def test_missing_step_names_those_there(trained_run: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint of step 5: there are 6, 8, 9"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5: choose from the saved steps \(6, 8, 9\)"):
         load_pretrained(trained_run, step=5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from motionmae.config import load_config
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
 from motionmae.evaluation import mean_baseline

@@ -207,8 +207,8 @@ def test_commands_refuse_runs_of_the_other_task_and_tests_without_videos(
     run = Path(trained.output_dir) / trained.name
     assert main(["reconstruct", str(run)]) == 2
     assert "has task=finetune: give the folder of a run with task=pretrain" in capsys.readouterr().err
-    assert main(["curves", str(run)]) == 2
-    assert "give a run with task=pretrain" in capsys.readouterr().err
+    assert main(["report", str(run), "--held-out", trained.data.shards]) == 2
+    assert "give the folder of a run with task=pretrain" in capsys.readouterr().err
     assert main(["finetune", "--config", "tiny_toy"]) == 2
     assert "use `motionmae pretrain`" in capsys.readouterr().err
     bare = shutil.copytree(run, tmp_path / "bare")

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from motionmae.models.attention import attend
+from motionmae.models.vit import attend
 
 
 def _trained(dtype: torch.dtype, queries: int, keys: int) -> list[Tensor]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from motionmae.models.pos_embed import PositionTable, separate_table, sinusoidal_table
+from motionmae.models.vit import PositionTable, separate_table, sinusoidal_table
 
 
 def test_table_follows_the_formula_of_attention_is_all_you_need():

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.exporter import Settings
-from monitoring.flops_per_clip import FlopsPerClip
-from monitoring.rank_metrics import RankMetrics
+from monitoring.rank_metrics import FlopsPerClip, RankMetrics
 from motionmae.config import Config, load_config
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import EventLog, JsonLines, Kind
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import EventLog, JsonLines, Kind, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
@@ -42,7 +40,7 @@ class FedRun:
     """A run of some ranks on this node, whose event logs a test feeds as the training loop does."""
 
     def __init__(self, config: Config, folder: Path, attempt: str = "a", ranks: int = 1) -> None:
-        self.folder = RunFolder.of(config.output_dir, config.name)
+        self.folder = RunFolder(config.run_folder)
         self.folder.create()
         self.logs = []
         for rank in range(ranks):
@@ -62,12 +60,9 @@ class FedRun:
 
 
 def settings_of(config: Config, folder: Path, node: int = 0, nodes: int = 1) -> Settings:
-    monitoring = config.monitoring
     return Settings(
-        config.name, str(Path(config.output_dir) / config.name), node, nodes, str(folder),
-        str(Path(config.output_dir) / ".sd"),
-        monitoring.address, monitoring.port, monitoring.ports, monitoring.linger_seconds,
-        monitoring.tls_certificate, monitoring.tls_key,
+        run=config.name, output_dir=Path(config.output_dir), node=node, nodes=nodes, snapshots=folder,
+        monitoring=config.monitoring,
     )  # fmt: skip
 
 
@@ -83,13 +78,13 @@ class Exporter:
             )  # fmt: skip
         assert self.process.stdin is not None
         self.stdin = self.process.stdin
-        self.stdin.write(settings.as_line())
+        self.stdin.write(settings.model_dump_json() + "\n")
         self.stdin.flush()
         self.settings, self.log = settings, log
 
     def address(self) -> str:
         """Wait for the discovery file and return the target in it."""
-        path = Path(self.settings.discovery) / f"{self.settings.run}-{self.settings.node}.json"
+        path = self.settings.target_file
         end = time.monotonic() + 60
         while not path.exists():
             assert self.process.poll() is None, self.log.read_text()

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,7 +132,8 @@ def test_it_answers_while_ranks_hang_and_shows_the_snapshot_age(tmp_path: Path):
 def test_the_target_file_is_removed_after_an_orderly_end_only(word: str, stays: bool, tmp_path: Path):
     config = config_of(tmp_path / "runs")
     (tmp_path / "runs/.sd").mkdir(parents=True)
-    (tmp_path / "runs/.sd/demo-1.json").write_text("of an attempt on two nodes")
+    earlier = [{"targets": ["h:1"], "labels": {"run": "demo", "instance": "demo/1"}}]  # of an attempt on two nodes
+    (tmp_path / "runs/.sd/demo-1.json").write_text(json.dumps(earlier))
     with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
         published = json.loads(Path(tmp_path / "runs/.sd/demo-0.json").read_text()) if exporter.address() else None
         assert published[0]["labels"] == {"run": "demo", "instance": "demo/0"}
@@ -190,8 +190,8 @@ def test_the_next_free_port_is_used_and_none_is_a_warning(tmp_path: Path):
         config = config_of(tmp_path / "runs", port=port, ports=20)
         with Exporter(settings_of(config, tmp_path), tmp_path / "log") as exporter:
             assert port < int(exporter.address().rpartition(":")[2]) < port + 20
-        alone = replace(settings_of(config, tmp_path), ports=1)
-        with Exporter(alone, tmp_path / "log") as exporter:
+        alone = config_of(tmp_path / "runs", port=port)
+        with Exporter(settings_of(alone, tmp_path), tmp_path / "log") as exporter:
             assert exporter.process.wait(30) == 1
     said = (tmp_path / "log").read_text()
     assert f"node 0 has no metrics (port {port} of 127.0.0.1 is in use: set monitoring.ports=11 to " in said
@@ -216,6 +216,7 @@ def test_it_listens_on_the_configured_interface_only(tmp_path: Path):
         port = exporter.address().rpartition(":")[2]
         with pytest.raises(OSError, match="refused"):
             scrape(f"127.0.0.2:{port}")
+    assert ip_address("lo") == "127.0.0.1"
     with pytest.raises(OSError, match="network interface nosuch0 has no IPv4 address"):
         ip_address("nosuch0")
     for everywhere in ("0.0.0.0", "::", ""):
@@ -236,5 +237,5 @@ def test_tls(tmp_path: Path):
             assert b"motionmae_node_info" in answer.read()
         published = json.loads((tmp_path / "runs/.sd/demo-0.json").read_text())
         assert published[0]["labels"]["__scheme__"] == "https"
-    with pytest.raises(UserError, match="together or not at all"):
+    with pytest.raises(UserError, match="or neither"):
         Config().updated({"monitoring.tls_key": "key.pem"})

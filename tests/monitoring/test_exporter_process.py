@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring import exporter_process, rank_snapshots
+from monitoring import exporter_process
 from monitoring.exporter import END
 from monitoring.rank_snapshots import clear, node_folder, read_all
 from motionmae import __version__
@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_warning_and_the_next_row_is_written(
     run.event(Kind.READY, 0, total_steps=9)
     before = (tmp_path / "0.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(rank_snapshots, "atomic_path", full_disk)
+        patch.setattr(Path, "write_text", full_disk)
         run.metrics(1)
         run.metrics(2)
     assert len([record for record in caplog.records if "training continues" in record.message]) == 1
@@ -165,13 +165,28 @@ def test_the_snapshot_folder_is_private(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_expired_folders_are_deleted(tmp_path: Path):
-    for name, age in (("mine", 0), ("yesterday", 1), ("forgotten", 8)):
+    for name, age in (("mine", 0), (f"yesterday-{12 * 'a'}", 1), (f"forgotten-{12 * '0'}", 8)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.json").write_text("{}")
         os.utime(tmp_path / name, (time.time() - age * 86400,) * 2)
     clear(tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.glob("*/0.json")) == ["0.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "yesterday"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", f"yesterday-{12 * 'a'}"]
+
+
+def test_expired_folders_of_other_content_stay(tmp_path: Path):
+    for name, file in (("mine", "0.json"), ("notes", "notes.txt"), ("mixed", "0.json"), ("empty", "")):
+        (tmp_path / name).mkdir()
+        if file:
+            (tmp_path / name / file).write_text("{}")
+    (tmp_path / "mixed" / "0.json.bak").write_text("{}")
+    (tmp_path / "link").symlink_to("notes")
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 10 * 86400,) * 2, follow_symlinks=False)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    clear(tmp_path / "mine")
+    assert sorted(tmp_path.rglob("*")) == [path for path in before if path != tmp_path / "mine" / "0.json"]
 
 
 @pytest.mark.parametrize(

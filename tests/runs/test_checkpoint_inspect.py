@@ -92,6 +92,30 @@ def test_damage_is_found_and_repaired(run: Path, capsys: pytest.CaptureFixture[s
     assert command(run, "--verify")[0] == 0
 
 
+def test_of_a_link_to_an_archive_only_the_link_is_deleted(run: Path, capsys: pytest.CaptureFixture[str]):
+    archive, link = run / "archive", run / "checkpoints/step-00000020"
+    link.rename(archive)
+    link.symlink_to(archive)
+    flip_byte(archive)
+    assert command(run, "--repair")[0] == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"deleted the link step-00000020 (not its target {archive})" in said
+    assert names(run) == ["step-00000010", "step-00000030"]
+    assert (archive / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"format": 1, "step": 1e400, "files": []}', b'{"format": [1]}', b"null", b"\xff"]
+)
+def test_a_hostile_manifest_is_listed_as_damaged(run: Path, capsys: pytest.CaptureFixture[str], content: bytes):
+    (run / "checkpoints/step-00000030/manifest.json").write_bytes(content)
+    (run / "checkpoints/step-00000020/state.json").write_bytes(content)
+    status, rows = command(run)
+    assert status == 1
+    assert [row["status"] for row in rows] == ["damaged", "damaged", "complete"]
+    assert "manifest.json is not readable" in rows[0]["reason"]
+
+
 def test_an_unreadable_checkpoint_is_not_deleted(run: Path, capsys: pytest.CaptureFixture[str]):
     for step in (20, 30):
         path = run / f"checkpoints/step-000000{step}" / WEIGHTS

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, LeaseLost
 from motionmae.runs.events import read_rows
-from motionmae.runs.lease import FILE, acquire_lease
+from motionmae.runs.lease import FILE, acquire_lease, current_holder
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_to_exit
@@ -52,11 +53,39 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+HOLDER = {"number": 1, "id": "a", "host": "here", "pid": 1, "time": 1.0}
+DAMAGED = {
+    "deep": b"[" * 100_000,
+    "no date": json.dumps({**HOLDER, "time": 1e300}).encode(),
+    "infinite": json.dumps(HOLDER).replace("1.0", "1e400").encode(),
+    "a text for a number": json.dumps({**HOLDER, "number": "1"}).encode(),
+    "a huge number": json.dumps(HOLDER).replace('"pid": 1', '"pid": ' + "9" * 5000).encode(),
+    "a host of two lines": json.dumps({**HOLDER, "host": "a\n\x1b[31m"}).encode(),
+    "a list": b"[]",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_lease_is_one_sentence(tmp_path: Path, content: bytes):
+    (tmp_path / FILE).write_bytes(content)
+    for read in (current_holder, acquire_lease):
+        with pytest.raises(UserError, match=r"lease.json is damaged .*: make sure that no job trains") as refused:
+            read(tmp_path)
+        assert str(refused.value).isprintable()
+
+
+def test_a_lease_that_is_a_device_is_not_read(tmp_path: Path):
+    (tmp_path / FILE).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is not a regular file"):
+        current_holder(tmp_path)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_replaced_attempt_writes_nothing(tmp_path: Path, world: int):
     """The ranks of the old attempt are suspended while a new attempt starts and finishes."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     old = Ranks(world, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) >= 3, "step 3")
     for rank in range(world):
@@ -76,7 +105,7 @@ def test_a_replaced_attempt_writes_nothing(tmp_path: Path, world: int):
 def test_a_command_with_other_settings_does_not_take_the_lease(tmp_path: Path, every: int):
     """A running run is protected before and after its first checkpoint."""
     config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs", checkpoint={"every_steps": every})
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     run = Ranks(1, pretrain_to_exit, config)
     wait_until(lambda: len(list(read_rows(folder.metrics))) > 2, "a step after the first checkpoint")
     run.send(0, signal.SIGSTOP)

@@ -13,7 +13,7 @@ from submitit.helpers import Checkpointable
 from motionmae.config import load_config
 from slurm import executors
 from slurm.job_state import JobRecord, submission_lock
-from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, rank_log, stop_with_controller
+from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, DetachedLocalExecutor, rank_zero_log, stop_with_controller
 
 ROOT = Path(__file__).resolve().parents[2]
 Starter = Callable[..., JobRecord]
@@ -64,7 +64,9 @@ def start_job(run: Path, acts: dict[int, list[str]], **values: int) -> JobRecord
     logs = executors.log_folder(run)
     with submission_lock(run) as lock:
         logs.mkdir(parents=True)
-        job_id = executors.local_executor(config, logs, run, ROOT, lock).submit(Scripted(run, acts)).job_id
-        record = JobRecord("local", job_id, str(rank_log(logs, job_id)), str(ROOT), time.time())
+        environment = executors.job_environment(config, ROOT, "local")
+        executor = DetachedLocalExecutor(logs, run, ROOT, config.launch, environment, lock)
+        job_id = executor.submit(Scripted(run, acts)).job_id
+        record = JobRecord("local", job_id, rank_zero_log(logs, job_id), str(ROOT), time.time())
         record.write(run)
     return record

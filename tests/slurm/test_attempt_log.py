@@ -1,7 +1,10 @@
+import json
 from pathlib import Path
 
-from motionmae.runs.attempt import Attempt
+import pytest
+
 from motionmae.runs.end_reason import EndReason
+from motionmae.runs.history import Attempt
 from slurm.attempt_log import AttemptLog
 
 
@@ -39,3 +42,40 @@ def test_the_last_start_is_remembered(tmp_path: Path) -> None:
     attempts.log_failure(Attempt(job="7", restart=1), EndReason.NODE_DOWN, 0, "c")
     assert attempts.has_failure(Attempt(job="7", restart=1), "c")
     assert not attempts.has_failure(Attempt(job="7", restart=0), "c")
+
+
+GOOD = {"what": "failure", "job": "1", "restart": 0, "reason": "bad_node", "step": 0, "node": "n1", "time": 1.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"node": node} for node in ("n1\ntouch INJECTED", "n1 \\'", "-x", "n1,n2", "n[1-2]", "ü", "n" * 300, 7)),
+        {"what": "other"},
+        {"what": None},
+        {"reason": "unheard of"},
+        {"step": "0"},
+        {"step": -1},
+        {"restart": [0]},
+        {"job": "1; rm -rf ~"},
+        {"what": "start", "nodes": ["n1", "n2\n"]},
+        {"what": "start", "nodes": "n1"},
+    ],
+    ids=str,
+)
+def test_a_row_of_another_form_is_ignored_with_a_warning(
+    change: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = AttemptLog(tmp_path)
+    attempts.path.write_text(f"{json.dumps(GOOD | change)}\n{json.dumps(GOOD | {'node': 'n2'})}\n")
+    assert list(attempts.excluded_nodes()) == ["n2"]
+    assert attempts.last_start() is None
+    assert caplog.text.count("ignoring rows of another form") == 1
+    assert "INJECTED" not in caplog.text
+
+
+def test_a_failure_without_a_true_node_still_counts(tmp_path: Path) -> None:
+    attempts = AttemptLog(tmp_path)
+    attempts.log_failure(Attempt(job="7", restart=0), EndReason.KILLED, 0, "not a node")
+    assert attempts.failures_without_progress("7") == 1
+    assert attempts.excluded_nodes() == {}

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 from pathlib import Path
@@ -83,6 +84,11 @@ def test_without_git_the_packages_are_copied(tmp_path: Path, monkeypatch: pytest
     found = code_snapshot.collect(root)
     assert [str(path) for path in found.files] == ["configs/b.yaml", "motionmae/a.py", "pyproject.toml"]
     assert found.commit == ""
+    (tmp_path / "cache.py").write_text("linked by an installer")
+    (root / "motionmae/linked.py").symlink_to(tmp_path / "cache.py")
+    (root / "motionmae/.env").write_text("x")
+    assert _names(code_snapshot.collect(root).secret) == ["motionmae/.env"]
+    assert Path("motionmae/linked.py") in (found := code_snapshot.collect(root)).files
     monkeypatch.setenv("PATH", "")  # no git program at all
     assert code_snapshot.collect(root).files == found.files
 
@@ -99,3 +105,82 @@ def test_a_failed_copy_leaves_no_file(repository: Path, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "run/code").iterdir()) == []
     assert (snapshot.write(tmp_path / "run") / "package/large.py").exists()
+
+
+def _names(paths: tuple[Path, ...]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+SECRET = (
+    ".env", ".env.local", "prod.env", ".envrc", "server.pem", "server.key", "server.key.bak", "id_rsa", "id_ed25519_sk",
+    "work_id_rsa", ".netrc", ".ssh/config", "secrets/wandb.txt", "aws-credentials-old.txt", "credentials.json",
+    "my_credentials.py", "wandb_key.txt", "api_key", "password.txt", "HF_TOKEN", "venv/.env/bin/python",
+)  # fmt: skip
+HONEST = ("keys.py", "monkey.txt", "secret_files.py", "tokenizer.json", "environment.yaml", "id_map.json", "keys.md")
+
+
+def test_files_that_look_like_keys_are_left_out_and_the_user_is_told(repository: Path, tmp_path: Path) -> None:
+    for name in (*SECRET, *HONEST):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("x\n")
+    (repository / "notes.txt").write_text("\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n")
+    found = code_snapshot.collect(repository)
+    assert _names(found.secret) == sorted((*SECRET, "notes.txt"))
+    assert _names(found.untracked) == sorted(HONEST)
+    notes = list(found.notes())
+    assert len(notes) == len(SECRET) + 2
+    assert notes[0] == ".env is not part of the code snapshot, because it looks like a key or leaves the code"
+    assert notes[-1] == f"the code snapshot holds files that are not in git: {', '.join(sorted(HONEST))}"
+    folder = found.write(tmp_path / "run")
+    copied = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert copied == {".gitignore", "package/module.py", *HONEST}
+    record = json.loads(folder.with_suffix(".json").read_text())
+    assert record["untracked"] == sorted(HONEST)
+    assert ".env" in record["left_out"]
+
+
+def test_links_are_judged_by_what_they_lead_to(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside.txt").write_text("private\n")
+    (repository / "ignored.txt").write_text("-----BEGIN PRIVATE KEY-----\n")
+    (repository / ".env").write_text("x\n")
+    for name, target in (("a.txt", tmp_path / "outside.txt"), ("b.txt", Path("ignored.txt")), ("c.txt", Path(".env"))):
+        (repository / name).symlink_to(target)
+    (repository / "d.py").symlink_to("package/module.py")
+    found = code_snapshot.collect(repository)
+    assert _names(found.secret) == [".env", "a.txt", "b.txt", "c.txt"]
+    assert Path("d.py") in found.files
+
+
+def test_tracked_keys_are_neither_copied_nor_in_the_difference(repository: Path, tmp_path: Path) -> None:
+    for name in (".env", "credentials.py", "deleted.key", "renewed.txt"):
+        (repository / name).write_text("-----BEGIN PRIVATE KEY-----\nolder\n" if name == "renewed.txt" else "older\n")
+    _git(repository, "add", ".")
+    _git(repository, "commit", "-qm", "second")
+    for name in (".env", "credentials.py", "renewed.txt"):
+        (repository / name).write_text("newer\n")
+    (repository / "deleted.key").unlink()
+    found = code_snapshot.collect(repository)
+    folder = found.write(tmp_path / "run")
+    diff = folder.with_suffix(".diff").read_text()
+    assert _names(found.secret) == [".env"]
+    assert "b/credentials.py" in diff  # source code in git, which other code imports
+    assert diff.count("older") == diff.count("newer") == 1
+
+
+def test_the_difference_is_readable_for_the_owner_alone(repository: Path, tmp_path: Path) -> None:
+    (repository / "package/module.py").chmod(0o600)
+    (repository / "package/module.py").write_text("value = 2\n")
+    before = os.umask(0o002)
+    try:
+        folder = code_snapshot.collect(repository).write(tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert folder.with_suffix(".diff").stat().st_mode & 0o777 == 0o600
+    assert (folder / "package/module.py").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_of_files_cannot_write_to_the_terminal(repository: Path) -> None:
+    (repository / "a\x1b[2J\nb.py").write_text("x\n")
+    assert list(code_snapshot.collect(repository).notes()) == [
+        "the code snapshot holds files that are not in git: a\\x1b[2J\\nb.py"
+    ]

@@ -5,7 +5,7 @@ import pytest
 
 from motionmae.config import Config, absolute_paths, load_config
 from motionmae.errors import UserError
-from slurm import executors, launch_options
+from slurm import executors
 
 CODE, LOGS = Path("/run/code/abc"), Path("/run/logs/now")
 
@@ -74,15 +74,6 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
 
 def test_further_sbatch_options_win() -> None:
     assert "#SBATCH --time=5\n" in _script(_config(time=90), time="5")
-    assert launch_options.parse_sbatch_options(["mem=200G", "--dependency=afterok:1=2"]) == {
-        "mem": "200G",
-        "dependency": "afterok:1=2",
-    }
-    for own, remedy in {"array=0-3": "use --seeds", "time=9": "use --time", "chdir=/": "leave it out"}.items():
-        with pytest.raises(UserError, match=f"--sbatch {own.partition('=')[0]} .*{remedy}"):
-            launch_options.parse_sbatch_options([own])
-    with pytest.raises(UserError, match="--sbatch mem"):
-        launch_options.parse_sbatch_options(["mem"])
 
 
 def test_a_rank_imports_from_the_snapshot_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,23 +104,29 @@ def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: 
         assert (data.cache, data.beton) == (written, written)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("90", 90),
-        ("5:30", 6),
-        ("12:00:00", 720),
-        ("0:00:30", 1),
-        ("2-00", 2880),
-        ("1-12:30", 2190),
-        ("1-00:00:01", 1441),
-    ],
-)
-def test_reads_slurm_s_forms_of_a_time_limit(text: str, expected: int) -> None:
-    assert launch_options.parse_minutes(text) == expected
+@pytest.mark.parametrize("extra", [{"comment": "a\nb"}, {"mem": "a\\' --uid=0"}, {"a\nb": "1"}])
+def test_no_option_of_a_site_file_ends_its_line_of_the_script(extra: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="is not possible: "):
+        _script(_config(), **extra)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1-", "-5", "1:2:3:4", "1.5", "x-1", "1:"])
-def test_refuses_other_forms(text: str) -> None:
-    with pytest.raises(UserError, match="--time"):
-        launch_options.parse_minutes(text)
+def test_a_folder_whose_name_sbatch_would_misread_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--chdir=/a\\b is not possible: it holds a backslash"):
+        executors.TrainingExecutor(_config(), LOGS, Path("/a\\b"), {}, {})
+
+
+def test_only_named_variables_of_the_shell_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret-of-the-shell")
+    script = _script(_config())
+    assert "secret-of-the-shell" not in script
+    exported = [line.split("=")[0].removeprefix("export ") for line in script.splitlines() if "export " in line]
+    assert exported == [
+        "OMP_NUM_THREADS",
+        "TORCH_FR_BUFFER_SIZE",
+        "TORCH_FR_DUMP_TEMP_FILE",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT",
+        "NCCL_DEBUG",
+        "NCCL_SOCKET_IFNAME",
+        "PYTHONPATH",
+        "SUBMITIT_EXECUTOR",
+    ]

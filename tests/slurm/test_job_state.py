@@ -1,14 +1,17 @@
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from motionmae.errors import UserError
 from slurm import job_state
-from slurm.job_state import JobRecord, JobState, parse_scontrol, state_of, submission_lock
+from slurm.job_state import JobRecord, follow, state_of, submission_lock
+from slurm.scontrol import JobState, parse_job
+from tests.slurm.jobs import Starter
 
 LOCAL = JobRecord("local", "123", "/logs/123_0_log.out", "/code", 1.0)
 SLURM = JobRecord("slurm", "123", "/logs/123_0_log.out", "/code", 1.0)
@@ -77,7 +80,7 @@ def test_a_local_job_runs_for_as_long_as_its_controller_lives(tmp_path: Path) ->
     ],
 )
 def test_reads_scontrol(line: str, state: JobState) -> None:
-    assert parse_scontrol(line) == state
+    assert parse_job(line) == state
 
 
 def test_only_a_job_that_may_run_again_is_active() -> None:
@@ -99,3 +102,40 @@ def test_a_silent_controller_does_not_mean_that_the_job_ended(tmp_path: Path, mo
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match="Unable to contact"):
         state_of(SLURM, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "last"),
+    [
+        ("done", 0, "COMPLETED"),
+        ("exit 3", 3, "the run failed; the logs of all ranks are in"),
+        ("exit 143", 143, "was stopped; the same command resumes it"),
+    ],
+)
+def test_following_ends_with_the_job_s_own_status(
+    act: str, status: int, last: str, tmp_path: Path, start: Starter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = start(tmp_path, {0: [act]})
+    assert follow(record, tmp_path) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Loading pickle" in line for line in lines)
+    assert last in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"job_id": "1; rm -rf ~"}, {"job_id": 7}, {"cluster": "x"}, {"log": "a\nb"}, {"code": "\x1b"}, {"further": 1}],
+    ids=str,
+)
+def test_a_record_of_another_form_is_refused_in_one_sentence(change: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(asdict(LOCAL) | change))
+    with pytest.raises(UserError, match=r"job\.json is damaged") as caught:
+        JobRecord.read(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"job_id": ' + "9" * 5000 + "}"])
+def test_any_other_json_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
+        JobRecord.read(tmp_path)

@@ -43,3 +43,27 @@ def test_a_command_that_make_shards_would_refuse_is_not_submitted(tmp_path, more
     assert done.returncode == 2
     assert more[0].removesuffix("s") in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--sbatch", "comment=a\ntouch INJECTED"],
+        ["--sbatch", "comment=a\\' --uid=0"],
+        ["--sbatch", "x\n=1"],
+        ["--time", "1\ntouch INJECTED"],
+    ],
+)
+def test_no_option_ends_its_line_of_the_script(tmp_path, capsys, more):
+    command = ["folder", "--videos", "v", "--out", str(tmp_path / "out")]
+    assert main(["--parts", "2", *more, "--dry-run", "--", *command]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "is not possible: " in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\'b"])
+def test_no_folder_ends_its_line_of_the_script(tmp_path, capsys, name):
+    assert main(["--parts", "2", "--dry-run", "--", "folder", "--videos", "v", "--out", str(tmp_path / name)]) == 2
+    assert "--output=" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments.ablation_table import AblationRow
+from benchmarks.experiments.ablations import AblationRow
 from slurm.job_state import JobRecord
 from tests.slurm_lab.lab import Lab
 from tests.slurm_lab.runs import TIMEOUT

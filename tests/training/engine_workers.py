@@ -24,7 +24,7 @@ from motionmae.engine.deepspeed_engine import Engine
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
-from motionmae.training.task import decay_groups
+from motionmae.training.pretrain import Pretraining
 from tests.training.tiny import TinyModel, config, micro_batches
 
 Weights = dict[str, torch.Tensor]
@@ -33,7 +33,7 @@ Weights = dict[str, torch.Tensor]
 def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
     rank = init_distributed(settings.engine)
     model = TinyModel()
-    return Engine(model, decay_groups(model, settings.optim), settings, rank), rank
+    return Engine(model, Pretraining(settings).parameter_groups(model), settings, rank), rank
 
 
 def take_step(
@@ -132,7 +132,7 @@ def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int,
         engine, rank = new_engine(settings)
         for step in range(steps):
             take_step(engine, settings, rank, step)
-        taken = sharded.stage(engine, rank, steps, {"trainer": {"data_step": steps}})
+        taken = sharded.stage(engine, rank, steps, {"trainer": {"data_step": steps}}, sharded.PinnedStagingBuffer())
         later = [take_step(engine, settings, rank, step) for step in range(steps, steps + more)]
         sharded.write(taken, CheckpointStore(folder / str(zero)), rank)  # the weights at the time of the save
         results[zero] = (later, weights(engine))
@@ -163,8 +163,8 @@ def fail_to_write(folder: Path) -> tuple[str, list[str]]:
     settings = config(1)
     engine, rank = new_engine(settings)
     store = CheckpointStore(folder)
-    sharded.write(sharded.stage(engine, rank, 1, {}), store, rank)
-    taken = sharded.stage(engine, rank, 2, {})
+    sharded.write(sharded.stage(engine, rank, 1, {}, sharded.PinnedStagingBuffer()), store, rank)
+    taken = sharded.stage(engine, rank, 2, {}, sharded.PinnedStagingBuffer())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank.rank == rank.world - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer
-from motionmae.checkpointing.safetensors_writer import write_tensors
+from motionmae.checkpointing.sharded import write_tensors
 from motionmae.config import Config, WatchdogConfig
 from motionmae.data.loader import Batch
 from motionmae.distributed.context import DistributedContext, broadcast_object

@@ -52,7 +52,7 @@ def save_encoder(path: Path, config: Config) -> Path:
 
 def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of a finished run; the weights' moving average if it has one."""
-    folder = RunFolder.of(config.output_dir, config.name)
+    folder = RunFolder(config.run_folder)
     newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
     return [row["loss"] for row in current_rows(folder.metrics)], load_state(newest).state
 
@@ -61,7 +61,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(("world", "zero"), [(1, 0), (2, 2)])
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zero: int, shards: Path, tmp_path: Path):
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
-    folder = RunFolder.of(killed.output_dir, killed.name)
+    folder = RunFolder(killed.run_folder)
     ranks = Ranks(world, run_training, killed)
     wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
     ranks.kill()
@@ -92,7 +92,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
     config = run_of(shards, tmp_path, finetune={**PROBE, "init": str(init)}, checkpoint={"every_steps": 3})
     linear = config.updated({"optim.ema_decay": 0.0})
     attentive = linear.updated({"name": "attentive", "finetune.mode": "attentive"})
-    first, second = (RunFolder.of(tmp_path, run.name) for run in (linear, attentive))
+    first, second = (RunFolder(tmp_path / run.name) for run in (linear, attentive))
     first.path.mkdir()
     others = build_motionmae(linear.updated({"seed": 7})).state_dict()
     save_file(others, first.encoder)  # from an attempt that saved no checkpoint
@@ -166,7 +166,7 @@ def test_layers_learn_by_layer_wise_decay(shards: Path, tmp_path: Path):
 def test_unlabelled_or_single_class_shards_are_refused(tmp_path: Path):
     single = run_of(make_shards(tmp_path / "single"), tmp_path / "runs")
     [[sentence]] = run_ranks(1, run_all, [single])
-    assert "names 1 classes, a classifier needs two" in sentence
+    assert "has 1 classes, but a classifier needs two" in sentence
 
 
 def test_mixing_clips_equals_timm_on_frames_as_channels():

@@ -17,8 +17,8 @@ from motionmae.config import Config, EngineConfig, OptimConfig
 from motionmae.data.loader import Batch
 from motionmae.distributed.process_group import init_distributed
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.training.lr_schedule import build_schedule
 from motionmae.training.pretrain import Pretraining
+from motionmae.training.state import build_schedule
 from tests.models.tiny import moving_clips, tiny
 from tests.training.launch import run_ranks
 

@@ -1,6 +1,50 @@
+import math
+
+import pytest
 import torch
 
-from motionmae.training.state import seed_step
+from motionmae.config import OptimConfig
+from motionmae.training.state import build_schedule, seed_step
+
+OPTIM = OptimConfig(global_batch_size=1024, epochs=100, warmup_epochs=10, base_lr=1.5e-4, min_lr=1e-6)
+STEPS_PER_EPOCH = 7
+PEAK = 1.5e-4 * 1024 / 256
+
+
+def rates(optim: OptimConfig, steps: list[int]) -> list[float]:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.AdamW(groups, lr=123.0)
+    schedule = build_schedule(optimizer, optim, STEPS_PER_EPOCH)
+    found = []
+    for step in steps:
+        schedule.step_update(step)
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert first == second
+        found.append(first)
+    return found
+
+
+def test_warm_up_is_linear_from_zero_to_the_peak():
+    assert rates(OPTIM, [0, 1, 35, 70]) == pytest.approx([0, PEAK / 70, PEAK / 2, PEAK], abs=1e-12)
+
+
+def test_cosine_falls_from_the_peak_to_the_floor():
+    warmup, total = 70, 700
+    for step in (70, 200, 385, 699):
+        share = (step - warmup) / (total - warmup)
+        expected = 1e-6 + (PEAK - 1e-6) * (1 + math.cos(math.pi * share)) / 2
+        assert rates(OPTIM, [step]) == pytest.approx([expected], rel=1e-9)
+    assert rates(OPTIM, [700, 701, 5000]) == pytest.approx([1e-6] * 3)
+
+
+def test_rate_depends_on_the_step_alone():
+    everything = rates(OPTIM, list(range(700)))
+    assert rates(OPTIM, [600, 3, 69, 350]) == [everything[step] for step in (600, 3, 69, 350)]
+
+
+def test_no_warm_up_starts_at_the_peak_and_fractions_of_an_epoch_count():
+    assert rates(OPTIM.model_copy(update={"warmup_epochs": 0}), [0]) == pytest.approx([PEAK])
+    assert rates(OPTIM.model_copy(update={"warmup_epochs": 0.5}), [2, 4]) == pytest.approx([PEAK / 2, PEAK], rel=1e-3)
 
 
 def test_random_numbers_are_a_function_of_seed_step_and_rank():

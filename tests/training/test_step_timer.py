@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Phase
 from motionmae.training.callbacks.metrics import straggler_scores
 from motionmae.training.step_timer import StepTimer
 

@@ -1,7 +1,6 @@
 """The command line of benchmarks/experiments/evidence."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from benchmarks.experiments.evidence.table import as_markdown, read_known, resul
 from motionmae import locks
 from motionmae.commands.app import run
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.files import write_json
 
 _DESCRIPTION = f"""\
 Measure the value of pre-training with small models on rendered videos whose classes differ only in motion. Encoders are
@@ -38,14 +37,13 @@ examples (EVIDENCE stands for `python -m benchmarks.experiments.evidence`):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
     return run(lambda: _run(parser().parse_args(argv[:split]), tuple(argv[split + 1 :])))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments.evidence",
         usage="%(prog)s [options] [-- key=value ...]",
@@ -57,12 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add("--arm", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
     add("--seed", nargs="+", type=int, metavar="SEED", help="default: 0 1 2 for the four main arms, 0 for the others")
     add("--use", nargs="+", choices=USES, default=list(USES), metavar="USE", help="default: all")
-    add(
-        "--jobs",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="parallel runs, with one thread each (default: one per core)",
-    )
+    cores = len(os.sched_getaffinity(0))
+    add("--jobs", type=int, default=cores, help="parallel runs, with one thread each (default: one per core)")
     add("--work", type=Path, default=Path("runs/evidence"), help="folder for data and runs (default: %(default)s)")
     add("--train", type=int, default=2000, help="number of training videos (%(default)s)")
     add("--val", type=int, default=500, help="number of validation videos (%(default)s)")
@@ -75,9 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
     if own := next((word for word in changes if word.startswith(("name=", "output_dir=", "seed="))), None):
-        raise UserError(
-            f"{own} after -- would send every run to the same folder: leave it out, or use --seed and --work"
-        )
+        raise UserError(f"{own} after -- would give all runs one folder: remove it, or use --seed and --work")
     experiment = Experiment(options.work.resolve(), changes)
     jobs = {trial: experiment.jobs(trial) for trial in trials_of(options.arm, options.seed, options.use)}
     data = describe(options.train, options.val)
@@ -97,7 +89,7 @@ def _run(options: argparse.Namespace, changes: tuple[str, ...]) -> int:
     if options.write:
         write_between_marks(options.write, text)
     if options.json:
-        write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(options.json, found)
     return 1 if failed else 0
 
 
@@ -107,7 +99,5 @@ def _work_lock(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("a") as file:
         if not locks.acquire(file):
-            raise UserError(
-                f"another benchmarks/experiments/evidence is running in {work}: wait for it, or choose another --work"
-            )
+            raise UserError(f"another process runs the experiment in {work}: wait for it, or choose another --work")
         yield

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.experiments.evidence.pool import ROOT
@@ -20,7 +21,7 @@ def make_data(folder: Path, train: int, val: int) -> None:
     """Render and shard the videos, and shard a tenth of the training videos separately. Existing data is kept.
 
     Raises:
-        UserError: if a command fails; its own message is printed before.
+        UserError: a command fails, after its own message.
     """
     videos = folder / "videos"
     counts = ("--train", str(train), "--val", str(val))
@@ -33,21 +34,18 @@ def make_data(folder: Path, train: int, val: int) -> None:
 
 
 def describe(train: int, val: int) -> str:
-    """Description of the videos. Results are comparable only if it is the same."""
-    parts = (f"{train} + {val} videos", f"--size {SIZE}", *SHAPE, f"--seed {SEED}", f"--short-side {SHORT_SIDE}")
-    return " ".join(parts)
+    """Describe the videos. Results are comparable only if their descriptions are the same."""
+    shape = " ".join(SHAPE)
+    return f"{train} + {val} videos --size {SIZE} {shape} --seed {SEED} --short-side {SHORT_SIDE}"
 
 
 def a_tenth(lines: list[str]) -> list[str]:
-    """The first tenth of each class's lines ("path label"), rounded, at least one."""
-    numbers: dict[str, int] = {}
-    totals: dict[str, int] = {}
-    for line in lines:
-        totals[_label(line)] = totals.get(_label(line), 0) + 1
+    """Return the first tenth of the lines ("path label") of each class, rounded, but at least one line."""
+    totals, numbers = Counter(map(_label, lines)), Counter[str]()
     kept = []
     for line in lines:
-        number = numbers[_label(line)] = numbers.get(_label(line), 0) + 1
-        if number <= max(1, round(totals[_label(line)] / 10)):
+        numbers[_label(line)] += 1
+        if numbers[_label(line)] <= max(1, round(totals[_label(line)] / 10)):
             kept.append(line)
     return kept
 

@@ -22,14 +22,11 @@ _NO_STEP = ("optim.epochs=1", "optim.warmup_epochs=0", "optim.base_lr=1e-12", "o
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to pre-train."""
+    """Way to pre-train an encoder."""
 
-    title: str
-    """Name in the table."""
-    changes: tuple[str, ...]
-    """Overrides of configs/evidence/pretrain."""
-    main: bool = False
-    """True for the four arms that are run with three seeds."""
+    title: str  # in the table
+    changes: tuple[str, ...]  # overrides of configs/evidence/pretrain
+    main: bool = False  # whether the arm is run with three seeds
 
 
 ARMS = {
@@ -46,12 +43,10 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Use:
-    """A way to use an encoder; the recipe is configs/evidence/NAME."""
+    """Way to use an encoder by the recipe configs/evidence/NAME."""
 
-    title: str
-    """Name in the table."""
-    shards: str
-    """Split of the labelled training videos."""
+    title: str  # in the table
+    shards: str  # split of the labelled training videos
 
 
 SINGLE_FRAME = "single_frame"
@@ -65,14 +60,11 @@ USES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One command: a pre-training, the training of a classifier, or its test."""
+    """Command: a pre-training, the training of a classifier, or the test of a classifier."""
 
-    config: Config
-    """Resolved config; its name ends in the hash."""
-    argv: tuple[str, ...]
-    """Arguments of `motionmae`."""
-    needs: "Job | None" = None
-    """Job that must finish first."""
+    config: Config  # resolved; its name ends in the hash
+    argv: tuple[str, ...]  # arguments of `motionmae`
+    needs: "Job | None" = None  # job that must finish first
 
     @property
     def name(self) -> str:
@@ -81,20 +73,19 @@ class Job:
 
     @property
     def run(self) -> RunFolder:
-        """Run folder."""
-        return RunFolder.of(self.config.output_dir, self.config.name)
+        return RunFolder(self.config.run_folder)
 
     @property
     def is_test(self) -> bool:
-        """Whether the job tests a run."""
+        """Whether the job is a test."""
         return self.argv[0] == "test"
 
     def report(self) -> Path | None:
-        """Report of the test; None before the test."""
+        """Return the path of the test's report; None before the test."""
         return next(iter(self.run.path.glob("test/*/report.json")), None)
 
     def top1(self) -> float | None:
-        """Top-1 in percent; None before the test."""
+        """Return top-1 in percent; None before the test."""
         report = self.report()
         return json.loads(report.read_text())["top1"] if report else None
 
@@ -104,13 +95,12 @@ class Job:
         return RunHistory(self.run.path).finished_step is not None
 
     def steps(self) -> int:
-        """Total steps of the run."""
-        return self.config.optim.epochs * (
-            load_manifest(self.config.data.shards).samples // self.config.optim.global_batch_size
-        )
+        """Return the number of steps of the whole run."""
+        samples = load_manifest(self.config.data.shards).samples
+        return self.config.optim.epochs * (samples // self.config.optim.global_batch_size)
 
     def steps_done(self) -> int:
-        """Steps taken according to the log."""
+        """Return the number of steps taken, according to the log."""
         rows = RunHistory(self.run.path).rows
         return rows[-1]["step"] if rows else 0
 
@@ -128,16 +118,14 @@ class Trial:
 class Experiment:
     """Folder and overrides of the experiment."""
 
-    work: Path
-    """Folder of ``data`` and ``runs``."""
-    changes: tuple[str, ...] = ()
-    """Overrides of every run."""
+    work: Path  # contains the folders data and runs
+    changes: tuple[str, ...] = ()  # overrides of every run
 
     def shards(self, split: str) -> Path:
         return self.work / "data" / split
 
     def jobs(self, trial: Trial) -> list[Job]:
-        """Jobs of a trial in order; the last job gives the result."""
+        """Return the jobs of a trial in order. The last job gives the result."""
         encoder = None
         if trial.arm != SCRATCH or trial.use == "probe":
             encoder = self._training(
@@ -154,7 +142,7 @@ class Experiment:
     def _training(
         self, name: str, title: str, seed: int, split: str, changes: Sequence[str], needs: Job | None = None
     ) -> Job:
-        """A training job of configs/evidence/NAME with overrides."""
+        """Return a training job of configs/evidence/NAME with overrides."""
         source = f"evidence/{name}"
         runs = f"output_dir={self.work / 'runs'}"
         # overrides of the arm win: the untrained encoder stays untrained, whatever is changed for all runs
@@ -165,10 +153,10 @@ class Experiment:
 
 
 def key_of(config: Config) -> str:
-    """Hash of the settings that a result depends on, in eight digits.
+    """Hash the settings that a result depends on, in eight digits.
 
-    Of a folder only the last name counts, which for an encoder's run contains its hash. Default values do not count:
-    a setting that is added to the schema later does not rename existing runs.
+    Only the last name of a folder counts, which contains a hash if the folder is the run of an encoder. Default values
+    do not count: a setting that is added to the schema later does not rename existing runs.
     """
     named = config.updated(
         {
@@ -183,12 +171,9 @@ def key_of(config: Config) -> str:
 
 
 def trials_of(arms: Sequence[str], seeds: Sequence[int] | None, uses: Sequence[str]) -> list[Trial]:
-    """Trials of some arms and uses, the most informative first.
+    """Return the trials of some arms and uses, the most informative first.
 
-    Args:
-        arms: keys of ARMS.
-        seeds: seeds of every arm; None: 0, 1, 2 for the main arms, 0 for the others.
-        uses: keys of USES.
+    By default, the ``seeds`` are 0, 1 and 2 for the main arms, and 0 for the other arms.
     """
     found = [
         Trial(arm, seed, use) for arm in arms for use in uses for seed in _seeds(arm, seeds) if use != SINGLE_FRAME

@@ -28,7 +28,7 @@ _GRACE = 120  # seconds for a stopped run to save
 
 
 class Pool:
-    """Starts jobs in order, each after the job that it needs, at most ``workers`` at a time."""
+    """Pool that starts jobs in order, each after the job that it needs, at most ``workers`` at a time."""
 
     def __init__(self, jobs: Sequence[Job], workers: int, logs: Path) -> None:
         self._workers, self._logs = workers, logs
@@ -47,8 +47,7 @@ class Pool:
             disable=not self._console.is_terminal,
         )
         self._all = self._bars.add_task("jobs", total=len(jobs), completed=len(jobs) - len(self._waiting))
-        self.failed: list[Job] = []
-        """Failed jobs. Jobs that need them are not started."""
+        self.failed: list[Job] = []  # jobs that need failed jobs are not started
 
     def run(self) -> None:
         """Run all unfinished jobs."""

@@ -1,7 +1,8 @@
-"""The table of results: mean and standard deviation over the seeds, and which trials are missing."""
+"""Table of the results: mean and standard deviation over the seeds, and the number of missing trials."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,7 +18,7 @@ BEGIN, END = (
 
 
 def results(jobs: Mapping[Trial, Sequence[Job]], data: str, known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A record for each trial and each known result: arm, seed, use, run, data, and top-1 in percent.
+    """Return a record for each trial and each known result: arm, seed, use, run, data, and top-1 in percent.
 
     A result in the run folder takes precedence over a known one. Top-1 is None for an unfinished trial.
 
@@ -30,23 +31,16 @@ def results(jobs: Mapping[Trial, Sequence[Job]], data: str, known: Sequence[Mapp
     for trial, (*_, job) in jobs.items():
         name, top1 = job.config.name, job.top1()
         if top1 is not None or name not in found:
-            found[name] = {
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "use": trial.use,
-                "run": name,
-                "data": data,
-                "top1": top1,
-            }
+            found[name] = {**asdict(trial), "run": name, "data": data, "top1": top1}
     arms, uses = list(ARMS), list(USES)
     return sorted(found.values(), key=lambda r: (uses.index(r["use"]), arms.index(r["arm"]), r["seed"]))
 
 
 def read_known(path: Path, data: str) -> list[dict[str, Any]]:
-    """Records of finished runs on the same data, written by ``--json``.
+    """Read the records of finished runs on the same data from a file that ``--json`` wrote.
 
     Raises:
-        UserError: if the file has another content.
+        UserError: the file has another content.
     """
     try:
         records = json.loads(path.read_text())
@@ -58,12 +52,12 @@ def read_known(path: Path, data: str) -> list[dict[str, Any]]:
             if not named or not isinstance(record["seed"], int) or not 0 <= record["top1"] <= 100:
                 raise ValueError(f"invalid record {record}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no results ({error!r}): --known takes a file that --json wrote") from None
+        raise UserError(f"{path} contains no results ({error!r}): --known takes a file that --json wrote") from None
     return finished
 
 
 def as_markdown(found: Sequence[dict[str, Any]]) -> str:
-    """The records as a table with a line per arm and a column per use."""
+    """Return the records as a table with a line per arm and a column per use."""
     uses = [use for use in USES if use != SINGLE_FRAME and any(record["use"] == use for record in found)]
     lines: list[str] = []
     if uses:
@@ -80,7 +74,7 @@ def as_markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(values: list[float | None]) -> str:
-    """Mean ± standard deviation (value of each seed), and the number of missing seeds."""
+    """Return mean ± standard deviation (value of each seed), and the number of missing seeds."""
     there = [value for value in values if value is not None]
     if not values:
         return ""
@@ -94,14 +88,10 @@ def _cell(values: list[float | None]) -> str:
 
 
 def write_between_marks(page: Path, text: str) -> None:
-    """Replace the text between the two marks of a page.
-
-    Raises:
-        UserError: if the page has no such marks.
-    """
+    """Replace the text between the marks BEGIN and END of a page. Raise UserError if a mark is missing."""
     content = page.read_text() if page.is_file() else ""
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{page} has no lines {BEGIN!r} and {END!r}: add them where the table belongs")
+        raise UserError(f"{page} lacks the lines {BEGIN!r} and {END!r}: add them where the table belongs")
     write_atomically(page, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())

@@ -1,30 +1,30 @@
-"""Decode clips from an FFCV file (``.beton``), which `data_tools/make_beton` writes from a folder of shards.
+"""Decode clips from an FFCV file (``.beton``). FFCV is imported only when a file is opened.
 
-FFCV's reader and memory manager map the file. Order, frames, crops and flips are the same as with the shards. Only the
-pixels differ slightly: FFCV's library decodes with the system's libjpeg-turbo and the fast DCT, motionmae.data.jpeg
-with its own libjpeg-turbo and the exact DCT (docs/ffcv.md has the figures).
-
-FFCV is imported only when a file is opened.
+Order, frames, crops and flips are the same as with the shards. Only the pixels differ slightly: FFCV's library decodes
+with the system's libjpeg-turbo and the fast DCT, motionmae.data.jpeg with its own libjpeg-turbo and the exact DCT
+(docs/ffcv.md has the figures).
 """
 
-import os
 import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
+from pydantic import ValidationError
 
 from motionmae.config import ClipConfig, DataConfig
+from motionmae.config.texts import node_path
 from motionmae.data.clip_decoder import ClipRequest, clip_augment
-from motionmae.data.clips import random_cut
-from motionmae.data.crops import Crop
+from motionmae.data.clip_sampling import Crop, random_cut
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
+from motionmae.data.shards.schema import SampleRow
 from motionmae.data.shared_buffers import SharedBuffer
 from motionmae.errors import UserError
 
@@ -37,20 +37,18 @@ def load_format() -> ModuleType:
         from motionmae.data.ffcv import format
     except ImportError as error:
         raise UserError(
-            f"a .beton needs FFCV, which cannot be imported ({error}): apt-get install libopencv-dev "
-            "libturbojpeg0-dev pkg-config, then pip install 'motionmae[ffcv]'; or leave data.beton empty"
+            f"a .beton needs FFCV, which cannot be imported ({error}): run apt-get install libopencv-dev "
+            "libturbojpeg0-dev pkg-config, then pip install 'motionmae[ffcv]', or leave data.beton empty"
         ) from error
     return format
 
 
 class BetonReader:
-    """Reads samples of a memory-mapped .beton by their ids.
+    """Reader of samples of a memory-mapped .beton by their ids.
 
-    The file must not be truncated while it is open: reading a missing page kills the process (SIGBUS).
-
-    Raises:
-        UserError: FFCV is missing; or the file is missing, is incomplete, has a different format, or was made from
-            shards that ``manifest`` does not describe.
+    The file must not be truncated while it is open: reading a missing page kills the process (SIGBUS). Raises UserError
+    if FFCV is missing, or if the file is missing, is incomplete, has a different format, or was made from shards that
+    ``manifest`` does not describe.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -64,17 +62,19 @@ class BetonReader:
             reader = Reader(str(path), {self.format.FIELD: self.format.ClipField})
             field = reader.handlers[self.format.FIELD]
             rows = reader.metadata["f0"]
+            if rows.dtype != self.format.ROW:
+                raise ValueError("its rows have other columns")
         except FileNotFoundError:
             raise UserError(f"data.beton={path} does not exist: {remake}, or leave data.beton empty") from None
-        except (AssertionError, LookupError, ValueError, TypeError, OSError) as error:
+        except Exception as error:  # FFCV does not check what it reads, and fails in any way
             raise UserError(f"{path} is not a .beton of this program ({error}): {remake}") from error
         if field.version != self.format.BETON_VERSION:
-            raise UserError(f"{path} has version {field.version}, not {self.format.BETON_VERSION}: {remake}")
+            raise UserError(f"{path} has version {field.version} instead of {self.format.BETON_VERSION}: {remake}")
         if field.fingerprint != manifest.fingerprint:
-            raise UserError(f"{path} was made from other shards than those of data.shards: {remake}")
+            raise UserError(f"{path} was not made from the shards of data.shards: {remake}")
         if not len(rows) == len(reader.alloc_table) // 2 == manifest.samples:
-            raise UserError(f"{path} is incomplete, it lacks some of the {manifest.samples} samples: {remake}")
-        self._rows = rows
+            raise UserError(f"{path} lacks some of the {manifest.samples} samples: {remake}")
+        self._rows, self._stride = rows, manifest.encoder.stride
         self._memory_context = OSCacheManager(reader).schedule_epoch([])
         self._memory_context.__enter__()
         self.memory: np.ndarray = np.asarray(self._memory_context.state[0]).view(np.ndarray)
@@ -84,45 +84,63 @@ class BetonReader:
         return f"{self.path.name}:{sample}"
 
     def _bytes(self, sample: int, start: int, size: int) -> bytes:
-        if start + size > len(self.memory):
-            raise CorruptSample(
-                Reason.BAD_INDEX, self._where(sample), f"its row points beyond the end of the file: {start}"
-            )
+        self._check_inside(sample, start, size)
         return self.memory[start : start + size].tobytes()
 
+    def _check_inside(self, sample: int, start: int, size: int) -> None:
+        if start + size > len(self.memory):
+            detail = f"its row points to byte {start}, beyond the end of the file"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail)
+
     def read_meta(self, sample: int) -> tuple[SampleMeta, np.ndarray]:
-        """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if they are damaged."""
+        """Read the index entry of a sample and the crc32 of each frame. Raises CorruptSample if it is damaged."""
         row = self._rows[sample]
         frames, windows = int(row["frames"]), int(row["windows"])
         table = self._bytes(sample, int(row["table"]), 4 * (frames + windows))
         if self.format.row_checksum(row, table) != row["crc"]:
             raise CorruptSample(Reason.CHECKSUM, self._where(sample), "its row was changed")
-        numbers: dict[str, Any] = {name: row[name].item() for name in ("label", "fps", "stride", "height", "width")}
         checksums = np.frombuffer(table, "<u4")
-        starts = tuple(checksums[frames:].tolist())
-        meta = SampleMeta(
-            shard=self.path.name, key=str(sample), frames=frames, windows=starts, has_flow=False, **numbers
-        )
-        return meta, checksums[:frames]
+        numbers = {name: row[name].item() for name in ("label", "fps", "frames", "stride", "height", "width")}
+        try:
+            known = SampleRow(windows=tuple(checksums[frames:].tolist()), **numbers)
+        except ValidationError as error:
+            detail = f"its row is wrong ({error.errors(include_url=False)[0]['msg']})"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail) from error
+        if known.stride != self._stride:
+            detail = f"its row has the stride {known.stride}, the manifest says {self._stride}"
+            raise CorruptSample(Reason.BAD_INDEX, self._where(sample), detail)
+        return SampleMeta(self.path.name, str(sample), has_flow=False, **known.__dict__), checksums[:frames]
 
     def find_frames(self, sample: int, numbers: Sequence[int], checksums: np.ndarray) -> list[tuple[int, int]]:
-        """Return start and end of each frame's JPEG in ``memory``, after checking the JPEG against its crc32.
+        """Return start and end of each frame's JPEG in ``memory``.
 
-        Raises CorruptSample if a checksum differs.
+        Raises CorruptSample if a crc32 differs, or if a JPEG has not the size in its row, to which FFCV would scale it.
         """
         start, size = int(self._rows[sample]["ptr"]), int(self._rows[sample]["size"])
         offsets = np.frombuffer(self._bytes(sample, start, 4 * (len(checksums) + 1)), "<u4").tolist()
+        self._check_inside(sample, start, size)
         found: dict[int, tuple[int, int]] = {}
         for number in set(numbers):
             low, high = offsets[number], offsets[number + 1]
             if not low < high <= size or zlib.crc32(self.memory[start + low : start + high].data) != checksums[number]:
                 raise CorruptSample(Reason.CHECKSUM, self._where(sample), f"frame {number} was changed")
+            self._check_size(sample, number, self.memory[start + low : start + high])
             found[number] = (start + low, start + high)
         return [found[number] for number in numbers]
 
+    def _check_size(self, sample: int, number: int, jpeg: np.ndarray) -> None:
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        except ValueError as error:
+            raise CorruptSample(Reason.DECODE, self._where(sample), f"frame {number} is no JPEG ({error})") from error
+        row = self._rows[sample]
+        if (height, width) != (row["height"], row["width"]):
+            detail = f"frame {number} has {height} x {width} pixels, its row says {row['height']} x {row['width']}"
+            raise CorruptSample(Reason.DECODE, self._where(sample), detail)
+
 
 class _Cut(NamedTuple):
-    """A clip to decode, whose frames match their checksums."""
+    """Clip to decode. Its frames match their checksums."""
 
     meta: SampleMeta
     bounds: list[tuple[int, int]]
@@ -130,16 +148,16 @@ class _Cut(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """One row of the argument ``cuts`` of :func:`motionmae.data.ffcv.format.decode_frames`."""
+        """Row for the argument ``cuts`` of :func:`motionmae.data.ffcv.format.decode_frames`."""
         crop = self.crop
         edges = (crop.top, crop.top + crop.height, crop.left, crop.left + crop.width)
         return (self.meta.height, self.meta.width, *edges, int(crop.flip))
 
 
 class BetonDecoder:
-    """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton. One parallel loop decodes a whole micro-batch.
+    """:class:`motionmae.data.clip_decoder.ClipDecoder` of a .beton.
 
-    The loop uses ``data.threads`` threads, but no more than numba has.
+    One loop decodes a micro-batch in parallel, with ``data.threads`` threads, but no more than numba has.
     """
 
     threads = 1  # decode_into starts its own threads
@@ -147,7 +165,7 @@ class BetonDecoder:
 
     def __init__(self, data: DataConfig, clip: ClipConfig, manifest: Manifest):
         self._data, self._clip = data, clip
-        self._beton = BetonReader(Path(os.path.expandvars(data.beton)).expanduser(), manifest)
+        self._beton = BetonReader(node_path(data.beton), manifest)
         self._augment = clip_augment(data, clip)
         self._scratch = np.empty((0, 0), np.uint8)
         self._pool = ThreadPoolExecutor(data.threads, "beton-reader")
@@ -177,7 +195,7 @@ class BetonDecoder:
             return fault
 
     def _decode(self, cuts: list[tuple[int, _Cut]], clips: np.ndarray) -> list[CorruptSample | None]:
-        """Decode checked clips into their rows; return the error of each clip, or None for an intact clip."""
+        """Decode clips into their rows of ``clips``. Return the error of each clip, or None for an intact clip."""
         import numba
 
         threads = min(self._data.threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
@@ -191,15 +209,13 @@ class BetonDecoder:
         numbers = np.array([cut.numbers for _, cut in cuts], np.int64)
         with _DECODE_LOCK:
             numba.set_num_threads(threads)
-            self._beton.format.decode_frames(
-                self._beton.memory, bounds, numbers, rows, self._scratch, lines, clips, failed
-            )
-        return [
-            CorruptSample(Reason.DECODE, cut.meta.where, f"frame {bad.argmax()} of the clip is not a JPEG")
-            if bad.any()
-            else None
-            for (_, cut), bad in zip(cuts, failed, strict=True)
-        ]
+            decode_frames = self._beton.format.decode_frames
+            decode_frames(self._beton.memory, bounds, numbers, rows, self._scratch, lines, clips, failed)
+        faults: list[CorruptSample | None] = [None] * len(cuts)
+        for clip in np.flatnonzero(failed.any(axis=1)).tolist():
+            detail = f"frame {failed[clip].argmax()} of the clip is not a JPEG"
+            faults[clip] = CorruptSample(Reason.DECODE, cuts[clip][1].meta.where, detail)
+        return faults
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -4,8 +4,8 @@ The file has one field, ``clip``, with one row per sample in the order of sample
 the file. The blob is the sample's KEY.jpgs (motionmae.data.shards.format). The table of u32 holds the crc32 of each
 frame, then the first frame of each window. The row ends in a crc32 over the rest of the row and the table.
 
-numba compiles the decoding loop at its first call, which takes some seconds. numba cannot cache ctypes functions on
-disk.
+numba compiles the decoding loop at its first call, which takes some seconds, because numba cannot cache ctypes
+functions on disk.
 """
 
 import json
@@ -21,6 +21,8 @@ from ffcv.fields.bytes import BytesDecoder
 from ffcv.libffcv import imdecode, resize_crop
 
 from motionmae.data.shards.reader import SampleMeta
+from motionmae.data.shards.schema import Sha256, Small
+from motionmae.json_text import JsonModel, parse_json
 
 # numba prefers TBB. With TBB, a process on one CPU hangs at exit if a thread other than the main thread decoded:
 # https://github.com/numba/numba/issues/10556
@@ -49,7 +51,7 @@ ROW = np.dtype(
 
 
 class StoredClip(NamedTuple):
-    """A sample as it is written to the file."""
+    """Sample to write to the file."""
 
     meta: SampleMeta
     blob: bytes  # content of KEY.jpgs
@@ -57,7 +59,7 @@ class StoredClip(NamedTuple):
 
     @property
     def table(self) -> bytes:
-        """Table of the frames' checksums and the windows' first frames, as u32."""
+        """Checksums of the frames, then first frames of the windows, as u32."""
         return np.array([*self.checksums, *self.meta.windows], "<u4").tobytes()
 
 
@@ -66,8 +68,15 @@ def row_checksum(row: np.void, table: bytes) -> int:
     return zlib.crc32(table, zlib.crc32(row.tobytes()[: ROW.fields["crc"][1]]))  # type: ignore[index]
 
 
+class _Arguments(JsonModel):
+    """Arguments of the field in the file header."""
+
+    fingerprint: Sha256
+    version: Small
+
+
 class ClipField(Field):
-    """FFCV field that stores a video, with the fingerprint of the shards' manifest in its arguments."""
+    """FFCV field that stores a video. Its arguments hold the fingerprint of the shards' manifest."""
 
     def __init__(self, fingerprint: str, version: int = BETON_VERSION):
         self.fingerprint = fingerprint
@@ -80,8 +89,8 @@ class ClipField(Field):
     @staticmethod
     def from_binary(binary: np.ndarray) -> "ClipField":
         """Parse the field's arguments in the file header. Raises ValueError if another program wrote the header."""
-        content = json.loads(binary.tobytes().rstrip(b"\0"))
-        return ClipField(str(content["fingerprint"]), int(content["version"]))
+        content = parse_json(binary.tobytes().rstrip(b"\0"), _Arguments)
+        return ClipField(content.fingerprint, content.version)
 
     def to_binary(self) -> np.void:
         content = json.dumps({"fingerprint": self.fingerprint, "version": self.version}).encode()
@@ -92,7 +101,7 @@ class ClipField(Field):
     def encode(
         self, destination: np.ndarray, clip: StoredClip, malloc: Callable[[int], tuple[int, np.ndarray]]
     ) -> None:
-        """Write a sample's blob and table to a page, and its row to ``destination``."""
+        """Write the blob and the table of a sample to a page, and its row to ``destination``."""
         meta, table = clip.meta, clip.table
         row = np.zeros(1, ROW)
         for name in ("frames", "height", "width", "stride", "label", "fps"):
@@ -105,7 +114,7 @@ class ClipField(Field):
         destination[:] = row
 
     def get_decoder_class(self) -> type[Any]:
-        """Return FFCV's BytesDecoder: FFCV's own loader returns undecoded blobs, :func:`decode_frames` decodes."""
+        """Return FFCV's BytesDecoder, with which FFCV's own loader returns undecoded blobs."""
         return BytesDecoder
 
 
@@ -115,9 +124,9 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 
 @numba.njit(nogil=True)
 def _taps(source: int, target: int, flip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the two source pixels of each target pixel, and the weight of the second one.
+    """Compute the two source pixels of each target pixel and the weight of the second, as OpenCV's bilinear resize.
 
-    Pixels and weights (in 1/2048) equal those of OpenCV's bilinear resize. ``flip`` reverses the target pixels.
+    The weights are multiples of 1/2048. ``flip`` reverses the target pixels.
     """
     first, second = np.empty(target, np.int32), np.empty(target, np.int32)
     share = np.empty(target, np.float32)

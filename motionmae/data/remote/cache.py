@@ -5,47 +5,48 @@ All ranks of a node and all runs of the same user share the cache folder (mode 0
     DIGEST-train-000000.tar               a shard, complete and checked; DIGEST hashes its URL and checksums
     DIGEST-train-000000.idx.json          its index
     DIGEST-train-000001.tar.8123904.part  a shard of 8,123,904 bytes in download, or left by a killed process
-    .lock                                 held while shards are evicted
+    .lock                                 locked while shards are evicted
 
-    Processes synchronise by flock, which the kernel releases when the holder exits. The process that downloads a
-    ``.part`` file locks the file, and renames it when its sha256 is right. Other processes wait for the lock and then
-    find the shard. A reader holds a shared lock on each open shard. Eviction removes only files that it can lock
-    exclusively, and therefore no shard in use. A shard's mtime is its time of last use, updated when it is opened or
-    prefetched.
+The process that downloads a ``.part`` file locks the file, and renames it when its sha256 is right. Other processes
+wait for the lock and then find the shard. A reader holds a shared lock on each open shard. Eviction removes only files
+that it can lock exclusively, and therefore no shard in use. The mtime of a shard is the time of its last use.
 """
 
 import contextlib
 import hashlib
-import logging
 import math
 import os
-import re
 import shutil
 import stat
 import tempfile
+import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import CancelledError
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 from motionmae.config import DataConfig
-from motionmae.data.remote.download import RemoteFolder
+from motionmae.config.texts import node_path
+from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
+from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
+from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, parse_index
-from motionmae.data.shards.store import OpenedShard
+from motionmae.data.shards.reader import OpenedShard, ShardReader
+from motionmae.data.shards.schema import index_limit
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import sync, write_atomically
+from motionmae.json_text import InvalidJsonError
 from motionmae.locks import acquire
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,120}\.tar")
-_CACHED_NAME = re.compile(
-    r"(?P<stem>[0-9a-f]{32}-.+)(?P<kind>\.tar|\.tar\.(?P<bytes>\d+)\.part|\.idx\.json((\.[0-9a-f]+)?\.tmp)?)"
-)
 _SLACK = 1.02  # factor for the size of the indexes
+_FULL_CACHE_POLL_SECONDS = 1.0
 _POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flock cannot be cancelled
 
 
@@ -53,30 +54,13 @@ class CacheFullError(UserError):
     """The cache has no room for a shard until a reader closes another shard."""
 
 
-class _NoRoomError(Exception):
-    """Eviction could not free enough space in this attempt."""
-
-
-class _CachedFile(NamedTuple):
-    """A shard or ``.part`` file of the cache."""
-
-    path: Path
-    stem: str
-    bytes: int  # size; for a ``.part`` file the size of the complete shard
-    used: float  # time of the last use in seconds
-
-    @property
-    def is_index(self) -> bool:
-        return ".idx.json" in self.path.name
-
-
 def default_folder() -> Path:
-    """Return the user's cache folder on this node, used if ``data.cache`` is empty."""
+    """Return the cache folder of the user on this node, for runs without ``data.cache``."""
     return Path(tempfile.gettempdir()) / f"motionmae-cache-{os.getuid()}"
 
 
 def _private_folder(path: Path) -> Path:
-    """Create the cache folder, or check that no other user could have put files into an existing folder."""
+    """Create the cache folder. Raise UserError if the folder exists and other users can write to it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -86,47 +70,39 @@ def _private_folder(path: Path) -> Path:
         raise UserError(f"the cache {path} cannot be created ({error.strerror}): set data.cache=FOLDER") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
-            f"the cache {path} is not a folder that only you can write to: chmod go-w it, or set data.cache=FOLDER"
+            f"the cache {path} is not a folder that only you can write to: run chmod go-w, or set data.cache=FOLDER"
         )
     return path
 
 
 class ShardCache:
-    """:class:`motionmae.data.shards.store.ShardStore` of a URL. Safe to use from several threads and processes."""
+    """:class:`motionmae.data.shards.reader.ShardStore` of a URL. Safe to use from several threads and processes."""
 
     def __init__(self, url: str, data: DataConfig):
         self.remote = RemoteFolder(url, data)
         self.location = self.remote.location
         self.limit = int(data.cache_gb * 1e9)
-        self.folder = _private_folder(
-            Path(os.path.expandvars(data.cache)).expanduser() if data.cache else default_folder()
-        )
+        folder = node_path(data.cache) if data.cache else default_folder()
+        self.folder = _private_folder(folder)
         self._retries = data.remote_retries
         self._readers = max(1, data.workers)
         self._faults: dict[str, CorruptSample] = {}
-
-    def read(self, name: str) -> bytes:
-        return self.remote.read(name)
-
-    def check_present(self, shards: Sequence[ShardEntry]) -> None:
-        """Do nothing: each shard is checked when it is opened."""
 
     def close(self) -> None:
         self.remote.closed.set()
 
     def most_open(self, shards: Sequence[ShardEntry], requested: int) -> int:
-        """Return how many shards one reader may keep open. The limit exists because open shards cannot be evicted."""
+        """Return how many shards a reader may keep open, at most ``requested``: open shards cannot be evicted."""
         if _SLACK * sum(shard.bytes for shard in shards) <= self.limit:
             return requested
         most = self.limit // (2 * max(shard.bytes for shard in shards))
         return max(1, min(requested, most // self._readers))
 
     def open(self, entry: ShardEntry) -> OpenedShard:
-        """Open a shard from the cache, after downloading it if it is not in the cache.
+        """Open a shard, after downloading it if the cache lacks it.
 
-        Raises:
-            CorruptSample: the remote shard is missing or differs from ``entry``.
-            UserError: the server fails, the disk is full, or shards in use fill the cache.
+        Raises CorruptSample if the remote shard is missing or differs from ``entry``. Raises UserError if the server
+        fails, the disk is full, or shards in use fill the cache.
         """
         path = self._path(entry)
         while (opened := self._open_shared(path, entry)) is None:
@@ -136,8 +112,8 @@ class ShardCache:
     def prefetch(self, entry: ShardEntry, protected: Sequence[ShardEntry] = ()) -> None:
         """Download a shard unless another process is downloading it, and mark the shard as just used.
 
-        The shards in ``protected`` are not evicted. Raises the errors of :meth:`open`, but CacheFullError at once
-        instead of after retries.
+        The shards in ``protected`` are not evicted. Raises the errors of :meth:`open`, but CacheFullError without
+        retries.
         """
         path = self._path(entry)
         if (opened := self._open_shared(path, entry)) is not None:
@@ -146,13 +122,10 @@ class ShardCache:
             self._ensure_cached(path, entry, wait=False, protected={self._path(one).stem for one in protected})
 
     def require_room(self, shards: Sequence[ShardEntry], shuffle_window_shards: int, in_flight: int) -> None:
-        """Check that the cache is large enough to download each shard only once per epoch.
+        """Raise UserError if the cache is too small to download each shard only once per epoch.
 
-        Args:
-            in_flight: maximum distance between shuffle indices that are in use at the same time.
-
-        Raises:
-            UserError: the shuffle windows that are in use at the same time (at least two) do not fit in the cache.
+        The shuffle windows in use at the same time, at least two, must fit in the cache. ``in_flight`` is the maximum
+        distance between shuffle indices in use at the same time.
         """
         windows_per_epoch = math.ceil(len(shards) / shuffle_window_shards)
         smallest_window = len(shards) // windows_per_epoch  # shards in the smallest shuffle window, see EpochSampler
@@ -163,16 +136,16 @@ class ShardCache:
         needed = _SLACK * sum(sizes[: windows * shuffle_window_shards])
         if needed > self.limit:
             raise UserError(
-                f"data.cache_gb={self.limit / 1e9:g} is too small for {self.location}: {windows} windows of "
-                f"data.shuffle_window_shards={shuffle_window_shards} take {needed / 1e9:.3g} GB: raise data.cache_gb "
-                "or lower data.shuffle_window_shards"
+                f"data.cache_gb={self.limit / 1e9:g} is too small for {self.location}, because {windows} windows of "
+                f"data.shuffle_window_shards={shuffle_window_shards} take {needed / 1e9:.3g} GB: increase "
+                "data.cache_gb or decrease data.shuffle_window_shards"
             )
 
     def _path(self, entry: ShardEntry) -> Path:
-        if not _SHARD_NAME.fullmatch(entry.name):
+        if not SHARD_NAME.fullmatch(entry.name):
             raise UserError(
-                f"the manifest of {self.location} has a shard with the invalid name {entry.name!r}: "
-                "make the shards again"
+                f"the manifest of {self.location} has a shard with the invalid name {entry.name!r}: make the shards "
+                "again"
             )
         identity = f"{self.remote.address(entry.name)}\n{entry.sha256}\n{entry.index_sha256}"
         digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -197,9 +170,9 @@ class ShardCache:
         return None
 
     def _ensure_cached(self, path: Path, entry: ShardEntry, wait: bool, protected: Set[str] = frozenset()) -> None:
-        """Download a shard that is not cached. If another process is downloading it, wait for it only with ``wait``."""
+        """Download a shard that is not cached. ``wait``: wait for another process that is downloading the shard."""
         if known := self._faults.get(path.name):
-            raise CorruptSample(known.reason, known.where, known.detail)
+            raise CorruptSample(*known.args)
         part = path.with_name(f"{path.name}.{entry.bytes}.part")
         with self._lock_partial(part, wait) as file:
             if file is None:
@@ -216,8 +189,8 @@ class ShardCache:
                     part.unlink()
 
     @contextlib.contextmanager
-    def _lock_partial(self, part: Path, wait: bool) -> Iterator[BinaryIO | None]:
-        """Lock the ``.part`` file of a shard. Yield None if another holder has the lock or has finished the file."""
+    def _lock_partial(self, part: Path, wait: bool) -> Iterator[FileIO | None]:
+        """Lock the ``.part`` file of a shard. Yield None if another process has the lock or has renamed the file."""
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             while not acquire(file):
                 if not wait or not _is_same_file(part, file):  # not the same: it was renamed, and readers now lock it
@@ -228,110 +201,166 @@ class ShardCache:
             yield file if _is_same_file(part, file) else None
 
     def _download(
-        self, path: Path, part: Path, file: BinaryIO, entry: ShardEntry, retries: int, protected: Set[str]
+        self, path: Path, part: Path, file: FileIO, entry: ShardEntry, retries: int, protected: Set[str]
     ) -> None:
         try:
-            # The index is downloaded first: it is small and shows whether the remote shard was replaced.
-            index = self._read_index(entry)
-            self._make_room(part, index_path(path), index, retries, protected)
-            self.remote.download(entry, file, part)
+            index = self._read_index(entry)  # read first, because it shows whether the remote shard was replaced
+            self._make_room(part, entry, index_path(path), index, retries, protected)
+            self.remote.download(entry, file, self.folder)
         except FileNotFoundError as error:
             detail = f"{self.remote.address(entry.name)} or its index does not exist"
             raise CorruptSample(Reason.MISSING_SHARD, entry.name, detail) from error
-        try:
+        with explain_disk_errors(self.folder):
             os.fsync(file.fileno())
             part.rename(path)
-            sync_folder(self.folder)
-        except OSError as error:
-            raise UserError(
-                f"the cache {self.folder} failed ({error.strerror}): repair the disk or set data.cache=FOLDER"
-            ) from error
+            sync(self.folder)
 
     def _read_index(self, entry: ShardEntry) -> bytes:
-        """Read a remote index. If its checksum differs from the manifest, read it a second time."""
-        name = index_path(Path(entry.name)).name
-        content = self.remote.read(name)
+        """Read a remote index, a second time if its checksum differs from the manifest."""
         try:
-            parse_index(self.remote.address(name), content, entry)
+            return self._read_index_once(entry)
         except CorruptSample:
-            content = self.remote.read(name)
-            parse_index(self.remote.address(name), content, entry)
+            return self._read_index_once(entry)
+
+    def _read_index_once(self, entry: ShardEntry) -> bytes:
+        name = index_path(Path(entry.name)).name
+        address = self.remote.address(name)
+        try:
+            content = self.remote.read(name, index_limit(entry.samples))
+        except InvalidJsonError as error:
+            raise CorruptSample(Reason.BAD_INDEX, entry.name, f"{address} is not a shard index ({error})") from error
+        parse_index(address, content, entry)
         return content
 
-    def _make_room(self, part: Path, index: Path, content: bytes, retries: int, protected: Set[str]) -> None:
+    def _make_room(
+        self, part: Path, entry: ShardEntry, index: Path, content: bytes, retries: int, protected: Set[str]
+    ) -> None:
         """Evict shards until ``part`` fits, then write its index."""
         for attempt in range(retries + 1):
-            try:
-                with (self.folder / ".lock").open("w") as lock:
-                    acquire(lock, timeout=None)
-                    self._evict(part, len(content), protected)
+            with explain_disk_errors(self.folder), self._lock_file() as lock:
+                acquire(lock, timeout=None)
+                problem = self._evict(part, entry.bytes, len(content), protected)
+                if not problem:
                     write_atomically(index, content)
                     return
-            except _NoRoomError as error:
-                if attempt == retries:
-                    raise CacheFullError(
-                        f"the cache {self.folder} has no room for {part.name} ({error}): raise data.cache_gb, lower "
-                        "data.shuffle_window_shards, or set data.cache to a folder that no other run uses"
-                    ) from error
-            except OSError as error:
-                raise UserError(
-                    f"the cache {self.folder} cannot be written ({error.strerror}): free space or set data.cache=FOLDER"
-                ) from error
-            self.remote.pause(attempt)
+            if attempt < retries:
+                self.remote.pause(attempt)
+        raise CacheFullError(
+            f"the cache {self.folder} has no room for {part.name} ({problem}): increase data.cache_gb, decrease "
+            "data.shuffle_window_shards, or set data.cache to a folder that no other run uses"
+        )
 
-    def _evict(self, part: Path, index_bytes: int, protected: Set[str]) -> None:
-        """Evict the least recently used shards until ``part`` and its index fit in the cache limit and on the disk."""
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        """Open the file ``.lock``. A file of this name that somebody else wrote is not changed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.folder / ".lock", flags, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _evict(self, part: Path, part_bytes: int, index_bytes: int, protected: Set[str]) -> str:
+        """Evict the least recently used shards until ``part`` and its index fit in the cache limit and on the disk.
+
+        Return an empty string, or the reason why they cannot fit.
+        """
         while True:
-            files = self._scan()
+            files = scan(self.folder)
             total = sum(one.bytes for one in files) + index_bytes  # ``files`` includes ``part``
-            reserved = next(one.bytes for one in files if one.path == part)
-            missing = reserved - part.stat().st_size + index_bytes
+            missing = part_bytes - part.stat().st_size + index_bytes
             free = shutil.disk_usage(self.folder).free
             if total <= self.limit and missing <= free:
-                return
-            if self._remove_one(files, part, protected):
+                return ""
+            stems = {one.stem for one in files if one.kind in (Kind.SHARD, Kind.PART)}
+            removable = [one for one in files if one.path != part and one.stem not in protected]
+            useless = [one for one in files if one.kind is Kind.LEFTOVER]
+            useless += [one for one in files if one.kind is Kind.INDEX and one.stem not in stems]
+            shards = [one for one in removable if one.kind in (Kind.SHARD, Kind.PART)]
+            if any(map(remove_unused, [*useless, *sorted(shards, key=lambda one: one.used)])):
                 continue
             if total > self.limit:
-                raise _NoRoomError(f"shards in use and in download take {total / 1e9:.3g} of {self.limit / 1e9:g} GB")
-            raise _NoRoomError(f"it takes {missing / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB free")
-
-    def _remove_one(self, files: list[_CachedFile], part: Path, protected: Set[str]) -> bool:
-        """Evict an index without a shard, or the least recently used shard. Return False if all are in use."""
-        shards = [one for one in files if not one.is_index]
-        stems = {one.stem for one in shards}
-        for one in files:
-            if one.is_index and (one.stem not in stems or one.path.suffix == ".tmp"):
-                one.path.unlink(missing_ok=True)
-                return True
-        candidates = (one for one in shards if one.path != part and one.stem not in protected)
-        return any(_remove_unused(one) for one in sorted(candidates, key=lambda one: one.used))
-
-    def _scan(self) -> list[_CachedFile]:
-        found = []
-        for path in self.folder.iterdir():
-            name = _CACHED_NAME.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another process renamed or removed the file
-                if name:
-                    status = path.stat()
-                    found.append(_CachedFile(path, name["stem"], int(name["bytes"] or status.st_size), status.st_mtime))
-        return found
+                return f"shards in use and in download take {total / 1e9:.3g} of {self.limit / 1e9:g} GB"
+            return f"it takes {missing / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB free"
 
 
-def _is_same_file(path: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: FileIO) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     return False
 
 
-def _remove_unused(shard: _CachedFile) -> bool:
-    """Remove a shard or ``.part`` file and its index, unless a process has a lock on the shard."""
-    try:
-        with shard.path.open("rb") as file:
-            if not acquire(file):
-                return False
-            shard.path.unlink()
-            shard.path.with_name(f"{shard.stem}.idx.json").unlink(missing_ok=True)
-            logger.info("removed %s from the cache to make room", shard.path.name)
-            return True
-    except FileNotFoundError:
-        return False
+class ShardPrefetcher:
+    """Background thread that downloads the shards of the current shuffle window, then those of the next window.
+
+    Each rank starts at a different shard of the window and skips shards that another rank is downloading, so that the
+    ranks of a node share the downloads. Errors are only logged, because the reader raises the same errors later.
+    """
+
+    def __init__(self, reader: ShardReader, cache: ShardCache, sampler_of: Callable[[int], EpochSampler], rank: int):
+        self._reader, self._cache, self._sampler_of, self._rank = reader, cache, sampler_of, rank
+        self._window: tuple[int, range] = (-1, range(0))  # epoch and shuffle indices
+        self._requested: list[int] | None = None  # numbers of the shards to download, until the thread takes the list
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
+        self._thread.start()
+
+    def advance_to(self, sampler: EpochSampler, index: int) -> None:
+        """Move to the window that contains ``index``. Shards outside this and the next window are closed."""
+        epoch, indices = self._window
+        if sampler.epoch == epoch and index in indices:
+            return
+        indices, current_shards = sampler.window(index)
+        self._window = (sampler.epoch, indices)
+        if indices.stop < sampler.num_samples:
+            _, next_shards = sampler.window(indices.stop)
+        else:
+            _, next_shards = self._sampler_of(sampler.epoch + 1).window(0)
+        with self._changed:
+            self._requested = [*self._rotated(current_shards), *self._rotated(next_shards)]
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread. Close the reader first, because that cancels the downloads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _rotated(self, shards: list[int]) -> list[int]:
+        start = self._rank % len(shards)
+        return shards[start:] + shards[:start]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._requested is not None)
+                requested, self._requested = self._requested, None
+            if self._closed or requested is None:
+                return
+            self._prefetch(requested)
+
+    def _prefetch(self, numbers: list[int]) -> None:
+        shards = self._reader.manifest.shards
+        protected = [shards[number] for number in numbers]
+        self._reader.keep_only(set(numbers))
+        pending = deque(numbers)
+        while pending:
+            if self._closed or self._requested is not None:  # a new list means that the shuffle window has changed
+                return
+            try:
+                self._cache.prefetch(shards[pending[0]], protected)
+                pending.popleft()
+            except CancelledError:
+                return
+            except CorruptSample as fault:
+                logger.warning("prefetch: %s", fault)
+                pending.popleft()
+            except CacheFullError:  # readers will soon close the shards of the previous window
+                self._reader.keep_only(set(numbers))
+                with self._changed:
+                    self._changed.wait(_FULL_CACHE_POLL_SECONDS)
+            except UserError as error:
+                logger.warning("prefetch stops until the next shuffle window: %s", error)
+                return

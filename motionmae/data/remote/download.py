@@ -3,46 +3,55 @@
 - No connection, a timeout, a broken connection, or HTTP 408, 425, 429 or 5xx: the download is retried after 1, 2, 4,
   ... seconds. After ``data.remote_retries`` retries without a byte of progress, UnreachableError is raised.
 - No access, or another HTTP status from 400 to 499: UserError is raised at once.
-- Content that differs from the manifest: the whole file is downloaded once more. If it differs again, CorruptSample is
-  raised.
+- Content that differs from the manifest: the whole file is downloaded once more, then CorruptSample is raised.
 - A file that does not exist: FileNotFoundError is raised at once.
+- A compressed or endless file, or one that arrives too slowly: an error is raised, and never more than the expected
+  bytes are held.
 """
 
+import asyncio
+import contextlib
+import hashlib
 import io
-import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
+import fsspec.asyn
 
 from motionmae.config import DataConfig
 from motionmae.config.data import REMOTE_SCHEMES
 from motionmae.data.shards.errors import CorruptSample, Reason
-from motionmae.data.shards.format import ShardEntry, sha256_of
+from motionmae.data.shards.format import ShardEntry
 from motionmae.errors import UserError
+from motionmae.json_text import InvalidJsonError
+from motionmae.text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FIRST_DELAY = 1.0
 """Seconds before the first retry. The delay doubles with each retry, up to :data:`LONGEST_DELAY`."""
 LONGEST_DELAY = 60.0
 
+_TIME_FACTOR = 10.0  # a request may take this many times data.remote_timeout, plus the time of its bytes
+_SLOWEST = 64 << 10  # bytes per second of a shard
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
-# packages whose exceptions are connection errors
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
+"""Packages whose exceptions are connection errors."""
 
 Result = TypeVar("Result")
 
 
 class UnreachableError(UserError):
-    """The server failed all retries. A later try, or a try from another machine, may succeed."""
+    """The server failed at all retries. A later try, or a try from another machine, may succeed."""
 
 
 def is_remote(folder: Path | str) -> bool:
@@ -50,11 +59,10 @@ def is_remote(folder: Path | str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Check that a URL is the plain address of a folder.
+    """Raise UserError if a URL is not the plain address of a folder.
 
-    Raises:
-        UserError: the scheme is not http, https or s3 (some schemes of fsspec run programs), or the URL has a password
-            (URLs are written to logs and run folders) or a query (file names are appended to URLs).
+    Other schemes are rejected because some schemes of fsspec run programs, user names because URLs are written to logs
+    and run folders, and queries because file names are appended to URLs.
     """
     parts = urlsplit(url)
     if parts.scheme not in REMOTE_SCHEMES:
@@ -63,15 +71,15 @@ def check_url(url: str) -> None:
         raise UserError(f"the shard URL {url} has no host or bucket: write {parts.scheme}://NAME/FOLDER")
     if "@" in parts.netloc:
         raise UserError(
-            f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put it into "
-            "~/.netrc (http) or the AWS_* environment (s3)"
+            f"the URL of shards at {parts.hostname} holds a user name, and URLs are written to logs: put the user name "
+            "into ~/.netrc (http) or the AWS_* environment (s3)"
         )
     if parts.query or parts.fragment:
         raise UserError(f"the URL of shards {url} ends in a query or fragment: give the plain address of the folder")
 
 
 def _file_system(scheme: str, timeout: float) -> Any:
-    """Create an fsspec file system that fails after ``timeout`` seconds without data, without internal retries."""
+    """Create an fsspec file system that does not retry, and fails after ``timeout`` seconds without data."""
     try:
         if scheme == "s3":
             settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
@@ -81,7 +89,12 @@ def _file_system(scheme: str, timeout: float) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        options = {"timeout": limits, "trust_env": True}  # trust_env: use the environment's proxies and ~/.netrc
+        # compressed content stays as it is, because a few bytes could unpack to gigabytes
+        options = {
+            "timeout": limits,
+            "auto_decompress": False,
+            "trust_env": True,
+        }  # trust_env: use the environment's proxies and ~/.netrc
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
@@ -89,43 +102,72 @@ def _file_system(scheme: str, timeout: float) -> Any:
         ) from error
 
 
-class _WrongContent(Exception):  # noqa: N818 - becomes a CorruptSample if it happens again
-    """The downloaded bytes differ from the manifest."""
+@contextlib.contextmanager
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise UserError for errors of the disk that holds the cache ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be written ({error.strerror}): free space, decrease data.cache_gb, or set "
+            "data.cache to a folder on another disk"
+        ) from error
 
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
 
+class _Sink:
+    """Destination of a download, with room for a number of bytes. ``refuse`` makes the error for unfit content."""
 
-class _Appender(io.RawIOBase):
-    """File object that appends a download to a file, up to ``room`` bytes."""
+    def __init__(self, room: int, refuse: Callable[[str], Exception], cancelled: threading.Event):
+        self.room, self.refuse, self.cancelled = room, refuse, cancelled
 
-    def __init__(self, file: BinaryIO, path: Path, room: int, cancelled: threading.Event):
-        self.file, self.path, self.room, self.cancelled = file, path, room, cancelled
-
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> None:
         if self.cancelled.is_set():
             raise CancelledError
         if len(data) > self.room:
-            raise _WrongContent(Reason.REPLACED_SHARD, "it is longer than the manifest says")
+            raise self.refuse("it is longer than it may be")
         self.room -= len(data)
+        self.store(data)
+
+    def store(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Memory(_Sink):
+    """Sink that holds a document."""
+
+    def __init__(self, room: int, cancelled: threading.Event):
+        super().__init__(room, InvalidJsonError, cancelled)
+        self.content = bytearray()
+
+    def store(self, data: bytes) -> None:
+        self.content += data
+
+
+class _Appender(_Sink):
+    """Sink that appends to the unbuffered ``file`` in the cache ``folder``."""
+
+    def __init__(
+        self,
+        file: io.FileIO,
+        folder: Path,
+        room: int,
+        refuse: Callable[[str], Exception],
+        cancelled: threading.Event,
+    ):
+        super().__init__(room, refuse, cancelled)
+        self.file, self.folder = file, folder
+
+    def store(self, data: bytes) -> None:
         rest = memoryview(data)
-        try:
+        with explain_disk_errors(self.folder):
             while rest:
                 rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            raise UserError(
-                f"{self.path.parent} cannot be written ({error.strerror}): free space, lower data.cache_gb, or set "
-                "data.cache to a folder on another disk"
-            ) from error
-        return len(data)
 
 
 class RemoteFolder:
-    """:class:`motionmae.data.shards.store.ShardFolder` of a URL. Safe to use from several threads.
+    """Folder of shards at a URL. Safe to use from several threads.
 
-    Raises:
-        UserError: the URL is invalid, or the packages that its scheme needs are missing.
+    Raises UserError if the URL is invalid or the packages that its scheme needs are missing.
     """
 
     def __init__(self, url: str, data: DataConfig):
@@ -133,62 +175,115 @@ class RemoteFolder:
         self.location = url.rstrip("/")
         self._scheme = urlsplit(url).scheme
         self._retries = data.remote_retries
+        self._seconds = _TIME_FACTOR * data.remote_timeout
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
-        """When set, running downloads and waits before a retry raise CancelledError."""
+        """Event that makes running downloads, and waits before a retry, raise CancelledError."""
 
     def address(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def read(self, name: str) -> bytes:
-        return self._retry(name, lambda: self._fs.cat_file(self.address(name)))
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a document of at most ``limit`` bytes. Raises InvalidJsonError if it is larger or compressed."""
 
-    def download(self, entry: ShardEntry, file: BinaryIO, path: Path) -> None:
-        """Download a shard into the unbuffered ``file`` at ``path``, continuing after the bytes already in the file."""
+        def attempt() -> bytes:
+            memory = _Memory(limit, self.closed)
+            with self._time_limit(name, self._seconds) as seconds:
+                if self._scheme == "s3":
+                    memory.write(self._fs.cat_file(self.address(name), start=0, end=limit + 1, timeout=seconds))
+                else:
+                    self._fetch(name, {}, memory, seconds)
+            return bytes(memory.content)
+
+        return self._retry(name, attempt)
+
+    def download(self, entry: ShardEntry, file: io.FileIO, folder: Path) -> None:
+        """Download a shard into the unbuffered ``file`` in ``folder``, continuing after the bytes already in the file.
+
+        Raises CorruptSample if two downloads of the shard are truncated or differ from ``entry``.
+        """
         for restart in (False, True):
             try:
-                append = partial(self._append_rest, entry, file, path, restart)
-                self._retry(entry.name, append, partial(file.seek, 0, os.SEEK_END))
+                append = partial(self._append_rest, entry, file, folder, restart)
+                self._retry(entry.name, append, lambda: 100 * file.seek(0, os.SEEK_END) // entry.bytes)
                 file.seek(0)
-                if (found := sha256_of(file)) != entry.sha256:
+                if (found := hashlib.file_digest(file, "sha256").hexdigest()) != entry.sha256:
                     detail = f"its sha256 is {found}, the manifest says {entry.sha256}"
-                    raise _WrongContent(Reason.REPLACED_SHARD, detail)
+                    raise self._wrong(entry.name, Reason.REPLACED_SHARD, detail)
                 return
-            except _WrongContent as fault:  # also raised if a server answers a range request with the whole shard
+            except CorruptSample as fault:  # also raised if a server answers a range request with the whole shard
                 file.truncate(0)
-                message = f"{self.address(entry.name)}: {fault}"
                 if restart:
-                    raise CorruptSample(fault.reason, entry.name, message) from fault
-                logger.info("%s; downloading it again from the start", message)
+                    raise
+                logger.info("%s; downloading the shard again from the start", fault)
 
-    def _append_rest(self, entry: ShardEntry, file: BinaryIO, path: Path, restart: bool) -> None:
+    def _wrong(self, name: str, reason: Reason, detail: str) -> CorruptSample:
+        return CorruptSample(reason, name, f"{self.address(name)}: {detail}")
+
+    def _append_rest(self, entry: ShardEntry, file: io.FileIO, folder: Path, restart: bool) -> None:
         if restart:
             file.truncate(0)
         start = file.seek(0, os.SEEK_END)
+        refuse = partial(self._wrong, entry.name, Reason.REPLACED_SHARD)
         if start > entry.bytes:
-            raise _WrongContent(Reason.REPLACED_SHARD, "the cache holds more bytes than the manifest says")
+            raise refuse("it is longer than the manifest says")
         if start == entry.bytes:
             return
-        appender = _Appender(file, path, entry.bytes - start, self.closed)
-        address = self.address(entry.name)
-        if self._scheme == "s3":
-            while appender.room:
-                low = entry.bytes - appender.room
-                high = min(low + _RANGE_BYTES, entry.bytes)
-                if appender.write(self._fs.cat_file(address, start=low, end=high)) < high - low:
-                    break
-        else:
-            byte_range = {"Range": f"bytes={start}-"} if start else {}
-            # with compression, the range would refer to compressed bytes
-            self._fs.get_file(address, appender, headers={"Accept-Encoding": "identity", **byte_range})
+        appender = _Appender(file, folder, entry.bytes - start, refuse, self.closed)
+        with self._time_limit(entry.name, self._seconds + appender.room / _SLOWEST) as seconds:
+            if self._scheme == "s3":
+                self._append_ranges(entry, appender, seconds)
+            else:
+                self._fetch(entry.name, {"Range": f"bytes={start}-"} if start else {}, appender, seconds)
         if appender.room:
             detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
-            raise _WrongContent(Reason.TRUNCATED_SHARD, detail)
+            raise self._wrong(entry.name, Reason.TRUNCATED_SHARD, detail)
+
+    def _append_ranges(self, entry: ShardEntry, appender: _Appender, seconds: float) -> None:
+        while appender.room:
+            low = entry.bytes - appender.room
+            high = min(low + _RANGE_BYTES, entry.bytes)
+            content = self._fs.cat_file(self.address(entry.name), start=low, end=high, timeout=seconds)
+            appender.write(content)
+            if len(content) < high - low:
+                break
+
+    def _fetch(self, name: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
+        """Send a GET request, and write the content to ``sink``."""
+        fsspec.asyn.sync(self._fs.loop, self._fetch_async, self.address(name), headers, sink, seconds)
+
+    async def _fetch_async(self, address: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
+        session = await self._fs.set_session()
+        # with compression, a range would refer to compressed bytes
+        headers = {"Accept-Encoding": "identity", **headers}
+        request = session.get(self._fs.encode_url(address), headers=headers)
+        async with asyncio.timeout(seconds), request as answer:
+            if answer.status == 404:
+                raise FileNotFoundError(address)
+            answer.raise_for_status()
+            if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise sink.refuse("the server sends it compressed, although identity encoding was asked for")
+            async for data in answer.content.iter_any():
+                sink.write(data)
+
+    @contextlib.contextmanager
+    def _time_limit(self, name: str, seconds: float) -> Iterator[float]:
+        """Yield ``seconds``. Raise UnreachableError, which is not retried, if a timeout shows that they have passed."""
+        started = time.monotonic()
+        try:
+            yield seconds
+        except TimeoutError as error:
+            if time.monotonic() - started < seconds:
+                raise
+            raise UnreachableError(
+                f"{self.address(name)} did not arrive within {seconds:.0f} s: check the server and the network, or "
+                "increase data.remote_timeout"
+            ) from error
 
     def _retry(self, name: str, attempt: Callable[[], Result], progress: Callable[[], int] = int) -> Result:
         """Call ``attempt`` until it succeeds, with the retries in the module docstring, and return its result.
 
-        ``progress`` returns the number of bytes downloaded. If it has grown, the count of failures restarts at 0.
+        ``progress`` returns the percentage downloaded. If it has grown, the count of failures restarts at 0.
         """
         failures, farthest = 0, progress()
         while True:
@@ -196,7 +291,7 @@ class RemoteFolder:
                 raise CancelledError
             try:
                 return attempt()
-            except (FileNotFoundError, UserError):
+            except FileNotFoundError:
                 raise
             except Exception as error:
                 self._raise_permanent(name, error)
@@ -214,10 +309,7 @@ class RemoteFolder:
             self.pause(failures - 1)
 
     def pause(self, retry: int) -> None:
-        """Wait before retry number ``retry`` (from 0). The wait doubles with each retry.
-
-        Raises CancelledError if the folder was closed.
-        """
+        """Wait before retry number ``retry`` (from 0), twice as long each time. Raises CancelledError if closed."""
         if self.closed.wait(min(FIRST_DELAY * 2**retry, LONGEST_DELAY)):
             raise CancelledError
 
@@ -225,15 +317,16 @@ class RemoteFolder:
         """Raise UserError if the server refuses permanently, or ``error`` if it is not a connection error."""
         status = getattr(error, "status", 0)
         if status == 416:
-            raise _WrongContent(Reason.TRUNCATED_SHARD, "it is now shorter than the bytes in the cache") from error
+            detail = "it is now shorter than the bytes in the cache"
+            raise self._wrong(name, Reason.TRUNCATED_SHARD, detail) from error
         no_credentials = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
         if isinstance(error, PermissionError) or status in (401, 403) or no_credentials:
             detail = " ".join(str(error).split())
             raise UserError(
-                f"no access to {self.address(name)} ({detail}): check the credentials of this machine"
+                f"no access to {self.address(name)} ({detail}): check this machine's credentials"
             ) from error
         if status and 400 <= status < 500 and status not in _TEMPORARY_STATUS:
             raise UserError(f"the server answered {self.address(name)} with HTTP {status}: check the URL") from error
         package = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError | TimeoutError) and package not in _TRANSPORT:
+        if not isinstance(error, OSError) and package not in _TRANSPORT:
             raise error

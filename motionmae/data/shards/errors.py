@@ -18,8 +18,7 @@ class Reason(StrEnum):
 class CorruptSample(Exception):  # noqa: N818 - names a property of the data, not a failure of the program
     """A stored sample or a whole shard is missing or damaged.
 
-    ``where`` is the name of the shard, followed by the key of the sample if only one sample is affected. ``detail``
-    holds the value found and the value expected.
+    ``where`` is the name of the shard, then the key of the sample if only one sample is affected.
     """
 
     def __init__(self, reason: Reason, where: str, detail: str):

@@ -1,4 +1,4 @@
-"""The shard format. Only this module knows the layout of the bytes.
+"""Format of shards on disk. Only this module knows the layout of the bytes.
 
 A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video::
 
@@ -8,12 +8,9 @@ A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per vid
     KEY.json   label, class name, source, fps, frames, stride, height, width, times (see :data:`META_KEYS`)
     KEY.flow   optional: offsets[T + 1] like KEY.jpgs, then T optical-flow fields (motionmae.data.flow)
 
-The index ``NAME.idx.json`` lies beside the tar. The index holds the offset and the size of each member, and the values
-that a loader needs to cut a clip without KEY.json. The tar is written under a temporary name, flushed and renamed. The
-index is written after the tar and marks the shard as complete. The bytes of a shard depend only on the samples: they
-contain no times, owners or host names.
-
-``motionmae.data.shards.manifest`` lists the shards of a data set, ``motionmae.data.shards.reader`` reads samples.
+The index ``NAME.idx.json`` beside the tar holds the offset and the size of each member, and the values that a loader
+needs to cut a clip without KEY.json. A shard without its index is incomplete. The bytes of a shard depend only on the
+samples: they contain no times, owners or host names.
 """
 
 import contextlib
@@ -28,20 +25,32 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.publish import current_index, index_path, publish, recover, temporary_path
+from motionmae.data.shards.schema import (
+    MAX_SAMPLES,
+    FileBytes,
+    IndexFile,
+    Samples,
+    Sha256,
+    ShardName,
+    Version,
+    index_limit,
+)
 from motionmae.errors import UserError
-from motionmae.files import sync_folder, write_atomically
+from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, parse_json, read_limited
 
 ENCODINGS = {"jpeg": "jpgs", "raw": "rgbs"}
-"""Maps the encoding of frames to the extension of their member. The columns of the index always say ``jpgs``."""
+"""Extension of the member that holds the frames, by their encoding. The columns of the index always say ``jpgs``."""
 
 FORMAT_VERSION = 2
-"""Incremented if readers of the previous version would misread a shard. 2: added the sha256 of indexes."""
+"""Version to increment if readers of the previous version would misread a shard. 2 added the sha256 of indexes."""
 
 ORDER_VERSION = 1
-"""Incremented if the same seed gives a different order of samples than before (motionmae.data.sampler)."""
+"""Version to increment if motionmae.data.sampler gives a different order of samples for the same seed."""
 
 META_KEYS = ("label", "class_name", "source", "fps", "frames", "stride", "height", "width", "times")
 """Keys of every KEY.json: class number (-1: none) and class name; path of the video within its data set; frames per
@@ -61,20 +70,18 @@ _COLUMNS = (
 class ShardEntry:
     """Manifest entry of a shard."""
 
-    name: str  # file name within the folder, ``NAME.tar``
-    sha256: str  # sha256 of the tar
-    bytes: int  # size of the tar
-    samples: int
-    index_sha256: str  # sha256 of the index ``NAME.idx.json``
+    name: ShardName  # file name within the folder, ``NAME.tar``
+    sha256: Sha256  # sha256 of the tar
+    bytes: FileBytes  # size of the tar
+    samples: Samples
+    index_sha256: Sha256  # sha256 of the index ``NAME.idx.json``
 
 
-def pack_frames(frames: Sequence[bytes]) -> bytes:
-    """Pack the frames of a sample: u32 offsets[T + 1] from the start of the blob, then the T frames end to end."""
-    return b"".join(_blob(frames))
+def pack_frames(frames: Sequence[bytes]) -> list[bytes]:
+    """Return the parts of a packed member: u32 offsets[T + 1] from the start of the member, then the T frames.
 
-
-def _blob(frames: Sequence[bytes]) -> list[bytes]:
-    """Return the parts that :func:`pack_frames` joins. The writer writes them one by one to avoid a large copy."""
+    The parts are not joined, because the copy would be large.
+    """
     start = 4 * (len(frames) + 1)
     offsets = [start]
     for frame in frames:
@@ -84,29 +91,12 @@ def _blob(frames: Sequence[bytes]) -> list[bytes]:
     return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
 
 
-def index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name.removesuffix(".tar") + ".idx.json")
-
-
-class _HashedFile:
-    """Append-only file that computes the sha256 of its content."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.sha256.update(data)
-        self.size += len(data)
-
-
 class ShardWriter:
     """Writer of one shard. The complete shard appears at the end of the ``with`` block and replaces an older version.
 
-    An exception in the block removes the unfinished file. A killed process leaves ``NAME.tar.tmp``, which the next
-    writer of the same shard overwrites. ``encoding`` is a key of :data:`ENCODINGS`.
+    If the block raises an exception, the unfinished file is removed. After a kill, the old or the new shard is read,
+    and the next writer of the same shard removes what is left (motionmae.data.shards.publish). ``encoding`` is a key of
+    :data:`ENCODINGS`.
 
     Example::
 
@@ -121,12 +111,13 @@ class ShardWriter:
         self.path = path
         self.encoding = encoding
         self.entry: ShardEntry | None = None
-        self._temporary = path.with_name(path.name + ".tmp")
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        self._sha256 = hashlib.sha256()
+        self._size = 0
 
     def __enter__(self) -> "ShardWriter":
-        self._raw = self._temporary.open("wb", buffering=_WRITE_BYTES)
-        self._file = _HashedFile(self._raw)
+        recover(self.path)  # what a killed writer left; a link of the temporary name would be written through
+        self._file = temporary_path(self.path).open("xb", buffering=_WRITE_BYTES)
         return self
 
     def write(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes] = ()) -> None:
@@ -139,36 +130,53 @@ class ShardWriter:
                 ``windows`` lists the first frame of each (default ``[0]``). No clip crosses the end of a window.
             flow: one optical-flow field per frame (motionmae.data.flow.encode_flow), or empty.
 
-        Raises:
-            UserError: the key, ``meta`` or the number of frames is invalid.
+        Raises UserError if the key, ``meta`` or the number of frames is invalid.
         """
         meta = {"windows": [0], **meta}
         self._check_sample(key, jpegs, meta, flow)
         members = {
             "crcs": [struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs))],
-            "jpgs": _blob(jpegs),
+            "jpgs": pack_frames(jpegs),
             "json": [json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()],
         }
         if flow:
-            members["flow"] = _blob(flow)
+            members["flow"] = pack_frames(flow)
+        self._append_sample(key, members, meta)
+
+    def copy(self, key: str, members: Mapping[str, bytes], meta: Mapping[str, Any]) -> None:
+        """Append a sample of another shard with all its bytes (motionmae.data.shards.stored_samples).
+
+        Its checksums are not made again, so that damage to its frames stays known.
+        """
+        self._append_sample(key, {name: [members[name]] for name in _MEMBERS if name in members}, meta)
+
+    def flush(self) -> None:
+        """Flush the samples to the disk. A full disk raises OSError here rather than at the end of the block."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _append_sample(self, key: str, members: Mapping[str, Sequence[bytes]], meta: Mapping[str, Any]) -> None:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
         crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
         row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
         for suffix, parts in members.items():
             stored_suffix = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
-            row[f"{suffix}_offset"] = self._file.size + _TAR_HEADER
-            row[f"{suffix}_size"] = self._append(f"{key}.{stored_suffix}", parts)
+            row[f"{suffix}_offset"] = self._size + _TAR_HEADER
+            row[f"{suffix}_size"] = self._append_member(f"{key}.{stored_suffix}", parts)
         for name, column in self._columns.items():
             column.append(row[name])
 
-    def _append(self, name: str, parts: Sequence[bytes]) -> int:
+    def _append(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._size += len(data)
+
+    def _append_member(self, name: str, parts: Sequence[bytes]) -> int:
         """Write a tar member part by part, and return its size. ``TarFile`` would need a joined copy of the parts."""
         info = tarfile.TarInfo(name)  # the defaults are mtime 0 and no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
-        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
-        for part in parts:
-            self._file.write(part)
-        self._file.write(bytes(-info.size % tarfile.BLOCKSIZE))
+        for part in (info.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-info.size % tarfile.BLOCKSIZE)):
+            self._append(part)
         return info.size
 
     def _check_sample(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]) -> None:
@@ -179,15 +187,15 @@ class ShardWriter:
         if key in self._columns["key"]:
             raise UserError(f"the sample key {key!r} occurs twice in {self.path.name}: give each sample another key")
         if missing:
-            raise UserError(f"the meta of sample {key} lacks {', '.join(missing)}")
+            raise UserError(f"the meta of sample {key} lacks {', '.join(missing)}: add these keys")
         if not jpegs or not len(jpegs) == meta["frames"] == len(meta["times"]):
             raise UserError(
-                f"sample {key}: {len(jpegs)} pictures, frames={meta['frames']}, {len(meta['times'])} times; "
-                "they must be equal and at least 1"
+                f"sample {key} has {len(jpegs)} pictures, frames={meta['frames']} and {len(meta['times'])} times: give "
+                "the same number of each, at least 1"
             )
         if flow and len(flow) != len(jpegs):
             raise UserError(
-                f"sample {key} has {len(flow)} flow fields for {len(jpegs)} frames: store one field a frame"
+                f"sample {key} has {len(flow)} flow fields for {len(jpegs)} frames: store one field per frame"
             )
         if not windows or windows[0] != 0 or sorted(set(windows)) != list(windows) or windows[-1] >= len(jpegs):
             raise UserError(
@@ -199,11 +207,10 @@ class ShardWriter:
             self._discard()
             return
         try:
-            end = self._file.size + 2 * tarfile.BLOCKSIZE  # a tar ends with two empty blocks, padded to a full record
-            self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.size))
-            self._raw.flush()
-            os.fsync(self._raw.fileno())
-            self._raw.close()
+            end = self._size + 2 * tarfile.BLOCKSIZE  # a tar ends with two empty blocks, padded to a full record
+            self._append(bytes(end + -end % tarfile.RECORDSIZE - self._size))
+            self.flush()
+            self._file.close()
         except OSError:  # usually a full disk
             self._discard()
             raise
@@ -211,31 +218,40 @@ class ShardWriter:
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes the buffer, and the flush may fail again
-            self._raw.close()
-        self._temporary.unlink()
+            self._file.close()
+        recover(self.path)
 
     def _publish(self) -> None:
-        index = index_path(self.path)
-        index.unlink(missing_ok=True)  # without an index the shard counts as incomplete
-        self._temporary.replace(self.path)
-        sync_folder(self.path.parent)
         content = {
             "format_version": FORMAT_VERSION,
             "encoding": self.encoding,
             "name": self.path.name,
-            "sha256": self._file.sha256.hexdigest(),
-            "bytes": self._file.size,
+            "sha256": self._sha256.hexdigest(),
+            "bytes": self._size,
             "samples": len(self._columns["key"]),
             "columns": self._columns,
         }
-        self.entry = write_index(self.path, content)
+        try:
+            raw = _index_bytes(content)
+        except UserError:
+            self._discard()
+            raise
+        publish(self.path, raw)
+        self.entry = _entry(content, raw)
 
 
 def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
     """Write the index of a shard atomically, and return the shard's manifest entry."""
-    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    write_atomically(index_path(shard), raw, unique=False)
+    raw = _index_bytes(content)
+    write_atomically(index_path(shard), raw)
     return _entry(content, raw)
+
+
+def _index_bytes(content: Mapping[str, Any]) -> bytes:
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    if len(raw) > index_limit(content["samples"]):
+        raise UserError(f"the index of {content['name']} has {len(raw)} bytes: store fewer samples per shard")
+    return raw
 
 
 def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
@@ -244,12 +260,14 @@ def _entry(content: Mapping[str, Any], raw: bytes) -> ShardEntry:
 
 
 def load_index(shard: Path, entry: ShardEntry | None = None) -> tuple[ShardEntry, dict[str, list[Any]]]:
-    """Read the index of a shard as :func:`parse_index` does. A missing index also raises CorruptSample."""
-    path = index_path(shard)
+    """Read and parse the index of a shard, see :func:`parse_index`. A missing index also raises CorruptSample."""
+    path = current_index(shard)
     try:
-        raw = path.read_bytes()
+        raw = read_limited(path, index_limit(entry.samples if entry else MAX_SAMPLES))
     except FileNotFoundError:
         raise CorruptSample(Reason.MISSING_SHARD, shard.name, f"{path} does not exist") from None
+    except InvalidJsonError as error:
+        raise CorruptSample(Reason.BAD_INDEX, shard.name, f"{path} is not a shard index ({error})") from error
     except OSError as error:
         raise CorruptSample(Reason.UNREADABLE, shard.name, str(error)) from error
     return parse_index(path, raw, entry)
@@ -260,47 +278,46 @@ def parse_index(
 ) -> tuple[ShardEntry, dict[str, list[Any]]]:
     """Parse an index; return the shard's manifest entry and the columns, each a list of one value per sample.
 
-    If ``entry``, the shard's manifest entry, is given, the checksum of ``raw`` is compared with it.
-
-    Columns: key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and offset and size of
-    the members crcs, jpgs, json, flow (size 0: none).
+    The columns are key, crc32 (of KEY.jpgs), label, fps, frames, stride, height, width, windows, and the offset and
+    size of the members crcs, jpgs, json and flow (size 0 if the sample has no flow).
 
     Raises:
-        CorruptSample: the index is damaged or differs from ``entry``.
+        CorruptSample: the index is damaged or differs from ``entry``, the shard's entry in the manifest.
         UserError: ``entry`` is not given, and the index has a different format version.
     """
-    shard = Path(path).name.removesuffix(".idx.json") + ".tar"
+    shard = entry.name if entry else Path(path).name.removesuffix(".idx.json") + ".tar"
     if entry is not None and hashlib.sha256(raw).hexdigest() != entry.index_sha256:
         raise _changed(path, raw, entry)
     try:
-        content = json.loads(raw)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        index = parse_json(raw, IndexFile)
+    except InvalidJsonError as error:
+        with contextlib.suppress(InvalidJsonError):
+            check_version(path, parse_json(raw, Version).format_version)
         raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} is not a shard index ({error})") from error
-    check_version(path, version)
-    try:
-        found = _entry(content, raw)
-        columns = {name: content["columns"][name] for name in _COLUMNS}
-    except (KeyError, TypeError) as error:
-        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} lacks {error}") from error
-    if any(len(column) != found.samples for column in columns.values()):
-        raise CorruptSample(Reason.BAD_INDEX, shard, f"{path} does not hold {found.samples} samples")
-    return found, columns
+    check_version(path, index.format_version)
+    found = _entry(index.__dict__, raw)
+    if entry is not None and found != entry:
+        raise _replaced(found, entry)
+    return found, index.columns.__dict__
+
+
+def _replaced(found: ShardEntry, entry: ShardEntry) -> CorruptSample:
+    return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
 
 
 def _changed(path: Path | str, raw: bytes, entry: ShardEntry) -> CorruptSample:
-    """Return an error that says whether an index with a wrong checksum is damaged or belongs to a different shard."""
+    """Return the error for an index with a wrong checksum: the index is damaged, or it describes another shard."""
     try:
         found, _ = parse_index(path, raw)
     except (CorruptSample, UserError):
         found = entry
     if replace(found, index_sha256=entry.index_sha256) != entry:
-        return CorruptSample(Reason.REPLACED_SHARD, entry.name, f"its index describes {found}, the manifest {entry}")
+        return _replaced(found, entry)
     return CorruptSample(Reason.BAD_INDEX, entry.name, f"{path} was changed: its sha256 differs from the manifest")
 
 
-def check_version(path: Path | str, version: object) -> None:
-    """Raise UserError if the format version differs from this code's. Call this before using other values."""
+def check_version(path: Path | str, version: int) -> None:
+    """Raise UserError if ``version`` is not this code's format version. Call this before you read other values."""
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path} has shard format version {version}, but this program reads version {FORMAT_VERSION}: "
@@ -309,24 +326,13 @@ def check_version(path: Path | str, version: object) -> None:
 
 
 def shard_is_complete(shard: Path, entry: ShardEntry | None = None) -> bool:
-    """Return whether a shard was written completely: its index exists, and the tar has the size in the index.
-
-    With ``entry``, the index must also have the checksum in this manifest entry.
-    """
+    """Return whether a shard has its index and the size in the index. ``entry`` must match the index if given."""
     try:
         indexed, _ = load_index(shard, entry)
         check_size(shard, indexed)
         return True
     except (CorruptSample, OSError):
         return False
-
-
-def sha256_of(file: BinaryIO) -> str:
-    """Return the hexadecimal sha256 of a file from its current position to its end."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_size(shard: Path, entry: ShardEntry) -> None:

@@ -1,53 +1,59 @@
-"""``manifest.json`` lists the shards of a folder. The file is written last and marks the folder as complete."""
+"""Manifest of a folder of shards. ``manifest.json`` is written last and marks the folder as complete."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
 
 from motionmae.data.shards.format import ENCODINGS, FORMAT_VERSION, ORDER_VERSION, ShardEntry, check_version
-from motionmae.data.shards.store import ShardFolder
+from motionmae.data.shards.schema import MAX_SIDE, Small, Stride, Version
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, JsonModel, parse_json
 
+_SHARD_NAME = re.compile(r"[^/\x00-\x1f\x7f]+\.tar")
 MANIFEST = "manifest.json"  # file name within a folder of shards
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings that the videos were decoded and encoded with."""
+    """Settings for decoding the videos and encoding their frames."""
 
-    short_side: int  # pixels of the shorter side
-    jpeg_quality: int  # 1 to 100
-    stride: int = 1  # distance of stored frames, in source frames
-    clips: int = 0  # number of stored windows per video; 0: the whole video is stored
-    flow_distance: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = JsonModel.model_config
+
+    short_side: Annotated[int, Field(ge=1, le=MAX_SIDE)]  # pixels of the shorter side
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)]
+    stride: Stride = 1  # distance of stored frames, in source frames
+    clips: Small = 0  # number of stored windows per video; 0: the whole video is stored
+    flow_distance: Small = 0
     """Distance in source frames between the two frames of a flow field; 0: no flow is stored."""
     encoding: str = "jpeg"  # encoding of a frame: jpeg, or raw (uint8 RGB)
-    window: int = 0  # length of a stored window in source frames; 0: the whole video is stored
+    window: Small = 0  # length of a stored window in source frames; 0: the whole video is stored
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of ``manifest.json``.
+    """Content of ``manifest.json``. The file also stores the property ``samples``."""
 
-    The file also holds ``samples``, the sum over the shards. Here ``samples`` is a property that computes the sum.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = JsonModel.model_config
 
     dataset: str  # name of the data set, e.g. k400
     split: str  # e.g. train
-    class_names: tuple[str, ...]  # name of each label
+    class_names: Annotated[tuple[str, ...], Field(fail_fast=True)]  # name of each label
     encoder: EncoderSettings
-    shards: tuple[ShardEntry, ...]  # sample ids run through the shards in this order
-    quarantined: int = 0  # videos of the split that could not be stored (rows of quarantine.jsonl)
+    shards: Annotated[tuple[ShardEntry, ...], Field(fail_fast=True)]  # sample ids run through the shards in this order
+    quarantined: Small = 0  # videos of the split that could not be stored (rows of quarantine.jsonl)
     split_file: str = ""  # name of the annotation file of the split
     split_sha256: str = ""  # sha256 of the annotation file
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that determine the bytes, e.g. {"av": "18.1.0"}."""
-    order_version: int = ORDER_VERSION
-    """ORDER_VERSION when the shards were written. A run uses the version in its own state."""
+    order_version: Small = ORDER_VERSION
+    """ORDER_VERSION at the time of writing. A run uses the version in its own state instead."""
 
     @property
     def samples(self) -> int:
@@ -62,57 +68,60 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
-    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode(), unique=False)
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_manifest(folder: ShardFolder) -> Manifest:
-    """Read ``manifest.json`` of a folder. :func:`motionmae.data.open_shards.load_manifest` takes a path or a URL.
+@dataclass(frozen=True)
+class _ManifestFile(Manifest):
+    """Manifest with the further keys of the file."""
 
-    Raises:
-        UserError: the folder or its manifest is missing, damaged, or has a different format version.
+    format_version: Small = 0
+    stored_samples: Annotated[Small, Field(alias="samples")] = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(**{one.name: getattr(self, one.name) for one in fields(Manifest)})
+
+
+def parse_manifest(path: str, raw: bytes) -> Manifest:
+    """Parse the content ``raw`` of the manifest at ``path``.
+
+    Raises UserError if the manifest is damaged or has a different format version.
     """
-    path = f"{folder.location}/{MANIFEST}"
     try:
-        raw = folder.read(MANIFEST)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder.location} has no {MANIFEST}, which is written last: run make_shards again to finish it, "
-            "or copy the file"
-        ) from None
-    try:
-        content = json.loads(raw)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a manifest of shards ({error}): run make_shards again") from error
-    check_version(path, version)
-    try:
-        manifest = _parse(content)
-    except (KeyError, TypeError) as error:
+        content = parse_json(raw, _ManifestFile)
+    except InvalidJsonError as error:
+        check_version(path, _parse_version(path, raw))
         raise UserError(f"{path} is damaged ({error}): run make_shards again") from error
+    check_version(path, content.format_version)
+    manifest = content.manifest
+    for shard in manifest.shards:
+        if not _SHARD_NAME.fullmatch(shard.name):
+            raise UserError(f"{path} has a shard with the invalid name {shard.name!r}: make the shards again")
     if manifest.encoder.encoding not in ENCODINGS:
         raise UserError(
-            f"{path}: frames with the encoding {manifest.encoder.encoding} cannot be read, only "
-            f"{' and '.join(ENCODINGS)}: make the shards again"
+            f"{path} says that frames have the encoding {manifest.encoder.encoding[:20]}, which is not "
+            f"{' or '.join(ENCODINGS)}: make the shards again"
         )
-    if content["samples"] != manifest.samples:
+    if content.stored_samples != manifest.samples:
         raise UserError(
-            f"{path} says {content['samples']} samples, but its shards hold {manifest.samples}: run make_shards again"
+            f"{path} says {content.stored_samples} samples, but its shards hold {manifest.samples}: "
+            "run make_shards again"
         )
     return manifest
 
 
+def _parse_version(path: str, raw: bytes) -> int:
+    try:
+        return parse_json(raw, Version).format_version
+    except InvalidJsonError as error:
+        raise UserError(f"{path} is not a manifest of shards ({error}): run make_shards again") from error
+
+
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Raise UserError for shards made with ``--clips``, even if their videos are short and stored whole."""
+    """Raise UserError if the shards were made with ``--clips``, even if their videos are short and stored whole."""
     if manifest.encoder.clips:
         raise UserError(
             f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "
             "videos: make the shards without --clips"
         )
-
-
-def _parse(content: Mapping[str, Any]) -> Manifest:
-    fields = {key: value for key, value in content.items() if key not in ("format_version", "samples")}
-    fields["class_names"] = tuple(fields["class_names"])
-    fields["encoder"] = EncoderSettings(**fields["encoder"])
-    fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
-    return Manifest(**fields)

@@ -1,11 +1,10 @@
 """Read samples from shards: index entries and single frames, without reading whole shards.
 
-Shards are opened at their first use, and the least recently used shards are closed. 20,000 shards therefore cost no
-more than the few in use. Reads are `pread` calls, which are thread-safe. If a file is truncated while it is read, the
-read raises an error, whereas access to a memory map would kill the process with SIGBUS.
+Shards are opened at their first use, and the least recently used shards are closed. Reads are ``pread`` calls, which
+are thread-safe. A read from a file that is being truncated raises an error, whereas a memory map would kill the process
+with SIGBUS.
 """
 
-import json
 import os
 import threading
 import zlib
@@ -14,19 +13,70 @@ from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from motionmae.data.shards.errors import CorruptSample, Reason
+from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
-from motionmae.data.shards.store import OpenedShard, ShardStore
+from motionmae.data.shards.schema import SampleFacts
 from motionmae.errors import UserError
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, parse_json
+
+
+class OpenedShard(NamedTuple):
+    """Open shard that matches its manifest entry."""
+
+    file: BinaryIO
+    """Unbuffered file. The store does not delete the shard until the file is closed."""
+    columns: dict[str, list[Any]]
+    """Columns of the index, see :func:`motionmae.data.shards.format.parse_index`."""
+
+
+class ShardStore(Protocol):
+    """Local or remote folder of shards. Safe to use from several threads."""
+
+    location: str  # path or URL, without a trailing slash
+
+    def open(self, entry: ShardEntry) -> OpenedShard:
+        """Open a shard and its index. Raises CorruptSample if one of them is missing or differs from ``entry``."""
+
+    def close(self) -> None:
+        """Cancel downloads. May be called more than once."""
+
+
+class LocalFolder:
+    """:class:`ShardStore` of a folder on a file system of this machine. Raises UserError if ``shards`` are missing."""
+
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry]):
+        self.location = str(folder)
+        self._folder = folder
+        present = {path.name for path in folder.iterdir()}
+        missing = [shard.name for shard in shards if shard.name not in present]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(shards)} shards in the manifest of {folder} are missing, the first is "
+                f"{missing[0]}: copy them again, or run make_shards again to write them"
+            )
+
+    def open(self, entry: ShardEntry) -> OpenedShard:
+        path = self._folder / entry.name
+        _, columns = load_index(path, entry)
+        check_size(path, entry)
+        try:
+            return OpenedShard(path.open("rb", buffering=0), columns)
+        except OSError as error:
+            raise CorruptSample(Reason.UNREADABLE, entry.name, str(error)) from error
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
 class SampleMeta:
-    """Index entry of a sample: the values that the choice of frames and crop needs."""
+    """Index entry of a sample, with the values that determine possible frames and crops."""
 
     shard: str
     key: str
@@ -39,7 +89,6 @@ class SampleMeta:
     windows: tuple[int, ...]
     """First stored frame of each window. A clip never crosses the end of its window."""
     has_flow: bool  # whether optical flow is stored
-
     encoding: str = "jpeg"  # encoding of the frames, a key of motionmae.data.shards.format.ENCODINGS
 
     @property
@@ -65,19 +114,17 @@ class _OpenShard:
     def where(self, row: int) -> str:
         return f"{self.name}:{self._keys[row]}"
 
+    def has_stride(self, stride: int) -> bool:
+        return bool((self._columns["stride"] == stride).all())
+
     def value(self, column: str, row: int) -> Any:
         return self._columns[column][row].item()
 
     def meta(self, row: int) -> SampleMeta:
         numbers = {name: self.value(name, row) for name in ("label", "fps", "frames", "stride", "height", "width")}
-        has_flow = self.value("flow_size", row) > 0
+        has_flow, windows = self.value("flow_size", row) > 0, self._windows[row]
         return SampleMeta(
-            shard=self.name,
-            key=self._keys[row],
-            windows=self._windows[row],
-            has_flow=has_flow,
-            encoding=self.encoding,
-            **numbers,
+            self.name, self._keys[row], windows=windows, has_flow=has_flow, encoding=self.encoding, **numbers
         )
 
     def read(self, row: int, offset: int, size: int) -> bytes:
@@ -90,11 +137,8 @@ class _OpenShard:
             raise CorruptSample(Reason.TRUNCATED_SHARD, self.where(row), detail)
         return content
 
-    def read_member(self, row: int, member: str) -> bytes:
-        return self.read(row, self.value(f"{member}_offset", row), self.value(f"{member}_size", row))
-
     def read_ranges(self, row: int, member: str, header: np.ndarray, numbers: Sequence[int]) -> dict[int, memoryview]:
-        """Read the frames ``numbers`` of a packed member with the offsets ``header``; read adjacent frames at once."""
+        """Read the frames ``numbers`` of a packed member with the offsets ``header``, adjacent frames in one read."""
         start, size = self.value(f"{member}_offset", row), self.value(f"{member}_size", row)
         offsets = header.tolist()
         frames: dict[int, memoryview] = {}
@@ -118,7 +162,7 @@ class _OpenShard:
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the first and last number of each run of consecutive numbers in ``numbers``, which must increase."""
+    """Return the first and last number of each run of consecutive numbers. ``numbers`` must increase."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -129,19 +173,18 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ShardReader:
-    """Reads samples by their id, 0 to ``manifest.samples`` - 1. Open one with motionmae.data.open_shards.open_reader.
+    """Reader of samples by their id, 0 to ``manifest.samples`` - 1. Opened by motionmae.data.open_shards.open_reader.
 
-    An open shard takes a file descriptor and about 100 KB. The constructor raises UserError if shards are missing. The
+    The reader keeps at most ``open_shards`` shards open. An open shard takes a file descriptor and about 100 KB. The
     methods raise CorruptSample if a shard or a sample is missing, changed or damaged.
     """
 
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
         self.store, self.manifest = store, manifest
         self.folder = store.location
-        store.check_present(manifest.shards)
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._open_shards = store.most_open(manifest.shards, open_shards)
+        self._open_shards = open_shards
         self._lock = threading.Lock()
 
     def _find(self, sample_id: int) -> tuple[_OpenShard, int]:
@@ -155,17 +198,23 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(number)
         if shard is None:
-            entry = self.manifest.shards[number]
-            # two threads may open the same shard at the same time, which is harmless
-            shard = _OpenShard(entry.name, self.manifest.encoder.encoding, self.store.open(entry))
+            shard = self._open_shard(self.manifest.shards[number])  # two threads may do so at once, which is harmless
             with self._lock:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
         return shard, sample_id - int(self._starts[number])
 
+    def _open_shard(self, entry: ShardEntry) -> _OpenShard:
+        encoder = self.manifest.encoder
+        shard = _OpenShard(entry.name, encoder.encoding, self.store.open(entry))
+        if not shard.has_stride(encoder.stride):
+            detail = f"its index has another stride than the manifest, which says {encoder.stride}"
+            raise CorruptSample(Reason.BAD_INDEX, entry.name, detail)
+        return shard
+
     def keep_only(self, shards: Set[int]) -> None:
-        """Close all shards except the given shard numbers. A full cache can then evict the closed shards."""
+        """Close all shards except those with the given numbers, so that a full cache can evict the closed ones."""
         with self._lock:
             for number in self._open.keys() - shards:
                 del self._open[number]
@@ -182,15 +231,16 @@ class ShardReader:
     def read_json(self, sample_id: int) -> dict[str, Any]:
         """Read a sample's KEY.json, which has the source path and the frame times."""
         shard, row = self._find(sample_id)
+        content = shard.read(row, shard.value("json_offset", row), min(shard.value("json_size", row), JSON_LIMIT + 1))
         try:
-            return json.loads(shard.read_member(row, "json"))
-        except ValueError as error:
+            return parse_json(content, SampleFacts).model_dump()
+        except InvalidJsonError as error:
             raise CorruptSample(Reason.CHECKSUM, shard.where(row), f"KEY.json: {error}") from error
 
     def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> list[memoryview]:
         """Read stored frames in the order of ``frame_indices`` and check each against its crc32.
 
-        Only the frame table and the byte ranges of these frames are read. A repeated frame is read once.
+        Only the frame table and the byte ranges of these frames are read, a repeated frame once.
         """
         shard, row = self._find(sample_id)
         frames = shard.value("frames", row)

@@ -30,7 +30,7 @@ Scores = dict[str, dict[str, Score]]  # maps an object, ``SEQ_ID``, to its J and
 
 @dataclass(frozen=True)
 class Sequence:
-    """A video of the data set: its frames and masks."""
+    """Paths of the frames and masks of a video."""
 
     name: str
     frames: tuple[Path, ...]
@@ -57,55 +57,49 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
     """Read the sequences named in ``ImageSets/IMAGE_SET.txt``."""
     names = davis / "ImageSets" / f"{image_set}.txt"
     if not names.is_file():
-        raise UserError(f"{davis} has no {names.relative_to(davis)}: give the DAVIS folder, which contains JPEGImages")
+        raise UserError(f"{names} is missing: give --davis the folder that contains JPEGImages and ImageSets")
     sequences = []
     for name in names.read_text().split():
         frames = sorted((davis / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
         masks = sorted((davis / "Annotations" / RESOLUTION / name).glob("*.png"))
         if not masks:
-            raise UserError(
-                f"{davis}/Annotations/{RESOLUTION}/{name} contains no masks: download the annotations of DAVIS 2017"
-            )
+            raise UserError(f"{davis}/Annotations/{RESOLUTION}/{name} contains no masks: download DAVIS 2017 again")
         if not frames or frames[0].stem != masks[0].stem:
-            raise UserError(
-                f"{davis}/JPEGImages/{RESOLUTION}/{name} has no JPEG for {masks[0].name}: "
-                "download the frames of DAVIS 2017"
-            )
+            folder = f"{davis}/JPEGImages/{RESOLUTION}/{name}"
+            raise UserError(f"{folder}/{masks[0].stem}.jpg is missing: download DAVIS 2017 again")
         sequences.append(Sequence(name, tuple(frames), tuple(masks)))
     if not sequences:
-        raise UserError(f"{names} names no sequence: write one name per line, or download the data set again")
+        raise UserError(f"{names} is empty: write the name of one sequence per line, or download DAVIS 2017 again")
     return sequences
 
 
 def score_folder(sequences: list[Sequence], results: Path) -> Scores:
-    """Score the masks in ``results``: J and F per object. Every frame must have a mask and an annotation."""
+    """Return J and F of each object in the masks of ``results``. Every frame must have a mask and an annotation."""
     scores: Scores = {}
     for sequence in sequences:
         if not sequence.annotated:
             raise UserError(
-                f"{sequence.name} has {len(sequence.frames)} frames and {len(sequence.masks)} annotated masks: "
-                "scores need a mask for every frame"
+                f"{sequence.name} has {len(sequence.frames)} frames but {len(sequence.masks)} annotated masks: "
+                "download the masks of all frames, or remove the sequence from the list of --image-set"
             )
         if len(sequence.frames) < 3:
             raise UserError(
                 f"{sequence.name} has {len(sequence.frames)} frames, and the first and the last do not count: "
-                "remove it from the list"
+                "remove it from the list of --image-set"
             )
         truth = [read_mask(path) for path in sequence.masks]
         found = []
         for path, true in zip(sequence.masks, truth, strict=True):
             prediction = results / sequence.name / path.name
             if not prediction.is_file():
-                raise UserError(f"{prediction} is missing: every frame of {sequence.name} needs a mask")
+                raise UserError(f"{prediction} is missing: write a mask for every frame of {sequence.name}")
             found.append(read_mask(prediction))
             if found[-1].shape != true.shape:
-                raise UserError(f"{prediction} is {found[-1].shape}, the annotation is {true.shape}: resize it")
+                raise UserError(f"{prediction} is {found[-1].shape}, its annotation {true.shape}: resize the mask")
         for number, score in score_sequence(np.stack(truth), np.stack(found)).items():
             scores[f"{sequence.name}_{number}"] = score
     if not scores:
-        raise UserError(
-            f"there are no objects in the first masks of {len(sequences)} sequences: choose another --image-set"
-        )
+        raise UserError(f"the first masks of all {len(sequences)} sequences are empty: choose another --image-set")
     return scores
 
 

@@ -4,7 +4,7 @@ A video encoder takes cubes (tubelets) of several frames. An adapter builds the 
 without later frames:
 
 - ``duplicate``: a clip of one time step, whose cubes repeat the frame;
-- ``pairs``: a clip of one time step, whose cubes contain the previous frame and the frame;
+- ``pairs``: a clip of one time step, whose cubes contain the previous frame and this frame;
 - ``sliding``: a full-length clip that ends with the frame. The features are those of its last time step, in which the
   frame is repeated.
 
@@ -59,10 +59,7 @@ def positions(encoder: Encoder, steps: int, rows: int, columns: int) -> Tensor:
 
 
 def pixel_features(frames: Iterable[Tensor], cell: int) -> Iterator[Tensor]:
-    """Yield the pixel baseline: features (cell * cell * 3, rows, columns), the normalised pixels of each patch.
-
-    A patch has ``cell`` x ``cell`` pixels. No network is used.
-    """
+    """Yield the normalised pixels of each patch of ``cell`` x ``cell`` pixels: (cell * cell * 3, rows, columns)."""
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     for frame in frames:
         pixels = ((frame.float() / 255 - mean) / std)[None, None]

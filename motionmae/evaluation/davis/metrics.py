@@ -35,7 +35,7 @@ def region_similarity(truth: Mask, found: Mask) -> float:
 
 
 def boundary_accuracy(truth: Mask, found: Mask) -> float:
-    """Return F: harmonic mean of precision and recall of boundary pixels, which match within a disc."""
+    """Return F, the harmonic mean of precision and recall of boundary pixels. Pixels match within a disc."""
     radius = int(np.ceil(BOUNDARY_SHARE * np.linalg.norm(truth.shape)))
     row, column = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = (row**2 + column**2 <= radius**2).astype(np.uint8)

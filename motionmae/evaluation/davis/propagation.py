@@ -28,7 +28,7 @@ _QUERIES = 512  # number of query cells whose labels are computed at once
 
 @dataclass(frozen=True)
 class Protocol:
-    """Parameters of label propagation."""
+    """Rules of label propagation."""
 
     recent: int  # number of recent context frames, besides the first frame
     top: int  # number of most similar cells whose labels are averaged
@@ -36,8 +36,7 @@ class Protocol:
     radius: float  # radius of the neighbourhood, in cells
     square: bool  # whether the neighbourhood is a square (radius inclusive) or a circle (radius exclusive)
     first_everywhere: bool  # whether all cells of the first frame are neighbours
-    long_multiple: int
-    """The long side at short side 480 is rounded down to a multiple of this many pixels, then to whole cells."""
+    long_multiple: int  # the long side at short side 480 is rounded down to a multiple of this, then to whole cells
     bilinear_labels: bool  # whether the first mask is resized bilinearly, otherwise by nearest neighbour
     stretch: bool  # whether each object's map is scaled to [0, 1] before the argmax
 
@@ -75,14 +74,11 @@ def _nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) -> Iterator[Tensor]:
-    """Propagate the labels of the first frame to the following frames.
+    """Yield the soft labels (objects + 1, rows, columns) of every frame after the first, on the CPU.
 
-    Args:
-        features: (width, rows, columns) of each frame in order, including the first frame; on any device.
-        labels: (objects + 1, rows, columns) of the first frame.
-
-    Yields:
-        Soft labels (objects + 1, rows, columns) of every frame after the first, on the CPU.
+    ``features`` yields a tensor (channels, rows, columns) for each frame in order, including the first frame, on any
+    device. The channels are the width of the encoder.
+    ``labels`` are (objects + 1, rows, columns) of the first frame.
     """
     frames = iter(features)
     first = functional.normalize(next(frames).flatten(1), dim=0)  # (width, cells)
@@ -94,13 +90,8 @@ def propagate(features: Iterable[Tensor], labels: Tensor, protocol: Protocol) ->
         current = functional.normalize(frame.flatten(1), dim=0)
         keys = torch.cat([first, *(key for key, _ in recent)], dim=1)  # (width, contexts * cells)
         values = torch.cat([start, *(value for _, value in recent)], dim=1)
-        found = torch.cat(
-            [
-                _labels_of(queries, keys, values, near, protocol)
-                for queries, near in zip(current.split(_QUERIES, 1), allowed.split(_QUERIES), strict=True)
-            ],
-            dim=1,
-        )
+        parts = zip(current.split(_QUERIES, 1), allowed.split(_QUERIES), strict=True)
+        found = torch.cat([_labels_of(queries, keys, values, near, protocol) for queries, near in parts], dim=1)
         recent.append((current, found))
         yield found.view(-1, rows, columns).cpu()
 
@@ -122,7 +113,7 @@ def _labels_of(queries: Tensor, keys: Tensor, values: Tensor, near: Tensor, prot
 
 
 def _neighbourhood(rows: int, columns: int, protocol: Protocol) -> Tensor:
-    """Return a mask of the cells in the neighbourhood of each cell: bool (cells, cells)."""
+    """Return which cells (second axis) are in the neighbourhood of each cell (first axis): bool (cells, cells)."""
     position = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1).float()
     distance = (position[:, :, None] - position[:, None]).abs()  # (2, cells, cells)
     return (distance <= protocol.radius).all(0) if protocol.square else distance.norm(dim=0) < protocol.radius

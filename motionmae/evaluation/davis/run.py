@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from motionmae.checkpointing.load_weights import fingerprint
@@ -18,9 +17,11 @@ from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, wri
 from motionmae.evaluation.davis.frame_features import encoder_features, pixel_features
 from motionmae.evaluation.davis.propagation import PROTOCOLS, SHORT_SIDE, decide, propagate, shrink_labels, working_size
 from motionmae.evaluation.load_run import load_embedding
-from motionmae.evaluation.video_writer import write_mp4
+from motionmae.evaluation.video_writer import write_mp4, write_png
 from motionmae.files import hash_files, write_atomically
 from motionmae.models.motionmae import build_motionmae
+from motionmae.outputs import refuse_foreign_names, signed
+from motionmae.screen import progress_of
 
 _STRIP = 8  # number of frames in a PNG overlay
 PIXEL_CELL = 16
@@ -45,42 +46,33 @@ def open_features(
     davis: Path,
     short_side: int = SHORT_SIDE,
 ) -> tuple[FeatureExtractor, CacheKey]:
-    """Make a feature extractor, and the cache key of its masks.
-
-    The kinds encoder and random require ``run``. ``protocol`` and ``davis`` only enter the cache key.
+    """Make a feature extractor, and the cache key of its masks. ``protocol`` and ``davis`` only enter the key.
 
     Args:
-        kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask).
+        kind: encoder, random (the encoder with initial weights), pixels, or repeat (the first mask). The first two
+            kinds need ``run``.
         adapter: see :mod:`motionmae.evaluation.davis.frame_features`.
         short_side: short side of the resized frames in pixels; only encoders can change it.
 
     Raises:
         UserError: the run cannot be loaded, or ``short_side`` is smaller than a patch or given without an encoder.
     """
-    inputs = str(davis.resolve())
+    inputs, settings = str(davis.resolve()), dict[str, object](features=kind)
     if kind in ("repeat", "pixels") and short_side != SHORT_SIDE:
         raise UserError(f"--short-side needs an encoder, and --features {kind} has none: remove one of them")
     if kind == "repeat":
-        return FeatureExtractor(1, None), CacheKey("", inputs, {"features": kind})
+        return FeatureExtractor(1, None), CacheKey("", inputs, settings)
     if kind == "pixels":
-        settings: dict[str, object] = {"features": kind, "protocol": protocol}
         extractor = FeatureExtractor(PIXEL_CELL, lambda frames: pixel_features(frames, PIXEL_CELL))
-        return extractor, CacheKey("", inputs, settings)
+        return extractor, CacheKey("", inputs, settings | {"protocol": protocol})
     assert run is not None
     embedding, config, found = load_embedding(run, step)
     device = choose_device(config.engine.device)
     encoder = (build_motionmae(config).encoder if kind == "random" else embedding.encoder).eval().to(device)
-    settings = {
-        "features": kind,
-        "step": None if kind == "random" else found,
-        "protocol": protocol,
-        "adapter": adapter,
-    }
+    settings |= {"step": None if kind == "random" else found, "protocol": protocol, "adapter": adapter}
     cell = config.clip.cube_size
     if short_side < cell:
-        raise UserError(
-            f"--short-side {short_side} is smaller than the {cell}-pixel patch of {run}: give at least {cell}"
-        )
+        raise UserError(f"--short-side {short_side} is smaller than a patch of {run}: give at least {cell}")
     if short_side != SHORT_SIDE:
         settings["short_side"] = short_side
     extractor = FeatureExtractor(cell, lambda frames: encoder_features(frames, encoder, adapter, device), short_side)
@@ -92,14 +84,12 @@ def segment(
 ) -> None:
     """Write the masks of all sequences to ``results``. Complete sequences are skipped.
 
-    ``RESULTS/SEQ.sha256`` is written after the masks of a sequence. The file holds the hash of the inputs of the masks:
-    the first mask and the frames.
+    ``RESULTS/SEQ.sha256``, the hash of the first mask and the frames, is written after the masks of a sequence.
     """
     key.bind(results)
     hashes = {s.name: hash_files([s.masks[0], *s.frames]) for s in sequences}
     left = [s for s in sequences if not _is_complete(s, results, hashes[s.name])]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_of() as progress:
         task = progress.add_task("frames", total=sum(len(sequence.frames) for sequence in left))
         for sequence in left:
             progress.update(task, description=sequence.name)
@@ -140,6 +130,7 @@ def track(
 
 def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterator[Path]:
     """Draw the masks of each sequence over its frames: a strip of some frames (png), or a video (mp4)."""
+    refuse_foreign_names(results, {f"{sequence.name}.{kind}": signed for sequence in sequences})
     for sequence in sequences:
         numbers = list(range(len(sequence.frames)))
         if kind == "png":
@@ -151,5 +142,5 @@ def draw_overlays(sequences: list[Sequence], results: Path, kind: str) -> Iterat
             write_mp4(path, drawn, fps=24)
         else:
             small = [cv2.resize(image, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA) for image in drawn]
-            cv2.imwrite(str(path), np.concatenate(small, axis=1)[..., ::-1])
+            write_png(path, np.concatenate(small, axis=1))
         yield path

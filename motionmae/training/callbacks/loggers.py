@@ -2,23 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
+from motionmae.text import one_line
 
 
 class TensorBoard:
-    """Sink that writes TensorBoard event files.
-
-    Args:
-        resumed_step: step of the loaded checkpoint; 0 for a new run.
-    """
+    """Sink that writes TensorBoard event files; ``resumed_step`` is 0 for a new run."""
 
     def __init__(self, folder: RunFolder, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
@@ -28,10 +26,12 @@ class TensorBoard:
         self._run = folder.path
 
     def event(self, row: Row) -> None:
-        """Write an event as text; the event of a picture also as an image."""
-        if row["kind"] == Kind.PICTURE.value and "path" in row:
-            self._writer.add_image("reconstruction", _pixels(self._run / row["path"]), row["step"], dataformats="HWC")
-        self._writer.add_text("events", f"{row['kind']}: {json.dumps(row)}", row["step"])
+        """Write an event as text, and a picture also as an image."""
+        if row["kind"] == Kind.PICTURE and "path" in row:
+            pixels = np.asarray(Image.open(self._run / row["path"]))
+            self._writer.add_image("reconstruction", pixels, row["step"], dataformats="HWC")
+        code = f"    {json.dumps(row)}"  # TensorBoard renders Markdown, and an indented line is code
+        self._writer.add_text("events", code, row["step"])
 
     def metrics(self, row: Row) -> None:
         for key, value in _numbers(row).items():
@@ -43,9 +43,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sink for Weights & Biases (``pip install 'motionmae[viz]'``). All attempts of a run are one W&B run.
+    """Sink that sends metrics and pictures to Weights & Biases. All attempts of a run are one W&B run.
 
-    W&B keeps both points of a step that a resumed run repeats, on the axis ``step``. Its files are in ``RUN/wandb``.
+    If a resumed run repeats a step, W&B keeps both points on the axis ``step``. The files of W&B are in ``RUN/wandb``.
 
     Raises:
         UserError: wandb is not installed, or W&B refuses the run, for example because the API key is missing.
@@ -70,46 +70,30 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"W&B could not start with log.wandb={config.log.wandb} ({str(error).splitlines()[0]}): "
+                f"W&B could not start with log.wandb={config.log.wandb} ({one_line(error)}): "
                 "run `wandb login`, or set log.wandb=offline"
             ) from error
         self._wandb_run.define_metric("*", step_metric="step")
 
     def event(self, row: Row) -> None:
-        """Send a picture. Other events are in ``events.jsonl`` only."""
-        if row["kind"] == Kind.PICTURE.value and "path" in row:
+        """Send a picture; other events are only in ``events.jsonl``."""
+        if row["kind"] == Kind.PICTURE and "path" in row:
             picture = self._wandb.Image(str(self._run / row["path"]))
-            self._log({"reconstruction": picture, "step": row["step"]})
+            self._call(self._wandb_run.log, {"reconstruction": picture, "step": row["step"]})
 
     def metrics(self, row: Row) -> None:
-        self._log({**_numbers(row), "step": row["step"]})
+        self._call(self._wandb_run.log, {**_numbers(row), "step": row["step"]})
 
     def close(self) -> None:
-        with self._service():
-            self._wandb_run.finish()
+        self._call(self._wandb_run.finish)
 
-    def _log(self, values: dict[str, Any]) -> None:
-        with self._service():
-            self._wandb_run.log(values)
-
-    @contextmanager
-    def _service(self) -> Iterator[None]:
-        """Turn errors of W&B's service into OSError, which never stops training."""
+    def _call(self, action: Callable[..., Any], *arguments: Any) -> None:
+        """Call W&B, and turn an error of its service into an OSError, which never stops training."""
         try:
-            yield
+            action(*arguments)
         except self._wandb.Error as error:
             raise OSError(str(error)) from error
 
 
 def _numbers(row: Row) -> dict[str, float]:
     return {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "time")}
-
-
-def _pixels(path: Path) -> Any:
-    """Read a PNG as RGB (H, W, 3) uint8."""
-    import cv2
-
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise OSError(f"{path} cannot be read")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

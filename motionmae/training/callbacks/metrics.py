@@ -10,8 +10,7 @@ from torch import Tensor
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.runs.events import Row
-from motionmae.runs.phases import Phase
+from motionmae.runs.events import Phase, Row
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StepTimer
 
@@ -20,28 +19,24 @@ from motionmae.training.step_timer import StepTimer
 class StepResult:
     """Result of one optimiser step on this rank."""
 
-    losses: Tensor
-    """Means of the task's losses over the micro-batches; the first is minimised."""
-    applied: bool
-    """False if all ranks skipped the update, because loss or gradient was not finite."""
-    samples: list[Tensor]
-    """(b,) sample IDs of each micro-batch."""
+    losses: Tensor  # means of the task's losses over the micro-batches; the first is minimised
+    applied: bool  # false if all ranks skipped the update, because loss or gradient was not finite
+    samples: list[Tensor]  # (b,) sample IDs of each micro-batch
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Source of the rows of metrics.jsonl. A new scalar is added here and in monitoring/metric_definitions.py."""
+    """Source of the rows of metrics.jsonl. Add a new scalar here and in monitoring/metric_definitions.py."""
 
     loss_names: Sequence[str]
-    clips_per_step: int
-    """Clips over all ranks, including repeated clips of a video."""
+    clips_per_step: int  # clips over all ranks, including repeated clips of a video
     rank: DistributedContext
     engine: Engine
     loader: ClipLoader
     timer: StepTimer
 
     def row(self, state: TrainState, result: StepResult) -> Row:
-        """Compute the row of the step that was just taken. Collective."""
+        """Compute the row of the last step. All ranks must call this."""
         times = self.times()
         names, rank, world = self.loss_names, self.rank.rank, self.rank.world
         shared = torch.zeros(len(names) + world, device=self.rank.device)  # one message for losses and times
@@ -64,7 +59,7 @@ class StepMetrics:
         }
 
     def times(self) -> Row:
-        """Compute the mean seconds of a step on this rank since the last row, without the time of saves."""
+        """Compute this rank's mean times of a step since the last row, without the time of saves."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
         seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
@@ -78,12 +73,10 @@ class StepMetrics:
 
 
 def straggler_scores(own_seconds: Tensor, rank: int) -> Row:
-    """Compare each rank's own time in a step with the median; return this rank's score and the slowest rank.
+    """Divide each rank's own time in a step by the median; return this rank's score and the slowest rank's.
 
-    Only the time before the backward pass is a rank's own: after it, ranks wait for each other and take equally long.
-
-    Args:
-        own_seconds: (world,) seconds of a step until the end of the forward pass, by rank.
+    ``own_seconds`` (world,) are the seconds of a step until the end of the forward pass. From then on, ranks wait for
+    each other.
     """
     scores = own_seconds / own_seconds.median().clamp(min=1e-9)
     slowest = int(scores.argmax())

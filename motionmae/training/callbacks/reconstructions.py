@@ -1,10 +1,9 @@
 """Pictures of reconstructed clips, drawn from a run's checkpoints by a separate process during training.
 
-The process has a low priority. At any ZeRO stage it needs neither the device nor the other ranks, and it does not
-change the random state of training. If the process fails, training goes on.
+The process has a low priority, needs neither the device nor the other ranks, and does not change the random state of
+training. If the process fails, training continues.
 """
 
-import logging
 import os
 import subprocess
 import sys
@@ -15,22 +14,19 @@ from pathlib import Path
 
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import EventLog, Kind, Row
+from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-LAST_SECONDS = 120.0
-"""Longest time that a finished run waits for its last picture."""
-
-_SOURCE = Path(__file__).resolve().parents[3]
+LAST_SECONDS = 120.0  # longest time that a finished run waits for its last picture
 
 
 class ReconstructionCallback(Callback):
     """Callback that draws ``RUN/reconstructions/step-N.png``, one at a time, and logs each picture in events.jsonl.
 
     Args:
-        every_steps: steps between pictures. A picture is drawn from the first checkpoint that follows. 0 draws none; it
-            is set on every rank except rank zero.
+        every_steps: steps between pictures, drawn from the next checkpoint; 0 on every rank that draws none.
     """
 
     def __init__(self, folder: RunFolder, every_steps: int, events: EventLog, log: Callable[[str], None]) -> None:
@@ -61,7 +57,7 @@ class ReconstructionCallback(Callback):
         try:
             self._process = self._start(step)
         except OSError as error:
-            logger.warning("the picture of step %d cannot be drawn (%s); training goes on", step, error)
+            logger.warning("the picture of step %d cannot be drawn (%s); training continues", step, error)
             return
         self._step, self._began = step, time.monotonic()
 
@@ -74,7 +70,7 @@ class ReconstructionCallback(Callback):
             self._log(f"the picture of step {fields['step']} could not be drawn: {fields['error']}")
 
     def poll(self, timeout: float = 0.0) -> Row | None:
-        """Return the finished picture's event fields (step, seconds, path or error); None if there is none yet."""
+        """Return the event fields of a finished picture (step, seconds, path or error); None if there is none yet."""
         if self._process is None:
             return None
         try:
@@ -96,11 +92,12 @@ class ReconstructionCallback(Callback):
     def _start(self, step: int) -> "subprocess.Popen[bytes]":
         out = self._picture(step)
         out.parent.mkdir(exist_ok=True)
-        command = ["reconstruct", self._folder.path, "--step", step, "--out", out]
-        variables = {"PYTHONPATH": str(_SOURCE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = ["reconstruct", str(self._folder.path), "--step", str(step), "--out", str(out)]
+        source = Path(__file__).resolve().parents[3]
+        variables = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self._log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "motionmae", *map(str, command)],
+                [sys.executable, "-m", "motionmae", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

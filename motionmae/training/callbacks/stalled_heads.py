@@ -11,9 +11,8 @@ from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine.deepspeed_engine import Engine
-from motionmae.models.cubes import cut_patches
-from motionmae.models.motionmae import masks_of
-from motionmae.models.targets import loss_of, make_targets
+from motionmae.models.motionmae import masked_targets
+from motionmae.models.targets import loss_of
 from motionmae.runs.events import Row
 from motionmae.training.callbacks.base import Callback
 
@@ -47,15 +46,17 @@ class StalledHeads(Callback):
                 )
 
     def explained_variance(self) -> dict[str, float]:
-        """Return 1 - loss / loss of the mean target, for each head, on the first clips of the stream. Collective."""
-        batches = self._first_batches()
+        """Return 1 - loss / loss of the mean target, for each head, on the first clips of the stream.
+
+        All ranks must call this.
+        """
+        batches, kind = self._first_batches(), self._config.target.loss
         means = self._over_ranks([{name: t.mean((0, 1)) for name, t in self._targets(b).items()} for b in batches])
         rows = []
         for batch in batches:
             targets = self._targets(batch)
             with torch.no_grad():
                 losses = self._engine(batch.clips, batch.seeds, batch.flow)
-            kind = self._config.target.loss
             baselines = {name: loss_of(means[name].expand_as(t), t, kind) for name, t in targets.items()}
             rows.append({name: torch.stack([getattr(losses, name), baselines[name]]) for name in targets})
         return {name: 1 - float(found / baseline) for name, (found, baseline) in self._over_ranks(rows).items()}
@@ -64,7 +65,6 @@ class StalledHeads(Callback):
         config, rank = self._config, self._rank
         micro = config.engine.micro_batch_size
         data = config.data.model_copy(update={"workers": 0})
-        flow = config.target.has_motion and config.target.motion_source == "flow"
         loader = ClipLoader(
             data,
             config.clip,
@@ -73,20 +73,17 @@ class StalledHeads(Callback):
             micro_batch_size=micro,
             rank=rank.rank,
             world=rank.world,
-            flow=flow,
+            flow=config.target.needs_flow,
         )
         with loader:
             count = math.ceil(CLIPS / (micro * rank.world * data.repeated_sampling))
             return [batch.to(rank.device) for batch in islice(loader.batches(0), count)]
 
-    @torch.no_grad()
     def _targets(self, batch: Batch) -> dict[str, torch.Tensor]:
-        masked = masks_of(self._config, batch.seeds).masked
-        patches = cut_patches(batch.clips, self._config.clip.cube_size)
-        return {name: found.values for name, found in make_targets(self._config, patches, masked, batch.flow).items()}
+        return masked_targets(self._config, batch.clips, batch.seeds, batch.flow)
 
     def _over_ranks(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Average tensors by name over micro-batches and ranks. Collective."""
+        """Average tensors by name over micro-batches and ranks. All ranks must call this."""
         averages = {name: torch.stack([row[name].float() for row in rows]).mean(0) for name in rows[0]}
         for value in averages.values():
             dist.all_reduce(value)

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.experiments import ablation_table, ablations
-from benchmarks.experiments.ablation_table import AblationRow, select
-from benchmarks.experiments.ablations import main
+from benchmarks.experiments import ablations
+from benchmarks.experiments.ablations import AblationRow, main, select
 from motionmae.config import load_config, save_config
 from motionmae.config.load import known_configs
 from motionmae.runs.directory import RunFolder
-from slurm import submit_cli as submit
-from slurm.job_state import JobRecord, JobState
+from slurm import submission
+from slurm.job_state import JobRecord
+from slurm.scontrol import JobState
 
 LOCAL = ("--", "--cluster", "local", "--nodes", "1")
 
@@ -26,8 +26,8 @@ def remaining(row: AblationRow) -> list[str]:
 
 def finish(argv: Sequence[str], runs: Path, *overrides: str) -> RunFolder:
     """Write the config and the events of a finished run."""
-    _, _, config = submit.read([*argv, f"output_dir={runs}", *overrides])
-    run = RunFolder.of(config.output_dir, config.name)
+    _, _, config = submission.read([*argv, f"output_dir={runs}", *overrides])
+    run = RunFolder(config.run_folder)
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
     row = {"attempt": "a", "time": 1.0, "step": 9}
@@ -68,13 +68,13 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def take(argv: list[str]) -> int:
         found.append(list(argv))
-        _, _, config = submit.read(argv)
+        _, _, config = submission.read(argv)
         run = Path(config.output_dir) / config.name
         run.mkdir(parents=True, exist_ok=True)
         JobRecord("slurm", str(len(found)), "log", str(run / "code"), 0.0).write(run)
         return 0
 
-    monkeypatch.setattr(ablations.submit, "run_command", take)
+    monkeypatch.setattr(ablations.submission, "run_command", take)
     return found
 
 
@@ -83,7 +83,7 @@ def test_a_row_is_three_jobs_each_after_the_one_before(
 ):
     scripts: list[str] = []
     monkeypatch.setattr(ablations, "sbatch", lambda script: scripts.append(script) or "33")
-    monkeypatch.setattr(ablation_table, "state_of", lambda record, run: JobState("PENDING"))
+    monkeypatch.setattr(ablations, "state_of", lambda record, run: JobState("PENDING"))
     assert main(["--tables", "5a", "10", "--runs", str(tmp_path), "--", "--partition", "gpu", "--nodes", "2"]) == 0
     pretraining, finetuning = submitted[:2]
     assert pretraining[:2] == ["--config", "ablations/table5a_both"]
@@ -124,7 +124,7 @@ def test_on_this_machine_one_job_after_the_other(
 
     def train(argv: list[str]) -> int:
         assert argv[-1] == "--follow"
-        _, _, config = submit.read(argv)
+        _, _, config = submission.read(argv)
         done.append(config.name)
         if status := statuses.get(config.name, 0):
             return status
@@ -135,7 +135,7 @@ def test_on_this_machine_one_job_after_the_other(
         done.append(f"test {Path(command[-1]).name}")
         return SimpleNamespace(returncode=statuses.get(done[-1], 0))
 
-    monkeypatch.setattr(ablations.submit, "run_command", train)
+    monkeypatch.setattr(ablations.submission, "run_command", train)
     monkeypatch.setattr(ablations.subprocess, "run", run_test)
     argv = ["--tables", "10", "--runs", str(tmp_path), *LOCAL]
     assert main(argv) == 2
@@ -155,7 +155,7 @@ def test_on_this_machine_one_job_after_the_other(
     def interrupt(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablations.submit, "run_command", interrupt)
+    monkeypatch.setattr(ablations.submission, "run_command", interrupt)
     shutil.rmtree(tmp_path / "table5a_both")
     assert main(argv) == 130
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.remote.cache import ShardCache, default_folder
@@ -184,7 +184,7 @@ class TestLimit:
     def test_shards_in_use_that_leave_no_room_are_named(self, folder, server, small):
         manifest = load_manifest(folder)
         cache, held = ShardCache(server.url, small), []
-        with pytest.raises(UserError, match=r"has no room for .*toy-.*shards in use .*raise data\.cache_gb"):
+        with pytest.raises(UserError, match=r"has no room for .*toy-.*shards in use .*increase data\.cache_gb"):
             held.extend(cache.open(entry).file for entry in manifest.shards)
         assert not list(Path(small.cache).glob("*.part"))
         assert all(Path(file.name).exists() for file in held)

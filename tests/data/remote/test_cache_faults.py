@@ -143,7 +143,7 @@ class TestEnded:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", textwrap.dedent(code), data.shards, data.cache]
         found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        assert "cannot be written (File too large): free space, lower data.cache_gb" in found.stderr
+        assert "cannot be written (File too large): free space, decrease data.cache_gb" in found.stderr
 
     def test_a_disk_smaller_than_a_shard(self, tmp_path, server, data):
         disk = tmp_path / "cache"
@@ -246,7 +246,7 @@ def test_urls_that_are_refused(url, message):
 
 @pytest.mark.parametrize("shards", ["pipe:cat x", "pipe://cat x", "gopen://x"])
 def test_no_shell_is_run(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"does not exist|give a folder"):
+    with pytest.raises(ValueError, match=r"does not exist|set a folder"):
         ClipLoader(DataConfig(shards=f"{shards}; touch {tmp_path}/ran"), CLIP, seed=0, batch=1, micro_batch_size=1)
     assert not (tmp_path / "ran").exists()
 

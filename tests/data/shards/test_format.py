@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from data_tools.verify import verify_shard
-from motionmae.data.shards import format as shard_format
+from motionmae.data.shards import publish
 from motionmae.data.shards.errors import Reason
 from motionmae.data.shards.format import (
     META_KEYS,
@@ -102,16 +102,17 @@ def test_a_killed_writer_leaves_no_shard_and_the_next_one_makes_the_same_bytes(t
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
-def test_a_rewritten_shard_is_not_complete_before_its_new_index(tmp_path, monkeypatch):
-    write(tmp_path / "a.tar")
+def test_an_interrupted_rewrite_leaves_the_old_shard(tmp_path, monkeypatch):
+    entry = write(tmp_path / "a.tar")
 
-    def die(path, content, unique):
+    def die(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shard_format, "write_atomically", die)
+    monkeypatch.setattr(publish, "write_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a.tar")
-    assert not shard_is_complete(tmp_path / "a.tar")
+    assert shard_is_complete(tmp_path / "a.tar", entry)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.idx.json", "a.tar"]
 
 
 def test_a_full_disk_leaves_no_shard(tmp_path):

@@ -65,7 +65,7 @@ def test_no_manifest_at_all(tmp_path, content):
         ({"samples": 10}, "says 10 samples, but its shards hold 9"),
         ({"shards": [{"name": "a.tar"}]}, "damaged"),
         ({"surprise": 1}, "damaged"),
-        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "frames with the encoding bmp"),
+        ({"encoder": {"short_side": 256, "jpeg_quality": 90, "encoding": "bmp"}}, "frames have the encoding bmp"),
     ],
 )
 def test_a_changed_manifest_is_refused(tmp_path, manifest, change, message):

@@ -87,7 +87,7 @@ def test_folder_wrong_input_is_answered_in_a_sentence(tmp_path):
     assert f"--annotations {tmp_path / 'gone'} does not exist" in refusal("folder", videos, tmp_path / "gone", None)
     assert "is not a folder" in refusal("folder", videos / "notes.txt", None, None)
     assert "is not a class number" in refusal("folder", videos, write(tmp_path / "n.csv", "a.mp4 99999999\n"), None)
-    assert "names no video" in refusal("folder", videos, None, None)
+    assert "no video is listed in" in refusal("folder", videos, None, None)
     assert "has no train.csv or .txt: give the list" in refusal(
         "folder", videos, touch(tmp_path / "lists", "x.md"), "train"
     )

@@ -233,7 +233,7 @@ def test_missing_and_empty_folders_are_answered_in_a_sentence(videos, tmp_path, 
     assert make(tmp_path / "gone", tmp_path / "out") == 2
     assert "gone does not exist" in capsys.readouterr().err
     assert make(tmp_path / "empty", tmp_path / "out") == 2
-    assert "names no video" in capsys.readouterr().err
+    assert "no video is listed in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert make(videos, tmp_path / "file" / "out") == 2

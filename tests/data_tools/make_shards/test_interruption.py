@@ -92,7 +92,7 @@ def test_parts_of_another_count_are_refused(tmp_path, capsys):
     assert make(videos, out, "--part", "0/2") == 0
     for _ in range(2):
         assert make(videos, out, "--part", "1/3") == 2
-        assert f"{out} was started in 2 parts, and this is one of 3" in capsys.readouterr().err
+        assert f"{out} was started in 2 parts, but --part names one of 3" in capsys.readouterr().err
     assert make(videos, out, "--part", "1/2") == make(videos, out) == 0
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(videos, undisturbed, 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == f"stopped: finished shards stay in {out}, and the same command continues after them\n"
+    assert errors == f"stopped: repeat the command to continue; finished shards stay in {out}\n"
     assert not list(out.glob("*.tmp"))
     assert make(videos, out) == 0
     assert fingerprint(out) == undisturbed

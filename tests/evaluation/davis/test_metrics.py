@@ -122,7 +122,7 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "dog contains no masks" in capsys.readouterr().err
     (tmp_path / "ImageSets" / "2017" / "none.txt").write_text("\n")
     assert main(["davis", "--davis", str(tmp_path), "--features", "repeat", "--image-set", "2017/none"]) == 2
-    assert "none.txt names no sequence" in capsys.readouterr().err
+    assert "none.txt is empty" in capsys.readouterr().err
     sequences = [sequence for sequence in read_sequences(DAVIS) if sequence.name == "dog"]
     with pytest.raises(UserError, match=r"dog/00000\.png is missing"):
         score_folder(sequences, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from monitoring.goodput import goodput_of
 from monitoring.report import charts
-from monitoring.report.page import render, write_report
+from monitoring.report.page import render
 from monitoring.report.pictures import Picture
 from motionmae.config import load_config, save_config
 from motionmae.errors import UserError
@@ -168,7 +168,7 @@ def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path):
 @pytest.mark.parametrize("width", [500, 1500])
 def test_a_browser_lays_it_out_without_an_error_or_a_sideways_scroll(history: RunHistory, width: int, tmp_path: Path):
     page = tmp_path / "report.html"
-    write_report([history], page)
+    page.write_text(render([history]))
     probe = """<script>
     const chart = document.querySelector(".chart"), box = chart.getBoundingClientRect();
     chart.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width, clientY: box.top + 40}));
@@ -206,4 +206,4 @@ def test_ticks_are_round_and_inside(low: float, high: float):
     ("value", "text"), [(0, "0"), (1234, "1.23k"), (2.5e6, "2.5M"), (3e-5, "3e-05"), (0.25, "0.25"), (-4000, "-4k")]
 )
 def test_short_numbers(value: float, text: str):
-    assert charts.short(value) == text
+    assert charts.short_number(value) == text

@@ -1,7 +1,7 @@
 import gc
 import weakref
 
-from motionmae.training.callbacks.gc import SynchronizedGc
+from motionmae.training.callbacks.base import SynchronizedGc
 
 
 class Knot:

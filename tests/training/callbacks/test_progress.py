@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.runs.formatting import duration
-from motionmae.training.callbacks.progress import ProgressLine
+from motionmae.training.callbacks.base import ProgressLine
 
 ROW = {
     "step": 10,

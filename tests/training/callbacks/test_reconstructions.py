@@ -24,7 +24,7 @@ def test_a_run_draws_its_reconstructions_and_trains_as_without(tmp_path: Path, z
     plain = tiny_run(shards, tmp_path / "plain", engine={"zero_stage": zero})
     for config in (drawn, plain):
         assert run_ranks(2, run_training, config) == [EndReason.FINISHED] * 2
-    folder, other = (RunFolder.of(config.output_dir, config.name) for config in (drawn, plain))
+    folder, other = (RunFolder(config.run_folder) for config in (drawn, plain))
     events = [row for row in read_rows(folder.events) if row["kind"] == "picture"]
     assert events[-1]["step"] == STEPS
     for row in events:
@@ -67,7 +67,7 @@ class TestReconstructionCallback:
         callback = reconstructions(self.folder(tmp_path), 1)
         callback.on_save(7)
         fields = self.result(callback)
-        assert "is not a run folder, it has no config.yaml" in str(fields["error"])
+        assert "is not a run folder, config.yaml is missing" in str(fields["error"])
 
     def test_a_read_only_folder_and_an_unknown_file_name_are_harmless(self, tmp_path: Path):
         folder = self.folder(tmp_path)

@@ -1,0 +1,100 @@
+"""Progress of a data set: counts, the record of each finished shard, and the manifest of a finished folder."""
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.make_shards.shard_plan import STATE, PlannedShard, ShardPlan
+from data_tools.quarantine import KEYS
+from motionmae.data.open_shards import load_manifest
+from motionmae.data.shards.format import ShardEntry, shard_is_complete
+from motionmae.data.shards.manifest import Manifest
+from motionmae.errors import UserError
+from motionmae.files import write_atomically
+from motionmae.json_text import JSON_LIMIT, read_limited
+
+
+@dataclass
+class Counts:
+    """Progress of a shard or of the whole data set."""
+
+    videos: int = 0  # processed videos, stored or not
+    frames: int = 0  # stored frames
+    bytes: int = 0  # bytes of the stored frames
+    damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
+    quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
+    kept: list[str] = field(default_factory=list)  # videos whose stored samples stay, as the originals give no better
+    set_aside: list[str] = field(default_factory=list)  # damaged shards that were kept under these names
+
+    @property
+    def stored(self) -> int:
+        return self.videos - len(self.quarantine)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(row["reason"] for row in self.quarantine)
+
+    def add(self, other: "Counts") -> None:
+        self.videos += other.videos
+        self.frames += other.frames
+        self.bytes += other.bytes
+        self.damaged.extend(other.damaged)
+        self.quarantine.extend(other.quarantine)
+        self.kept.extend(other.kept)
+        self.set_aside.extend(other.set_aside)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """Content of ``OUT/.make_shards/NAME.json``, the file that marks a shard as finished."""
+
+    counts: Counts
+    entry: ShardEntry | None  # manifest entry; None if none of the videos could be stored
+
+
+def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
+    """Load the record of a finished shard. Return None if the shard is unfinished, or has changed since."""
+    try:
+        content = json.loads(read_limited(record_path(out, shard), JSON_LIMIT))  # json keeps names that are not UTF-8
+        entry = content["entry"] and ShardEntry(**content["entry"])
+        intact = entry is None or (entry.name == shard.name and shard_is_complete(out / shard.name, entry))
+        counts = Counts(**content["counts"])
+        is_valid = _is_valid(counts) and counts.videos == len(shard.videos)
+        is_valid = is_valid and counts.stored == (entry.samples if entry else 0)
+        return ShardRecord(counts, entry) if intact and is_valid else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _is_valid(counts: Counts) -> bool:
+    numbers = (counts.videos, counts.frames, counts.bytes)
+    texts = [*counts.damaged, *(row[name] for row in counts.quarantine for name in KEYS)]
+    return all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
+
+
+def save_record(out: Path, shard: PlannedShard, record: ShardRecord) -> None:
+    counts = {name: value for name, value in vars(record.counts).items() if name not in ("kept", "set_aside")}
+    content = {"counts": counts, "entry": record.entry and vars(record.entry)}
+    write_atomically(record_path(out, shard), json.dumps(content, sort_keys=True).encode())
+
+
+def load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
+    """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
+    with contextlib.suppress(UserError):
+        manifest = load_manifest(out)
+        return manifest if manifest.shards == finished_entries(plan, out) else None
+    return None
+
+
+def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
+    """Return the manifest entries of all planned shards, or None if a shard is missing or damaged."""
+    records = [load_record(out, shard) for shard in plan.shards]
+    if None in records:
+        return None
+    return tuple(record.entry for record in records if record and record.entry)
+
+
+def record_path(out: Path, shard: PlannedShard) -> Path:
+    return out / STATE / f"{Path(shard.name).stem}.json"

@@ -1,0 +1,153 @@
+"""Types of texts that leave the configuration: lines of a job script, arguments of Slurm, names, and paths.
+
+Whoever wrote the text, it must stay one argument of one line. A validator raises ValueError with the remedy, which
+:func:`motionmae.config.refusals.describe_refusal` turns into a sentence with the key.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from motionmae.errors import UserError
+
+LONGEST_TEXT = 4000
+"""Characters. Longer paths do not exist on Linux."""
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+LONGEST_NAME = 255
+"""Bytes of a file name."""
+LONGEST_RUN_NAME = 150
+"""Bytes. Names of files and jobs are made of a run's name."""
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, changes of the writing direction, and halves of surrogate pairs."""
+_BRACKETS = r"\[\d[\d,-]*\]"
+_HOSTS = rf"(\w[\w.-]*({_BRACKETS}[\w.-]*)*)"
+_NODE_VARIABLE = re.compile(r"\w*(TMPDIR|SCRATCH(_?DIR)?)|TMP|TEMP|JOBFS|WORK|HOME|USER|SLURM_(ARRAY_)?(JOB|TASK)_?ID")
+"""Variables that are expanded anywhere in a path: a node's folders, the user and the job.
+
+Others may be secrets, and other users see a path: at its beginning any variable may stand that names a folder.
+"""
+_REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})?")
+
+
+def without_control(text: str) -> str:
+    """Return ``text`` if it is one line without control characters."""
+    if found := _CONTROL.search(text):
+        what = "a line break" if found[0] in "\n\r\x85\u2028\u2029" else f"the control character {found[0]!a}"
+        raise ValueError(f"it holds {what}; write one line of plain text")
+    return text
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` if it is one line of usual length without control characters."""
+    without_control(text)
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"it has {len(text)} characters; write at most {LONGEST_TEXT}")
+    return text
+
+
+def shown(text: str) -> str:
+    """Return a text of a stranger for a message: control characters escaped, and cut to a line."""
+    escaped = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}..."
+
+
+def sbatch_text(text: str) -> str:
+    """Return ``text`` if sbatch and the shell read its quoted form alike. sbatch takes a backslash for an escape."""
+    if "\\" in one_line(text):
+        raise ValueError("it holds a backslash, which sbatch misreads; leave it out")
+    return text
+
+
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator that takes texts of ``pattern`` as a whole, ASCII alone; ``expected`` is the remedy."""
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text) or len(text) > LONGEST_TEXT:
+            raise ValueError(f"write {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
+OneLine = Annotated[str, AfterValidator(one_line)]
+VariableValue = Annotated[str, AfterValidator(without_control)]
+SbatchText = Annotated[str, AfterValidator(sbatch_text)]
+"""Value of an option of sbatch or srun."""
+SbatchOption = Annotated[str, matching("[a-z][a-z0-9-]*", "a long option of sbatch, such as mem")]
+Variable = Annotated[str, matching(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
+JobId = Annotated[str, matching(r"(\w[\w.+-]{0,63})?", "the number of a job")]
+NodeName = Annotated[str, matching(r"\w[\w.-]{0,254}", "the name of a node: letters, digits, '.', '_' and '-'")]
+HostList = Annotated[str, matching(rf"({_HOSTS}(,{_HOSTS})*)?", "names of nodes as a Slurm host list: node[3-4],node7")]
+
+
+def run_name(name: str) -> str:
+    """Return ``name`` if it can be a folder, a job name and a part of file names; empty is allowed."""
+    if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
+        raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
+    if len(name.encode()) > LONGEST_RUN_NAME:
+        raise ValueError(f"use at most {LONGEST_RUN_NAME} letters")
+    return name
+
+
+def check_path(path: str, kind: str) -> None:
+    """Raise ValueError if ``path`` cannot exist, or names a variable that is not expanded.
+
+    Args:
+        kind: ``node`` for a path that :func:`node_path` expands, ``url`` for a path or a URL, else a local path.
+    """
+    if kind == "node":
+        unknown = [found[0] for found in _REFERENCE.finditer(path) if not (_is_allowed(found) or _is_first(found))]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} is not expanded, only a variable for a folder at the beginning, and $USER, "
+                "$SLURM_JOB_ID and their like; write the path itself"
+            )
+    elif "${" in path or re.match(r"\$\w", path):
+        raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
+    if kind == "url" and "://" in path:
+        return
+    if any(len(part.encode()) > LONGEST_NAME for part in path.split("/")):
+        raise ValueError(f"a name in a path has at most {LONGEST_NAME} bytes")
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"this machine has no user {path.partition('/')[0]}; write the path itself") from None
+
+
+def node_path(path: str) -> Path:
+    """Return a configured path with the variables of this node. Raises UserError, never with a value, if one fails."""
+
+    def value(found: re.Match[str]) -> str:
+        text = os.environ.get(_name(found), "")
+        if not text or not (_is_allowed(found) or (_is_first(found) and _is_folder(text))):
+            raise UserError(f"{path} names {found[0]}, which is no folder on this node: write the path itself")
+        return text
+
+    return Path(_REFERENCE.sub(value, path)).expanduser()
+
+
+def _is_allowed(reference: re.Match[str]) -> bool:
+    return _NODE_VARIABLE.fullmatch(_name(reference)) is not None
+
+
+def _is_first(reference: re.Match[str]) -> bool:
+    return reference.start() == 0 and bool(_name(reference)) and reference.string[reference.end() :][:1] in ("", "/")
+
+
+def _is_folder(text: str) -> bool:
+    """Return whether ``text`` is an absolute path that exists, or that can be created below a folder other than /."""
+    folder = Path(text)
+    try:
+        return folder.is_absolute() and (folder.is_dir() or (len(folder.parts) > 2 and folder.parent.is_dir()))
+    except OSError:
+        return False
+
+
+def _name(reference: re.Match[str]) -> str:
+    return reference[1] or reference[2] or ""

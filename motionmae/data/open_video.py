@@ -1,0 +1,66 @@
+"""Open video files. Formats that name other files to read, draw text or hold single pictures are refused.
+
+FFmpeg recognises a format by content, so that a playlist or a text called ``clip.mp4`` could bring any file of this
+machine into a data set. It checks the format before it reads more than the first bytes of the named file.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+
+CONTAINERS = (
+    *("mov", "matroska", "avi", "asf", "flv", "live_flv", "mpeg", "mpegts", "mxf", "gxf", "ogg", "rm", "nut", "nsv"),
+    *("nuv", "dv", "wtv", "ty", "pva", "pmp", "gif", "apng", "swf", "ivf", "kux", "vivo", "flic", "roq", "smk", "bink"),
+    *("thp", "xmv", "filmstrip", "film_cpk", "cine", "r3d", "moflex", "dhav", "ifv", "hxvs", "luodat", "ipmovie"),
+)
+"""Demuxers of FFmpeg for files that hold their own frames, with those of films, games and surveillance cameras."""
+RAW_STREAMS = (
+    *("h261", "h263", "h264", "hevc", "vvc", "evc", "av1", "obu", "m4v", "mpegvideo", "vc1", "vc1test", "dirac"),
+    *("cavsvideo", "avs2", "avs3", "dnxhd", "mjpeg", "smjpeg", "mpjpeg", "yuv4mpegpipe", "ipu", "apv"),
+)
+"""Demuxers for the bytes of one video codec without a container."""
+SOUND = (
+    *("wav", "w64", "aiff", "caf", "au", "mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta", "amr"),
+    *("aa", "aax", "voc"),
+)
+"""Demuxers for sound. They are opened, so that the message says that there is no video stream."""
+
+_OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *RAW_STREAMS, *SOUND)), "protocol_whitelist": "file"}
+
+
+class RefusedFormat(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
+    """The format of a file is not among those above. The message is a clause without the name of the file."""
+
+
+def open_video(path: Path) -> Any:
+    """Open a file with PyAV.
+
+    Raises:
+        RefusedFormat: the file is a playlist, a text or a picture, or has another format that is no video.
+        av.FFmpegError: the format is unknown, or the file cannot be read.
+    """
+    try:
+        # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
+        return av.open(str(path.absolute()), metadata_errors="replace", container_options=_OPTIONS)
+    except av.ArgumentError as error:  # EINVAL: not on the list
+        raise RefusedFormat("its format is not that of a video (a playlist, a text, a picture or the like)") from error
+
+
+def note_on_outside(folder: Path, videos: Sequence[Path]) -> str:
+    """Return a sentence on the videos that links, ``..`` or absolute paths place outside of ``folder``; "" if none."""
+    root = folder.resolve()
+    resolve_folder = functools.cache(Path.resolve)  # a data set has few folders, and network disks are slow
+
+    def is_outside(path: Path) -> bool:
+        real = path.resolve() if path.is_symlink() else resolve_folder(path.parent)
+        return not real.is_relative_to(root)
+
+    outside = [path for path in videos if is_outside(path)]
+    if not outside:
+        return ""
+    first = os.fsencode(outside[0]).decode(errors="backslashreplace")
+    return f"{len(outside)} of the videos are outside of {folder}, by links or by the list; the first is {first}"

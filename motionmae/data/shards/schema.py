@@ -1,0 +1,165 @@
+"""Types and ranges of the values in indexes, manifests and rows of a ``.beton``, which may come from strangers.
+
+The ranges are far beyond every shard that ``make_shards`` writes. They bound the memory that a reader allocates before
+it has compared a value with the stored bytes.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from motionmae.json_text import JSON_LIMIT, JsonModel
+
+MAX_SAMPLES = 100_000
+"""Maximum of samples per shard. The index is read as a whole."""
+
+MAX_SIDE = 16384
+"""Maximum of height and width in pixels."""
+
+_TAR_BLOCK = 512
+_INDEX_BYTES, _INDEX_BYTES_PER_SAMPLE = 1 << 20, 16 << 10  # a sample takes 250 bytes, with 1000 windows 8 KB
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, StringConstraints(max_length=255)]
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+FileBytes = Annotated[int, Field(ge=1, le=1 << 50)]
+Samples = Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
+Small = Annotated[int, Field(ge=0, lt=1 << 31)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+Offset = Annotated[int, Field(ge=0, lt=1 << 50)]
+Label = Annotated[int, Field(ge=-1, lt=1 << 31)]
+Fps = Annotated[float, Field(gt=0, le=1e9)]
+Frames = Annotated[int, Field(ge=1, lt=1 << 28)]
+Stride = Annotated[int, Field(ge=1, lt=1 << 31)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+_ONCE = Field(fail_fast=True)  # one fault is enough: a list of faults would be larger than the document
+
+
+def index_limit(samples: int) -> int:
+    """Return the largest size of an index in bytes."""
+    return min(JSON_LIMIT, _INDEX_BYTES + _INDEX_BYTES_PER_SAMPLE * samples)
+
+
+class Version(JsonModel):
+    """Format version of a manifest or an index. It is read alone if the rest does not fit."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: Small
+
+
+class SampleRow(JsonModel):
+    """Values of one sample that determine possible frames and crops."""
+
+    label: Label
+    fps: Fps
+    frames: Frames
+    stride: Stride
+    height: Side
+    width: Side
+    windows: tuple[U32, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "SampleRow":
+        if not _fit(self.windows, self.frames):
+            raise ValueError("its windows do not start at 0, increase, and stay below its frames")
+        return self
+
+
+class Columns(JsonModel):
+    """Columns of an index, see :func:`motionmae.data.shards.format.parse_index`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    key: Annotated[list[Key], _ONCE]
+    crc32: Annotated[list[U32], _ONCE]
+    label: Annotated[list[Label], _ONCE]
+    fps: Annotated[list[Fps], _ONCE]
+    frames: Annotated[list[Frames], _ONCE]
+    stride: Annotated[list[Stride], _ONCE]
+    height: Annotated[list[Side], _ONCE]
+    width: Annotated[list[Side], _ONCE]
+    windows: Annotated[list[Annotated[list[U32], _ONCE]], _ONCE]
+    crcs_offset: Annotated[list[Offset], _ONCE]
+    crcs_size: Annotated[list[U32], _ONCE]
+    jpgs_offset: Annotated[list[Offset], _ONCE]
+    jpgs_size: Annotated[list[U32], _ONCE]
+    json_offset: Annotated[list[Offset], _ONCE]
+    json_size: Annotated[list[U32], _ONCE]
+    flow_offset: Annotated[list[Offset], _ONCE]
+    flow_size: Annotated[list[U32], _ONCE]
+
+
+class IndexFile(JsonModel):
+    """Index of a shard. Further keys are allowed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: Small
+    name: ShardName
+    sha256: Annotated[str, StringConstraints(max_length=100)]  # compared with the manifest
+    bytes: FileBytes
+    samples: Samples
+    columns: Columns
+
+    @model_validator(mode="after")
+    def _check(self) -> "IndexFile":
+        columns = self.columns.__dict__
+        if any(len(column) != self.samples for column in columns.values()):
+            raise ValueError(f"it does not hold {self.samples} samples")
+        if not all(map(_fit, columns["windows"], columns["frames"])):
+            raise ValueError("the windows of a sample do not start at 0, increase, and stay below its frames")
+        _check_members(columns, self.bytes)
+        return self
+
+
+class SampleFacts(JsonModel):
+    """Content of KEY.json, as far as it is used. ``make_shards`` writes further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: Label
+    class_name: str
+    source: str
+    fps: Fps
+    frames: Frames
+    stride: Stride
+    height: Side
+    width: Side
+    times: Annotated[list[float], _ONCE]
+
+
+def _has_row_keys(row: dict[str, str]) -> dict[str, str]:
+    if not row.keys() >= {"path", "reason", "error"}:
+        raise ValueError("it lacks path, reason or error")
+    return row
+
+
+QuarantineRow = Annotated[dict[str, str], AfterValidator(_has_row_keys)]
+"""Row of quarantine.jsonl: path, reason and error of a video that could not be stored."""
+
+
+def _fit(windows: Sequence[int], frames: int) -> bool:
+    """Return whether first frames of windows start at 0, increase, and stay below ``frames``."""
+    if len(windows) == 1:
+        return windows[0] == 0
+    return bool(windows) and windows[0] == 0 and windows[-1] < frames and sorted(set(windows)) == list(windows)
+
+
+def _check_members(columns: dict[str, list[Any]], size: int) -> None:
+    """Raise ValueError unless the members of each sample lie in the tar and have the size that the frames need."""
+    names = ("frames", *(name for name in columns if name.endswith(("_offset", "_size"))))
+    of = {name: np.array(columns[name], np.int64) for name in names}
+    tables = 4 * (of["frames"] + 1)  # bytes of the offsets at the start of a packed member
+    for member in ("crcs", "jpgs", "json", "flow"):
+        if (of[f"{member}_offset"] + of[f"{member}_size"] > size).any():
+            raise ValueError(f"a KEY.{member} ends beyond the {size} bytes of the shard")
+    between = of["jpgs_offset"] - of["crcs_offset"] - of["crcs_size"]  # padding and the header of KEY.jpgs
+    if ((between < 0) | (between > 2 * _TAR_BLOCK)).any():
+        raise ValueError("a KEY.jpgs does not lie behind its KEY.crcs")
+    for member, least in (("crcs", tables - 4), ("jpgs", tables), ("flow", tables * (of["flow_size"] > 0))):
+        if (of[f"{member}_size"] < least).any():
+            raise ValueError(f"a KEY.{member} is too small for its frames")

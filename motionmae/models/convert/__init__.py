@@ -1,1 +1,0 @@
-"""Convert published VideoMAE and MAE-ST weights to this project's names, and these names to Hugging Face's."""

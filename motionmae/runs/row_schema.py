@@ -1,0 +1,120 @@
+"""Schema of the rows of events.jsonl and metrics.jsonl, which may come from other programs, machines or people.
+
+A schema names the values that readers rely on. A row may have further values.
+"""
+
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from motionmae.runs.end_reason import EndReason
+from motionmae.runs.events import Kind, Row
+
+_STRICT = ConfigDict(strict=True, extra="allow")
+_Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since the epoch; more is no date
+_Seconds = Annotated[float, Field(ge=-1e11, le=1e11)]  # clocks of nodes differ, so that differences may be negative
+_Step = Annotated[int, Field(ge=0, le=2**53)]
+_Size = Annotated[float, Field(ge=0, le=1e30)]
+_Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+_EndReason = Annotated[str, Field(pattern=f"^(?:{'|'.join(reason.value for reason in EndReason)})$")]
+
+
+class _Row(TypedDict):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]  # pydantic's convention
+    attempt: str
+    time: _Time
+    step: _Step
+
+
+class _Event(_Row, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    kind: Required[str]
+    error: str
+
+
+class _Start(_Event, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    world: Required[Annotated[int, Field(ge=1, le=2**31)]]
+    hosts: Annotated[list[str], Field(min_length=1)]
+    host: str
+    age: _Seconds
+    number: int
+    job: str
+    restart: int
+    code: str
+
+
+class _Ready(_Event):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    total_steps: _Step
+
+
+class _Resume(_Event):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    seconds: _Seconds
+
+
+class _Checkpoint(_Event, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    blocking: Required[_Seconds]
+    seconds: _Seconds
+    bytes: _Size
+
+
+class _End(_Event, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    reason: Required[_EndReason]
+    again: bool
+
+
+class _CorruptSample(_Event):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    reasons: dict[str, _Step]
+
+
+class _Metrics(_Row, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    step_seconds: Required[_Seconds]
+    data_wait_seconds: Required[_Seconds]
+    forward_seconds: _Seconds
+    backward_seconds: _Seconds
+    optimizer_seconds: _Seconds
+    checkpoint_seconds: _Seconds
+    other_seconds: _Seconds
+    steps: Annotated[int, Field(ge=1, le=2**53)]
+    epoch: Required[_Number]
+    clips_per_second: Required[_Number]
+    slowest_rank: _Step
+    slowest_score: _Number
+    loader_ready: _Number
+
+
+_EVENT: TypeAdapter[Any] = TypeAdapter(_Event)
+_EVENTS: dict[str, TypeAdapter[Any]] = {
+    Kind.START: TypeAdapter(_Start),
+    Kind.READY: TypeAdapter(_Ready),
+    Kind.RESUME: TypeAdapter(_Resume),
+    Kind.CHECKPOINT: TypeAdapter(_Checkpoint),
+    Kind.STOP: TypeAdapter(_End),
+    Kind.FAILURE: TypeAdapter(_End),
+    Kind.CORRUPT_SAMPLE: TypeAdapter(_CorruptSample),
+}
+_METRICS: TypeAdapter[Any] = TypeAdapter(_Metrics)
+_NUMBERS: TypeAdapter[Any] = TypeAdapter(dict[str, _Number | None], config=ConfigDict(strict=True))
+"""All values of a metrics row but the attempt. None stands for a number that is not finite."""
+
+
+def fault_of(row: Row, *, is_event: bool) -> str:
+    """Return what is wrong with an event or a metrics row; empty if it fits its schema."""
+    kind = row.get("kind")
+    try:
+        if is_event:
+            (_EVENTS.get(kind, _EVENT) if isinstance(kind, str) else _EVENT).validate_python(row)
+        else:
+            _METRICS.validate_python(row)
+            _NUMBERS.validate_python({key: value for key, value in row.items() if key != "attempt"})
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return ""

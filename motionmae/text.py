@@ -1,0 +1,78 @@
+"""Text of others (names, paths, errors, messages of other programs) for terminals, logs and pictures.
+
+Such a text may hold escape sequences that steer a terminal, characters that reorder a line, line breaks that forge
+one, or bytes that are no text. ``say``, ``get_logger`` and :mod:`motionmae.screen` escape whatever they show, and a
+test refuses ``print`` and ``logging.getLogger`` elsewhere.
+"""
+
+import logging
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: control, format (such as bidirectional overrides), surrogate, line and paragraph separator."""
+LINES = "\n\t"
+"""Characters to keep in a text of several lines."""
+_JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji need
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Escape the characters of ``text`` that do not print, like ``\x1b`` and ``\u202e``, but not those in ``keep``."""
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    kept = _JOINERS + keep
+    return "".join(
+        _escaped(character) if unicodedata.category(character) in _ESCAPED and character not in kept else character
+        for character in plain
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def cell(text: object, style: str = "") -> "Text":
+    """Return ``text`` as rich text without markup, for tables, panels and progress bars."""
+    from rich.text import Text  # most commands print no table
+
+    return Text(printable(text), style)
+
+
+def picture_text(text: object) -> str:
+    """Return ``text`` as a label of matplotlib: no formulas (`$x$`), and characters that its font lacks escaped."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font  # slow to import
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    known = (c if ord(c) in glyphs else _escaped(c) for c in printable(text))
+    return "".join(known).replace("$", r"\$")
+
+
+def say(text: object = "", file: TextIO | None = None, *, keep: str = "", end: str = "\n") -> None:
+    """Print ``text`` at once, in one line. A text of several lines has ``keep=LINES``."""
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = printable(text, keep).encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, end=end, file=stream, flush=True)
+
+
+def one_line(text: object) -> str:
+    """Join the lines of another program's message, to be a clause of a sentence."""
+    return "; ".join(filter(None, map(str.strip, str(text).splitlines())))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger ``name``, which escapes its messages for every handler."""
+    logger = logging.getLogger(name)
+    if _escape not in logger.filters:
+        logger.addFilter(_escape)
+    return logger
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

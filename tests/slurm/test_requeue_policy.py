@@ -1,0 +1,45 @@
+import pytest
+
+from motionmae.runs.end_reason import EndReason
+from slurm.requeue_policy import Failure, find_failure
+
+STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "failure"),
+    [
+        # in the order in which Slurm 22.05 prints them
+        (
+            ["srun: error: node2: task 1: Killed", STEP, "srun: error: node1: task 0: Exited with exit code 76"],
+            Failure(EndReason.KILLED, "node2", 137),
+        ),
+        (
+            ["srun: error: node1: task 0: Exited with exit code 76", STEP, "srun: error: node2: task 1: Terminated"],
+            Failure(EndReason.LOST_PEERS, "", 76),
+        ),
+        (
+            ["srun: error: node1: task 0: Terminated", "srun: error: node2: task 1: Exited with exit code 2"],
+            Failure(EndReason.USER_ERROR, "", 2),
+        ),
+        (["srun: error: node[3-4]: tasks 0-1: Exited with exit code 77"], Failure(EndReason.BAD_NODE, "node3", 77)),
+        (["srun: error: gpu7: task 12: Segmentation fault (core dumped)"], Failure(EndReason.KILLED, "gpu7", 137)),
+        (["srun: error: gpu7: task 12: Aborted (core dumped)"], Failure(EndReason.KILLED, "", 137)),
+        (["srun: error: gpu7: task 12: Out Of Memory"], Failure(EndReason.KILLED, "", 137)),
+        (["srun: error: node1: tasks 0-1,3: Exited with exit code 1"], Failure(EndReason.CRASHED, "", 1)),
+        (
+            [f"srun: error: node1: task {task}: Exited with exit code {status}" for task, status in ((1, 76), (0, 74))],
+            Failure(EndReason.NO_STORAGE, "", 74),
+        ),
+        (["srun: error: node1: task 0: Exited with exit code 79"], Failure(EndReason.HUNG, "", 79)),
+        (["srun: error: node1: task 0: Exited with exit code 143"], Failure(EndReason.TERMINATED, "", 143)),
+        (
+            ["srun: error: Task launch for StepId=5.0 failed on node node2: Communication connection failure"],
+            Failure(EndReason.NOT_STARTED, "node2"),
+        ),
+        (["srun: error: Unable to create step for job 3: Job/step already completing"], Failure(EndReason.NOT_STARTED)),
+        ([], Failure(EndReason.NOT_STARTED)),
+    ],
+)
+def test_the_cause_is_found_in_srun_s_messages(lines: list[str], failure: Failure) -> None:
+    assert find_failure(lines) == failure
