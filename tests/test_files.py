@@ -17,7 +17,7 @@ from motionmae.files import (
     replace_folder,
     write_atomically,
 )
-from tests.commands import make_shards
+from tests.commands.functions import make_shards
 from tests.fault_injection import Operation, kill_points, operations
 
 

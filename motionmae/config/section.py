@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from motionmae.config.texts import check_path, one_line
+from motionmae.config.text_types import check_path, one_line
 from motionmae.errors import UserError
 
 
@@ -49,7 +49,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 LocalPath = Annotated[str, Field(json_schema_extra={"path": "local"})]
 """Path on the file system that all nodes share."""
 NodePath = Annotated[str, Field(json_schema_extra={"path": "node"})]
-"""Path with variables of the node, for example $TMPDIR (:func:`motionmae.config.texts.node_path`)."""
+"""Path with variables of the node, for example $TMPDIR (:func:`motionmae.config.text_types.node_path`)."""
 PathOrUrl = Annotated[str, Field(json_schema_extra={"path": "url"})]
 WeightsPath = Annotated[str, Field(json_schema_extra={"path": "weights"})]
 """Path, or ``scratch``."""

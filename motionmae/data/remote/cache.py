@@ -29,7 +29,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from motionmae.config import DataConfig
-from motionmae.config.texts import node_path
+from motionmae.config.text_types import node_path
 from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.sampler import EpochSampler
