@@ -47,9 +47,7 @@ class Snapshot:
             OSError: if the file cannot be written.
         """
         path = folder / f"{self.rank}.json"
-        temporary = path.with_name(
-            f"{path.name}.tmp"
-        )  # one writer in a private folder: atomic_path would only be slower
+        temporary = path.with_name(f"{path.name}.tmp")  # the only writer needs no lock, as atomic_path takes one
         temporary.write_text(json.dumps(vars(self)))
         temporary.replace(path)
 
