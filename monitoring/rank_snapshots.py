@@ -75,7 +75,7 @@ def clear(folder: Path) -> None:
         status = other.lstat()
         is_job = _JOB_FOLDER.fullmatch(other.name) and stat.S_ISDIR(status.st_mode)
         if is_job and status.st_mtime < time.time() - _EXPIRY_SECONDS:
-            with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
+            with suppress(OSError):  # another job deletes it at the same time
                 found = list(other.iterdir())
                 if found and all(_OURS.fullmatch(path.name) for path in found):
                     _delete_snapshots(other)
