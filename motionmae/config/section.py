@@ -26,7 +26,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Check every text, because a config may come from a stranger and each value is printed, logged or opened."""
+        """Check every text, because a config is untrusted and its values are printed, logged or opened."""
         if isinstance(value, str) and info.field_name is not None:
             marks = cls.model_fields[info.field_name].json_schema_extra
             one_line(value)

@@ -98,8 +98,8 @@ def check_path(path: str, kind: str) -> None:
         unknown = [found[0] for found in _REFERENCE.finditer(path) if not (_is_allowed(found) or _is_first(found))]
         if unknown:
             raise ValueError(
-                f"{unknown[0]} is not expanded, only a variable for a folder at the beginning, and $USER, "
-                "$SLURM_JOB_ID and their like; write the path itself"
+                f"{unknown[0]} is not expanded, only a folder's variable at the beginning, and variables such as "
+                "$USER and $SLURM_JOB_ID; write the path itself"
             )
     elif "${" in path or re.match(r"\$\w", path):
         raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
