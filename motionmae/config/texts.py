@@ -31,6 +31,9 @@ _NODE_VARIABLE = re.compile(r"\w*(TMPDIR|SCRATCH(_?DIR)?)|TMP|TEMP|JOBFS|WORK|HO
 
 Others may be secrets, and other users see a path: at its beginning any variable may stand that names a folder.
 """
+_USER = re.compile(r"(\w://)[^/?#\s]*@")
+_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
+"""Parts of a URL that may hold a password or a token."""
 _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})?")
 
 
@@ -51,9 +54,16 @@ def one_line(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text of a stranger for a message: control characters escaped, and cut to a line."""
-    escaped = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Return a text of a stranger for a message: control characters escaped, URLs without secrets, cut to a line."""
+    escaped = _QUERY.sub(r"\1***", _USER.sub(r"\1***@", _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)))
     return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}..."
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` if no URL in it holds a user name, because configs are copied into cards, reports and logs."""
+    if _USER.search(text):
+        raise ValueError("its URL holds a user name; put it into ~/.netrc (http) or the AWS_* environment (s3)")
+    return text
 
 
 def sbatch_text(text: str) -> str:
@@ -111,6 +121,8 @@ def check_path(path: str, kind: str) -> None:
     elif "${" in path or re.match(r"\$\w", path):
         raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
     if kind == "url" and "://" in path:
+        if _QUERY.search(path):
+            raise ValueError("its URL has a query or fragment, which may be a secret; write the folder's plain address")
         return
     if any(len(part.encode()) > LONGEST_NAME for part in path.split("/")):
         raise ValueError(f"a name in a path has at most {LONGEST_NAME} bytes")
