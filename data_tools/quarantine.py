@@ -6,12 +6,21 @@ from pathlib import Path
 
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
-from motionmae.json_text import InvalidJsonError, read_limited
+from motionmae.json_text import InvalidJsonError, JsonModel, parse_json, read_limited
 
 QUARANTINE = "quarantine.jsonl"
-KEYS = ("path", "reason", "error")
-"""Keys of a row, all texts: path of the video within its data set, QuarantineReason, details."""
 _LIMIT = 1 << 30  # bytes; a million missing videos take 150 MB
+
+
+class QuarantineRow(JsonModel):
+    """Row of ``quarantine.jsonl``."""
+
+    path: str  # within the data set
+    reason: str  # a QuarantineReason
+    error: str
+
+
+KEYS = tuple(QuarantineRow.model_fields)
 
 
 def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -20,7 +29,7 @@ def write_quarantine(folder: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(folder: Path) -> bytes:
-    """Return the content of a folder's ``quarantine.jsonl``, or nothing if it is absent."""
+    """Return the content of a folder's ``quarantine.jsonl``; empty if the file is absent."""
     try:
         return read_limited(folder / QUARANTINE, _LIMIT)
     except FileNotFoundError:
@@ -33,15 +42,9 @@ def refuse_foreign_quarantine(folder: Path) -> None:
     """Raise UserError if the folder has a ``quarantine.jsonl`` that make_shards and merge did not write."""
     path = folder / QUARANTINE
     try:
-        lines = read_limited(path, _LIMIT).splitlines()
-        is_ours = all(_is_row(json.loads(line)) for line in lines)
+        for line in read_limited(path, _LIMIT).splitlines():
+            parse_json(line, QuarantineRow)
     except FileNotFoundError:
         return
-    except (InvalidJsonError, ValueError, RecursionError):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f"{path} was not written by this program: move it away, or choose another --out")
-
-
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and set(row) == set(KEYS) and all(isinstance(text, str) for text in row.values())
+    except InvalidJsonError as error:
+        raise UserError(f"{path} was not written by this program: move it away, or choose another --out") from error

@@ -47,9 +47,7 @@ class Snapshot:
             OSError: if the file cannot be written.
         """
         path = folder / f"{self.rank}.json"
-        temporary = path.with_name(
-            f"{path.name}.tmp"
-        )  # one writer in a private folder: atomic_path would only be slower
+        temporary = path.with_name(f"{path.name}.tmp")  # the only writer needs no lock, as atomic_path takes one
         temporary.write_text(json.dumps(vars(self)))
         temporary.replace(path)
 
@@ -77,7 +75,7 @@ def clear(folder: Path) -> None:
         status = other.lstat()
         is_job = _JOB_FOLDER.fullmatch(other.name) and stat.S_ISDIR(status.st_mode)
         if is_job and status.st_mtime < time.time() - _EXPIRY_SECONDS:
-            with suppress(OSError):  # another job deletes it too, or it holds files of somebody else
+            with suppress(OSError):  # another job deletes it at the same time
                 found = list(other.iterdir())
                 if found and all(_OURS.fullmatch(path.name) for path in found):
                     _delete_snapshots(other)

@@ -17,7 +17,7 @@ from motionmae import locks
 from motionmae.errors import UserError
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_DESCRIPTOR_FOLDERS = (Path("/dev"), Path("/dev/fd"))
+_DESCRIPTOR_FOLDERS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 """Folders that name the open files of this process. A redirected stdout must be written to and not replaced."""
 
 
@@ -69,7 +69,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Args:
         durable: flush the file and its folder to the disk, so that the file survives a power cut.
     """
-    if _is_special(path):
+    if is_special(path):
         yield path
         return
     path = _follow(path)
@@ -129,7 +129,7 @@ def aside_of(final: Path) -> Path:
 
 
 def recover_folder(final: Path) -> None:
-    """Give back its name to a folder that a killed :func:`replace_folder` set aside; delete it if it was replaced."""
+    """Complete or undo a killed :func:`replace_folder`: delete the old folder, or give it the name ``final`` again."""
     aside = aside_of(final)
     if os.path.lexists(final):
         remove_folder(aside)
@@ -162,7 +162,7 @@ def temporary_of(pattern: str) -> str:
 
 
 def matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """Return what in ``folder`` has a name that matches in full, sorted; an empty list if there is no such folder."""
+    """Return the sorted paths in ``folder`` whose names match in full; an empty list if ``folder`` is absent."""
     try:
         return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
     except (FileNotFoundError, NotADirectoryError):
@@ -171,7 +171,7 @@ def matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
 
 @contextmanager
 def _temporary(path: Path, create: Callable[[Path], int]) -> Iterator[Path]:
-    """Yield a locked temporary file or folder of ``path``, and remove it if the block raises an exception."""
+    """Yield a locked temporary file or folder beside ``path``, and remove it if the block raises an exception."""
     _remove_leftovers(path)
     temporary, descriptor = _create_locked(path, create)
     try:
@@ -188,15 +188,15 @@ def _create_locked(path: Path, create: Callable[[Path], int]) -> tuple[Path, int
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         descriptor = create(temporary)
-        with suppress(OSError):  # a file system without locks; there nobody takes the file for a leftover either
+        with suppress(OSError):  # a file system without locks, where no leftovers are removed
             locks.acquire(descriptor, timeout=1.0)
         if os.path.lexists(temporary):
             return temporary, descriptor
-        os.close(descriptor)  # another writer took the file for a leftover before it was locked
+        os.close(descriptor)  # another writer removed the file as a leftover before it was locked
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete the temporary files and folders of ``path`` that killed writers left: those that nobody locks."""
+    """Delete the temporary files and folders of ``path`` that killed writers left: those without a lock."""
     name = re.compile(temporary_of(re.escape(path.name)))
     with suppress(OSError):
         for leftover in matching(path.parent, name):
@@ -226,7 +226,7 @@ def output_file(text: str) -> Path:
     try:
         if path.is_dir():
             raise argparse.ArgumentTypeError(f"{path} is a folder: give the name of a file")
-        if _is_special(path):
+        if is_special(path):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = _follow(path).parent
@@ -273,7 +273,7 @@ class FileTail:
         return lines.decode(errors="replace")
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Return whether ``path`` is a pipe, a device or an open file, which a rename must not replace."""
     is_file = path.is_file() and path.absolute().parent not in _DESCRIPTOR_FOLDERS
     return path.exists() and not path.is_dir() and not is_file

@@ -1,4 +1,4 @@
-"""JSON that another program, machine or person wrote: parsed once, against a schema and a size."""
+"""Parser of untrusted JSON, with a schema and a limit of its size."""
 
 import functools
 import os
@@ -9,14 +9,17 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from motionmae.text import excerpt
+
 JSON_LIMIT = 64 << 20
-"""Bytes that no JSON document of this project reaches."""
+"""Maximum size in bytes, far above that of every JSON file of this project."""
 
 JSON_VALUES = 2_000_000
-"""Values that no JSON document of this project reaches. A parsed value can take a thousand times its bytes."""
+"""Maximum of values. A parsed value can take a thousand times the memory of its text."""
 
 _ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)", re.DOTALL)
 _MOST_FAULTS = 100  # pydantic copies every fault into Python objects, and hostile documents can have millions
+_LONGEST_PLACE = 40  # characters of a key in a message
 
 Schema = TypeVar("Schema")
 
@@ -47,7 +50,7 @@ def parse_json(content: bytes, schema: type[Schema], limit: int = JSON_LIMIT) ->
     try:
         return adapter.validate_json(content, strict=True)
     except ValidationError as error:
-        raise InvalidJsonError(_describe(error)) from None  # the cause would keep the whole document in memory
+        raise InvalidJsonError(describe_fault(error)) from None  # the cause would keep the whole document in memory
 
 
 def load_json(path: Path, schema: type[Schema], limit: int = JSON_LIMIT) -> Schema:
@@ -76,17 +79,12 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def _describe(error: ValidationError) -> str:
-    """Return the place and the message of the first fault, without any text of the document."""
+def describe_fault(error: ValidationError) -> str:
+    """Return the place of the first fault and pydantic's message, without values of the document."""
     if error.error_count() > _MOST_FAULTS:
         return f"{error.error_count()} of its values are wrong"
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(_place, fault["loc"]))
+    place = ".".join(excerpt(part, _LONGEST_PLACE) for part in fault["loc"])
     unlike = "String should have another form"  # pydantic shows the regular expression
     message = unlike if fault["type"] == "string_pattern_mismatch" else fault["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-def _place(part: Any) -> str:
-    text = str(part)
-    return text if len(text) <= 40 and text.isascii() and text.isprintable() else ascii(text[:40])

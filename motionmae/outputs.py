@@ -1,7 +1,7 @@
-"""Output files of commands. A command replaces a file only if the file's content shows that such a command wrote it.
+"""Check of output files: a command replaces a file only if its content shows that this command wrote it.
 
-The check comes before the work, so that no result is lost. An empty file has no content to lose and is replaced. A link
-that the user names is followed. A pipe or a device is written to.
+The check comes before the work, so that no result is lost. An empty file is replaced. A link that the user names is
+followed. A pipe or a device is written to.
 """
 
 import argparse
@@ -10,22 +10,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from motionmae.errors import UserError
-from motionmae.files import output_ending, output_file
+from motionmae.files import is_special, output_ending, output_file
 
 SIGNATURE = "Written by MotionMAE"
 """Text in the metadata of every picture and video that a command writes."""
-_EDGE = 1 << 16
-_DESCRIPTORS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+_EDGE = 1 << 16  # bytes at the beginning and the end of a file that are searched
 
 Recogniser = Callable[[Path], bool]
-"""Function that returns whether a command of a certain kind wrote a file. It may raise OSError or ValueError."""
+"""Function that returns whether this command wrote a file. OSError, ValueError and BadZipFile mean no."""
 
 
 def refuse_foreign(path: Path, recognise: Recogniser) -> None:
     """Raise UserError if ``path`` is a file with content that ``recognise`` does not know, or a folder."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
-    if not path.is_file() or path.absolute().parent in _DESCRIPTORS or path.stat().st_size == 0:
+    if not path.exists() or is_special(path) or path.stat().st_size == 0:
         return
     try:
         known = recognise(path)
@@ -36,9 +35,9 @@ def refuse_foreign(path: Path, recognise: Recogniser) -> None:
 
 
 def refuse_foreign_names(folder: Path, recognisers: Mapping[str, Recogniser]) -> None:
-    """Check names that a command chooses in ``folder``, see :func:`refuse_foreign`. Also refuse a link of such a name.
+    """Raise UserError as :func:`refuse_foreign` does for names that a command chooses in ``folder``, or for a link.
 
-    The user did not name these files, so a link would be followed by surprise.
+    The user did not name these files and does not expect that a link is followed.
     """
     for name, recognise in recognisers.items():
         path = folder / name

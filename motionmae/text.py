@@ -1,11 +1,12 @@
-"""Text of others (names, paths, errors, messages of other programs) for terminals, logs and pictures.
+"""Untrusted text (names, paths, errors, messages of other programs) for terminals, logs and pictures.
 
-Such a text may hold escape sequences that steer a terminal, characters that reorder a line, line breaks that forge
-one, or bytes that are no text. ``say``, ``get_logger`` and :mod:`motionmae.screen` escape whatever they show, and a
-test refuses ``print`` and ``logging.getLogger`` elsewhere.
+Such a text may hold escape sequences of a terminal, characters that reorder a line, line breaks that forge a line, or
+bytes that are not text. ``say``, ``get_logger`` and :mod:`motionmae.screen` escape all text. A test refuses ``print``
+and ``logging.getLogger`` elsewhere.
 """
 
 import logging
+import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, TextIO
@@ -18,6 +19,9 @@ _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 LINES = "\n\t"
 """Characters to keep in a text of several lines."""
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji need
+URL_USER = re.compile(r"(\w://)[^/?#\s]*@")
+URL_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
+"""Parts of a URL that may hold a password or a token, after what may be shown."""
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -30,6 +34,12 @@ def printable(text: object, keep: str = "") -> str:
         _escaped(character) if unicodedata.category(character) in _ESCAPED and character not in kept else character
         for character in plain
     )
+
+
+def excerpt(text: object, most: int = 200) -> str:
+    """Return ``printable(text)`` for a message: URLs without user and query, cut to ``most`` characters."""
+    escaped = URL_QUERY.sub(r"\1***", URL_USER.sub(r"\1***@", printable(text)))
+    return escaped if len(escaped) <= most else f"{escaped[:most]}..."
 
 
 def _escaped(character: str) -> str:
@@ -60,8 +70,8 @@ def say(text: object = "", file: TextIO | None = None, *, keep: str = "", end: s
     print(shown, end=end, file=stream, flush=True)
 
 
-def one_line(text: object) -> str:
-    """Join the lines of another program's message, to be a clause of a sentence."""
+def join_lines(text: object) -> str:
+    """Join the lines of another program's message by ``; ``, for a message of one sentence."""
     return "; ".join(filter(None, map(str.strip, str(text).splitlines())))
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from motionmae.config.texts import JobId, NodeName
-from motionmae.json_text import JsonModel
+from motionmae.config.text_types import JobId, NodeName
+from motionmae.json_text import JsonModel, describe_fault
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import append_row, read_rows
 from motionmae.runs.history import Attempt
@@ -24,7 +24,7 @@ FAILURES_TO_EXCLUDE = 2
 
 
 class _Row(JsonModel):
-    """Fields of every row. The names of nodes reach Slurm's command line, and others may write to the run folder."""
+    """Fields of every row. They are untrusted, and the names of nodes become arguments of Slurm's commands."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,7 +60,7 @@ class AttemptLog:
 
     def log_failure(self, attempt: Attempt, reason: EndReason, step: int, node: str = "") -> None:
         """Append the failure of an attempt: ``step`` of the newest checkpoint, and the ``node`` at fault, if known."""
-        node = node if _is_node(node) else ""  # a message of srun may name no node; the failure counts all the same
+        node = node if _is_node(node) else ""  # from a message of srun; the failure counts without a node, too
         append_row(
             self.path, what="failure", job=attempt.job, restart=attempt.restart, reason=reason, step=step, node=node
         )
@@ -102,8 +102,8 @@ class AttemptLog:
                 rows.append(_ROWS.validate_python(row))
             except ValidationError as error:
                 if not self._warned:
-                    place = ".".join(map(str, error.errors()[0]["loc"])) or "what"
-                    logger.warning("%s: ignoring rows of another form (%s): delete these lines", self.path, place)
+                    fault = describe_fault(error)
+                    logger.warning("%s: ignoring rows of another form (%s): delete these lines", self.path, fault)
                 self._warned = True
         return rows
 

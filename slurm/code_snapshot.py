@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from motionmae.config.texts import shown
 from motionmae.files import atomic_folder
 from motionmae.runs.git_revision import git_output
+from motionmae.text import excerpt
 from slurm.secret_files import has_secret_name, holds_private_key, looks_secret
 
 LARGEST_UNTRACKED = 5_000_000
@@ -60,11 +60,11 @@ class CodeSnapshot:
     def notes(self) -> Iterator[str]:
         """Yield what the user must know before others can read the copy: what it lacks, and what git does not have."""
         for path in self.left_out:
-            yield f"{shown(str(path))} is not part of the code snapshot, because it is large and not in git"
+            yield f"{excerpt(path)} is not part of the code snapshot, because it is large and not in git"
         for path in self.secret:
-            yield f"{shown(str(path))} is not part of the code snapshot, because it looks like a key or leaves the code"
+            yield f"{excerpt(path)} is not part of the code snapshot, because it looks like a key or leaves the code"
         if self.untracked:
-            names = ", ".join(shown(str(path)) for path in self.untracked[:MOST_NAMES])
+            names = ", ".join(excerpt(path) for path in self.untracked[:MOST_NAMES])
             more = f" and {len(self.untracked) - MOST_NAMES} more" if len(self.untracked) > MOST_NAMES else ""
             yield f"the code snapshot holds files that are not in git: {names}{more}"
 

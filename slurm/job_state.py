@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from motionmae import locks
-from motionmae.config.texts import JobId, OneLine
+from motionmae.config.text_types import JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_atomically
 from motionmae.json_text import InvalidJsonError, load_json

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from motionmae.distributed.process_group import create_store, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port
 from motionmae.runs.end_reason import EndReason
-from motionmae.text import one_line, say
+from motionmae.text import join_lines, say
 
 _STORAGE_BYTES = 1 << 20
 
@@ -114,7 +114,7 @@ def check_network(
         dist.all_reduce(number)
         dist.destroy_process_group()
     except RuntimeError as error:
-        raise Unreachable(f"an all-reduce over {world} ranks fails ({one_line(error)})") from error
+        raise Unreachable(f"an all-reduce over {world} ranks fails ({join_lines(error)})") from error
     if number.item() != world:
         raise Unreachable(f"an all-reduce over {world} ranks gave {number.item():g}, not {world}")
 

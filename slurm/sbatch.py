@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from motionmae.config import LaunchConfig
-from motionmae.config.texts import SbatchOption, SbatchText, VariableValue, shown, without_control
+from motionmae.config.text_types import SbatchOption, SbatchText, VariableValue, without_control
 from motionmae.errors import UserError
-from motionmae.text import one_line
+from motionmae.text import excerpt, join_lines
 
 _OPTIONS = {name: name.replace("_", "-") for name in LaunchConfig.model_fields}
 _TEXTS = {name for name, field in LaunchConfig.model_fields.items() if field.annotation is str}
@@ -85,7 +85,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.removeprefix("--").partition("=")
         if not key or not equals:
-            raise UserError(f"--sbatch {shown(text)} has no value: write NAME=VALUE, for example --sbatch mem=200G")
+            raise UserError(f"--sbatch {excerpt(text)} has no value: write NAME=VALUE, for example --sbatch mem=200G")
         check_options({key: value}, "--sbatch ")
         options[key] = value
     return options
@@ -110,7 +110,7 @@ def _check_texts(schema: TypeAdapter[dict[str, str]], texts: Mapping[str, str], 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
-        raise UserError(f"{origin}{shown(f'{key}={texts[key]}')} is not possible: {first['ctx']['error']}") from None
+        raise UserError(f"{origin}{excerpt(f'{key}={texts[key]}')} is not possible: {first['ctx']['error']}") from None
 
 
 def parse_minutes(text: str) -> int:
@@ -138,7 +138,7 @@ def batch_script(options: Mapping[str, Any], lines: Sequence[str]) -> str:
         try:
             without_control(line)
         except ValueError as error:
-            raise UserError(f"the job's command {shown(line)} is not possible: {error}") from None
+            raise UserError(f"the job's command {excerpt(line)} is not possible: {error}") from None
     directives = [f"#SBATCH --{key.replace('_', '-')}={shlex.quote(str(value))}" for key, value in options.items()]
     return "\n".join(["#!/bin/sh", *directives, "#SBATCH --requeue", "#SBATCH --open-mode=append", *lines, ""])
 
@@ -150,6 +150,6 @@ def sbatch(script: str) -> str:
     except FileNotFoundError:
         raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        reason = one_line(error.stderr)
+        reason = join_lines(error.stderr)
         raise UserError(f"sbatch refused the job ({reason}): correct the flags, --sbatch or the site file") from error
     return done.stdout.strip().partition(";")[0]

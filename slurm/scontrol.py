@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
 from motionmae.errors import UserError
-from motionmae.text import one_line, say
+from motionmae.text import join_lines, say
 
 CONTROLLER_TIMEOUT = 600.0
 """Seconds to keep asking a controller that does not answer, for example because it restarts."""
@@ -61,7 +61,7 @@ def find_job(job_id: str) -> JobState:
         return parse_job(shown.stdout)
     if "Invalid job id" not in shown.stderr:
         raise UserError(
-            f"Slurm does not answer (`scontrol show job {job_id}`: {one_line(shown.stderr)}): try again later"
+            f"Slurm does not answer (`scontrol show job {job_id}`: {join_lines(shown.stderr)}): try again later"
         )
     accounted = run_command("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job_id)
     state, _, exit_code = accounted.stdout.strip().partition("|")
@@ -102,7 +102,7 @@ def requeue(job_id: str) -> bool:
     end = time.monotonic() + CONTROLLER_TIMEOUT
     while (answer := run_command(*command)).returncode != 0:
         if "nable to contact" not in answer.stderr or time.monotonic() > end:
-            say(f"{' '.join(command)}: {one_line(answer.stderr)}")
+            say(f"{' '.join(command)}: {join_lines(answer.stderr)}")
             return False
         time.sleep(5)
     return True

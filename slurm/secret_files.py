@@ -1,4 +1,4 @@
-"""Files that look like a key or a password. The copy of the code leaves them out, as colleagues read run folders."""
+"""Detection of files that look like a key or a password, which the copy of the code in a run folder leaves out."""
 
 import re
 from pathlib import Path
@@ -53,6 +53,7 @@ def looks_secret(root: Path, path: Path, *, tracked: bool, installed: bool = Fal
 
 
 def has_secret_name(path: Path, tracked: bool) -> bool:
+    """Return whether a folder or the file in ``path`` has the name of a key or a password."""
     if any(_KEY.fullmatch(part) for part in path.parts):
         return True
     if path.suffix.lower() in _SOURCES:

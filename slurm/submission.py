@@ -19,7 +19,7 @@ from motionmae.data.remote.download import UnreachableError
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, append_row
-from motionmae.text import LINES, one_line, say
+from motionmae.text import LINES, join_lines, say
 from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
 from slurm.executors import TrainingExecutor, job_environment, log_folder
@@ -173,7 +173,7 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             job_id = executor.submit(TrainJob(config)).job_id
         except FailedJobError as error:
             raise UserError(
-                f"Slurm refused the job ({one_line(error)}): correct the partition, account or limits"
+                f"Slurm refused the job ({join_lines(error)}): correct the partition, account or limits"
             ) from error
         record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
         record.write(run)

@@ -55,6 +55,7 @@ def mutations(draw: st.DrawFn, document: Any) -> bytes:
             break
         action = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         value = draw(st.sampled_from(ODD_VALUES) | st.integers() | st.floats() | st.text(max_size=9))
+        value = copy.deepcopy(value)  # a later change must not reach ODD_VALUES
         if action == "remove":
             del place[key]
         elif action == "replace":

@@ -19,7 +19,7 @@ from motionmae.files import (
     write_atomically,
     write_json,
 )
-from tests.commands import make_shards
+from tests.commands.functions import make_shards
 from tests.fault_injection import Operation, kill_points, operations
 
 

@@ -22,7 +22,7 @@ from motionmae.evaluation.davis.metrics import Score
 from motionmae.evaluation.multiview_test import draw_confusion
 from motionmae.screen import Table, TaskText, make_console, show
 from motionmae.text import printable
-from tests.commands import make_shards, preview, stats, verify
+from tests.commands.functions import make_shards, preview, stats, verify
 from tests.data_tools.videos import draw_frames, write_video
 from tests.test_text import ROOT
 

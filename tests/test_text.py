@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from motionmae.text import get_logger, one_line, picture_text, printable, say
+from motionmae.text import get_logger, join_lines, picture_text, printable, say
 
 ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = [path for name in ("motionmae", "data_tools", "monitoring", "slurm") for path in (ROOT / name).rglob("*.py")]
@@ -59,8 +59,10 @@ def test_every_stream_takes_every_text(encoding: str) -> None:
 
 
 def test_messages_of_other_programs_become_a_clause() -> None:
-    assert one_line("sbatch: error: no partition\n\n  sbatch: again \n") == "sbatch: error: no partition; sbatch: again"
-    assert one_line("") == ""
+    assert (
+        join_lines("sbatch: error: no partition\n\n  sbatch: again \n") == "sbatch: error: no partition; sbatch: again"
+    )
+    assert join_lines("") == ""
 
 
 def test_log_lines_are_escaped_for_every_handler(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Begin and end ``--retry``: which shards are tried again, and a marker file until all of them are made."""
+"""Begin and end of ``--retry``: choose the shards that are made again, and mark the retry as unfinished."""
 
 import re
 from pathlib import Path

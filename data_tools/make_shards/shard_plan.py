@@ -26,8 +26,8 @@ from motionmae.data.shards.manifest import MANIFEST
 from motionmae.data.shards.publish import index_path, pending_index, temporary_path
 from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
-from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, read_limited
+from motionmae.files import write_json
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 from motionmae.locks import acquire
 
 STATE = ".make_shards"
@@ -140,9 +140,8 @@ def write_or_check_plan(plan: ShardPlan, out: Path) -> None:
                     f"--out {out} holds shards that this command did not start, or files with their names "
                     f"({foreign[0]}): choose another folder"
                 )
-            content = {"settings": dict(plan.settings), "versions": dict(plan.versions)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+            write_json(path, {"settings": dict(plan.settings), "versions": dict(plan.versions)})
             return
         refuse_differences(out, _load_plan(out).settings, plan.settings)
         refuse_foreign_quarantine(out)
@@ -177,15 +176,13 @@ def _foreign_files(plan: ShardPlan, out: Path) -> list[str]:
 
 
 def _refuse_foreign_manifest(out: Path) -> None:
-    """Raise UserError if ``manifest.json`` is JSON of another program. One that is damaged may be made again."""
+    """Raise UserError if ``manifest.json`` is JSON of another program. A damaged file is replaced later."""
     path = out / MANIFEST
     try:
-        content = json.loads(read_limited(path, JSON_LIMIT))
-    except FileNotFoundError:
+        content: object = load_json(path, object)
+    except (FileNotFoundError, InvalidJsonError):
         return
-    except (ValueError, RecursionError):
-        content = None
-    if content is not None and not (isinstance(content, dict) and "format_version" in content):
+    if not (isinstance(content, dict) and "format_version" in content):
         raise UserError(f"{path} was not written by this program: move it away, or choose another --out")
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from data_tools.quarantine import read_quarantine
+from data_tools.quarantine import QUARANTINE, QuarantineRow, read_quarantine
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import load_index
 from motionmae.data.shards.manifest import Manifest
-from motionmae.data.shards.schema import QuarantineRow
 from motionmae.errors import UserError
 from motionmae.files import atomic_path, write_json
 from motionmae.json_text import InvalidJsonError, parse_json
@@ -84,12 +83,11 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _quarantined(folder: Path) -> dict[str, int]:
-    path = folder / "quarantine.jsonl"
     try:
         lines = read_quarantine(folder).splitlines()
-        return dict(Counter(parse_json(line, QuarantineRow)["reason"] for line in lines))
+        return dict(Counter(parse_json(line, QuarantineRow).reason for line in lines))
     except (OSError, InvalidJsonError) as error:
-        raise UserError(f"{path} is damaged ({error}): run make_shards again to write it") from error
+        raise UserError(f"{folder / QUARANTINE} is damaged ({error}): run make_shards again to write it") from error
 
 
 def _spread(values: Sequence[float]) -> list[float]:

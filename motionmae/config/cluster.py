@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from motionmae.config.section import LocalPath, Section, refusal
-from motionmae.config.texts import HostList, SbatchText
+from motionmae.config.text_types import HostList, SbatchText
 
 
 class LaunchConfig(Section):

@@ -12,10 +12,11 @@ from motionmae.config.refusals import describe_refusal
 from motionmae.config.schema import Config
 from motionmae.config.section import marks_of
 from motionmae.config.site import Site
-from motionmae.config.texts import check_path, one_line, shown
+from motionmae.config.text_types import check_path, one_line
 from motionmae.config.trees import DEEPEST_TREE, merge, nest, parse_yaml, read_yaml, to_yaml
 from motionmae.errors import UserError
 from motionmae.files import write_atomically
+from motionmae.text import excerpt
 
 _ENDINGS = (".yaml", ".yml")
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ def known_configs() -> list[str]:
 
 
 def _find(name: str) -> Path:
-    _refuse_impossible(name, f"--config {shown(name)}")
+    _refuse_impossible(name, f"--config {excerpt(name)}")
     for path in (Path(name), CONFIG_FOLDER / f"{name}.yaml"):
         if path.suffix in _ENDINGS and path.is_file():
             return path
@@ -122,7 +123,7 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[_Layer]:
 
 def _base_of(path: Path, base: str) -> Path:
     """Find the config that ``base:`` names, in ``path``'s folder or among the presets. The extension is optional."""
-    _refuse_impossible(base, f"{path}: `base: {shown(base)}`")
+    _refuse_impossible(base, f"{path}: `base: {excerpt(base)}`")
     name = base if base.endswith(_ENDINGS) else f"{base}.yaml"
     candidates = [(folder / Path(name).expanduser()).resolve() for folder in (path.parent, CONFIG_FOLDER)]
     for candidate in candidates:
@@ -135,13 +136,13 @@ def _base_of(path: Path, base: str) -> Path:
 def _parse_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"{shown(text)!r} is not section.key=value: write for example optim.global_batch_size=256")
+        raise UserError(f"{excerpt(text)!r} is not section.key=value: write for example optim.global_batch_size=256")
     if key.count(".") > DEEPEST_TREE:
-        raise UserError(f"{shown(text)!r} names a section in more than {DEEPEST_TREE} sections: correct the key")
+        raise UserError(f"{excerpt(text)!r} names a section in more than {DEEPEST_TREE} sections: correct the key")
     try:
         return nest(key, parse_yaml(value) if value.strip() else ""), text
     except yaml.YAMLError as error:
-        raise UserError(f"{shown(text)!r} is not section.key=value: the value is not readable YAML") from error
+        raise UserError(f"{excerpt(text)!r} is not section.key=value: the value is not readable YAML") from error
 
 
 def _nodes(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

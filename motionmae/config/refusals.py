@@ -10,8 +10,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from motionmae.config.section import marks_of
-from motionmae.config.texts import shown
 from motionmae.errors import UserError
+from motionmae.text import excerpt
 
 _TYPES: dict[Any, str] = {
     int: "a whole number",
@@ -42,17 +42,17 @@ def describe_refusal(
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
     key = ".".join(path)
-    origin = f" (from {shown(origins[key])})" if origins and key in origins else ""
+    origin = f" (from {excerpt(origins[key])})" if origins and key in origins else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {shown(key)}{origin}: {_suggest(path, schema)}"
+        return f"unknown key {excerpt(key)}{origin}: {_suggest(path, schema)}"
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # from `refusal`: a whole sentence
-        return f"{cause} ({shown(source)})" if source else str(cause)
+        return f"{cause} ({excerpt(source)})" if source else str(cause)
     value: Any = tree
     for part in path:
         value = value[part]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str).replace('"', "")
-    setting = shown(key if first["loc"][-1] == "[key]" else f"{key}={text}")
+    setting = excerpt(key if first["loc"][-1] == "[key]" else f"{key}={text}")
     return f"{setting} is not possible: {cause or _allowed(first, path, schema)}{origin}"
 
 

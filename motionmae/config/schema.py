@@ -12,7 +12,7 @@ from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
 from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, marks_of, only_for, refusal
-from motionmae.config.texts import run_name
+from motionmae.config.text_types import run_name
 from motionmae.config.training import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, WatchdogConfig
 from motionmae.config.trees import flat, merge, nest
 from motionmae.errors import UserError

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from motionmae.config.texts import check_path, one_line, without_password
+from motionmae.config.text_types import check_path, one_line, without_password
 from motionmae.errors import UserError
 
 
@@ -26,7 +26,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Check every text, because a config may come from a stranger and each value is printed, logged or opened."""
+        """Check every text, because a config is untrusted and its values are printed, logged or opened."""
         if isinstance(value, str) and info.field_name is not None:
             marks = cls.model_fields[info.field_name].json_schema_extra
             without_password(one_line(value))
@@ -49,7 +49,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 LocalPath = Annotated[str, Field(json_schema_extra={"path": "local"})]
 """Path on the file system that all nodes share."""
 NodePath = Annotated[str, Field(json_schema_extra={"path": "node"})]
-"""Path with variables of the node, for example $TMPDIR (:func:`motionmae.config.texts.node_path`)."""
+"""Path with variables of the node, for example $TMPDIR (:func:`motionmae.config.text_types.node_path`)."""
 PathOrUrl = Annotated[str, Field(json_schema_extra={"path": "url"})]
 WeightsPath = Annotated[str, Field(json_schema_extra={"path": "weights"})]
 """Path, or ``scratch``."""

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import Section
-from motionmae.config.texts import SbatchOption, SbatchText, Variable, VariableValue
+from motionmae.config.text_types import SbatchOption, SbatchText, Variable, VariableValue
 from motionmae.config.trees import read_yaml
 from motionmae.errors import UserError
 

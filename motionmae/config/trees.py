@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from motionmae.config.texts import shown
 from motionmae.errors import UserError
 from motionmae.json_text import read_limited
+from motionmae.text import excerpt
 
 LARGEST_FILE, LARGEST_TREE, DEEPEST_TREE = 1_000_000, 10_000, 20
 """Bytes of a YAML file, and values and levels in it."""
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(read_limited(path, LARGEST_FILE).decode())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{shown(str(path))} is not readable YAML: {shown(_problem(error))}") from error
+        raise UserError(f"{excerpt(path)} is not readable YAML: {excerpt(_problem(error))}") from error
     if not isinstance(tree, dict | None):
         raise UserError(f"{path} must map sections to keys, not hold a list or a single value: write `key: value`")
     return tree or {}

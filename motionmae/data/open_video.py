@@ -1,7 +1,7 @@
-"""Open video files. Formats that name other files to read, draw text or hold single pictures are refused.
+"""Open video files. Refuse formats that name other files to read, draw text or hold single pictures.
 
-FFmpeg recognises a format by content, so that a playlist or a text called ``clip.mp4`` could bring any file of this
-machine into a data set. It checks the format before it reads more than the first bytes of the named file.
+FFmpeg detects a format by content. A playlist or a text with the name ``clip.mp4`` could therefore copy any file of
+this machine into a data set. FFmpeg checks the format before it opens a file that a playlist names.
 """
 
 import functools
@@ -33,14 +33,14 @@ _OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *RAW_STREAMS, *SOUND)), "
 
 
 class RefusedFormat(Exception):  # noqa: N818 - names a property of the file, not a failure of the program
-    """The format of a file is not among those above. The message is a clause without the name of the file."""
+    """A file has a format that :func:`open_video` does not open. The message is a clause without the file's name."""
 
 
 def open_video(path: Path) -> Any:
     """Open a file with PyAV.
 
     Raises:
-        RefusedFormat: the file is a playlist, a text or a picture, or has another format that is no video.
+        RefusedFormat: the file is a playlist, a text or a picture, or has another format that is not a video format.
         av.FFmpegError: the format is unknown, or the file cannot be read.
     """
     try:

@@ -1,24 +1,27 @@
-"""Folder of an export. It may hold other files, such as those of a project, which are never replaced.
+"""Writer of the folder of an export. Files that no export wrote, or that were changed since, are never replaced.
 
-``OUT/motionmae.json`` lists the sha256 of every other file of the export, by name. Before files are replaced, it lists
-the old and the new sha256 of each. If an export is killed, the next one therefore still recognises every file.
+``OUT/motionmae.json`` lists the sha256 of each other file of the export. Before files are replaced, it lists their old
+and new sha256, so that the next export recognises every file even if this one is killed.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
-from motionmae.json_text import InvalidJsonError, load_json
+from motionmae.files import write_atomically, write_json
+from motionmae.json_text import InvalidJsonError, JsonModel, load_json
 
 FACTS = "motionmae.json"
 NAMES = frozenset({FACTS, "model.safetensors", "README.md", "config.json", "preprocessor_config.json"})
 """Names of all files that exports of any format write."""
 
-_Hashes = dict[str, list[str]]
+_Hashes = dict[str, list[str]]  # sha256 by file name
+
+
+class _Facts(JsonModel, extra="ignore"):
+    files: _Hashes
 
 
 def write_export(out: Path, facts: Mapping[str, Any], contents: Mapping[str, bytes]) -> list[Path]:
@@ -32,18 +35,15 @@ def write_export(out: Path, facts: Mapping[str, Any], contents: Mapping[str, byt
     try:
         old = _check_folder(out, contents)
         out.mkdir(parents=True, exist_ok=True)
-        _write_facts(out, facts, {name: [*old.get(name, []), *new[name]] for name in new})
+        both = {name: [*old.get(name, []), *new[name]] for name in new}
+        write_json(out / FACTS, {**facts, "files": both})
         for name, content in contents.items():
             write_atomically(out / name, content)
-        _write_facts(out, facts, new)
+        write_json(out / FACTS, {**facts, "files": new})
     except OSError as error:
         remedy = "choose a folder that you can write to, on a disk with free space"
         raise UserError(f"--out {out} cannot be written ({error}): {remedy}") from error
     return [out / name for name in (*contents, FACTS)]
-
-
-def _write_facts(out: Path, facts: Mapping[str, Any], hashes: _Hashes) -> None:
-    write_atomically(out / FACTS, (json.dumps({**facts, "files": hashes}, indent=1) + "\n").encode())
 
 
 def _check_folder(out: Path, contents: Mapping[str, bytes]) -> _Hashes:
@@ -53,8 +53,8 @@ def _check_folder(out: Path, contents: Mapping[str, bytes]) -> _Hashes:
         path = out / name
         if path.is_symlink() or (path.exists() and not _is_recorded(path, recorded.get(name, []))):
             raise UserError(
-                f"--out {out} holds a {name} that is not of this command, or was changed: choose another folder, or "
-                "move the file"
+                f"--out {out} holds a {name} that no export wrote, or that was changed since: choose another "
+                "folder, or move the file"
             )
         if path.exists() and name not in contents:
             raise UserError(f"--out {out} holds an export in another format, with {name}: choose another folder")
@@ -62,16 +62,14 @@ def _check_folder(out: Path, contents: Mapping[str, bytes]) -> _Hashes:
 
 
 def _recorded(path: Path) -> _Hashes:
-    """Return the hashes in motionmae.json, none if it is absent. Raise UserError if the file has another content."""
+    """Return the hashes in motionmae.json; none if it is absent. Raise UserError if another program wrote it."""
     if not path.exists() and not path.is_symlink():
         return {}
     try:
         if path.is_symlink():
             raise InvalidJsonError("it is a link")
-        content = load_json(path, cast(type[dict[str, Any]], dict))
-        files = content["files"]
-        return {str(name): [str(digest) for digest in files[name]] for name in files}
-    except (InvalidJsonError, LookupError, TypeError) as error:
+        return load_json(path, _Facts).files
+    except InvalidJsonError as error:
         raise UserError(f"{path} was not written by this command ({error}): choose another folder") from error
 
 

@@ -1,7 +1,7 @@
 """Manifest and state of one checkpoint folder: their schemas, and the check of the files against the manifest.
 
-A checkpoint may come from a stranger. The manifest can only name files of its own folder, and only regular files are
-opened. The module does not import torch.
+A checkpoint is untrusted: the manifest can only name files of its own folder, and only regular files are opened. The
+module does not import torch.
 """
 
 import errno

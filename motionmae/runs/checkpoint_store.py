@@ -13,8 +13,8 @@
         .step-00000500.replaced                    old checkpoint of a step that a rollback saved again, for a moment
         damaged-step-00001500                      failed its verification; kept for inspection
 
-Other names are not the store's. It never deletes or renames them. A checkpoint that was moved to an archive and linked
-back counts like any other; of a link, only the link is renamed or deleted.
+Files and folders with other names are neither renamed nor deleted. A link to a checkpoint in an archive counts as a
+checkpoint. Only the link is renamed or deleted.
 
 The module does not import torch. Only rank 0 calls these functions; the other ranks write files into a folder that
 rank 0 created.
@@ -54,7 +54,7 @@ from motionmae.runs.checkpoint_manifest import (
 )
 from motionmae.runs.end_reason import StorageError
 
-# Every name that the store writes. All other names belong to somebody else, and nothing happens to them.
+# Every name that the store writes. Files and folders with other names are neither renamed nor deleted.
 _NAME = r"step-(?P<step>[0-9]+)"
 _COMPLETE = re.compile(_NAME)
 _REPLACED = re.compile(rf"\.{_NAME}\.replaced")  # see motionmae.files.aside_of
@@ -182,7 +182,7 @@ def step_of(folder: Path) -> int:
 
 
 def _ours(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """Return the folders with such a name, and links to folders, which may be absent. A file is not the store's."""
+    """Return the folders with such a name, and links to folders, which may be absent. Files are left out."""
     return [path for path in matching(folder, name) if is_folder(path)]
 
 

@@ -1,17 +1,14 @@
-"""Schema of the rows of events.jsonl and metrics.jsonl, which may come from other programs, machines or people.
-
-A schema names the values that readers rely on. A row may have further values.
-"""
+"""Schemas of the rows of events.jsonl and metrics.jsonl: the values that readers use. A row may have further values."""
 
 from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from motionmae.json_text import describe_fault
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row
 
-_STRICT = ConfigDict(strict=True, extra="allow")
 _Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since the epoch; more is no date
 _Seconds = Annotated[float, Field(ge=-1e11, le=1e11)]  # clocks of nodes differ, so that differences may be negative
 _Step = Annotated[int, Field(ge=0, le=2**53)]
@@ -21,20 +18,18 @@ _EndReason = Annotated[str, Field(pattern=f"^(?:{'|'.join(reason.value for reaso
 
 
 class _Row(TypedDict):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]  # pydantic's convention
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]  # inherited by pydantic's rules
     attempt: str
     time: _Time
     step: _Step
 
 
 class _Event(_Row, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     kind: Required[str]
     error: str
 
 
 class _Start(_Event, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     world: Required[Annotated[int, Field(ge=1, le=2**31)]]
     hosts: Annotated[list[str], Field(min_length=1)]
     host: str
@@ -46,35 +41,29 @@ class _Start(_Event, total=False):
 
 
 class _Ready(_Event):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     total_steps: _Step
 
 
 class _Resume(_Event):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     seconds: _Seconds
 
 
 class _Checkpoint(_Event, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     blocking: Required[_Seconds]
     seconds: _Seconds
     bytes: _Size
 
 
 class _End(_Event, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     reason: Required[_EndReason]
     again: bool
 
 
 class _CorruptSample(_Event):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     reasons: dict[str, _Step]
 
 
 class _Metrics(_Row, total=False):
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     step_seconds: Required[_Seconds]
     data_wait_seconds: Required[_Seconds]
     forward_seconds: _Seconds
@@ -115,6 +104,5 @@ def fault_of(row: Row, *, is_event: bool) -> str:
             _METRICS.validate_python(row)
             _NUMBERS.validate_python({key: value for key, value in row.items() if key != "attempt"})
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        return describe_fault(error)
     return ""

@@ -85,7 +85,7 @@ def test_lists_of_files_are_refused(private: Path, folder: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["key.ans", "release.nfo", "art.asc"])
-def test_texts_are_not_drawn(folder: Path, name: str):
+def test_text_types_are_not_drawn(folder: Path, name: str):
     (folder.parent / "letter.txt").write_text("THIS IS PRIVATE\n")
     (folder / name).symlink_to("../letter.txt")
     assert frames_without_list(folder / name) > 0

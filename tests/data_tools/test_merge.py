@@ -6,8 +6,8 @@ import pytest
 
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.manifest import write_manifest
-from tests.commands import merge as main
-from tests.commands import verify
+from tests.commands.functions import merge as main
+from tests.commands.functions import verify
 from tests.data.made_shards import make_shards
 from tests.data_tools.make_shards.runs import fingerprint
 from tests.fault_injection import kill_points

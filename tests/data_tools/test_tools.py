@@ -13,7 +13,7 @@ import pytest
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import write_manifest
-from tests.commands import preview, stats, verify
+from tests.commands.functions import preview, stats, verify
 from tests.data_tools.make_shards.runs import make, small_set
 
 ROOT = Path(__file__).resolve().parents[2]

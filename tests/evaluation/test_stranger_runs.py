@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.data.remote import download
-from tests.commands import run
+from tests.commands.functions import run
 from tests.data.shard_server import serving
 
 SECRET = "hf_0123456789abcdef"

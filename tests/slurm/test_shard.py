@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tests.commands import submit_shards as main
+from tests.commands.functions import submit_shards as main
 from tests.slurm.jobs import ROOT
 
 

@@ -20,7 +20,7 @@ from motionmae.runs.history import Attempt
 from slurm import code_snapshot, submission
 from slurm.attempt_log import AttemptLog
 from slurm.job_state import JobRecord
-from tests.commands import submit
+from tests.commands.functions import submit
 from tests.data.shard_server import serving
 from tests.slurm import tiny
 from tests.slurm.jobs import ROOT

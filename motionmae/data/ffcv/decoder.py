@@ -18,7 +18,7 @@ import simplejpeg
 from pydantic import ValidationError
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.config.texts import node_path
+from motionmae.config.text_types import node_path
 from motionmae.data.clip_decoder import ClipRequest, clip_augment
 from motionmae.data.clip_sampling import Crop, random_cut
 from motionmae.data.shards.errors import CorruptSample, Reason

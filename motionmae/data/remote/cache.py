@@ -29,7 +29,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from motionmae.config import DataConfig
-from motionmae.config.texts import node_path
+from motionmae.config.text_types import node_path
 from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
 from motionmae.data.sampler import EpochSampler
@@ -252,7 +252,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[int]:
-        """Open the file ``.lock``. A file of this name that somebody else wrote is not changed."""
+        """Open the file ``.lock``. An existing file of this name is not changed."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.folder / ".lock", flags, 0o600)
         try:

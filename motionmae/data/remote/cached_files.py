@@ -1,7 +1,7 @@
-"""Files of a shard cache: their exact names, and the removal of those that no process uses.
+"""Names of the files in a shard cache, and the removal of unused files.
 
-The folder may hold other files of the user. They are neither counted nor removed. A tar without its index is one of
-them, because the cache writes an index before the tar and removes it after the tar.
+Other files in the folder are neither counted nor removed. A tar without its index is such a file, because the cache
+writes the index before the tar and removes it after the tar.
 """
 
 import contextlib

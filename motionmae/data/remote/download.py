@@ -5,8 +5,8 @@
 - No access, or another HTTP status from 400 to 499: UserError is raised at once.
 - Content that differs from the manifest: the whole file is downloaded once more, then CorruptSample is raised.
 - A file that does not exist: FileNotFoundError is raised at once.
-- A compressed or endless file, or one that arrives too slowly: an error is raised, and never more than the expected
-  bytes are held.
+- A compressed file, one that is too long, or one that arrives too slowly: an error is raised. At most the expected
+  number of bytes is stored.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,12 +92,8 @@ def _file_system(scheme: str, timeout: float) -> Any:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_connect=timeout, sock_read=timeout)
-        # compressed content stays as it is, because a few bytes could unpack to gigabytes
-        options = {
-            "timeout": limits,
-            "auto_decompress": False,
-            "trust_env": True,
-        }  # trust_env: use the environment's proxies and ~/.netrc
+        # auto_decompress: a few compressed bytes could unpack to gigabytes; trust_env: proxies and ~/.netrc are used
+        options = {"timeout": limits, "auto_decompress": False, "trust_env": True}
         return fsspec.filesystem(scheme, client_kwargs=options, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(
@@ -116,11 +113,14 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass
 class _Sink:
-    """Destination of a download, with room for a number of bytes. ``refuse`` makes the error for unfit content."""
+    """Destination of the content of a download."""
 
-    def __init__(self, room: int, refuse: Callable[[str], Exception], cancelled: threading.Event):
-        self.room, self.refuse, self.cancelled = room, refuse, cancelled
+    store: Callable[[bytes], object]
+    room: int  # bytes that may still arrive
+    refuse: Callable[[str], Exception]  # makes the error for content that does not fit
+    cancelled: threading.Event
 
     def write(self, data: bytes) -> None:
         if self.cancelled.is_set():
@@ -130,40 +130,13 @@ class _Sink:
         self.room -= len(data)
         self.store(data)
 
-    def store(self, data: bytes) -> None:
-        raise NotImplementedError
 
-
-class _Memory(_Sink):
-    """Sink that holds a document."""
-
-    def __init__(self, room: int, cancelled: threading.Event):
-        super().__init__(room, InvalidJsonError, cancelled)
-        self.content = bytearray()
-
-    def store(self, data: bytes) -> None:
-        self.content += data
-
-
-class _Appender(_Sink):
-    """Sink that appends to the unbuffered ``file`` in the cache ``folder``."""
-
-    def __init__(
-        self,
-        file: io.FileIO,
-        folder: Path,
-        room: int,
-        refuse: Callable[[str], Exception],
-        cancelled: threading.Event,
-    ):
-        super().__init__(room, refuse, cancelled)
-        self.file, self.folder = file, folder
-
-    def store(self, data: bytes) -> None:
-        rest = memoryview(data)
-        with explain_disk_errors(self.folder):
-            while rest:
-                rest = rest[self.file.write(rest) :]
+def _append(file: io.FileIO, folder: Path, data: bytes) -> None:
+    """Append to the unbuffered ``file`` in the cache ``folder``."""
+    rest = memoryview(data)
+    with explain_disk_errors(folder):
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 class RemoteFolder:
@@ -189,13 +162,14 @@ class RemoteFolder:
         """Read a document of at most ``limit`` bytes. Raises InvalidJsonError if it is larger or compressed."""
 
         def attempt() -> bytes:
-            memory = _Memory(limit, self.closed)
+            content = bytearray()
+            sink = _Sink(content.extend, limit, InvalidJsonError, self.closed)
             with self._time_limit(name, self._seconds) as seconds:
                 if self._scheme == "s3":
-                    memory.write(self._fs.cat_file(self.address(name), start=0, end=limit + 1, timeout=seconds))
+                    sink.write(self._fs.cat_file(self.address(name), start=0, end=limit + 1, timeout=seconds))
                 else:
-                    self._fetch(name, {}, memory, seconds)
-            return bytes(memory.content)
+                    self._fetch(name, {}, sink, seconds)
+            return bytes(content)
 
         return self._retry(name, attempt)
 
@@ -231,22 +205,22 @@ class RemoteFolder:
             raise refuse("it is longer than the manifest says")
         if start == entry.bytes:
             return
-        appender = _Appender(file, folder, entry.bytes - start, refuse, self.closed)
-        with self._time_limit(entry.name, self._seconds + appender.room / _SLOWEST) as seconds:
+        sink = _Sink(partial(_append, file, folder), entry.bytes - start, refuse, self.closed)
+        with self._time_limit(entry.name, self._seconds + sink.room / _SLOWEST) as seconds:
             if self._scheme == "s3":
-                self._append_ranges(entry, appender, seconds)
+                self._append_ranges(entry, sink, seconds)
             else:
-                self._fetch(entry.name, {"Range": f"bytes={start}-"} if start else {}, appender, seconds)
-        if appender.room:
-            detail = f"it ends {appender.room} bytes before the {entry.bytes} bytes in the manifest"
+                self._fetch(entry.name, {"Range": f"bytes={start}-"} if start else {}, sink, seconds)
+        if sink.room:
+            detail = f"it ends {sink.room} bytes before the {entry.bytes} bytes in the manifest"
             raise self._wrong(entry.name, Reason.TRUNCATED_SHARD, detail)
 
-    def _append_ranges(self, entry: ShardEntry, appender: _Appender, seconds: float) -> None:
-        while appender.room:
-            low = entry.bytes - appender.room
+    def _append_ranges(self, entry: ShardEntry, sink: _Sink, seconds: float) -> None:
+        while sink.room:
+            low = entry.bytes - sink.room
             high = min(low + _RANGE_BYTES, entry.bytes)
             content = self._fs.cat_file(self.address(entry.name), start=low, end=high, timeout=seconds)
-            appender.write(content)
+            sink.write(content)
             if len(content) < high - low:
                 break
 

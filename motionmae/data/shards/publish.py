@@ -1,4 +1,4 @@
-"""Give a new shard its name, or replace an older one, so that a killed process leaves the old or the new shard.
+"""Write a shard under its name, or replace an older one. A killed process leaves the old or the new shard whole.
 
 A shard is two files, and no file system renames two files at once. The order is:
 

@@ -1,19 +1,19 @@
-"""Types and ranges of the values in indexes, manifests and rows of a ``.beton``, which may come from strangers.
+"""Types and ranges of the untrusted values in indexes, manifests and rows of a ``.beton``.
 
-The ranges are far beyond every shard that ``make_shards`` writes. They bound the memory that a reader allocates before
-it has compared a value with the stored bytes.
+The ranges are far beyond the values that ``make_shards`` writes. They limit the memory that a reader allocates before
+it compares a value with the stored bytes.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from motionmae.json_text import JSON_LIMIT, JsonModel
 
 MAX_SAMPLES = 100_000
-"""Maximum of samples per shard. The index is read as a whole."""
+"""Maximum number of samples per shard."""
 
 MAX_SIDE = 16384
 """Maximum of height and width in pixels."""
@@ -51,15 +51,18 @@ class Version(JsonModel):
     format_version: Small
 
 
-class SampleRow(JsonModel):
-    """Values of one sample that determine possible frames and crops."""
-
+class _Sample(JsonModel):
     label: Label
     fps: Fps
     frames: Frames
     stride: Stride
     height: Side
     width: Side
+
+
+class SampleRow(_Sample):
+    """Values of one sample that determine possible frames and crops."""
+
     windows: tuple[U32, ...]
 
     @model_validator(mode="after")
@@ -116,34 +119,18 @@ class IndexFile(JsonModel):
         return self
 
 
-class SampleFacts(JsonModel):
-    """Content of KEY.json, as far as it is used. ``make_shards`` writes further keys."""
+class SampleFacts(_Sample):
+    """Content of KEY.json. ``make_shards`` writes further keys."""
 
     model_config = ConfigDict(extra="allow")
 
-    label: Label
     class_name: str
     source: str
-    fps: Fps
-    frames: Frames
-    stride: Stride
-    height: Side
-    width: Side
     times: Annotated[list[float], _ONCE]
 
 
-def _has_row_keys(row: dict[str, str]) -> dict[str, str]:
-    if not row.keys() >= {"path", "reason", "error"}:
-        raise ValueError("it lacks path, reason or error")
-    return row
-
-
-QuarantineRow = Annotated[dict[str, str], AfterValidator(_has_row_keys)]
-"""Row of quarantine.jsonl: path, reason and error of a video that could not be stored."""
-
-
 def _fit(windows: Sequence[int], frames: int) -> bool:
-    """Return whether first frames of windows start at 0, increase, and stay below ``frames``."""
+    """Return whether the first frames of windows start at 0, increase, and stay below ``frames``."""
     if len(windows) == 1:
         return windows[0] == 0
     return bool(windows) and windows[0] == 0 and windows[-1] < frames and sorted(set(windows)) == list(windows)

@@ -1,6 +1,5 @@
 """Samples of a shard, found by the headers of its tar. The index is not needed, and a truncated tar gives the rest."""
 
-import json
 import os
 import struct
 import tarfile
@@ -12,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.format import ENCODINGS, META_KEYS, load_index
+from motionmae.data.shards.format import ENCODINGS, load_index
+from motionmae.data.shards.schema import U32, SampleFacts, Small
+from motionmae.json_text import InvalidJsonError, parse_json
 
 _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.fromkeys(ENCODINGS.values(), "jpgs")}
-_NUMBERS = ("label", "frames", "stride", "height", "width")
+
+
+class _StoredFacts(SampleFacts):
+    windows: list[U32]
+    source_frames: Small | None = None  # absent in older shards
+    damaged_packets: Small = 0
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,11 @@ class StoredSample:
     @property
     def source_frames(self) -> int:
         """Number of frames that the video gave, stored or not."""
-        return int(self.meta.get("source_frames", self.meta["frames"]))
+        return int(self.meta["source_frames"] or self.meta["frames"])
 
     @property
     def damaged_packets(self) -> int:
-        return int(self.meta.get("damaged_packets", 0))
+        return int(self.meta["damaged_packets"])
 
 
 class StoredSamples:
@@ -66,12 +72,11 @@ class StoredSamples:
         with self._shard.open("rb", buffering=0) as file:
             members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in places.items()}
         try:
-            meta = json.loads(members["json"])
-            _check_meta(meta)
-            intact = _frames_are_intact(members, meta["frames"])
-        except (ValueError, TypeError, KeyError, RecursionError, struct.error):
+            facts = parse_json(members["json"], _StoredFacts)
+            intact = _frames_are_intact(members, facts.frames)
+        except (InvalidJsonError, struct.error):
             return None
-        return StoredSample(members, meta, intact)
+        return StoredSample(members, facts.model_dump(), intact)
 
     def _scan(self) -> bool:
         """Find the members. Return whether the tar is whole."""
@@ -91,15 +96,6 @@ class StoredSamples:
                     return False
                 self._places.setdefault(key, {})[_MEMBER_OF_SUFFIX[suffix]] = start, info.size
                 offset = start + info.size + -info.size % tarfile.BLOCKSIZE
-
-
-def _check_meta(meta: Any) -> None:
-    """Raise KeyError, TypeError or ValueError if the content of KEY.json cannot become a row of an index."""
-    missing = [name for name in META_KEYS if name not in meta]
-    if missing or meta["frames"] < 1 or not isinstance(meta["fps"], float):
-        raise ValueError(missing)
-    if not all(type(number) is int for number in (*(meta[name] for name in _NUMBERS), *meta["windows"])):
-        raise TypeError("not integers")
 
 
 def _frames_are_intact(members: Mapping[str, bytes], frames: int) -> bool:

@@ -12,7 +12,7 @@ from motionmae.config import Config
 from motionmae.errors import UserError
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
-from motionmae.text import one_line
+from motionmae.text import join_lines
 
 
 class TensorBoard:
@@ -70,7 +70,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"W&B could not start with log.wandb={config.log.wandb} ({one_line(error)}): "
+                f"W&B could not start with log.wandb={config.log.wandb} ({join_lines(error)}): "
                 "run `wandb login`, or set log.wandb=offline"
             ) from error
         self._wandb_run.define_metric("*", step_metric="step")

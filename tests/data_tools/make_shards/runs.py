@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.commands import make_shards as main
+from tests.commands.functions import make_shards as main
 from tests.data_tools.videos import draw_frames, write_sound, write_video
 
 ROOT = Path(__file__).resolve().parents[3]

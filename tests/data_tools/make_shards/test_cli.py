@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from motionmae.data.open_shards import load_manifest, open_reader
-from tests.commands import make_shards as main
+from tests.commands.functions import make_shards as main
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, quarantine, small_set, start
 from tests.data_tools.videos import draw_frames, write_video
 

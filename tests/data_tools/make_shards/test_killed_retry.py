@@ -8,7 +8,7 @@ import pytest
 from data_tools.make_shards import write
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.errors import UserError
-from tests.commands import verify
+from tests.commands.functions import verify
 from tests.data_tools.make_shards.in_process import InProcessDecoder
 from tests.data_tools.make_shards.runs import fingerprint, make
 from tests.data_tools.videos import draw_frames, write_video

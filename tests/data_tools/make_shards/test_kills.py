@@ -8,7 +8,7 @@ from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.make_shards import write
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.format import check_size, load_index
-from tests.commands import make_shards as main
+from tests.commands.functions import make_shards as main
 from tests.fault_injection import kill_points
 
 SHARD = "train-000000.tar"

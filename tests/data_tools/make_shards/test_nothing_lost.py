@@ -16,7 +16,7 @@ from data_tools.make_shards import write
 from data_tools.make_shards.retry import begin_retry
 from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
-from tests.commands import verify
+from tests.commands.functions import verify
 from tests.data_tools.make_shards.in_process import InProcessDecoder
 from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, quarantine
 from tests.data_tools.videos import draw_frames, write_video

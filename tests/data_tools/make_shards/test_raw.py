@@ -5,7 +5,7 @@ from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
-from tests.commands import make_beton, preview, verify
+from tests.commands.functions import make_beton, preview, verify
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
 

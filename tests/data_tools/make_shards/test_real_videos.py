@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from motionmae.data.open_shards import open_reader
-from tests.commands import make_shards as main
+from tests.commands.functions import make_shards as main
 from tests.data_tools.make_shards.runs import manifest, quarantine
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 from tests.shared_data import SHARED_DATA, needs_shared_data

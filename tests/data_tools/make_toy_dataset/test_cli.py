@@ -11,7 +11,7 @@ from data_tools.annotations import read_split
 from data_tools.make_toy_dataset import cli
 from data_tools.make_toy_dataset.motions import MOTIONS
 from data_tools.make_toy_dataset.render import render
-from tests.commands import make_toy_dataset as main
+from tests.commands.functions import make_toy_dataset as main
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,7 +1,6 @@
-"""Types of texts that leave the configuration: lines of a job script, arguments of Slurm, names, and paths.
+"""Types of untrusted texts that become lines of a job script, arguments of Slurm, names or paths.
 
-Whoever wrote the text, it must stay one argument of one line. A validator raises ValueError with the remedy, which
-:func:`motionmae.config.refusals.describe_refusal` turns into a sentence with the key.
+A validator raises ValueError with the remedy. :func:`motionmae.config.refusals.describe_refusal` adds the key.
 """
 
 import os
@@ -12,69 +11,60 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from motionmae.errors import UserError
+from motionmae.text import URL_QUERY, URL_USER, printable
 
 LONGEST_TEXT = 4000
 """Characters. Longer paths do not exist on Linux."""
-LONGEST_SHOWN = 200
-"""Characters of a value in a message."""
 LONGEST_NAME = 255
 """Bytes of a file name."""
 LONGEST_RUN_NAME = 150
 """Bytes. Names of files and jobs are made of a run's name."""
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line separators, changes of the writing direction, and halves of surrogate pairs."""
 _BRACKETS = r"\[\d[\d,-]*\]"
 _HOSTS = rf"(\w[\w.-]*({_BRACKETS}[\w.-]*)*)"
 _NODE_VARIABLE = re.compile(r"\w*(TMPDIR|SCRATCH(_?DIR)?)|TMP|TEMP|JOBFS|WORK|HOME|USER|SLURM_(ARRAY_)?(JOB|TASK)_?ID")
 """Variables that are expanded anywhere in a path: a node's folders, the user and the job.
 
-Others may be secrets, and other users see a path: at its beginning any variable may stand that names a folder.
+Any other variable may hold a secret, and other users can see a path. At the beginning of a path it is therefore
+expanded only if it holds the path of a folder, and elsewhere never.
 """
-_USER = re.compile(r"(\w://)[^/?#\s]*@")
-_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
-"""Parts of a URL that may hold a password or a token."""
 _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})?")
 
 
 def without_control(text: str) -> str:
     """Return ``text`` if it is one line without control characters."""
-    if found := _CONTROL.search(text):
-        what = "a line break" if found[0] in "\n\r\x85\u2028\u2029" else f"the control character {found[0]!a}"
-        raise ValueError(f"it holds {what}; write one line of plain text")
+    for character in text:
+        if printable(character) != character:
+            is_break = character in "\n\r\x85\u2028\u2029"
+            what = "a line break" if is_break else f"the control character {character!a}"
+            raise ValueError(f"it holds {what}; write one line of plain text")
     return text
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` if it is one line of usual length without control characters."""
+    """Return ``text`` if it is one line of at most LONGEST_TEXT characters without control characters."""
     without_control(text)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"it has {len(text)} characters; write at most {LONGEST_TEXT}")
     return text
 
 
-def shown(text: str) -> str:
-    """Return a text of a stranger for a message: control characters escaped, URLs without secrets, cut to a line."""
-    escaped = _QUERY.sub(r"\1***", _USER.sub(r"\1***@", _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)))
-    return escaped if len(escaped) <= LONGEST_SHOWN else f"{escaped[:LONGEST_SHOWN]}..."
-
-
 def without_password(text: str) -> str:
     """Return ``text`` if no URL in it holds a user name, because configs are copied into cards, reports and logs."""
-    if _USER.search(text):
+    if URL_USER.search(text):
         raise ValueError("its URL holds a user name; put it into ~/.netrc (http) or the AWS_* environment (s3)")
     return text
 
 
 def sbatch_text(text: str) -> str:
-    """Return ``text`` if sbatch and the shell read its quoted form alike. sbatch takes a backslash for an escape."""
+    """Return ``text`` if it is one line without a backslash, which sbatch and the shell read differently."""
     if "\\" in one_line(text):
         raise ValueError("it holds a backslash, which sbatch misreads; leave it out")
     return text
 
 
-def matching(pattern: str, expected: str) -> AfterValidator:
-    """Return a validator that takes texts of ``pattern`` as a whole, ASCII alone; ``expected`` is the remedy."""
+def _of_form(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator of ASCII texts that match ``pattern`` in full. ``expected`` says what to write instead."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(text: str) -> str:
@@ -89,15 +79,15 @@ OneLine = Annotated[str, AfterValidator(one_line)]
 VariableValue = Annotated[str, AfterValidator(without_control)]
 SbatchText = Annotated[str, AfterValidator(sbatch_text)]
 """Value of an option of sbatch or srun."""
-SbatchOption = Annotated[str, matching("[a-z][a-z0-9-]*", "a long option of sbatch, such as mem")]
-Variable = Annotated[str, matching(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
-JobId = Annotated[str, matching(r"(\w[\w.+-]{0,63})?", "the number of a job")]
-NodeName = Annotated[str, matching(r"\w[\w.-]{0,254}", "the name of a node: letters, digits, '.', '_' and '-'")]
-HostList = Annotated[str, matching(rf"({_HOSTS}(,{_HOSTS})*)?", "names of nodes as a Slurm host list: node[3-4],node7")]
+SbatchOption = Annotated[str, _of_form("[a-z][a-z0-9-]*", "a long option of sbatch, such as mem")]
+Variable = Annotated[str, _of_form(r"[A-Za-z_]\w*", "a variable's name, such as NCCL_DEBUG")]
+JobId = Annotated[str, _of_form(r"(\w[\w.+-]{0,63})?", "the number of a job")]
+NodeName = Annotated[str, _of_form(r"\w[\w.-]{0,254}", "the name of a node: letters, digits, '.', '_' and '-'")]
+HostList = Annotated[str, _of_form(rf"({_HOSTS}(,{_HOSTS})*)?", "names of nodes as a Slurm host list: node[3-4],node7")]
 
 
 def run_name(name: str) -> str:
-    """Return ``name`` if it can be a folder, a job name and a part of file names; empty is allowed."""
+    """Return ``name`` if it is empty, or can be a folder, a job name and a part of file names."""
     if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
         raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
     if len(name.encode()) > LONGEST_RUN_NAME:
@@ -115,13 +105,13 @@ def check_path(path: str, kind: str) -> None:
         unknown = [found[0] for found in _REFERENCE.finditer(path) if not (_is_allowed(found) or _is_first(found))]
         if unknown:
             raise ValueError(
-                f"{unknown[0]} is not expanded, only a variable for a folder at the beginning, and $USER, "
-                "$SLURM_JOB_ID and their like; write the path itself"
+                f"{unknown[0]} is not expanded, only a folder's variable at the beginning, and variables such as "
+                "$USER and $SLURM_JOB_ID; write the path itself"
             )
     elif "${" in path or re.match(r"\$\w", path):
         raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
     if kind == "url" and "://" in path:
-        if _QUERY.search(path):
+        if URL_QUERY.search(path):
             raise ValueError("its URL has a query or fragment, which may be a secret; write the folder's plain address")
         return
     if any(len(part.encode()) > LONGEST_NAME for part in path.split("/")):
@@ -133,7 +123,10 @@ def check_path(path: str, kind: str) -> None:
 
 
 def node_path(path: str) -> Path:
-    """Return a configured path with the variables of this node. Raises UserError, never with a value, if one fails."""
+    """Return a configured path with the variables of this node expanded.
+
+    Raises UserError if a variable is not the path of a folder. The message does not show the value.
+    """
 
     def value(found: re.Match[str]) -> str:
         text = os.environ.get(_name(found), "")

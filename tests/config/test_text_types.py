@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from motionmae.config import load_config
 from motionmae.config.site import load_site
-from motionmae.config.texts import node_path, one_line, sbatch_text, shown
+from motionmae.config.text_types import node_path, one_line, sbatch_text
 from motionmae.errors import UserError
+from motionmae.text import excerpt
 
 ALIASES = "".join(f"{after}: &{after} [{', '.join(['*' + before] * 9)}]\n" for before, after in pairwise("abcdefgh"))
 CONTROL = ("\n", "\r", "\t", "\0", "\x1b", "\x85", "\u2028", "\u202e", "\ud800")
@@ -22,7 +23,7 @@ def refused(path: Path, text: str) -> str:
     with pytest.raises(UserError) as caught:
         load_config(str(path))
     sentence = str(caught.value)
-    assert sentence == shown(sentence[:200]) + sentence[200:]
+    assert sentence == excerpt(sentence[:200]) + sentence[200:]
     assert "\n" not in sentence
     assert len(sentence) < 1500
     return sentence
@@ -151,7 +152,7 @@ def test_only_variables_of_folders_user_and_job_are_expanded(tmp_path: Path, mon
 
 @given(st.text())
 def test_a_text_for_sbatch_is_printable_and_has_no_escape(text: str) -> None:
-    if "\\" in text or shown(text) != text[:200] + "..." * (len(text) > 200):
+    if "\\" in text or excerpt(text) != text[:200] + "..." * (len(text) > 200):
         with pytest.raises(ValueError, match=r"^it holds"):
             sbatch_text(text)
     else:
@@ -161,4 +162,4 @@ def test_a_text_for_sbatch_is_printable_and_has_no_escape(text: str) -> None:
 
 @given(st.text())
 def test_a_shown_text_is_one_line(text: str) -> None:
-    assert one_line(shown(text)) == shown(text)
+    assert one_line(excerpt(text)) == excerpt(text)

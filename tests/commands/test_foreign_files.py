@@ -256,9 +256,9 @@ def test_an_export_replaces_only_its_own_unchanged_files(world: Path, out: Path,
     assert app.main([*words, "hf"]) == app.main([*words, "hf"]) == 0
     for kind, name, message in (
         ("safetensors", "", "an export in another format, with config.json"),
-        ("hf", "README.md", "a README.md that is not of this command, or was changed"),
-        ("hf", "config.json", "a config.json that is not of this command, or was changed"),
-        ("hf", "model.safetensors", "a model.safetensors that is not of this command, or was changed"),
+        ("hf", "README.md", "a README.md that no export wrote, or that was changed"),
+        ("hf", "config.json", "a config.json that no export wrote, or that was changed"),
+        ("hf", "model.safetensors", "a model.safetensors that no export wrote, or that was changed"),
     ):
         whole = (out / "x" / name).read_bytes() if name else b""
         if name:
