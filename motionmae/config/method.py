@@ -98,11 +98,15 @@ class ModelConfig(Section):
     """Blocks of each decoder (Table 5e)."""
     decoder_heads: NonNegativeInt = 0
     """Overrides the preset's number of heads of each decoder; 0 keeps it."""
+    decoder_init: Literal["xavier", "local"] = "xavier"
+    """Initial weights of the decoders. xavier: random (VideoMAE). local: masked cubes attend to visible cubes nearby,
+    and predictions are near zero (docs/notes/time_head.md). It needs pos_embed=separate."""
     pos_embed: Literal["sinusoidal", "separate", "learnable"] = "sinusoidal"
     """sinusoidal: fixed, over flattened positions (VideoMAE). separate: fixed, with channels for time, row and column
     (V-JEPA); small models learn much sooner with it (docs/results.md). learnable: trained (section 3)."""
-    patch_embed_init: Literal["xavier", "pytorch"] = "xavier"
-    """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE."""
+    patch_embed_init: Literal["xavier", "pytorch", "whitened"] = "xavier"
+    """Initial projection of cubes. xavier: on the flattened kernel. pytorch: torch's default, as in VideoMAE. whitened:
+    random weights that amplify motion and detail against brightness (docs/notes/time_head.md)."""
     activation_checkpointing: Annotated[Literal["none", "full", "every_n"], MAY_CHANGE] = "none"
     """Blocks that the backward pass recomputes. full: every block. every_n: every ``checkpoint_every``-th block."""
     checkpoint_every: Annotated[PositiveInt, MAY_CHANGE] = 2
@@ -116,6 +120,14 @@ class ModelConfig(Section):
                 fitting = next(n for n in range(1, width + 1) if width % n == 0 and width // n <= 64)
                 allowed = f"the width {width} must be a multiple of it; set model.{key}={fitting}"
                 raise refusal(f"model.{key}", heads, allowed)
+        if self.decoder_init == "local":
+            channels = size.decoder_width // size.decoder_heads
+            if self.pos_embed != "separate":
+                allowed = "the position table must separate row and column; set model.pos_embed=separate"
+                raise refusal("model.decoder_init", "local", allowed)
+            if channels < 8:
+                allowed = f"a head has {channels} channels and needs at least 8; set fewer model.decoder_heads"
+                raise refusal("model.decoder_init", "local", allowed)
 
     @property
     def recompute_every(self) -> int:
@@ -167,6 +179,9 @@ class TargetConfig(Section):
     """Loss of a cube (Table 5f)."""
     normalize: bool = True
     """Normalise each target cube per channel to zero mean and unit variance (Table 6a, "patch norm")."""
+    motion_norm: Literal["cube", "clip"] = "cube"
+    """Pixels whose mean and deviation normalise motion where ``normalize`` is on. cube: those of each cube, as for
+    frames. clip: those of all masked cubes of the clip; the target then tells where in the clip how much moves."""
     frame_eps: PositiveFloat = 1e-6
     """Added to the standard deviation of a frame cube (VideoMAE's value)."""
     motion_eps: PositiveFloat = 6e-3

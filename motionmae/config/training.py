@@ -91,6 +91,9 @@ class LogConfig(Section):
     """Weights & Biases. offline: files in the run folder, for `wandb sync`; online: sent at once."""
     wandb_project: str = "motionmae"
     """Project in Weights & Biases."""
+    stalled_head_clips: NonNegativeInt = 20_000
+    """Clips after which a run warns if a head explains less than 1 % of its target, but not before the end of the
+    warm-up. 0 disables the check. Pre-training only."""
     reconstruction_every_steps: NonNegativeInt = 0
     """Steps between pictures of reconstructions in TensorBoard, for pre-training; 0 disables them."""
 

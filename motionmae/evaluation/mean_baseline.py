@@ -10,9 +10,8 @@ from motionmae.config import Config
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.context import choose_device
 from motionmae.evaluation.load_run import load_pretrained
-from motionmae.models.cubes import cut_patches
-from motionmae.models.motionmae import masks_of
-from motionmae.models.targets import loss_of, make_targets
+from motionmae.models.motionmae import masked_targets
+from motionmae.models.targets import loss_of
 
 _BATCH = 32  # clips in a forward pass
 
@@ -59,9 +58,8 @@ def _first_clips(config: Config, clips: int) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _mean_losses(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None) -> dict[str, float]:
-    patches = cut_patches(clips, config.clip.cube_size)
     losses = {}
-    for head, target in make_targets(config, patches, masks_of(config, seeds).masked, flow).items():
-        mean = target.values.mean(dim=(0, 1)).expand_as(target.values)
-        losses[head] = float(loss_of(mean, target.values, config.target.loss))
+    for head, target in masked_targets(config, clips, seeds, flow).items():
+        mean = target.mean(dim=(0, 1)).expand_as(target)
+        losses[head] = float(loss_of(mean, target, config.target.loss))
     return losses

@@ -160,6 +160,14 @@ def masks_of(config: Config, seeds: Tensor, ratio: float | None = None) -> Mask:
     )
 
 
+@torch.no_grad()
+def masked_targets(config: Config, clips: Tensor, seeds: Tensor, flow: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the target (B, M, L) of each trained head for all masked cubes of the clips."""
+    patches = cut_patches(clips, config.clip.cube_size)
+    targets = make_targets(config, patches, masks_of(config, seeds).masked, flow)
+    return {name: target.values for name, target in targets.items()}
+
+
 def build_motionmae(config: Config) -> MotionMAE:
     """Make the model with initial weights from ``config.seed``; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):

@@ -45,6 +45,7 @@ class RawTarget(NamedTuple):
     unit: int  # 255 for frames and their differences; 1 for optical flow
     channels: int  # values per pixel: 3, or 2 for optical flow
     std: float  # constant divisor that is used if ``target.normalize`` is off
+    per_clip: bool = False  # normalise by statistics of all given cubes of a clip instead of each cube
 
 
 class Target(NamedTuple):
@@ -52,10 +53,11 @@ class Target(NamedTuple):
 
     values: Tensor  # float32 (B, M, L)
     mean: Tensor | None
-    """Mean of the true cube in [0, 1], float32 (B, M, channels); None if targets are not normalised."""
-    scale: Tensor | float
-    """Standard deviation of the true cube in [0, 1] plus epsilon, float32 (B, M, channels); a constant if targets are
+    """Mean of the true cube in [0, 1], float32 (B, M, channels), or of the clip, (B, 1, channels); None if targets are
     not normalised."""
+    scale: Tensor | float
+    """Standard deviation of the true cube or clip in [0, 1] plus epsilon, in the shape of ``mean``; a constant if
+    targets are not normalised."""
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
         """Undo the normalisation of a prediction (B, M, L) with mean and standard deviation of the true cubes."""
@@ -100,7 +102,8 @@ def raw_targets(config: Config, patches: Tensor, cubes: Tensor, flow: Tensor | N
             motion, unit = gather_cubes(cut_patches(flow, clip.cube_size), cubes, clip.cube_frames).float(), 1
         else:
             motion, unit = motion_cubes(patches, cubes, clip.cube_frames, target), GREY_LEVELS
-        raw["time"] = RawTarget(motion, target.motion_eps, unit, _motion_channels(target), target.motion_std)
+        channels, per_clip = _motion_channels(target), target.motion_norm == "clip"
+        raw["time"] = RawTarget(motion, target.motion_eps, unit, channels, target.motion_std, per_clip)
     return raw
 
 
@@ -110,10 +113,11 @@ def _motion_channels(target: TargetConfig) -> int:
 
 def _finish(raw: RawTarget, normalize: bool, cube_size: int) -> Target:
     """Normalise or scale a raw target in place."""
-    values, eps, unit, channels, constant = raw
+    values, eps, unit, channels, constant, per_clip = raw
     if not normalize:
         return Target(values.mul_(1 / (unit * constant)), None, constant)
-    mean, std = normalize_(values, eps * unit, cube_size * channels, channels)
+    groups = values.flatten(1)[:, None] if per_clip else values  # a clip is normalised like one cube of many frames
+    mean, std = normalize_(groups, eps * unit, cube_size * channels, channels)
     return Target(values, mean / unit, std / unit + eps)
 
 

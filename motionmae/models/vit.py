@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from motionmae.config import ClipConfig, ModelConfig
 from motionmae.models.cubes import all_cubes, gather_cubes
+from motionmae.models.local_attention import attend_locally_
+from motionmae.models.whitening import whiten_
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue in [0, 1]. The encoder subtracts it."""
@@ -167,8 +169,10 @@ class Encoder(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).repeat(pixels), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(pixels), persistent=False)
         init_linear(self.blocks)
-        if model.patch_embed_init == "xavier":
+        if model.patch_embed_init != "pytorch":
             init_linear(self.project)
+        if model.patch_embed_init == "whitened":
+            whiten_(self.project.weight, clip)
 
     def forward(self, patches: Tensor, cubes: Tensor | None = None) -> Tensor:
         """Encode the visible cubes, int64 (B, V). Without ``cubes``, encode all N cubes of the clip.
@@ -197,6 +201,10 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.heads = nn.ModuleDict({name: nn.Linear(size.decoder_width, values) for name, values in outputs.items()})
         init_linear(self)
+        if model.decoder_init == "local":
+            attentions = [part for part in self.blocks.modules() if isinstance(part, Attention)]
+            linear = [part for part in self.heads.values() if isinstance(part, nn.Linear)]
+            attend_locally_(attentions, self.embed, self.mask_token, linear, self.pos_embed.table, clip)
 
     def forward(self, encoded: Tensor, visible: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Predict the targets of the query cubes, int64 (B, Q), from the encoded visible cubes, int64 (B, V).

@@ -37,9 +37,10 @@ from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
 from motionmae.text import get_logger
-from motionmae.training.callbacks.base import ProgressLine, SynchronizedGc
+from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
+from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
@@ -139,6 +140,9 @@ def build_trainer(
     every_steps = config.log.reconstruction_every_steps if draws else 0
     pictures = stack.enter_context(closing(ReconstructionCallback(folder, every_steps, events, progress.log)))
     collector = stack.enter_context(closing(SynchronizedGc()))
+    callbacks: list[Callback] = [progress, collector, pictures]
+    if config.task == "pretrain":
+        callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, progress.log))
     trainer = Trainer(
         config=config,
         task=task,
@@ -150,7 +154,7 @@ def build_trainer(
         loader=loader,
         watchdog=watchdog,
         events=events,
-        callbacks=(progress, collector, pictures),
+        callbacks=callbacks,
         log=progress.log,
         state=state,
     )

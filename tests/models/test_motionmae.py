@@ -209,6 +209,7 @@ def turned(section: str, field: str, value: Any) -> tuple[Any, ...]:
     """
     beside: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         ("model", "checkpoint_every"): {"model": {"activation_checkpointing": "every_n", "depth": 4}},
+        ("model", "decoder_init"): {"model": {"pos_embed": "separate"}},
         ("target", "frame_std"): {"target": {"normalize": False}},
         ("target", "motion_std"): {"target": {"normalize": False}},
     }
@@ -245,6 +246,7 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("model", "decoder_width"): 48,
     ("model", "decoder_depth"): 1,
     ("model", "decoder_heads"): 4,
+    ("model", "decoder_init"): "local",
     ("model", "pos_embed"): "learnable",
     ("model", "patch_embed_init"): "pytorch",
     ("model", "activation_checkpointing"): "full",
@@ -260,6 +262,7 @@ KNOBS: dict[tuple[str, str], Any] = {
     ("target", "motion_granularity"): 2,
     ("target", "loss"): "l1",
     ("target", "normalize"): False,
+    ("target", "motion_norm"): "clip",
     ("target", "frame_eps"): 0.1,
     ("target", "motion_eps"): 0.1,
     ("target", "frame_std"): 0.2,

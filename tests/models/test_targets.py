@@ -74,6 +74,25 @@ def test_targets_equal_the_plain_transcription(normalize: bool, granularity: int
         torch.testing.assert_close(targets["time"].values[i].double(), motion, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("source", ["difference", "flow"])
+def test_motion_can_be_normalised_by_the_statistics_of_its_clip(source: str):
+    config = tiny(target={"motion_norm": "clip", "motion_source": source})
+    clips, flow = noise_clips(config, 2), torch.randn(2, 8, 32, 32, 2)
+    patches = cut_patches(clips, 8)
+    numbers = torch.stack([torch.randperm(config.clip.cubes)[:11].sort().values for _ in clips])
+    targets = make_targets(config, patches, numbers, flow)
+    for i, clip in enumerate(clips.double() / 255):
+        motion = plain_motion(clip, 1, "abs") if source == "difference" else flow[i].double()
+        cubes = torch.stack([plain_cube(motion, config, number) for number in numbers[i].tolist()])
+        std, mean = torch.std_mean(cubes, dim=(0, 1))
+        expected = (cubes - mean) / (std + config.target.motion_eps)
+        torch.testing.assert_close(targets["time"].values[i].double(), expected.flatten(1), atol=2e-5, rtol=1e-5)
+        restored = targets["time"].to_pixels(targets["time"].values)[i].double()
+        torch.testing.assert_close(restored, cubes.flatten(1), atol=1e-5, rtol=1e-5)
+        space = plain_target(clip, config, numbers[i], config.target.frame_eps, 1.0)
+        torch.testing.assert_close(targets["space"].values[i].double(), space, atol=2e-6, rtol=1e-5)
+
+
 def test_motion_repeats_the_first_difference_at_the_front():
     config = tiny(target={"normalize": False, "motion_granularity": 3})
     patches = cut_patches(noise_clips(config, 1), config.clip.cube_size)

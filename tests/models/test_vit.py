@@ -68,6 +68,22 @@ def test_cube_projection_can_keep_pytorchs_initial_weights():
     assert 0 < project.bias.abs().max().item() <= bound
 
 
+def share_of_motion(patch_embed_init: str) -> float:
+    """Return the variance of a token's change relative to its variance if a smooth picture moves by one pixel."""
+    torch.manual_seed(0)
+    config = tiny(model={"patch_embed_init": patch_embed_init})
+    project, clip = Encoder(config.clip, config.model).project, config.clip
+    wide = torch.randn(500, clip.cube_size, clip.cube_size + 1, 3).cumsum(1).cumsum(2)
+    first, second = wide[:, :, 1:], wide[:, :, :-1]
+    with torch.no_grad():
+        still, moving = (project(torch.stack([first, frame], 1).flatten(1)) for frame in (first, second))
+    return float((moving - still).var() / still.var())
+
+
+def test_whitened_projection_amplifies_motion():
+    assert share_of_motion("whitened") > 3 * share_of_motion("xavier")
+
+
 def gradients(model: dict, drop_path: float = 0.0) -> tuple[Tensor, list[Tensor], int]:
     """Return the output of a stack, its gradients, and the number of block runs."""
     torch.manual_seed(0)
