@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from motionmae import locks
+from motionmae.errors import UserError
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _DESCRIPTOR_FOLDERS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
@@ -44,8 +45,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replace ``path`` by a JSON file with ``content``."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    """Replace ``path`` by a JSON file with ``content``. Raises UserError if the file cannot be written."""
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be written ({reason}): free space on its disk, or choose another path"
+        ) from error
 
 
 @contextmanager
@@ -222,12 +229,14 @@ def output_file(text: str) -> Path:
         if is_special(path):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.resolve().parent, os.W_OK | os.X_OK)
-    except OSError as error:
+        folder = _follow(path).parent
+        folder.stat()  # the folder of a link's target may be absent
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{path} cannot be written ({error}): choose another path") from error
     if not writable:
         raise argparse.ArgumentTypeError(
-            f"{path} cannot be written, because you have no write permission for {path.parent}: choose another path"
+            f"{path} cannot be written, because you have no write permission for {folder}: choose another path"
         )
     return path
 

@@ -6,6 +6,7 @@ and ``logging.getLogger`` elsewhere.
 """
 
 import logging
+import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, TextIO
@@ -18,6 +19,9 @@ _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 LINES = "\n\t"
 """Characters to keep in a text of several lines."""
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji need
+URL_USER = re.compile(r"(\w://)[^/?#\s]*@")
+URL_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
+"""Parts of a URL that may hold a password or a token, after what may be shown."""
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -33,8 +37,8 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def excerpt(text: object, most: int = 200) -> str:
-    """Return ``printable(text)``, cut to ``most`` characters, for a message."""
-    escaped = printable(text)
+    """Return ``printable(text)`` for a message: URLs without user and query, cut to ``most`` characters."""
+    escaped = URL_QUERY.sub(r"\1***", URL_USER.sub(r"\1***@", printable(text)))
     return escaped if len(escaped) <= most else f"{escaped[:most]}..."
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from motionmae.__main__ import main
+from motionmae.errors import UserError
 from motionmae.files import (
     FileTail,
     atomic_folder,
@@ -16,6 +17,7 @@ from motionmae.files import (
     recover_folder,
     replace_folder,
     write_atomically,
+    write_json,
 )
 from tests.commands.functions import make_shards
 from tests.fault_injection import Operation, kill_points, operations
@@ -37,6 +39,20 @@ def test_an_impossible_output_is_refused(tmp_path, name, says):
     (tmp_path / "file").touch()
     with pytest.raises(argparse.ArgumentTypeError, match=says):
         output_file(str(tmp_path / name))
+
+
+def test_a_link_in_a_loop_or_into_an_absent_folder_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("absent/x.json")
+    for name, says in (("loop", "cannot be written .*levels of symbolic links"), ("dangling", "No such file.*absent")):
+        with pytest.raises(argparse.ArgumentTypeError, match=says):
+            output_file(str(tmp_path / name))
+    assert not (tmp_path / "absent").exists()
+
+
+def test_figures_for_a_full_disk_are_one_sentence():
+    with pytest.raises(UserError, match=r"^/dev/full cannot be written \(No space left on device\): free space"):
+        write_json(Path("/dev/full"), [1])
 
 
 def test_what_is_no_file_is_written_to_and_a_link_stays_one(tmp_path):

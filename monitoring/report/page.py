@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file. The template report.html escapes every text."""
+"""The report as one self-contained HTML file. Every text is escaped: tags, and control characters."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from motionmae.config import Config, config_yaml, flat
 from motionmae.runs.events import Kind, Phase
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
+from motionmae.text import LINES, printable
 
 FAULTS = {
     Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
@@ -185,6 +186,7 @@ def _shortened(value: object) -> str:
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    finalize=lambda shown: printable(shown, LINES) if type(shown) is str else shown,  # markup is a subclass of str
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from motionmae.config.text_types import check_path, one_line
+from motionmae.config.text_types import check_path, one_line, without_password
 from motionmae.errors import UserError
 
 
@@ -29,7 +29,7 @@ class Section(BaseModel):
         """Check every text, because a config is untrusted and its values are printed, logged or opened."""
         if isinstance(value, str) and info.field_name is not None:
             marks = cls.model_fields[info.field_name].json_schema_extra
-            one_line(value)
+            without_password(one_line(value))
             if isinstance(marks, dict) and "path" in marks:
                 check_path(value, str(marks["path"]))
         return value

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from motionmae.errors import UserError
-from motionmae.text import printable
+from motionmae.text import URL_QUERY, URL_USER, printable
 
 LONGEST_TEXT = 4000
 """Characters. Longer paths do not exist on Linux."""
@@ -46,6 +46,13 @@ def one_line(text: str) -> str:
     without_control(text)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"it has {len(text)} characters; write at most {LONGEST_TEXT}")
+    return text
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` if no URL in it holds a user name, because configs are copied into cards, reports and logs."""
+    if URL_USER.search(text):
+        raise ValueError("its URL holds a user name; put it into ~/.netrc (http) or the AWS_* environment (s3)")
     return text
 
 
@@ -104,6 +111,8 @@ def check_path(path: str, kind: str) -> None:
     elif "${" in path or re.match(r"\$\w", path):
         raise ValueError("no variable is expanded here; write the path itself, or let the shell expand key=value")
     if kind == "url" and "://" in path:
+        if URL_QUERY.search(path):
+            raise ValueError("its URL has a query or fragment, which may be a secret; write the folder's plain address")
         return
     if any(len(part.encode()) > LONGEST_NAME for part in path.split("/")):
         raise ValueError(f"a name in a path has at most {LONGEST_NAME} bytes")

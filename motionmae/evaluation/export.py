@@ -9,6 +9,7 @@
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from motionmae.models.convert import CLASSIFIER, PRETRAINING, huggingface_config
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.history import RunHistory
+from motionmae.text import printable
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,22 @@ def model_card(exported: Exported, kind: str) -> str:
         loading = f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```'
     else:
         loading = "```sh\nmotionmae finetune --config NAME finetune.init=FOLDER\n```"
+    shards = config.data.shards.replace("`", "'")
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
         f"# {config.name}: {model} (MotionMAE, {config.model.size})",
         exported.note,
         f"- step {exported.step} of the run `{config.name}` (task {config.task}, seed {config.seed})",
-        f"- data: `{config.data.shards}`",
-        f"- code: {exported.commit}",
+        f"- data: `{shards}`",
+        f"- code: {_plain(exported.commit)}",
         f"- input: {config.clip.frames} frames of {config.clip.size} x {config.clip.size} pixels with a stride of "
         f"{config.clip.stride} video frames, normalised by ImageNet's mean and standard deviation",
         loading,
         f"## Settings\n```yaml\n{config_yaml(config)}```",
     ]
     return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return a text that may come from a stranger's run as one line of Markdown without links and tags."""
+    return re.sub(r"[][`<>\\]", lambda found: f"\\{found[0]}", printable(text))

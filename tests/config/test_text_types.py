@@ -57,6 +57,15 @@ def refused(path: Path, text: str) -> str:
         ("launch: {exclude: /etc/passwd}", "write names of nodes"),
         ("launch: {exclude: '-w n1'}", "write names of nodes"),
         ("data: {shards: 'http://127.0.0.1:1/${oc.env:HF_TOKEN,none}'}", "data.shards=http://127.0.0.1:1/${oc.env:HF"),
+        (
+            "data: {shards: 'https://me:key@h/k400'}",
+            "data.shards=https://***@h/k400 is not possible: its URL holds a user",
+        ),
+        ("test: {shards: 's3://ID:key@b/k400'}", "test.shards=s3://***@b/k400 is not possible: its URL holds a user"),
+        ("finetune: {init: 'http://me:key@h/x'}", "finetune.init=http://***@h/x is not possible"),
+        ("launch: {comment: 'see http://me:key@h/x'}", "launch.comment=see http://***@h/x is not possible"),
+        ("data: {shards: 'https://h/k400?token=key'}", "data.shards=https://h/k400?*** is not possible: its URL has a"),
+        ("test: {shards: 'https://h/k400#key'}", "test.shards=https://h/k400#*** is not possible: its URL has a query"),
         ("data: {cache: '/tmp/$HF_TOKEN'}", "data.cache=/tmp/$HF_TOKEN is not possible: $HF_TOKEN is not expanded"),
         ("data: {cache: '/tmp/${AWS_SECRET_ACCESS_KEY}'}", "is not expanded"),
         ("data: {beton: '$SLURM_JWT.beton'}", "is not expanded"),
@@ -66,6 +75,12 @@ def refused(path: Path, text: str) -> str:
 )
 def test_an_odd_config_is_refused_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     assert sentence in refused(tmp_path / "x.yaml", text)
+
+
+def test_a_password_on_the_command_line_is_not_shown() -> None:
+    with pytest.raises(UserError, match="its URL holds a user name") as caught:
+        load_config("tiny_toy", ["data.shards=https://me:key@h/k400"])
+    assert "me:key" not in str(caught.value)
 
 
 @pytest.mark.parametrize("control", CONTROL)

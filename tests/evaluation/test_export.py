@@ -13,7 +13,7 @@ from motionmae.__main__ import main
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
-from motionmae.evaluation.export import Exported, as_videomae, recorded_commit, transformers_config
+from motionmae.evaluation.export import Exported, as_videomae, model_card, recorded_commit, transformers_config
 from motionmae.evaluation.load_run import load_finetuned, load_pretrained
 from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
@@ -117,6 +117,12 @@ def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], t
     )  # fmt: skip
     assert "head.weight" in load_file(folder / "model.safetensors")
     assert recorded_commit(tmp_path) == f"not recorded by the run, exported by {code}"
+
+
+def test_the_card_of_a_stranger_s_run_is_plain_text():
+    card = model_card(Exported({}, Config(), 1, (), "a\x1b[31m\n# <script> [x](http://h)"), "safetensors")
+    assert r"- code: a\\x1b\[31m\\n# \<script\> \[x\](http://h)" in card.splitlines()
+    assert "\x1b" not in card
 
 
 def test_a_tiny_config_makes_a_model_that_transformers_loads(tmp_path: Path):

@@ -139,6 +139,43 @@ def test_files_that_look_like_keys_are_left_out_and_the_user_is_told(repository:
     assert ".env" in record["left_out"]
 
 
+KEY = "-----BEGIN RSA PRIVATE KEY-----"
+SECRETS = {
+    "gcp.json": f'{{"type": "service_account", "private_key": "{KEY}\\nMII"}}',
+    "service-account-7.json": "{}",
+    "deep.yaml": " " * 5000 + f"\nkey: {KEY}",
+    "keys_of_mine.py": f'KEY = """{KEY}',
+    "cluster.sh": "cd /x\nexport WANDB_API_KEY='0123abc'\n",
+    "run.cfg": "AWS_SECRET_ACCESS_KEY=abc/def+7\n",
+    "site.yaml": "token: ghp_" + 36 * "a",
+    ".bash_history": "ls",
+    "kaggle.json": "{}",
+    ".dockerconfigjson": "{}",
+}
+HARMLESS = {
+    "tokenizer.json": "{}",
+    "job.sh": "export HF_TOKEN=$(cat ~/.token)\nexport WANDB_API_KEY=$KEY\nMAX_TOKEN=100000\n",
+    "model.py": "class Model:\n    MASK_TOKEN=make(3)\n    TOKEN = 17\n",
+    "run_history.py": "rows = []",
+}
+
+
+def test_content_of_keys_is_recognised_in_files_that_are_not_in_git(repository: Path) -> None:
+    for name, content in {**SECRETS, **HARMLESS}.items():
+        (repository / name).write_text(content)
+    snapshot = code_snapshot.collect(repository)
+    assert set(map(str, snapshot.secret)) == SECRETS.keys()
+    assert HARMLESS.keys() <= set(map(str, snapshot.untracked))
+
+
+def test_a_key_in_a_tracked_setting_is_not_in_the_difference(repository: Path) -> None:
+    (repository / "site.json").write_text(SECRETS["gcp.json"])
+    _git(repository, "add", "site.json")
+    snapshot = code_snapshot.collect(repository)
+    assert Path("site.json") in snapshot.secret
+    assert KEY.encode() not in snapshot.diff
+
+
 def test_links_are_judged_by_what_they_lead_to(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.txt").write_text("private\n")
     (repository / "ignored.txt").write_text("-----BEGIN PRIVATE KEY-----\n")

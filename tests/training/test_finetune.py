@@ -14,6 +14,7 @@ from motionmae.config import Config, FinetuneConfig
 from motionmae.data.open_shards import load_manifest
 from motionmae.errors import UserError
 from motionmae.evaluation.load_run import load_finetuned
+from motionmae.files import write_json
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
@@ -94,6 +95,7 @@ def test_a_probe_trains_its_head_alone_and_keeps_its_initial_encoder(shards: Pat
     attentive = linear.updated({"name": "attentive", "finetune.mode": "attentive"})
     first, second = (RunFolder(tmp_path / run.name) for run in (linear, attentive))
     first.path.mkdir()
+    write_json(first.lease, {"number": 0, "id": "earlier", "host": "elsewhere", "pid": 1, "time": 0.0})
     others = build_motionmae(linear.updated({"seed": 7})).state_dict()
     save_file(others, first.encoder)  # from an attempt that saved no checkpoint
     assert run_ranks(2, run_all, [linear, attentive])[0] == ["FINISHED"] * 2

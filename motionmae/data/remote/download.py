@@ -76,7 +76,9 @@ def check_url(url: str) -> None:
             "into ~/.netrc (http) or the AWS_* environment (s3)"
         )
     if parts.query or parts.fragment:
-        raise UserError(f"the URL of shards {url} ends in a query or fragment: give the plain address of the folder")
+        raise UserError(
+            f"the URL of shards at {parts.hostname} ends in a query or fragment: give the plain address of the folder"
+        )
 
 
 def _file_system(scheme: str, timeout: float) -> Any:

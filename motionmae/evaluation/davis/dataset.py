@@ -11,6 +11,7 @@ A missing or unreadable file raises UserError.
 """
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from PIL import Image
 from motionmae.errors import UserError
 from motionmae.evaluation.davis.metrics import Score, score_sequence
 from motionmae.files import write_atomically
+from motionmae.json_text import InvalidJsonError, read_limited
 
 RESOLUTION = "480p"
+
+_NAME = re.compile(r"\w[\w.-]{0,200}")
+_LIST_BYTES = 1 << 20
 
 Scores = dict[str, dict[str, Score]]  # maps an object, ``SEQ_ID``, to its J and F
 
@@ -54,12 +59,12 @@ class Sequence:
 
 
 def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
-    """Read the sequences named in ``ImageSets/IMAGE_SET.txt``."""
+    """Read the sequences named in ``ImageSets/IMAGE_SET.txt``. A name becomes a folder of the results, never a path."""
     names = davis / "ImageSets" / f"{image_set}.txt"
     if not names.is_file():
         raise UserError(f"{names} is missing: give --davis the folder that contains JPEGImages and ImageSets")
     sequences = []
-    for name in names.read_text().split():
+    for name in _read_names(names):
         frames = sorted((davis / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
         masks = sorted((davis / "Annotations" / RESOLUTION / name).glob("*.png"))
         if not masks:
@@ -71,6 +76,17 @@ def read_sequences(davis: Path, image_set: str = "2017/val") -> list[Sequence]:
     if not sequences:
         raise UserError(f"{names} is empty: write the name of one sequence per line, or download DAVIS 2017 again")
     return sequences
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        names = read_limited(file, _LIST_BYTES).decode().split()
+    except (OSError, InvalidJsonError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not readable ({error}): download DAVIS 2017 again") from error
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{file} names {name[:100]!r}, which is not the name of a folder: correct the line")
+    return names
 
 
 def score_folder(sequences: list[Sequence], results: Path) -> Scores:
@@ -108,7 +124,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             mask = np.array(image)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image ({error}): write it again") from error
     if mask.ndim != 2:
         raise UserError(f"{path} has {mask.shape[2]} channels: masks must be palette PNGs of object numbers")

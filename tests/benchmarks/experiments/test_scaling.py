@@ -10,6 +10,7 @@ from benchmarks.experiments.network import FP32, Link, Network, Work, step_parts
 from benchmarks.experiments.scaling import MESSAGES, fit_link, last_above, matrices, predict_steps
 from motionmae.commands.app import run
 from motionmae.config import load_config
+from motionmae.config.load import CONFIG_FOLDER
 from motionmae.models.motionmae import build_motionmae
 from motionmae.planning.flops import count_parameters
 
@@ -124,14 +125,14 @@ def test_the_script_draws_and_writes(tmp_path: Path) -> None:
     ("argv", "sentence"),
     [
         ("experiments/scaling.py --gpu foo", "unknown GPU foo"),
-        ("experiments/scaling.py --config nope", "unknown config 'nope'"),
+        ("experiments/scaling.py --config nope", f"{CONFIG_FOLDER} has no config 'nope'"),
         ("experiments/scaling.py foo.bar=1", "unknown key foo (from foo.bar=1)"),
         ("experiments/scaling.py --per-node 0", "--per-node 0 is out of range: it must be above 0"),
         ("experiments/scaling.py --outside-gbs 0", "--outside-gbs 0.0 is out of range: it must be above 0"),
         ("experiments/scaling.py --inside-us nan", "--inside-us nan is out of range: it must be at least 0"),
         ("experiments/scaling.py --overlap 3", "--overlap 3.0 is out of range: it is a fraction and at most 1"),
-        ("checkpoint.py --config nope", "unknown config 'nope'"),
-        ("memory.py --config nope", "unknown config 'nope'"),
+        ("checkpoint.py --config nope", f"{CONFIG_FOLDER} has no config 'nope'"),
+        ("memory.py --config nope", f"{CONFIG_FOLDER} has no config 'nope'"),
         ("davis_baselines.py --davis nope", "nope/ImageSets/2017/val.txt is missing"),
     ],
 )

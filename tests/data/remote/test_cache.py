@@ -345,6 +345,6 @@ class TestLoader:
         threading.Event().wait(0.3)
         start = time.monotonic()
         loader.close()
-        thread.join(5)
+        thread.join(20)
         assert failures
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20  # the retries of a loader that is not closed take 37 s

@@ -162,3 +162,19 @@ def test_where_only_first_masks_are_annotated_masks_are_written_and_not_scored(
     figures = json.loads((tmp_path / "scores.json").read_text())
     assert figures["settings"] == {"features": "pixels", "protocol": "videowalk"}  # as the masks were made
     assert figures["J-Mean"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["../../mine", "/tmp/mine", "..", ".hidden", "a/b", "a\x1b[31m", "-x", "n" * 300])
+def test_a_sequence_whose_name_is_a_path_is_refused(name: str, tmp_path: Path):
+    """The masks of such a sequence would be written outside of --out."""
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "ImageSets/2017/val.txt").write_text(f"{name}\n")
+    with pytest.raises(UserError, match="which is not the name of a folder: correct the line"):
+        read_sequences(tmp_path)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "ImageSets/2017").mkdir(parents=True)
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"val\.txt is not readable .*: download DAVIS 2017 again"):
+        read_sequences(tmp_path)

@@ -106,6 +106,13 @@ def test_the_page_is_self_contained_and_escapes_names(history: RunHistory):
     assert page.count('class="mark"') % 3 == 0  # three resumes in each chart over steps
 
 
+def test_control_characters_of_a_stranger_s_run_are_escaped(history: RunHistory):
+    hostile = "\x1b[31m\u202e<b>\u2028\x9b"
+    page = render([history], notes=[hostile])
+    assert r"\x1b[31m\u202e&lt;b&gt;\u2028\x9b" in page
+    assert not {"\x1b", "\u202e", "\u2028", "\x9b"} & set(page)
+
+
 def test_timeline_and_goodput_agree_on_idle_time(tmp_path: Path):
     """Nobody queues the run until a person submits it again; a failure that Slurm tries again is queued at once."""
     run, fake = RunFolder(tmp_path / "stopped"), FakeRun()
