@@ -8,7 +8,7 @@ from data_tools import make_beton
 from motionmae.data.ffcv.decoder import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
-from tests import commands
+from tests.commands.functions import make_beton as main
 from tests.data.made_shards import flip_byte, make_shards, meta, needs_ffcv, picture
 
 pytestmark = needs_ffcv
@@ -23,7 +23,7 @@ def shards(tmp_path):
 
 
 def run(shards, out, *options):
-    return commands.make_beton([str(shards), "--out", str(out), *options])
+    return main([str(shards), "--out", str(out), *options])
 
 
 def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
