@@ -140,6 +140,8 @@ def rank_processes(lab: Lab, job_id: str) -> dict[int, int]:
             ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"SLURM_PROCID=")]
             counts = [v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_RESTART_COUNT=")] or [b"0"]
             ours = ranks and mine <= set(variables) and counts == [restarts]
-            if ours and b"submitit.core._submit" in (path / "cmdline").read_bytes():
+            # The batch script and srun have these variables and the rank's command among their arguments.
+            argv = (path / "cmdline").read_bytes().split(b"\0")
+            if ours and argv[1:4] == [b"-u", b"-m", b"submitit.core._submit"]:
                 found[ranks[0]] = int(path.name)
     return found
