@@ -172,8 +172,10 @@ METRICS = {metric.name: metric for group in GROUPS.values() for metric in group}
 
 def markdown() -> str:
     """Return the text of docs/metrics.md."""
-    lines = ["# Metrics", "", "Generated: `python -m monitoring.metric_definitions > docs/metrics.md`. "
-             "Prometheus adds `run` and `instance` (`RUN/NODE`), which stay the same after a requeue.", ""]  # fmt: skip
+    lines = [
+        "# Metrics", "", "Generated: `python -m monitoring.metric_definitions > docs/metrics.md`.", "",
+        "Prometheus adds `run` and `instance` (`RUN/NODE`), which stay the same after a requeue.", "",
+    ]  # fmt: skip
     for title, group in GROUPS.items():
         lines += [f"## {title}", "", "| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
         for metric in group:

@@ -164,7 +164,8 @@ def temporary_of(pattern: str) -> str:
 def matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
     """Return the sorted paths in ``folder`` whose names match in full; an empty list if ``folder`` is absent."""
     try:
-        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
+        with os.scandir(folder) as entries:  # makes no Path of each of the thousands of files in a folder of shards
+            return sorted(folder / entry.name for entry in entries if name.fullmatch(entry.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -5,7 +5,6 @@
 leaves nothing to clean up.
 """
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from motionmae import locks
 from motionmae.config.text_types import JobId, OneLine
 from motionmae.errors import UserError
-from motionmae.files import FileTail, write_atomically
+from motionmae.files import FileTail, write_json
 from motionmae.json_text import InvalidJsonError, load_json
 from motionmae.text import LINES, say
 from slurm.scontrol import JobState, find_job
@@ -44,7 +43,7 @@ class JobRecord:
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
 
     def write(self, run: Path) -> None:
-        write_atomically(run / "job.json", json.dumps(asdict(self), indent=1).encode())
+        write_json(run / "job.json", asdict(self))
 
     @staticmethod
     def read(run: Path) -> "JobRecord | None":

@@ -1,13 +1,12 @@
 """`motionmae report`: write one HTML file about runs, and compare their losses with predicting the mean."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.errors import UserError
-from motionmae.files import write_atomically
+from motionmae.files import write_atomically, write_json
 from motionmae.outputs import containing, output_argument, refuse_foreign
 from motionmae.text import say
 
@@ -66,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"note: {note}")
     say(f"wrote {out}")
     if arguments.json:
-        write_atomically(arguments.json, json.dumps([asdict(loss) for loss in losses], indent=1).encode())
+        write_json(arguments.json, [asdict(loss) for loss in losses])
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from motionmae.evaluation.cache_key import FILE_NAME, CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
 from motionmae.evaluation.load_run import Finetuned
 from motionmae.evaluation.views import read_views
-from motionmae.files import atomic_path, write_atomically
+from motionmae.files import atomic_path, write_atomically, write_json
 from motionmae.outputs import SIGNATURE, refuse_foreign_names
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops
 from motionmae.text import picture_text
@@ -167,7 +166,7 @@ def _origin(reader: ShardReader, sample: int) -> list[str]:
 
 
 def write_report(path: Path, report: Report, **more: object) -> None:
-    write_atomically(path, (json.dumps({**asdict(report), **more}, indent=1) + "\n").encode())
+    write_json(path, {**asdict(report), **more})
 
 
 def draw_confusion(path: Path, confusion: NDArray[np.int64], names: tuple[str, ...], heading: str) -> None:

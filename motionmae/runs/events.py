@@ -1,7 +1,7 @@
 """Events and metrics rows of a run, and the sinks that receive them. JSON lines are the source of truth.
 
 Each row has the id of the attempt that wrote it. A resumed run repeats the steps after its checkpoint, so the files
-contain some steps twice: :func:`current_rows` returns the rows that count. Only rank 0 writes the files.
+contain some steps twice: :func:`drop_repeated` returns the rows that count. Only rank 0 writes the files.
 """
 
 import errno
@@ -212,13 +212,8 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield from parse_rows(file)
 
 
-def current_rows(path: Path) -> list[Row]:
-    """Return one metrics row per logged step, in order of steps. The row of a later attempt replaces earlier rows."""
-    return drop_repeated(read_rows(path))
-
-
 def drop_repeated(rows: Iterable[Row]) -> list[Row]:
-    """Drop the metrics rows of steps that a later attempt repeated."""
+    """Return one metrics row per logged step, in order of steps. The row of a later attempt replaces earlier rows."""
     current: list[Row] = []
     for row in rows:
         while current and current[-1]["step"] >= row["step"]:

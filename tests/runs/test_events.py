@@ -9,7 +9,7 @@ from motionmae.runs.events import (
     JsonLines,
     Kind,
     LineFile,
-    current_rows,
+    drop_repeated,
     read_rows,
 )
 
@@ -39,12 +39,18 @@ def test_a_torn_last_line_is_skipped_and_the_next_row_stands_alone(tmp_path: Pat
 def test_repeated_rows_replace_earlier_ones(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     write(path, *(row(step, "a", loss=1.0) for step in (1, 2, 3, 4, 5)), *(row(step, "b", loss=2.0) for step in (3, 4)))
-    assert [(r["step"], r["attempt"]) for r in current_rows(path)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
+    kept = drop_repeated(read_rows(path))
+    assert [(r["step"], r["attempt"]) for r in kept] == [
+        (1, "a"),
+        (2, "a"),
+        (3, "b"),
+        (4, "b"),
+    ]
 
 
 def test_no_file_has_no_rows(tmp_path: Path):
     assert list(read_rows(tmp_path / "none.jsonl")) == []
-    assert current_rows(tmp_path / "none.jsonl") == []
+    assert drop_repeated(read_rows(tmp_path / "none.jsonl")) == []
 
 
 def test_log_stamps_rows_and_writes_what_json_cannot_hold_as_null(tmp_path: Path):

@@ -19,7 +19,7 @@ from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import build_motionmae
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.events import current_rows
+from motionmae.runs.events import drop_repeated, read_rows
 from motionmae.training.finetune import ClipMixup, Finetuning
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
@@ -55,7 +55,7 @@ def outcome(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of a finished run; the weights' moving average if it has one."""
     folder = RunFolder(config.run_folder)
     newest = CheckpointStore(folder.checkpoints).complete()[-1].folder
-    return [row["loss"] for row in current_rows(folder.metrics)], load_state(newest).state
+    return [row["loss"] for row in drop_repeated(read_rows(folder.metrics))], load_state(newest).state
 
 
 @pytest.mark.long
@@ -64,7 +64,7 @@ def test_killed_and_started_again_equals_undisturbed_bit_for_bit(world: int, zer
     whole, killed = (run_of(shards, tmp_path / name, engine={"zero_stage": zero}) for name in ("whole", "killed"))
     folder = RunFolder(killed.run_folder)
     ranks = Ranks(world, run_training, killed)
-    wait_until(lambda: len(current_rows(folder.metrics)) >= 5, "step 5")
+    wait_until(lambda: len(drop_repeated(read_rows(folder.metrics))) >= 5, "step 5")
     ranks.kill()
     assert run_ranks(world, run_all, [killed, whole])[0] == ["FINISHED"] * 2
     (losses, weights), (expected, reference) = outcome(killed), outcome(whole)

@@ -15,7 +15,7 @@ from motionmae.config import Config, load_config
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
-from motionmae.runs.events import current_rows, read_rows
+from motionmae.runs.events import drop_repeated, read_rows
 from motionmae.training.setup import run_training
 from tests.training.launch import Ranks, run_ranks, wait_until
 from tests.training.run_workers import pretrain_with_small_files, run_all
@@ -52,7 +52,10 @@ def folder_of(config: Config) -> RunFolder:
 
 
 def losses(config: Config) -> list[tuple[int, float, float, float]]:
-    return [(r["step"], r["loss"], r["loss_space"], r["loss_time"]) for r in current_rows(folder_of(config).metrics)]
+    return [
+        (r["step"], r["loss"], r["loss_space"], r["loss_time"])
+        for r in drop_repeated(read_rows(folder_of(config).metrics))
+    ]
 
 
 def events(config: Config, kind: str) -> list[dict[str, Any]]:

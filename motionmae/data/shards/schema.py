@@ -5,7 +5,7 @@ it compares a value with the stored bytes.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
@@ -35,7 +35,8 @@ Frames = Annotated[int, Field(ge=1, lt=1 << 28)]
 Stride = Annotated[int, Field(ge=1, lt=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
-_ONCE = Field(fail_fast=True)  # one fault is enough: a list of faults would be larger than the document
+Value = TypeVar("Value")
+Column = Annotated[list[Value], Field(fail_fast=True)]  # more faults than one could be larger than the document
 
 
 def index_limit(samples: int) -> int:
@@ -77,23 +78,23 @@ class Columns(JsonModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    key: Annotated[list[Key], _ONCE]
-    crc32: Annotated[list[U32], _ONCE]
-    label: Annotated[list[Label], _ONCE]
-    fps: Annotated[list[Fps], _ONCE]
-    frames: Annotated[list[Frames], _ONCE]
-    stride: Annotated[list[Stride], _ONCE]
-    height: Annotated[list[Side], _ONCE]
-    width: Annotated[list[Side], _ONCE]
-    windows: Annotated[list[Annotated[list[U32], _ONCE]], _ONCE]
-    crcs_offset: Annotated[list[Offset], _ONCE]
-    crcs_size: Annotated[list[U32], _ONCE]
-    jpgs_offset: Annotated[list[Offset], _ONCE]
-    jpgs_size: Annotated[list[U32], _ONCE]
-    json_offset: Annotated[list[Offset], _ONCE]
-    json_size: Annotated[list[U32], _ONCE]
-    flow_offset: Annotated[list[Offset], _ONCE]
-    flow_size: Annotated[list[U32], _ONCE]
+    key: Column[Key]
+    crc32: Column[U32]
+    label: Column[Label]
+    fps: Column[Fps]
+    frames: Column[Frames]
+    stride: Column[Stride]
+    height: Column[Side]
+    width: Column[Side]
+    windows: Column[Column[U32]]
+    crcs_offset: Column[Offset]
+    crcs_size: Column[U32]
+    jpgs_offset: Column[Offset]
+    jpgs_size: Column[U32]
+    json_offset: Column[Offset]
+    json_size: Column[U32]
+    flow_offset: Column[Offset]
+    flow_size: Column[U32]
 
 
 class IndexFile(JsonModel):
@@ -126,7 +127,7 @@ class SampleFacts(_Sample):
 
     class_name: str
     source: str
-    times: Annotated[list[float], _ONCE]
+    times: Column[float]
 
 
 def _fit(windows: Sequence[int], frames: int) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,18 @@ def start(videos: Path, out: Path, *more: str, as_folder: bool = True) -> "subpr
     how = ["data_tools/make_shards"] if as_folder else ["-m", "data_tools.make_shards"]
     command = [sys.executable, *how, *arguments(videos, out, "--samples-per-shard", "3", *more)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_on_full_disk(videos: Path, out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a process that can write no file of more than 40,000 bytes."""
+    return subprocess.run(
+        [sys.executable, "data_tools/make_shards", *arguments(videos, out, *more)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def fingerprint(out: Path) -> dict[str, str]:

@@ -1,16 +1,20 @@
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from random import Random
 
 import pytest
 
 from data_tools.make_shards.shard_plan import STATE
-from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, manifest, small_set, start
+from tests.data_tools.make_shards.runs import (
+    fingerprint,
+    make,
+    manifest,
+    run_on_full_disk,
+    small_set,
+    start,
+)
 from tests.data_tools.videos import draw_frames, write_video
 
 
@@ -155,14 +159,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp
 
 def test_a_disk_that_takes_no_more_is_answered_in_a_sentence_and_the_run_goes_on_later(videos, undisturbed, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.run(
-        [sys.executable, "data_tools/make_shards", *arguments(videos, out, "--samples-per-shard", "3")],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_on_full_disk(videos, out, "--samples-per-shard", "3")
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert f"error: {out} cannot be written" in process.stderr

@@ -2,10 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
 from tests.commands.functions import verify
 from tests.data_tools.make_shards.in_process import InProcessDecoder
-from tests.data_tools.make_shards.runs import ROOT, arguments, fingerprint, make, quarantine
+from tests.data_tools.make_shards.runs import fingerprint, make, quarantine, run_on_full_disk
 from tests.data_tools.videos import draw_frames, write_video
 
 # shard 0 holds v2, v3 and broken, shard 1 holds v0 and v1: by the hash of their names
@@ -219,14 +216,7 @@ def test_a_retry_on_a_full_disk_leaves_the_folder_complete(made):
     mend(videos)
     for name in HARMED:
         (videos / name).unlink()
-    process = subprocess.run(
-        [sys.executable, "data_tools/make_shards", *arguments(videos, out, *OPTIONS, "--retry")],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_on_full_disk(videos, out, *OPTIONS, "--retry")
     assert process.returncode == 2
     assert "cannot be written" in process.stderr
     after = fingerprint(out)
