@@ -50,6 +50,7 @@ class NodeCollector(Collector):
         self._tail = RunTail(run) if with_goodput else None
         self._goodput = GoodputTracker()
         self._readings: list[Sample] = []
+        self._refreshing = threading.Lock()
         self._closed = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="sampler", daemon=True)
         self._sampler.start()
@@ -82,7 +83,8 @@ class NodeCollector(Collector):
 
     def refresh(self) -> None:
         """Read host, GPUs and goodput now."""
-        self._readings = [*self._node_samples(), *self._gpus.samples(), *self._goodput_samples()]
+        with self._refreshing:  # the thread may refresh too, and both would read the same rows
+            self._readings = [*self._node_samples(), *self._gpus.samples(), *self._goodput_samples()]
 
     def _sample(self) -> None:
         while True:

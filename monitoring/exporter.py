@@ -28,6 +28,7 @@ from monitoring.collector import NodeCollector
 from monitoring.gpu import open_gpus
 from motionmae.config import MonitoringConfig
 from motionmae.files import write_atomically
+from motionmae.json_text import JsonModel, load_json
 from motionmae.text import get_logger
 
 logger = get_logger("monitoring.exporter")
@@ -36,6 +37,17 @@ END = "end"
 END_AFTER_SCRAPE = "end after scrape"
 _RECENT_SCRAPE_SECONDS = 150.0
 """The exporter waits for a last scrape only if the previous scrape is at most this old."""
+
+
+class _Labels(JsonModel, extra="ignore"):
+    run: str
+    instance: str
+
+
+class _Target(JsonModel, extra="ignore"):
+    """Entry of a Prometheus file_sd target file, as far as :func:`is_target_of` reads it."""
+
+    labels: _Labels
 
 
 class Settings(BaseModel):
@@ -158,12 +170,13 @@ def publish(settings: Settings, address: str) -> None:
 
 def is_target_of(path: Path, run: str) -> bool:
     """Return whether a file has the name and the content of a target file that a node of ``run`` writes."""
-    try:
-        (target,) = json.loads(path.read_bytes())
-        run_of, instance = target["labels"]["run"], target["labels"]["instance"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    if path.is_symlink():
         return False
-    return not path.is_symlink() and run_of == run and f"{str(instance).replace('/', '-')}.json" == path.name
+    try:
+        (target,) = load_json(path, list[_Target])
+    except (OSError, ValueError):
+        return False
+    return target.labels.run == run and f"{target.labels.instance.replace('/', '-')}.json" == path.name
 
 
 def withdraw(settings: Settings, address: str) -> None:

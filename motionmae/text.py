@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import unicodedata
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 LINES = "\n\t"
 """Characters to keep in a text of several lines."""
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and emoji need
+_UNUSUAL = re.compile(r"[^ -~]")  # most logs have few of these
 URL_USER = re.compile(r"(\w://)[^/?#\s]*@")
 URL_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
 """Parts of a URL that may hold a password or a token, after what may be shown."""
@@ -26,14 +28,14 @@ URL_QUERY = re.compile(r"(\w://[^?#\s]*[?#])\S+")
 
 def printable(text: object, keep: str = "") -> str:
     r"""Escape the characters of ``text`` that do not print, like ``\x1b`` and ``\u202e``, but not those in ``keep``."""
-    plain = str(text)
-    if plain.isprintable():
-        return plain
     kept = _JOINERS + keep
-    return "".join(
-        _escaped(character) if unicodedata.category(character) in _ESCAPED and character not in kept else character
-        for character in plain
-    )
+
+    def shown(found: re.Match[str]) -> str:
+        character = found[0]
+        escape = unicodedata.category(character) in _ESCAPED and character not in kept
+        return _escaped(character) if escape else character
+
+    return _UNUSUAL.sub(shown, str(text))
 
 
 def excerpt(text: object, most: int = 200) -> str:
@@ -84,5 +86,6 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), ()
+    with suppress(TypeError, ValueError, KeyError):  # arguments that do not fit the message: the handler reports them
+        record.msg, record.args = printable(record.getMessage()), ()
     return True

@@ -136,8 +136,8 @@ class RequeuePolicy:
                 self.log_failure_event(step, Failure(EndReason.NODE_DOWN, node), again=True, pause=0)
 
     def log_failure_event(self, step: int, failure: Failure, again: bool, pause: int) -> None:
-        attempts = RunHistory(self.run.path).attempts
-        row = {"attempt": attempts[-1].attempt.id if attempts else "", "kind": Kind.FAILURE.value, "step": step}
+        starts = RunHistory(self.run.path).of(Kind.START)  # metrics.jsonl is too long to read before Slurm's SIGKILL
+        row = {"attempt": starts[-1]["attempt"] if starts else "", "kind": Kind.FAILURE.value, "step": step}
         row |= {"reason": failure.reason, "node": failure.node, "again": again, "pause": pause}
         row |= {"excluded": self.attempts.excluded_nodes(), "job": self.attempt.job, "restart": self.attempt.restart}
         append_row(self.run.events, **row)

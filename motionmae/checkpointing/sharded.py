@@ -308,7 +308,7 @@ def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:
 class _CollectiveIO:
     """File operations under the lease, whose results and errors are shared with all ranks.
 
-    All ranks must call this.
+    All ranks must call its methods in the same order.
     """
 
     rank: DistributedContext

@@ -33,12 +33,11 @@ _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})?")
 
 def without_control(text: str) -> str:
     """Return ``text`` if it is one line without control characters."""
-    for character in text:
-        if printable(character) != character:
-            is_break = character in "\n\r\x85\u2028\u2029"
-            what = "a line break" if is_break else f"the control character {character!a}"
-            raise ValueError(f"it holds {what}; write one line of plain text")
-    return text
+    if printable(text) == text:
+        return text
+    character = next(character for character in text if printable(character) != character)
+    what = "a line break" if character in "\n\r\x85\u2028\u2029" else f"the control character {character!a}"
+    raise ValueError(f"it holds {what}; write one line of plain text")
 
 
 def one_line(text: str) -> str:
@@ -91,7 +90,7 @@ def run_name(name: str) -> str:
     if name and (name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name)):
         raise ValueError("use letters, digits, '-', '_' and '.', and do not start with '-' or '.'")
     if len(name.encode()) > LONGEST_RUN_NAME:
-        raise ValueError(f"use at most {LONGEST_RUN_NAME} letters")
+        raise ValueError(f"use at most {LONGEST_RUN_NAME} bytes; a letter such as ä takes two")
     return name
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from motionmae.errors import UserError
+from motionmae.runs.end_reason import StorageError
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on rank 0; return its result, or raise its UserError, on every rank.
+    """Call ``action`` on rank 0; return its result, or raise its UserError or StorageError, on every rank.
 
     All ranks must call this.
     """
@@ -50,11 +51,12 @@ def run_on_rank_zero(rank: DistributedContext, action: Callable[[], Result]) -> 
     if rank.is_rank_zero:
         try:
             answer = action()
-        except UserError as error:
+        except (UserError, StorageError) as error:
             answer = error
     answer = broadcast_object(answer)
     if isinstance(answer, UserError):
         answer.already_reported = not rank.is_rank_zero
+    if isinstance(answer, (UserError, StorageError)):
         raise answer
     return answer
 

@@ -21,7 +21,7 @@ NEIGHBOURS = ((0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0
 DEVIATION = 0.7
 """Standard deviation of the attention around a head's centre, in cubes."""
 MASKED_LOGIT = 8.0
-"""Decrease of the attention logit of a masked cube, which has nothing to read yet."""
+"""Decrease of the initial attention logit of a masked cube, because masked cubes hold no information yet."""
 MASK_TOKEN_STD = 0.5
 """Standard deviation of the mask token. Keys recognise masked cubes by it."""
 CONTENT_GAIN = 0.5

@@ -14,6 +14,7 @@ from motionmae.files import remove
 from motionmae.json_text import JsonModel
 from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
 from motionmae.runs.checkpoint_store import CheckpointStore, step_of
+from motionmae.runs.end_reason import StorageError
 
 
 class CheckpointStatus(StrEnum):
@@ -108,6 +109,6 @@ def _describe(
         modified = folder.stat().st_mtime
         size = sum(path.stat().st_size for path in folder.iterdir())
         writer = Checkpoint(folder, step, (), step).state(_Writer).writer
-    except (OSError, UserError):
+    except (OSError, StorageError, UserError):
         pass  # damaged, unfinished, or deleted meanwhile
     return InspectedCheckpoint(folder, status, reason, step, size, modified, writer, resumes, link)

@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from pydantic import AfterValidator, Field, StringConstraints
 
 from motionmae.errors import UserError
-from motionmae.json_text import InvalidJsonError, JsonModel, load_json
+from motionmae.json_text import JSON_LIMIT, InvalidJsonError, JsonModel, load_json, parse_json, read_limited
+from motionmae.runs.end_reason import StorageError
 
 FORMAT = 1  # version of the folder's layout; other versions are refused
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -75,6 +76,7 @@ class Checkpoint:
 
         Raises:
             UserError: the file is missing or damaged, or does not fit the schema.
+            StorageError: the file cannot be read, and may be intact.
         """
         path = self.folder / STATE
         try:
@@ -82,6 +84,9 @@ class Checkpoint:
         except (InvalidJsonError, *MISSING) as error:
             reason = str(error) if isinstance(error, InvalidJsonError) else error.strerror
             raise UserError(f"{path} is damaged ({reason}): choose another checkpoint of the run") from error
+        except OSError as error:
+            cause = error.strerror or error
+            raise StorageError(f"{path} cannot be read ({cause}): start again when the storage works") from error
 
     def defect(self, sizes_only: bool = False) -> str:
         """Return a description of the damage; empty if the checkpoint is intact. ``sizes_only`` skips the checksums.
@@ -119,13 +124,14 @@ def read_manifest(folder: Path) -> Found:
     """Read the manifest in ``folder``, or raise a UserError if its format has a different version."""
     path = folder / MANIFEST
     try:
-        version = load_json(path, _Version).format
+        raw = read_limited(path, JSON_LIMIT)
+        version = parse_json(raw, _Version).format
         if version != FORMAT:
             raise UserError(
                 f"{folder} is a checkpoint of format {version}, but this version reads format {FORMAT}: "
                 "use the version that wrote it"
             )
-        content = load_json(path, _Manifest)
+        content = parse_json(raw, _Manifest)
     except MISSING as error:
         if folder.is_symlink() and not folder.exists():
             return OSError(errno.ENOENT, f"it is a link to {folder.readlink()}, which is absent")

@@ -80,7 +80,7 @@ class CheckpointStore:
 
         Args:
             report: called with the folder and the defect of each damaged checkpoint.
-            before: consider only checkpoints of fewer steps than this; if none is kept, the oldest one.
+            before: consider only checkpoints of fewer steps than this; if there are none, only the oldest checkpoint.
 
         Raises:
             UserError: all checkpoints are damaged. A fresh start would discard the run.

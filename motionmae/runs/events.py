@@ -101,7 +101,7 @@ class EventLog:
 
     Args:
         attempt: id of the attempt.
-        check: called before each row. An exception other than an OSError keeps the row from being written.
+        check: called before each row. If it raises, the row is not written; an OSError is logged, other errors are raised.
     """
 
     def __init__(self, attempt: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:

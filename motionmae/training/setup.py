@@ -32,7 +32,7 @@ from motionmae.json_text import JsonModel
 from motionmae.runs.checkpoint_manifest import Checkpoint
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import EndReason, classify_error
+from motionmae.runs.end_reason import EndReason, StorageError, classify_error
 from motionmae.runs.events import EventLog, JsonLines, Kind, Sink, process_age
 from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
@@ -142,7 +142,7 @@ def build_trainer(
     collector = stack.enter_context(closing(SynchronizedGc()))
     callbacks: list[Callback] = [progress, collector, pictures]
     if config.task == "pretrain":
-        callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, progress.log))
+        callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, watchdog, progress.log))
     trainer = Trainer(
         config=config,
         task=task,
@@ -190,7 +190,7 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
 def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
     try:
         return checkpoint.state(_SavedSettings)
-    except (OSError, UserError):
+    except (StorageError, UserError):
         return None
 
 

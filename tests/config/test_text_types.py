@@ -36,7 +36,7 @@ def refused(path: Path, text: str) -> str:
         (f"base: {'a' * 300}", "a name in a path has at most 255 bytes"),
         (f"base: {'/a' * 3000}", "write at most 4000"),
         ("base: ~no-such-user-here/x", "no user ~no-such-user-here"),
-        (f"name: {'n' * 300}", "use at most 150 letters"),
+        (f"name: {'n' * 300}", "use at most 150 bytes; a letter such as ä takes two"),
         (f"output_dir: {'n' * 300}", "a name in a path has at most 255 bytes"),
         ('output_dir: "a\\0b"', "output_dir=a\\x00b is not possible: it holds the control character"),
         ("output_dir: ~no-such-user-here/x", "no user ~no-such-user-here"),

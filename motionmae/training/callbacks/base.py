@@ -14,7 +14,8 @@ from motionmae.text import cell
 class Callback:
     """Base of the trainer's callbacks. Every method does nothing unless a subclass overrides it.
 
-    Every rank has the same callbacks and calls each method after the same step: a callback may use collectives.
+    Every rank has the same callbacks. ``on_log`` and ``on_train_end`` run after the same step on every rank and may use
+    collectives. ``on_save`` and ``close`` may not.
     """
 
     def on_train_start(self) -> None:

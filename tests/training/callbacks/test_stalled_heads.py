@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.distributed.process_group import distributed
+from motionmae.distributed.watchdog import Watchdog
 from motionmae.models.motionmae import Losses, MotionMAE, build_motionmae
 from motionmae.runs.events import drop_repeated, read_rows
 from motionmae.training.callbacks.stalled_heads import StalledHeads
@@ -39,8 +41,11 @@ def perfect(*_: Any) -> Losses:
 def warnings_of(config: Config, engine: Callable[..., Losses], rows: list[tuple[int, int]]) -> list[str]:
     """Return the messages after ``rows`` of (step, steps since the last row)."""
     messages: list[str] = []
-    with distributed(config.engine) as rank:
-        callback = StalledHeads(config, engine, rank, STEPS_PER_EPOCH, messages.append)  # type: ignore[arg-type]
+    with (
+        distributed(config.engine) as rank,
+        closing(Watchdog(config.watchdog, Path("unused"), messages.append)) as watchdog,
+    ):
+        callback = StalledHeads(config, engine, rank, STEPS_PER_EPOCH, watchdog, messages.append)  # type: ignore[arg-type]
         for step, steps in rows:
             callback.on_log({"step": step, "steps": steps})
     return messages
@@ -50,11 +55,19 @@ def test_a_head_that_predicts_the_mean_is_named_once_with_the_settings_that_help
     config = tiny_run(shards, tmp_path, log={"stalled_head_clips": 30}, model={"pos_embed": "separate"})
     space, time = warnings_of(config, silent(config), [(4, 4), (8, 4), (12, 4)])
     assert space == (
-        "the space head explains 0.0 % of its target after 48 clips, hardly more than the mean of the target would: "
-        "start a new run with model.patch_embed_init=whitened, model.decoder_init=local"
+        "the space head explains 0.0 % of the variance of its target after 48 clips, little more than the target's "
+        "mean: start a new run with model.patch_embed_init=whitened, model.decoder_init=local"
     )
     assert time.startswith("the time head explains")
     assert time.endswith("model.decoder_init=local, target.motion_norm=clip")
+
+
+def test_shards_that_cannot_be_read_for_the_check_do_not_end_the_run(shards: Path, tmp_path: Path):
+    config = tiny_run(shards, tmp_path, log={"stalled_head_clips": 6})
+    config = config.updated({"data.shards": "http://127.0.0.1:1/gone", "data.remote_retries": 0})
+    (message,) = warnings_of(config, silent(config), [(6, 6)])
+    assert message.startswith("the decoder heads were not checked (")
+    assert message.endswith("); training continues")
 
 
 def test_a_head_that_has_left_the_mean_is_not_named(shards: Path, tmp_path: Path):
