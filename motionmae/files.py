@@ -129,7 +129,7 @@ def aside_of(final: Path) -> Path:
 
 
 def recover_folder(final: Path) -> None:
-    """Complete or undo a killed :func:`replace_folder`: delete the old folder, or give it the name ``final`` again."""
+    """Complete a killed :func:`replace_folder`: delete the old folder if ``final`` exists, else rename it back."""
     aside = aside_of(final)
     if os.path.lexists(final):
         remove_folder(aside)

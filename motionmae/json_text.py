@@ -15,7 +15,7 @@ JSON_LIMIT = 64 << 20
 """Maximum size in bytes, far above that of every JSON file of this project."""
 
 JSON_VALUES = 2_000_000
-"""Maximum of values. A parsed value can take a thousand times the memory of its text."""
+"""Maximum number of values, estimated from commas and brackets. A parsed value can take a thousand times its text."""
 
 _ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)", re.DOTALL)
 _MOST_FAULTS = 100  # pydantic copies every fault into Python objects, and hostile documents can have millions

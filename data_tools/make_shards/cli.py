@@ -179,7 +179,8 @@ def _remarks(split: Split, total: Counts) -> list[str]:
     """Return what a user should know about single videos."""
     lines = []
     if total.kept:
-        lines.append(f"kept:         {_names(total.kept)}, as stored before; their videos are gone or give no better")
+        reason = "their videos are gone or would give no better samples"
+        lines.append(f"kept:         {_names(total.kept)}, as stored before; {reason}")
     if total.set_aside:
         lines.append(f"set aside:    {_names(total.set_aside)}, damaged shards with videos that are gone")
     if total.damaged:

@@ -117,8 +117,11 @@ class _Writer:
         known = load_index(path)[0] if self._retry and shard_is_complete(path) else None
         with contextlib.suppress(_NothingNew), ShardWriter(path, self._plan.encoding) as writer:
             for key, video in shard.videos:
+                stored = old.read(key)
+                if stored and stored.meta["label"] != video.label:  # KEY.json has changed, and it has no checksum
+                    stored = None
                 try:
-                    chosen = self._choose(video, old.read(key), known is not None)
+                    chosen = self._choose(video, stored, known is not None)
                 except UndecodableVideo as error:
                     row = {"path": video.source, "reason": error.reason.value, "error": error.detail}
                     added = Counts(videos=1, quarantine=[row])

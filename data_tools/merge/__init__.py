@@ -104,13 +104,13 @@ def _leftovers(out: Path) -> list[Path]:
     The shards come last, because the other files are ours only beside shards.
     """
     existing = sorted(out.iterdir())
-    shards = [path for path in existing if _SHARD.fullmatch(path.name)]
+    shards = {path for path in existing if _SHARD.fullmatch(path.name)}
     for path in existing:
         is_ours = path in shards or (shards and _LAST.fullmatch(path.name))
         if not is_ours or path.is_dir():
             raise UserError(f"--out {out} holds {path.name}, which merge did not write: choose a new folder")
     refuse_foreign_quarantine(out)
-    return [path for path in existing if path not in shards] + shards
+    return sorted(existing, key=lambda path: path in shards)
 
 
 def _check_compatible(folders: Sequence[Path], manifests: Sequence[Manifest], without_labels: bool) -> None:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from data_tools.reporting import damage_as_user_error
 from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
-from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.open_shards import open_reader
 from motionmae.data.shards.reader import ShardReader
 from motionmae.errors import UserError
 from motionmae.files import atomic_path
@@ -63,7 +63,7 @@ def write_picture(path: Path, picture: Picture) -> None:
 
 def contact_sheet(folder: Path, videos: int, frames: int, height: int, seed: int = 0) -> Picture:
     """Draw ``frames`` evenly spaced frames of ``videos`` random videos: uint8 RGB (height, width, 3)."""
-    reader = open_reader(folder, load_manifest(folder))
+    reader = open_reader(folder)
     samples = reader.manifest.samples
     if not samples:
         raise UserError(f"{folder} holds no samples: see its quarantine.jsonl for the reasons")

@@ -7,8 +7,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from random import Random
 
@@ -17,10 +16,11 @@ from rich.filesize import decimal
 from data_tools.reporting import progress_bar
 from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
-from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, load_index
 from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.reader import LocalFolder, ShardReader
 from motionmae.text import say
 
 _EXAMPLES = """\
@@ -58,12 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def find_faults(folder: Path, manifest: Manifest, decode: int = 2, workers: int = 1) -> list[CorruptSample]:
     """Return all problems in shard order. Decode the first, middle and last frame of ``decode`` samples per shard."""
+    reader = ShardReader(LocalFolder(folder, ()), manifest)  # a missing shard is a problem to return
+    firsts = accumulate((entry.samples for entry in manifest.shards), initial=0)
 
-    def check(entry: ShardEntry) -> list[CorruptSample]:
-        return verify_shard(folder / entry.name, entry) or _decode_some(folder, manifest, decode, entry)
+    def check(entry: ShardEntry, first: int) -> list[CorruptSample]:
+        return verify_shard(folder / entry.name, entry) or _decode_some(reader, first, decode, entry)
 
     with ThreadPoolExecutor(workers) as pool, progress_bar() as bar:
-        found = bar.track(pool.map(check, manifest.shards), len(manifest.shards), description="checking")
+        found = bar.track(pool.map(check, manifest.shards, firsts), len(manifest.shards), description="checking")
         return list(chain.from_iterable(found))
 
 
@@ -94,15 +96,20 @@ def verify_shard(shard: Path, entry: ShardEntry | None = None) -> list[CorruptSa
     return faults or [CorruptSample(Reason.CHECKSUM, shard.name, detail)]
 
 
-def _decode_some(folder: Path, manifest: Manifest, decode: int, entry: ShardEntry) -> list[CorruptSample]:
-    """Choose ``decode`` samples of a shard by its hash, decode frames of each, and return the problems."""
-    part = open_reader(folder, replace(manifest, shards=(entry,)))
+def _decode_some(reader: ShardReader, first: int, decode: int, entry: ShardEntry) -> list[CorruptSample]:
+    """Choose ``decode`` samples of a shard by its hash, decode frames of each, and return the problems.
+
+    ``first`` is the id of the shard's first sample.
+    """
     faults = []
     for row in Random(entry.sha256).sample(range(entry.samples), min(max(0, decode), entry.samples)):
-        meta = part.read_meta(row)
+        try:
+            meta = reader.read_meta(first + row)
+        except CorruptSample as fault:
+            return [fault]
         for frame in sorted({0, meta.frames // 2, meta.frames - 1}):
             try:
-                (jpeg,) = part.read_frames(row, [frame])
+                (jpeg,) = reader.read_frames(first + row, [frame])
                 decode_frame(jpeg, meta)
             except CorruptSample as fault:
                 faults.append(CorruptSample(fault.reason, fault.where, f"frame {frame}: {fault.detail}"))

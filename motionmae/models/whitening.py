@@ -22,8 +22,9 @@ def whiten_(weight: Tensor, clip: ClipConfig) -> None:
     A random projection of a video cube shows its brightness: the difference of its two frames has 2 % of the variance
     of their mean. The encoder then hardly sees motion, and the time head has nothing to learn from. Whitening divides
     each principal component of the pixels by its standard deviation, and half-whitening by the square root of the
-    standard deviation. The motion of a cube then has a share of its token that the first layers can read, and appearance keeps most of it. The
-    components are those of an autoregressive process with :data:`NEIGHBOUR_CORRELATION`, and need no data.
+    standard deviation. The motion of a cube then has a share of its token that the first layers can read, and
+    appearance keeps most of it. The components are those of an autoregressive process with
+    :data:`NEIGHBOUR_CORRELATION`, and need no data.
 
     With a larger width than pixels, the rows are orthonormal only in blocks of the number of pixels.
     """

@@ -101,7 +101,7 @@ class EventLog:
 
     Args:
         attempt: id of the attempt.
-        check: called before each row. If it raises, the row is not written; an OSError is logged, other errors are raised.
+        check: called before each row. If it raises, the row is not written. An OSError is logged, others are raised.
     """
 
     def __init__(self, attempt: str, sinks: Iterable[Sink] = (), check: Callable[[], None] | None = None) -> None:

@@ -50,6 +50,10 @@ def damage(folder: Path, kind: str) -> str:
         index = folder / "all-000001.idx.json"
         index.write_text(index.read_text().replace('"fps":[2', '"fps":[3'))
         return "bad_index"
+    if kind == "stride":
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"stride": 1', '"stride": 2'))
+        return "bad_index"
     if kind == "remove":
         shard.unlink()
         return "missing_shard"
@@ -66,6 +70,12 @@ def test_damage_is_named_with_its_shard_and_the_remedy(copy, capsys, kind):
     assert f"{reason}: " in errors.splitlines()[0]
     assert "damaged: all-000001.tar" in errors
     assert errors.splitlines()[-1].startswith("1 of 5 shards are damaged: copy them again")
+
+
+def test_a_stride_that_differs_from_the_manifest_is_damage(copy, capsys):
+    reason = damage(copy, "stride")
+    assert verify([str(copy)]) == 1
+    assert f"{reason}: " in capsys.readouterr().err
 
 
 def test_the_remedy_works(made, copy, capsys):

@@ -191,7 +191,9 @@ class ShardCache:
     @contextlib.contextmanager
     def _lock_partial(self, part: Path, wait: bool) -> Iterator[FileIO | None]:
         """Lock the ``.part`` file of a shard. Yield None if another process has the lock or has renamed the file."""
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+        with explain_disk_errors(self.folder):
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
             while not acquire(file):
                 if not wait or not _is_same_file(part, file):  # not the same: it was renamed, and readers now lock it
                     yield None
@@ -286,7 +288,7 @@ class ShardCache:
 
 def _is_same_file(path: Path, file: FileIO) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     return False
 
 

@@ -248,9 +248,14 @@ def write_index(shard: Path, content: Mapping[str, Any]) -> ShardEntry:
 
 
 def _index_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of an index. Raises UserError if a reader would refuse the index."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    if len(raw) > index_limit(content["samples"]):
-        raise UserError(f"the index of {content['name']} has {len(raw)} bytes: store fewer samples per shard")
+    try:
+        parse_json(raw, IndexFile, index_limit(content["samples"]))
+    except InvalidJsonError as error:
+        raise UserError(
+            f"the index of {content['name']} could not be read again ({error}): store fewer samples per shard"
+        ) from error
     return raw
 
 

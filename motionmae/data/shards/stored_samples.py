@@ -6,20 +6,20 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ENCODINGS, load_index
-from motionmae.data.shards.schema import U32, SampleFacts, Small
+from motionmae.data.shards.schema import SampleFacts, SampleRow, Small
 from motionmae.json_text import InvalidJsonError, parse_json
 
 _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.fromkeys(ENCODINGS.values(), "jpgs")}
 
 
-class _StoredFacts(SampleFacts):
-    windows: list[U32]
+class _StoredFacts(SampleFacts, SampleRow):
     source_frames: Small | None = None  # absent in older shards
     damaged_packets: Small = 0
 
@@ -56,13 +56,20 @@ class StoredSamples:
         self.is_whole = not self.exists or self._scan()  # whether the tar has its end and no unknown part
 
     def may_hold(self, key: str) -> bool:
-        """Return whether the shard holds this sample, readable or not, or is too damaged to know."""
+        """Return whether the shard holds this sample, even unreadable. True if the shard is too damaged to tell."""
         if not self.exists:
             return False
+        if self._indexed is not None:
+            return key in self._indexed
+        return not self.is_whole or key in self._places
+
+    @cached_property
+    def _indexed(self) -> frozenset[str] | None:
+        """Keys of the index; None if the index is damaged."""
         try:
-            return key in load_index(self._shard)[1]["key"]
+            return frozenset(load_index(self._shard)[1]["key"])
         except (CorruptSample, OSError):
-            return not self.is_whole or key in self._places
+            return None
 
     def read(self, key: str) -> StoredSample | None:
         """Read one sample. Return None if the shard does not hold it, or not all of it."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from motionmae import json_text
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipRequest, ShardDecoder
 from motionmae.data.clip_sampling import Crop
@@ -147,6 +148,15 @@ class TestIndex:
         shard._columns["windows"][0] = list(range(500_000))
         with pytest.raises(UserError, match="store fewer samples per shard"):
             shard.__exit__(None)
+
+    def test_an_index_that_a_reader_would_refuse_is_not_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(json_text, "JSON_VALUES", 100)
+        shard = ShardWriter(tmp_path / "a.tar").__enter__()
+        shard.write("0", [picture(number, 16, 24) for number in range(90)], meta(90, 16, 24))
+        shard._columns["windows"][0] = list(range(90))
+        with pytest.raises(UserError, match=r"more than 100 values.*store fewer samples per shard"):
+            shard.__exit__(None)
+        assert not list(tmp_path.glob("a.*"))
 
     def test_fuzz(self, whole):
         (path,) = whole.glob("*.idx.json")

@@ -43,7 +43,7 @@ def test_a_truncated_shard_gives_the_samples_before_the_cut(tmp_path):
     assert [old.read(f"{number:08d}") is not None for number in range(3)] == [True, True, False]
     assert [old.may_hold(f"{number:08d}") for number in range(4)] == [True, True, True, False]
     index_path(shard).unlink()
-    assert old.may_hold("00000003")  # without its index nobody knows
+    assert StoredSamples(shard).may_hold("00000003")  # without its index nobody knows
 
 
 def test_a_wrong_bit_of_a_frame_is_known(tmp_path):
@@ -75,6 +75,13 @@ def test_a_sample_with_a_damaged_description_is_not_read(tmp_path, meta):
     old = StoredSamples(shard)
     assert [old.read(f"{number:08d}") is not None for number in range(3)] == [True, False, True]
     assert old.may_hold("00000001")
+
+
+def test_windows_that_an_index_may_not_have_are_damage(tmp_path):
+    shard = write(tmp_path / "a.tar")
+    shard.write_bytes(shard.read_bytes().replace(b'"windows":[0]', b'"windows":[5]', 1))
+    old = StoredSamples(shard)
+    assert [old.read(f"{number:08d}") is not None for number in range(3)] == [False, True, True]
 
 
 def test_an_absent_shard_holds_nothing(tmp_path):

@@ -98,6 +98,18 @@ def make_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def test_a_label_that_changed_in_a_shard_is_not_copied(made):
+    """KEY.json has no checksum: a retry would give the wrong label an index of its own, and verify would accept it."""
+    videos, out = made
+    before = shard_bytes(out)
+    shard = min(out.glob("*.tar"))  # with the broken video, so that the retry makes it again
+    content = shard.read_bytes()
+    place = content.index(b'"label":') + len(b'"label":')
+    shard.write_bytes(content[:place] + str(1 - int(content[place : place + 1])).encode() + content[place + 1 :])
+    assert retry(videos, out) == 0
+    assert shard_bytes(out) == before
+
+
 @pytest.mark.parametrize("harm", [remove, empty, cut, overwrite, make_a_folder])
 @pytest.mark.parametrize("is_mended", [False, True], ids=["nothing new", "one mended"])
 def test_a_retry_only_adds(made, capsys, harm, is_mended):
