@@ -68,7 +68,7 @@ def note_on_outside(folder: Path, videos: Sequence[Path]) -> str:
 
 
 def _links_in(folder: Path) -> frozenset[str]:
-    """Return the names of the links in a folder. One listing costs less than a look at each of its videos."""
+    """Return the names of the links in a folder. One scan of the folder costs less than a check of each video."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_symlink())
