@@ -7,6 +7,7 @@ with SIGBUS.
 
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence, Set
@@ -102,14 +103,12 @@ class _OpenShard:
     def __init__(self, name: str, encoding: str, opened: OpenedShard):
         self.name, self.encoding = name, encoding
         self._file, columns = opened
+        weakref.finalize(self, self._file.close)  # unlike __del__, runs before the file of a reference cycle is freed
         self._keys = columns["key"]
         self._windows = [tuple(windows) for windows in columns["windows"]]
         self._columns = {
             column: np.asarray(values) for column, values in columns.items() if column not in ("key", "windows")
         }
-
-    def __del__(self) -> None:
-        self._file.close()
 
     def where(self, row: int) -> str:
         return f"{self.name}:{self._keys[row]}"

@@ -1,7 +1,9 @@
 import gc
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +135,20 @@ def test_few_files_stay_open(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before + 3
     del reader
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_reader_in_a_reference_cycle_closes_its_files(tmp_path):
+    make_shards(tmp_path / "s", (2,) * 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(20):  # the collector frees a cycle in any order, also the file first
+            reader: Any = open_reader(tmp_path / "s")
+            reader.itself = reader
+            for sample in range(16):
+                reader.read_frames(sample, [0])
+            del reader
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
 
 
 def test_many_threads_read_what_one_reads(tmp_path):
