@@ -18,6 +18,7 @@ from motionmae.json_text import InvalidJsonError, JsonModel, parse_json
 
 _SHARD_NAME = re.compile(r"[^/\x00-\x1f\x7f]+\.tar")
 MANIFEST = "manifest.json"  # file name within a folder of shards
+MAX_NOTES = 10_000  # videos with a note in a manifest, which every rank reads
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Manifest:
     split_sha256: str = ""  # sha256 of the annotation file
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that determine the bytes, e.g. {"av": "18.1.0"}."""
+    replaced_matrices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Videos with an unusual tag of matrix coefficients, e.g. {"a.mp4": {"ictcp": "bt601"}}: the tag, and what was used
+    in its place. At most MAX_NOTES videos; KEY.json says the same of each video. Absent from the file if empty."""
     order_version: Small = ORDER_VERSION
     """ORDER_VERSION at the time of writing. A run uses the version in its own state instead."""
 
@@ -68,6 +72,9 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
+    notes = sorted(content.pop("replaced_matrices").items())[:MAX_NOTES]
+    if notes:
+        content["replaced_matrices"] = dict(notes)
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -30,7 +30,7 @@ Small = Annotated[int, Field(ge=0, lt=1 << 31)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 Offset = Annotated[int, Field(ge=0, lt=1 << 50)]
 Label = Annotated[int, Field(ge=-1, lt=1 << 31)]
-Fps = Annotated[float, Field(gt=0, le=1e9)]
+Fps = Annotated[float, Field(ge=0, le=1e9)]  # 0 is unknown: some older shards have it
 Frames = Annotated[int, Field(ge=1, lt=1 << 28)]
 Stride = Annotated[int, Field(ge=1, lt=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]

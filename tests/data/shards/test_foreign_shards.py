@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from motionmae import json_text
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipRequest, ShardDecoder
+from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.clip_sampling import Crop
 from motionmae.data.flow import decode_flow, encode_flow
 from motionmae.data.open_shards import load_manifest, open_reader
@@ -64,7 +64,7 @@ def use(folder) -> SampleMeta:
     """Read a clip and KEY.json of the first sample."""
     reader = open_reader(folder)
     pixels = np.empty((1, CLIP.frames, CLIP.size, CLIP.size, 3), np.uint8)
-    decoder = ShardDecoder(reader, DataConfig(), CLIP)
+    decoder = SampleDecoder(reader, DataConfig(), CLIP)
     (outcome,) = decoder.decode_into([ClipRequest(0, 0, 0, 0, 0)], SimpleNamespace(array=pixels), None)
     if isinstance(outcome, CorruptSample):
         raise outcome
@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frames", "height", "width"), (0, 2**31, 2**40, 2**62, *NO_NUMBERS)),
     "stride": (0, 2, 7, 2**40, *NO_NUMBERS),
     "label": (-2, 2**40, 2**70, 1.5, "x", None, True),
-    "fps": (0, -1, 2**70, "x", None, math.nan, math.inf),
+    "fps": (-0.1, -1, 2**70, "x", None, math.nan, math.inf),
     "key": (5, None, "", "a/b", "../a", "a\n", "a" * 81),
     "windows": ([], [-5], [10**9], [3, 2, 1], [1], [0, 0], [0, 4], "abc", 5, None, [0] * 100_000, [0, 1.5], [[0]]),
     "crc32": (2**32, *NO_NUMBERS),
