@@ -19,7 +19,7 @@ from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
-ENDINGS = (".csv", ".txt", ".tsv", ".json", ".jsonl")
+SUFFIXES = (".csv", ".txt", ".tsv", ".json", ".jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
 NOT_VIDEOS = frozenset(
     {
@@ -52,7 +52,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
     """Find the list of one split, or the lists of all splits. Of lists with the same name, the first ending counts."""
-    candidates = [[folder / f"{name}{ending}" for ending in ENDINGS] for name in ([split] if split else SPLITS)]
+    candidates = [[folder / f"{name}{suffix}" for suffix in SUFFIXES] for name in ([split] if split else SPLITS)]
     return [next(filter(Path.is_file, paths)) for paths in candidates if any(map(Path.is_file, paths))]
 
 
