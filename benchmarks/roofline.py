@@ -10,12 +10,12 @@ norms, as torch.compile does at best: a group reads its inputs once, and writes 
 the kernels meanwhile. The longer of the two times is that of the step.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -155,11 +155,8 @@ def trace_step(config: Config, clips: int) -> list[Operator]:
 @contextmanager
 def _fused_attention() -> Iterator[None]:
     """Take torch's fused attention, as on a GPU."""
-    former, vit.attend = vit.attend, scaled_dot_product_attention
-    try:
+    with patch.object(vit, "attend", scaled_dot_product_attention):
         yield
-    finally:
-        vit.attend = former
 
 
 def fused_bytes(operators: list[Operator]) -> tuple[int, int]:
@@ -201,7 +198,7 @@ def _bytes_outside(group: list[Operator], readers: dict[int, set[int]]) -> int:
 def estimate(config: Config, clips: int, gpu: Gpu, operators: list[Operator], ranks: int = 32) -> Roofline:
     """Estimate a micro-batch, with its optimiser step at ZeRO 1 over ``ranks``."""
     peak, bandwidth = gpu.tflops * 1e12, gpu.bandwidth * 1e9 * MEMORY
-    seconds = Counter[str]()
+    seconds = dict.fromkeys(("product", "attention", "elementwise"), 0.0)
     for operator in operators:
         rate = peak * (ATTENTION if operator.kind == "attention" else PRODUCTS)
         seconds[operator.kind] += max(operator.flops / rate, operator.moved / bandwidth)
