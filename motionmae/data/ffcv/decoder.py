@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.config.text_types import node_path
 from motionmae.data.clip_decoder import ClipRequest, clip_augment
-from motionmae.data.clip_sampling import Crop, random_cut
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
@@ -189,7 +189,7 @@ class BetonDecoder:
     def _cut(self, request: ClipRequest) -> _Cut | CorruptSample:
         try:
             meta, checksums = self._beton.read_meta(request.sample)
-            frames, crop = random_cut(meta, self._data, self._clip, request.random)
+            frames, crop = request.cut(meta, self._data, self._clip)
             return _Cut(meta, self._beton.find_frames(request.sample, frames, checksums), crop)
         except CorruptSample as fault:
             return fault

@@ -67,8 +67,14 @@ def pixels(batches):
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"repeated_sampling": 2}, {"crop": "multi_scale"}, {"flip": False}],
-    ids=["default", "repeats", "multi", "plain"],
+    [
+        {},
+        {"repeated_sampling": 2},
+        {"repeated_sampling": 2, "share_frames": True},
+        {"crop": "multi_scale"},
+        {"flip": False},
+    ],
+    ids=["default", "repeats", "shared", "multi", "plain"],
 )
 def test_it_gives_the_clips_of_the_shards(shards, beton, data):
     from_shards, from_beton = take(loader(shards, **data), 7), take(loader(shards, beton, **data), 7)
