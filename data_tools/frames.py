@@ -44,7 +44,7 @@ class FrameEncoder:
     def scale(self, frame: VideoFrame) -> list[Plane]:
         """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
-            self._size = _stored_size(frame.width, frame.height, self._short_side)
+            self._size = stored_size(frame.width, frame.height, self._short_side)
             self._orientation = _orientation(frame)
             if _has_half_chroma(frame, self._size[0]):
                 self._layout = "yuvj420p"
@@ -116,7 +116,7 @@ def _range_tables() -> tuple[Plane, Plane, Plane]:
     return _as_array(luma)[0, :256].copy(), _as_array(blue)[0].copy(), _as_array(red)[0].copy()
 
 
-def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return the stored (width, height), both even because chroma is subsampled. ``short_side`` is a maximum."""
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))

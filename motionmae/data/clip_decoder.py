@@ -12,7 +12,8 @@ from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import Target, decode_clips
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.reader import SampleMeta, ShardReader
+from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.shared_buffers import SharedBuffer
 
 if TYPE_CHECKING:  # decoding processes do not import these modules, which are slow to import
@@ -46,14 +47,35 @@ class ClipRequest(NamedTuple):
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
+class SampleReader(Protocol):
+    """Reader of samples by their ids: motionmae.data.shards.reader.ShardReader, or the reader of an FFCV file.
+
+    The methods raise CorruptSample if a sample is missing or damaged.
+    """
+
+    manifest: Manifest
+
+    def read_meta(self, sample_id: int) -> SampleMeta:
+        """Read the values that determine possible frames and crops."""
+
+    def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> Sequence[bytes | memoryview]:
+        """Read stored frames in the order of ``frame_indices``. A repeated frame is the same object."""
+
+    def read_flow(self, sample_id: int, frame_indices: Sequence[int]) -> Sequence[bytes | memoryview]:
+        """Read stored flow fields. Raises UserError if the sample has none."""
+
+    def close(self) -> None:
+        """Release files and cancel downloads. May be called more than once."""
+
+
 class ClipDecoder(Protocol):
     """Decoder of random clips of stored samples."""
 
     threads: int  # number of threads that may call :meth:`decode_into` at the same time
 
     @property
-    def reader(self) -> ShardReader | None:
-        """Reader of the shards; None if the decoder reads an FFCV file."""
+    def reader(self) -> SampleReader:
+        """Reader of the samples in this process."""
 
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
@@ -77,10 +99,10 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     return ClipAugment(data, clip.size)
 
 
-class ShardDecoder:
-    """:class:`ClipDecoder` of shards that decodes in the calling thread."""
+class SampleDecoder:
+    """:class:`ClipDecoder` that decodes in the calling thread."""
 
-    def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
+    def __init__(self, reader: SampleReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads
         self.reader = reader
         self._data, self._clip = data, clip
@@ -110,7 +132,7 @@ class ShardDecoder:
         self.reader.close()
 
 
-def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
+def read_clip(reader: SampleReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
     """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
 
     If given, ``flow``, float16 (T, size, size, 2), is filled. Raises CorruptSample if the sample is damaged, and
@@ -125,13 +147,17 @@ def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.nd
     return torch.from_numpy(pixels)
 
 
+def read_frames(reader: SampleReader, sample: int, targets: Sequence[Target]) -> dict[int, bytes | memoryview]:
+    """Read the stored frames of clips of one sample, by their numbers. A frame of several clips is read once."""
+    numbers = sorted({number for target in targets for number in target.frames})
+    return dict(zip(numbers, reader.read_frames(sample, numbers), strict=True))
+
+
 def _decode(
-    reader: ShardReader, sample: int, meta: SampleMeta, targets: Sequence[Target], flows: Sequence[np.ndarray]
+    reader: SampleReader, sample: int, meta: SampleMeta, targets: Sequence[Target], flows: Sequence[np.ndarray]
 ) -> None:
     """Fill the targets, and if flows are given, the flow of each target."""
-    frames = sorted({number for target in targets for number in target.frames})
-    jpegs = dict(zip(frames, reader.read_frames(sample, frames), strict=True))
-    decode_clips(jpegs, meta, targets)
+    decode_clips(read_frames(reader, sample, targets), meta, targets)
     for target, flow in zip(targets, flows, strict=False):
         for field, out in zip(reader.read_flow(sample, target.frames), flow, strict=True):
             decode_flow(field, meta, target.crop, out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipRequest, ShardDecoder, read_clip
+from motionmae.data.clip_decoder import ClipRequest, SampleDecoder, read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import mask_seed
@@ -83,7 +83,7 @@ def long_videos(tmp_path_factory):
 def test_repeats_have_the_pixels_of_clips_that_are_decoded_alone(long_videos):
     clip = ClipConfig(frames=8, size=16, stride=2)
     data = DataConfig(shards=str(long_videos), repeated_sampling=4)
-    decoder = ShardDecoder(open_reader(long_videos), data, clip)
+    decoder = SampleDecoder(open_reader(long_videos), data, clip)
     requests = [ClipRequest(row, 3, 0, row // 4, row % 4) for row in range(8)]
     together, alone = (SharedBufferPool((8, 8, 16, 16, 3), np.uint8).take() for _ in range(2))
     assert decoder.decode_into(requests, together, None) == [
