@@ -12,6 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import cv2
@@ -20,6 +21,9 @@ from data_tools.frames import FlowRecorder, FrameEncoder, UnsupportedFrame
 from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
 from motionmae.errors import UserError, check_limits
+
+if TYPE_CHECKING:  # pydantic would add to the start time of the decoding processes
+    from motionmae.data.shards.manifest import Chroma
 
 MAX_STORED_BYTES = 2**30
 """Limit on the bytes of a video's stored frames, which stay in memory until the whole video is decoded."""
@@ -71,6 +75,7 @@ class FrameSettings:
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
+    chroma: "Chroma" = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
     stride: int = 1  # every ``stride``-th source frame is stored
     clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
@@ -88,7 +93,7 @@ class FrameSettings:
 class DecodedVideo:
     """Frames of one video, encoded for a shard."""
 
-    jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
+    jpegs: list[bytes]  # baseline JPEGs, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
     fps: float  # average frame rate of the source
     height: int
@@ -161,7 +166,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     """Decode the video in one pass. ``expected`` is the number of frames, needed only to place windows."""
     selected, windows = _select_frames(expected, settings)
     stored_set = frozenset(selected) if settings.clips else None
-    encoder = FrameEncoder(settings.short_side, settings.quality)
+    encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
     notes = DecodingNotes()
     jpegs: list[bytes] = []
     stored: list[int] = []

@@ -24,7 +24,7 @@ from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
 from motionmae.data.shards.manifest import MANIFEST
 from motionmae.data.shards.publish import index_path, pending_index, temporary_path
-from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
+from motionmae.data.shards.limits import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json
@@ -104,6 +104,8 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
+    if frames.chroma == FrameSettings.chroma:
+        del settings["chroma"]  # as in plans of earlier versions, whose folders can be continued
     return ShardPlan(dataset, split, frames, shards, settings, _library_versions(frames))
 
 

@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 
 from motionmae.config import ClipConfig
 from motionmae.data.open_video import RefusedFormat, open_video
-from motionmae.data.shards.schema import MAX_SIDE
+from motionmae.data.shards.limits import MAX_SIDE
 from motionmae.data.video_frames import (
     UPRIGHT,
     DecodingNotes,
