@@ -119,4 +119,4 @@ class _Scaler:
                 frames = f"its frames are {frame.width} x {frame.height} pixels, and {width} x {height} at this size"
                 raise UnsupportedFrame(f"{frames}; a side has at most {MAX_SIDE}")
             self._size, self._orientation = (width, height), find_orientation(frame)
-        return self._orientation.make_upright(rescale_to_rgb(self._reformatter, frame, self._size)).copy()
+        return np.array(self._orientation.make_upright(rescale_to_rgb(self._reformatter, frame, self._size)))

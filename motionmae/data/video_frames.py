@@ -119,11 +119,11 @@ class _FramePreparation:
             self._graph, self._graph_input = Graph(), shape
             self._graph.threads = 1
             time_base = frame.time_base or Fraction(1, 25)
-            source = self._graph.add_buffer(None, *shape, time_base=time_base)
+            source = self._graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=time_base)
             sink = self._graph.add("buffersink")
             self._graph.link_nodes(source, self._graph.add("setfield", "mode=prog"), sink).configure()
-        self._graph.push(frame)
-        return self._graph.pull()
+        self._graph.vpush(frame)
+        return self._graph.vpull()
 
 
 def rescale(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int], layout: str) -> VideoFrame:
