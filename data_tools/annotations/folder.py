@@ -33,16 +33,19 @@ NOT_VIDEOS = frozenset(
 )
 """Files with these extensions are skipped and named in the summary. All other files are decoded."""
 
+_HMDB51_LIST = re.compile(r"_test_split[123]\.txt$")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
     """Read one split, or all splits if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
-        return _from_lists(videos, [annotations], split)
+        if _HMDB51_LIST.search(annotations.name):
+            raise UserError(f"{annotations} is a list of HMDB51, where numbers are no labels: use the data set hmdb51")
+        return _from_lists(videos, [annotations], split, exclude)
     lists = _find_lists(annotations, split)
     if lists:
-        return _from_lists(videos, lists, split)
+        return _from_lists(videos, lists, split, exclude)
     other_lists = _find_lists(annotations, None)
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
@@ -56,9 +59,9 @@ def _find_lists(folder: Path, split: str | None) -> list[Path]:
     return [next(filter(Path.is_file, paths)) for paths in candidates if any(map(Path.is_file, paths))]
 
 
-def _from_lists(videos: Path, files: Sequence[Path], split: str | None) -> Split:
-    named = NamedFiles(videos)
-    lists = [read_video_list(file, split, named.find) for file in files]
+def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude: Path | None) -> Split:
+    named = NamedFiles(videos, exclude)
+    lists = [read_video_list(file, split, named.find, named.is_file) for file in files]
     entries = [entry for one in lists for entry in one.entries]
     names = _read_class_names(files[0].parent) or _read_class_names(videos)
     numbers, name_of, notes = number_labels(entries, names)
@@ -74,7 +77,7 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str | None) -> Split
     class_names = tuple(name_of.get(number, str(number)) for number in range(count))
     name = split or ("all" if len(files) > 1 else files[0].stem)
     split_file, sha256 = ", ".join(file.name for file in files), hash_files(files)
-    all_notes = (*(note for one in lists for note in one.notes), *notes)
+    all_notes = (*(note for one in lists for note in one.notes), *notes, *named.notes)
     return Split(records, class_names, name, description, split_file, sha256, notes=all_notes)
 
 
