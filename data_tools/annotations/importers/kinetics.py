@@ -5,18 +5,16 @@ named ``YTID_000012_000022.mp4`` (start and end second, also without zeros or as
 folders or in one flat folder. A file in ``replacement*`` is used before the one that it replaces.
 """
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, read_lines, visible_files
+from data_tools.annotations.lists import read_lines, read_table
+from data_tools.annotations.split import UNLABELLED, Split, visible_files
 from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
-from motionmae.json_text import InvalidJsonError, read_limited
 
 CLASSES = (400, 600, 700)
 """Numbers of classes of the versions. Kinetics-700 and its edition of 2020 have the same classes."""
@@ -75,12 +73,8 @@ def _find_csv(folder: Path, split: str) -> Path:
 
 def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
     """Return the columns and the rows of a csv file."""
-    try:
-        text = read_limited(file, LIST_BYTES).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        return set(reader.fieldnames or ()), list(reader)
-    except (OSError, InvalidJsonError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
+    table = read_table(file)
+    return set(table.columns), table.records
 
 
 def _read_clips(file: Path) -> list[dict[str, str]]:
