@@ -9,32 +9,23 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from data_tools.annotations.list_labels import number_labels
+from data_tools.annotations.class_tree import read_class_tree
+from data_tools.annotations.list_labels import MAX_CLASSES, number_labels
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.named_files import NamedFiles
-from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, walk_files
+from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
 from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
 from motionmae.files import hash_files
+from motionmae.text import excerpt
 
 SUFFIXES = (".csv", ".txt", ".tsv", ".json", ".jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
-NOT_VIDEOS = frozenset(
-    {
-        *(".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-        *(".csv", ".idx", ".json", ".jsonl", ".npy", ".npz", ".pickle", ".pkl"),
-        *(".srt", ".tsv", ".vtt", ".xls", ".xlsx", ".xml"),
-        *(".bib", ".doc", ".docx", ".htm", ".html", ".log", ".md", ".pdf", ".rst", ".tex", ".txt"),
-        *(".cfg", ".css", ".ini", ".ipynb", ".py", ".sh", ".toml", ".yaml", ".yml"),
-        *(".part", ".tar", ".torrent", ".zip"),
-    }
-)
-"""Files with these extensions are skipped and named in the summary. All other files are decoded."""
-
 _HMDB51_LIST = re.compile(r"_test_split[123]\.txt$")
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
@@ -45,18 +36,25 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         return _from_lists(videos, [annotations], split, exclude)
     lists = _find_lists(annotations, split)
     if lists:
-        return _from_lists(videos, lists, split, exclude)
+        found = _from_lists(videos, lists, split, exclude)
+        return replace(found, notes=(*found.notes, *_note_on_unread(lists)))
     other_lists = _find_lists(annotations, None)
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
         raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
-    return _from_tree(videos, split, exclude)
+    return read_class_tree(videos, split, exclude)
 
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
     """Find the list of one split, or the lists of all splits. Of lists with the same name, the first ending counts."""
     candidates = [[folder / f"{name}{suffix}" for suffix in SUFFIXES] for name in ([split] if split else SPLITS)]
     return [next(filter(Path.is_file, paths)) for paths in candidates if any(map(Path.is_file, paths))]
+
+
+def _note_on_unread(lists: Sequence[Path]) -> tuple[str, ...]:
+    unread = [path for one in lists for path in map(one.with_suffix, SUFFIXES) if path != one and path.is_file()]
+    names = " and ".join(path.name for path in unread)
+    return (f"{names} is not read, because {lists[0].parent} has a list of this name",) if unread else ()
 
 
 def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude: Path | None) -> Split:
@@ -89,25 +87,7 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     names = {}
     for line in read_lines(file):
         number, _, name = line.partition(" ")
-        if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
+        if not _NUMBER.fullmatch(number) or not name or int(number) >= MAX_CLASSES:
+            raise UserError(f"{file}: the line {excerpt(line)!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
-
-
-def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
-    root = videos / split if split and (videos / split).is_dir() else videos
-    paths = list(walk_files(root, exclude))
-    found = [path for path in paths if path.suffix.lower() not in NOT_VIDEOS]
-    skipped = tuple(path.relative_to(videos).as_posix() for path in paths if path.suffix.lower() in NOT_VIDEOS)
-    classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
-    if root == videos and classes and set(classes) <= set(SPLITS):
-        raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
-    numbers = {name: number for number, name in enumerate(classes)}
-    records = []
-    for path in found:
-        top, *below = path.relative_to(root).parts
-        class_name = top if below else ""
-        label = numbers.get(class_name, UNLABELLED)
-        records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped)

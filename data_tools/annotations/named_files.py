@@ -7,7 +7,7 @@ import unicodedata
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
-from data_tools.annotations.split import walk_files
+from data_tools.annotations.video_index import walk_files
 from motionmae.data.video import VIDEO_SUFFIXES
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)

@@ -21,6 +21,7 @@ from data_tools.annotations.lists import (
     Table,
     read_table,
 )
+from data_tools.annotations.split_names import split_of
 from motionmae.errors import UserError
 from motionmae.text import excerpt
 
@@ -33,14 +34,6 @@ OFFICIAL = (
     (frozenset({"id", "template"}), "Something-Something", "'ssv2'"),
 )
 """Columns of official lists, the data set, and what to use on the command line."""
-SPLIT_NAMES = {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "validate": "val",
-    "dev": "val",
-    "testing": "test",
-}
 _WINDOWS = (
     ("start", "end"),
     ("start_time", "end_time"),
@@ -153,8 +146,7 @@ def _choose_split(table: Table, split: str | None) -> tuple[Sequence[Row], tuple
 
 
 def _split_name(text: str) -> str:
-    name = text.strip().lower()
-    return SPLIT_NAMES.get(name, name)
+    return split_of(text) or text.strip().lower()
 
 
 def _choose_path(table: Table, rows: Sequence[Row], find: Finder) -> tuple[int, tuple[str, ...]]:

@@ -327,6 +327,18 @@ class TestLabels:
 
 
 class TestOtherFiles:
+    def test_of_two_lists_of_one_name_the_csv_is_read(self, tmp_path, videos):
+        write(tmp_path / "train.csv", "v1.mp4 3\n")
+        write(tmp_path / "train.txt", "v2.mp4 4\n")
+        split = read_split("folder", videos, tmp_path, "train")
+        assert [video.source for video in split.videos] == ["v1.mp4"]
+        assert f"train.txt is not read, because {tmp_path} has a list of this name" in split.notes
+
+    def test_numbers_of_classes_are_limited(self, tmp_path, videos):
+        write(tmp_path / "classInd.txt", "99999999999 walk\n")
+        file = write(tmp_path / "l.csv", "v1.mp4 3\n")
+        assert "'99999999999 walk' is not 'NUMBER NAME'" in refusal("folder", videos, file, None)
+
     @pytest.mark.parametrize(
         ("text", "dataset"),
         [
