@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from motionmae.config import Config
 from motionmae.config.training import BUCKET
+from motionmae.models.masking import step_cubes
 from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import (
     Parameters,
     count_classifier_parameters,
     count_parameters,
     decoder_trunks,
-    step_cubes,
 )
 
 FP32 = 4

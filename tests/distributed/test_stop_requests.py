@@ -83,7 +83,7 @@ def test_ctrl_c_saves(tmp_path: Path):
     with at_a_terminal(tmp_path) as (process, ours, folder):
         os.write(ours, b"\x03")
         assert_saved_at_the_end(process, folder)
-        assert b"saving after this step" in os.read(ours, 100_000)
+        assert b"saving after the next step" in os.read(ours, 100_000)
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[str]):

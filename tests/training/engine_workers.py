@@ -186,10 +186,15 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
     with StopSignals() as signals:
         assert signals.former[signal.SIGUSR2] is signal.SIG_IGN
         requests = StopRequests(signals, pids, rank.is_rank_zero)
-        first = requests.sync_across_ranks().end
+
+        def sync() -> EndReason | None:
+            requests.begin_sync()
+            return requests.finish_sync().end
+
+        first = sync()
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
-        while not (reason := requests.sync_across_ranks().end) and time.monotonic() < end:
+        while not (reason := sync()) and time.monotonic() < end:
             time.sleep(0.001)
     back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
     assert first is None
