@@ -1,5 +1,6 @@
 """Metrics of the node's GPUs through NVML. Values that a device does not support are left out."""
 
+import ctypes
 import logging
 import threading
 from collections import Counter
@@ -117,7 +118,12 @@ class Nvml(GpuSource):
         while not self._closed.is_set():
             with suppress(self._nvml.NVMLError_Timeout):
                 event = self._nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
-                self._xids[self._nvml.nvmlDeviceGetUUID(event.device), str(event.eventData)] += 1
+                self._xids[self._uuid_of(event.device), str(event.eventData)] += 1
+
+    def _uuid_of(self, device: Any) -> str:
+        """Return the UUID by the address of the handle: a GPU that is lost no longer tells it."""
+        known = {_address(handle): labels["UUID"] for handle, labels in self._devices}
+        return known.get(_address(device)) or self._nvml.nvmlDeviceGetUUID(device)
 
     @contextmanager
     def _warned(self, what: str) -> Iterator[None]:
@@ -131,6 +137,10 @@ class Nvml(GpuSource):
         if what not in self._failed:
             self._failed.add(what)
             logger.warning("%s is not available: %s", what, error)
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any], float]]]:

@@ -78,7 +78,7 @@ class PinnedStagingBuffer:
         self.writers: list[_Writer] = []  # of each parameter, in the engine's order; assigned by the first save
         self._pinned, self._block_bytes = pinned, block_bytes
         self._copies: dict[tuple[str, str], Tensor] = {}
-        self._block = torch.empty(0, dtype=torch.uint8)  # rest of the newest block
+        self._rests: list[Tensor] = []  # free end of each block
 
     def copy(self, key: tuple[str, str], value: Tensor) -> Tensor:
         """Copy ``value``. A copy from a GPU runs in the background until :meth:`wait`."""
@@ -95,11 +95,17 @@ class PinnedStagingBuffer:
     def _take(self, size: int) -> Tensor:
         """Return ``size`` bytes of host memory, at an address that is a multiple of 64."""
         if size > self._block_bytes:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-        if size > self._block.nbytes:
-            self._block = torch.empty(self._block_bytes, dtype=torch.uint8, pin_memory=self._pinned)
-        taken, self._block = self._block[:size], self._block[-(-size // 64) * 64 :]
+            return self._allocate(size)
+        aligned = -(-size // 64) * 64
+        fitting = (number for number, rest in enumerate(self._rests) if rest.nbytes >= aligned)
+        if (number := next(fitting, None)) is None:
+            number = len(self._rests)
+            self._rests.append(self._allocate(self._block_bytes))
+        taken, self._rests[number] = self._rests[number][:size], self._rests[number][aligned:]
         return taken
+
+    def _allocate(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
 class _Writer(NamedTuple):

@@ -62,8 +62,8 @@ class EngineConfig(Section):
     overlap_comm: bool = True
     """Reduce gradients during the backward pass, at ZeRO 1 to 3, with a second message buffer per number format."""
     reduce_dtype: Annotated[Literal["fp32", "bf16"], MAY_CHANGE_RESULT] = "fp32"
-    """Number format in which gradients are summed over the ranks. bf16 halves the messages, and rounds every sum; with
-    precision bf16, ZeRO 1 to 3 then send biases and norms in fp32."""
+    """Number format in which gradients are summed over the ranks, and in which ZeRO 3 gathers parameters. bf16 halves
+    the messages and rounds every sum; under bf16 autocast, ZeRO 1 to 3 then use it for linear layers only."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = False

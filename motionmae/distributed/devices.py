@@ -13,8 +13,8 @@ from motionmae.errors import UserError
 
 _DRIVERS = {11: 450, 12: 525, 13: 580}
 """Oldest NVIDIA driver by the major version of CUDA for which torch is built (CUDA's release notes)."""
-_SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
-"""Variables that Slurm sets for a job with GPUs."""
+_SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+"""Variables with the numbers of the GPUs that Slurm gave to a step or a job."""
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _DEVICES = Path("/dev")
 
@@ -46,7 +46,8 @@ def _asks_for_gpus(environment: Mapping[str, str]) -> bool:
     """Return whether Slurm gave this process GPUs, or it can open one, unless CUDA_VISIBLE_DEVICES hides them all."""
     if environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return any(environment.get(name) not in (None, "", "0") for name in _SLURM_GPUS) or _can_open_gpu()
+    count = environment.get("SLURM_GPUS_ON_NODE", "0")
+    return count not in ("", "0") or any(environment.get(name) for name in _SLURM_GPUS) or _can_open_gpu()
 
 
 def _can_open_gpu() -> bool:

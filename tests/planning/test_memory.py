@@ -117,6 +117,18 @@ def test_large_models_agree_with_fake_tensors(
     assert predicted.peak - predicted.optimizer == pytest.approx(live.peak + pixels.nbytes, rel=0.1)
 
 
+def test_messages_have_a_second_buffer_during_the_backward_pass() -> None:
+    def buffers(*changes: str) -> int:
+        tables = predict_memory(load_config("vitl_k400"), 1).buffers  # one rank sends nothing
+        return predict_memory(load_config("vitl_k400", list(changes)), 32).buffers - tables
+
+    one = 4 * 50_000_000
+    assert buffers("engine.overlap_comm=false") == one
+    assert buffers() == 2 * one
+    assert buffers("engine.reduce_dtype=bf16") == 4 * one  # and as many for biases and norms, in fp32
+    assert buffers("engine.reduce_dtype=bf16", "engine.precision=fp32") == 2 * one
+
+
 def test_zero_partitions_state_over_the_ranks() -> None:
     def states(ranks: int) -> list[tuple[int, int, int]]:
         found = (predict_memory(load_config("demo", [f"engine.zero_stage={stage}"]), ranks) for stage in range(4))
