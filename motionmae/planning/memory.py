@@ -92,7 +92,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
         0: max(begin, after_decoders, trained + message),
         1: max(begin, message + max(after_loss, after_decoders, trained), trained + gradients),
         2: max(begin, message + max(after_loss, gradients + int(unfinished * after_loss))),
-        3: begin,
+        3: max(begin, min(message, whole) + int(unfinished * after_loss)),  # a copy of the message
     }[2 if stage == 1 and config.engine.overlap_comm else stage]
     # the optimiser's copy of the gradients, and temporaries of AdamW's separate kernels
     step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients

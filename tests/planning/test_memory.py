@@ -71,11 +71,18 @@ def _measure_with_small_messages(config: Config) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("ranks", "precision"), [(1, "bf16"), (2, "fp32")])
-def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, "engine.precision=bf16 engine.micro_batch_size=16"),
+        (2, "engine.precision=fp32 engine.micro_batch_size=16"),
+        (2, "engine.precision=bf16 engine.micro_batch_size=2"),  # messages decide on the peak
+    ],
+)
+def test_peaks_are_what_deepspeed_reaches(ranks: int, changes: str) -> None:
     """Every stage, measured by the code of benchmarks/memory.py."""
-    changes = ["model.depth=6", "model.width=192", "optim.global_batch_size=16", "engine.micro_batch_size=16"]
-    config = load_config("demo", [*changes, f"engine.precision={precision}"])
+    model = ["model.depth=6", "model.width=192", "optim.global_batch_size=16"]
+    config = load_config("demo", [*model, *changes.split()])
     rows, *_ = run_ranks(ranks, _measure_with_small_messages, config)
     for row in rows:
         measured, predicted = row["measured"], row["predicted"]

@@ -142,9 +142,8 @@ def train_and_note_messages(cases: list[Config]) -> list[tuple[set[str], float, 
         send = getattr(dist, name)
 
         def send_and_note(*tensors: Any, **options: Any) -> Any:
-            sent = tensors[0] if isinstance(tensors[0], torch.Tensor) else options.get("tensor")
-            if isinstance(sent, torch.Tensor) and sent.numel() > SMALLEST_MESSAGE:
-                found.add(sent.dtype)
+            sent = [*tensors, *options.values()]
+            found.update(x.dtype for x in sent if isinstance(x, torch.Tensor) and x.numel() > SMALLEST_MESSAGE)
             return send(*tensors, **options)
 
         setattr(dist, name, send_and_note)

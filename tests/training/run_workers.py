@@ -85,10 +85,20 @@ def run_like_a_gpu(note: Callable[[], None]) -> None:
     """Make DeepSpeed use streams and waits on the CPU as on a GPU, for this process; ``note`` gets each device wait."""
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
-    accelerator.is_synchronized_device = accelerator.resolves_data_dependency = lambda: False
-    accelerator.Stream = accelerator.current_stream = accelerator.default_stream = Stream
-    accelerator.synchronize = lambda device=None: note()
+    accelerator: Any = get_accelerator()
+
+    class LikeGpu(type(accelerator)):  # type: ignore[misc]
+        Stream = current_stream = default_stream = Stream
+
+        def is_synchronized_device(self) -> bool:
+            return False
+
+        resolves_data_dependency = is_synchronized_device
+
+        def synchronize(self, device_index: int | None = None) -> None:
+            note()
+
+    accelerator.__class__ = LikeGpu
     torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign,assignment]
 
 
