@@ -11,8 +11,9 @@ import torch
 
 from motionmae.errors import UserError
 
-_DRIVERS = {11: 450, 12: 525, 13: 580}
+_DRIVERS = {12: 525, 13: 580}
 """Oldest NVIDIA driver by the major version of CUDA for which torch is built (CUDA's release notes)."""
+_WHEEL = "pip install torch --index-url https://download.pytorch.org/whl/cu126; README.md has a table"
 _SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 """Variables with the numbers of the GPUs that Slurm gave to a step or a job."""
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -68,21 +69,18 @@ def _has_own_gpu(environment: Mapping[str, str]) -> bool:
 def _describe_unusable_cuda(environment: Mapping[str, str]) -> str:
     """Return a sentence that names the driver, torch's build, and the remedy."""
     node, build = platform.node(), f"torch {torch.__version__}"
-    wheel = "(pip's --index-url, see https://pytorch.org/get-started/previous-versions)"
     cpu = "or set engine.device=cpu to compute on the CPU"
     if torch.version.cuda is None:
-        return f"this run is for GPUs, but {build} is built for CPUs: install a wheel for CUDA {wheel}, {cpu}"
+        return f"this run is for GPUs, but {build} is built for CPUs: install a wheel for CUDA ({_WHEEL}), {cpu}"
     found = re.search(r"\s((\d+)\.[\d.]+)\s", _DRIVER_FILE.read_text()) if _DRIVER_FILE.is_file() else None
     if found is None:
         return f"this run is for GPUs, but {node} has no NVIDIA driver, and {build} needs one: use another node, {cpu}"
     driver, major = found[1], int(found[2])
     needed = _DRIVERS.get(int(torch.version.cuda.split(".")[0]), max(_DRIVERS.values()))
     if major < needed:
-        older = max((cuda for cuda, oldest in _DRIVERS.items() if oldest <= major), default=min(_DRIVERS))
         return (
             f"this run is for GPUs, but driver {driver} of {node} is too old for {build}, which is built for CUDA "
-            f"{torch.version.cuda} and needs driver {needed} or later: install a torch wheel for CUDA {older} {wheel}, "
-            f"{cpu}"
+            f"{torch.version.cuda} and needs driver {needed} or later: install a wheel for CUDA 12 ({_WHEEL}), {cpu}"
         )
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     hidden = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"

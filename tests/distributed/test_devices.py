@@ -62,7 +62,9 @@ def test_a_driver_that_is_too_old_is_named_with_the_wheel(
     needs = rf"driver 535\.104\.05 of .* is too old for torch {torch.__version__}.* CUDA 13\.0 and needs driver 580"
     with pytest.raises(UserError, match=needs.replace("+", r"\+")) as found:
         choose_device(device, 0, environment)
-    assert "install a torch wheel for CUDA 12 (pip's --index-url" in str(found.value)
+    assert "install a wheel for CUDA 12 (pip install torch --index-url https://download.pytorch.org/whl/cu126" in str(
+        found.value
+    )
     assert "set engine.device=cpu" in str(found.value)
 
 
