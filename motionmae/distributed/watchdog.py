@@ -53,11 +53,11 @@ class Watchdog:
     def step(self, number: int) -> None:
         """Watch step ``number`` from now on; the previous step has ended."""
         now = time.monotonic()
-        limit, is_first = self.limits.step_seconds, not self._step_began
-        if not is_first:
+        limit, first = self.limits.step_seconds, not self._step_began
+        if not first:
             self._durations.append(now - self._step_began)
         self._step_began = now
-        if limit and is_first and self._compiles:
+        if limit and first and self._compiles:
             limit = max(limit, self.limits.startup_seconds) if self.limits.startup_seconds else 0.0
         elif limit and self._durations:
             limit = max(limit, self.limits.step_factor * median(self._durations))
