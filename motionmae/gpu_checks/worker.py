@@ -1,0 +1,90 @@
+"""Process that runs checks and appends the result of each to a file, as a line of JSON.
+
+The parent (:mod:`motionmae.gpu_checks.runner`) starts the process: a failed assertion of a CUDA kernel makes the whole
+process useless, and a hanging one can only be killed.
+"""
+
+import contextlib
+import importlib
+import math
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from motionmae.gpu_checks.catalogue import BY_NAME
+from motionmae.gpu_checks.check import Check, CheckError, CheckResult, NotRunError, Setting, Verdict
+from motionmae.json_text import JsonModel, load_json
+
+NOT_RUN = "not_run"
+"""Key of the figures that lists the parts of a check that could not run."""
+
+
+class Job(JsonModel):
+    """Work of one process."""
+
+    checks: tuple[str, ...]
+    setting: Setting
+    results: Path  # file of the results
+
+
+def run_check(check: Check, setting: Setting) -> CheckResult:
+    """Run a check and catch every error."""
+    start = time.monotonic()
+    verdict, problem = Verdict.PASSED, ""
+    figures: dict[str, Any] = {}
+    try:
+        module, _, name = check.function.partition(":")
+        function = getattr(importlib.import_module(f"motionmae.gpu_checks.checks.{module}"), name)
+        figures = function(setting)
+    except NotRunError as reason:
+        verdict, problem = Verdict.NOT_RUN, str(reason)
+    except CheckError as failure:
+        verdict, problem, figures = Verdict.FAILED, str(failure), failure.figures
+    except Exception as error:
+        traceback.print_exc()  # to the log of this process
+        verdict, problem = Verdict.FAILED, f"{type(error).__name__}: {error}"
+    not_run = tuple(figures.pop(NOT_RUN, ()))
+    return CheckResult(
+        name=check.name,
+        verdict=verdict,
+        seconds=round(time.monotonic() - start, 1),
+        figures=json_values(figures),
+        not_run=not_run,
+        problem=problem[:2000],
+    )
+
+
+def json_values(value: Any) -> Any:
+    """Return figures as JSON values: floats of four digits, other types as texts."""
+    if isinstance(value, dict):
+        return {str(key): json_values(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def main(job_file: Path) -> int:
+    """Run the checks of a job one after the other, up to the first that fails."""
+    job = load_json(job_file, Job)
+    with job.results.open("a") as file:
+        for name in job.checks:
+            result = run_check(BY_NAME[name], job.setting)
+            if os.environ.get("RANK", "0") == "0":  # of several ranks, the first reports
+                file.write(result.model_dump_json() + "\n")
+                file.flush()
+            if result.verdict is Verdict.FAILED:
+                return 1  # a later check would begin with a damaged CUDA context
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # not through torch's teardown, which waits for other ranks
