@@ -77,7 +77,10 @@ class ShardEntry:
     index_sha256: Sha256  # sha256 of the index ``NAME.idx.json``
 
 
-def pack_frames(frames: Sequence[bytes]) -> list[bytes]:
+Part = bytes | memoryview  # of a member
+
+
+def pack_frames(frames: Sequence[Part]) -> list[Part]:
     """Return the parts of a packed member: u32 offsets[T + 1] from the start of the member, then the T frames.
 
     The parts are not joined, because the copy would be large.
@@ -134,7 +137,7 @@ class ShardWriter:
         """
         meta = {"windows": [0], **meta}
         self._check_sample(key, jpegs, meta, flow)
-        members = {
+        members: dict[str, list[Part]] = {
             "crcs": [struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs))],
             "jpgs": pack_frames(jpegs),
             "json": [json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()],
@@ -155,7 +158,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _append_sample(self, key: str, members: Mapping[str, Sequence[bytes]], meta: Mapping[str, Any]) -> None:
+    def _append_sample(self, key: str, members: Mapping[str, Sequence[Part]], meta: Mapping[str, Any]) -> None:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
         crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
         row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
@@ -166,12 +169,12 @@ class ShardWriter:
         for name, column in self._columns.items():
             column.append(row[name])
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: Part) -> None:
         self._file.write(data)
         self._sha256.update(data)
         self._size += len(data)
 
-    def _append_member(self, name: str, parts: Sequence[bytes]) -> int:
+    def _append_member(self, name: str, parts: Sequence[Part]) -> int:
         """Write a tar member part by part, and return its size. ``TarFile`` would need a joined copy of the parts."""
         info = tarfile.TarInfo(name)  # the defaults are mtime 0 and no owner
         info.size, info.mode = sum(map(len, parts)), 0o644
