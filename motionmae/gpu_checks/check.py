@@ -38,7 +38,7 @@ class Check:
     """Entry of the catalogue (:mod:`motionmae.gpu_checks.catalogue`)."""
 
     name: str
-    function: str  # "module:function" below motionmae.gpu_checks.checks
+    function: str  # "module:function", which takes a Setting and returns Figures
     proves: str  # clause for the docs
     shown: str  # keys of the figures in the table; dots separate the keys of nested figures
     limit: int  # seconds after which the check counts as failed
@@ -60,6 +60,11 @@ class Setting(JsonModel):
     @property
     def on_gpu(self) -> bool:
         return self.device == "cuda"
+
+    @property
+    def patience(self) -> int:
+        """Factor of all time limits: a CPU is slower, and may be shared with other programs."""
+        return 1 if self.on_gpu else 5
 
 
 class CheckResult(JsonModel):

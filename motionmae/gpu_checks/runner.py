@@ -79,7 +79,8 @@ class Runner:
         self._processes += 1
         stem = self._setting.folder / f"process_{self._processes}"
         job, results, log = (stem.with_suffix(suffix) for suffix in (".json", ".jsonl", ".log"))
-        work = Job(checks=tuple(check.name for check in checks), setting=self._setting, results=results)
+        functions = {check.name: check.function for check in checks}
+        work = Job(checks=functions, setting=self._setting, results=results)
         job.write_text(work.model_dump_json())
         results.touch()
         mark = secrets.token_hex(8)
@@ -119,7 +120,7 @@ class Runner:
             check, seconds = checks[len(found)], time.monotonic() - began
             if ended and found and found[-1].verdict is Verdict.FAILED:
                 break  # the remaining checks get a new process
-            limit = min(check.limit + extra, max(self._end - began, 5))
+            limit = min(self._setting.patience * (check.limit + extra), max(self._end - began, 5))
             if ended or seconds > limit:
                 problem = (
                     f"its process ended with status {process.returncode}" if ended else f"no end after {limit:.0f} s"

@@ -14,8 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from motionmae.gpu_checks.catalogue import BY_NAME
-from motionmae.gpu_checks.check import Check, CheckError, CheckResult, NotRunError, Setting, Verdict
+from motionmae.gpu_checks.check import CheckError, CheckResult, NotRunError, Setting, Verdict
 from motionmae.json_text import JsonModel, load_json
 
 NOT_RUN = "not_run"
@@ -25,20 +24,19 @@ NOT_RUN = "not_run"
 class Job(JsonModel):
     """Work of one process."""
 
-    checks: tuple[str, ...]
+    checks: dict[str, str]  # names, and functions as "module:function"
     setting: Setting
     results: Path  # file of the results
 
 
-def run_check(check: Check, setting: Setting) -> CheckResult:
+def run_check(name: str, path: str, setting: Setting) -> CheckResult:
     """Run a check and catch every error."""
     start = time.monotonic()
     verdict, problem = Verdict.PASSED, ""
     figures: dict[str, Any] = {}
     try:
-        module, _, name = check.function.partition(":")
-        function = getattr(importlib.import_module(f"motionmae.gpu_checks.checks.{module}"), name)
-        figures = function(setting)
+        module, _, function = path.partition(":")
+        figures = getattr(importlib.import_module(module), function)(setting)
     except NotRunError as reason:
         verdict, problem = Verdict.NOT_RUN, str(reason)
     except CheckError as failure:
@@ -48,7 +46,7 @@ def run_check(check: Check, setting: Setting) -> CheckResult:
         verdict, problem = Verdict.FAILED, f"{type(error).__name__}: {error}"
     not_run = tuple(figures.pop(NOT_RUN, ()))
     return CheckResult(
-        name=check.name,
+        name=name,
         verdict=verdict,
         seconds=round(time.monotonic() - start, 1),
         figures=json_values(figures),
@@ -72,8 +70,8 @@ def main(job_file: Path) -> int:
     """Run the checks of a job one after the other, up to the first that fails."""
     job = load_json(job_file, Job)
     with job.results.open("a") as file:
-        for name in job.checks:
-            result = run_check(BY_NAME[name], job.setting)
+        for name, path in job.checks.items():
+            result = run_check(name, path, job.setting)
             if os.environ.get("RANK", "0") == "0":  # of several ranks, the first reports
                 file.write(result.model_dump_json() + "\n")
                 file.flush()

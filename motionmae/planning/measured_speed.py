@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from motionmae.config import Config
 from motionmae.files import write_json
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json
-from motionmae.planning.gpus import GPUS, Gpu
+from motionmae.planning.gpus import GPUS, Gpu, gpu_of_device
 from motionmae.text import get_logger
 
 logger = get_logger(__name__)
@@ -71,16 +71,15 @@ def add_speeds(new: list[MeasuredSpeed]) -> Path:
 
 
 def find_speed(config: Config, gpu: Gpu) -> MeasuredSpeed | None:
-    """Return the speed that was measured for a pre-training of this model size on this GPU; None if there is none."""
-    if config.task != "pretrain":
+    """Return the speed that was measured for a pre-training of this model size on this GPU; None if there is none.
+
+    A clip of another size is assumed to reach the same MFU.
+    """
+    if config.task != "pretrain" or gpu not in GPUS.values():  # a peak that the user gives has another MFU
         return None
     for speed in read_speeds():
         same = (speed.model, speed.compiled) == (config.model.size, config.engine.compile)
-        if same and part_of(speed.device) == gpu.part:
+        measured = gpu_of_device(speed.device)
+        if same and measured and measured.part == gpu.part:
             return speed
     return None
-
-
-def part_of(device: str) -> str:
-    """Return the part of a device's name that identifies its model in :data:`GPUS`; empty if the model is unknown."""
-    return next((gpu.part for gpu in GPUS.values() if gpu.part in device), "")

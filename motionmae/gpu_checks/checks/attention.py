@@ -81,7 +81,7 @@ def try_shape(shape: Shape, score: float, device: torch.device, timed: bool) -> 
         part.grad = None
     output = attend(q, k, v)
     output.backward(slope)
-    gradients = [part.grad for part in (q, k, v) if part.grad is not None]
+    gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in (q, k, v)]
     exact, exact_gradients = _exact(q, k, v, slope)
     # channel 0 of q and k only shifts the scores: its gradient is a sum that cancels, times a large number
     kept = slice(1, None) if score else slice(None)

@@ -6,19 +6,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from motionmae.config import Config, config_yaml
 from motionmae.data.profile_loader import profile_loader
 from motionmae.gpu_checks.check import CheckError, Figures, NotRunError, Setting, require
-from motionmae.gpu_checks.runner import ROOT, torchrun
+from motionmae.gpu_checks.runner import torchrun
 from motionmae.gpu_checks.subjects import TINY, decoders, load, make_shards
 from motionmae.json_text import JsonModel, load_json
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory
 
-_WAIT_SECONDS = 110  # for a run to get somewhere; the limits of the checks are a little longer
+_WAIT_SECONDS = 60  # for a run to get to its next mark, times the setting's patience
 _POLL_SECONDS = 0.1
 _MOST_DATA_WAIT = 0.05  # share of a step
 _WARM_UP_ROWS = 5  # rows of metrics before the loader's queue is in balance
@@ -29,14 +32,49 @@ class _Job(JsonModel, extra="ignore"):
     """Part of a run's job.json."""
 
     job_id: str
+    log: str
     exit_code: int | None = None
+
+
+class _Command:
+    """Started command line, its log, and the time that it may take to its next mark."""
+
+    def __init__(self, command: Sequence[str], log: Path, setting: Setting) -> None:
+        self.log, self._seconds = log, _WAIT_SECONDS * setting.patience
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, process_group=0)
+
+    def wait(self) -> None:
+        """Wait for the end; raise CheckError if it does not come, or with another status than 0."""
+        self.wait_until(lambda: self._process.poll() is not None, "end")
+        if status := self._process.returncode:
+            raise CheckError(f"{self.log.stem} ended with status {status}{_last_line(self.log)}", {})
+
+    def wait_until(self, condition: Callable[[], object], goal: str) -> None:
+        """Wait for ``condition``; raise CheckError if the time is over, or the command has failed."""
+        end = time.monotonic() + self._seconds
+        while not condition():
+            if self._process.poll():
+                raise CheckError(f"{self.log.stem} failed before it could {goal}{_last_line(self.log)}", {})
+            if time.monotonic() > end:
+                raise CheckError(f"{self.log.stem} did not {goal} within {self._seconds} s{_last_line(self.log)}", {})
+            time.sleep(_POLL_SECONDS)
+
+    def kill(self) -> None:
+        """Kill the processes at once, ranks of torchrun included, as a node that loses its power."""
+        with suppress(psutil.NoSuchProcess):
+            this = psutil.Process(self._process.pid)
+            for process in (*this.children(recursive=True), this):
+                with suppress(psutil.Error):
+                    process.kill()
+        self._process.wait()
 
 
 def run_config(setting: Setting, name: str, ranks: int = 1) -> Config:
     """Make shards, and return the config of a run of some seconds on them, on ``ranks`` ranks."""
     folder = setting.folder / name
     is_tiny = setting.quick or not setting.on_gpu
-    steps, save = (32, 8) if is_tiny else (200, 40)
+    steps, save = (300, 40) if setting.on_gpu else (48, 8)  # long enough for a signal to arrive in its middle
     overrides = ["log.every_steps=1", "log.tensorboard=false", f"checkpoint.every_steps={save}", "data.prefetch=8"]
     if is_tiny:
         config = load(TINY, setting, *overrides)
@@ -61,10 +99,12 @@ def run_config(setting: Setting, name: str, ranks: int = 1) -> Config:
 def check_loader_and_kill(setting: Setting) -> Figures:
     """Train on real shards, kill the run without warning, and start it again."""
     config = run_config(setting, "loader_and_kill")
-    figures = kill_and_resume(config, [sys.executable], [sys.executable])
+    figures = kill_and_resume(config, setting, [sys.executable])
     profile = profile_loader(config.data, config.clip, config.engine.micro_batch_size, seconds=1.5)
     figures |= {"clips_per_core": profile.clips_per_core, "loader_clips_per_second": profile.clips_per_second}
     figures["decoders"] = profile.decoders
+    if not setting.on_gpu:
+        return figures | {"not_run": ["whether the loader keeps up with a GPU"]}
     share = figures["data_wait_share"]
     require(share < _MOST_DATA_WAIT, f"a step waits {share:.0%} of its time for data: the loader is too slow", figures)
     return figures
@@ -74,43 +114,37 @@ def check_elasticity(setting: Setting) -> Figures:
     """Kill a run on all GPUs of this machine, and resume it on one."""
     if setting.ranks < 2:
         raise NotRunError("needs several GPUs")
-    config = run_config(setting, "elasticity", setting.ranks)
-    return kill_and_resume(config, torchrun(setting.ranks), [sys.executable])
+    return kill_and_resume(run_config(setting, "elasticity", setting.ranks), setting, torchrun(setting.ranks))
 
 
-def kill_and_resume(config: Config, first: Sequence[str], second: Sequence[str]) -> Figures:
-    """Kill a run after its first checkpoint, run the same command to its end, and compare both attempts.
+def kill_and_resume(config: Config, setting: Setting, first: Sequence[str]) -> Figures:
+    """Kill a run after its first checkpoint, resume it as one process, and compare both attempts.
 
-    Args:
-        first: command line of the interpreter for the first attempt, of one or several ranks.
-        second: the same for the second attempt.
+    ``first`` is the command line of the interpreter for the first attempt, of one or several ranks.
     """
-    command = _write_config(config)
-    killed = _start([*first, *command], config, "first.log")
-    _wait_for(lambda: _events(config, Kind.CHECKPOINT), killed, config, "first.log", "save a checkpoint")
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    folder = Path(config.output_dir)
+    command = ["-m", "motionmae", "pretrain", "--config", _write_config(config)]
+    killed = _Command([*first, *command], folder / "first attempt.log", setting)
+    killed.wait_until(lambda: RunHistory(config.run_folder).of(Kind.CHECKPOINT), "save a checkpoint")
+    killed.kill()
     before = RunHistory(config.run_folder)  # reads the files at the first use, so use it before the next attempt
-    saved, last = before.of(Kind.CHECKPOINT)[-1]["step"], before.rows[-1]["step"]
-    status = _start([*second, *command], config, "second.log").wait(_WAIT_SECONDS)
+    saved, rows = before.of(Kind.CHECKPOINT)[-1]["step"], before.rows
+    _Command([sys.executable, *command], folder / "second attempt.log", setting).wait()
     after = RunHistory(config.run_folder)
     figures: Figures = {
-        **_times(before.rows, config),
-        "killed_after_step": last,
+        **_times(rows, config),
+        "killed_after_step": rows[-1]["step"],
         "newest_checkpoint": saved,
         "resumed_at_step": [row["step"] for row in after.of(Kind.RESUME)],
-        "status": status,
         "start_s": [row["seconds"] for row in after.of(Kind.READY)],
+        "largest_loss_error": _loss_error(rows, after.rows),
     }
-    require(status == 0, f"the second attempt ended with status {status}{_last_line(config, 'second.log')}", figures)
     resumed = figures["resumed_at_step"]  # a checkpoint may be newer than its event, which the kill prevents
-    at_newest = len(resumed) == 1 and saved <= resumed[0] <= last
+    at_newest = len(resumed) == 1 and saved <= resumed[0] <= rows[-1]["step"]
     require(at_newest, "the second attempt did not resume at the newest checkpoint", figures)
     steps = [row["step"] for row in after.rows]
     whole = steps == list(range(1, steps[-1] + 1)) and bool(after.of(Kind.FINISH))
     require(whole, "the run did not take every step exactly once", figures)
-    errors = [abs(new["loss"] / old["loss"] - 1) for old, new in _repeated(before.rows, after.rows)]
-    figures["largest_loss_error"] = max(errors, default=0.0)
     require(figures["largest_loss_error"] < _LOSS_ERROR, "the repeated steps have other losses", figures)
     return figures
 
@@ -118,56 +152,32 @@ def kill_and_resume(config: Config, first: Sequence[str], second: Sequence[str])
 def check_preemption(setting: Setting) -> Figures:
     """Submit a job to this machine, send its controller SIGUSR2, and wait for its end."""
     config = run_config(setting, "preemption")
-    options = ["submit", "--cluster", "local", "--ntasks-per-node", "1", "--gpus-per-node", str(int(setting.on_gpu))]
-    path = _write_config(config)[-1]
-    submitting = _start([sys.executable, str(ROOT / "motionmae"), *options, "--config", path], config, "submit.log")
-    if status := submitting.wait(_WAIT_SECONDS):
-        raise CheckError(f"`motionmae submit` ended with status {status}{_last_line(config, 'submit.log')}", {})
-    job = RunFolder(config.run_folder).job
-    controller = int(load_json(job, _Job).job_id)
-    _wait_for(lambda: RunHistory(config.run_folder).rows, None, config, "submit.log", "take a step")
-    os.kill(controller, signal.SIGUSR2)
-    _wait_for(lambda: load_json(job, _Job).exit_code is not None, None, config, "submit.log", "end")
-    history = RunHistory(config.run_folder)
+    options = ["--cluster", "local", "--ntasks-per-node", "1", "--gpus-per-node", str(int(setting.on_gpu))]
+    command = [sys.executable, "-m", "motionmae", "submit", *options, "--config", _write_config(config)]
+    submitted = _Command(command, Path(config.output_dir) / "submit.log", setting)
+    submitted.wait()
+    path = RunFolder(config.run_folder).job
+    job = load_json(path, _Job)
+    submitted.log = Path(job.log)
+    submitted.wait_until(lambda: RunHistory(config.run_folder).rows, "take a step")
+    os.kill(int(job.job_id), signal.SIGUSR2)
+    submitted.wait_until(lambda: load_json(path, _Job).exit_code is not None, "end")
+    history, exit_code = RunHistory(config.run_folder), load_json(path, _Job).exit_code
     preempted = [row["step"] for row in history.of(Kind.PREEMPTION)]
     resumed = [row["step"] for row in history.of(Kind.RESUME)]
-    exit_code = load_json(job, _Job).exit_code
     figures: Figures = {"preempted_at_step": preempted, "resumed_at_step": resumed, "exit_code": exit_code}
+    require(exit_code == 0, f"the job ended with status {exit_code}{_last_line(submitted.log)}", figures)
     require(bool(preempted), "SIGUSR2 did not preempt the run", figures)
-    require(exit_code == 0, f"the job ended with status {exit_code}", figures)
     require(resumed == preempted, "steps were lost between the preemption and the resumption", figures)
     require(bool(history.of(Kind.FINISH)), "the run did not finish", figures)
     return figures
 
 
-def _write_config(config: Config) -> list[str]:
-    """Write a config beside its run folder; return the arguments of python that train it."""
+def _write_config(config: Config) -> str:
+    """Write a config beside its run folder, and return the path."""
     path = Path(config.output_dir) / "config.yaml"
     path.write_text(config_yaml(config))
-    return ["-m", "motionmae", "pretrain", "--config", str(path)]
-
-
-def _start(command: list[str], config: Config, log: str) -> subprocess.Popen[bytes]:
-    with (Path(config.output_dir) / log).open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, process_group=0)
-
-
-def _wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[bytes] | None, config: Config, log: str, goal: str
-) -> None:
-    """Wait for ``condition``; raise CheckError if the process ends before, or the time is over."""
-    end = time.monotonic() + _WAIT_SECONDS
-    while not condition():
-        if process is not None and process.poll() is not None:
-            problem = f"the run ended with status {process.returncode} before it could {goal}"
-            raise CheckError(f"{problem}{_last_line(config, log)}", {})
-        if time.monotonic() > end:
-            raise CheckError(f"the run did not {goal} within {_WAIT_SECONDS} s{_last_line(config, log)}", {})
-        time.sleep(_POLL_SECONDS)
-
-
-def _events(config: Config, kind: Kind) -> list[Row]:
-    return RunHistory(config.run_folder).of(kind)
+    return str(path)
 
 
 def _times(rows: list[Row], config: Config) -> Figures:
@@ -179,12 +189,12 @@ def _times(rows: list[Row], config: Config) -> Figures:
     return {"clips_per_second": len(measured) * clips / seconds, "data_wait_share": waited / seconds}
 
 
-def _repeated(before: list[Row], after: list[Row]) -> list[tuple[Row, Row]]:
-    """Return the rows of steps that both attempts took."""
-    new = {row["step"]: row for row in after}
-    return [(row, new[row["step"]]) for row in before if row["step"] in new and row != new[row["step"]]]
+def _loss_error(before: list[Row], after: list[Row]) -> float:
+    """Return the largest relative difference between the losses of steps that both attempts took."""
+    old = {row["step"]: row["loss"] for row in before}
+    return max((abs(row["loss"] / old[row["step"]] - 1) for row in after if row["step"] in old), default=0.0)
 
 
-def _last_line(config: Config, log: str) -> str:
-    lines = (Path(config.output_dir) / log).read_text(errors="replace").strip().splitlines()
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     return f": {lines[-1][:300]}" if lines else ""
