@@ -88,6 +88,7 @@ CHECKS = (
         "data_wait_share clips_per_core decoders killed_after_step resumed_at_step",
         120,
         40,
+        alone=True,
     ),
     _ANYWHERE(
         "preemption",
@@ -96,6 +97,7 @@ CHECKS = (
         "preempted_at_step resumed_at_step exit_code",
         120,
         40,
+        alone=True,
     ),
     _ANYWHERE(
         "finetuning",
@@ -130,6 +132,7 @@ CHECKS = (
         "killed_after_step resumed_at_step",
         150,
         40,
+        alone=True,
     ),
     _SPEED(
         "speed_vitb_compiled", f"{_CHECKS}.speed:check_vitb_compiled", "speed of ViT-B with compile", _COMPILED, 200, 60

@@ -46,7 +46,7 @@ class Check:
     needs_gpu: bool = True
     needs_gpus: bool = False  # several GPUs; one process for each
     only_full: bool = False  # left out by --quick
-    alone: bool = False  # in a process of its own, for clean memory
+    alone: bool = False  # on a GPU in a process of its own: without memory or a context of other checks
 
 
 class Setting(JsonModel):

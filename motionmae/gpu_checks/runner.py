@@ -67,7 +67,7 @@ class Runner:
     def _together(self, checks: list[Check]) -> Iterator[Check]:
         """Yield the first check, and those after it that may run in the same process."""
         for number, check in enumerate(checks):
-            own = check.alone or check.needs_gpus
+            own = (check.alone and self._setting.on_gpu) or check.needs_gpus
             if number and (own or self._reason_not_to_run(check)):
                 return
             yield check
@@ -120,19 +120,21 @@ class Runner:
             check, seconds = checks[len(found)], time.monotonic() - began
             if ended and found and found[-1].verdict is Verdict.FAILED:
                 break  # the remaining checks get a new process
-            limit = min(self._setting.patience * (check.limit + extra), max(self._end - began, 5))
+            limit = self._setting.patience * (check.limit + extra)
             if ended or seconds > limit:
-                problem = (
-                    f"its process ended with status {process.returncode}" if ended else f"no end after {limit:.0f} s"
-                )
-                found.append(_failed(check, seconds, f"{problem}{_last_lines(log)}"))
+                how = f"ended with status {process.returncode}" if ended else f"did not end within {limit:.0f} s"
+                found.append(_unfinished(check, seconds, f"its process {how}{_last_lines(log)}"))
+                break
+            if time.monotonic() > self._end:
+                problem = f"the total time was over: add --only {check.name}"
+                found.append(_unfinished(check, seconds, problem, Verdict.NOT_RUN))
                 break
             time.sleep(_POLL_SECONDS)
         return found
 
 
-def _failed(check: Check, seconds: float, problem: str) -> CheckResult:
-    return CheckResult(name=check.name, verdict=Verdict.FAILED, seconds=round(seconds, 1), problem=problem)
+def _unfinished(check: Check, seconds: float, problem: str, verdict: Verdict = Verdict.FAILED) -> CheckResult:
+    return CheckResult(name=check.name, verdict=verdict, seconds=round(seconds, 1), problem=problem)
 
 
 def _last_lines(log: Path) -> str:

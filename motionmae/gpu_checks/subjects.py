@@ -134,6 +134,17 @@ def _make_video(number: int, frames: int, height: int, width: int, classes: int)
     return [simplejpeg.encode_jpeg(frame, quality=_QUALITY) for frame in moved]
 
 
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch compute on all cores of this process, for results that a GPU is compared with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def decoders(limit: int = 10) -> int:
     """Return the decoding processes for one rank: a core stays free for the training process."""
     return max(1, min(limit, len(os.sched_getaffinity(0)) - 1))

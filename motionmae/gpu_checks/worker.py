@@ -5,6 +5,7 @@ process useless, and a hanging one can only be killed.
 """
 
 import contextlib
+import gc
 import importlib
 import math
 import os
@@ -66,6 +67,14 @@ def json_values(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
+def _free_memory() -> None:
+    """Return the memory of the check's tensors to the GPU, for the processes that later checks start."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def main(job_file: Path) -> int:
     """Run the checks of a job one after the other, up to the first that fails."""
     job = load_json(job_file, Job)
@@ -77,6 +86,7 @@ def main(job_file: Path) -> int:
                 file.flush()
             if result.verdict is Verdict.FAILED:
                 return 1  # a later check would begin with a damaged CUDA context
+            _free_memory()
     return 0
 
 

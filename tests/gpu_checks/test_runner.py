@@ -11,8 +11,10 @@ from motionmae.gpu_checks.check import Check, CheckResult, Setting, Verdict
 from motionmae.gpu_checks.runner import Runner, kill_marked, single_process_environment
 
 
-def check(name: str, limit: int = 60, **options: object) -> Check:
-    return Check(name, f"tests.gpu_checks.faulty:{name}", "", "", limit, **({"needs_gpu": False} | options))
+def check(name: str, limit: int = 60, number: object = "", **options: object) -> Check:
+    """A check called ``name`` and ``number``, without a GPU."""
+    function = f"tests.gpu_checks.faulty:{name}"
+    return Check(f"{name}{number}", function, "", "", limit, **({"needs_gpu": False} | options))
 
 
 def run(folder: Path, *checks: Check, device: str = "cpu", seconds: float = 300, ranks: int = 1) -> list[CheckResult]:
@@ -24,10 +26,11 @@ def run(folder: Path, *checks: Check, device: str = "cpu", seconds: float = 300,
 
 
 def test_each_fault_is_one_failure_and_the_next_check_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_START_SECONDS", 5)
+    monkeypatch.setattr(runner, "_START_SECONDS", 10)
     names = ("succeed", "fail", "crash", "raise_error", "hang", "cannot", "succeed")
-    results = run(tmp_path, *(check(name, limit=1 if name == "hang" else 60) for name in names))
-    assert [result.name for result in results] == list(names)
+    checks = [check(name, number=n, limit=1 if name == "hang" else 60) for n, name in enumerate(names)]
+    results = run(tmp_path, *checks, device="cuda")
+    assert [result.name for result in results] == [check.name for check in checks]
     passed, failed, not_run = Verdict.PASSED, Verdict.FAILED, Verdict.NOT_RUN
     assert [result.verdict for result in results] == [passed, failed, failed, failed, failed, not_run, passed]
     first, two, crashed, raised, hung, cannot, _ = results
@@ -37,28 +40,36 @@ def test_each_fault_is_one_failure_and_the_next_check_runs(tmp_path: Path, monke
     assert "ended with status -6" in crashed.problem
     assert "device-side assert" in crashed.problem
     assert raised.problem == "ZeroDivisionError: \x1b[31mdivision"  # escaped where it is printed
-    assert "did not end within" in hung.problem
+    assert "did not end within 11 s" in hung.problem
     assert cannot.problem == "no such device"
     assert not psutil.pid_exists(int((tmp_path / "child").read_text()))
 
 
 def test_checks_share_a_process_until_one_must_be_alone(tmp_path: Path) -> None:
-    results = run(tmp_path, *(check("succeed", alone=alone) for alone in (False, True, False, False)))
+    checks = [check("succeed", number=number, alone=number == 1) for number in range(4)]
+    assert len({result.figures["pid"] for result in run(tmp_path, *checks)}) == 1  # a CPU has no such reason
+    (tmp_path / "gpu").mkdir()
+    results = run(tmp_path / "gpu", *checks, device="cuda")
     first, alone, *last = (result.figures["pid"] for result in results)
     assert len({first, alone, *last}) == 3
     assert last[0] == last[1]
 
 
+def test_a_check_that_the_total_time_cuts_off_is_not_run(tmp_path: Path) -> None:
+    (cut,) = run(tmp_path, check("hang"), seconds=6)
+    assert (cut.verdict, cut.problem) == (Verdict.NOT_RUN, "the total time was over: add --only hang")
+
+
 def test_what_cannot_run_is_never_passed(tmp_path: Path) -> None:
     results = run(
         tmp_path,
-        check("succeed", needs_gpu=True),
-        check("succeed", needs_gpus=True),
-        check("succeed", only_full=True),
-        check("succeed", least=301),
+        check("succeed", number=1, needs_gpu=True),
+        check("succeed", number=2, needs_gpus=True),
+        check("succeed", number=3, only_full=True),
+        check("succeed", number=4, least=301),
     )
     assert [result.verdict for result in results] == [Verdict.NOT_RUN] * 4
-    reasons = ["needs a GPU", "needs several GPUs", "left out by --quick", "no time was left: add --only succeed"]
+    reasons = ["needs a GPU", "needs several GPUs", "left out by --quick", "no time was left: add --only succeed4"]
     assert [result.problem for result in results] == reasons
 
 

@@ -100,11 +100,11 @@ def try_shape(shape: Shape, score: float, device: torch.device, timed: bool) -> 
 
 def _inputs(shape: Shape, score: float, device: torch.device) -> list[Tensor]:
     """Make q, k and v as :class:`motionmae.models.vit.JointAttention` does: transposed views of (B, tokens, heads)."""
-    generator = torch.Generator(device).manual_seed(0)
+    torch.manual_seed(0)
     parts = []
     for tokens in (shape.queries, shape.keys, shape.keys):
         size = (shape.batch, tokens, shape.heads, shape.width)
-        parts.append(0.5 * torch.randn(size, device=device, generator=generator).bfloat16().transpose(1, 2))
+        parts.append(0.5 * torch.randn(size, device=device).bfloat16().transpose(1, 2))
     if score:
         parts[0][..., 0], parts[1][..., 0] = 1.0, score * math.sqrt(shape.width)
     return [part.detach().requires_grad_() for part in parts]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, device_of, load, make_batch
+from motionmae.gpu_checks.subjects import TINY, all_cores, device_of, load, make_batch
 from motionmae.models.masking import draw_masks, running_cells
 from motionmae.models.motionmae import build_motionmae
 
@@ -42,7 +42,8 @@ def check_gradients(setting: Setting) -> Figures:
         config = load("vitb_k400", setting, "engine.micro_batch_size=2", "model.depth=2", "model.decoder_depth=2")
     device, figures = device_of(setting), Figures()
     model = build_motionmae(config)
-    right, exact = loss_and_gradients(model, config, torch.device("cpu"), bf16=False)
+    with all_cores():
+        right, exact = loss_and_gradients(model, config, torch.device("cpu"), bf16=False)
     for precision, (loss_limit, gradient_limit) in _LIMITS.items():
         loss, gradients = loss_and_gradients(model, config, device, bf16=precision == "bf16")
         errors = {name: float((gradients[name] - exact[name]).norm()) for name in exact}

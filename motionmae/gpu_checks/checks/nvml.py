@@ -16,11 +16,12 @@ NAMES = ("gpu_utilization_ratio", "gpu_memory_used_bytes", "gpu_memory_total_byt
 """Metrics that every NVIDIA GPU of a cluster has."""
 _ALLOCATED = 1 << 30  # bytes
 _TOLERANCE = 0.1
-_SLACK = 256 << 20  # bytes that other programs may take or free meanwhile
+_SLACK = 2 << 30  # bytes that the driver reserves, which NVML counts and CUDA does not
 
 
 def check_nvml(setting: Setting) -> Figures:
     """Scrape the exporter before and after an allocation of 1 GiB."""
+    torch.cuda.empty_cache()  # the block must not come from memory that torch holds already
     before = scrape(setting)
     block = torch.empty(_ALLOCATED, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
