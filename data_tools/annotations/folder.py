@@ -11,28 +11,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_tools.annotations.class_tree import read_class_tree
 from data_tools.annotations.list_labels import number_labels
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.named_files import NamedFiles
-from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, walk_files
+from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
 from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
 SUFFIXES = (".csv", ".txt", ".tsv", ".json", ".jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
-NOT_VIDEOS = frozenset(
-    {
-        *(".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-        *(".csv", ".idx", ".json", ".jsonl", ".npy", ".npz", ".pickle", ".pkl"),
-        *(".srt", ".tsv", ".vtt", ".xls", ".xlsx", ".xml"),
-        *(".bib", ".doc", ".docx", ".htm", ".html", ".log", ".md", ".pdf", ".rst", ".tex", ".txt"),
-        *(".cfg", ".css", ".ini", ".ipynb", ".py", ".sh", ".toml", ".yaml", ".yml"),
-        *(".part", ".tar", ".torrent", ".zip"),
-    }
-)
-"""Files with these extensions are skipped and named in the summary. All other files are decoded."""
-
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -47,7 +36,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
         raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
-    return _from_tree(videos, split, exclude)
+    return read_class_tree(videos, split, exclude)
 
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
@@ -90,21 +79,3 @@ def _read_class_names(folder: Path) -> dict[int, str]:
             raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
-
-
-def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
-    root = videos / split if split and (videos / split).is_dir() else videos
-    paths = list(walk_files(root, exclude))
-    found = [path for path in paths if path.suffix.lower() not in NOT_VIDEOS]
-    skipped = tuple(path.relative_to(videos).as_posix() for path in paths if path.suffix.lower() in NOT_VIDEOS)
-    classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
-    if root == videos and classes and set(classes) <= set(SPLITS):
-        raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
-    numbers = {name: number for number, name in enumerate(classes)}
-    records = []
-    for path in found:
-        top, *below = path.relative_to(root).parts
-        class_name = top if below else ""
-        label = numbers.get(class_name, UNLABELLED)
-        records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped)
