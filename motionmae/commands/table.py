@@ -43,12 +43,12 @@ COMMANDS = {
     "features": Entry("motionmae.commands.features", "write the clip features of a folder of videos"),
     "davis": Entry("motionmae.commands.davis", "segment video objects on DAVIS-2017"),
     "doctor data": Entry(
-        "motionmae.commands.doctor",
+        "motionmae.commands.doctor.data",
         "measure a rank's loader: clips a second, and the cores that a GPU needs",
         _DOCTOR,
     ),
     "doctor gpu": Entry(
-        "motionmae.commands.doctor_gpu", "check training on this machine's GPUs, and measure its speed", _DOCTOR
+        "motionmae.commands.doctor.gpu", "check training on this machine's GPUs, and measure its speed", _DOCTOR
     ),
     "demo": Entry("slurm.demo", "run the whole path on two CPU cores: videos, shards, training, pictures"),
 }

@@ -115,6 +115,7 @@ CHECKS = (
         90,
         20,
         needs_gpus=True,
+        on_each=True,
     ),
     _ANYWHERE(
         "overlap_comm",
@@ -124,6 +125,7 @@ CHECKS = (
         120,
         20,
         needs_gpus=True,
+        on_each=True,
     ),
     _ANYWHERE(
         "elasticity",
@@ -132,6 +134,7 @@ CHECKS = (
         "killed_after_step resumed_at_step",
         150,
         40,
+        needs_gpus=True,
         alone=True,
     ),
     _SPEED(

@@ -44,7 +44,8 @@ class Check:
     limit: int  # seconds after which the check counts as failed
     least: int = 0  # seconds that must be left of the total time, or the check does not begin
     needs_gpu: bool = True
-    needs_gpus: bool = False  # several GPUs; one process for each
+    needs_gpus: bool = False  # several GPUs, or several ranks on the CPU
+    on_each: bool = False  # in a process for each GPU
     only_full: bool = False  # left out by --quick
     alone: bool = False  # on a GPU in a process of its own: without memory or a context of other checks
 

@@ -5,7 +5,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Variable that torch's deterministic kernels need before cuBLAS starts. The default takes as much memory."""
 _START_SECONDS = 60  # added to the limit of the first check of a process, for its imports
 _POLL_SECONDS = 0.05
+_LEAST_SECONDS = 5  # of the total time, for any check
 _KILLS = 5  # attempts: a process may start another while it is killed, and a hanging driver can make one immortal
 _LOG_LINES = 4  # last lines of a process's log in a message
 _OF_OTHER_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "SUBMITIT_", "PMI_", "PMIX_", "OMPI_")
@@ -39,36 +40,41 @@ class Runner:
         self._end = time.monotonic() + seconds
         self._processes = 0
 
-    def run(self, checks: Iterable[Check]) -> list[CheckResult]:
+    def run(self, checks: Sequence[Check]) -> list[CheckResult]:
         """Run the checks in order. A process runs several checks, and ends at the first that fails."""
-        results = []
-        waiting = list(checks)
+        results = [self._not_run(check, reason) for check in checks if (reason := self._hindrance(check))]
+        waiting = [check for check in checks if not self._hindrance(check)]
+        for result in results:
+            self._report(result)
         while waiting:
-            if reason := self._reason_not_to_run(waiting[0]):
-                found = [CheckResult(name=waiting[0].name, verdict=Verdict.NOT_RUN, problem=reason)]
+            if self._end - time.monotonic() < max(waiting[0].least, _LEAST_SECONDS):
+                found = [self._not_run(waiting[0], f"no time was left: add --only {waiting[0].name}")]
             else:
                 found = self._run_process(list(self._together(waiting)))
             for result in found:
                 self._report(result)
             results += found
             waiting = waiting[len(found) :]
-        return results
+        order = [check.name for check in checks]
+        return sorted(results, key=lambda result: order.index(result.name))
 
-    def _reason_not_to_run(self, check: Check) -> str:
-        left = self._end - time.monotonic()
+    def _hindrance(self, check: Check) -> str:
+        """Return why ``check`` cannot run in this setting; empty if it can."""
         if check.needs_gpus and self._setting.ranks < 2:
             return "needs several GPUs"
         if check.needs_gpu and not self._setting.on_gpu:
             return "needs a GPU"
-        if check.only_full and self._setting.quick:
-            return "left out by --quick"
-        return f"no time was left: add --only {check.name}" if left < max(check.least, 5) else ""
+        return "left out by --quick" if check.only_full and self._setting.quick else ""
+
+    @staticmethod
+    def _not_run(check: Check, reason: str) -> CheckResult:
+        return CheckResult(name=check.name, verdict=Verdict.NOT_RUN, problem=reason)
 
     def _together(self, checks: list[Check]) -> Iterator[Check]:
         """Yield the first check, and those after it that may run in the same process."""
         for number, check in enumerate(checks):
-            own = (check.alone and self._setting.on_gpu) or check.needs_gpus
-            if number and (own or self._reason_not_to_run(check)):
+            own = (check.alone and self._setting.on_gpu) or check.on_each
+            if number and own:
                 return
             yield check
             if own:
@@ -100,9 +106,7 @@ class Runner:
             process.wait()
 
     def _launcher(self, check: Check) -> list[str]:
-        if not check.needs_gpus:
-            return [sys.executable]
-        return [*torchrun(self._setting.ranks)]
+        return torchrun(self._setting.ranks) if check.on_each else [sys.executable]
 
     def _follow(
         self, process: subprocess.Popen[bytes], checks: list[Check], tail: FileTail, log: Path

@@ -86,6 +86,7 @@ def take_steps(engine: Engine, config: Config, numbers: range) -> list[float]:
 @contextmanager
 def real_trainer(config: Config) -> Iterator[Trainer]:
     """Build the trainer of a run as `motionmae pretrain` does."""
+    init_distributed(config.engine)  # else the trainer would destroy the group, which DeepSpeed keeps using
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         trainer = build_trainer(config, make_task(config), signals, (), stack)

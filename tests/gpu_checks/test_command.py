@@ -12,7 +12,7 @@ from motionmae.commands import app
 from motionmae.gpu_checks.catalogue import BY_NAME, CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_CPU = {check.name for check in CHECKS if not (check.needs_gpu or check.needs_gpus)} - {"elasticity"}
+ON_CPU = {check.name for check in CHECKS if not (check.needs_gpu or check.needs_gpus)}
 MINUTES = "30"  # on a busy machine
 
 

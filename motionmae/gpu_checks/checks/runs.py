@@ -13,7 +13,7 @@ import psutil
 
 from motionmae.config import Config, config_yaml
 from motionmae.data.profile_loader import profile_loader
-from motionmae.gpu_checks.check import CheckError, Figures, NotRunError, Setting, require
+from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
 from motionmae.gpu_checks.runner import torchrun
 from motionmae.gpu_checks.subjects import TINY, decoders, load, make_shards
 from motionmae.json_text import JsonModel, load_json
@@ -112,8 +112,6 @@ def check_loader_and_kill(setting: Setting) -> Figures:
 
 def check_elasticity(setting: Setting) -> Figures:
     """Kill a run on all GPUs of this machine, and resume it on one."""
-    if setting.ranks < 2:
-        raise NotRunError("needs several GPUs")
     return kill_and_resume(run_config(setting, "elasticity", setting.ranks), setting, torchrun(setting.ranks))
 
 
