@@ -2,11 +2,12 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,12 @@ class Runner:
 
     def run(self, checks: Sequence[Check]) -> list[CheckResult]:
         """Run the checks in order. A process runs several checks, and ends at the first that fails."""
+        with _exiting_on_sigterm():
+            results = self._run_in_order(checks)
+        order = [check.name for check in checks]
+        return sorted(results, key=lambda result: order.index(result.name))
+
+    def _run_in_order(self, checks: Sequence[Check]) -> list[CheckResult]:
         results = [self._not_run(check, reason) for check in checks if (reason := self._hindrance(check))]
         waiting = [check for check in checks if not self._hindrance(check)]
         for result in results:
@@ -55,8 +62,7 @@ class Runner:
                 self._report(result)
             results += found
             waiting = waiting[len(found) :]
-        order = [check.name for check in checks]
-        return sorted(results, key=lambda result: order.index(result.name))
+        return results
 
     def _hindrance(self, check: Check) -> str:
         """Return why ``check`` cannot run in this setting; empty if it can."""
@@ -135,6 +141,20 @@ class Runner:
                 break
             time.sleep(_POLL_SECONDS)
         return found
+
+
+@contextmanager
+def _exiting_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, else the processes of a check would outlive this one."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _unfinished(check: Check, seconds: float, problem: str, verdict: Verdict = Verdict.FAILED) -> CheckResult:

@@ -1,5 +1,6 @@
 """The checks themselves, on the CPU where a GPU is missing, and against made-up profiles."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,18 @@ from motionmae.config import load_config
 from motionmae.engine import deepspeed_engine
 from motionmae.gpu_checks.advice import advise, speeds_of
 from motionmae.gpu_checks.check import CheckError, CheckResult, Setting, Verdict
-from motionmae.gpu_checks.checks import attention, numerics
+from motionmae.gpu_checks.checks import attention, numerics, nvml
+from motionmae.gpu_checks.checks import speed as speed_check
 from motionmae.gpu_checks.checks.attention import Shape, shapes_of, try_shape
 from motionmae.gpu_checks.checks.environment import no_cuda
 from motionmae.gpu_checks.checks.host_waits import device_waits
 from motionmae.gpu_checks.checks.nvml import NAMES, scrape
 from motionmae.gpu_checks.checks.speed import fitting
 from motionmae.gpu_checks.measure import Kernel, busy_seconds, kernels_of, longest, shared_seconds
+from motionmae.gpu_checks.subjects import TINY, load
+from motionmae.planning.flops import step_flops
+from motionmae.planning.measured_speed import MeasuredSpeed
+from motionmae.planning.memory import predict_memory
 
 CPU = torch.device("cpu")
 
@@ -124,10 +130,73 @@ def test_a_wait_for_the_whole_device_is_counted_with_its_place() -> None:
 def test_the_exporter_is_read_as_prometheus_reads_it(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Path(__file__).parents[1] / "monitoring/fake_nvml"
     monkeypatch.syspath_prepend(str(fake))
-    monkeypatch.delitem(__import__("sys").modules, "pynvml", raising=False)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     found = scrape(setting)
     assert set(found) == {"GPU-aaaa", "GPU-bbbb"}
     assert set(NAMES) <= found["GPU-aaaa"].keys()
+
+
+def test_torch_and_the_exporter_must_see_the_same_gpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "monitoring/fake_nvml"))
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    uuid, used = ["aaaa"], [float(scrape(setting)["GPU-aaaa"]["gpu_memory_used_bytes"])]
+    cuda = SimpleNamespace(
+        empty_cache=lambda: None,
+        synchronize=lambda: None,
+        mem_get_info=lambda: (80e9 - used[0], 80e9),
+        get_device_properties=lambda device: SimpleNamespace(uuid=uuid[0]),
+    )
+    monkeypatch.setattr(nvml, "torch", SimpleNamespace(cuda=cuda, empty=lambda *size, **options: None, uint8=None))
+    with pytest.raises(CheckError, match=r"after an allocation of 1 GiB the exporter saw 0.00 GB more"):
+        nvml.check_nvml(setting)
+    used[0] += 20e9
+    with pytest.raises(CheckError, match=r"the exporter says .* GB are used, torch .* GB"):
+        nvml.check_nvml(setting)
+    uuid[0] = "cccc"
+    with pytest.raises(CheckError, match="NVML does not know the GPU cccc"):
+        nvml.check_nvml(setting)
+
+
+@pytest.fixture
+def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An H200 whose memory is what the plan says, times ``factor``. The steps run on the CPU."""
+    gpu = SimpleNamespace(factor=1.0, planned=0)
+    properties = SimpleNamespace(total_memory=141e9)
+    monkeypatch.setattr(speed_check, "device_of", lambda setting: CPU)
+    for name, value in {
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "get_device_name": lambda device: "NVIDIA H200",
+        "get_device_properties": lambda device: properties,
+        "max_memory_allocated": lambda: gpu.factor * gpu.planned,
+        "max_memory_reserved": lambda: 2 * gpu.planned,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def kernels(work: Any) -> list[Kernel]:
+        work()
+        return [Kernel("flash_fwd", 0, 1e4), Kernel("gemm", 5e3, 4e4)]
+
+    monkeypatch.setattr(speed_check, "device_kernels", kernels)
+    return gpu
+
+
+def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu: SimpleNamespace) -> None:
+    config, on_gpu = load(TINY, setting), setting.model_copy(update={"device": "cuda"})
+    feigned_gpu.planned = predict_memory(config, 1).peak
+    found = speed_check.measure(config, on_gpu)
+    assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 989)
+    assert found["tflop_per_s"] == pytest.approx(step_flops(config).model * found["clips_per_second"] / 1e12)
+    assert found["clips_per_second"] == pytest.approx(4 / found["ms"] * 1e3)
+    assert found["kernels_per_step"] == 1
+    assert found["attention_share"] == pytest.approx(10 / 45)
+    assert found["busy_share"] == pytest.approx(20 / found["ms"])
+    assert found["longest_ms"] == {"gemm": pytest.approx(17.5), "flash_fwd": pytest.approx(5)}
+    assert MeasuredSpeed.model_fields.keys() <= found.keys()
+    feigned_gpu.planned, feigned_gpu.factor = 10e9, 1.0
+    with pytest.raises(CheckError, match=r"a step takes 10.00 GB, the plan says 0.\d\d GB") as failed:
+        speed_check.measure(config, on_gpu)
+    assert failed.value.figures["kernels_per_step"] == 1  # the figures stay
 
 
 def test_a_missing_gpu_is_explained() -> None:

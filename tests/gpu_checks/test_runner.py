@@ -1,6 +1,9 @@
 """The runner of the checks: what goes wrong in one check does not hide the others."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,6 +12,7 @@ import pytest
 from motionmae.gpu_checks import runner
 from motionmae.gpu_checks.check import Check, CheckResult, Setting, Verdict
 from motionmae.gpu_checks.runner import Runner, kill_marked, single_process_environment
+from tests.training.launch import wait_until
 
 
 def check(name: str, limit: int = 60, number: object = "", **options: object) -> Check:
@@ -23,6 +27,14 @@ def run(folder: Path, *checks: Check, device: str = "cpu", seconds: float = 300,
     results = Runner(setting, seconds, reported.append).run(checks)
     assert {result.name for result in reported} == {result.name for result in results}
     return results
+
+
+def is_alive(file: Path) -> bool:
+    """Whether the process in ``file`` runs. A container may have no init that reaps the killed."""
+    try:
+        return psutil.Process(int(file.read_text())).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_each_fault_is_one_failure_and_the_next_check_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +54,7 @@ def test_each_fault_is_one_failure_and_the_next_check_runs(tmp_path: Path, monke
     assert raised.problem == "ZeroDivisionError: \x1b[31mdivision"  # escaped where it is printed
     assert "did not end within 11 s" in hung.problem
     assert cannot.problem == "no such device"
-    assert not psutil.pid_exists(int((tmp_path / "child").read_text()))
+    assert not is_alive(tmp_path / "child")
 
 
 def test_checks_share_a_process_until_one_must_be_alone(tmp_path: Path) -> None:
@@ -85,3 +97,15 @@ def test_a_process_is_no_rank_of_the_launcher_that_started_the_command() -> None
 def test_other_processes_are_not_killed() -> None:
     kill_marked("no process has this mark")
     assert psutil.pid_exists(os.getpid())
+
+
+def test_a_terminated_command_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.gpu_checks.test_runner import check, run\n"
+        f"run(Path({str(tmp_path)!r}), check('hang'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=runner.ROOT)
+    wait_until(lambda: (tmp_path / "child").is_file() and (tmp_path / "child").read_text(), "the check to begin")
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not is_alive(tmp_path / "child")
