@@ -146,6 +146,6 @@ def all_cores() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def decoders(limit: int = 10) -> int:
-    """Return the decoding processes for one rank: a core stays free for the training process."""
-    return max(1, min(limit, len(os.sched_getaffinity(0)) - 1))
+def decoders(ranks: int = 1) -> int:
+    """Return the decoding processes of each rank, at most 10: a core stays free for the training process."""
+    return max(1, min(10, len(os.sched_getaffinity(0)) // ranks - 1))

@@ -39,7 +39,7 @@ def test_all_that_needs_no_gpu_passes_and_the_rest_is_not_run(tmp_path: Path) ->
     assert list(checks) == list(BY_NAME)
     assert {name for name, check in checks.items() if check["verdict"] == "passed"} == ON_CPU
     assert {check["verdict"] for name, check in checks.items() if name not in ON_CPU} == {"not run"}
-    assert checks["determinism"]["figures"]["smallest_model"]["engine.deterministic"] is True
+    assert checks["determinism"]["figures"]["smallest_model"]["deterministic"] is True
     assert checks["host_waits"]["figures"]["waits_for_the_device"] == {}
     assert checks["checkpoint"]["figures"]["zero3"]["unequal"] == []
     assert (

@@ -18,10 +18,10 @@ def check_determinism(setting: Setting) -> Figures:
     for name, config in cases.items():
         figures[name] = {"default": repeats(config.updated({"engine.deterministic": False}), steps)}
         try:
-            figures[name]["engine.deterministic"] = repeats(config.updated({"engine.deterministic": True}), steps)
+            figures[name]["deterministic"] = repeats(config.updated({"engine.deterministic": True}), steps)
         finally:
             torch.use_deterministic_algorithms(False)  # later checks use this process
-    unequal = [name for name, found in figures.items() if not found["engine.deterministic"]]
+    unequal = [name for name, found in figures.items() if not found["deterministic"]]
     require(not unequal, f"two runs with engine.deterministic=true differ: {', '.join(unequal)}", figures)
     return figures
 

@@ -21,7 +21,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory
 
-_WAIT_SECONDS = 60  # for a run to get to its next mark, times the setting's patience
+_WAIT_SECONDS = 120  # for a run to get to its next mark, times the setting's patience
 _POLL_SECONDS = 0.1
 _MOST_DATA_WAIT = 0.05  # share of a step
 _WARM_UP_ROWS = 5  # rows of metrics before the loader's queue is in balance
@@ -79,7 +79,8 @@ def run_config(setting: Setting, name: str, ranks: int = 1) -> Config:
     if is_tiny:
         config = load(TINY, setting, *overrides)
     else:
-        overrides += [f"data.workers={decoders()}", "log.reconstruction_every_steps=0"]
+        overrides += [f"data.workers={decoders(ranks)}", "log.reconstruction_every_steps=0"]
+        overrides += ["engine.micro_batch_size=8"] if ranks > 1 else []  # one rank will do the work of all
         config = load("vitb_k400", setting, *overrides)
     batch = config.engine.micro_batch_size * ranks
     samples = 2 * batch
