@@ -17,6 +17,7 @@ CHECKS = (
         "torch finds the GPU; versions of driver and libraries, limits of the system",
         "gpu driver cudnn nccl torch cuda_of_torch cores notes",
         60,
+        essential=True,
     ),
     _ANYWHERE(
         "zero_stages",

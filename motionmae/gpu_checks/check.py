@@ -46,6 +46,7 @@ class Check:
     needs_gpu: bool = True
     needs_gpus: bool = False  # several GPUs, or several ranks on the CPU
     on_each: bool = False  # in a process for each GPU
+    essential: bool = False  # no other check makes sense if this one fails
     only_full: bool = False  # left out by --quick
     alone: bool = False  # on a GPU in a process of its own: without memory or a context of other checks
 

@@ -40,29 +40,30 @@ class Runner:
         self._setting, self._report = setting, report
         self._end = time.monotonic() + seconds
         self._processes = 0
+        self._results: dict[str, CheckResult] = {}
 
     def run(self, checks: Sequence[Check]) -> list[CheckResult]:
         """Run the checks in order. A process runs several checks, and ends at the first that fails."""
         with _exiting_on_sigterm():
-            results = self._run_in_order(checks)
-        order = [check.name for check in checks]
-        return sorted(results, key=lambda result: order.index(result.name))
+            for check in checks:
+                if reason := self._hindrance(check):
+                    self._add(_unfinished(check, reason, Verdict.NOT_RUN))
+            while waiting := [check for check in checks if check.name not in self._results]:
+                if useless := next(filter(self._has_failed, (check for check in checks if check.essential)), None):
+                    self._add(_unfinished(waiting[0], f"{useless.name} failed", Verdict.NOT_RUN))
+                elif self._end - time.monotonic() < max(waiting[0].least, _LEAST_SECONDS):
+                    problem = f"no time was left: add --only {waiting[0].name}"
+                    self._add(_unfinished(waiting[0], problem, Verdict.NOT_RUN))
+                else:
+                    self._run_process(list(self._together(waiting)))
+        return [self._results[check.name] for check in checks]
 
-    def _run_in_order(self, checks: Sequence[Check]) -> list[CheckResult]:
-        results = [self._not_run(check, reason) for check in checks if (reason := self._hindrance(check))]
-        waiting = [check for check in checks if not self._hindrance(check)]
-        for result in results:
-            self._report(result)
-        while waiting:
-            if self._end - time.monotonic() < max(waiting[0].least, _LEAST_SECONDS):
-                found = [self._not_run(waiting[0], f"no time was left: add --only {waiting[0].name}")]
-            else:
-                found = self._run_process(list(self._together(waiting)))
-            for result in found:
-                self._report(result)
-            results += found
-            waiting = waiting[len(found) :]
-        return results
+    def _add(self, result: CheckResult) -> None:
+        self._results[result.name] = result
+        self._report(result)
+
+    def _has_failed(self, check: Check) -> bool:
+        return check.name in self._results and self._results[check.name].verdict is Verdict.FAILED
 
     def _hindrance(self, check: Check) -> str:
         """Return why ``check`` cannot run in this setting; empty if it can."""
@@ -71,10 +72,6 @@ class Runner:
         if check.needs_gpu and not self._setting.on_gpu:
             return "needs a GPU"
         return "left out by --quick" if check.only_full and self._setting.quick else ""
-
-    @staticmethod
-    def _not_run(check: Check, reason: str) -> CheckResult:
-        return CheckResult(name=check.name, verdict=Verdict.NOT_RUN, problem=reason)
 
     def _together(self, checks: list[Check]) -> Iterator[Check]:
         """Yield the first check, and those after it that may run in the same process."""
@@ -86,8 +83,8 @@ class Runner:
             if own:
                 return
 
-    def _run_process(self, checks: list[Check]) -> list[CheckResult]:
-        """Run checks in one process; return the results of those that began, at least of the first."""
+    def _run_process(self, checks: list[Check]) -> None:
+        """Run checks in one process, and add the results of those that began, at least of the first."""
         self._processes += 1
         stem = self._setting.folder / f"process_{self._processes}"
         job, results, log = (stem.with_suffix(suffix) for suffix in (".json", ".jsonl", ".log"))
@@ -106,7 +103,7 @@ class Runner:
                 process_group=0,
             )
         try:
-            return self._follow(process, checks, FileTail(results), log)
+            self._follow(process, checks, FileTail(results), log)
         finally:
             kill_marked(mark)
             process.wait()
@@ -114,33 +111,28 @@ class Runner:
     def _launcher(self, check: Check) -> list[str]:
         return torchrun(self._setting.ranks) if check.on_each else [sys.executable]
 
-    def _follow(
-        self, process: subprocess.Popen[bytes], checks: list[Check], tail: FileTail, log: Path
-    ) -> list[CheckResult]:
-        """Collect results until the process ends or a check exceeds its limit."""
-        found: list[CheckResult] = []
+    def _follow(self, process: subprocess.Popen[bytes], checks: list[Check], tail: FileTail, log: Path) -> None:
+        """Add results until the process has ended, a check exceeds its limit, or the total time is over."""
         began, extra = time.monotonic(), _START_SECONDS
-        while len(found) < len(checks):
+        while True:
             ended = process.poll() is not None  # before the last look at the file
             for line in tail.new_text().splitlines():
-                found.append(parse_json(line.encode(), CheckResult))
+                self._add(parse_json(line.encode(), CheckResult))
                 began, extra = time.monotonic(), 0
-            if len(found) == len(checks):
-                break
-            check, seconds = checks[len(found)], time.monotonic() - began
-            if ended and found and found[-1].verdict is Verdict.FAILED:
-                break  # the remaining checks get a new process
+            waiting = [check for check in checks if check.name not in self._results]
+            if not waiting or any(self._has_failed(check) for check in checks):
+                return  # the remaining checks get a new process
+            check, seconds = waiting[0], time.monotonic() - began
             limit = self._setting.patience * (check.limit + extra)
             if ended or seconds > limit:
                 how = f"ended with status {process.returncode}" if ended else f"did not end within {limit:.0f} s"
-                found.append(_unfinished(check, seconds, f"its process {how}{_last_lines(log)}"))
-                break
+                self._add(_unfinished(check, f"its process {how}{_last_lines(log)}", Verdict.FAILED, seconds))
+                return
             if time.monotonic() > self._end:
                 problem = f"the total time was over: add --only {check.name}"
-                found.append(_unfinished(check, seconds, problem, Verdict.NOT_RUN))
-                break
+                self._add(_unfinished(check, problem, Verdict.NOT_RUN, seconds))
+                return
             time.sleep(_POLL_SECONDS)
-        return found
 
 
 @contextmanager
@@ -157,7 +149,7 @@ def _exiting_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _unfinished(check: Check, seconds: float, problem: str, verdict: Verdict = Verdict.FAILED) -> CheckResult:
+def _unfinished(check: Check, problem: str, verdict: Verdict, seconds: float = 0.0) -> CheckResult:
     return CheckResult(name=check.name, verdict=verdict, seconds=round(seconds, 1), problem=problem)
 
 

@@ -72,6 +72,12 @@ def test_a_check_that_the_total_time_cuts_off_is_not_run(tmp_path: Path) -> None
     assert (cut.verdict, cut.problem) == (Verdict.NOT_RUN, "the total time was over: add --only hang")
 
 
+def test_no_check_runs_after_the_failure_of_an_essential_one(tmp_path: Path) -> None:
+    results = run(tmp_path, check("succeed", essential=True), check("fail", essential=True), check("succeed", number=2))
+    assert [result.verdict for result in results] == [Verdict.PASSED, Verdict.FAILED, Verdict.NOT_RUN]
+    assert results[-1].problem == "fail failed"
+
+
 def test_what_cannot_run_is_never_passed(tmp_path: Path) -> None:
     results = run(
         tmp_path,
