@@ -17,7 +17,6 @@ from motionmae.gpu_checks.check import CheckError, CheckResult, Setting, Verdict
 from motionmae.gpu_checks.checks import attention, numerics, nvml
 from motionmae.gpu_checks.checks import speed as speed_check
 from motionmae.gpu_checks.checks.attention import Shape, shapes_of, try_shape
-from motionmae.gpu_checks.checks.environment import no_cuda
 from motionmae.gpu_checks.checks.host_waits import device_waits
 from motionmae.gpu_checks.checks.nvml import NAMES, scrape
 from motionmae.gpu_checks.checks.speed import fitting
@@ -57,12 +56,12 @@ def test_wrong_gradients_are_found(setting: Setting, monkeypatch: pytest.MonkeyP
 
 
 def test_shapes_of_attention_are_those_of_the_paper() -> None:
-    encoder, decoder, last = shapes_of("vitb_k400")
+    encoder, decoder, last = shapes_of(load_config("vitb_k400"))
     assert encoder == Shape(32, 12, 160, 160, 64)
     assert decoder == Shape(32, 6, 1568, 1568, 64)
     assert last == Shape(32, 6, 1408, 1568, 64)
-    assert next(shapes_of("vith_k400")).width == 80
-    assert next(shapes_of("vitl_ssv2_32f")).keys % 128 == 64
+    assert next(shapes_of(load_config("vith_k400"))).width == 80
+    assert next(shapes_of(load_config("vitl_ssv2_32f"))).keys % 128 == 64
 
 
 def test_errors_of_attention_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +80,7 @@ def test_errors_of_attention_are_measured(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", ["vitb_k400", "vitl_k400", "vith_k400", "vitl_ssv2_32f"])
 def test_inputs_of_attention_are_made_on_the_gpu(name: str) -> None:
     with FakeTensorMode():  # feigns a GPU
-        for shape in shapes_of(name):
+        for shape in shapes_of(load_config(name)):
             parts = attention._inputs(shape, -120.0, torch.device("cuda"))
             output = attention.attend(*parts)
             assert [part.dtype for part in parts] == [torch.bfloat16] * 3
@@ -197,12 +196,6 @@ def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu
     with pytest.raises(CheckError, match=r"a step takes 10.00 GB, the plan says 0.\d\d GB") as failed:
         speed_check.measure(config, on_gpu)
     assert failed.value.figures["kernels_per_step"] == 1  # the figures stay
-
-
-def test_a_missing_gpu_is_explained() -> None:
-    text = no_cuda({"driver": "550.90", "torch": "2.14.1+cu130", "cuda_of_torch": "13.0"})
-    assert text.startswith("torch finds no GPU (driver: 550.90; torch 2.14.1+cu130 for CUDA 13.0)")
-    assert "--index-url https://download.pytorch.org/whl/" in text
 
 
 def test_a_small_gpu_gets_a_smaller_micro_batch() -> None:

@@ -86,7 +86,13 @@ def test_a_machine_without_a_gpu_fails_and_says_why(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "torch finds no GPU (driver:" in done.stdout
+    assert "environment (" in done.stdout
+    assert "this run is for GPUs, but" in done.stdout
     (check,) = json.loads((tmp_path / "gpu.json").read_text())["checks"]
     assert check["verdict"] == "failed"
     assert check["figures"]["torch"]
+
+
+def test_the_documentation_names_every_check() -> None:
+    text = (ROOT / "docs/gpu.md").read_text()
+    assert [name for name in BY_NAME if f"`{name}`" not in text] == []

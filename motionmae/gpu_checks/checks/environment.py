@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from motionmae.gpu_checks.check import Figures, Setting, require
+from motionmae.distributed.devices import choose_device
+from motionmae.errors import UserError
+from motionmae.gpu_checks.check import CheckError, Figures, Setting
 from motionmae.planning.gpus import peak_of_device
 
 _DESCRIPTORS = 4096  # open files that a rank of a large run may need
@@ -37,7 +39,10 @@ def check_environment(setting: Setting) -> Figures:
     }
     if not setting.on_gpu:
         return figures | {"not_run": ["GPU, driver, cuDNN and NCCL"]}
-    require(torch.cuda.is_available(), no_cuda(figures), figures)
+    try:
+        choose_device("cuda")
+    except UserError as error:
+        raise CheckError(str(error), figures) from error
     properties = torch.cuda.get_device_properties(0)
     return figures | {
         "gpu": torch.cuda.get_device_name(0),
@@ -64,16 +69,6 @@ def driver_version() -> str | None:
             pynvml.nvmlShutdown()
     except Exception:  # a missing library and NVML's errors share no base class
         return None
-
-
-def no_cuda(figures: Figures) -> str:
-    """Return the message for a machine on which torch finds no GPU."""
-    driver = figures["driver"] or "none"
-    wheel = f"torch {figures['torch']} for CUDA {figures['cuda_of_torch'] or 'none'}"
-    return (
-        f"torch finds no GPU (driver: {driver}; {wheel}): install a driver for that CUDA, or the torch wheel for an "
-        "older CUDA (pip install torch --index-url https://download.pytorch.org/whl/cu126)"
-    )
 
 
 def _notes(soft: int, hard: int, has_compiler: bool, header: Path) -> list[str]:
