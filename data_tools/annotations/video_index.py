@@ -15,7 +15,7 @@ from data_tools.file_kinds import APPLE_DOUBLE, SYSTEM_FOLDERS, is_unfinished
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
-_CLIP = re.compile(r"([A-Za-z0-9_-]{11})[_-](\d{1,9}(?:\.\d+)?)[_-](\d{1,9}(?:\.\d+)?)", re.ASCII)
+_CLIP = re.compile(r"(?:v_)?([A-Za-z0-9_-]{11})[_-](\d{1,9}(?:\.\d+)?)[_-](\d{1,9}(?:\.\d+)?)", re.ASCII)
 """Name of a clip: its id at YouTube, start and end second, as ``ID_000000_000010``, ``ID_0_10`` or ``ID_0.0_10.0``."""
 
 

@@ -21,6 +21,9 @@ Finder = Callable[[str], Path | None]
 
 OFFICIAL = (
     (frozenset({"youtube_id", "time_start", "time_end"}), "Kinetics", "k400"),
+    (frozenset({"youtube_id", "classname", "subset"}), "HACS Clips", "hacs_clips"),
+    (frozenset({"narration_id", "verb_class"}), "EPIC-KITCHENS-100", "epic_verbs"),
+    (frozenset({"vid_name", "start_frame"}), "Diving48", "diving48"),
     (frozenset({"id", "template"}), "Something-Something", "ssv2"),
 )
 """Columns of official lists, the data set, and its name on the command line."""
