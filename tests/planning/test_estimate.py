@@ -159,4 +159,6 @@ def test_no_gpu_speed_is_shown_for_a_run_on_cpus(
     assert "2940: 420 epochs of 7 (60 videos)" in shown
     assert "MFU" not in shown
     assert _run_command("plan --config demo --videos 60 --gpu a100-80") == 0
-    assert "at 0.165 MFU (published for such training, not measured on this GPU) of 312 TFLOP/s" in capsys.readouterr().out
+    assert (
+        "at 0.165 MFU (published for such training, not measured on this GPU) of 312 TFLOP/s" in capsys.readouterr().out
+    )
