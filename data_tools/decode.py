@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from data_tools.frames import FlowRecorder, FrameEncoder
 from motionmae.data.open_video import RefusedFormat, open_video
+from motionmae.data.shards.manifest import Chroma
 from motionmae.errors import UserError, check_limits
 
 MAX_STORED_BYTES = 2**30
@@ -59,6 +60,7 @@ class FrameSettings:
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
+    chroma: Chroma = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
     stride: int = 1  # every ``stride``-th source frame is stored
     clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
@@ -76,7 +78,7 @@ class FrameSettings:
 class DecodedVideo:
     """Frames of one video, encoded for a shard."""
 
-    jpegs: list[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
+    jpegs: list[bytes]  # baseline JPEGs, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
     fps: float  # average frame rate of the source
     height: int
@@ -135,7 +137,7 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     """Decode the video in one pass. ``expected`` is the number of frames, needed only to place windows."""
     selected, windows = _select_frames(expected, settings)
     stored_set = frozenset(selected) if settings.clips else None
-    encoder = FrameEncoder(settings.short_side, settings.quality)
+    encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
     errors: list[str | None] = []  # one for each packet that does not decode
     jpegs: list[bytes] = []
     stored: list[int] = []

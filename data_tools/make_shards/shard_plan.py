@@ -104,6 +104,8 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
+    if frames.chroma == FrameSettings.chroma:
+        del settings["chroma"]  # as in plans of earlier versions, whose folders can be continued
     return ShardPlan(dataset, split, frames, shards, settings, _library_versions(frames))
 
 

@@ -244,7 +244,14 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         split=split.name,
         class_names=split.class_names,
         encoder=EncoderSettings(
-            frames.short_side, frames.quality, frames.stride, frames.clips, frames.flow, plan.encoding, window
+            frames.short_side,
+            frames.quality,
+            frames.stride,
+            frames.clips,
+            frames.flow,
+            plan.encoding,
+            window,
+            frames.chroma,
         ),
         shards=entries,
         quarantined=len(rows),
