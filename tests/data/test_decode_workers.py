@@ -1,5 +1,6 @@
 """A decoding process whose reads wait."""
 
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,7 @@ from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shared_buffers import SharedBufferPool
+from tests.data.loading import steps
 from tests.data.made_shards import frame_numbers, make_shards
 
 CLIP = ClipConfig(frames=2, size=16, stride=1)
@@ -58,6 +60,32 @@ def test_a_process_decodes_one_clip_while_it_waits_for_the_frames_of_another(fol
         assert blocked.result(60) == [load_samples(folder)[0]]
         assert frame_numbers(clips.array[0]) == [0, 1]
     decoder.close()
+
+
+class UnsteadyReader(BlockedReader):
+    """Reader whose reads take from 0 to 40 ms."""
+
+    def read_frames(self, sample_id, frame_indices):
+        time.sleep(random.random() * 0.04)
+        return self.reader.read_frames(sample_id, frame_indices)
+
+
+def open_unsteady(data: DataConfig, clip: ClipConfig) -> SampleDecoder:
+    return SampleDecoder(UnsteadyReader(Path(data.shards)), data, clip)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reads_of_any_length_leave_the_order(folder, monkeypatch, workers):
+    make_shards(folder, (7, 9, 8), frames=3)
+    options = {"batch": 6, "micro_batch_size": 3, "threads": 3}
+    expected = steps(folder, 0, 6, **options)
+
+    def open_decoder(data, clip, manifest):
+        open_one = partial(open_unsteady, data, clip)
+        return WorkerDecoder(open_one, workers) if workers else open_one()
+
+    monkeypatch.setattr("motionmae.data.loader.open_decoder", open_decoder)
+    assert steps(folder, 0, 6, **options) == expected
 
 
 def load_samples(folder):
