@@ -87,6 +87,7 @@ class DecodedVideo:
     source_frames: int  # number of decoded frames, stored or not
     damaged_packets: int  # number of packets that could not be decoded
     flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
+    source: str = ""  # path of the decoded file within its data set; set by the writer
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
