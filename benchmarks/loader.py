@@ -17,7 +17,7 @@ The loaders take turns. A rate is the median over the rounds; a ratio is the med
   finetune_shared  the same with data.share_frames
   ours_threads  the same with threads of this process (`ours` uses threads on one core and processes on more)
   ours_raw      `ours` on shards of pixels (make_shards --raw)
-  ffcv          `ours` on a .beton of these shards, with FFCV's file reader and JPEG decoder
+  ffcv          `ours` on a .beton of these shards (benchmarks/beton.py compares more)
   ffcv_raw      FFCV's own loader on stored pixels (2.4 MB per clip): fixed frames and crops, not for pre-training
   webdataset    webdataset's own pipeline on the same shards
   decord        VideoMAE's loader: decord, PIL, float32; this row and the next two read the videos
