@@ -103,6 +103,7 @@ class DecodedVideo:
     damaged_packets: int  # number of packets that could not be decoded
     flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
     matrices: dict[str, str]  # unusual matrix coefficients to those used in their place (motionmae.data.video_frames)
+    source: str = ""  # path of the decoded file within its data set; set by the writer
 
 
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:

@@ -193,13 +193,15 @@ def _remarks(split: Split, total: Counts) -> list[str]:
         lines.append(f"kept:         {_names(total.kept)}, as stored before; {reason}")
     if total.set_aside:
         lines.append(f"set aside:    {_names(total.set_aside)}, damaged shards with videos that are gone")
+    if total.substituted:
+        lines.append(f"substituted:  {_names(total.substituted)}, which cannot be decoded")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
     if total.matrices:
         tags = ", ".join(sorted({tag for pairs in total.matrices.values() for tag in pairs}))
         lines.append(f"matrices:     {_names(list(total.matrices))}, decoded in spite of the tag {tags} ({MANIFEST})")
     if split.skipped:
-        lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
+        lines.append(f"skipped:      {_names(split.skipped)}, not videos")
     return [*lines, *(f"note:         {note}" for note in split.notes)]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from data_tools.annotations import VideoRecord
 from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
+from data_tools.make_shards.candidates import decode_first
 from data_tools.make_shards.records import Counts, ShardRecord, finished_entries, load_record, save_record
 from data_tools.make_shards.shard_plan import PlannedShard, ShardPlan, check_library_versions
 from data_tools.quarantine import write_quarantine
@@ -163,7 +164,8 @@ class _Writer:
             writer.copy(key, chosen.members, chosen.meta)
             return Counts(1, chosen.meta["frames"], chosen.frame_bytes, damaged, matrices)
         writer.write(key, chosen.jpegs, _sample_json(video, chosen, self._plan.frames.stride), chosen.flows)
-        return Counts(1, len(chosen.jpegs), sum(map(len, chosen.jpegs)), damaged, matrices)
+        substituted = [f"{chosen.source} for {video.source}"] if chosen.source != video.source else []
+        return Counts(1, len(chosen.jpegs), sum(map(len, chosen.jpegs)), damaged, matrices, substituted=substituted)
 
     def _prepare_replacement(self, shard: PlannedShard, old: StoredSamples, counts: Counts) -> None:
         """Delete the manifest, which would mark the folder as complete, and set a shard aside that loses a sample."""
@@ -179,7 +181,7 @@ class _Writer:
             raise UndecodableVideo(QuarantineReason.MISSING, "the annotations name it, but the file does not exist")
         decoder = self._idle.get()
         try:
-            return decoder.decode(video.path)
+            return decode_first(video, decoder.decode)
         finally:
             self._idle.put(decoder)
 
@@ -213,7 +215,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
     content = {
         "label": video.label,
         "class_name": video.class_name,
-        "source": video.source,
+        "source": decoded.source,
         "fps": decoded.fps,
         "frames": len(decoded.jpegs),
         "stride": stride,
