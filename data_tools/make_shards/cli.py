@@ -72,8 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--stride", type=int, default=frames.stride, help="store one of this many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
     frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
+    frame("--segment-seconds", type=float, default=0, metavar="S", help="cut videos into samples of S seconds (whole)")
     frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
-    frame("--samples-per-shard", type=int, help="videos per shard (default: 64, or fewer to get 16 shards)")
+    frame("--samples-per-shard", type=int, help="videos or segments per shard (64, or fewer videos to get 16 shards)")
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
     other = parser.add_argument_group("failures and output").add_argument
     other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
@@ -123,21 +124,21 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     if manifest is None:
         say(
-            f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
+            f"part {part[0]}/{part[1]}: {_stored(total)} in {len(planned.shards)} of {len(plan.shards)} shards, "
             f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
             "when all parts are made, run the same command without --part"
         )
         for line in _remarks(plan.split, total):
             _say(line)
     elif finished:
-        say(f"{out} is complete: {_describe(manifest)}; nothing to do")
+        say(f"{out} is complete: {_describe(manifest, total)}; nothing to do")
     else:
         for line in _summary(plan.split, manifest, total, out, seconds):
             _say(line)
     if arguments.json:
         figures = {
             "videos": total.videos,
-            "samples": total.stored,
+            "samples": total.samples,
             "quarantined": dict(total.reasons),
             "shards": len(manifest.shards if manifest else planned.shards),
             "frames": total.frames,
@@ -159,14 +160,19 @@ def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
     bar.update(task, completed=counts.videos, details="  ".join(details))
 
 
-def _describe(manifest: Manifest) -> str:
-    return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
+def _stored(total: Counts) -> str:
+    videos = f"{total.stored} videos"
+    return videos if total.samples == total.stored else f"{total.samples} segments of {videos}"
+
+
+def _describe(manifest: Manifest, total: Counts) -> str:
+    return f"{_stored(total)} in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
 def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
-        f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
-        f"{seconds:.1f} s",
+        f"{manifest.dataset} {manifest.split}: {_describe(manifest, total)}; {total.frames} frames, "
+        f"{decimal(total.bytes)}, {seconds:.1f} s",
         f"shards:       {out}",
     ]
     if total.quarantine:

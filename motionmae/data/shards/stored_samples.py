@@ -22,6 +22,7 @@ _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.from
 class _StoredFacts(SampleFacts, SampleRow):
     source_frames: Small | None = None  # absent in older shards
     damaged_packets: Small = 0
+    last_segment: bool = True  # absent if the video is one sample
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class StoredSample:
     def damaged_packets(self) -> int:
         return int(self.meta["damaged_packets"])
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the video ends with this sample."""
+        return bool(self.meta["last_segment"])
+
 
 class StoredSamples:
     """Readable samples of a shard by key. Empty if the shard does not exist; an unreadable disk raises OSError."""
@@ -54,6 +60,11 @@ class StoredSamples:
         self._places: dict[str, dict[str, tuple[int, int]]] = {}  # key -> member -> (offset, size)
         self.exists = shard.is_file()
         self.is_whole = not self.exists or self._scan()  # whether the tar has its end and no unknown part
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys that have at least one readable header."""
+        return list(self._places)
 
     def may_hold(self, key: str) -> bool:
         """Return whether the shard holds this sample, even unreadable. True if the shard is too damaged to tell."""
