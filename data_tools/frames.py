@@ -43,7 +43,7 @@ class FrameEncoder:
     def scale(self, frame: VideoFrame) -> list[Plane]:
         """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
-            self._size = _stored_size(frame.width, frame.height, self._short_side)
+            self._size = stored_size(frame.width, frame.height, self._short_side)
             self._orientation = _orientation(frame)
             self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
         if _only_range_changes(frame, self._size):
@@ -105,7 +105,7 @@ def _range_tables() -> tuple[Plane, Plane, Plane]:
     return _as_array(luma)[0, :256].copy(), _as_array(blue)[0].copy(), _as_array(red)[0].copy()
 
 
-def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return the stored (width, height), both even because chroma is subsampled. ``short_side`` is a maximum."""
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))

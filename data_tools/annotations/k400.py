@@ -4,15 +4,13 @@ The columns are label, youtube_id, time_start, time_end, split[, is_cc]. A test 
 named ``YTID_000012_000022.mp4`` (start and end second) or ``YTID.mp4``, in class folders or in one flat folder.
 """
 
-import csv
-import io
 import re
 from pathlib import Path
 
-from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, VideoIndex, read_lines
+from data_tools.annotations.lists import read_lines, read_table
+from data_tools.annotations.split import UNLABELLED, Split, VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
-from motionmae.json_text import InvalidJsonError, read_limited
 
 CLASSES = 400
 SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
@@ -54,12 +52,8 @@ def _find_csv(folder: Path, split: str) -> Path:
 
 def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
     """Return the columns and the rows of a csv file."""
-    try:
-        text = read_limited(file, LIST_BYTES).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        return set(reader.fieldnames or ()), list(reader)
-    except (OSError, InvalidJsonError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a UTF-8 csv file ({error}): download the official file again") from error
+    table = read_table(file)
+    return set(table.columns), table.records
 
 
 def _read_clips(file: Path) -> list[dict[str, str]]:
@@ -80,7 +74,10 @@ def _read_class_names(folder: Path, labels: list[str]) -> tuple[tuple[str, ...],
         return tuple(read_lines(label_maps[0])), ()
     names = {name.strip() for name in labels}
     for path in sorted(folder.glob("*.csv")):
-        columns, rows = _read_csv(path)
+        try:
+            columns, rows = _read_csv(path)
+        except UserError:  # another file of the user
+            continue
         if columns >= {*_COLUMNS, "label"}:
             names |= {(row["label"] or "").strip() for row in rows}
     names.discard("")

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
-from motionmae.json_text import InvalidJsonError, read_limited
-
-LIST_BYTES = 256 << 20
-"""Largest size of an annotation file. The lists of Kinetics-700 have 30 MB."""
 
 UNLABELLED = -1
 """Label of a video without a known class (test splits of K400 and SSv2, folders without classes)."""
@@ -44,20 +40,6 @@ class Split:
     split_sha256: str = ""  # hash of the annotation files
     skipped: tuple[str, ...] = ()  # files of the folder whose extension is not that of a video
     notes: tuple[str, ...] = ()  # sentences for the summary
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the stripped lines of a text file (CRLF or LF), without empty lines and without a byte-order mark.
-
-    Raises UserError if the file cannot be read, is not a text in a superset of ASCII, or is larger than LIST_BYTES.
-    """
-    try:
-        text = read_limited(path, LIST_BYTES).decode("utf-8-sig", errors="surrogateescape")
-    except (OSError, InvalidJsonError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the list that you downloaded") from error
-    if "\0" in text:
-        raise UserError(f"{path} is not a UTF-8 text, perhaps UTF-16: save it as UTF-8")
-    return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def annotation_folder(annotations: Path, official_name: str, pattern: str) -> Path:

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from pydantic import ConfigDict
 
-from data_tools.annotations.split import LIST_BYTES, UNLABELLED, Split, VideoIndex, read_lines
+from data_tools.annotations.lists import LIST_BYTES, read_lines
+from data_tools.annotations.split import UNLABELLED, Split, VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json

@@ -12,7 +12,8 @@ class folders.
 import re
 from pathlib import Path
 
-from data_tools.annotations.split import Split, VideoIndex, annotation_folder, read_lines
+from data_tools.annotations.lists import read_lines
+from data_tools.annotations.split import Split, VideoIndex, annotation_folder
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 

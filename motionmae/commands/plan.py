@@ -9,16 +9,16 @@ from motionmae.commands.app import Command, add_config_arguments, add_json_argum
 from motionmae.config import Config, load_config
 from motionmae.errors import UserError
 from motionmae.files import write_json
-from motionmae.planning.gpus import DEFAULT, GPUS, USABLE, find_gpu
+from motionmae.planning.gpus import DEFAULT, GPUS, PUBLISHED_MFU, USABLE, find_gpu
 from motionmae.screen import Table, show
 from motionmae.text import say
 
 if TYPE_CHECKING:
     from motionmae.planning.estimate import Assumptions, Choice, Plan
+    from motionmae.planning.gpus import Gpu
 
-MFU = 0.4
 LOADER_SPEED = 170.0
-"""Defaults. They repeat :mod:`motionmae.planning.estimate`, which is too slow to import for --help."""
+"""Default. It repeats :mod:`motionmae.planning.estimate`, which is too slow to import for --help."""
 _GB = 1e9
 _DESCRIPTION = """\
 Estimate a run: parameters, memory per rank by ZeRO stage and activation checkpointing, the largest micro-batch that
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, help="number of nodes (launch.nodes)")
     parser.add_argument("--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default for runs on GPUs: {DEFAULT})")
     parser.add_argument("--peak-tflops", type=float, help="peak of one GPU (default: from its data sheet)")
-    reached = "share of the peak that training reaches, without recomputation (default: %(default)s)"
-    parser.add_argument("--mfu", type=float, default=MFU, help=reached)
+    reached = f"share of the peak that training reaches, without recomputation (default: {PUBLISHED_MFU:g}, published)"
+    parser.add_argument("--mfu", type=float, help=reached)
     parser.add_argument("--videos", type=int, help="size of the training set (default: from data.shards)")
     decoded = "clips of 16 frames that one core decodes per second (default: %(default)g, from benchmarks/loader.py)"
     parser.add_argument("--loader-speed", type=float, default=LOADER_SPEED, metavar="CLIPS", help=decoded)
@@ -45,13 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from motionmae.planning.estimate import Assumptions
-
     for flag in ("peak_tflops", "mfu", "videos", "loader_speed"):
         value = getattr(arguments, flag)
         if value is not None and not 0 < value < math.inf:  # false for nan too
             raise UserError(f"--{flag.replace('_', '-')} must be a positive, finite number, not {value}")
-    if arguments.mfu > 1:
+    if arguments.mfu is not None and arguments.mfu > 1:
         raise UserError(f"--mfu must be at most 1, not {arguments.mfu}: give a share of the peak, for example 0.4")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]
     config = load_config(arguments.config, [*arguments.overrides, *nodes])
@@ -59,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.launch.gpus_per_node or arguments.gpu or arguments.peak_tflops:
         gpu = find_gpu(arguments.gpu or DEFAULT)
         gpu = replace(gpu, tflops=arguments.peak_tflops or gpu.tflops)
-        assumed = Assumptions(gpu, arguments.mfu, arguments.loader_speed)
+        assumed = make_assumptions(gpu, arguments.mfu, arguments.loader_speed)
     figures = print_plan(config, assumed, arguments.videos)
     if arguments.json:
         write_json(arguments.json, figures)
@@ -100,9 +98,16 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
 
 def default_assumptions(config: Config) -> "Assumptions | None":
     """Return assumptions about a run on the default GPU; None for a run without GPUs."""
+    return make_assumptions(find_gpu(DEFAULT)) if config.launch.gpus_per_node else None
+
+
+def make_assumptions(gpu: "Gpu", mfu: float | None = None, loader_speed: float = LOADER_SPEED) -> "Assumptions":
+    """Return assumptions about a run on ``gpu``. Without ``mfu``, they use the best published MFU."""
     from motionmae.planning.estimate import Assumptions
 
-    return Assumptions(find_gpu(DEFAULT), MFU) if config.launch.gpus_per_node else None
+    if mfu is not None:
+        return Assumptions(gpu, mfu, loader_speed)
+    return Assumptions(gpu, PUBLISHED_MFU, loader_speed, "published for such training, not measured on this GPU")
 
 
 def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
@@ -128,7 +133,7 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
 
 def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tuple[str, str]]:
     speed, days = plan.clips_per_second(assumed), plan.gpu_days(assumed)
-    assuming = f"at {assumed.mfu:.0%} MFU of {assumed.gpu.tflops:.0f} TFLOP/s a GPU"
+    assuming = f"at {assumed.mfu:.3g} MFU ({assumed.mfu_source}) of {assumed.gpu.tflops:.0f} TFLOP/s"
     cores = plan.loader_cores(assumed, config.launch.ntasks_per_node)
     requested = config.launch.ntasks_per_node * config.launch.cpus_per_task
     decoding = f"{cores} at {assumed.loader_speed:.0f} clips of 16 frames a second and core"
@@ -138,7 +143,7 @@ def _time_rows(plan: "Plan", config: Config, assumed: "Assumptions") -> list[tup
         time = f"{days / plan.ranks:.3g} days on {plan.ranks}, {days:.3g} GPU-days"
     return [
         ("clips a second", f"{speed:.0f}, {speed / plan.ranks:.1f} a GPU, {assuming}"),
-        ("time", f"{time}, {assuming}"),
+        ("time", f"{time} at this speed"),
         ("loader cores a node", f"{decoding}; the job requests {requested}"),
     ]
 

@@ -62,7 +62,7 @@ class DataConfig(Section):
     repeated_sampling: PositiveInt = 1
     """Clips drawn from each video that is read (repeated sampling)."""
     workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
-    """Decoding processes per rank. 0: ``threads`` decode, which suffices for one or two cores and for .beton files."""
+    """Decoding processes per rank. 0: ``threads`` decode, which suffices for one or two cores."""
     threads: Annotated[PositiveInt, MAY_CHANGE] = 2
     """Decoding threads per rank if ``workers`` is 0."""
     prefetch: Annotated[PositiveInt, MAY_CHANGE] = 4

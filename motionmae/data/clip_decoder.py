@@ -11,7 +11,8 @@ from motionmae.data.flow import decode_flow
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.reader import SampleMeta, ShardReader
+from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.shared_buffers import SharedBuffer
 
 if TYPE_CHECKING:  # decoding processes do not import these modules, which are slow to import
@@ -40,14 +41,35 @@ class ClipRequest(NamedTuple):
         return KeyedRandom("augment", self.seed, self.epoch, self.sample, self.repeat)
 
 
+class SampleReader(Protocol):
+    """Reader of samples by their ids: motionmae.data.shards.reader.ShardReader, or the reader of an FFCV file.
+
+    The methods raise CorruptSample if a sample is missing or damaged.
+    """
+
+    manifest: Manifest
+
+    def read_meta(self, sample_id: int) -> SampleMeta:
+        """Read the values that determine possible frames and crops."""
+
+    def read_frames(self, sample_id: int, frame_indices: Sequence[int]) -> Sequence[bytes | memoryview]:
+        """Read stored frames in the order of ``frame_indices``. A repeated frame is the same object."""
+
+    def read_flow(self, sample_id: int, frame_indices: Sequence[int]) -> Sequence[bytes | memoryview]:
+        """Read stored flow fields. Raises UserError if the sample has none."""
+
+    def close(self) -> None:
+        """Release files and cancel downloads. May be called more than once."""
+
+
 class ClipDecoder(Protocol):
     """Decoder of random clips of stored samples."""
 
     threads: int  # number of threads that may call :meth:`decode_into` at the same time
 
     @property
-    def reader(self) -> ShardReader | None:
-        """Reader of the shards; None if the decoder reads an FFCV file."""
+    def reader(self) -> SampleReader:
+        """Reader of the samples in this process."""
 
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
@@ -71,10 +93,10 @@ def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
     return ClipAugment(data, clip.size)
 
 
-class ShardDecoder:
-    """:class:`ClipDecoder` of shards that decodes in the calling thread."""
+class SampleDecoder:
+    """:class:`ClipDecoder` that decodes in the calling thread."""
 
-    def __init__(self, reader: ShardReader, data: DataConfig, clip: ClipConfig):
+    def __init__(self, reader: SampleReader, data: DataConfig, clip: ClipConfig):
         self.threads = data.threads
         self.reader = reader
         self._data, self._clip = data, clip
@@ -103,7 +125,7 @@ class ShardDecoder:
         self.reader.close()
 
 
-def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
+def read_clip(reader: SampleReader, sample_id: int, clip: ClipConfig, flow: np.ndarray | None = None) -> "torch.Tensor":
     """Decode the middle clip of a sample and crop its central square: uint8 (T, size, size, 3).
 
     If given, ``flow``, float16 (T, size, size, 2), is filled. Raises CorruptSample if the sample is damaged, and
@@ -118,7 +140,7 @@ def read_clip(reader: ShardReader, sample_id: int, clip: ClipConfig, flow: np.nd
 
 
 def _decode(
-    reader: ShardReader, sample: int, meta: SampleMeta, cut: Cut, out: np.ndarray, flow: np.ndarray | None
+    reader: SampleReader, sample: int, meta: SampleMeta, cut: Cut, out: np.ndarray, flow: np.ndarray | None
 ) -> None:
     frames, crop = cut
     decode_clip(reader.read_frames(sample, frames), meta, crop, out)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from motionmae.data.clip_decoder import ClipRequest, ShardDecoder
+from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.shared_buffers import SharedBuffer, map_block
@@ -58,12 +58,12 @@ class _Pipe(NamedTuple):
 
 
 class WorkerDecoder:
-    """:class:`motionmae.data.clip_decoder.ClipDecoder` of shards that decodes in worker processes.
+    """:class:`motionmae.data.clip_decoder.ClipDecoder` that decodes in worker processes.
 
     Each worker calls ``open_decoder``. This process calls it once too, to raise UserError if a shard is missing.
     """
 
-    def __init__(self, open_decoder: Callable[[], ShardDecoder], workers: int):
+    def __init__(self, open_decoder: Callable[[], SampleDecoder], workers: int):
         self.threads = _PIPES * workers
         self._local = open_decoder()
         self.reader = self._local.reader
@@ -106,7 +106,7 @@ class WorkerDecoder:
         self._local.close()
 
 
-def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list[Connection]]:
+def _start(open_decoder: Callable[[], SampleDecoder]) -> tuple[SpawnProcess, list[Connection]]:
     """Start a worker. Return its process and the training process's ends of its pipes."""
     pipes = [_CONTEXT.Pipe() for _ in range(_PIPES)]
     worker_ends = [connection for _, connection in pipes]
@@ -120,7 +120,7 @@ def _start(open_decoder: Callable[[], ShardDecoder]) -> tuple[SpawnProcess, list
     return process, [connection for connection, _ in pipes]
 
 
-def _serve(connections: list[Connection], open_decoder: Callable[[], ShardDecoder]) -> None:
+def _serve(connections: list[Connection], open_decoder: Callable[[], SampleDecoder]) -> None:
     """Answer requests until the training process closes the pipes or ends (main function of a worker)."""
     decoder = open_decoder()
     buffers: dict[int, SharedBuffer] = {}
@@ -138,7 +138,7 @@ def _serve(connections: list[Connection], open_decoder: Callable[[], ShardDecode
 
 
 def _decode(
-    decoder: ShardDecoder, requests: list[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None = None
+    decoder: SampleDecoder, requests: list[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None = None
 ) -> object:
     """Return the results of :meth:`ClipDecoder.decode_into`, or an exception to raise in the training process."""
     try:

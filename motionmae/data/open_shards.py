@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipDecoder, ShardDecoder
+from motionmae.config.text_types import node_path
+from motionmae.data.clip_decoder import ClipDecoder, SampleDecoder, SampleReader
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
-from motionmae.data.ffcv.decoder import BetonDecoder
+from motionmae.data.ffcv.reader import BetonReader
 from motionmae.data.remote.cache import ShardCache, ShardPrefetcher
 from motionmae.data.remote.download import RemoteFolder, is_remote
 from motionmae.data.sampler import EpochSampler
@@ -64,17 +65,21 @@ def open_reader(
     return ShardReader(cache, manifest, cache.most_open(manifest.shards, open_shards))
 
 
+def open_samples(data: DataConfig, manifest: Manifest) -> SampleReader:
+    """Open the samples of a run. Raises UserError if files are missing or do not match ``manifest``."""
+    if data.beton:
+        return BetonReader(node_path(data.beton), manifest)
+    return open_reader(data.shards, manifest, data, min(2 * data.shuffle_window_shards, _MAX_OPEN_SHARDS))
+
+
 def open_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ClipDecoder:
     """Open the data of a run. Raises UserError if files are missing or do not match ``manifest``."""
-    if data.beton:
-        return BetonDecoder(data, clip, manifest)
-    open_shard_decoder = partial(_open_shard_decoder, data, clip, manifest)
-    return WorkerDecoder(open_shard_decoder, data.workers) if data.workers else open_shard_decoder()
+    open_one = partial(_open_sample_decoder, data, clip, manifest)
+    return WorkerDecoder(open_one, data.workers) if data.workers else open_one()
 
 
-def _open_shard_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> ShardDecoder:
-    open_shards = min(2 * data.shuffle_window_shards, _MAX_OPEN_SHARDS)
-    return ShardDecoder(open_reader(data.shards, manifest, data, open_shards), data, clip)
+def _open_sample_decoder(data: DataConfig, clip: ClipConfig, manifest: Manifest) -> SampleDecoder:
+    return SampleDecoder(open_samples(data, manifest), data, clip)
 
 
 def start_prefetch(
@@ -85,10 +90,11 @@ def start_prefetch(
     ``in_flight`` is the maximum distance between shuffle indices in use at the same time. Raises UserError if the
     shuffle windows in use do not fit in the cache.
     """
-    if decoder.reader is None or not isinstance(decoder.reader.store, ShardCache):
+    reader = decoder.reader
+    if not isinstance(reader, ShardReader) or not isinstance(reader.store, ShardCache):
         return None
-    decoder.reader.store.require_room(decoder.reader.manifest.shards, data.shuffle_window_shards, in_flight)
-    return ShardPrefetcher(decoder.reader, decoder.reader.store, sampler_of, rank)
+    reader.store.require_room(reader.manifest.shards, data.shuffle_window_shards, in_flight)
+    return ShardPrefetcher(reader, reader.store, sampler_of, rank)
 
 
 def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:

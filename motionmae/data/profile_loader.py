@@ -9,14 +9,13 @@ import numpy as np
 import psutil
 
 from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.clip_decoder import SampleReader
 from motionmae.data.clip_sampling import random_cut
 from motionmae.data.jpeg import decode_clip
 from motionmae.data.loader import ClipLoader
-from motionmae.data.open_shards import open_reader
+from motionmae.data.open_shards import open_samples
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
-from motionmae.data.shards.reader import ShardReader
-from motionmae.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ class LoaderProfile:
 def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, seconds: float) -> LoaderProfile:
     """Load clips as a run does for ``seconds``, then measure reading and decoding separately for ``seconds / 2``.
 
-    Raises UserError if there are no shards, the configuration reads a .beton, or too many samples are corrupt.
+    Raises UserError if there are no shards, or too many samples are corrupt.
     """
-    if data.beton:
-        raise UserError(f"doctor cannot measure data.beton={data.beton}: set data.beton= or use benchmarks/loader.py")
     with ClipLoader(data, clip, seed=0, batch=micro_batch_size, micro_batch_size=micro_batch_size) as loader:
         batches = loader.batches(0)
         for _ in range(data.prefetch):  # warm-up, not measured
@@ -68,7 +65,7 @@ def profile_loader(data: DataConfig, clip: ClipConfig, micro_batch_size: int, se
         cpu_ms = 1e3 * (_cpu_seconds() - used) / clips
         corrupt = len(loader.corrupt_samples)
         decoders = data.workers or data.threads
-        reader = open_reader(data.shards, loader.manifest, data)
+        reader = open_samples(data, loader.manifest)
         read_ms, decode_ms, size = _profile_steps(reader, data, clip, seconds / 2)
     return LoaderProfile(rate, decoders, size, cpu_ms, read_ms, decode_ms, corrupt)
 
@@ -78,7 +75,7 @@ def _cpu_seconds() -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True)))  # user and system time
 
 
-def _profile_steps(reader: ShardReader, data: DataConfig, clip: ClipConfig, seconds: float) -> list[float]:
+def _profile_steps(reader: SampleReader, data: DataConfig, clip: ClipConfig, seconds: float) -> list[float]:
     """Return the CPU milliseconds per clip for reading and for decoding, and the stored bytes per clip."""
     out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
     read = decode = size = 0.0

@@ -25,6 +25,7 @@ class Assumptions:
     gpu: Gpu
     mfu: float  # model FLOPs utilisation of a step without recomputation; recomputed work runs at the same rate
     loader_speed: float = LOADER_SPEED
+    mfu_source: str = "given"
 
 
 @dataclass(frozen=True)

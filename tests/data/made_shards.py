@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import struct
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import simplejpeg
 
 from motionmae.data.shards.format import ShardWriter
 from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_manifest
+from motionmae.data.shards.reader import ShardReader
 
 needs_ffcv = pytest.mark.skipif(
     importlib.util.find_spec("ffcv") is None and not os.environ.get("CI"),
@@ -77,6 +79,23 @@ def make_shards(
     manifest = Manifest("toy", "train", tuple(map(str, range(sample))), settings, tuple(entries))
     write_manifest(folder, manifest)
     return manifest
+
+
+def make_raw_shards(folder: Path, jpegs: ShardReader) -> None:
+    """Shards with the pixels of the shards of JPEGs that ``jpegs`` reads."""
+    folder.mkdir()
+    entries, sample = [], 0
+    for entry in jpegs.manifest.shards:
+        with ShardWriter(folder / entry.name, "raw") as shard:
+            for _ in range(entry.samples):
+                content = jpegs.read_json(sample)
+                frames = [bytes(frame) for frame in jpegs.read_frames(sample, range(content["frames"]))]
+                pictures = [simplejpeg.decode_jpeg(frame, fastupsample=True).tobytes() for frame in frames]
+                shard.write(f"{sample:08d}", pictures, content)
+                sample += 1
+        entries.append(shard.entry)
+    encoder = replace(jpegs.manifest.encoder, encoding="raw")
+    write_manifest(folder, replace(jpegs.manifest, encoder=encoder, shards=tuple(entries)))
 
 
 def flip_byte(path: Path, offset: int) -> None:

@@ -2,9 +2,12 @@ import json
 
 import pytest
 
+from data_tools.make_beton import write_beton
+from data_tools.make_beton.clips import FrameForm
 from motionmae.__main__ import main
+from motionmae.data.open_shards import load_manifest
 from motionmae.data.profile_loader import LoaderProfile
-from tests.data.made_shards import flip_byte, make_shards
+from tests.data.made_shards import flip_byte, make_shards, needs_ffcv
 
 SETTINGS = [
     "data.workers=2",
@@ -16,8 +19,8 @@ SETTINGS = [
 ]
 
 
-def doctor(shards, *more):
-    overrides = [f"data.shards={shards}", *SETTINGS]
+def doctor(shards, *more, extra=()):
+    overrides = [f"data.shards={shards}", *SETTINGS, *extra]
     return main(["doctor", "data", "--seconds", "0.3", *more, "--config", "vitb_ssv2", *overrides])
 
 
@@ -33,6 +36,17 @@ def test_it_says_what_loading_costs(tmp_path, capsys):
     assert found["bytes_per_clip"] == pytest.approx(stored / 2, rel=0.3)
     assert found["cores"]["100000"] > 2
     assert "a GPU of 100000 clips/s needs" in capsys.readouterr().out.replace("\n", " ")
+
+
+@needs_ffcv
+def test_a_beton_of_pixels(tmp_path):
+    make_shards(tmp_path / "s", (10,), height=128, width=170)
+    write_beton(tmp_path / "s", load_manifest(tmp_path / "s"), tmp_path / "a.beton", form=FrameForm(raw=True))
+    options = ["--gpu-clips", "1e5", "--json", str(tmp_path / "found.json")]
+    assert doctor(tmp_path / "s", *options, extra=[f"data.beton={tmp_path / 'a.beton'}"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["bytes_per_clip"] == 2 * 128 * 170 * 3
+    assert found["corrupt"] == 0
 
 
 def test_more_clips_need_more_cores():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_tools.annotations import read_split, split
+from data_tools.annotations import lists as lists_module
+from data_tools.annotations import read_split
 from data_tools.decode import FrameSettings
 from data_tools.make_shards.records import Counts, ShardRecord, load_record, record_path
 from data_tools.make_shards.shard_plan import STATE, make_plan, write_or_check_plan
@@ -45,21 +46,26 @@ def lists(tmp_path):
 
 
 class TestLists:
-    @pytest.mark.parametrize("dataset", ["k400", "ucf101", "hmdb51"])
-    def test_utf16_is_refused(self, tmp_path, videos, dataset):
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+    @pytest.mark.parametrize("dataset", LISTS)
+    def test_a_byte_order_mark_tells_the_encoding(self, videos, lists, dataset, encoding):
+        if dataset == "folder":
+            (lists / "classInd.txt").unlink()
         name, text = LISTS[dataset]
-        write(tmp_path / "lists" / "classInd.txt", "1 Archery\n")
-        (tmp_path / "lists" / name).write_bytes(text.encode("utf-16"))
-        assert "UTF-8" in refusal(dataset, videos, tmp_path / "lists", SPLITS[dataset])
+        write(lists / name, text)
+        whole = read_split(dataset, videos, lists, SPLITS[dataset])
+        (lists / name).write_bytes(text.encode(encoding))
+        assert read_split(dataset, videos, lists, SPLITS[dataset]).videos == whole.videos
 
-    def test_utf16_of_a_folder(self, tmp_path, videos):
-        (tmp_path / "train.csv").write_bytes("path,label\nv1.mp4,a\n".encode("utf-16"))
-        assert "perhaps UTF-16: save it as UTF-8" in refusal("folder", videos, tmp_path / "train.csv", None)
+    @pytest.mark.parametrize("dataset", LISTS)
+    def test_utf16_without_a_mark_is_refused(self, videos, lists, dataset):
+        name, text = LISTS[dataset]
+        (lists / name).write_bytes(text.encode("utf-16-le"))
+        assert "perhaps UTF-16: save it as UTF-8" in refusal(dataset, videos, lists, SPLITS[dataset])
 
     @pytest.mark.parametrize("dataset", LISTS)
     def test_a_huge_list_is_not_read(self, monkeypatch, videos, lists, dataset):
-        for module in (split, __import__("data_tools.annotations.k400", fromlist=["k400"])):
-            monkeypatch.setattr(module, "LIST_BYTES", 1000)
+        monkeypatch.setattr(lists_module, "LIST_BYTES", 1000)
         with (lists / LISTS[dataset][0]).open("ab") as file:
             file.truncate(1 << 40)
         assert "more than 1000 bytes" in refusal(dataset, videos, lists, SPLITS[dataset])

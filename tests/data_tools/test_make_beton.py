@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_tools import make_beton
-from motionmae.data.ffcv.decoder import BetonReader
+from motionmae.data.ffcv.reader import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import load_index, pack_frames
 from tests.commands.functions import make_beton as main
@@ -32,10 +32,9 @@ def test_the_blobs_are_the_shards_in_the_order_of_ids(shards, tmp_path, capsys):
     assert "12 samples" in capsys.readouterr().out
     reader, stored = BetonReader(out, load_manifest(shards)), open_reader(shards)
     for sample in range(12):
-        found, checksums = reader.read_meta(sample)
+        found = reader.read_meta(sample)
         assert (found.label, found.frames, found.height, found.width) == (sample, 6, 20, 28)
-        bounds = reader.find_frames(sample, range(6), checksums)
-        jpegs = [bytes(reader.memory[low:high]) for low, high in bounds]
+        jpegs = [bytes(jpeg) for jpeg in reader.read_frames(sample, range(6))]
         assert jpegs == [bytes(jpeg) for jpeg in stored.read_frames(sample, range(6))]
         start, size = int(reader._rows[sample]["ptr"]), int(reader._rows[sample]["size"])
         assert bytes(reader.memory[start : start + size]) == b"".join(pack_frames(jpegs))
@@ -55,9 +54,7 @@ def test_samples_over_many_pages(tmp_path, monkeypatch):
     assert (tmp_path / "a.beton").stat().st_size > 3 * make_beton._MIN_PAGE
     reader, stored = BetonReader(tmp_path / "a.beton", load_manifest(tmp_path / "s")), open_reader(tmp_path / "s")
     for sample in range(40):
-        _, checksums = reader.read_meta(sample)
-        ((low, high),) = reader.find_frames(sample, [89], checksums)
-        assert bytes(reader.memory[low:high]) == stored.read_frames(sample, [89])[0]
+        assert reader.read_frames(sample, [89])[0] == stored.read_frames(sample, [89])[0]
 
 
 def test_the_page_wastes_least(tmp_path):
@@ -83,6 +80,28 @@ def test_a_second_run_does_nothing(shards, tmp_path, capsys):
     assert out.stat().st_mtime_ns == before.st_mtime_ns
     assert run(shards, out, "--force") == 0
     assert out.stat().st_ino != before.st_ino
+
+
+def test_a_file_in_another_form_is_not_the_same(shards, tmp_path, capsys):
+    out = tmp_path / "a.beton"
+    assert run(shards, out) == 0
+    assert run(shards, out, "--raw") == 2
+    assert "holds other data: give --force" in capsys.readouterr().err
+    assert run(shards, out, "--raw", "--short-side", "18", "--force") == 0
+    assert run(shards, out, "--raw", "--short-side", "16") == 2
+    assert run(shards, out, "--raw", "--short-side", "18") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    meta = BetonReader(out, load_manifest(shards)).read_meta(5)
+    assert (meta.height, meta.width, meta.encoding) == (18, 26, "raw")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--short-side", "18"], "add --raw to --short-side 18"), (["--raw", "--short-side", "4"], "choose 16 to 16384")],
+)
+def test_a_short_side_that_is_impossible(shards, tmp_path, capsys, options, says):
+    assert run(shards, tmp_path / "a.beton", *options) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_another_file_is_not_replaced_unasked(shards, tmp_path, capsys):

@@ -59,8 +59,12 @@ def test_choices_cover_stages_and_checkpointing() -> None:
 
 def test_devices_are_identified_by_their_names() -> None:
     names = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA GB200": 2500, "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989}
+    names |= {"NVIDIA H100 NVL": 835, "NVIDIA L4": 121, "NVIDIA L40": 181, "NVIDIA L40S": 362, "NVIDIA B200": 2250}
+    names |= {"NVIDIA A10": 125, "NVIDIA A10G": 70, "Tesla T4": 65, "Tesla V100S-PCIE-32GB": 130, "NVIDIA A40": 149.7}
+    names |= {"NVIDIA RTX A4000": 76.7, "NVIDIA RTX 6000 Ada Generation": 364.2, "NVIDIA GeForce RTX 5090": 209.5}
     assert {name: peak_of_device(name) for name in names} == names
-    assert peak_of_device("Quadro K2000") is None
+    for other in ("Quadro K2000", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A1000"):
+        assert peak_of_device(other) is None
     with pytest.raises(UserError, match=r"unknown GPU a100: choose one of .*a100-80"):
         find_gpu("a100")
     assert all(name.endswith(f"-{gpu.gigabytes:.0f}") for name, gpu in GPUS.items())
@@ -113,7 +117,7 @@ def test_the_command_prints_the_tables(
         "331.7 M",
         "64 (8 nodes x 8)",
         "748800: 1600 epochs of 468",
-        "at 35% MFU of 989 TFLOP/s",
+        "at 0.35 MFU (given) of 989 TFLOP/s",
         "memory a GPU",
     ):
         assert text in shown
@@ -155,4 +159,6 @@ def test_no_gpu_speed_is_shown_for_a_run_on_cpus(
     assert "2940: 420 epochs of 7 (60 videos)" in shown
     assert "MFU" not in shown
     assert _run_command("plan --config demo --videos 60 --gpu a100-80") == 0
-    assert "at 40% MFU of 312 TFLOP/s a GPU" in capsys.readouterr().out
+    assert (
+        "at 0.165 MFU (published for such training, not measured on this GPU) of 312 TFLOP/s" in capsys.readouterr().out
+    )

@@ -77,7 +77,10 @@ class ShardEntry:
     index_sha256: Sha256  # sha256 of the index ``NAME.idx.json``
 
 
-def pack_frames(frames: Sequence[bytes]) -> list[bytes]:
+Part = bytes | memoryview  # of a member
+
+
+def pack_frames(frames: Sequence[Part]) -> list[Part]:
     """Return the parts of a packed member: u32 offsets[T + 1] from the start of the member, then the T frames.
 
     The parts are not joined, because the copy would be large.
@@ -186,7 +189,7 @@ class ShardWriter:
         for name, column in self._columns.items():
             column.append(row[name])
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: Part) -> None:
         self._file.write(data)
         self._sha256.update(data)
         self._size += len(data)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from motionmae import json_text
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import ClipRequest, ShardDecoder
+from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.clip_sampling import Crop
 from motionmae.data.flow import decode_flow, encode_flow
 from motionmae.data.open_shards import load_manifest, open_reader
@@ -64,7 +64,7 @@ def use(folder) -> SampleMeta:
     """Read a clip and KEY.json of the first sample."""
     reader = open_reader(folder)
     pixels = np.empty((1, CLIP.frames, CLIP.size, CLIP.size, 3), np.uint8)
-    decoder = ShardDecoder(reader, DataConfig(), CLIP)
+    decoder = SampleDecoder(reader, DataConfig(), CLIP)
     (outcome,) = decoder.decode_into([ClipRequest(0, 0, 0, 0, 0)], SimpleNamespace(array=pixels), None)
     if isinstance(outcome, CorruptSample):
         raise outcome

@@ -31,7 +31,7 @@ def test_folder_lists_with_named_classes_are_numbered_alphabetically(tmp_path):
     write(tmp_path / "classInd.txt", "1 run\n")
     assert "classInd.txt lacks the class 'walk 3' of a.mp4" in refusal("folder", videos, lines, None)
     assert "has no column 'label'" in refusal(
-        "folder", videos, write(tmp_path / "h.csv", "path,class\na.mp4,1\n"), None
+        "folder", videos, write(tmp_path / "h.csv", "path,score\na.mp4,1\n"), None
     )
 
 

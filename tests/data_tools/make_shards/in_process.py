@@ -20,7 +20,7 @@ class InProcessDecoder:
                 chunks.append(message)
                 continue
             if isinstance(message, DecodedVideo):
-                jpegs, flows = ([one for chunk in chunks for one in part] for part in zip(*chunks, strict=True))
+                jpegs, flows = ([one for frames in part for one in frames] for part in zip(*chunks, strict=True))
                 yield replace(message, jpegs=jpegs, flows=flows)
             chunks = []
 

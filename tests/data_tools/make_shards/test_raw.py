@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
-from tests.commands.functions import make_beton, preview, verify
+from tests.commands.functions import preview, verify
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, psnr, set_display_matrix, write_video
 
@@ -48,9 +47,6 @@ def test_the_loader_cuts_the_same_clips(folders):
     assert psnr(found[0].clips.numpy(), found[1].clips.numpy()) > 30
 
 
-def test_the_tools_know_pixels_and_a_beton_does_not_take_them(folders, tmp_path, capsys):
+def test_the_tools_know_pixels(folders, tmp_path):
     assert verify([str(folders[0])]) == 0
     assert preview([str(folders[0]), "--out", str(tmp_path / "sheet.png")]) == 0
-    assert make_beton([str(folders[0]), "--out", str(tmp_path / "x.beton")]) == 2
-    assert "holds raw pixels" in capsys.readouterr().err
-    assert np.array(list(tmp_path.iterdir())).size == 1
