@@ -22,7 +22,8 @@ _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.from
 class _StoredFacts(SampleFacts, SampleRow):
     source_frames: Small | None = None  # absent in older shards
     damaged_packets: Small = 0
-    last_segment: bool = True  # absent if the video is one sample
+    segment: Small = 0  # absent, as the next value, if the video is one sample
+    last_segment: bool = True
 
 
 @dataclass(frozen=True)
