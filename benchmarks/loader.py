@@ -8,8 +8,13 @@ Examples:
 Every loader returns batches of clips of 16 x 224 x 224, with one frame of 4 and a random crop, ready for the device.
 The loaders take turns. A rate is the median over the rounds; a ratio is the median of the ratios within a round.
 
-  floor         only decoding, crop and resize of JPEGs, for the first clips of `ours`: no reads and no checks
+  floor         only decoding (down to the last row of the crop), crop and resize of JPEGs in memory, for the first
+                clips of `ours`: no reads and no checks
   ours          ClipLoader on shards of the videos from make_shards (short side 256, quality 90)
+  floor_small, small, floor_archive, archive
+                the same with shards of make_shards --preset small and archive
+  finetune      `ours` with the crops of fine-tuning (8 to 100 % of the frame), two clips from each video
+  finetune_shared  the same with data.share_frames
   ours_threads  the same with threads of this process (`ours` uses threads on one core and processes on more)
   ours_raw      `ours` on shards of pixels (make_shards --raw)
   ffcv          `ours` on a .beton of these shards, with FFCV's file reader and JPEG decoder
@@ -22,8 +27,10 @@ The loaders take turns. A rate is the median over the rounds; a ratio is the med
 
 import contextlib
 import os
+import struct
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,15 +52,18 @@ from data_tools.make_beton import write_beton
 from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_sampling import random_cut
+from motionmae.data.clip_decoder import ClipRequest
+from motionmae.data.clip_sampling import Crop
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
-from motionmae.data.rng import KeyedRandom
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()
-NAMES = ("floor", "ours", "ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav")
+NAMES = (
+    *("floor", "ours", "floor_small", "small", "floor_archive", "archive", "finetune", "finetune_shared"),
+    *("ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav"),
+)
 
 Turn = contextlib.AbstractContextManager[Iterator[int]]
 """Context manager that opens a loader. It yields an endless iterator over the number of clips in each batch."""
@@ -89,19 +99,21 @@ class Bench:
         self.data = DataConfig(shards=str(folder), threads=cores)
         self.manifest = load_manifest(folder)
         self.beton, self.raw = folder.parent / "clips.beton", folder.parent / "raw.beton"
-        reader = open_reader(folder)
-        self.clips = []
-        for sample in range(self.manifest.samples):
-            meta = reader.read_meta(sample)
-            frames, crop = random_cut(meta, self.data, CLIP, KeyedRandom("clip", 0, 0, sample, 0))
-            jpegs = [bytes(jpeg) for jpeg in reader.read_frames(sample, frames)]
-            self.clips.append((jpegs, crop, np.empty((CLIP.frames, CLIP.size, CLIP.size, 3), np.uint8)))
 
     @contextlib.contextmanager
-    def floor(self) -> Iterator[Iterator[int]]:
+    def floor(self, preset: str = "standard") -> Iterator[Iterator[int]]:
         """Decode JPEGs in memory into reused memory."""
+        clips = read_clips(self._stored(preset), self.data)
         with ThreadPoolExecutor(self.cores) as pool:
-            yield (sum(pool.map(_decode, self.clips)) for _ in cycle((0,)))
+            yield (sum(pool.map(_decode, clips)) for _ in cycle((0,)))
+
+    def floor_small(self) -> Turn:
+        """Decode JPEGs of the preset small."""
+        return self.floor("small")
+
+    def floor_archive(self) -> Turn:
+        """Decode JPEGs of the preset archive."""
+        return self.floor("archive")
 
     @contextlib.contextmanager
     def ours(self, **changes: Any) -> Iterator[Iterator[int]]:
@@ -109,6 +121,31 @@ class Bench:
         data = self.data.model_copy(update={"workers": self.workers} | changes)
         with ClipLoader(data, CLIP, seed=0, batch=self.batch, micro_batch_size=self.batch) as loader:
             yield (len(batch.clips) for batch in loader.batches(0))
+
+    def small(self) -> Turn:
+        """Open ClipLoader on shards of the preset small."""
+        return self.ours(shards=str(self._stored("small")))
+
+    def archive(self) -> Turn:
+        """Open ClipLoader on shards of the preset archive."""
+        return self.ours(shards=str(self._stored("archive")))
+
+    def finetune(self, **changes: Any) -> Turn:
+        """Open ClipLoader as in fine-tuning, without augmentation."""
+        return self.ours(crop_scale=(0.08, 1.0), repeated_sampling=2, **changes)
+
+    def finetune_shared(self) -> Turn:
+        """Open ClipLoader as in fine-tuning, with clips of a video that share their frames."""
+        return self.finetune(share_frames=True)
+
+    def _stored(self, preset: str) -> Path:
+        """Return the folder of shards of a preset."""
+        folder = self.folder.parent / preset
+        if preset == "standard":
+            return self.folder
+        if not folder.exists():
+            store(self.videos, folder, self.manifest.samples, "--preset", preset)
+        return folder / "shards"
 
     def ours_threads(self) -> Turn:
         """Open ClipLoader with threads."""
@@ -138,9 +175,10 @@ class Bench:
         from ffcv.writer import DatasetWriter
 
         if not self.raw.exists():
-            for clip in self.clips:
+            clips = read_clips(self.folder, self.data)
+            for clip in clips:
                 _decode(clip)
-            pixels = [(clip[2],) for clip in self.clips]
+            pixels = [(clip[2],) for clip in clips]
             field = NDArrayField(np.dtype("uint8"), pixels[0][0].shape)
             DatasetWriter(str(self.raw), {"clip": field}, num_workers=1).from_indexed_dataset(pixels)
         pipelines = {"clip": [NDArrayDecoder(), ToTensor()]}
@@ -171,10 +209,31 @@ class Bench:
         batches._shutdown_workers()  # without it they decode ahead during the next turn
 
 
-def _decode(clip: tuple) -> int:
+def read_clips(folder: Path, data: DataConfig) -> list[tuple[list[bytes], Crop, np.ndarray]]:
+    """Return the JPEGs, the crop and the memory of a clip of each sample. The JPEGs end below the crop."""
+    reader, clips = open_reader(folder), []
+    for sample in range(reader.manifest.samples):
+        meta = reader.read_meta(sample)
+        frames, crop = ClipRequest(0, 0, 0, sample, 0).cut(meta, data, CLIP)
+        jpegs = []
+        for jpeg in reader.read_frames(sample, frames):
+            header = bytes(jpeg).index(struct.pack(">5B2H", 0xFF, 0xC0, 0, 17, 8, meta.height, meta.width)) + 5
+            jpegs.append(bytes(jpeg[:header]) + struct.pack(">H", crop.top + crop.height) + bytes(jpeg[header + 2 :]))
+        clips.append((jpegs, crop, np.empty((CLIP.frames, CLIP.size, CLIP.size, 3), np.uint8)))
+    reader.close()
+    return clips
+
+
+_local = threading.local()
+
+
+def _decode(clip: tuple[list[bytes], Crop, np.ndarray]) -> int:
     jpegs, crop, out = clip
+    if not hasattr(_local, "memory"):
+        _local.memory = np.empty(1 << 22, np.uint8)
     for number, jpeg in enumerate(jpegs):
-        picture = simplejpeg.decode_jpeg(jpeg, fastupsample=True)
+        # strict decoding would complain of the unread rows
+        picture = simplejpeg.decode_jpeg(jpeg, fastupsample=True, buffer=_local.memory, strict=False)
         part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         cv2.resize(part, (CLIP.size, CLIP.size), dst=out[number])
         if crop.flip:
@@ -229,14 +288,21 @@ def summary(rounds: dict[str, list]) -> dict[str, Any]:
         ratios = [first[0] / second[0] for first, second in pairs]
         return round(median(ratios), 3) if ratios else None
 
-    in_process = ("floor", "ours_threads", "ffcv", "ffcv_raw")
+    in_process = ("floor", "floor_small", "floor_archive", "ours_threads", "ffcv", "ffcv_raw")
     return {
         "clips_per_second": {name: round(median(rate for rate, _ in found), 2) for name, found in rounds.items()},
         "cpu_ms_per_clip": {
             name: round(median(ms for _, ms in rounds[name]), 2) for name in in_process if name in rounds
         },
         "ours_to_floor": median_ratio("ours", "floor"),
+        "small_to_floor": median_ratio("small", "floor_small"),
+        "archive_to_floor": median_ratio("archive", "floor_archive"),
         "ours_to_decord": median_ratio("ours", "decord"),
+        "small_to_decord": median_ratio("small", "decord"),
+        "archive_to_decord": median_ratio("archive", "decord"),
+        "small_to_ours": median_ratio("small", "ours"),
+        "archive_to_ours": median_ratio("archive", "ours"),
+        "shared_to_finetune": median_ratio("finetune_shared", "finetune"),
     }
 
 
@@ -248,7 +314,8 @@ def show(figures: dict[str, Any]) -> None:
         of_floor = f"{rate / rates['floor']:.3f}" if "floor" in rates else ""
         of_decord = f"{rate / rates['decord']:.1f}" if "decord" in rates else ""
         print(f"{name:21} {rate:10.1f} {of_floor:>9} {of_decord:>9} {cpu.get(name, ''):>14}")
-    print(f"ours to floor {figures['ours_to_floor']}, ours to decord {figures['ours_to_decord']} (medians over rounds)")
+    ratios = {name.replace("_", " "): value for name, value in figures.items() if "_to_" in name and value}
+    print("medians over rounds:", ", ".join(f"{name} {value}" for name, value in ratios.items()))
 
 
 def main() -> None:

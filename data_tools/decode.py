@@ -26,6 +26,7 @@ from data_tools.frames import FlowRecorder, FrameEncoder
 from data_tools.segments import Clock, Part, Segment, Segmenter, StoredFrame
 from data_tools.size_limit import SizeLimit, frames_of_header
 from motionmae.data.open_video import RefusedFormat, open_video
+from motionmae.data.shards.manifest import Chroma
 from motionmae.errors import UserError, check_limits
 
 MAX_STORED_BYTES = 2**30
@@ -63,6 +64,7 @@ class FrameSettings:
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
+    chroma: Chroma = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
     stride: int = 1  # every ``stride``-th source frame is stored
     clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
@@ -87,7 +89,7 @@ class FrameSettings:
 class DecodedVideo:
     """Frames of one video, or of one segment of it, encoded for a shard."""
 
-    jpegs: Collection[bytes]  # baseline JPEGs, 4:2:0, all of one even height and width; with ``raw``, RGB pixels
+    jpegs: Collection[bytes]  # baseline JPEGs, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
     fps: float  # average frame rate of the source
     height: int
@@ -98,6 +100,7 @@ class DecodedVideo:
     flows: Collection[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
     segment: int = 0  # number of the segment within the video
     is_last: bool = True  # whether the video ends with this segment
+    source: str = ""  # path of the decoded file within its data set; set by the writer
 
 
 class FrameChunk(NamedTuple):
@@ -234,7 +237,7 @@ class _Pass:
 
     def __init__(self, settings: FrameSettings, selected: frozenset[int] | None, on_frame: Callable[[], None]):
         self._settings, self._selected, self._on_frame = settings, selected, on_frame
-        self._encoder = FrameEncoder(settings.short_side, settings.quality)
+        self._encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
         self._flow = FlowRecorder(settings.flow) if settings.flow else None
         self._waiting: deque[StoredFrame] = deque()  # stored frames whose flow is not known yet
         self.count = 0  # decoded frames, stored or not

@@ -33,9 +33,10 @@ _TV_BT601 = {
 class FrameEncoder:
     """Encoder of the frames of one video. The first frame determines size and rotation."""
 
-    def __init__(self, short_side: int, quality: int):
+    def __init__(self, short_side: int, quality: int, chroma: str = "420"):
         self.height = self.width = 0
         self._short_side, self._quality = short_side, quality
+        self._layout = f"yuvj{chroma}p"  # 444 is a maximum: chroma is not stored larger than the video has it
         self._reformatter = VideoReformatter()
         self._orientation = _UPRIGHT
         self._widened: list[Plane] = []
@@ -45,11 +46,15 @@ class FrameEncoder:
         if not self.width:
             self._size = stored_size(frame.width, frame.height, self._short_side)
             self._orientation = _orientation(frame)
+            if _has_half_chroma(frame, self._size[0]):
+                self._layout = "yuvj420p"
             self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
-        if _only_range_changes(frame, self._size):
+        if self._layout == "yuvj420p" and _only_range_changes(frame, self._size):
             planes = self._widen_range([_as_array(plane) for plane in frame.planes])
         else:
-            planes = [_as_array(plane) for plane in _reformat(self._reformatter, frame, self._size, "yuvj420p").planes]
+            planes = [
+                _as_array(plane) for plane in _reformat(self._reformatter, frame, self._size, self._layout).planes
+            ]
         return [self._rotate(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
@@ -93,6 +98,12 @@ def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
     """Return whether swscale would only widen the range, and keep size, pixel layout and colour matrix."""
     same_layout = (frame.width, frame.height) == size and frame.format.name == "yuv420p"
     return same_layout and (frame.color_range, frame.colorspace) in _TV_BT601
+
+
+def _has_half_chroma(frame: VideoFrame, width: int) -> bool:
+    """Return whether the chroma planes of the decoder have at most half the stored width."""
+    components = frame.format.components
+    return len(components) < 3 or 2 * components[1].width <= width + 1  # of an odd width, half is rounded up
 
 
 @functools.cache

@@ -2,19 +2,27 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.annotations import folder, k400, ssv2
-from data_tools.annotations.split import Split, VideoIndex, VideoRecord
-from data_tools.annotations.ucf101_hmdb51 import read_hmdb51, read_ucf101
+from data_tools.annotations import folder
+from data_tools.annotations.importers import kinetics, ssv2
+from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
+from data_tools.annotations.split import Split, VideoRecord
 from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
 
-READERS = {"k400": k400.read, "ssv2": ssv2.read, "ucf101": read_ucf101, "hmdb51": read_hmdb51, "folder": folder.read}
+READERS = {
+    **{f"k{classes}": kinetics.reader(classes) for classes in kinetics.CLASSES},
+    "ssv2": ssv2.read,
+    "ucf101": read_ucf101,
+    "hmdb51": read_hmdb51,
+    "folder": folder.read,
+}
 """Maps a data set to its reader, ``read(videos, annotations, split, exclude) -> Split``."""
 
-__all__ = ["READERS", "Split", "VideoIndex", "VideoRecord", "read_split"]
+__all__ = ["READERS", "Split", "VideoRecord", "read_split"]
 
 
 def read_split(
@@ -37,7 +45,8 @@ def read_split(
         raise UserError(f"--videos {videos} is not a folder: give the folder that holds the videos")
     result = READERS[dataset](videos, annotations or videos, split, exclude)
     if not result.videos:
-        raise UserError(f"no video is listed in {result.description}: check --videos, --annotations and --split")
+        found = "".join(f"; {note}" for note in result.notes)
+        raise UserError(f"no video is listed in {result.description}: check --videos, --annotations and --split{found}")
     counts = Counter(os.path.normpath(video.path or video.source) for video in result.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
@@ -46,5 +55,15 @@ def read_split(
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
         raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")
-    note = note_on_outside(videos, [video.path for video in result.videos if video.path is not None])
-    return replace(result, notes=(*result.notes, *filter(None, [note])))
+    paths = [path for video in result.videos for _, path in video.files]
+    notes = (_note_on_alternatives(result.videos), note_on_outside(videos, paths))
+    return replace(result, notes=(*result.notes, *filter(None, notes)))
+
+
+def _note_on_alternatives(videos: Sequence[VideoRecord]) -> str:
+    """Return a sentence on the videos with several files; "" if there are none."""
+    several = [video for video in videos if video.alternatives]
+    if not several:
+        return ""
+    names = " before ".join(source for source, _ in several[0].files)
+    return f"{len(several)} videos have several files, and the first that decodes is stored; for example {names}"

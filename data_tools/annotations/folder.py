@@ -9,45 +9,40 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from data_tools.annotations.list_labels import number_labels
+from data_tools.annotations.class_tree import read_class_tree
+from data_tools.annotations.list_labels import MAX_CLASSES, number_labels
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.named_files import NamedFiles
-from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, walk_files
+from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
 from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
 from motionmae.files import hash_files
+from motionmae.text import excerpt
 
 SUFFIXES = (".csv", ".txt", ".tsv", ".json", ".jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
-NOT_VIDEOS = frozenset(
-    {
-        *(".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-        *(".csv", ".idx", ".json", ".jsonl", ".npy", ".npz", ".pickle", ".pkl"),
-        *(".srt", ".tsv", ".vtt", ".xls", ".xlsx", ".xml"),
-        *(".bib", ".doc", ".docx", ".htm", ".html", ".log", ".md", ".pdf", ".rst", ".tex", ".txt"),
-        *(".cfg", ".css", ".ini", ".ipynb", ".py", ".sh", ".toml", ".yaml", ".yml"),
-        *(".part", ".tar", ".torrent", ".zip"),
-    }
-)
-"""Files with these extensions are skipped and named in the summary. All other files are decoded."""
-
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_HMDB51_LIST = re.compile(r"_test_split[123]\.txt$")
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
     """Read one split, or all splits if ``split`` is None; see :func:`data_tools.annotations.read_split`."""
     if annotations.is_file():
-        return _from_lists(videos, [annotations], split)
+        if _HMDB51_LIST.search(annotations.name):
+            raise UserError(f"{annotations} is a list of HMDB51, where numbers are no labels: use the data set hmdb51")
+        return _from_lists(videos, [annotations], split, exclude)
     lists = _find_lists(annotations, split)
     if lists:
-        return _from_lists(videos, lists, split)
+        found = _from_lists(videos, lists, split, exclude)
+        return replace(found, notes=(*found.notes, *_note_on_unread(lists)))
     other_lists = _find_lists(annotations, None)
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
         raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
-    return _from_tree(videos, split, exclude)
+    return read_class_tree(videos, split, exclude)
 
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
@@ -56,9 +51,15 @@ def _find_lists(folder: Path, split: str | None) -> list[Path]:
     return [next(filter(Path.is_file, paths)) for paths in candidates if any(map(Path.is_file, paths))]
 
 
-def _from_lists(videos: Path, files: Sequence[Path], split: str | None) -> Split:
-    named = NamedFiles(videos)
-    lists = [read_video_list(file, split, named.find) for file in files]
+def _note_on_unread(lists: Sequence[Path]) -> tuple[str, ...]:
+    unread = [path for one in lists for path in map(one.with_suffix, SUFFIXES) if path != one and path.is_file()]
+    names = " and ".join(path.name for path in unread)
+    return (f"{names} is not read, because {lists[0].parent} has a list of this name",) if unread else ()
+
+
+def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude: Path | None) -> Split:
+    named = NamedFiles(videos, exclude)
+    lists = [read_video_list(file, split, named.find, named.is_file) for file in files]
     entries = [entry for one in lists for entry in one.entries]
     names = _read_class_names(files[0].parent) or _read_class_names(videos)
     numbers, name_of, notes = number_labels(entries, names)
@@ -74,7 +75,7 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str | None) -> Split
     class_names = tuple(name_of.get(number, str(number)) for number in range(count))
     name = split or ("all" if len(files) > 1 else files[0].stem)
     split_file, sha256 = ", ".join(file.name for file in files), hash_files(files)
-    all_notes = (*(note for one in lists for note in one.notes), *notes)
+    all_notes = (*(note for one in lists for note in one.notes), *notes, *named.notes)
     return Split(records, class_names, name, description, split_file, sha256, notes=all_notes)
 
 
@@ -86,25 +87,7 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     names = {}
     for line in read_lines(file):
         number, _, name = line.partition(" ")
-        if not _NUMBER.fullmatch(number) or not name:
-            raise UserError(f"{file}: the line {line!r} is not 'NUMBER NAME': correct the line")
+        if not _NUMBER.fullmatch(number) or not name or int(number) >= MAX_CLASSES:
+            raise UserError(f"{file}: the line {excerpt(line)!r} is not 'NUMBER NAME': correct the line")
         names[int(number)] = name.strip()
     return names
-
-
-def _from_tree(videos: Path, split: str | None, exclude: Path | None) -> Split:
-    root = videos / split if split and (videos / split).is_dir() else videos
-    paths = list(walk_files(root, exclude))
-    found = [path for path in paths if path.suffix.lower() not in NOT_VIDEOS]
-    skipped = tuple(path.relative_to(videos).as_posix() for path in paths if path.suffix.lower() in NOT_VIDEOS)
-    classes = sorted({path.relative_to(root).parts[0] for path in found if path.parent != root})
-    if root == videos and classes and set(classes) <= set(SPLITS):
-        raise UserError(f"{videos} holds the splits {', '.join(classes)}: choose one with --split")
-    numbers = {name: number for number, name in enumerate(classes)}
-    records = []
-    for path in found:
-        top, *below = path.relative_to(root).parts
-        class_name = top if below else ""
-        label = numbers.get(class_name, UNLABELLED)
-        records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    return Split(tuple(records), tuple(classes), split or "all", str(root), skipped=skipped)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,18 @@ from motionmae.json_text import InvalidJsonError, parse_json
 
 Columns = tuple[str, ...]
 Entries = list[tuple[str, ...]]
+IsTitle = Callable[[Collection[str]], bool]
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson")
 _WRAPPERS = ("data", "videos", "annotations", "samples", "items", "clips", "database", "rows", "train", "val", "test")
 _LIMIT = 1 << 30  # bytes, above the limit of a list: UTF-16 grows as UTF-8
 
 
-def read_json_table(path: Path, text: str) -> tuple[Columns, Entries] | None:
+def read_json_table(path: Path, text: str, is_title: IsTitle) -> tuple[Columns, Entries] | None:
     """Return the columns and the entries of a list in JSON; None if the list is not JSON.
+
+    Args:
+        is_title: whether keys are names of columns, and not those of videos.
 
     Raises UserError if the file is called .json or .jsonl and is no JSON, or is JSON but no list of videos.
     """
@@ -33,21 +37,17 @@ def read_json_table(path: Path, text: str) -> tuple[Columns, Entries] | None:
         if is_called_json:
             raise UserError(f"{path} is not JSON ({error}): correct it, or name the file .txt or .csv") from error
         return None
-    records = _find_records(path, content)
+    records = _find_records(path, content, is_title)
     if not records:
         return (), []
     if all(isinstance(record, dict) for record in records):
         columns = tuple(dict.fromkeys(key for record in records for key in record))
-        return columns, [tuple(_cell(path, n, record.get(key)) for key in columns) for n, record in _numbered(records)]
+        return columns, [tuple(_cell(record.get(key)) for key in columns) for record in records]
     if all(isinstance(record, list) and len(record) == len(records[0]) for record in records):
-        return _array_columns(path, records), [tuple(_cell(path, n, v) for v in row) for n, row in _numbered(records)]
+        return _array_columns(path, records), [tuple(map(_cell, row)) for row in records]
     if all(isinstance(record, str) for record in records):
         return ("path",), [(record,) for record in records]
     raise UserError(f"{path} mixes entries of several forms: give each entry the keys path and label")
-
-
-def _numbered(records: Sequence[Any]) -> "enumerate[Any]":
-    return enumerate(records, start=1)
 
 
 def _parse(text: str) -> Any:
@@ -67,7 +67,7 @@ def _parse(text: str) -> Any:
         return rows
 
 
-def _find_records(path: Path, content: Any) -> list[Any]:
+def _find_records(path: Path, content: Any, is_title: IsTitle) -> list[Any]:
     """Return the entries of a document of any usual form."""
     if isinstance(content, list):
         return content
@@ -80,15 +80,17 @@ def _find_records(path: Path, content: Any) -> list[Any]:
     if {"schema", "data"} <= content.keys() and isinstance(content["data"], list):  # pandas, orient="table"
         return content["data"]
     values = list(content.values())
+    if is_title(content) and not all(isinstance(value, dict) for value in values):  # JSON lines with one line
+        return [content]
     if values and all(isinstance(value, dict) for value in values):
         return _records_of_maps(path, content)
     if values and all(_is_list_of_names(value) for value in values):
         return [{"path": name, "label": label} for label, names in content.items() for name in names]
     if values and all(value is None or isinstance(value, str | int | float) for value in values):
         return [{"path": name, "label": label} for name, label in content.items()]
-    lists = [key for key in _WRAPPERS if isinstance(content.get(key), list)]
+    lists = [key for key in _WRAPPERS if isinstance(content.get(key), list | dict)]
     if len(lists) == 1:
-        return _find_records(path, content[lists[0]])
+        return _find_records(path, content[lists[0]], is_title)
     keys = ", ".join(list(map(str, content))[:5])
     raise UserError(f"{path} is a JSON object with the keys {keys[:200]}: give an array of objects with path and label")
 
@@ -125,13 +127,10 @@ def _array_columns(path: Path, rows: Sequence[Sequence[Any]]) -> Columns:
     raise UserError(f"{path} holds arrays whose values have no names: give objects with the keys path and label")
 
 
-def _cell(path: Path, number: int, value: Any) -> str:
+def _cell(value: Any) -> str:
     """Return a value as text. An array of one value is the value."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if value is None:
         return ""
-    try:
-        return value if isinstance(value, str) else json.dumps(value)[:1000]  # 3, 2.0, true, NaN
-    except ValueError as error:  # a number with thousands of digits
-        raise UserError(f"{path}, entry {number} cannot be read ({error}): correct it") from error
+    return value if isinstance(value, str) else json.dumps(value)[:1000]  # 3, 2.0, true, NaN

@@ -12,7 +12,7 @@ _WHOLE = re.compile(r"([-+]?[0-9]{1,18})(?:[.,]0*)?", re.ASCII)  # pandas writes
 _FRACTION = re.compile(r"[-+]?[0-9]*[.,][0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", re.ASCII)
 _NO_LABEL = frozenset({"", "nan", "<na>"})  # as pandas writes a missing value
 _NO_NUMBER = frozenset({"none", "null", "na", "n/a", "-"})  # may also be names of classes
-_MAX_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 def number_labels(
@@ -65,7 +65,7 @@ def _parse_number(entry: Entry, text: str) -> int:
     number = int(match[1]) if match else UNLABELLED
     if number < UNLABELLED:
         raise UserError(f"{entry.where}: the label {number} is below -1, which means no label: number classes from 0")
-    if number >= _MAX_CLASSES:
+    if number >= MAX_CLASSES:
         raise UserError(f"{entry.where}: label {number} is not a class number: put the class last in each line")
     return number
 

@@ -7,7 +7,7 @@ a list has one column. Here a header decides on the separator, or else each line
 import codecs
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,12 @@ LABEL_COLUMNS = (
 )
 """Names of the column with the class."""
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name", "usage")
+
+WITHOUT_LABEL = re.compile(
+    r"|fps|duration|length|width|height|(num_|n_|total_)?frames?|frame_count|size|bytes|md5|sha256|url"
+    r"|unnamed:_[0-9]+|index|id|split|subset|partition|set|usage|fold_name"
+)
+"""Columns that say nothing of the class. "Unnamed: 0" is the index of pandas."""
 
 _FOREIGN = (
     (b"\0\5\x16\7", "a file in which macOS keeps attributes (AppleDouble)", "give the file without `._` in its name"),
@@ -146,7 +152,7 @@ def read_table(path: Path, is_video: Callable[[str], bool] = lambda name: False)
     """
     text = read_text(path)
     notes = _note_on_encoding(path, text)
-    found = read_json_table(path, text)
+    found = read_json_table(path, text, lambda keys: _is_title(map(column_name, keys)))
     if found is not None:
         columns, entries = found
         numbered = tuple(Row(number, cells) for number, cells in enumerate(entries, start=1))
@@ -198,11 +204,21 @@ def _parse_header(line: str, separator: str) -> tuple[str, tuple[str, ...]] | No
         except (csv.Error, ValueError):
             continue
         columns = tuple(map(column_name, cells))
-        is_title = any(name in PATH_COLUMNS for name in columns) and not any(map(_NUMERIC.fullmatch, columns))
         known = sum(name in PATH_COLUMNS or name in LABEL_COLUMNS for name in columns)
-        if is_title and (best is None or known > best[0]):
+        if candidate == " " and not all(map(_is_known, columns)):  # a sentence
+            continue
+        if _is_title(columns) and (best is None or known > best[0]):
             best = (known, candidate if len(cells) > 1 else " ", columns)
     return best[1:] if best else None
+
+
+def _is_known(column: str) -> bool:
+    return column in PATH_COLUMNS or column in LABEL_COLUMNS or WITHOUT_LABEL.fullmatch(column) is not None
+
+
+def _is_title(columns: Iterable[str]) -> bool:
+    names = list(columns)
+    return any(name in PATH_COLUMNS for name in names) and not any(map(_NUMERIC.fullmatch, names))
 
 
 def _read_csv(path: Path, text: str, header: int, separator: str) -> list[Row]:
@@ -240,11 +256,13 @@ def _align(path: Path, line: tuple[int, str], columns: Sequence[str]) -> Row:
     number, text = line
     if len(columns) == 1:
         return Row(number, (text.strip('"'),))
+    (cells_of_csv,) = csv.reader([text], delimiter=" ", skipinitialspace=True)
+    if '"' in text and len(columns) <= len(cells_of_csv) <= len(columns) + 1:
+        return Row(number, tuple(cells_of_csv))
     for split in split_line(text):
         cells = (*split.before, split.name, *split.after)
         if len(cells) == len(columns) and columns[len(split.before)] in PATH_COLUMNS:
             return Row(number, cells)
-    (cells_of_csv,) = csv.reader([text], delimiter=" ", skipinitialspace=True)
     if len(cells_of_csv) != len(columns):
         counts = f"has {len(cells_of_csv)} values, but the header has {len(columns)}"
         raise UserError(f"{path}, line {number} {counts}: put names that hold blanks into double quotes")

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.annotations.list_lines import NUMBER, LineSplit, has_video_name, split_line
-from data_tools.annotations.lists import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, Row, Table, read_table
+from data_tools.annotations.lists import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    WITHOUT_LABEL,
+    Row,
+    Table,
+    read_table,
+)
+from data_tools.annotations.split_names import split_of
 from motionmae.errors import UserError
 from motionmae.text import excerpt
 
@@ -20,18 +29,11 @@ Finder = Callable[[str], Path | None]
 """Returns the video file of a name; None if it does not exist."""
 
 OFFICIAL = (
-    (frozenset({"youtube_id", "time_start", "time_end"}), "Kinetics", "k400"),
-    (frozenset({"id", "template"}), "Something-Something", "ssv2"),
+    (frozenset({"youtube_id", "time_start", "time_end"}), "Kinetics", "'k400' (or 'k600', 'k700')"),
+    (frozenset({"annotations", "subset", "duration"}), "Kinetics or ActivityNet", "'k400' with Kinetics' csv files"),
+    (frozenset({"id", "template"}), "Something-Something", "'ssv2'"),
 )
-"""Columns of official lists, the data set, and its name on the command line."""
-SPLIT_NAMES = {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "validate": "val",
-    "dev": "val",
-    "testing": "test",
-}
+"""Columns of official lists, the data set, and what to use on the command line."""
 _WINDOWS = (
     ("start", "end"),
     ("start_time", "end_time"),
@@ -45,11 +47,6 @@ _WINDOWS = (
     ("start_timestamp", "end_timestamp"),
     ("start_seconds", "end_seconds"),
 )
-_WITHOUT_LABEL = re.compile(
-    r"|fps|duration|length|width|height|(num_|n_|total_)?frames?|frame_count|size|bytes|md5|sha256|url"
-    r"|unnamed:_[0-9]+|index|id|split|subset|partition|set|usage|fold_name"
-)
-"""Columns that say nothing of the class. "Unnamed: 0" is the index of pandas."""
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 _REMEDY = "write each line as 'path label', or add a header with the columns path and label"
 _SAMPLE = 50  # rows whose files decide between two columns
@@ -74,12 +71,16 @@ class VideoList:
     notes: tuple[str, ...]
 
 
-def read_video_list(file: Path, split: str | None, find: Finder) -> VideoList:
+def read_video_list(file: Path, split: str | None, find: Finder, is_file: Callable[[str], bool]) -> VideoList:
     """Read a list. If it has a column ``split``, only the rows of ``split`` are returned.
+
+    Args:
+        find: the search for a video, also by its name without extension.
+        is_file: whether a first line that looks like a header is the exact name of a video.
 
     Raises UserError if the list cannot be read, or can be read in several ways.
     """
-    table = read_table(file, lambda name: find(name) is not None)
+    table = read_table(file, is_file)
     entries, notes = _from_columns(table, split, find) if table.columns else _from_lines(table, find)
     named = tuple(entry for entry in entries if entry.source)
     if len(named) < len(entries):
@@ -92,10 +93,10 @@ def _from_columns(table: Table, split: str | None, find: Finder) -> tuple[list[E
     columns = table.columns
     for official, name, dataset in OFFICIAL:
         if official <= set(columns):
-            raise UserError(f"{table.path} is a list of {name}: use the data set {dataset!r} instead of 'folder'")
+            raise UserError(f"{table.path} is a list of {name}: use the data set {dataset} instead of 'folder'")
     for pair in _WINDOWS:
         if set(pair) <= set(columns):
-            _refuse_windows(table.path, " and ".join(pair))
+            _refuse_windows(f"{table.path} lists parts of videos ({' and '.join(pair)})")
     rows, notes = _choose_split(table, split)
     path, path_note = _choose_path(table, rows, find)
     label, class_name = _choose_labels(table, rows, path)
@@ -111,9 +112,9 @@ def _from_columns(table: Table, split: str | None, find: Finder) -> tuple[list[E
     return entries, notes
 
 
-def _refuse_windows(path: Path, parts: str) -> None:
+def _refuse_windows(problem: str) -> None:
     remedy = "cut the videos first (ffmpeg -ss START -to END), and list the cut files as path,label"
-    raise UserError(f"{path} lists parts of videos ({parts}), which the data set 'folder' does not cut: {remedy}")
+    raise UserError(f"{problem}, which the data set 'folder' does not cut: {remedy}")
 
 
 def _is_json(text: str) -> bool:
@@ -145,8 +146,7 @@ def _choose_split(table: Table, split: str | None) -> tuple[Sequence[Row], tuple
 
 
 def _split_name(text: str) -> str:
-    name = text.strip().lower()
-    return SPLIT_NAMES.get(name, name)
+    return split_of(text) or text.strip().lower()
 
 
 def _choose_path(table: Table, rows: Sequence[Row], find: Finder) -> tuple[int, tuple[str, ...]]:
@@ -175,7 +175,7 @@ def _choose_labels(table: Table, rows: Sequence[Row], path: int) -> tuple[int | 
     found = [column for column, name in enumerate(table.columns) if name in LABEL_COLUMNS and column != path]
     if not found:
         others = [name for n, name in enumerate(table.columns) if n != path and name not in PATH_COLUMNS]
-        unknown = [name for name in others if not _WITHOUT_LABEL.fullmatch(name)]
+        unknown = [name for name in others if not WITHOUT_LABEL.fullmatch(name)]
         if unknown:
             header = excerpt(",".join(table.columns), 80)
             remedy = "rename the label column to label, or delete the other columns if there are no labels"
@@ -251,7 +251,7 @@ def _labels_of(file: Path, lines: Sequence[_Line]) -> tuple[list[str], tuple[str
     if shape == (0, 2):
         return _labels_of_pairs(file, lines, first.where)
     if shape == (0, 3) and all(map(NUMBER.fullmatch, first.values)):
-        _refuse_windows(file, f"{first.where} has three numbers, such as start, end and label")
+        _refuse_windows(f"{first.where} has three numbers after the video, as lists of parts of videos do")
     last = [line.values[-1] if line.values else "" for line in lines]
     if shape == (0, 1):
         return last, ()

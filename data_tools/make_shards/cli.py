@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings
+from data_tools.make_shards.presets import DEFAULT, PRESETS, describe
 from data_tools.make_shards.records import Counts, load_finished
 from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
@@ -66,8 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", type=_part, metavar="I/N", help="write every Nth shard from the Ith (from 0) on, without a manifest")
     frames = FrameSettings()
     frame = parser.add_argument_group("stored frames").add_argument
-    frame("--short-side", type=int, default=frames.short_side, help="pixels (%(default)s); smaller videos keep theirs")
-    frame("--quality", type=int, default=frames.quality, help="JPEG quality (%(default)s)")
+    frame("--preset", choices=PRESETS, default=DEFAULT, help="values of three options (%(default)s; see below)")
+    frame("--short-side", type=int, help="pixels, overrides the preset; smaller videos keep theirs")
+    frame("--quality", type=int, help="JPEG quality, overrides the preset")
+    frame("--chroma", choices=("420", "444"), help="chroma subsampling, overrides the preset; 444 has none")
     frame("--raw", action="store_true", help="store pixels: 13 times the bytes, half the CPU to load (docs/data.md)")
     frame("--stride", type=int, default=frames.stride, help="store one of this many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
@@ -93,7 +97,7 @@ def _part(text: str) -> tuple[int, int]:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
-    frames = FrameSettings(**{item.name: getattr(arguments, item.name) for item in fields(FrameSettings)})
+    frames = FrameSettings(**{item.name: _value(arguments, item.name) for item in fields(FrameSettings)})
     dataset, out = arguments.dataset, arguments.out
     try:
         split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
@@ -102,6 +106,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _write(plan, arguments)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
+
+
+def _value(arguments: argparse.Namespace, name: str) -> Any:
+    """Return the value of an option, or that of the preset if the option was not given."""
+    given = getattr(arguments, name)
+    return getattr(PRESETS[arguments.preset], name) if given is None else given
 
 
 def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
@@ -189,10 +199,12 @@ def _remarks(split: Split, total: Counts) -> list[str]:
         lines.append(f"kept:         {_names(total.kept)}, as stored before; {reason}")
     if total.set_aside:
         lines.append(f"set aside:    {_names(total.set_aside)}, damaged shards with videos that are gone")
+    if total.substituted:
+        lines.append(f"substituted:  {_names(total.substituted)}, which cannot be decoded")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
     if split.skipped:
-        lines.append(f"skipped:      {_names(split.skipped)}, not a video by its name")
+        lines.append(f"skipped:      {_names(split.skipped)}, not videos")
     return [*lines, *(f"note:         {note}" for note in split.notes)]
 
 
@@ -207,4 +219,4 @@ def _names(paths: Sequence[str], limit: int = 5) -> str:
     return shown if len(paths) <= limit else f"{shown} and {len(paths) - limit} more"
 
 
-COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EXAMPLES)
+COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=f"{describe()}\n\n{_EXAMPLES}")

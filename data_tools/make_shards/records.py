@@ -29,6 +29,7 @@ class Counts:
     quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
     kept: list[str] = field(default_factory=list)  # videos whose stored samples stay, as the originals give no better
     set_aside: list[str] = field(default_factory=list)  # damaged shards that were kept under these names
+    substituted: list[str] = field(default_factory=list)  # "FILE for FILE" of videos whose first file does not decode
 
     @property
     def stored(self) -> int:
@@ -48,6 +49,7 @@ class Counts:
         self.quarantine.extend(other.quarantine)
         self.kept.extend(other.kept)
         self.set_aside.extend(other.set_aside)
+        self.substituted.extend(other.substituted)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _parse(content: Any) -> tuple[Counts, tuple[ShardEntry, ...]]:
 
 def _is_valid(counts: Counts) -> bool:
     numbers = (counts.videos, counts.samples, counts.frames, counts.bytes)
-    texts = [*counts.damaged, *(row[name] for row in counts.quarantine for name in KEYS)]
+    texts = [*counts.damaged, *counts.substituted, *(row[name] for row in counts.quarantine for name in KEYS)]
     return all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
 
 

@@ -138,8 +138,9 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
-    if not frames.segment_seconds:
-        del settings["segment_seconds"]  # absent in the plans of earlier versions, which may be continued
+    for name in ("chroma", "segment_seconds"):  # absent in plans of earlier versions, whose folders can be continued
+        if settings[name] == getattr(FrameSettings, name):
+            del settings[name]
     return ShardPlan(dataset, split, frames, shards, samples_per_shard, settings, _library_versions(frames))
 
 

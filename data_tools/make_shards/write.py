@@ -112,6 +112,7 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
             frames.flow,
             plan.encoding,
             window,
+            frames.chroma,
             frames.segment_seconds,
         ),
         shards=entries,

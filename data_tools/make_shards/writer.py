@@ -15,6 +15,7 @@ from data_tools.annotations import VideoRecord
 from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker
 from data_tools.frame_store import FrameStore
+from data_tools.make_shards.candidates import decode_first
 from data_tools.make_shards.old_samples import OldSamples, is_better, reach_end
 from data_tools.make_shards.records import Counts, ShardRecord, save_record
 from data_tools.make_shards.shard_plan import PlannedShard, ShardPlan, segment_key, segment_of
@@ -135,6 +136,7 @@ class Writer:
         """Yield the samples of a video. Each is counted when the next one is asked for, because it is written then."""
         end, samples = Counts(videos=1), 0
         damaged = kept = False
+        substitute = video.source
         try:
             for segment, chosen in self._choose(video, old, is_trusted):
                 added = _count(chosen)
@@ -144,10 +146,13 @@ class Writer:
                 samples += 1
                 damaged |= chosen.damaged_packets > 0
                 kept |= isinstance(chosen, StoredSample)
+                substitute = chosen.source if isinstance(chosen, DecodedVideo) else substitute
         except UndecodableVideo as error:
             stored = f"; {samples} of its segments are stored" if samples else ""
             row = {"path": video.source, "reason": error.reason.value, "error": error.detail + stored}
             end.quarantine.append(row)
+        if substitute != video.source:
+            end.substituted.append(f"{substitute} for {video.source}")
         if damaged:
             end.damaged.append(video.source)
         if kept and not (is_trusted and _is_readable(video.path)):
@@ -190,7 +195,7 @@ class Writer:
             raise UndecodableVideo(QuarantineReason.MISSING, "the annotations name it, but the file does not exist")
         decoder, is_idle = self._idle.get(), False
         try:
-            for decoded in decoder.decode(video.path):
+            for decoded in decode_first(video, decoder.decode):
                 if decoded.is_last:  # the process can decode another video while this one is written
                     self._idle.put(decoder)
                     is_idle = True
@@ -239,7 +244,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
     return {
         "label": video.label,
         "class_name": video.class_name,
-        "source": video.source,
+        "source": decoded.source,
         "fps": decoded.fps,
         "frames": len(decoded.jpegs),
         "stride": stride,

@@ -61,6 +61,9 @@ class DataConfig(Section):
     """Probability that noise replaces a rectangle of the clip, the same rectangle in all frames."""
     repeated_sampling: PositiveInt = 1
     """Clips drawn from each video that is read (repeated sampling)."""
+    share_frames: bool = False
+    """Take the clips of a video from the same frames, as VideoMAE's fine-tuning does: each frame is decoded once for
+    all of them, and they differ in crop, flip, augmentation and mask. False: each clip draws its own frames."""
     workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
     """Decoding processes per rank. 0: ``threads`` decode, which suffices for one or two cores."""
     threads: Annotated[PositiveInt, MAY_CHANGE] = 2

@@ -1,6 +1,7 @@
 """Decode clips of stored samples: random clips into the rows of a batch, or the middle clip of one sample."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_sampling import Cut, central_cut, random_cut
 from motionmae.data.flow import decode_flow
-from motionmae.data.jpeg import decode_clip
+from motionmae.data.jpeg import Target, decode_clips
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.manifest import Manifest
@@ -30,10 +31,15 @@ class ClipRequest(NamedTuple):
     sample: int  # sample id
     repeat: int  # number of the clip among the clips of its sample (data.repeated_sampling), from 0
 
-    @property
-    def random(self) -> KeyedRandom:
-        """Generator of frames, crop and flip, from which every decoder draws the same numbers."""
-        return KeyedRandom("clip", self.seed, self.epoch, self.sample, self.repeat)
+    def cut(self, meta: SampleMeta, data: DataConfig, clip: ClipConfig) -> Cut:
+        """Draw frames, crop and flip. Every decoder draws the same."""
+        frames, crop = random_cut(meta, data, clip, self._random(self.repeat))
+        if data.share_frames and self.repeat:
+            frames, _ = random_cut(meta, data, clip, self._random(0))
+        return frames, crop
+
+    def _random(self, repeat: int) -> KeyedRandom:
+        return KeyedRandom("clip", self.seed, self.epoch, self.sample, repeat)
 
     @property
     def augment_random(self) -> KeyedRandom:
@@ -106,19 +112,20 @@ class SampleDecoder:
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
     ) -> list[SampleMeta | CorruptSample]:
         outcomes: list[SampleMeta | CorruptSample] = []
-        for request in requests:
-            out = clips.array[request.row]
-            flow = None if flows is None else flows.array[request.row]
+        for sample, group in groupby(requests, lambda request: request.sample):
+            repeats = list(group)
             try:
-                meta = self.reader.read_meta(request.sample)
-                cut = random_cut(meta, self._data, self._clip, request.random)
-                _decode(self.reader, request.sample, meta, cut, out, flow)
+                meta = self.reader.read_meta(sample)
+                cuts = [request.cut(meta, self._data, self._clip) for request in repeats]
+                targets = [Target(*cut, clips.array[one.row]) for one, cut in zip(repeats, cuts, strict=True)]
+                _decode(self.reader, sample, meta, targets, [flows.array[one.row] for one in repeats] if flows else [])
             except CorruptSample as fault:
-                outcomes.append(fault)
+                outcomes.extend([fault] * len(repeats))
                 continue
-            outcomes.append(meta)
+            outcomes.extend([meta] * len(repeats))
             if self._augment:
-                self._augment(out, request.augment_random)
+                for request in repeats:
+                    self._augment(clips.array[request.row], request.augment_random)
         return outcomes
 
     def close(self) -> None:
@@ -135,15 +142,22 @@ def read_clip(reader: SampleReader, sample_id: int, clip: ClipConfig, flow: np.n
 
     meta = reader.read_meta(sample_id)
     pixels = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
-    _decode(reader, sample_id, meta, central_cut(meta, clip), pixels, flow)
+    target = Target(*central_cut(meta, clip), pixels)
+    _decode(reader, sample_id, meta, [target], [] if flow is None else [flow])
     return torch.from_numpy(pixels)
 
 
+def read_frames(reader: SampleReader, sample: int, targets: Sequence[Target]) -> dict[int, bytes | memoryview]:
+    """Read the stored frames of clips of one sample, by their numbers. A frame of several clips is read once."""
+    numbers = sorted({number for target in targets for number in target.frames})
+    return dict(zip(numbers, reader.read_frames(sample, numbers), strict=True))
+
+
 def _decode(
-    reader: SampleReader, sample: int, meta: SampleMeta, cut: Cut, out: np.ndarray, flow: np.ndarray | None
+    reader: SampleReader, sample: int, meta: SampleMeta, targets: Sequence[Target], flows: Sequence[np.ndarray]
 ) -> None:
-    frames, crop = cut
-    decode_clip(reader.read_frames(sample, frames), meta, crop, out)
-    if flow is not None:
-        for field, target in zip(reader.read_flow(sample, frames), flow, strict=True):
-            decode_flow(field, meta, crop, target)
+    """Fill the targets, and if flows are given, the flow of each target."""
+    decode_clips(read_frames(reader, sample, targets), meta, targets)
+    for target, flow in zip(targets, flows, strict=False):
+        for field, out in zip(reader.read_flow(sample, target.frames), flow, strict=True):
+            decode_flow(field, meta, target.crop, out)

@@ -29,6 +29,9 @@ SOUND = (
 )
 """Demuxers for sound. They are opened, so that the message says that there is no video stream."""
 
+STILL_BRANDS = frozenset({"avif", "heic", "heix", "heif", "mif1"})
+"""Major brands of pictures in the container of mp4. Animated ones have other brands (``avis``, ``hevc``, ``msf1``)."""
+
 _OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *RAW_STREAMS, *SOUND)), "protocol_whitelist": "file"}
 
 
@@ -45,9 +48,13 @@ def open_video(path: Path) -> Any:
     """
     try:
         # absolute: ffmpeg would read "a:b.mp4" as a protocol; replace: some titles of HMDB51 are not UTF-8
-        return av.open(str(path.absolute()), metadata_errors="replace", container_options=_OPTIONS)
+        container = av.open(str(path.absolute()), metadata_errors="replace", container_options=_OPTIONS)
     except av.ArgumentError as error:  # EINVAL: not on the list
         raise RefusedFormat("its format is not that of a video (a playlist, a text, a picture or the like)") from error
+    if container.metadata.get("major_brand") in STILL_BRANDS:
+        container.close()
+        raise RefusedFormat("it is a picture (AVIF or HEIF)")
+    return container
 
 
 def note_on_outside(folder: Path, videos: Sequence[Path]) -> str:

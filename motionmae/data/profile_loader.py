@@ -9,12 +9,10 @@ import numpy as np
 import psutil
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import SampleReader
-from motionmae.data.clip_sampling import random_cut
-from motionmae.data.jpeg import decode_clip
+from motionmae.data.clip_decoder import ClipRequest, SampleReader, read_frames
+from motionmae.data.jpeg import Target, decode_clips
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_samples
-from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.errors import CorruptSample
 
 
@@ -77,24 +75,25 @@ def _cpu_seconds() -> float:
 
 def _profile_steps(reader: SampleReader, data: DataConfig, clip: ClipConfig, seconds: float) -> list[float]:
     """Return the CPU milliseconds per clip for reading and for decoding, and the stored bytes per clip."""
-    out = np.empty((clip.frames, clip.size, clip.size, 3), np.uint8)
+    outs = np.empty((data.repeated_sampling, clip.frames, clip.size, clip.size, 3), np.uint8)
     read = decode = size = 0.0
     started, clips = time.perf_counter(), 0
     for number in itertools.count():
         if clips and time.perf_counter() - started > seconds:
             break
-        sample = number % reader.manifest.samples
+        epoch, sample = divmod(number, reader.manifest.samples)
         try:
             begin = time.thread_time()
             meta = reader.read_meta(sample)
-            frames, crop = random_cut(meta, data, clip, KeyedRandom("clip", 0, 0, sample, number))
-            jpegs = reader.read_frames(sample, frames)
+            cuts = (ClipRequest(0, 0, epoch, sample, repeat).cut(meta, data, clip) for repeat in range(len(outs)))
+            targets = [Target(*cut, out) for cut, out in zip(cuts, outs, strict=True)]
+            jpegs = read_frames(reader, sample, targets)
             middle = time.thread_time()
-            decode_clip(jpegs, meta, crop, out)
+            decode_clips(jpegs, meta, targets)
         except CorruptSample:  # the loader has already counted the sample
             continue
         read, decode = read + middle - begin, decode + time.thread_time() - middle
-        size += sum(len(jpeg) for jpeg in {id(jpeg): jpeg for jpeg in jpegs}.values())
-        clips += 1
+        size += sum(map(len, jpegs.values()))
+        clips += len(outs)
     reader.close()
     return [1e3 * read / clips, 1e3 * decode / clips, size / clips]

@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from motionmae.data.clip_sampling import Crop
-from motionmae.data.jpeg import decode_clip
+from motionmae.data.jpeg import Target, decode_clip, decode_clips, decode_frame
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta
 
@@ -94,3 +94,71 @@ def test_a_picture_of_another_size_is_corrupt(size):
     with pytest.raises(CorruptSample) as caught:
         decoded([simplejpeg.encode_jpeg(smooth(0, *size), 90)], Crop(0, 0, 80, 80), 32)
     assert caught.value.reason == Reason.DECODE
+
+
+def encoded(picture, chroma="420", quality=90):
+    return simplejpeg.encode_jpeg(picture, quality, colorsubsampling=chroma)
+
+
+class TestRowsBelowTheCrop:
+    """Decoding stops below the crop. The rest of the picture equals the plain decoder's."""
+
+    @pytest.mark.parametrize("chroma", ["420", "422", "444"])
+    @pytest.mark.parametrize("quality", [1, 50, 90, 100])
+    def test_the_rows_are_those_of_the_whole_picture(self, chroma, quality):
+        noisy = smooth(3) // 2 + np.random.default_rng(0).integers(0, 128, (96, 128, 3), dtype=np.uint8)
+        jpeg = encoded(noisy, chroma, quality)
+        whole = simplejpeg.decode_jpeg(jpeg, fastupsample=True)
+        for rows in range(1, 97):
+            picture = decode_frame(memoryview(jpeg), META, rows)
+            assert len(picture) >= rows
+            assert (picture[:rows] == whole[:rows]).all()
+
+    def test_a_small_crop_takes_less_of_the_decoder(self, monkeypatch):
+        rows = []
+        decode = simplejpeg.decode_jpeg
+        monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: rows.append(len(k["buffer"])) or decode(*a, **k))
+        decoded(JPEGS, Crop(8, 0, 32, 64), 32)
+        assert rows == [40, 40, 40]
+
+    @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+    def test_jpegs_of_other_encoders(self, options):
+        file = io.BytesIO()
+        Image.fromarray(smooth(4)).save(file, "jpeg", quality=90, subsampling=2, **options)
+        whole = simplejpeg.decode_jpeg(file.getvalue(), fastupsample=True)
+        assert (decode_frame(file.getvalue(), META, 50)[:50] == whole[:50]).all()
+
+    @pytest.mark.parametrize("kept", [100, 0.2])
+    def test_damage_within_the_rows_is_found(self, kept):
+        jpeg = JPEGS[0][: kept if kept > 1 else int(kept * len(JPEGS[0]))]
+        with pytest.raises(CorruptSample, match=r"a\.tar:7: decode"):
+            decode_frame(jpeg, META, 64)
+
+    def test_a_picture_of_another_size_is_corrupt(self):
+        with pytest.raises(CorruptSample):
+            decode_frame(encoded(smooth(0, 128, 128)), META, 32)
+
+
+class TestClipsOfOneSample:
+    """Clips that share frames get the pixels of clips that are decoded alone."""
+
+    CROPS = (Crop(0, 0, 40, 60), Crop(30, 20, 66, 90, flip=True), Crop(5, 0, 90, 128))
+
+    def test_pixels(self):
+        frames = ([0, 1, 2], [2, 2, 2], [0, 2, 1])
+        outs = [np.zeros((3, 24, 24, 3), np.uint8) for _ in self.CROPS]
+        decode_clips(dict(enumerate(JPEGS)), META, list(map(Target, frames, self.CROPS, outs)))
+        for numbers, crop, out in zip(frames, self.CROPS, outs, strict=True):
+            assert (out == decoded([JPEGS[number] for number in numbers], crop, 24)).all()
+
+    def test_each_frame_is_decoded_once(self, monkeypatch):
+        calls = []
+        decode = simplejpeg.decode_jpeg
+        monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: calls.append(a) or decode(*a, **k))
+        outs = [np.zeros((4, 24, 24, 3), np.uint8) for _ in self.CROPS]
+        decode_clips(
+            dict(enumerate(JPEGS)),
+            META,
+            [Target([0, 1, 2, 2], crop, out) for crop, out in zip(self.CROPS, outs, strict=True)],
+        )
+        assert len(calls) == 3

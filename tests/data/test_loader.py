@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig, DataConfig
-from motionmae.data.clip_decoder import read_clip
+from motionmae.data.clip_decoder import ClipRequest, SampleDecoder, read_clip
 from motionmae.data.loader import ClipLoader, check_same_stream
 from motionmae.data.open_shards import open_reader
 from motionmae.data.rng import mask_seed
@@ -16,6 +16,7 @@ from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import index_path, load_index
 from motionmae.data.shards.manifest import write_manifest
+from motionmae.data.shared_buffers import SharedBufferPool
 from motionmae.errors import UserError
 from tests.data.loading import CLIP, COUNTS, loader, rows, steps
 from tests.data.made_shards import flip_byte, frame_numbers, make_shards
@@ -70,6 +71,43 @@ def test_seeds_are_keyed_by_sample_and_repeat(shards):
     assert [row[0] for row in step[::2]] == [row[0] for row in step[1::2]]
     pixels = [row[3] for row in step]
     assert sum(first != second for first, second in zip(pixels[::2], pixels[1::2], strict=True)) >= 10
+
+
+@pytest.fixture(scope="module")
+def long_videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long") / "shards"
+    make_shards(folder, (6, 6), frames=20, height=48, width=64)
+    return folder
+
+
+def test_repeats_have_the_pixels_of_clips_that_are_decoded_alone(long_videos):
+    clip = ClipConfig(frames=8, size=16, stride=2)
+    data = DataConfig(shards=str(long_videos), repeated_sampling=4)
+    decoder = SampleDecoder(open_reader(long_videos), data, clip)
+    requests = [ClipRequest(row, 3, 0, row // 4, row % 4) for row in range(8)]
+    together, alone = (SharedBufferPool((8, 8, 16, 16, 3), np.uint8).take() for _ in range(2))
+    assert decoder.decode_into(requests, together, None) == [
+        decoder.decode_into([request], alone, None)[0] for request in requests
+    ]
+    assert (together.array == alone.array).all()
+    decoder.close()
+
+
+@pytest.mark.parametrize("sampling", ["dense", "segments"])
+def test_repeats_may_share_their_frames(long_videos, sampling):
+    clip, options = ClipConfig(frames=8, size=16, stride=2), {"sampling": sampling, "repeated_sampling": 3}
+    pixels = {}
+    for shared in (False, True):
+        (step,) = steps(long_videos, 0, 1, clip=clip, share_frames=shared, micro_batch_size=4, **options)
+        pixels[shared] = [np.frombuffer(row[3], np.uint8).reshape(8, 16, 16, 3) for row in step]
+    numbers = {shared: [frame_numbers(one) for one in clips] for shared, clips in pixels.items()}
+    assert [numbers[True][row] for row in range(36)] == [numbers[False][row // 3 * 3] for row in range(36)]
+    assert sum(numbers[False][row] != numbers[False][row // 3 * 3] for row in range(36)) > 12
+    # green and blue encode the place, the same for all frames: each clip has its own crop, as without sharing
+    for shared, own in zip(pixels[True], pixels[False], strict=True):
+        assert np.abs(shared[..., 1:].astype(int) - own[..., 1:]).max() <= 4
+    places = [one[0, 0, 0, 1:].tolist() for one in pixels[True][:3]]
+    assert len({tuple(place) for place in places}) == 3
 
 
 def test_another_seed_gives_other_clips(shards, one_rank):

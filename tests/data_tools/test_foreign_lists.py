@@ -72,7 +72,7 @@ class TestLists:
 
     def test_seconds_that_are_digits_elsewhere(self, tmp_path, videos):
         write(tmp_path / "train.csv", K400.replace(",10,", ",²,"))
-        assert "must be whole seconds" in refusal("k400", videos, tmp_path / "train.csv", "train")
+        assert "must be seconds" in refusal("k400", videos, tmp_path / "train.csv", "train")
 
     def test_a_short_row(self, tmp_path, videos):
         write(tmp_path / "list.csv", "label,path\na,v1.mp4\nb\n")

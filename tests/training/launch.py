@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TIMEOUT = 180.0
+TIMEOUT = 400.0
 
 
 def _context() -> Any:

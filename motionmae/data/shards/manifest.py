@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -17,6 +17,8 @@ from motionmae.files import write_atomically
 from motionmae.json_text import InvalidJsonError, JsonModel, parse_json
 
 _SHARD_NAME = re.compile(r"[^/\x00-\x1f\x7f]+\.tar")
+Chroma = Literal["420", "444"]
+_HALF: Final = "420"
 MANIFEST = "manifest.json"  # file name within a folder of shards
 
 
@@ -34,6 +36,7 @@ class EncoderSettings:
     """Distance in source frames between the two frames of a flow field; 0: no flow is stored."""
     encoding: str = "jpeg"  # encoding of a frame: jpeg, or raw (uint8 RGB)
     window: Small = 0  # length of a stored window in source frames; 0: the whole video is stored
+    chroma: Chroma = _HALF  # subsampling of the JPEGs; 444 is used where a video has so much
     segment_seconds: Annotated[float, Field(ge=0)] = 0
     """Length of the segments of videos that are samples of their own; 0: a video is one sample."""
 
@@ -69,7 +72,10 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
+    for name in ("chroma", "segment_seconds"):
+        if getattr(manifest.encoder, name) == getattr(EncoderSettings, name):
+            del content["encoder"][name]  # as in manifests of programs that know no other value, which they can read
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

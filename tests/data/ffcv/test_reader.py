@@ -96,8 +96,15 @@ def raw_beton(raw_shards):
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 @pytest.mark.parametrize(
     "data",
-    [{}, {"repeated_sampling": 2}, {"crop": "multi_scale"}, {"flip": False}, {"sampling": "segments"}],
-    ids=["default", "repeats", "multi", "plain", "segments"],
+    [
+        {},
+        {"repeated_sampling": 2},
+        {"repeated_sampling": 2, "share_frames": True},
+        {"crop": "multi_scale"},
+        {"flip": False},
+        {"sampling": "segments"},
+    ],
+    ids=["default", "repeats", "shared", "multi", "plain", "segments"],
 )
 def test_clips_are_those_of_the_shards_pixel_for_pixel(request, encoding, data):
     folder, path = (request.getfixturevalue(f"{'raw_' * (encoding == 'raw')}{name}") for name in ("shards", "beton"))

@@ -1,5 +1,5 @@
 from data_tools.annotations import VideoRecord
-from data_tools.annotations.split import VideoIndex, walk_files
+from data_tools.annotations.video_index import VideoIndex, walk_files
 from tests.data_tools.annotations.files import touch
 
 

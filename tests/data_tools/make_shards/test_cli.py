@@ -207,7 +207,7 @@ def test_figures_and_skipped_files_are_reported(videos, tmp_path, capsys):
     (tmp_path / "v" / "notes.txt").write_text("x")
     write_video(tmp_path / "v" / "a.mp4", draw_frames(5))
     assert make(tmp_path / "v", tmp_path / "out", "--json", str(tmp_path / "figures.json")) == 0
-    assert "skipped:      notes.txt, not a video by its name" in capsys.readouterr().out
+    assert "skipped:      notes.txt, not videos" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["samples"], figures["frames"], figures["quarantined"]) == (1, 5, {})
     assert figures["bytes"] > 0

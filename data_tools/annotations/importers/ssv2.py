@@ -11,7 +11,8 @@ from typing import TypeVar
 from pydantic import ConfigDict
 
 from data_tools.annotations.lists import LIST_BYTES, read_lines
-from data_tools.annotations.split import UNLABELLED, Split, VideoIndex
+from data_tools.annotations.split import UNLABELLED, Split
+from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json

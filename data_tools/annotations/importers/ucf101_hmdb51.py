@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 
 from data_tools.annotations.lists import read_lines
-from data_tools.annotations.split import Split, VideoIndex, annotation_folder
+from data_tools.annotations.split import Split, annotation_folder, visible_files
+from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 
@@ -64,7 +65,7 @@ def read_hmdb51(videos: Path, annotations: Path, split: str | None, exclude: Pat
     part, number = _parse_split(split)
     ending = f"_test_split{number}.txt"
     folder = annotation_folder(annotations, _HMDB51_FOLDER, f"*{ending}")
-    files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
+    files = {path.name.removesuffix(ending): path for path in visible_files(folder, f"*{ending}")}
     if not files:
         raise UserError(f"{folder} has no CLASS{ending}: give the official folder {_HMDB51_FOLDER} as --annotations")
     class_names = tuple(sorted(files))

@@ -1,0 +1,116 @@
+"""Read the csv files of Kinetics-400, 600 and 700 as DeepMind, ActivityNet and the CVDF publish them.
+
+The columns are label, youtube_id, time_start, time_end, split[, is_cc]. A test file may have no labels. A video file is
+named ``YTID_000012_000022.mp4`` (start and end second, also without zeros or as decimals) or ``YTID.mp4``, in class
+folders or in one flat folder. A file in ``replacement*`` is used before the one that it replaces.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from data_tools.annotations.lists import read_lines, read_table
+from data_tools.annotations.split import UNLABELLED, Split, visible_files
+from data_tools.annotations.video_index import VideoIndex
+from motionmae.errors import UserError
+from motionmae.files import hash_files
+
+CLASSES = (400, 600, 700)
+"""Numbers of classes of the versions. Kinetics-700 and its edition of 2020 have the same classes."""
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test"}
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+_COLUMNS = {"youtube_id", "time_start", "time_end"}
+
+
+def reader(classes: int) -> Callable[[Path, Path, str | None, Path | None], Split]:
+    """Return the reader of the version with ``classes`` classes."""
+    return partial(_read, classes)
+
+
+def _read(classes: int, videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
+    if split not in SPLITS:
+        raise UserError(f"--split {split} is not a split of Kinetics-{classes}: choose train, val or test")
+    split = SPLITS[split]
+    file = annotations if annotations.is_file() else _find_csv(annotations, split)
+    rows = _read_clips(file)
+    class_names, notes = _read_class_names(file.parent, classes, [row.get("label") or "" for row in rows])
+    label_of = {name: label for label, name in enumerate(class_names)}
+    named = [(_clip_name(row), row["youtube_id"].strip()) for row in rows]
+    index = VideoIndex(videos, exclude, [stem for stems in named for stem in stems])
+    records = []
+    for row, stems in zip(rows, named, strict=True):
+        text = (row.get("label") or "").strip()
+        name = text if text in label_of else text.replace("_", " ")
+        if name and name not in label_of:
+            raise UserError(f"{file}: the folder's label map has no class {name!r}: remove one of the two files")
+        path = f"{text}/{stems[0]}.mp4" if text else f"{stems[0]}.mp4"
+        label = label_of[name] if name else UNLABELLED
+        records.append(index.record(stems, [name] if name else [], path, label, name, split))
+    return Split(tuple(records), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
+
+
+def _clip_name(row: Mapping[str, str]) -> str:
+    """Return the official name of a clip, which has whole seconds."""
+    seconds = [row[column].strip() for column in ("time_start", "time_end")]
+    times = [f"{int(float(text)):06d}" if float(text).is_integer() else text for text in seconds]
+    return "_".join([row["youtube_id"].strip(), *times])
+
+
+def _find_csv(folder: Path, split: str) -> Path:
+    """Find the file of a split. Kinetics-600 of the CVDF has ``train.txt``, and a second test csv that is held out."""
+    found: list[Path] = []
+    for pattern in ("*.csv", "*.txt"):
+        words = {path: re.split("[-_]", path.stem.lower()) for path in visible_files(folder, pattern)}
+        found = found or [p for p, last in words.items() if SPLITS.get(last[-1]) == split and "holdout" not in last]
+    if len(found) != 1:
+        count = f"{len(found)} csv files" if found else "no csv file"
+        names = f"kinetics-400_{split}.csv of the ActivityNet crawler, {split}.csv of the CVDF"
+        raise UserError(f"{folder} has {count} of the split {split}: give the file itself as --annotations ({names})")
+    return found[0]
+
+
+def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a csv file."""
+    table = read_table(file)
+    return set(table.columns), table.records
+
+
+def _read_clips(file: Path) -> list[dict[str, str]]:
+    columns, rows = _read_csv(file)
+    if not columns >= _COLUMNS:
+        problem = f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv"
+        raise UserError(f"{problem}: use the data set 'folder' for a 'path label' list")
+    for line, row in enumerate(rows, start=2):
+        if not all(_SECONDS.fullmatch((row[column] or "").strip()) for column in ("time_start", "time_end")):
+            raise UserError(f"{file}, line {line}: time_start and time_end must be seconds, as 12 or 12.5")
+    return rows
+
+
+def _read_class_names(folder: Path, classes: int, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return class names in label order, from a label map or from all Kinetics csvs of the folder, and notes."""
+    label_maps = visible_files(folder, "label_map*.txt")
+    if label_maps:
+        chosen = next((path for path in label_maps if str(classes) in path.stem), label_maps[0])
+        return tuple(name.replace("_", " ") for name in read_lines(chosen)), ()
+    names = {name.strip() for name in labels}
+    for path in visible_files(folder, "*.csv"):
+        try:
+            columns, rows = _read_csv(path)
+        except UserError:  # another file of the user
+            continue
+        if columns >= {*_COLUMNS, "label"}:
+            names |= {(row["label"] or "").strip() for row in rows}
+    names.discard("")
+    count = len(names)
+    if count == classes:
+        return tuple(sorted(names)), ()
+    if count in CLASSES:
+        note = f"the csv files in {folder} name {count} classes, as Kinetics-{count} has: give the data set k{count}"
+    else:
+        note = (
+            f"the csv files in {folder} name {count} of the {classes} classes of Kinetics, numbered alphabetically; "
+            f"add the train and val files (or label_map_k{classes}.txt) to give every split the same numbers"
+        )
+    return tuple(sorted(names)), (note,)
