@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
-from data_tools.decode import FrameSettings
+from data_tools.decode import FrameSettings, QuarantineReason
 from data_tools.make_shards.presets import DEFAULT, PRESETS, describe
 from data_tools.make_shards.records import Counts, load_finished
 from data_tools.make_shards.retry import begin_retry, end_retry
@@ -127,7 +128,7 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
             say(f"retry: {again}; their stored samples are kept")
         finished = None if part else load_finished(plan, out)
         with progress_bar(TaskText("details")) as bar:
-            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
+            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""), [])
             total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
@@ -161,7 +162,11 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     return 3 if arguments.strict and total.quarantine else 0
 
 
-def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
+def _show(bar: Progress, task: TaskID, told: list[str], counts: Counts) -> None:
+    long = next((row for row in list(counts.quarantine) if row["reason"] == QuarantineReason.TOO_LONG), None)
+    if long and not told:  # at once, because all videos may be too long; ``told`` has the first of them
+        told.append(long["path"])
+        say(f"note: {long['path']} is too long: {long['error']}; the run goes on", file=sys.stderr)
     speed = bar.tasks[task].speed
     details = [f"{speed:.1f} videos/s"] if speed else []
     details.append(decimal(counts.bytes))
