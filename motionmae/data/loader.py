@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     """Micro-batch of n = micro_batch_size * repeats clips. The repeats of a sample are adjacent."""
 
     clips: torch.Tensor
-    """uint8 (n, T, H, W, 3), pinned if CUDA is used. The memory is reused when no tensor refers to the memory."""
+    """uint8 (n, T, H, W, 3), pinned for a GPU. The memory is reused when no tensor refers to the memory."""
     labels: torch.Tensor  # int64 (n,)
     seeds: torch.Tensor  # int64 (n,), seeds of the masks
     samples: torch.Tensor
@@ -103,6 +103,7 @@ class ClipLoader:
     Args:
         batch: number of samples per step over all ranks.
         labelled: raise UserError for samples without a class.
+        pinned: pin the memory of the micro-batches for copies to a GPU.
 
     Raises:
         UserError: there are no shards or fewer samples than a batch, the batch is not divisible among the ranks, or the
@@ -121,6 +122,7 @@ class ClipLoader:
         world: int = 1,
         flow: bool = False,
         labelled: bool = False,
+        pinned: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
         step = Config(
@@ -141,7 +143,6 @@ class ClipLoader:
         """Number of prefetched micro-batches that were decoded at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
         shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
-        pinned = torch.cuda.is_available()
         bytes_per_pixel = 7 if flow else 3  # RGB, and two float16 of flow
         check_buffers_fit(math.prod(shape) * bytes_per_pixel, data.prefetch)
         self._clips = SharedBufferPool((*shape, 3), np.uint8, pinned)
