@@ -9,28 +9,33 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import cv2
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_tools.frames import FlowRecorder, FrameEncoder
-from data_tools.segments import Clock, Part, Segment, Segmenter, StoredFrame
+from data_tools.frames import FlowRecorder, FrameEncoder, UnsupportedFrame
+from data_tools.segments import MAX_GAP_SECONDS, Clock, Part, Segment, Segmenter, StoredFrame
 from data_tools.size_limit import SizeLimit, frames_of_header
 from motionmae.data.open_video import RefusedFormat, open_video
-from motionmae.data.shards.manifest import Chroma
+from motionmae.data.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
 from motionmae.errors import UserError, check_limits
+
+if TYPE_CHECKING:  # pydantic would add to the start time of the decoding processes
+    from motionmae.data.shards.manifest import Chroma
 
 MAX_STORED_BYTES = 2**30
 """Limit on the bytes of the stored frames and flows of a sample. Readers limit it to 4 GiB."""
+
+_MAX_RATE = 1000  # frames per second; headers with more give the unit of their timestamps, such as 1/90000 s
+_READ_BYTES = 1 << 20
 
 
 class QuarantineReason(StrEnum):
@@ -44,10 +49,19 @@ class QuarantineReason(StrEnum):
     NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
     NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
+    UNSUPPORTED_FRAME = "unsupported_frame"  # the size or the pixel format of the frames cannot be stored
     NO_FLOW = "no_flow"  # the frames are too small for optical flow
     TOO_LONG = "too_long"  # the stored frames exceed MAX_STORED_BYTES; segments and windows of the video would not
     TIMEOUT = "timeout"  # the stall timeout passed without a frame, and the decoding process was killed
     CRASHED = "crashed"  # the decoding process died or raised an unexpected exception
+
+
+_REASONS: dict[type[Exception], QuarantineReason] = {
+    RefusedFormat: QuarantineReason.REFUSED_FORMAT,
+    NoVideoStream: QuarantineReason.NO_VIDEO_STREAM,
+    NoDecoder: QuarantineReason.UNKNOWN_CODEC,
+    UnsupportedFrame: QuarantineReason.UNSUPPORTED_FRAME,
+}
 
 
 @dataclass(eq=False)
@@ -64,7 +78,7 @@ class FrameSettings:
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
-    chroma: Chroma = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
+    chroma: "Chroma" = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
     stride: int = 1  # every ``stride``-th source frame is stored
     clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
@@ -98,6 +112,8 @@ class DecodedVideo:
     source_frames: int  # number of decoded frames, stored or not
     damaged_packets: int  # number of packets that could not be decoded
     flows: Collection[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
+    matrices: dict[str, str] = field(default_factory=dict)
+    """Unusual matrix coefficients to those used in their place (motionmae.data.video_frames)."""
     segment: int = 0  # number of the segment within the video
     is_last: bool = True  # whether the video ends with this segment
     source: str = ""  # path of the decoded file within its data set; set by the writer
@@ -162,19 +178,32 @@ def decode_in_chunks(
         yield decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
-    except RefusedFormat as error:
-        raise UndecodableVideo(QuarantineReason.REFUSED_FORMAT, str(error)) from error
-    except OSError as error:  # includes some errors of PyAV, e.g. denied permission
-        raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
-    except av.FFmpegError as error:
+    except tuple(_REASONS) as error:
+        raise UndecodableVideo(_REASONS[type(error)], str(error)) from error
+    except (OSError, av.FFmpegError) as error:
+        if disk_error := _read_to_end(path, on_frame):
+            raise UndecodableVideo(QuarantineReason.UNREADABLE, str(disk_error)) from error
         raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
+
+
+def _read_to_end(path: Path, on_progress: Callable[[], None]) -> OSError | None:
+    """Read a file without FFmpeg, whose errno may be a demuxer's. Return the error of the file system, if any."""
+    try:
+        size = path.stat().st_size  # of a device 0
+        with path.open("rb", buffering=0) as file:
+            for _ in range(0, size, _READ_BYTES):
+                file.read(_READ_BYTES)
+                on_progress()
+    except OSError as error:
+        return error
+    return None
 
 
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
     """Count the packets, i.e. the frames of an undamaged file. Call ``on_progress`` whenever reading moves forward."""
     count = farthest = 0
     with open_video(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
-        for packet in container.demux(_video_stream(container)):
+        for packet in container.demux(video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
                 farthest = packet.pos
@@ -190,13 +219,13 @@ def _decode(
     one = _Pass(settings, frozenset(selected) if settings.clips else None, on_frame)
     size = 0
     with open_video(path) as container:
-        stream = _video_stream(container)
-        rate = stream.average_rate or stream.guessed_rate
+        stream = video_stream(container)
+        rates = stream.average_rate, stream.guessed_rate
         expected = len(selected) if settings.clips else frames_of_header(container, stream)
         limit = _size_limit(path, settings, expected, on_frame)
         whole = (math.inf, math.inf)
         seconds, most_bytes = (settings.segment_seconds, MAX_STORED_BYTES) if settings.segment_seconds else whole
-        clock = Clock(rate)
+        clock = Clock(*rates)
         segmenter = Segmenter(seconds, most_bytes, clock.step)
         for frame in one.stored_frames(container, stream, clock):
             for part in segmenter.add(frame):
@@ -206,19 +235,19 @@ def _decode(
                 raise UndecodableVideo(QuarantineReason.TOO_LONG, excess)
         if not one.count:
             detail = (
-                f"{len(one.errors)} packets do not decode: {one.errors[-1]}"
-                if one.errors
+                f"{len(one.notes.errors)} packets do not decode: {one.notes.errors[-1]}"
+                if one.notes.errors
                 else "the file holds no frame"
             )
             raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
-        *parts, last = segmenter.finish(one.count, len(one.errors))
+        *parts, last = segmenter.finish(one.count, len(one.notes.errors))
     for part in parts:
         yield one.message(part)
     end = one.message(last)
     assert isinstance(end, DecodedVideo)
     if settings.segment_seconds:
         return end
-    times, fps = _frame_times(one.times, rate)
+    times, fps = _frame_times(one.times, *rates)
     return replace(end, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
 
 
@@ -244,12 +273,11 @@ class _Pass:
         self.stored = 0
         self.numbers: list[int] = []  # of the stored frames
         self.times: list[float | None] = []  # of all frames; without segments, whose frames have the times of a Clock
-        self.errors: list[str | None] = []  # one for each packet that does not decode
+        self.notes = DecodingNotes()
 
     def stored_frames(self, container: Any, stream: VideoStream, clock: Clock) -> Iterator[StoredFrame]:
         """Decode the video, and yield the frames to store in order, each when its flow is known."""
-        stream.codec_context.thread_count = 1  # there is one process per core, and damage must not depend on threads
-        for frame in _frames(container, stream, self.errors):
+        for frame in decode_frames(container, stream, self.notes):
             self._add(frame, clock)
             self._on_frame()
             yield from self._complete(self._flow.take() if self._flow else [])
@@ -263,7 +291,7 @@ class _Pass:
         time = clock.time(frame.time)
         if is_stored:
             content = encoder.pixels(frame) if settings.raw else encoder.encode(planes)
-            self._waiting.append(StoredFrame(self.count, time, len(self.errors), content))
+            self._waiting.append(StoredFrame(self.count, time, len(self.notes.errors), content))
         if flow:
             flow.add(planes[0].copy(), is_stored)  # scale() reuses the plane's memory
         if not settings.segment_seconds:
@@ -293,52 +321,31 @@ class _Pass:
             source_frames=part.source_frames,
             damaged_packets=part.damaged_packets,
             flows=[],
+            matrices=dict(self.notes.matrices),
             segment=part.number,
             is_last=part.is_last,
         )
 
 
-def _video_stream(container: Any) -> VideoStream:
-    """Return the video stream that ffmpeg would choose. A cover picture does not count as video."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        kinds = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
-        raise UndecodableVideo(QuarantineReason.NO_VIDEO_STREAM, f"streams of the file: {kinds}")
-    if stream.codec_context is None:
-        raise UndecodableVideo(QuarantineReason.UNKNOWN_CODEC, "there is no decoder for the video stream")
-    return stream
-
-
-def _frames(container: Any, stream: VideoStream, errors: list[str | None]) -> Iterator[VideoFrame]:
-    """Yield all frames that decode. Skip damaged packets, as the ffmpeg program does, and add their ``errors``."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:  # the container cannot be read further
-            errors.append(error.strerror)
-            packet = None
-        try:
-            yield from stream.codec_context.decode(packet)  # None flushes the decoder
-        except av.EOFError:  # the decoder was already flushed
-            return
-        except av.FFmpegError as error:
-            errors.append(error.strerror)
-        if packet is None:
-            return
-
-
-def _frame_times(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
+def _frame_times(
+    times: list[float | None], average_rate: Fraction | None, guessed_rate: Fraction | None = None
+) -> tuple[list[float], float]:
     """Return the seconds from the first frame to each frame, and the average frame rate.
 
-    The container's timestamps are used if they increase strictly. Otherwise (packed B-frames in AVI, raw streams
-    without timestamps) frames are placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
+    The container's timestamps are used if they increase in each microsecond's rounding and never by more than
+    MAX_GAP_SECONDS. Otherwise (packed B-frames in AVI, raw streams without timestamps, a clock that jumps) frames are
+    placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
     """
     known = [time for time in times if time is not None]
-    if len(known) == len(times) > 1 and all(low < high for low, high in pairwise(known)):
-        seconds = [round(time - known[0], 6) for time in known]
+    seconds = [round(time - known[0], 6) for time in known]
+    gaps = [later - earlier for earlier, later in pairwise(seconds)]
+    if len(known) == len(times) > 1 and all(0 < gap <= MAX_GAP_SECONDS for gap in gaps):
         return seconds, round((len(seconds) - 1) / (known[-1] - known[0]), 6)
-    fps = float(rate) if rate else 25.0
+    rates = [average_rate, guessed_rate]
+    if any(abs(gap) > MAX_GAP_SECONDS for gap in gaps):  # the average includes the jump
+        rates.reverse()
+    likely = (float(rate) for rate in rates if rate and 1 / MAX_GAP_SECONDS < rate < _MAX_RATE)
+    fps = next(likely, 25.0)
     return [round(index / fps, 6) for index in range(len(times))], round(fps, 6)
 
 

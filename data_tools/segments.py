@@ -14,6 +14,8 @@ _CHUNK_BYTES = 4 << 20
 _SHORTEST = 64  # source frames
 _HELD_BYTES = 16 << 20  # limit on the frames that wait for the decision whether their segment is long enough
 _RATES = (0.01, 1000.0)  # frames per second that a header may claim
+MAX_GAP_SECONDS = 3600.0
+"""Longest possible time between two frames. The clock of a camera has jumped if its timestamps differ by more."""
 
 
 class StoredFrame(NamedTuple):
@@ -49,22 +51,27 @@ Part = list[StoredFrame] | Segment
 class Clock:
     """Times of the frames of a video, which increase strictly whatever the container says.
 
-    A frame without a time, or with one that does not increase, is placed ``1 / rate`` after the frame before it.
+    A frame without a time, with one that does not increase, or after a jump of more than MAX_GAP_SECONDS, is placed
+    ``1 / rate`` after the frame before it. ``rates`` are those of the header; the first possible one is used.
     """
 
-    def __init__(self, rate: Fraction | None):
-        usable = rate if rate and _RATES[0] <= rate <= _RATES[1] else 25  # 25 as in ffmpeg
-        self.step = float(1 / usable)
+    def __init__(self, *rates: Fraction | None):
+        self.step = float(
+            1 / next((rate for rate in rates if rate and _RATES[0] <= rate <= _RATES[1]), 25)
+        )  # as ffmpeg
         self._now: float | None = None
         self._start: float | None = None  # time of the container at our time 0
 
     def time(self, container_time: float | None) -> float:
         """Return the seconds from the first frame to the next frame."""
         estimate = 0.0 if self._now is None else round(self._now + self.step, 6)
-        if container_time is not None and self._start is None:
-            self._start = container_time - estimate
-        known = round(container_time - self._start, 6) if container_time is not None and self._start is not None else -1
-        self._now = known if known > (-1 if self._now is None else self._now) else estimate
+        if container_time is None:
+            self._now = estimate
+            return estimate
+        known = estimate if self._start is None else round(container_time - self._start, 6)
+        if self._start is None or known - estimate > MAX_GAP_SECONDS:
+            known, self._start = estimate, container_time - estimate
+        self._now = known if self._now is None or known > self._now else estimate
         return self._now
 
 

@@ -120,6 +120,7 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         split_file=split.split_file,
         split_sha256=split.split_sha256,
         versions=plan.versions,
+        replaced_matrices=total.matrices,
     )
     write_manifest(out, manifest)
     return manifest

@@ -146,6 +146,7 @@ class Writer:
                 samples += 1
                 damaged |= chosen.damaged_packets > 0
                 kept |= isinstance(chosen, StoredSample)
+                end.matrices.update({video.source: chosen.matrices} if chosen.matrices else {})
                 substitute = chosen.source if isinstance(chosen, DecodedVideo) else substitute
         except UndecodableVideo as error:
             stored = f"; {samples} of its segments are stored" if samples else ""
@@ -241,7 +242,7 @@ def _set_aside(shard: Path) -> str:
 
 def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict[str, Any]:
     """Return the content of KEY.json: all keys in motionmae.data.shards.format.META_KEYS, and decoding results."""
-    return {
+    content = {
         "label": video.label,
         "class_name": video.class_name,
         "source": decoded.source,
@@ -255,3 +256,4 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
         "source_frames": decoded.source_frames,
         "damaged_packets": decoded.damaged_packets,
     }
+    return content | ({"replaced_matrices": decoded.matrices} if decoded.matrices else {})

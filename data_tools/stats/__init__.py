@@ -28,6 +28,7 @@ examples:
   motionmae shards stats data/toy/train --json stats.json --picture classes.png"""
 
 _FIRST_SEGMENT = "-00000"  # end of the key of the first segment of a video (data_tools.make_shards.shard_plan)
+_SMALLEST_FPS = 1e-6  # frames per second; a smaller number in a shard is an unknown rate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,8 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
     A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
-    classes (name to number of samples). If videos are in segments, figures per video are figures per segment.
+    classes (name to number of samples). Videos of unknown frame rate do not count in seconds, fps and hours. If videos
+    are in segments, figures per video are figures per segment.
     """
     names = ("key", "label", "fps", "frames", "stride", "height", "width")
     columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -62,7 +64,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
         for name, column in columns.items():
             column.extend(index[name])
     timing = zip(columns["frames"], columns["stride"], columns["fps"], strict=True)
-    seconds = [frames * stride / fps for frames, stride, fps in timing]
+    seconds = [frames * stride / fps for frames, stride, fps in timing if fps > _SMALLEST_FPS]
     labels = Counter(label for label in columns["label"] if label >= 0)
     size = sum(shard.bytes for shard in manifest.shards)
     frames = sum(columns["frames"])
@@ -82,7 +84,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "bytes_per_frame": round(size / max(1, frames)),
         f"frames_per_{unit}": _spread(columns["frames"]),
         f"seconds_per_{unit}": _spread(seconds),
-        "fps": _spread(columns["fps"]),
+        "fps": _spread([fps for fps in columns["fps"] if fps > _SMALLEST_FPS]),
         "short_side": _spread(list(map(min, columns["height"], columns["width"]))),
         "hours": round(sum(seconds) / 3600, 4),
         "classes": {name: labels[label] for label, name in enumerate(manifest.class_names)},
@@ -110,7 +112,7 @@ def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> No
     if unit == "segment":
         samples = f"{figures['samples']} segments of {figures['videos']} videos"
     for name in (f"frames_per_{unit}", f"seconds_per_{unit}", "fps", "short_side"):
-        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
+        table.add_row(name.replace("_", " "), *([f"{value:g}" for value in figures[name]] or ["unknown"] * 3))
     show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
     say(

@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ENCODINGS, load_index
 from motionmae.data.shards.schema import SampleFacts, SampleRow, Small
@@ -24,6 +26,7 @@ class _StoredFacts(SampleFacts, SampleRow):
     damaged_packets: Small = 0
     segment: Small = 0  # absent, as the next value, if the video is one sample
     last_segment: bool = True
+    replaced_matrices: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class StoredSample:
     def is_last(self) -> bool:
         """Whether the video ends with this sample."""
         return bool(self.meta["last_segment"])
+
+    @property
+    def matrices(self) -> dict[str, str]:
+        return dict(self.meta["replaced_matrices"])
 
 
 class StoredSamples:
