@@ -23,7 +23,7 @@ from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
 from data_tools.reporting import progress_bar
 from motionmae.commands.app import Command, add_json_argument
-from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.screen import TaskText
@@ -198,6 +198,9 @@ def _remarks(split: Split, total: Counts) -> list[str]:
         lines.append(f"substituted:  {_names(total.substituted)}, which cannot be decoded")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
+    if total.matrices:
+        tags = ", ".join(sorted({tag for pairs in total.matrices.values() for tag in pairs}))
+        lines.append(f"matrices:     {_names(list(total.matrices))}, decoded in spite of the tag {tags} ({MANIFEST})")
     if split.skipped:
         lines.append(f"skipped:      {_names(split.skipped)}, not videos")
     return [*lines, *(f"note:         {note}" for note in split.notes)]
