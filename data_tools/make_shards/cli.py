@@ -51,6 +51,7 @@ examples:
   a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
+  Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
