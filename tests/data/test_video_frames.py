@@ -187,7 +187,7 @@ def encode(path: Path, frames: np.ndarray, *options: str) -> Path:
 
 
 def test_the_sample_aspect_ratio_is_not_applied(tmp_path):
-    path = encode(tmp_path / "v.mp4", draw("progressive"), "-vf", "setsar=2", "-c:v", "ffv1", "-pix_fmt", "yuv444p")
+    path = encode(tmp_path / "v.mkv", draw("progressive"), "-vf", "setsar=2", "-c:v", "ffv1", "-pix_fmt", "yuv444p")
     raw = raw_frames(path)
     assert raw.shape[1:3] == (HEIGHT, WIDTH) == read_video(path, HEIGHT).shape[1:3]
     assert psnr(raw, ffmpeg_frames(path, WIDTH, HEIGHT)) >= SAME
