@@ -10,6 +10,7 @@ from data_tools.annotations import folder
 from data_tools.annotations.importers import kinetics, ssv2
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
 from data_tools.annotations.split import Split, VideoRecord
+from data_tools.reporting import name_file
 from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
 
@@ -25,6 +26,7 @@ READERS = {
 __all__ = ["READERS", "Split", "VideoRecord", "read_split"]
 
 
+@name_file()
 def read_split(
     dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
 ) -> Split:

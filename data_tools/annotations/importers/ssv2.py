@@ -36,8 +36,9 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
+    numbers = _read_json(labels_file, dict[str, str | int])
     try:
-        labels = {name: int(number) for name, number in _read_json(labels_file, dict[str, str | int]).items()}
+        labels = {name: int(number) for name, number in numbers.items()}
     except ValueError as error:
         raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
     class_names = tuple(sorted(labels, key=labels.__getitem__))
@@ -69,7 +70,9 @@ def _find(folder: Path, part: str) -> Path:
 def _read_json(file: Path, schema: type[Schema]) -> Schema:
     try:
         return load_json(file, schema, LIST_BYTES)
-    except (OSError, InvalidJsonError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and its disk") from error
+    except InvalidJsonError as error:
         raise UserError(f"{file} is not a JSON file of the data set ({error}): download it again") from error
 
 
