@@ -49,7 +49,8 @@ from benchmarks.script import build_parser, run_script, write_json
 from benchmarks.step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from monitoring.exporter_process import monitoring_sinks
 from motionmae.config import Config, load_config
-from motionmae.distributed.context import DistributedContext, choose_device, gather_objects
+from motionmae.distributed.context import DistributedContext, gather_objects
+from motionmae.distributed.devices import choose_device
 from motionmae.distributed.process_group import distributed
 from motionmae.files import output_file
 from motionmae.planning.flops import step_flops

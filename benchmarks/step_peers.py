@@ -136,10 +136,11 @@ class InLoop:
         """Take a step and log the step as :meth:`motionmae.training.trainer.Trainer.fit` does."""
         trainer = self._trainer
         trainer.timer.take()  # the time of other contestants
+        trainer.stop_requests.begin_sync()
         result = trainer.train_step(self._batches)
-        assert result.applied
-        trainer.stop_requests.sync_across_ranks()
+        trainer.stop_requests.finish_sync()
         trainer.timer.end_step()
+        assert trainer.engine.applied
         trainer.log_step(result)
         return self._spent
 

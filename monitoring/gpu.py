@@ -1,9 +1,11 @@
 """Metrics of the node's GPUs through NVML. Values that a device does not support are left out."""
 
+import ctypes
+import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,8 +14,10 @@ from motionmae.text import get_logger
 
 logger = get_logger(__name__)
 
+_NO_DRIVER = (9, 12)  # NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)  # drivers return all ones for an unknown value
 _WAIT_MILLISECONDS = 200  # interval at which the XID thread checks whether to end; the trainer waits for the thread
+_RETRY_SECONDS = 10.0  # pause of the XID thread after an error
 CLOSE_SECONDS = 1.0  # time limit for ending a thread that may hang in the driver
 
 
@@ -30,6 +34,8 @@ class GpuSource:
 class Nvml(GpuSource):
     """Source that reads the GPUs through nvidia-ml-py. A thread waits for XID events and counts them.
 
+    A GPU that fails, for example after it has fallen off the bus, gives one warning and does not hide the others.
+
     Raises:
         Exception: an NVML error, if there is no driver.
     """
@@ -39,13 +45,14 @@ class Nvml(GpuSource):
 
         self._nvml = pynvml
         pynvml.nvmlInit()
+        self._failed: set[str] = set()
         self._devices: list[tuple[Any, dict[str, str]]] = []
         for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            self._devices.append((handle, {"gpu": str(index), "UUID": pynvml.nvmlDeviceGetUUID(handle)}))
+            with self._warned(f"GPU {index}"):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                self._devices.append((handle, {"gpu": str(index), "UUID": pynvml.nvmlDeviceGetUUID(handle)}))
         self._readings = _readings(pynvml)
         self._xids: Counter[tuple[str, str]] = Counter()
-        self._failed: set[str] = set()
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch_xids, name="xid-events", daemon=True)
         self._watcher.start()
@@ -54,14 +61,7 @@ class Nvml(GpuSource):
         """Return samples of each supported metric of each GPU."""
         found: list[Sample] = []
         for handle, labels in self._devices:
-            for name, more, scale, read in self._readings:
-                try:
-                    value = read(handle)
-                except self._nvml.NVMLError as error:
-                    self._warn_once(f"{name} of GPU {labels['gpu']}", error)
-                    continue
-                if value not in _NOT_AVAILABLE:
-                    found.append((name, {**labels, **more}, value * scale))
+            found += self._values(handle, labels)
             for (uuid, xid), count in list(self._xids.items()):
                 if uuid == labels["UUID"]:
                     found.append(("gpu_xid_events_total", {**labels, "xid": xid}, count))
@@ -75,23 +75,72 @@ class Nvml(GpuSource):
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
+    def _values(self, handle: Any, labels: Mapping[str, str]) -> list[Sample]:
+        """Read one GPU. If all readings fail, the GPU is lost, which is one warning."""
+        found: list[Sample] = []
+        errors: dict[str, Exception] = {}
+        for name, more, scale, read in self._readings:
+            try:
+                value = read(handle)
+            except self._nvml.NVMLError as error:
+                errors.setdefault(name, error)
+                continue
+            if value not in _NOT_AVAILABLE:
+                found.append((name, {**labels, **more}, value * scale))
+        gpu = f"GPU {labels['gpu']}"
+        for name, failure in errors.items():
+            self._warn_once(f"{name} of {gpu}" if found else gpu, failure)
+        return found
+
     def _watch_xids(self) -> None:
-        nvml = self._nvml
+        """Count events until :meth:`close`. After an error, watch the GPUs that still answer."""
+        while not self._closed.is_set():
+            with self._warned("XID events"):
+                events = self._nvml.nvmlEventSetCreate()
+                try:
+                    if not self._register(events):
+                        return
+                    self._count_xids(events)
+                finally:
+                    self._nvml.nvmlEventSetFree(events)
+            self._closed.wait(_RETRY_SECONDS)
+
+    def _register(self, events: Any) -> bool:
+        """Register all GPUs for XID events; return False if none could be registered."""
+        registered = 0
+        for handle, labels in self._devices:
+            with self._warned(f"XID events of GPU {labels['gpu']}"):
+                self._nvml.nvmlDeviceRegisterEvents(handle, self._nvml.nvmlEventTypeXidCriticalError, events)
+                registered += 1
+        return registered > 0
+
+    def _count_xids(self, events: Any) -> None:
+        while not self._closed.is_set():
+            with suppress(self._nvml.NVMLError_Timeout):
+                event = self._nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
+                self._xids[self._uuid_of(event.device), str(event.eventData)] += 1
+
+    def _uuid_of(self, device: Any) -> str:
+        """Return the UUID by the address of the handle: a GPU that is lost no longer tells it."""
+        known = {_address(handle): labels["UUID"] for handle, labels in self._devices}
+        return known.get(_address(device)) or self._nvml.nvmlDeviceGetUUID(device)
+
+    @contextmanager
+    def _warned(self, what: str) -> Iterator[None]:
+        """Turn an NVML error into one warning about ``what``."""
         try:
-            events = nvml.nvmlEventSetCreate()
-            for handle, _ in self._devices:
-                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
-            while not self._closed.is_set():
-                with suppress(nvml.NVMLError_Timeout):
-                    event = nvml.nvmlEventSetWait_v2(events, _WAIT_MILLISECONDS)
-                    self._xids[nvml.nvmlDeviceGetUUID(event.device), str(event.eventData)] += 1
-        except nvml.NVMLError as error:
-            self._warn_once("XID events", error)
+            yield
+        except self._nvml.NVMLError as error:
+            self._warn_once(what, error)
 
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
             self._failed.add(what)
             logger.warning("%s is not available: %s", what, error)
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any], float]]]:
@@ -127,9 +176,10 @@ def _readings(nvml: Any) -> list[tuple[str, dict[str, str], float, Callable[[Any
 
 
 def open_gpus() -> GpuSource:
-    """Return the NVML source, or the base class if there is no driver."""
+    """Return the NVML source, or the base class if there is no driver, or a driver that fails (a warning)."""
     try:
         return Nvml()
     except Exception as error:  # NVML errors and a missing library share no base class
-        logger.debug("no GPU metrics: %s", error)
+        level = logging.DEBUG if getattr(error, "value", None) in (None, *_NO_DRIVER) else logging.WARNING
+        logger.log(level, "no GPU metrics: %s", error)
         return GpuSource()

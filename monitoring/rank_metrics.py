@@ -33,7 +33,8 @@ class FlopsPerClip(NamedTuple):
 
 def flops_per_clip_of(config: Config) -> FlopsPerClip:
     """Count the FLOPs and tokens of one clip in the task of ``config``, without a classifier's head (far below 1 %)."""
-    from motionmae.planning.flops import step_cubes, step_flops  # imports torch
+    from motionmae.models.masking import step_cubes  # imports torch
+    from motionmae.planning.flops import step_flops
 
     tokens = config.clip.cubes if config.task == "finetune" else step_cubes(config).visible
     return FlopsPerClip(step_flops(config).model, tokens)

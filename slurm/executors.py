@@ -32,6 +32,7 @@ def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str,
         "TORCH_FR_DUMP_TEMP_FILE": str(config.run_folder / "logs" / "collectives_rank_"),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "NCCL_DEBUG": "WARN",
+        **config.engine.environment,
     }
     if cluster == "local":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"

@@ -45,10 +45,14 @@ def rendezvous(environment: submitit.JobEnvironment) -> dict[str, str]:
 
 
 class TrainJob(Checkpointable):
-    """A pre-training or fine-tuning run as a submitit job. The inherited ``checkpoint`` resubmits this object."""
+    """A pre-training or fine-tuning run as a submitit job. The inherited ``checkpoint`` resubmits this object.
+
+    A job that requests GPUs never trains on the CPU, as ``engine.device=auto`` would where torch cannot use the driver.
+    """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        on_gpus = config.launch.gpus_per_node and config.engine.device == "auto"
+        self.config = config.updated({"engine.device": "cuda"}) if on_gpus else config
 
     def __call__(self) -> str:
         """Run one attempt on this rank. Return the end reason if the run finished, else exit with the reason's code."""
@@ -84,7 +88,7 @@ class TrainJob(Checkpointable):
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
-        from motionmae.distributed.context import choose_device
+        from motionmae.distributed.devices import choose_device
         from motionmae.runs.history import Attempt
         from slurm.attempt_log import AttemptLog
         from slurm.preflight import BadNode, Unreachable, abort, preflight

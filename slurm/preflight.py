@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from motionmae.distributed.process_group import create_store, use_interface_towards
+from motionmae.distributed.process_group import create_store, raise_file_limit, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port
 from motionmae.runs.end_reason import EndReason
 from motionmae.text import join_lines, say
@@ -46,6 +46,9 @@ def preflight(
         BadNode: if this node fails.
         Unreachable: if other ranks do not answer, or an all-reduce over all ranks fails.
     """
+    raise_file_limit()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's communicator would otherwise be made on GPU 0
     check_within(seconds, lambda: check_device(device), f"a matrix product on {device}")
     if rank_environment["LOCAL_RANK"] == "0":
         check_within(seconds, lambda: check_storage(run / "logs"), f"writing {_STORAGE_BYTES >> 20} MiB to {run}")
@@ -108,15 +111,18 @@ def check_network(
             f"{', '.join(absent)} did not answer within {seconds:.0f} s (ranks {', '.join(map(str, missing))})", absent
         )
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=2 * limit)
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=2 * limit, device_id=device_id
+        )
         number = torch.ones(1, device=device)
         dist.all_reduce(number)
+        total = number.item()  # waits for the message, which the end of the group would cut off
         dist.destroy_process_group()
     except RuntimeError as error:
         raise Unreachable(f"an all-reduce over {world} ranks fails ({join_lines(error)})") from error
-    if number.item() != world:
-        raise Unreachable(f"an all-reduce over {world} ranks gave {number.item():g}, not {world}")
+    if total != world:
+        raise Unreachable(f"an all-reduce over {world} ranks gave {total:g}, not {world}")
 
 
 def _missing_ranks(store: dist.TCPStore, world: int, limit: timedelta) -> list[int]:

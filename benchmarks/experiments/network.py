@@ -77,7 +77,7 @@ class Work:
     optimizer: float  # seconds per step without ZeRO; from stage 1 on, ZeRO divides them by the ranks
     parameters: int
     matrices: int  # number of parameter tensors that ZeRO-3 partitions; each is a message
-    autocast: bool = False  # linear layers compute in 16 bits, and DeepSpeed sends 16-bit gradients from stage 1 on
+    sends_16_bits: bool = False  # engine.reduce_dtype=bf16: gradients, and the matrices of stage 3
 
 
 @dataclass(frozen=True)
@@ -100,33 +100,33 @@ def step_parts(
 
     DeepSpeed 0.19 communicates as follows:
 
-    - stage 0: one all-reduce of all gradients in float32;
+    - stage 0: one all-reduce of all gradients;
     - stages 1, 2: an all-reduce of the gradients in buckets after the last micro-batch (1) or every micro-batch (2),
-      and an all-gather of the updated parameters after the step, in float32;
+      and an all-gather of the updated parameters after the step;
     - stage 3: an all-gather of every matrix before its use, and a reduce-scatter of the gradients in buckets.
 
-    Under autocast the gradients of stages 1 to 3 and the matrices of stage 3 have 16 bits per value.
+    All values are float32 unless ``work.sends_16_bits``; updated parameters always are.
 
     Args:
         stage: ZeRO stage.
         bucket: number of values in a message.
-        overlap: fraction of the backward pass that overlaps with gradients (0: DeepSpeed's ``overlap_comm`` is off).
+        overlap: fraction of the backward pass that overlaps with gradients, at stages 1 to 3 (``engine.overlap_comm``).
         micro_batches: micro-batches per step; a fraction stands for a smaller micro-batch.
     """
     size = float(FP32 * work.parameters)
-    sent = size / 2 if work.autocast else size
+    sent = size / 2 if work.sends_16_bits else size
     messages = ceil(work.parameters / bucket)
     passes = max(micro_batches, 1) if stage >= 2 else 1
     compute = micro_batches * (work.forward + work.backward) + work.optimizer / (ranks if stage else 1)
     if ranks == 1:
         return Parts(compute, 0.0, 0.0)
     if stage == 0:
-        reducing, gathering = network.all_reduce(size, ranks), 0.0
+        reducing, gathering = network.all_reduce(sent, ranks), 0.0
     elif stage < 3:
         reducing = passes * messages * network.all_reduce(sent / messages, ranks)
         gathering = messages * network.all_gather(size / messages, ranks)
     else:
         reducing = passes * messages * network.reduce_scatter(sent / messages, ranks)
         gathering = passes * work.matrices * network.all_gather(sent / work.matrices, ranks)
-    hidden = min(reducing, overlap * work.backward * micro_batches)
+    hidden = min(reducing, overlap * work.backward * micro_batches) if stage else 0.0
     return Parts(compute, hidden, reducing - hidden + gathering)

@@ -46,7 +46,6 @@ from motionmae.models.motionmae import build_motionmae
 from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import count_parameters, decoder_trunks, step_flops
 from motionmae.planning.gpus import DEFAULT, find_gpu
-from motionmae.planning.memory import FP32, compute_bytes
 from motionmae.training.pretrain import Pretraining
 
 SMALL = ["model.size=vit_s", "clip.size=112", "engine.micro_batch_size=4", "engine.precision=fp32"]
@@ -62,8 +61,8 @@ MESSAGES = (4_096, 16_000_000)
 def gpu_work(config: Config, seconds_per_clip: float) -> Work:
     """Return the work of a micro-batch on a GPU: one third forward, two thirds backward, including AdamW."""
     seconds = seconds_per_clip * config.engine.micro_batch_size * config.data.repeated_sampling
-    parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
-    return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), autocast)
+    parameters, sends_16_bits = count_parameters(config).total, config.engine.reduce_dtype == "bf16"
+    return Work(seconds / 3, 2 * seconds / 3, 0.0, parameters, matrices(config), sends_16_bits)
 
 
 def matrices(config: Config) -> int:
@@ -256,8 +255,8 @@ def predict_steps(measured: dict[int, dict[str, Any]], config: Config, cores: in
         for stage in STAGES:
             phases = alone["steps"][str(stage)]
             forward, backward, optimizer = (slower * phases[name] for name in ("forward", "backward", "optimizer"))
-            parameters, autocast = count_parameters(config).total, compute_bytes(config) < FP32
-            work = Work(forward, backward, optimizer, parameters, matrices(config), autocast)
+            parameters, sends_16_bits = count_parameters(config).total, config.engine.reduce_dtype == "bf16"
+            work = Work(forward, backward, optimizer, parameters, matrices(config), sends_16_bits)
             inside = gather.shared(sharing)
             network = Network(inside, inside, world, reduce.shared(sharing))
             predicted = step_parts(work, network, world, stage, bucket=BUCKET).step

@@ -12,7 +12,7 @@ runs in the background (:mod:`motionmae.checkpointing.async_checkpointer`). At s
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,24 +69,43 @@ class _SavedOptimizer(JsonModel, extra="ignore"):
 
 
 class PinnedStagingBuffer:
-    """Host memory for a rank's part of a checkpoint, reused by every save; a GPU copies directly to pinned memory."""
+    """Host memory for a rank's part of a checkpoint, reused by every save; a GPU copies directly to pinned memory.
 
-    def __init__(self, pinned: bool = False) -> None:
+    torch rounds each pinned tensor up to a power of two. The copies therefore share blocks of such a size.
+    """
+
+    def __init__(self, pinned: bool = False, block_bytes: int = 64 << 20) -> None:
         self.writers: list[_Writer] = []  # of each parameter, in the engine's order; assigned by the first save
-        self._pinned = pinned
+        self._pinned, self._block_bytes = pinned, block_bytes
         self._copies: dict[tuple[str, str], Tensor] = {}
+        self._rests: list[Tensor] = []  # free end of each block
 
     def copy(self, key: tuple[str, str], value: Tensor) -> Tensor:
         """Copy ``value``. A copy from a GPU runs in the background until :meth:`wait`."""
         host = self._copies.get(key)
         if host is None:
-            host = self._copies[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=self._pinned)
+            host = self._copies[key] = self._take(value.nbytes).view(value.dtype).view(value.shape)
         host.copy_(value, non_blocking=True)
         return host
 
     def wait(self) -> None:
         if self._pinned:
             torch.cuda.synchronize()
+
+    def _take(self, size: int) -> Tensor:
+        """Return ``size`` bytes of host memory, at an address that is a multiple of 64."""
+        if size > self._block_bytes:
+            return self._allocate(size)
+        aligned = -(-size // 64) * 64
+        fitting = (number for number, rest in enumerate(self._rests) if rest.nbytes >= aligned)
+        if (number := next(fitting, None)) is None:
+            number = len(self._rests)
+            self._rests.append(self._allocate(self._block_bytes))
+        taken, self._rests[number] = self._rests[number][:size], self._rests[number][aligned:]
+        return taken
+
+    def _allocate(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
 class _Writer(NamedTuple):
@@ -212,14 +231,15 @@ def restore(engine: Engine, rank: DistributedContext, checkpoint: Checkpoint) ->
         )
     for index, (name, parameter) in enumerate(engine.parameters.items()):
         reader, shape = index % rank.world, sharded_state.shape(parameter)
-        own = _read_parameter(checkpoint.folder, files[name], name) if rank.rank == reader else {}
+        kinds = (*KINDS, "average") if name in engine.averages else KINDS
+        own = _read_parameter(checkpoint, files[name], name, kinds) if rank.rank == reader else {}
         values = {}
-        for kind in KINDS:
+        for kind in kinds:
             values[kind] = own[kind].to(rank.device) if own else torch.empty(shape, device=rank.device)
             dist.broadcast(values[kind], src=reader)
         sharded_state.set_full_state(engine, parameter, values)
         if name in engine.averages:
-            engine.averages[name].data.copy_(_read_average(checkpoint, files[name], name))
+            engine.averages[name].data.copy_(values["average"])
     optimizer = checkpoint.state(_SavedOptimizer).optimizer
     sharded_state.set_optimizer_steps(engine, optimizer.steps)
     if engine.loss_scale and optimizer.loss_scale:
@@ -291,10 +311,12 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
             yield content[start : start + (8 << 20)]
 
 
-def _read_parameter(folder: Path, file: str, name: str) -> dict[str, Tensor]:
+def _read_parameter(checkpoint: Checkpoint, file: str, name: str, kinds: Sequence[str]) -> dict[str, Tensor]:
+    folder = checkpoint.folder
     moments = read_tensors(folder / file.replace("model-", "optimizer-"), [f"{name}.{kind}" for kind in MOMENTS])
-    values = {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
-    return {"parameter": read_tensors(folder / file, [name])[name], **values}
+    values = {"parameter": read_tensors(folder / file, [name])[name]}
+    values |= {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
+    return values | ({"average": _read_average(checkpoint, file, name)} if "average" in kinds else {})
 
 
 def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:

@@ -19,12 +19,13 @@ class LaunchConfig(Section):
     gpus_per_node: NonNegativeInt = 8
     """GPUs requested per node; 0 on machines without GPUs."""
     cpus_per_task: PositiveInt = 12
-    """CPU cores per rank, for decoding (data.workers) and the training process."""
+    """CPU cores per rank, for decoding (data.workers) and the training process. With hyper-threading, Slurm may count
+    threads: add `--sbatch hint=nomultithread`."""
     time: PositiveInt = 1440
     """Time limit of one attempt of the job, in minutes; `--time` also takes HH:MM:SS and D-HH:MM:SS. A longer run
     requeues itself."""
     signal_seconds: PositiveInt = 120
-    """Seconds before the time limit at which Slurm sends the signal to save. A step and a save must fit."""
+    """Seconds before the time limit at which Slurm sends the signal to save. Two steps and a save must fit."""
     max_timeouts: PositiveInt = 1000
     """Time limits that a run may reach before it stops requeueing itself."""
     max_retries: NonNegativeInt = 5

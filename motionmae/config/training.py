@@ -59,14 +59,29 @@ class EngineConfig(Section):
     """Autocast type over fp32 parameters. auto: bf16 where the device supports it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the accelerator that torch finds."""
+    overlap_comm: bool = True
+    """Reduce gradients during the backward pass, at ZeRO 1 to 3, with a second message buffer per number format."""
+    reduce_dtype: Annotated[Literal["fp32", "bf16"], MAY_CHANGE_RESULT] = "fp32"
+    """Number format in which gradients are summed over the ranks, and in which ZeRO 3 gathers parameters. bf16 halves
+    the messages and rounds every sum; under bf16 autocast, ZeRO 1 to 3 then use it for linear layers only."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = False
-    """Use deterministic kernels of torch: bitwise repeatable, and slower on GPUs."""
+    """Use only deterministic kernels of torch: the same ranks give the same bits, and GPUs are slower. Operators
+    without such a kernel raise an error (docs/survival.md)."""
+
+    def check(self) -> None:
+        if self.reduce_dtype == "bf16" and self.precision == "fp16":
+            raise refusal("engine.reduce_dtype", self.reduce_dtype, "with engine.precision=fp16, choose fp32")
 
     def stage(self, ranks: int) -> int:
         """Return the ZeRO stage of a run. On one rank, stages 1 to 3 would only cost copies."""
         return self.zero_stage if ranks > 1 else 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that CUDA's libraries must find in the environment of a rank before its first operation."""
+        return {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if self.deterministic else {}
 
 
 class CheckpointConfig(Section):
@@ -107,7 +122,8 @@ class WatchdogConfig(Section):
     startup_seconds: NonNegativeFloat = 1800.0
     """Limit from process-group setup to the first step, with loading of a checkpoint."""
     step_seconds: NonNegativeFloat = 600.0
-    """Minimum limit of a step."""
+    """Minimum limit of a step. The first step of a compiled model, in which all ranks compile, has the limit
+    `startup_seconds` if that is longer."""
     step_factor: Annotated[float, Field(ge=1)] = 20.0
     """Limit of a step as a multiple of the median of the last steps, if that is longer than `step_seconds`."""
     save_seconds: NonNegativeFloat = 3600.0

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """Micro-batch of n = micro_batch_size * repeats clips. The repeats of a sample are adjacent."""
 
     clips: torch.Tensor
-    """uint8 (n, T, H, W, 3), pinned if CUDA is used. The memory is reused when no tensor refers to the memory."""
+    """uint8 (n, T, H, W, 3), pinned for a GPU. The memory is reused when no tensor refers to the memory."""
     labels: torch.Tensor  # int64 (n,)
     seeds: torch.Tensor  # int64 (n,), seeds of the masks
     samples: torch.Tensor
@@ -101,6 +101,7 @@ class ClipLoader:
     Args:
         batch: number of samples per step over all ranks.
         labelled: raise UserError for samples without a class.
+        pinned: pin the memory of the micro-batches for copies to a GPU.
 
     Raises:
         UserError: there are no shards or fewer samples than a batch, the batch is not divisible among the ranks, or the
@@ -119,6 +120,7 @@ class ClipLoader:
         world: int = 1,
         flow: bool = False,
         labelled: bool = False,
+        pinned: bool = False,
     ):
         assert 0 <= rank < world, (rank, world)
         step = Config(
@@ -139,7 +141,6 @@ class ClipLoader:
         """Number of prefetched micro-batches that were decoded at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
         shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
-        pinned = torch.cuda.is_available()
         self._clips = SharedBufferPool((*shape, 3), np.uint8, pinned)
         self._flows = SharedBufferPool((*shape, 2), np.float16, pinned) if flow else None
         self._sampler = self._sampler_of(0)

@@ -19,7 +19,7 @@ class DistributedContext:
 
     rank: int
     world: int
-    local_rank: int  # rank within the node; the index of the GPU
+    local_rank: int  # rank within the node
     device: torch.device
 
     @property
@@ -69,20 +69,3 @@ def rank_zero_first(rank: DistributedContext, action: Callable[[], Result]) -> R
     results: list[Result] = []
     run_on_rank_zero(rank, lambda: results.append(action()))
     return results[0] if results else action()
-
-
-def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """Return a rank's device for ``engine.device``, or raise a UserError if this node does not have the device."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    gpus = torch.cuda.device_count()
-    if gpus == 0:
-        raise UserError(
-            "engine.device=cuda, but torch finds no GPU: set engine.device=cpu, or use a machine with a GPU"
-        )
-    if local_rank >= gpus:
-        raise UserError(
-            f"local rank {local_rank} has no GPU, torch finds {gpus} on this node: "
-            "start one rank per GPU, and make all GPUs of the node visible to every rank"
-        )
-    return torch.device("cuda", local_rank)

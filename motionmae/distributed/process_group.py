@@ -3,9 +3,10 @@
 import errno
 import ipaddress
 import os
+import resource
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import psutil
@@ -13,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
-from motionmae.distributed.context import DistributedContext, choose_device
+from motionmae.distributed.context import DistributedContext
+from motionmae.distributed.devices import choose_device
 from motionmae.distributed.rendezvous import rank_environment
 from motionmae.errors import UserError
 
@@ -30,7 +32,11 @@ def init_distributed(engine: EngineConfig) -> DistributedContext:
     rank, world, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = choose_device(engine.device, local_rank)
     os.environ.update(environment)  # DeepSpeed reads them
+    for name, value in engine.environment.items():
+        os.environ.setdefault(name, value)
+    raise_file_limit()
     if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it as the number of the GPU
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:  # by default every rank would use all cores of the node
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -40,7 +46,9 @@ def init_distributed(engine: EngineConfig) -> DistributedContext:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         use_interface_towards(environment["MASTER_ADDR"])
         store = dist.HashStore() if world == 1 else create_store(environment, rank, world)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+        # With a device, NCCL connects all ranks now and not at the first row of metrics.
+        device_id = device if device.type == "cuda" and world > 1 else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, device_id=device_id)
     return DistributedContext(rank, world, local_rank, device)
 
 
@@ -83,17 +91,34 @@ def create_store(
 def use_interface_towards(host: str) -> None:
     """Set GLOO_SOCKET_IFNAME, unless it is set, to the interface that reaches ``host``, if there is one.
 
-    By default gloo listens at the address of the machine's own name, which is often 127.0.1.1.
+    By default gloo listens at the address of the machine's own name, which is often 127.0.1.1. NCCL exchanges addresses
+    over the first interface that it finds, which may be a bridge of containers; NCCL_SOCKET_IFNAME follows gloo's.
     """
+    if name := os.environ.get("GLOO_SOCKET_IFNAME") or _interface_towards(host):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without "=" NCCL takes the name as a prefix
+
+
+def _interface_towards(host: str) -> str | None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # looks up the route and sends nothing
             address = probe.getsockname()[0]
     except OSError:
-        return
-    for name, addresses in psutil.net_if_addrs().items():
-        if address in (own.address for own in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if address in (own.address for own in found)), None)
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files, often 1,024, to the highest that the system allows.
+
+    Each of a run's three gloo groups keeps a connection to every other rank.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # an unlimited hard limit may exceed the kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Requests to stop or save, by signals and by files. All ranks act on a request together at the end of a step.
 
+The ranks agree by a message that begins with the step and is read at its end, so that no step waits for it. A request
+that arrives during a step therefore takes effect after the next step.
+
 Slurm sends SIGUSR2, through submitit, before a time limit or a preemption: the run saves and is requeued. It sends
 SIGTERM where the user signal is not configured, and on ``scancel``: the run saves and is not requeued. Ctrl-C and a
 closed terminal count as SIGTERM; a second Ctrl-C ends the process at once. A handler only sets a flag: a collective
@@ -29,12 +32,12 @@ POLL_SECONDS = 1.0  # shortest time between two checks of the files, which may b
 _LEVELS = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGHUP: 1, signal.SIGUSR2: 2}
 _STOP_FILE_LEVEL = 3
 _END_REASONS = (None, EndReason.TERMINATED, EndReason.PREEMPTED, EndReason.STOPPED)  # by level
-_INTERRUPT_MESSAGE = b"\nsaving after this step, then exiting; press Ctrl-C again to exit without saving\n"
+_INTERRUPT_MESSAGE = b"\nsaving after the next step, then exiting; press Ctrl-C again to exit without saving\n"
 
 
 @dataclass(frozen=True)
 class Request:
-    """Request that all ranks have agreed on after a step."""
+    """Request that all ranks have agreed on."""
 
     end: EndReason | None  # reason for which the attempt saves and ends; None: training continues
     save: bool
@@ -88,17 +91,26 @@ class StopRequests:
         self._stop, self._save = folder / "stop", folder / "save"
         self._next_poll = 0.0
         self._found = (False, False)
+        self._message: dist.Work | None = None  # in progress
+        self._answer = torch.zeros(2, dtype=torch.int64)  # level, and whether to save
 
-    def sync_across_ranks(self) -> Request:
-        """Agree with all ranks on one request. It uses CPU tensors, so that no device waits.
+    def begin_sync(self) -> None:
+        """Begin to agree with all ranks on one request. It uses CPU tensors, so that no device waits.
 
-        All ranks must call this.
+        All ranks must call this, and then :meth:`finish_sync`.
         """
         stop, save = self._poll_files()
         level = _STOP_FILE_LEVEL if stop else self._signals.level
-        answer = torch.tensor([level, int(save)])
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return Request(_END_REASONS[int(answer[0])], bool(answer[1]))
+        self._answer = torch.tensor([level, int(save)])
+        self._message = dist.all_reduce(self._answer, op=dist.ReduceOp.MAX, async_op=True)
+
+    def finish_sync(self) -> Request:
+        """Return the request of all ranks as of :meth:`begin_sync`."""
+        assert self._message is not None, "begin_sync comes first"
+        self._message.wait()
+        self._message = None
+        level, save = self._answer.tolist()
+        return Request(_END_REASONS[level], bool(save))
 
     def clear(self, request: Request) -> None:
         """Remove the files of a request that is done. This attempt must hold the lease on the run folder."""

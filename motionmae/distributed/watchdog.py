@@ -30,10 +30,18 @@ _NEVER = float("inf")
 
 
 class Watchdog:
-    """Watchdog of this process, until :meth:`close`; ``report`` receives one sentence before the process ends."""
+    """Watchdog of this process, until :meth:`close`.
 
-    def __init__(self, limits: WatchdogConfig, stacks: Path, report: Callable[[str], None]) -> None:
+    Args:
+        report: receives one sentence before the process ends.
+        compiles: whether the first step compiles the model.
+    """
+
+    def __init__(
+        self, limits: WatchdogConfig, stacks: Path, report: Callable[[str], None], compiles: bool = False
+    ) -> None:
         self.limits, self._stacks, self._report = limits, stacks, report
+        self._compiles = compiles
         self._current = {"main": ("", _NEVER)}
         self._durations: deque[float] = deque(maxlen=101)
         self._step_began = 0.0
@@ -45,11 +53,13 @@ class Watchdog:
     def step(self, number: int) -> None:
         """Watch step ``number`` from now on; the previous step has ended."""
         now = time.monotonic()
-        if self._step_began:
+        limit, first = self.limits.step_seconds, not self._step_began
+        if not first:
             self._durations.append(now - self._step_began)
         self._step_began = now
-        limit = self.limits.step_seconds
-        if limit and self._durations:
+        if limit and first and self._compiles:
+            limit = max(limit, self.limits.startup_seconds) if self.limits.startup_seconds else 0.0
+        elif limit and self._durations:
             limit = max(limit, self.limits.step_factor * median(self._durations))
         self.expect(f"step {number}", limit)
 

@@ -25,20 +25,24 @@ from motionmae.config.schema import accumulation_steps
 from motionmae.config.training import BUCKET
 from motionmae.distributed.context import DistributedContext
 from motionmae.engine import sharded_state
+from motionmae.engine.kernels import choose_kernels
 from motionmae.engine.precision import LossScale, resolve_precision
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW with clipping that skips a step with a non-finite gradient norm; ``overflow`` reports it to DeepSpeed.
+    """AdamW with clipping that skips a step with a non-finite gradient norm. The host does not wait for the decision.
 
     Stage 0 has all-reduced the gradients before ``step`` is called. Every rank therefore takes the same decision.
+
+    Attributes:
+        found_inf: 1.0 on the device if the last step was skipped, else 0.0. torch's fused kernels read this name.
     """
 
     def __init__(self, groups: list[dict[str, Any]], clip_grad: float, **options: Any) -> None:
         super().__init__(groups, **options)
         self.clip_grad = clip_grad
         self.loss_scale = 1.0
-        self.overflow = False
+        self.found_inf: Tensor | None = None
         self._global_grad_norm: Tensor | None = None  # DeepSpeed reads this name
 
     def override_loss_scale(self, scale: float) -> None:
@@ -47,16 +51,14 @@ class GuardedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters, or skip the step if the gradient norm is not finite."""
+        """Update the parameters, or leave them unchanged if the gradient norm is not finite."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         if self.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         self._global_grad_norm = norm
-        self.overflow = not bool(norm.isfinite())
-        if self.overflow:
-            return
+        self.found_inf = norm.isfinite().logical_not().float()
         if self.clip_grad > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         super().step()
@@ -91,10 +93,7 @@ class Engine:
         self.loss_scale = LossScale() if self.precision == "fp16" else None
         if rank.device.type == "cpu":
             keep_freed_memory()
-        if config.engine.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.backends.cudnn.benchmark = False
+        choose_kernels(config, rank.device)
         decay = config.optim.ema_decay
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
@@ -128,19 +127,22 @@ class Engine:
             loss = loss * self.loss_scale.value
         self.deepspeed.backward(loss)
 
-    def step(self) -> bool:
-        """End a micro-batch; the last one of a step updates the weights. Return False if all ranks skip the update."""
+    def step(self) -> None:
+        """End a micro-batch; the last one of a step updates the weights, unless all ranks skip the update."""
         last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
-        if not last:
-            return True
-        applied = bool(self.deepspeed.was_step_applied())
-        if applied and self._average:
+        if last and self._average and self.applied:
             self._average.update(self.deepspeed.module)
-        if self.loss_scale:
-            self.loss_scale.update(applied)
+        if last and self.loss_scale:
+            self.loss_scale.update(self.applied)
             self.set_loss_scale()
-        return applied
+
+    @property
+    def applied(self) -> bool:
+        """False if all ranks skipped the last step's update. At stage 0 the host waits for the device here."""
+        if isinstance(self.optimizer, GuardedAdamW):
+            return not self.optimizer.found_inf
+        return bool(self.deepspeed.was_step_applied())
 
     @property
     def grad_norm(self) -> float:
@@ -185,13 +187,18 @@ def deepspeed_config(config: Config, stage: int, precision: str, accumulation: i
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
+            "overlap_comm": config.engine.overlap_comm,
         },
+        "communication_data_type": config.engine.reduce_dtype,  # under autocast, DeepSpeed reads it only at stage 0
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # would wait for the device twice in each micro-batch
     }
     if precision != "fp32":
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
         settings["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        if config.engine.reduce_dtype == "fp32":  # by default, gradients of linear layers are sent in 16 bits
+            settings["torch_autocast"]["lower_precision_safe_modules"] = []
     return settings
 
 
@@ -207,8 +214,10 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     with patch("torch.compile", lambda function=None, **_: function or (lambda later: later)), suppress(ImportError):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed's shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # DeepSpeed's shared-memory collectives take 30 s to compile after every installation; gloo does the same work.
+        # The first use of this dictionary probes all operators, which takes a second and warns on GPUs without nvcc.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

@@ -5,10 +5,13 @@ in 64-bit arithmetic, which overflows in the same way on every device. The posit
 A mask therefore does not depend on the device, the rank, the batch, or the masks drawn before.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from motionmae.config import Config
 
 
 def _signed(value: int) -> int:
@@ -35,6 +38,27 @@ def masked_cubes(kind: str, ratio: float, temporal_patches: int, spatial_patches
     if kind == "global":
         return int(ratio * temporal_patches * spatial_patches)
     return temporal_patches * int(ratio * spatial_patches)
+
+
+@dataclass(frozen=True)
+class Cubes:
+    """Counts of cubes (tokens) of one clip in a pre-training step."""
+
+    visible: int  # tokens of the encoder, and keys and values of the decoders
+    queries: int  # cubes predicted by each head
+
+    @property
+    def decoder(self) -> int:
+        """Tokens of a decoder."""
+        return self.visible + self.queries
+
+
+def step_cubes(config: Config) -> Cubes:
+    """Count the cubes that ``config.mask`` leaves visible and the cubes that each head predicts."""
+    clip, mask = config.clip, config.mask
+    masked = masked_cubes(mask.kind, mask.ratio, clip.temporal_patches, clip.spatial_patches)
+    queries = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
+    return Cubes(clip.cubes - masked, queries)
 
 
 def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> Mask:

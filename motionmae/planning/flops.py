@@ -11,7 +11,7 @@ of the work.
 from dataclasses import dataclass
 
 from motionmae.config import Config
-from motionmae.models.masking import masked_cubes
+from motionmae.models.masking import step_cubes
 from motionmae.models.targets import output_sizes
 
 
@@ -40,27 +40,6 @@ class StepFlops:
     def model(self) -> int:
         """Forward and backward pass without recomputation."""
         return self.encoder_forward + self.decoders_forward + self.backward
-
-
-@dataclass(frozen=True)
-class Cubes:
-    """Counts of cubes (tokens) of one clip in a pre-training step."""
-
-    visible: int  # tokens of the encoder, and keys and values of the decoders
-    queries: int  # cubes predicted by each head
-
-    @property
-    def decoder(self) -> int:
-        """Tokens of a decoder."""
-        return self.visible + self.queries
-
-
-def step_cubes(config: Config) -> Cubes:
-    """Count the cubes that ``config.mask`` leaves visible and the cubes that each head predicts."""
-    clip, mask = config.clip, config.mask
-    masked = masked_cubes(mask.kind, mask.ratio, clip.temporal_patches, clip.spatial_patches)
-    queries = clip.cubes - int(mask.decoder_ratio * clip.cubes) if mask.decoder_ratio else masked
-    return Cubes(clip.cubes - masked, queries)
 
 
 def count_parameters(config: Config) -> Parameters:

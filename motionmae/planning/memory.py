@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from motionmae.config import Config
 from motionmae.config.training import BUCKET
+from motionmae.models.masking import step_cubes
 from motionmae.models.targets import output_sizes
 from motionmae.planning.flops import (
     Parameters,
     count_classifier_parameters,
     count_parameters,
     decoder_trunks,
-    step_cubes,
 )
 
 FP32 = 4
@@ -71,11 +71,9 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
-    message = FP32 * BUCKET if stage else min(trained, FP32 * _STAGE_0_MESSAGE)
+    message = _message_bytes(config, stage) if stage else min(trained, FP32 * _STAGE_0_MESSAGE)
     if ranks == 1:
         message = 0  # no communication
-    if stage and compute_bytes(config) < FP32:  # a second buffer for gradients sent in 16 bits
-        message += (compute_bytes(config) if stage == 3 else FP32) * BUCKET
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
     lasting += gradients + message if stage == 3 else 0
     gathered = whole if stage == 3 and ranks > 1 else 0
@@ -88,14 +86,14 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
     begin = activations + clips * transient.backward + waiting
     after_loss = begin - clips * saved.loss
     after_decoders = clips * (saved.encoder + transient.encoder_backward) + encoder_casts + FP32 * count.decoders
-    # At stage 2, a rank allocates its share of the gradients when the first message is full.
+    # At stage 2, and at stage 1 with overlap, a rank allocates its share of the gradients at the first full message.
     unfinished = max(1 - BUCKET / max(count.total, 1), 0.0)  # share of the activations left at that moment
     backward = {
         0: max(begin, after_decoders, trained + message),
         1: max(begin, message + max(after_loss, after_decoders, trained), trained + gradients),
         2: max(begin, message + max(after_loss, gradients + int(unfinished * after_loss))),
-        3: begin,
-    }[stage]
+        3: max(begin, min(message, whole) + int(unfinished * after_loss)),  # a copy of the message
+    }[2 if stage == 1 and config.engine.overlap_comm else stage]
     # the optimiser's copy of the gradients, and temporaries of AdamW's separate kernels
     step = trained if stage == 0 else (2 if stage < 3 else 1) * gradients
     pixels = clips * config.clip.frames * config.clip.size**2 * 3
@@ -109,6 +107,15 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
         activations=activations,
         peak=lasting + pixels + max(forward + gathered, backward + gathered, step),
     )
+
+
+def _message_bytes(config: Config, stage: int) -> int:
+    """Count the bytes of DeepSpeed's message buffers at stages 1 to 3."""
+    is_mixed = compute_bytes(config) < FP32 and config.engine.reduce_dtype != "fp32"  # a buffer for each number format
+    if stage == 3:
+        return (FP32 + (compute_bytes(config) if is_mixed else 0)) * BUCKET
+    buffers = (2 if is_mixed else 1) * (2 if config.engine.overlap_comm else 1)
+    return buffers * FP32 * BUCKET
 
 
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:

@@ -1,5 +1,6 @@
 """How an attempt of a run ended: exit codes, requeue policy, run states, and the classification of errors."""
 
+import re
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -51,7 +52,7 @@ class EndReason(StrEnum):
     LEASE_LOST = "lease_lost", 80, Requeue.NEVER, "downtime", "a newer attempt has taken over the run"
     NO_STORAGE = "no_storage", 74, Requeue.BACKOFF, "downtime", "checkpoints could not be read"  # StorageError
     LOST_PEERS = "lost_peers", 76, Requeue.BACKOFF, "downtime", "ranks lost each other"  # or the network failed
-    BAD_NODE = "bad_node", 77, Requeue.BACKOFF, "downtime", "a node failed its pre-flight"  # avoided next time
+    BAD_NODE = "bad_node", 77, Requeue.BACKOFF, "downtime", "a node or its GPU failed"  # avoided next time
     HUNG = "hung", 79, Requeue.BACKOFF, "downtime", "a step hung"  # the watchdog ended the process
     CRASHED = "crashed", 1, Requeue.ONCE, "downtime", "an error in the program"  # with a traceback
     TIME_LIMIT = "time_limit", 1, Requeue.BACKOFF, "downtime", "the time limit came before the run had saved"
@@ -94,6 +95,22 @@ _LOST_MESSAGES = (  # gloo, NCCL and the TCP store mostly raise plain RuntimeErr
     "nccl communicator was aborted",
     "watchdog caught collective operation timeout",
 )
+_HARDWARE_FAULT = re.compile(  # CUDA's words for a broken GPU, link or driver, also inside NCCL's errors
+    "|".join(
+        (
+            "uncorrectable (ECC|NVLink) error",
+            "unspecified launch failure",
+            "hardware (stack )?error",
+            "GPU is lost",
+            "fallen off the bus",
+            r"CUDA-capable device\(s\) is/are busy or unavailable",
+            "no CUDA-capable device is detected",
+            "system not yet initialized",  # NVSwitch without its fabric manager
+            r"CUDA (error:|failure( \d+)?) '?unknown error",  # after most XID errors of the driver
+        )
+    ),
+    re.IGNORECASE,
+)
 _REASONS = {LeaseLost: EndReason.LEASE_LOST, UserError: EndReason.USER_ERROR, StorageError: EndReason.NO_STORAGE}
 _LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
@@ -105,8 +122,11 @@ def classify_error(error: BaseException) -> EndReason:
         for kind, reason in _REASONS.items():
             if isinstance(cause, kind):
                 return reason
+        message = str(cause).lower()
+        if isinstance(cause, RuntimeError) and _HARDWARE_FAULT.search(message):
+            return EndReason.BAD_NODE
         lost_type = any(base.__name__ in _LOST_TYPES for base in type(cause).__mro__)
-        lost_message = any(words in str(cause).lower() for words in _LOST_MESSAGES)
+        lost_message = any(words in message for words in _LOST_MESSAGES)
         if lost_type or (lost_message and isinstance(cause, RuntimeError)):
             return EndReason.LOST_PEERS
         cause = cause.__cause__

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from motionmae.checkpointing import sharded
-from motionmae.config import Config, WatchdogConfig, load_config, save_config
+from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
@@ -41,6 +41,7 @@ from motionmae.training.callbacks.base import Callback, ProgressLine, Synchroniz
 from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
+from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
 from motionmae.training.state import TrainState
 from motionmae.training.step_timer import StartupTimer
@@ -114,7 +115,8 @@ def build_trainer(
     run_on_rank_zero(rank, folder.create)
     lease = run_on_rank_zero(rank, lambda: acquire_lease(folder.path))
     events = stack.enter_context(record_events(folder, rank, lease, sinks))
-    watchdog = stack.enter_context(closing(start_watchdog(config.watchdog, folder, rank, events)))
+    watchdog = stack.enter_context(closing(start_watchdog(config, folder, rank, events)))
+    stack.enter_context(explain_out_of_memory(config, rank))
     startup.done("run_folder")
     loader = stack.enter_context(closing(rank_zero_first(rank, lambda: build_loader(config, task, rank))))
     total_steps = loader.steps_per_epoch * config.optim.epochs
@@ -235,15 +237,15 @@ def record_events(
         events.close()
 
 
-def start_watchdog(limits: WatchdogConfig, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
+def start_watchdog(config: Config, folder: RunFolder, rank: DistributedContext, events: EventLog) -> Watchdog:
     stacks = folder.logs / f"stacks_{events.attempt}_rank{rank.rank}.txt"
 
     def report(sentence: str) -> None:
         events.event(Kind.HANG, events.last_step, error=sentence, stacks=str(stacks))
         events.event(Kind.STOP, events.last_step, reason=EndReason.HUNG, error=sentence)
 
-    watchdog = Watchdog(limits, stacks, report)
-    watchdog.expect("starting up", limits.startup_seconds)
+    watchdog = Watchdog(config.watchdog, stacks, report, compiles=config.engine.compile)
+    watchdog.expect("starting up", config.watchdog.startup_seconds)
     return watchdog
 
 
@@ -258,6 +260,7 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
         world=rank.world,
         flow=task.needs_flow,
         labelled=task.needs_labels,
+        pinned=rank.device.type == "cuda",
     )
 
 
@@ -304,7 +307,10 @@ def build_engine(
     startup.done("import_deepspeed")
     saved = checkpoint.state(_SavedTask).task if checkpoint else None
     task.choose_weights(rank, saved)
-    model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
+    if config.task == "pretrain":  # reads no file, and takes seconds to draw the weights of a large model
+        model = task.build_model(loader.manifest, saved)
+    else:
+        model = rank_zero_first(rank, lambda: task.build_model(loader.manifest, saved))
     engine = Engine(model, task.parameter_groups(model), config, rank)
     startup.done("engine")
     if checkpoint:

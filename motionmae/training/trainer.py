@@ -81,8 +81,9 @@ class Trainer:
         batches = self.batches()
         request, first_step = Request(None, save=False), True
         while not self.done and not request.end:
+            self.stop_requests.begin_sync()  # its message travels during the step
             result = self.train_step(batches)
-            request = self.stop_requests.sync_across_ranks()
+            request = self.stop_requests.finish_sync()
             self.timer.end_step()
 
             self.log_save(self.checkpointer.poll())
@@ -90,7 +91,7 @@ class Trainer:
                 seconds = {"seconds": self.timer.slowest_step, "since_process_start": process_age()}
                 self.events.event(Kind.FIRST_STEP, self.state.step, **seconds)
                 first_step = False
-            if not result.applied and (skipped := self.count_skipped(result)):
+            if not self.engine.applied and (skipped := self.count_skipped(result)):
                 with self.watchdog.during("rolling back", self.watchdog.limits.startup_seconds):
                     batches = self.rollback(skipped, request)
                 continue
@@ -128,7 +129,6 @@ class Trainer:
     def forward_backward(self, batches: Iterator[Batch]) -> StepResult:
         losses = torch.zeros(len(self.task.losses), device=self.rank.device)
         samples = []
-        applied = True
         for _ in range(self.engine.accumulation):
             self.timer.enter(Phase.DATA_WAIT)
             batch = next(batches)
@@ -139,10 +139,10 @@ class Trainer:
             losses += torch.stack([loss.detach().float() for loss in output]) / self.engine.accumulation
             samples.append(batch.samples)
             self.timer.enter(Phase.OPTIMIZER)
-            applied = self.engine.step()
+            self.engine.step()
             del batch  # the loader reuses its memory for the next batch
         self.timer.enter(Phase.OTHER)
-        return StepResult(losses, applied, samples)
+        return StepResult(losses, samples)
 
     def log_step(self, result: StepResult) -> None:
         """Write a row of metrics for the last step. All ranks must call this."""

@@ -4,6 +4,7 @@ import pytest
 
 from motionmae.config import load_config
 from motionmae.config.load import known_configs
+from motionmae.planning.memory import predict_memory
 
 SHARED = {"base_lr": 1.5e-4, "weight_decay": 0.05, "beta1": 0.9, "beta2": 0.95, "warmup_epochs": 40}
 
@@ -128,3 +129,16 @@ def test_every_ablation_row_is_a_config(table: str) -> None:
 def test_table_5_trains_400_epochs_of_vitb_on_ssv2(name: str) -> None:
     config = load_config(name)
     assert (config.optim.epochs, config.model.size, config.data.shards) == (400, "vit_b", "data/ssv2/train")
+
+
+@pytest.mark.parametrize("name", [*TABLE_6A, *TABLE_6B])
+def test_decoding_has_processes_and_enough_cores(name: str) -> None:
+    """Threads would share the interpreter of the process that launches the GPU's kernels."""
+    config = load_config(name)
+    assert 0 < config.data.workers < config.launch.cpus_per_task
+
+
+def test_vit_h_recomputes_nothing_that_fits_into_its_gpu() -> None:
+    config = load_config("vith_k400")
+    assert config.model.activation_checkpointing == "none"
+    assert predict_memory(config, 32).peak < 0.9 * 40e9  # the smaller A100

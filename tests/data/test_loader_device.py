@@ -3,13 +3,18 @@
 import itertools
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from motionmae.data.loader import Batch, DevicePrefetcher
+from motionmae.distributed.context import DistributedContext
+from motionmae.training.pretrain import Pretraining
+from motionmae.training.setup import build_loader
+from tests.training.shards import make_shards, tiny_run
 
 
 class Event:
@@ -117,6 +122,31 @@ def test_memory_of_a_batch_is_kept_until_its_copy_is_done():
     uploaded.close()
     assert streams.log[-1] == ("host waits", "side")
     assert not alive
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_memory_is_pinned_for_a_rank_on_a_gpu_alone(pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """To pin makes a CUDA context, which a rank on the CPU of a machine with GPUs must not do."""
+
+    class Cudart:
+        registered = 0
+
+        def cudaHostRegister(self, *_: int) -> int:  # noqa: N802
+            self.registered += 1
+            return 0
+
+        def cudaHostUnregister(self, _: int) -> int:  # noqa: N802
+            return 0
+
+    cudart = Cudart()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda status: None)
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
+    device = torch.device("cuda", 0) if pinned else torch.device("cpu")
+    with closing(build_loader(config, Pretraining(config), DistributedContext(0, 1, 0, device))) as loader:
+        next(loader.batches(0))
+    assert (cudart.registered > 0) == pinned
 
 
 def test_on_the_cpu_nothing_is_copied():

@@ -1,10 +1,15 @@
 import os
 import socket
+import subprocess
+import sys
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from motionmae.config import EngineConfig
+from motionmae.distributed import process_group
 from motionmae.distributed.process_group import create_store, init_distributed, use_interface_towards
 from motionmae.distributed.rendezvous import preflight_port, rank_environment, training_port
 from motionmae.errors import UserError
@@ -53,11 +58,23 @@ def test_the_pre_flight_check_and_training_never_share_a_port():
     assert max(map(preflight_port, ports)) < 32_768
 
 
-def test_gloo_uses_the_interface_that_reaches_rank_zero(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "restored after the test")
-    del os.environ["GLOO_SOCKET_IFNAME"]
+@pytest.mark.parametrize(
+    ("given", "gloo", "nccl"),
+    [
+        ({}, "lo", "=lo"),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, "ib0", "=ib0"),
+        ({"NCCL_SOCKET_IFNAME": "^docker0"}, "lo", "^docker0"),
+    ],
+)
+def test_gloo_and_nccl_use_the_interface_that_reaches_rank_zero(
+    given: dict[str, str], gloo: str, nccl: str, monkeypatch: pytest.MonkeyPatch
+):
+    for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(key, given.get(key, "restored after the test"))
+        if key not in given:
+            del os.environ[key]
     use_interface_towards("127.0.0.1")
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == (gloo, nccl)
 
 
 def test_variables_set_in_part_are_refused():
@@ -70,16 +87,61 @@ def test_forgetting_srun_is_refused_instead_of_training_alone():
         rank_environment({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UserError, match=r"engine\.device=cpu"):
-        init_distributed(EngineConfig(device="cuda"))
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine that seems to have two GPUs; the dictionary receives what the process group and CUDA are told."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("RANK", "2")
-    for key, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: told.update(set_device=device))
+    monkeypatch.setattr(process_group, "create_store", lambda *_: "store")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: told.update(options, backend=backend))
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for key, value in rank.items():
         monkeypatch.setenv(key, value)
+    for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.setenv(key, "restored after the test")
+        del os.environ[key]
+    return told
+
+
+def test_a_gpu_that_is_not_there_is_refused(two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="local rank 2 has no GPU, torch finds 2 on this node"):
         init_distributed(EngineConfig(device="cuda"))
+    assert not two_gpus
+
+
+def test_nccl_connects_at_the_start_on_the_rank_s_own_gpu(two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    assert init_distributed(EngineConfig()).device == torch.device("cuda", 1)
+    assert two_gpus["backend"] == "cpu:gloo,cuda:nccl"
+    assert two_gpus["device_id"] == two_gpus["set_device"] == torch.device("cuda", 1)
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo"  # "=": not a prefix
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    init_distributed(EngineConfig(device="cpu", deterministic=True))
+    assert two_gpus["device_id"] is None
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_deepspeed_gets_the_number_of_the_only_visible_gpu(two_gpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    assert init_distributed(EngineConfig()).device == torch.device("cuda", 0)
+    assert os.environ["LOCAL_RANK"] == "0"
+
+
+def test_the_limit_of_open_files_is_raised():
+    """In a process of its own: a limit cannot be taken back."""
+    source = """
+import resource
+from motionmae.distributed.process_group import raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))
+raise_file_limit()
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    found = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert found.stdout == "(512, 512)\n"
 
 
 @pytest.mark.parametrize("world", [1, 2])

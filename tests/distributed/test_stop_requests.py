@@ -91,7 +91,7 @@ def test_ctrl_c_saves(tmp_path: Path):
     with at_a_terminal(tmp_path) as (process, ours, folder):
         os.write(ours, b"\x03")
         assert_saved_at_the_end(process, folder)
-        assert b"saving after this step" in read_to_the_end(ours)
+        assert b"saving after the next step" in read_to_the_end(ours)
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(capfd: pytest.CaptureFixture[str]):

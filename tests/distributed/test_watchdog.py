@@ -122,3 +122,16 @@ def test_neither_saves_nor_a_stopped_process_count_as_a_hang(tmp_path: Path):
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(("compiles", "startup", "first"), [(False, 50, 7), (True, 50, 50), (True, 5, 7), (True, 0, 0)])
+def test_the_first_step_of_a_compiled_model_has_the_limit_of_the_start(
+    compiles: bool, startup: float, first: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limits = WatchdogConfig(step_seconds=7, startup_seconds=startup, step_factor=1)
+    with closing(Watchdog(limits, tmp_path / "stacks", print, compiles)) as watchdog:
+        found = []
+        monkeypatch.setattr(watchdog, "expect", lambda what, limit: found.append((what, limit)))
+        for number in (1, 2):
+            watchdog.step(number)
+    assert found == [("step 1", first), ("step 2", 7)]

@@ -8,7 +8,15 @@ import torch
 
 from motionmae.config import Config
 from motionmae.engine.precision import LossScale, resolve_precision
-from tests.training.engine_workers import flags_of, overflow_fp16, plain_adamw, skip_all, train_all
+from tests.training.engine_workers import (
+    flags_of,
+    operators_probed_on,
+    overflow_fp16,
+    plain_adamw,
+    skip_all,
+    train_all,
+    train_and_note_messages,
+)
 from tests.training.launch import run_ranks
 from tests.training.tiny import config
 
@@ -93,6 +101,38 @@ def test_deterministic_kernels_and_compilation_are_enabled_in_torch():
     for deterministic, compiled in ((False, False), (True, False), (False, True)):
         engine = settings.engine.model_copy(update={"deterministic": deterministic, "compile": compiled})
         assert run_ranks(1, flags_of, settings.updated({"engine": engine})) == [(deterministic, compiled)]
+
+
+def test_overlap_with_the_backward_pass_changes_no_bit():
+    cases = [
+        config(zero, clip=CLIP, micro_batch_size=micro).updated({"engine.overlap_comm": overlap})
+        for zero in (1, 2, 3)
+        for micro in (2, 6)
+        for overlap in (True, False)
+    ]
+    found = run_ranks(2, train_and_note_messages, cases)[0]
+    for with_overlap, without in zip(found[::2], found[1::2], strict=True):
+        assert with_overlap[1] == without[1]
+        assert largest_difference(with_overlap[2], without[2]) == 0
+
+
+def test_gradients_travel_in_the_configured_number_format():
+    """One launch per precision: DeepSpeed keeps autocast in a global variable."""
+    formats = ("fp32", "bf16")
+    for precision in formats:
+        cases = [
+            config(zero, precision=precision).updated({"engine.reduce_dtype": kind})
+            for zero in STAGES
+            for kind in formats
+        ]
+        found = [sent for sent, _, _ in run_ranks(2, train_and_note_messages, cases)[0]]
+        assert found[::2] == [{"float32"}] * 4
+        assert all("bfloat16" in sent for sent in found[1::2]), found
+
+
+def test_deepspeed_s_operators_are_probed_on_the_cpu_alone():
+    """The probe warns on a GPU without a CUDA toolkit, and takes a second."""
+    assert [run_ranks(1, operators_probed_on, device)[0] for device in ("cuda", "cpu")] == [0, 1]
 
 
 @pytest.mark.long

@@ -1,10 +1,15 @@
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
+from timm.models.beit import Attention
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from motionmae.models.vit import attend
+from motionmae.models.vit import JointAttention, attend
 
 
 def _trained(dtype: torch.dtype, queries: int, keys: int) -> list[Tensor]:
@@ -55,3 +60,35 @@ def test_without_training_it_is_torchs(dtype: torch.dtype) -> None:
     assert torch.equal(attend(q, k, v), functional.scaled_dot_product_attention(q, k, v))
     with torch.no_grad():
         assert torch.equal(attend(q.requires_grad_(), k, v), functional.scaled_dot_product_attention(q, k, v))
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes that copies write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if (name := function.overloadpacket.__name__) in ("stack", "clone", "copy_", "cat"):
+            self.written[name] += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize("queries", [None, 6])
+def test_gradients_of_q_k_and_v_are_copied_once(queries: int | None) -> None:
+    """Timm's own attention gives the expected gradient. A stack puts the three gradients side by side."""
+    torch.manual_seed(0)
+    attention, theirs = (kind(32, num_heads=4, qkv_bias=True) for kind in (JointAttention, Attention))
+    theirs.load_state_dict(attention.state_dict(), strict=False)
+    x = torch.randn(2, 10, 32, requires_grad=True)
+    found = attention(x, queries)
+    with Copies() as copies:
+        found.sum().backward()
+    parts = 3 if queries is None else 2
+    assert copies.written["stack"] == 4 * 2 * 10 * 32 * parts
+    assert copies.written["clone"] + copies.written["copy_"] < copies.written["stack"]
+    ours, x.grad = x.grad, None
+    theirs(x)[:, 0 if queries is None else -queries :].sum().backward()
+    assert torch.allclose(ours, x.grad, atol=1e-5)

@@ -71,11 +71,18 @@ def _measure_with_small_messages(config: Config) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("ranks", "precision"), [(1, "bf16"), (2, "fp32")])
-def test_peaks_are_what_deepspeed_reaches(ranks: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, "engine.precision=bf16 engine.micro_batch_size=16"),
+        (2, "engine.precision=fp32 engine.micro_batch_size=16"),
+        (2, "engine.precision=bf16 engine.micro_batch_size=2"),  # messages decide on the peak
+    ],
+)
+def test_peaks_are_what_deepspeed_reaches(ranks: int, changes: str) -> None:
     """Every stage, measured by the code of benchmarks/memory.py."""
-    changes = ["model.depth=6", "model.width=192", "optim.global_batch_size=16", "engine.micro_batch_size=16"]
-    config = load_config("demo", [*changes, f"engine.precision={precision}"])
+    model = ["model.depth=6", "model.width=192", "optim.global_batch_size=16"]
+    config = load_config("demo", [*model, *changes.split()])
     rows, *_ = run_ranks(ranks, _measure_with_small_messages, config)
     for row in rows:
         measured, predicted = row["measured"], row["predicted"]
@@ -115,6 +122,18 @@ def test_large_models_agree_with_fake_tensors(
     assert predicted.activations == pytest.approx(activations, rel=0.1)
     # this step has no moments of AdamW yet, and no next micro-batch on its way to a GPU
     assert predicted.peak - predicted.optimizer == pytest.approx(live.peak + pixels.nbytes, rel=0.1)
+
+
+def test_messages_have_a_second_buffer_during_the_backward_pass() -> None:
+    def buffers(*changes: str) -> int:
+        tables = predict_memory(load_config("vitl_k400"), 1).buffers  # one rank sends nothing
+        return predict_memory(load_config("vitl_k400", list(changes)), 32).buffers - tables
+
+    one = 4 * 50_000_000
+    assert buffers("engine.overlap_comm=false") == one
+    assert buffers() == 2 * one
+    assert buffers("engine.reduce_dtype=bf16") == 4 * one  # and as many for biases and norms, in fp32
+    assert buffers("engine.reduce_dtype=bf16", "engine.precision=fp32") == 2 * one
 
 
 def test_zero_partitions_state_over_the_ranks() -> None:

@@ -30,6 +30,31 @@ def test_errors_are_classified_by_their_cause():
     assert classify_error(chained) is EndReason.USER_ERROR
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ..."),
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        torch.AcceleratorError("CUDA error: unknown error"),
+        torch.AcceleratorError("CUDA error: uncorrectable NVLink error detected during the execution"),
+        RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+        dist.DistBackendError("NCCL error ... ncclUnhandledCudaError: Cuda failure 214 'uncorrectable ECC error ...'"),
+        dist.DistBackendError("ncclUnhandledCudaError: a call failed.\nCuda failure 999 'unknown error'"),
+    ],
+    ids=str,
+)
+def test_a_hardware_fault_of_a_gpu_is_a_bad_node(error: Exception):
+    assert classify_error(error) is EndReason.BAD_NODE
+    chained = ValueError("the step failed")
+    chained.__cause__ = error
+    assert classify_error(chained) is EndReason.BAD_NODE
+
+
+@pytest.mark.parametrize("text", ["an illegal memory access was encountered", "device-side assert triggered"])
+def test_a_fault_of_the_program_on_a_gpu_is_not_a_bad_node(text: str):
+    assert classify_error(torch.AcceleratorError(f"CUDA error: {text}")) is EndReason.CRASHED
+
+
 def test_end_reasons_decide_exit_code_requeue_badput_and_metrics():
     table = {
         end.value: (end.exit_code, end.requeue, end.badput, end.run_state, end.restart_reason) for end in EndReason

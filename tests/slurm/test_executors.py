@@ -91,6 +91,12 @@ def test_the_shell_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None
     assert executors.job_environment(_config(gpus_per_node=8, cpus_per_task=6), CODE, "slurm")["OMP_NUM_THREADS"] == "1"
 
 
+def test_deterministic_kernels_of_cublas_are_chosen_before_the_job_starts() -> None:
+    chosen = "export CUBLAS_WORKSPACE_CONFIG=:4096:8"
+    assert chosen in _script(_config().updated({"engine.deterministic": True}))
+    assert chosen not in _script(_config())
+
+
 def test_folders_are_those_of_the_submitting_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config("demo", ["data.shards=shards", "output_dir=runs", "monitoring.discovery=sd"])

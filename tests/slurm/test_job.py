@@ -67,6 +67,15 @@ def test_local_ranks_meet_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert rendezvous(submitit.JobEnvironment())["MASTER_PORT"] != found["MASTER_PORT"]
 
 
+def test_a_job_with_gpus_never_trains_on_the_cpu_instead() -> None:
+    devices = [
+        TrainJob(load_config("demo", [f"launch.gpus_per_node={gpus}", f"engine.device={device}"])).config.engine.device
+        for gpus in (0, 8)
+        for device in ("auto", "cpu", "cuda")
+    ]
+    assert devices == ["auto", "cpu", "cuda", "cuda", "cpu", "cuda"]
+
+
 def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
     job = TrainJob(load_config("demo"))
     before = pickle.dumps(job)

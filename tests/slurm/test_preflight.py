@@ -57,3 +57,30 @@ def test_a_wrong_product_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: left)
     with pytest.raises(ArithmeticError, match="wrong"):
         preflight.check_device(torch.device("cpu"))
+
+
+def test_on_a_gpu_the_number_is_read_on_the_rank_s_own_device_before_the_group_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, calls = torch.device("cuda", 3), []
+
+    class Number:
+        def item(self) -> int:
+            calls.append("read")
+            return 2
+
+    class Store:
+        def set(self, key: str, value: str) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: calls.append(("set_device", chosen)))
+    monkeypatch.setattr(torch, "ones", lambda *_, device: Number())
+    monkeypatch.setattr(preflight, "create_store", lambda *_: Store())
+    monkeypatch.setattr(preflight, "check_device", lambda _: calls.append("product"))
+    group = preflight.dist
+    monkeypatch.setattr(group, "init_process_group", lambda kind, device_id, **_: calls.append((kind, device_id)))
+    monkeypatch.setattr(group, "all_reduce", lambda number: calls.append("all-reduce"))
+    monkeypatch.setattr(group, "destroy_process_group", lambda: calls.append("end"))
+    rank_env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    preflight.preflight(tmp_path, rank_env, NODES, device, 60)
+    expected = [("set_device", device), "product", ("nccl", device), "all-reduce", "read", "end"]
+    assert calls == expected

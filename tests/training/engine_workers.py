@@ -20,7 +20,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import init_distributed
 from motionmae.distributed.stop_requests import StopRequests, StopSignals
 from motionmae.engine import sharded_state
-from motionmae.engine.deepspeed_engine import Engine
+from motionmae.engine.deepspeed_engine import Engine, import_deepspeed
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.end_reason import EndReason, classify_error
 from motionmae.training import nonfinite
@@ -28,6 +28,9 @@ from motionmae.training.pretrain import Pretraining
 from tests.training.tiny import TinyModel, config, micro_batches
 
 Weights = dict[str, torch.Tensor]
+
+SMALLEST_MESSAGE = 100
+"""Values; smaller messages are norms and flags."""
 
 
 def new_engine(settings: Config) -> tuple[Engine, DistributedContext]:
@@ -120,8 +123,53 @@ def overflow_fp16(zeros: list[int]) -> list[tuple[list[float], list[bool], float
 
 
 def flags_of(settings: Config) -> tuple[bool, bool]:
+    """Return whether torch refuses operators that are not deterministic, and whether the model is compiled."""
     engine, _ = new_engine(settings)
-    return torch.are_deterministic_algorithms_enabled(), engine.deepspeed.is_compiled
+    try:
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+        refuses = False
+    except RuntimeError:
+        refuses = True
+    assert refuses == ("CUBLAS_WORKSPACE_CONFIG" in os.environ)
+    return refuses, engine.deepspeed.is_compiled
+
+
+def train_and_note_messages(cases: list[Config]) -> list[tuple[set[str], float, Weights]]:
+    """Each case: two steps; return the number formats of large messages, the gradient norm, and the weights."""
+    found: set[torch.dtype] = set()
+
+    def note(name: str) -> None:
+        send = getattr(dist, name)
+
+        def send_and_note(*tensors: Any, **options: Any) -> Any:
+            sent = [*tensors, *options.values()]
+            found.update(x.dtype for x in sent if isinstance(x, torch.Tensor) and x.numel() > SMALLEST_MESSAGE)
+            return send(*tensors, **options)
+
+        setattr(dist, name, send_and_note)
+
+    for name in ("all_reduce", "reduce", "reduce_scatter_tensor"):
+        note(name)
+    results = []
+    for settings in cases:
+        engine, rank = new_engine(settings)
+        found.clear()
+        for step in range(2):
+            take_step(engine, settings, rank, step)
+        results.append(({str(each).removeprefix("torch.") for each in found}, engine.grad_norm, weights(engine)))
+        engine.close()
+    return results
+
+
+def operators_probed_on(device: str) -> int:
+    """Count the probes of DeepSpeed's compiled operators while it is set up for ``device``."""
+    from deepspeed import ops
+
+    probes = []
+    ops.__dict__.pop("__compatible_ops__", None)
+    ops._probe_compatible_ops = lambda: probes.append("probe") or {}
+    import_deepspeed(torch.device(device))
+    return len(probes)
 
 
 def save_all(folder: Path, zeros: list[int], steps: int, more: int) -> dict[int, tuple[list[float], Weights]]:
@@ -186,10 +234,15 @@ def await_signal(pids: Path) -> tuple[str | None, int]:
     with StopSignals() as signals:
         assert signals.former[signal.SIGUSR2] is signal.SIG_IGN
         requests = StopRequests(signals, pids, rank.is_rank_zero)
-        first = requests.sync_across_ranks().end
+
+        def sync() -> EndReason | None:
+            requests.begin_sync()
+            return requests.finish_sync().end
+
+        first = sync()
         (pids / str(rank.rank)).write_text(str(os.getpid()))
         end = time.monotonic() + 60
-        while not (reason := requests.sync_across_ranks().end) and time.monotonic() < end:
+        while not (reason := sync()) and time.monotonic() < end:
             time.sleep(0.001)
     back = signal.signal(signal.SIGUSR2, former) is signal.SIG_IGN
     assert first is None

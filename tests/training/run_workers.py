@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -71,6 +71,37 @@ WAITING_METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}
 PACKAGES = ("training", "engine", "distributed", "checkpointing")
 
 
+class Stream:
+    """A stream of a device whose work is done at once."""
+
+    def __init__(self, device: int | None = None) -> None:
+        del device
+
+    def wait_stream(self, other: "Stream") -> None:
+        del other
+
+
+def run_like_a_gpu(note: Callable[[], None]) -> None:
+    """Make DeepSpeed use streams and waits on the CPU as on a GPU, for this process; ``note`` gets each device wait."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+
+    class LikeGpu(type(accelerator)):  # type: ignore[misc]
+        Stream = current_stream = default_stream = Stream
+
+        def is_synchronized_device(self) -> bool:
+            return False
+
+        resolves_data_dependency = is_synchronized_device
+
+        def synchronize(self, device_index: int | None = None) -> None:
+            note()
+
+    accelerator.__class__ = LikeGpu
+    torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign,assignment]
+
+
 class Waits(TorchDispatchMode):
     """Counts host waits for a GPU, by the method that ``Trainer.fit`` called and the function that waited."""
 
@@ -83,13 +114,17 @@ class Waits(TorchDispatchMode):
             self.note()
         return function(*args, **(kwargs or {}))
 
-    def note(self) -> None:
+    def note_device(self) -> None:
+        self.note("device")
+
+    def note(self, what: str = "") -> None:
+        """Count a wait for a value, or for the whole ``device``."""
         frame, names = sys._getframe(1), []
         while frame := frame.f_back:
             if any(f"/motionmae/{package}/" in frame.f_code.co_filename for package in PACKAGES):
                 names.append(frame.f_code.co_name)
         if "fit" in names:  # after start-up
-            self.found[names[names.index("fit") - 1], names[0]] += 1
+            self.found[names[names.index("fit") - 1], what or names[0]] += 1
 
 
 class WaitingMethods(TorchFunctionMode):
@@ -111,6 +146,24 @@ def pretrain_and_count_waits(configs: list[Config]) -> list[dict[tuple[str, str]
     answers = []
     for config in configs:
         with Waits() as waits, WaitingMethods(waits):
+            run_like_a_gpu(waits.note_device)
             run_training(config)
         answers.append(dict(waits.found))
     return answers
+
+
+def pretrain_without_memory(config: Config) -> tuple[str, str]:
+    """Run; the third step finds no memory, as torch's allocator for GPUs says it. Return the error's type and text."""
+    forward_backward = Trainer.forward_backward
+
+    def fail(trainer: Trainer, batches: Iterator[Batch]) -> StepResult:
+        if trainer.state.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward_backward(trainer, batches)
+
+    Trainer.forward_backward = fail  # type: ignore[method-assign]
+    try:
+        run_training(config)
+    except UserError as error:
+        return type(error).__name__, str(error)
+    return "", ""

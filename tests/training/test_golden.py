@@ -55,7 +55,8 @@ def losses(configs: list[Config]) -> list[list[list[float]]]:
                 seeds = part + BATCH * step
                 found = task.forward(engine, Batch(clips[part], seeds, seeds, seeds, None))
                 engine.backward(found[0])
-                assert engine.step()
+                engine.step()
+                assert engine.applied
                 row += torch.stack(tuple(found)).detach() / engine.accumulation
             dist.all_reduce(row)
             rows.append((row / rank.world).tolist())

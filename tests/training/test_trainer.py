@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from motionmae.runs.events import Kind, read_rows
 from tests.training.launch import run_ranks
-from tests.training.run_workers import pretrain_and_count_waits
+from tests.training.run_workers import pretrain_and_count_waits, pretrain_without_memory
 from tests.training.shards import STEPS, make_shards, tiny_run
 
 ROWS = 3
@@ -11,16 +12,35 @@ ROWS = 3
 
 def test_the_host_waits_in_the_optimizer_and_at_rows_of_metrics(tmp_path: Path):
     shards = make_shards(tmp_path / "shards")
+    log = {"every_steps": STEPS // ROWS}
+    cases = [(0, True), (1, True), (1, False), (2, True)]
     runs = [
-        tiny_run(shards, tmp_path / f"zero{zero}", engine={"zero_stage": zero}, log={"every_steps": STEPS // ROWS})
-        for zero in (0, 1, 2)
+        tiny_run(shards, tmp_path / f"{zero}{overlap}", engine={"zero_stage": zero, "overlap_comm": overlap}, log=log)
+        for zero, overlap in cases
     ]
-    for found in run_ranks(2, pretrain_and_count_waits, runs)[0]:
+    answers = run_ranks(2, pretrain_and_count_waits, runs)[0]
+    for (zero, overlap), found in zip(cases, answers, strict=True):
         in_step = {where: count for (part, where), count in found.items() if part == "train_step"}
-        # each step reads whether the gradient is finite (ZeRO: for each parameter group)
-        assert set(in_step) == {"step"}, found
-        assert in_step["step"] % STEPS == 0
-        assert in_step["step"] <= 3 * STEPS
+        if zero == 0:  # the flag is read after the update is on its way
+            assert not in_step, found
+            assert found["applied", "applied"] == STEPS
+        else:  # each step reads whether the gradient is finite, for each parameter group
+            assert in_step.pop("step") in (STEPS, 2 * STEPS, 3 * STEPS), found
+            # with overlap, DeepSpeed waits for the whole device once, at the end of the backward pass
+            assert in_step == ({"device": STEPS} if overlap else {}), found
         assert found["log_step", "row"] % ROWS == 0
-        # the request of all ranks consists of two numbers in host memory
-        assert {part for part, _ in found} <= {"train_step", "sync_across_ranks", "log_step", "save"}, found
+        # the request of all ranks consists of two numbers in host memory; the run before frees its engine at the start
+        parts = {"train_step", "applied", "finish_sync", "log_step", "save", "on_train_start"}
+        assert {part for part, _ in found} <= parts, found
+
+
+def test_lack_of_memory_is_one_sentence_with_a_micro_batch(tmp_path: Path):
+    config = tiny_run(make_shards(tmp_path / "shards"), tmp_path / "runs")
+    ((kind, message),) = run_ranks(1, pretrain_without_memory, config)
+    assert kind == "OutOfMemoryError"  # the exporter counts this name
+    assert "rank 0 ran out of memory" in message
+    assert "with engine.micro_batch_size=3" in message
+    assert "set engine.micro_batch_size=2" in message  # the largest below that divides the batch of 6
+    stop = [row for row in read_rows(config.run_folder / "events.jsonl") if row["kind"] == Kind.STOP][-1]
+    assert stop["reason"] == "user_error"
+    assert stop["error"].startswith("OutOfMemoryError: ")

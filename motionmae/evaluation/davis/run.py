@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from motionmae.checkpointing.load_weights import fingerprint
-from motionmae.distributed.context import choose_device
+from motionmae.distributed.devices import choose_device
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.davis.dataset import Sequence, overlay, read_mask, write_mask

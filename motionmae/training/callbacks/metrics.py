@@ -20,7 +20,6 @@ class StepResult:
     """Result of one optimiser step on this rank."""
 
     losses: Tensor  # means of the task's losses over the micro-batches; the first is minimised
-    applied: bool  # false if all ranks skipped the update, because loss or gradient was not finite
     samples: list[Tensor]  # (b,) sample IDs of each micro-batch
 
 

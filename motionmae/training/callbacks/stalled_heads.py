@@ -90,6 +90,7 @@ class StalledHeads(Callback):
                 rank=rank.rank,
                 world=rank.world,
                 flow=config.target.needs_flow,
+                pinned=rank.device.type == "cuda",
             )
             with loader:
                 return list(islice(DevicePrefetcher(rank.device)(loader.batches(0)), count)), ""

@@ -57,8 +57,10 @@ def test_gradients_hide_behind_the_backward_pass() -> None:
     slow, hidden = (step_parts(WORK, network, 8, 1, bucket=50_000_000, overlap=overlap) for overlap in (0.0, 0.1))
     assert hidden.hidden == pytest.approx(0.2)
     assert slow.step - hidden.step == pytest.approx(0.2)
-    everything = step_parts(WORK, Network(LINK, LINK, 8), 8, 0, bucket=1, overlap=1.0)
-    assert everything.exposed == 0 < everything.hidden
+    everything = step_parts(WORK, Network(LINK, LINK, 8), 8, 1, bucket=50_000_000, overlap=1.0)
+    gathering = Network(LINK, LINK, 8).all_gather(FP32 * WORK.parameters, 8)
+    assert everything.exposed == pytest.approx(gathering)
+    assert step_parts(WORK, Network(LINK, LINK, 8), 8, 0, bucket=1, overlap=1.0).hidden == 0  # DeepSpeed has no overlap
 
 
 def test_more_micro_batches_send_once_but_at_stage_2() -> None:

@@ -93,6 +93,10 @@ def nvmlDeviceGetCurrentClocksThrottleReasons(handle):
     return nvmlClocksThrottleReasonSwPowerCap if handle == 0 else 0
 
 
+def nvmlEventSetFree(events):
+    pass
+
+
 def nvmlDeviceRegisterEvents(handle, kinds, events):
     pass
 

@@ -1,0 +1,118 @@
+"""The NVML source where one GPU of two fails. The fake NVML raises, for one device, what the real one raises."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from monitoring import gpu
+from monitoring.gpu import open_gpus
+from tests.training.launch import wait_until
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_nvml"))
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.setattr(gpu, "_RETRY_SECONDS", 0.01)
+    import pynvml
+
+    yield pynvml
+    sys.modules.pop("pynvml", None)
+
+
+@pytest.fixture
+def lost(nvml: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Numbers of the GPUs that have fallen off the bus: each of their functions fails, as after XID 79."""
+    numbers: set[int] = set()
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_fail(handle: int, *more: Any) -> Any:
+            if handle in numbers:
+                raise nvml.NVMLError("GPU is lost")
+            return call(handle, *more)
+
+        return call_or_fail
+
+    for name in dir(nvml):
+        if name.startswith("nvmlDevice") and name != "nvmlDeviceGetCount":
+            monkeypatch.setattr(nvml, name, failing(getattr(nvml, name)))
+    return numbers
+
+
+def gpus_read(source: gpu.GpuSource) -> set[str]:
+    return {labels["gpu"] for name, labels, _ in source.samples() if name != "gpu_xid_events_total"}
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [text for text in texts if "Not Supported" not in text]  # of the older GPU
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_gpu_that_is_lost_at_the_start_hides_no_other(
+    number: int, nvml: ModuleType, lost: set[int], caplog: pytest.LogCaptureFixture
+):
+    nvml._xids.clear()
+    lost.add(number)
+    with closing(open_gpus()) as source:
+        assert gpus_read(source) == {str(1 - number)}
+    assert warnings_of(caplog) == [f"GPU {number} is not available: GPU is lost"]
+
+
+def test_a_gpu_that_is_lost_later_is_one_warning(lost: set[int], caplog: pytest.LogCaptureFixture):
+    with closing(open_gpus()) as source:
+        assert gpus_read(source) == {"0", "1"}
+        lost.add(0)
+        assert [gpus_read(source) for _ in range(3)] == [{"1"}] * 3
+    assert warnings_of(caplog) == ["GPU 0 is not available: GPU is lost"]
+
+
+def test_xid_events_of_the_other_gpus_are_counted_after_an_error(
+    nvml: ModuleType, lost: set[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """NVML fails the wait for events of all GPUs when one is lost. The XID of a lost GPU is counted, too."""
+    waits = iter([nvml.NVMLError("GPU is lost")])
+    wait = nvml.nvmlEventSetWait_v2
+
+    def fail_once(events: Any, milliseconds: int) -> Any:
+        if error := next(waits, None):
+            lost.add(1)
+            raise error
+        return wait(events, milliseconds)
+
+    monkeypatch.setattr(nvml, "nvmlEventSetWait_v2", fail_once)
+    with closing(open_gpus()) as source:
+        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID of GPU 0", 30)
+    assert "XID events is not available: GPU is lost" in warnings_of(caplog)
+    assert "XID events of GPU 1 is not available: GPU is lost" in warnings_of(caplog)
+
+
+def test_a_driver_that_fails_is_a_warning_and_a_missing_one_is_not(
+    nvml: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    for code, text in ((9, "Driver Not Loaded"), (18, "Driver/library version mismatch")):
+        error = nvml.NVMLError(text)
+        error.value = code
+        monkeypatch.setattr(nvml, "nvmlInit", lambda error=error: (_ for _ in ()).throw(error))
+        assert open_gpus().samples() == []
+    assert warnings_of(caplog) == ["no GPU metrics: Driver/library version mismatch"]
+
+
+def test_the_xid_of_a_lost_gpu_is_counted(nvml: ModuleType, lost: set[int], monkeypatch: pytest.MonkeyPatch):
+    """XID 79 says that the GPU is lost, which then does not tell its UUID."""
+    wait = nvml.nvmlEventSetWait_v2
+
+    def lose_and_wait(events: Any, milliseconds: int) -> Any:
+        lost.add(0)
+        return wait(events, milliseconds)
+
+    monkeypatch.setattr(nvml, "nvmlEventSetWait_v2", lose_and_wait)
+    with closing(open_gpus()) as source:
+        wait_until(lambda: any("xid" in labels for _, labels, _ in source.samples()), "the XID", 30)
+        assert gpus_read(source) == {"1"}
