@@ -16,10 +16,12 @@ from rich.progress import Progress
 
 from motionmae.__main__ import main
 from motionmae.commands import app, davis, report, test
+from motionmae.commands.doctor import gpu
 from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.evaluation.davis.metrics import Score
 from motionmae.evaluation.multiview_test import draw_confusion
+from motionmae.gpu_checks.check import CheckResult, Setting, Verdict
 from motionmae.screen import Table, TaskText, make_console, show
 from motionmae.text import printable
 from tests.commands.functions import make_shards, preview, stats, verify
@@ -182,11 +184,21 @@ def test_the_confusion_matrix(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "confusion.png")) is not None
 
 
+def test_findings_of_the_checks_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    figures: dict[str, object] = {"gpu": HOSTILE, "notes": [HOSTILE]}
+    result = CheckResult(
+        name="environment", verdict=Verdict.FAILED, figures=figures, problem=HOSTILE, not_run=(HOSTILE,)
+    )
+    gpu._report(result)
+    gpu._show([result], Setting(device="cuda", quick=True, folder=Path()))
+    assert_safe(capsys.readouterr().out, SHOWN)
+
+
 def test_every_module_that_prints_tables_is_tried_here() -> None:
     """A new table needs a test here, or a table with text of its own alone needs a place in ``own``."""
-    own = {"motionmae/commands/doctor.py", "slurm/demo.py"}
+    own = {"motionmae/commands/doctor/data.py", "slurm/demo.py"}
     tried = {f"motionmae/commands/{name}.py" for name in ("checkpoints", "davis", "plan", "report", "test")}
-    tried |= {"data_tools/stats/__init__.py", "monitoring/watch.py"}
+    tried |= {"data_tools/stats/__init__.py", "monitoring/watch.py", "motionmae/commands/doctor/gpu.py"}
     found = set()
     for package in ("motionmae", "data_tools", "monitoring", "slurm"):
         for path in (ROOT / package).rglob("*.py"):

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, help="number of nodes (launch.nodes)")
     parser.add_argument("--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default for runs on GPUs: {DEFAULT})")
     parser.add_argument("--peak-tflops", type=float, help="peak of one GPU (default: from its data sheet)")
-    reached = f"share of the peak that training reaches, without recomputation (default: {PUBLISHED_MFU:g}, published)"
+    measured = f"default: measured by `motionmae doctor gpu`, else {PUBLISHED_MFU:g}, published"
+    reached = f"share of the peak that training reaches, without recomputation ({measured})"
     parser.add_argument("--mfu", type=float, help=reached)
     parser.add_argument("--videos", type=int, help="size of the training set (default: from data.shards)")
     decoded = "clips of 16 frames that one core decodes per second (default: %(default)g, from benchmarks/loader.py)"
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.launch.gpus_per_node or arguments.gpu or arguments.peak_tflops:
         gpu = find_gpu(arguments.gpu or DEFAULT)
         gpu = replace(gpu, tflops=arguments.peak_tflops or gpu.tflops)
-        assumed = make_assumptions(gpu, arguments.mfu, arguments.loader_speed)
+        assumed = make_assumptions(config, gpu, arguments.mfu, arguments.loader_speed)
     figures = print_plan(config, assumed, arguments.videos)
     if arguments.json:
         write_json(arguments.json, figures)
@@ -98,15 +99,21 @@ def print_plan(config: Config, assumed: "Assumptions | None", videos: int | None
 
 def default_assumptions(config: Config) -> "Assumptions | None":
     """Return assumptions about a run on the default GPU; None for a run without GPUs."""
-    return make_assumptions(find_gpu(DEFAULT)) if config.launch.gpus_per_node else None
+    return make_assumptions(config, find_gpu(DEFAULT)) if config.launch.gpus_per_node else None
 
 
-def make_assumptions(gpu: "Gpu", mfu: float | None = None, loader_speed: float = LOADER_SPEED) -> "Assumptions":
-    """Return assumptions about a run on ``gpu``. Without ``mfu``, they use the best published MFU."""
+def make_assumptions(
+    config: Config, gpu: "Gpu", mfu: float | None = None, loader_speed: float = LOADER_SPEED
+) -> "Assumptions":
+    """Return assumptions about a run on ``gpu``. Without ``mfu``, the MFU is measured, or the best published."""
     from motionmae.planning.estimate import Assumptions
+    from motionmae.planning.measured_speed import find_speed
 
     if mfu is not None:
         return Assumptions(gpu, mfu, loader_speed)
+    if measured := find_speed(config, gpu):
+        how = f"measured by `motionmae doctor gpu` on {measured.device}, micro-batch {measured.micro_batch_size}"
+        return Assumptions(gpu, measured.mfu, loader_speed, how)
     return Assumptions(gpu, PUBLISHED_MFU, loader_speed, "published for such training, not measured on this GPU")
 
 

@@ -15,6 +15,7 @@ class Entry(NamedTuple):
 
 _SHARDS = "make shards of videos, and check, inspect and merge them"
 _CONFIG = "list, show and compare configs"
+_DOCTOR = "check a machine, and measure what may slow training down"
 COMMANDS = {
     "shards make": Entry("data_tools.make_shards.cli", "decode videos into shards", _SHARDS),
     "shards submit": Entry("slurm.shard", "make shards as a Slurm array", _SHARDS),
@@ -42,9 +43,12 @@ COMMANDS = {
     "features": Entry("motionmae.commands.features", "write the clip features of a folder of videos"),
     "davis": Entry("motionmae.commands.davis", "segment video objects on DAVIS-2017"),
     "doctor data": Entry(
-        "motionmae.commands.doctor",
+        "motionmae.commands.doctor.data",
         "measure a rank's loader: clips a second, and the cores that a GPU needs",
-        "measure what may slow training down",
+        _DOCTOR,
+    ),
+    "doctor gpu": Entry(
+        "motionmae.commands.doctor.gpu", "check training on this machine's GPUs, and measure its speed", _DOCTOR
     ),
     "demo": Entry("slurm.demo", "run the whole path on two CPU cores: videos, shards, training, pictures"),
 }

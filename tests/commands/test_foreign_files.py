@@ -102,6 +102,7 @@ LINES = {
     "features": "{out}/runs/tiny --videos {world}/videos --out {out}/features.npz",
     "davis": "--davis {world}/davis --features repeat --out {out}/masks --overlay png --json {out}/figures.json",
     "doctor data": "--config {world}/tiny.yaml --seconds 0.1 --json {out}/figures.json",
+    "doctor gpu": "--device cpu --quick --only environment --json {out}/figures.json",
     "demo": "",
 }
 """Arguments of every command, with all of its outputs."""

@@ -1,0 +1,1 @@
+"""Commands `motionmae doctor data` and `motionmae doctor gpu`."""

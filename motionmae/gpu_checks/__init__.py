@@ -1,0 +1,1 @@
+"""Checks of training on this machine's GPUs, for `motionmae doctor gpu` (docs/gpu.md)."""
