@@ -17,7 +17,7 @@ The loaders take turns. A rate is the median over the rounds; a ratio is the med
   finetune_shared  the same with data.share_frames
   ours_threads  the same with threads of this process (`ours` uses threads on one core and processes on more)
   ours_raw      `ours` on shards of pixels (make_shards --raw)
-  ffcv          `ours` on a .beton of these shards, with FFCV's file reader and JPEG decoder
+  ffcv          `ours` on a .beton of these shards (benchmarks/beton.py compares more)
   ffcv_raw      FFCV's own loader on stored pixels (2.4 MB per clip): fixed frames and crops, not for pre-training
   webdataset    webdataset's own pipeline on the same shards
   decord        VideoMAE's loader: decord, PIL, float32; this row and the next two read the videos
@@ -60,6 +60,8 @@ from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()
+OURS = ("ours", "small", "archive", "finetune", "finetune_shared", "ours_raw")
+"""Rows of ClipLoader that use processes on more than one core."""
 NAMES = (
     *("floor", "ours", "floor_small", "small", "floor_archive", "archive", "finetune", "finetune_shared"),
     *("ours_threads", "ours_raw", "ffcv", "ffcv_raw", "webdataset", "decord", "torchcodec", "pyav"),
@@ -280,7 +282,7 @@ def measure(bench: Bench, names: list[str], rounds: int, seconds: float, cold: b
     return figures
 
 
-def summary(rounds: dict[str, list]) -> dict[str, Any]:
+def summary(rounds: dict[str, list], workers: int) -> dict[str, Any]:
     """Return the figures to print and to write."""
 
     def median_ratio(name: str, other: str) -> float | None:
@@ -288,11 +290,11 @@ def summary(rounds: dict[str, list]) -> dict[str, Any]:
         ratios = [first[0] / second[0] for first, second in pairs]
         return round(median(ratios), 3) if ratios else None
 
-    in_process = ("floor", "floor_small", "floor_archive", "ours_threads", "ffcv", "ffcv_raw")
+    in_processes = ("webdataset", "decord", "torchcodec", "pyav", *(OURS if workers else ()))
     return {
         "clips_per_second": {name: round(median(rate for rate, _ in found), 2) for name, found in rounds.items()},
         "cpu_ms_per_clip": {
-            name: round(median(ms for _, ms in rounds[name]), 2) for name in in_process if name in rounds
+            name: round(median(ms for _, ms in found), 2) for name, found in rounds.items() if name not in in_processes
         },
         "ours_to_floor": median_ratio("ours", "floor"),
         "small_to_floor": median_ratio("small", "floor_small"),
@@ -350,7 +352,7 @@ def main() -> None:
         bench = Bench(videos, shards, options.cores, options.batch, options.cold)
         names = [name for name in NAMES if name in options.only and name not in missing]
         rounds = measure(bench, names, options.rounds, options.seconds, options.cold)
-    figures = {"cores": options.cores, "videos": len(videos), "cold": options.cold, **summary(rounds)}
+    figures = {"cores": options.cores, "videos": len(videos), "cold": options.cold, **summary(rounds, bench.workers)}
     show(figures)
     write_json(options.json, figures)
 

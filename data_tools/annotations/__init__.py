@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_tools.annotations import folder
-from data_tools.annotations.importers import kinetics, ssv2
+from data_tools.annotations.importers import diving48, epic, jester, kinetics, moments, ssv2
+from data_tools.annotations.importers.activitynet_hacs import read_activitynet, read_hacs_clips
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
 from data_tools.annotations.split import Split, VideoRecord
 from data_tools.reporting import name_file
@@ -20,6 +21,14 @@ READERS = {
     "ssv2": ssv2.read,
     "ucf101": read_ucf101,
     "hmdb51": read_hmdb51,
+    "moments": moments.read,
+    "diving48": diving48.read,
+    "jester": jester.reader("jester"),
+    "ssv1": jester.reader("something-something"),
+    "activitynet": read_activitynet,
+    "hacs_clips": read_hacs_clips,
+    "epic_verbs": epic.reader("verb"),
+    "epic_nouns": epic.reader("noun"),
     "folder": folder.read,
 }
 """Maps a data set to its reader, ``read(videos, annotations, split, exclude) -> Split``."""

@@ -17,6 +17,7 @@ from data_tools.annotations.list_labels import MAX_CLASSES, number_labels
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.named_files import NamedFiles
 from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
+from data_tools.annotations.video_index import find_moved, use_replacements
 from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
 from motionmae.files import hash_files
@@ -75,7 +76,9 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude:
     class_names = tuple(name_of.get(number, str(number)) for number in range(count))
     name = split or ("all" if len(files) > 1 else files[0].stem)
     split_file, sha256 = ", ".join(file.name for file in files), hash_files(files)
-    all_notes = (*(note for one in lists for note in one.notes), *notes, *named.notes)
+    records, moved = find_moved(videos, exclude, records)
+    records = use_replacements(videos, records)
+    all_notes = (*(note for one in lists for note in one.notes), *notes, *named.notes, *moved)
     return Split(records, class_names, name, description, split_file, sha256, notes=all_notes)
 
 

@@ -5,9 +5,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_tools.annotations.split import VideoRecord
 from data_tools.annotations.split_names import is_replacement, split_of
@@ -15,7 +15,7 @@ from data_tools.file_kinds import APPLE_DOUBLE, SYSTEM_FOLDERS, is_unfinished
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
-_CLIP = re.compile(r"([A-Za-z0-9_-]{11})[_-](\d{1,9}(?:\.\d+)?)[_-](\d{1,9}(?:\.\d+)?)", re.ASCII)
+_CLIP = re.compile(r"(?:v_)?([A-Za-z0-9_-]{11})[_-](\d{1,9}(?:\.\d+)?)[_-](\d{1,9}(?:\.\d+)?)", re.ASCII)
 """Name of a clip: its id at YouTube, start and end second, as ``ID_000000_000010``, ``ID_0_10`` or ``ID_0.0_10.0``."""
 
 
@@ -109,6 +109,24 @@ class VideoIndex:
         alternatives = tuple((self._source(other), other) for other in others)
         return VideoRecord(self._source(path), path, label, class_name, name, alternatives)
 
+    def find_moved(self, source: str, counts: Mapping[str, int]) -> Path | None:
+        """Return the only file that a listed path can mean; ``counts`` are the listed names."""
+        name = canonical(source)
+        folders = [_normalized(part) for part in PurePosixPath(source.replace("\\", "/")).parts[:-1]]
+
+        def agreed(path: Path) -> int:
+            parts = [_normalized(part) for part in path.relative_to(self._root).parts[:-1]]
+            length = min(len(parts), len(folders))
+            if length == 0 and counts[name] > 1:
+                return -1
+            same = parts[len(parts) - length :] == folders[len(folders) - length :]
+            return (length if parts != folders else len(parts) + 1) if same else -1
+
+        paths = sorted(self._of(name), key=agreed, reverse=True)
+        if not paths or agreed(paths[0]) < 0 or (len(paths) > 1 and agreed(paths[1]) == agreed(paths[0])):
+            return None
+        return paths[0]
+
     def _of(self, stem: str) -> list[Path]:
         """Return the files with a canonical name: in the same case if there are any, otherwise in another case."""
         found = self._files.get(stem.lower(), [])
@@ -117,6 +135,32 @@ class VideoIndex:
 
     def _source(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
+
+
+def find_moved(
+    root: Path, exclude: Path | None, videos: Sequence[VideoRecord]
+) -> tuple[tuple[VideoRecord, ...], tuple[str, ...]]:
+    """Find missing videos of a list whose file has another extension or lies in a folder around the listed ones.
+
+    The listed folders and those of the file must agree as far as both go. A name without folders must be the only one.
+    Return all videos, and a note on those that were found.
+    """
+    if all(video.path for video in videos):
+        return tuple(videos), ()
+    counts = Counter(canonical(video.source) for video in videos)
+    index = VideoIndex(root, exclude, list(counts))
+    found = {video.source: index.find_moved(video.source, counts) for video in videos if not video.path}
+    moved = {source: path for source, path in found.items() if path}
+    sources = {source: path.relative_to(root).as_posix() for source, path in moved.items()}
+    note = [f"{len(moved)} videos have other paths than in the list, first {{}} instead of {{}}"] if moved else []
+    first = next(iter(sources.items()), ("", ""))
+    changed = (
+        replace(video, source=sources[video.source], path=path, annotation_name=video.source)
+        if (path := moved.get(video.source)) and not video.path
+        else video
+        for video in videos
+    )
+    return tuple(changed), tuple(text.format(first[1], first[0]) for text in note)
 
 
 def use_replacements(root: Path, videos: Sequence[VideoRecord]) -> tuple[VideoRecord, ...]:

@@ -30,7 +30,10 @@ Finder = Callable[[str], Path | None]
 
 OFFICIAL = (
     (frozenset({"youtube_id", "time_start", "time_end"}), "Kinetics", "'k400' (or 'k600', 'k700')"),
-    (frozenset({"annotations", "subset", "duration"}), "Kinetics or ActivityNet", "'k400' with Kinetics' csv files"),
+    (frozenset({"annotations", "subset", "duration"}), "Kinetics or ActivityNet", "'k400' or 'activitynet'"),
+    (frozenset({"youtube_id", "classname", "subset"}), "HACS Clips", "'hacs_clips'"),
+    (frozenset({"narration_id", "verb_class"}), "EPIC-KITCHENS-100", "'epic_verbs' (or 'epic_nouns')"),
+    (frozenset({"vid_name", "start_frame"}), "Diving48", "'diving48'"),
     (frozenset({"id", "template"}), "Something-Something", "'ssv2'"),
 )
 """Columns of official lists, the data set, and what to use on the command line."""

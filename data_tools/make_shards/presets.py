@@ -15,9 +15,9 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "small": Preset(256, 50, "420", "half the disk, and the fastest to load: 9 kB, 36 dB"),
-    "standard": Preset(256, 90, "420", "the default: 21 kB, 41 dB"),
-    "archive": Preset(320, 95, "444", "for videos above 256 rows, and crops beyond 224: 29 kB, 43 dB"),
+    "small": Preset(256, 50, "420", "less than half the disk, the fastest to load: 10 kB, 36 dB"),
+    "standard": Preset(256, 90, "420", "the default: 22 kB, 41 dB"),
+    "archive": Preset(320, 95, "444", "for videos above 256 rows, and crops beyond 224: 31 kB, 43 dB"),
 }
 
 DEFAULT = "standard"
@@ -29,4 +29,6 @@ def describe() -> str:
         f"  {name:9} short side {one.short_side}, quality {one.quality}, chroma {one.chroma}; {one.use}"
         for name, one in PRESETS.items()
     ]
-    return "\n".join(("presets (kB a frame, PSNR of a training crop; Kinetics clips of 340 x 256):", *rows))
+    return "\n".join(
+        ("presets (kB a frame, PSNR of a training crop; Kinetics clips of 340 x 256; docs/data.md has others):", *rows)
+    )

@@ -29,7 +29,8 @@ _LAST = re.compile(rf"{_LAST_NAMES}|{temporary_of(_LAST_NAMES)}", re.ASCII)
 
 _DESCRIPTION = """\
 Merge several folders of shards into one. The folders must have the same frame settings, and they do not change. The
-new shards are hard links. They are copies if the new folder is on another disk, or if the disk has no links."""
+new shards are hard links. They are copies if the new folder is on another disk, or if the disk has no links. The keys
+of samples do not change, and may repeat in the shards of another folder: shard and key together are unique."""
 
 _EXAMPLES = """\
 examples:

@@ -41,6 +41,8 @@ class DataConfig(Section):
     """Retries of a remote read without progress, after 1, 2, 4, ... seconds."""
     remote_timeout: Annotated[PositiveFloat, MAY_CHANGE] = 30.0
     """Seconds without data after which a connection has failed."""
+    downloads: Annotated[NonNegativeInt, MAY_CHANGE] = 4
+    """Remote shards that a rank downloads ahead at the same time. 0: a shard is downloaded when a clip needs it."""
     beton: Annotated[NodePath, MAY_CHANGE_RESULT] = ""
     """FFCV file with the clips of the shards, written by `motionmae shards beton` (docs/ffcv.md). Of ``shards`` only
     manifest.json is then needed. The node expands variables as in `cache`. Empty: clips are read from shards."""

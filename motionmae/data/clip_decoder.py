@@ -1,6 +1,7 @@
 """Decode clips of stored samples: random clips into the rows of a batch, or the middle clip of one sample."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:  # decoding processes do not import these modules, which are s
     import torch
 
     from motionmae.data.rand_augment import ClipAugment
+
+
+_ALWAYS = nullcontext()
 
 
 class ClipRequest(NamedTuple):
@@ -107,6 +111,8 @@ class SampleDecoder:
         self.reader = reader
         self._data, self._clip = data, clip
         self._augment = clip_augment(data, clip)
+        self.turn: AbstractContextManager[object] = _ALWAYS
+        """Entered to decode. With a lock, one thread decodes at a time, while others wait for the disk."""
 
     def decode_into(
         self, requests: Sequence[ClipRequest], clips: SharedBuffer, flows: SharedBuffer | None
@@ -118,7 +124,8 @@ class SampleDecoder:
                 meta = self.reader.read_meta(sample)
                 cuts = [request.cut(meta, self._data, self._clip) for request in repeats]
                 targets = [Target(*cut, clips.array[one.row]) for one, cut in zip(repeats, cuts, strict=True)]
-                _decode(self.reader, sample, meta, targets, [flows.array[one.row] for one in repeats] if flows else [])
+                fields = [flows.array[one.row] for one in repeats] if flows else []
+                _decode(self.reader, sample, meta, targets, fields, self.turn)
             except CorruptSample as fault:
                 outcomes.extend([fault] * len(repeats))
                 continue
@@ -154,10 +161,17 @@ def read_frames(reader: SampleReader, sample: int, targets: Sequence[Target]) ->
 
 
 def _decode(
-    reader: SampleReader, sample: int, meta: SampleMeta, targets: Sequence[Target], flows: Sequence[np.ndarray]
+    reader: SampleReader,
+    sample: int,
+    meta: SampleMeta,
+    targets: Sequence[Target],
+    flows: Sequence[np.ndarray],
+    turn: AbstractContextManager[object] = _ALWAYS,
 ) -> None:
-    """Fill the targets, and if flows are given, the flow of each target."""
-    decode_clips(read_frames(reader, sample, targets), meta, targets)
+    """Fill the targets, and if flows are given, the flow of each target. ``turn`` is entered after the read."""
+    frames = read_frames(reader, sample, targets)
+    with turn:
+        decode_clips(frames, meta, targets)
     for target, flow in zip(targets, flows, strict=False):
         for field, out in zip(reader.read_flow(sample, target.frames), flow, strict=True):
             decode_flow(field, meta, target.crop, out)

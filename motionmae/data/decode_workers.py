@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import recv_handle, send_handle
 from queue import SimpleQueue
@@ -30,7 +30,7 @@ from motionmae.process_signals import KEPT_FROM_CHILDREN, start_children_without
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PIPES = 2
-"""Pipes per worker. The worker decodes for one pipe while the training process handles the answer of the other."""
+"""Pipes per worker. The worker decodes for one pipe while it reads the frames of the other's request."""
 _JOIN_LOCK = threading.Lock()
 """Lock to join a process: if two threads join the same process at the same time, one does not get the exit code."""
 
@@ -121,20 +121,31 @@ def _start(open_decoder: Callable[[], SampleDecoder]) -> tuple[SpawnProcess, lis
 
 
 def _serve(connections: list[Connection], open_decoder: Callable[[], SampleDecoder]) -> None:
-    """Answer requests until the training process closes the pipes or ends (main function of a worker)."""
+    """Answer requests until the training process closes the pipes or ends (main function of a worker).
+
+    A thread per pipe: one reads, perhaps from a slow disk, while another decodes.
+    """
     decoder = open_decoder()
+    decoder.turn = threading.Lock()  # threads that decode at the same time would wait for the GIL again and again
+    threads = [threading.Thread(target=_answer, args=(connection, decoder)) for connection in connections]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _answer(connection: Connection, decoder: SampleDecoder) -> None:
+    """Answer the requests of one pipe."""
     buffers: dict[int, SharedBuffer] = {}
     with suppress(EOFError, OSError):
         while True:
-            for connection in wait(connections):
-                assert isinstance(connection, Connection)
-                task: _Task = connection.recv()
-                for handle, shape, is_new, kind in zip(*task[1:], (np.uint8, np.float16), strict=False):
-                    if is_new:
-                        file = recv_handle(connection)
-                        buffers[handle] = SharedBuffer(map_block(file, shape, np.dtype(kind)), handle)
-                        os.close(file)
-                connection.send(_decode(decoder, task.requests, *(buffers[handle] for handle in task.handles)))
+            task: _Task = connection.recv()
+            for handle, shape, is_new, kind in zip(*task[1:], (np.uint8, np.float16), strict=False):
+                if is_new:
+                    file = recv_handle(connection)
+                    buffers[handle] = SharedBuffer(map_block(file, shape, np.dtype(kind)), handle)
+                    os.close(file)
+            connection.send(_decode(decoder, task.requests, *(buffers[handle] for handle in task.handles)))
 
 
 def _decode(

@@ -10,8 +10,9 @@ from motionmae.data.clip_decoder import ClipDecoder, SampleDecoder, SampleReader
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.reader import BetonReader
-from motionmae.data.remote.cache import ShardCache, ShardPrefetcher
+from motionmae.data.remote.cache import ShardCache
 from motionmae.data.remote.download import RemoteFolder, is_remote
+from motionmae.data.remote.prefetch import ShardPrefetcher
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest
 from motionmae.data.shards.reader import LocalFolder, ShardReader
@@ -94,7 +95,7 @@ def start_prefetch(
     if not isinstance(reader, ShardReader) or not isinstance(reader.store, ShardCache):
         return None
     reader.store.require_room(reader.manifest.shards, data.shuffle_window_shards, in_flight)
-    return ShardPrefetcher(reader, reader.store, sampler_of, rank)
+    return ShardPrefetcher(reader, reader.store, sampler_of, rank, data.downloads)
 
 
 def check_stored(manifest: Manifest, data: DataConfig, clip: ClipConfig, flow: bool) -> None:

@@ -12,7 +12,8 @@ class ShardServer(ThreadingHTTPServer):
     """Serves ``folder`` with range requests.
 
     ``faults[name]`` lists what goes wrong with the next requests for a file, None for nothing: a status to answer
-    with, ("cut", bytes) or ("stall", bytes) after so many bytes, "whole" to ignore the range, ("slow", seconds).
+    with, ("cut", bytes) or ("stall", bytes) after so many bytes, "whole" to ignore the range, ("slow", seconds), or
+    ("meet", barrier) to wait for other requests.
     """
 
     daemon_threads = True
@@ -52,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         if kind == "slow":
             self.server.over.wait(amount)
+        if kind == "meet":
+            amount.wait(20)
         if asked and kind != "whole":
             if start >= len(content):
                 return self.send_error(416)

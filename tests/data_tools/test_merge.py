@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import webdataset
 
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.manifest import write_manifest
@@ -40,6 +41,17 @@ def test_samples_follow_each_other_and_share_the_disk(folders, tmp_path, capsys,
         assert reader.read_meta(sample).label == part.read_meta(number).label
         assert reader.read_frames(sample, [0, 3]) == part.read_frames(number, [0, 3])
     assert (out / "merged-000000.tar").stat().st_nlink == 1 + link
+
+
+def test_webdataset_reads_all_samples_although_keys_repeat(tmp_path):
+    make_shards(tmp_path / "a", (1,))  # its last key is the first of the next shard
+    make_shards(tmp_path / "b", (1,), frames=5)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    shards = sorted(map(str, out.glob("*.tar")))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert [(sample["__key__"], sample["__url__"]) for sample in samples] == [("00000000", shard) for shard in shards]
+    assert [json.loads(sample["json"])["frames"] for sample in samples] == [4, 5]
 
 
 def test_a_folder_with_shards_of_another_kind_is_not_merged_into(folders, tmp_path, capsys):

@@ -1,9 +1,11 @@
+import json
 import subprocess
 import sys
 
 import pytest
 
 from tests.commands.functions import submit_shards as main
+from tests.data_tools.videos import draw_frames, write_video
 from tests.slurm.jobs import ROOT
 
 
@@ -67,3 +69,22 @@ def test_no_option_ends_its_line_of_the_script(tmp_path, capsys, more):
 def test_no_folder_ends_its_line_of_the_script(tmp_path, capsys, name):
     assert main(["--parts", "2", "--dry-run", "--", "folder", "--videos", "v", "--out", str(tmp_path / name)]) == 2
     assert "--output=" in capsys.readouterr().err
+
+
+def test_the_parts_run_on_this_machine(tmp_path, capsys):
+    videos, out = tmp_path / "my videos", tmp_path / "out"
+    for name in "abc":
+        write_video(videos / f"{name}.mp4", draw_frames(3))
+    command = ["folder", "--videos", str(videos), "--out", str(out), "--samples-per-shard", "1"]
+    options = ["--cluster", "local", "--parts", "2", "--cpus", "1"]
+    assert main([*options, "--dry-run", "--", *command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith(f"--part {number}/2") for number, line in enumerate(lines)] == [True, True, False]
+    assert all(f"--videos '{videos}'" in line for line in lines)
+    assert not out.exists()
+    assert main([*options, "--sbatch", "partition=cpu", "--", *command]) == 2
+    assert "--sbatch is for Slurm" in capsys.readouterr().err
+    assert main([*options, "--", *command]) == 0
+    assert json.loads((out / "manifest.json").read_text())["shards"][2]["samples"] == 1
+    assert "part 1/2: 1 videos in 1 of 3 shards" in (out / ".make_shards" / "logs" / "part-1.log").read_text()
+    assert main([*options, "--", "folder", "--videos", str(tmp_path / "gone"), "--out", str(tmp_path / "o")]) == 2

@@ -6,18 +6,17 @@ later, if this file is in the same folder.
 """
 
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import ConfigDict
 
-from data_tools.annotations.lists import LIST_BYTES, read_lines
+from data_tools.annotations.importers.official_files import read_official_json
+from data_tools.annotations.lists import read_lines
 from data_tools.annotations.split import UNLABELLED, Split
 from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
-from motionmae.json_text import InvalidJsonError, JsonModel, load_json
+from motionmae.json_text import JsonModel
 
-Schema = TypeVar("Schema")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -36,7 +35,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
-    numbers = _read_json(labels_file, dict[str, str | int])
+    numbers = read_official_json(labels_file, dict[str, str | int])
     try:
         labels = {name: int(number) for name, number in numbers.items()}
     except ValueError as error:
@@ -47,7 +46,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     answers = _read_answers(file.parent) if split == "test" else {}
     index = VideoIndex(videos, exclude)
     records = []
-    for number, entry in enumerate(_read_json(file, list[_Entry])):
+    for number, entry in enumerate(read_official_json(file, list[_Entry])):
         if entry.id is None:
             raise UserError(f"{file}: the entry {number} has no id: download the official file again")
         video = str(entry.id)
@@ -65,15 +64,6 @@ def _find(folder: Path, part: str) -> Path:
             if (parent / name).is_file():
                 return parent / name
     raise UserError(f"{folder} has no something-something-v2-{part}.json: give the official folder as --annotations")
-
-
-def _read_json(file: Path, schema: type[Schema]) -> Schema:
-    try:
-        return load_json(file, schema, LIST_BYTES)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and its disk") from error
-    except InvalidJsonError as error:
-        raise UserError(f"{file} is not a JSON file of the data set ({error}): download it again") from error
 
 
 def _read_answers(folder: Path) -> dict[str, str]:

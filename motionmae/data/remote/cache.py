@@ -19,10 +19,8 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import CancelledError
 from io import FileIO
 from itertools import accumulate
@@ -32,10 +30,9 @@ from motionmae.config import DataConfig
 from motionmae.config.text_types import node_path
 from motionmae.data.remote.cached_files import SHARD_NAME, Kind, remove_unused, scan
 from motionmae.data.remote.download import RemoteFolder, explain_disk_errors
-from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.format import ShardEntry, check_size, index_path, load_index, parse_index
-from motionmae.data.shards.reader import OpenedShard, ShardReader
+from motionmae.data.shards.reader import OpenedShard
 from motionmae.data.shards.schema import index_limit
 from motionmae.errors import UserError
 from motionmae.files import sync, write_atomically
@@ -46,7 +43,6 @@ from motionmae.text import get_logger
 logger = get_logger(__name__)
 
 _SLACK = 1.02  # factor for the size of the indexes
-_FULL_CACHE_POLL_SECONDS = 1.0
 _POLL_SECONDS = 0.1  # interval between attempts to lock, because a blocking flock cannot be cancelled
 
 
@@ -290,79 +286,3 @@ def _is_same_file(path: Path, file: FileIO) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     return False
-
-
-class ShardPrefetcher:
-    """Background thread that downloads the shards of the current shuffle window, then those of the next window.
-
-    Each rank starts at a different shard of the window and skips shards that another rank is downloading, so that the
-    ranks of a node share the downloads. Errors are only logged, because the reader raises the same errors later.
-    """
-
-    def __init__(self, reader: ShardReader, cache: ShardCache, sampler_of: Callable[[int], EpochSampler], rank: int):
-        self._reader, self._cache, self._sampler_of, self._rank = reader, cache, sampler_of, rank
-        self._window: tuple[int, range] = (-1, range(0))  # epoch and shuffle indices
-        self._requested: list[int] | None = None  # numbers of the shards to download, until the thread takes the list
-        self._closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
-        self._thread.start()
-
-    def advance_to(self, sampler: EpochSampler, index: int) -> None:
-        """Move to the window that contains ``index``. Shards outside this and the next window are closed."""
-        epoch, indices = self._window
-        if sampler.epoch == epoch and index in indices:
-            return
-        indices, current_shards = sampler.window(index)
-        self._window = (sampler.epoch, indices)
-        if indices.stop < sampler.num_samples:
-            _, next_shards = sampler.window(indices.stop)
-        else:
-            _, next_shards = self._sampler_of(sampler.epoch + 1).window(0)
-        with self._changed:
-            self._requested = [*self._rotated(current_shards), *self._rotated(next_shards)]
-            self._changed.notify()
-
-    def close(self) -> None:
-        """End the thread. Close the reader first, because that cancels the downloads."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _rotated(self, shards: list[int]) -> list[int]:
-        start = self._rank % len(shards)
-        return shards[start:] + shards[:start]
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._requested is not None)
-                requested, self._requested = self._requested, None
-            if self._closed or requested is None:
-                return
-            self._prefetch(requested)
-
-    def _prefetch(self, numbers: list[int]) -> None:
-        shards = self._reader.manifest.shards
-        protected = [shards[number] for number in numbers]
-        self._reader.keep_only(set(numbers))
-        pending = deque(numbers)
-        while pending:
-            if self._closed or self._requested is not None:  # a new list means that the shuffle window has changed
-                return
-            try:
-                self._cache.prefetch(shards[pending[0]], protected)
-                pending.popleft()
-            except CancelledError:
-                return
-            except CorruptSample as fault:
-                logger.warning("prefetch: %s", fault)
-                pending.popleft()
-            except CacheFullError:  # readers will soon close the shards of the previous window
-                self._reader.keep_only(set(numbers))
-                with self._changed:
-                    self._changed.wait(_FULL_CACHE_POLL_SECONDS)
-            except UserError as error:
-                logger.warning("prefetch stops until the next shuffle window: %s", error)
-                return

@@ -44,6 +44,7 @@ LONGEST_DELAY = 60.0
 _TIME_FACTOR = 10.0  # a request may take this many times data.remote_timeout, plus the time of its bytes
 _SLOWEST = 64 << 10  # bytes per second of a shard
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
+_CONNECTIONS = 100  # most at the same time, as for http; the default of botocore is 10
 _TEMPORARY_STATUS = (408, 425, 429)  # HTTP client errors that may be temporary
 _TRANSPORT = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec")
 """Packages whose exceptions are connection errors."""
@@ -86,6 +87,7 @@ def _file_system(scheme: str, timeout: float) -> Any:
     try:
         if scheme == "s3":
             settings = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 0}}
+            settings["max_pool_connections"] = _CONNECTIONS
             system = fsspec.filesystem("s3", config_kwargs=settings, use_listings_cache=False, skip_instance_cache=True)
             system.retries = 1
             return system

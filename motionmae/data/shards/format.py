@@ -127,7 +127,8 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: unique in the data set; letters, digits, ``_`` and ``-`` (WebDataset cuts names at the first dot).
+            key: unique in the shard; letters, digits, ``_`` and ``-`` (WebDataset cuts names at the first dot). Keys of
+                make_shards are unique in their folder, and repeat in a merged one.
             jpegs: stored frames in order, at least one, all with the height and width in ``meta``.
             meta: all of :data:`META_KEYS` and optional further keys. If only some windows of a video are stored,
                 ``windows`` lists the first frame of each (default ``[0]``). No clip crosses the end of a window.

@@ -5,15 +5,16 @@ are thread-safe. A read from a file that is being truncated raises an error, whe
 with SIGBUS.
 """
 
+import itertools
 import os
 import threading
 import weakref
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -155,7 +156,7 @@ class _OpenShard:
             if first == last:
                 frames[first] = memoryview(content)
                 continue
-            for number, (low, high) in enumerate(pairwise(bounds), first):
+            for number, (low, high) in enumerate(itertools.pairwise(bounds), first):
                 frames[number] = memoryview(content)[low - bounds[0] : high - bounds[0]]
         return frames
 
@@ -181,13 +182,13 @@ class ShardReader:
     def __init__(self, store: ShardStore, manifest: Manifest, open_shards: int = 256):
         self.store, self.manifest = store, manifest
         self.folder = store.location
-        self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
+        self._starts = list(itertools.accumulate((shard.samples for shard in manifest.shards), initial=0))
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_shards = open_shards
         self._lock = threading.Lock()
 
     def _find(self, sample_id: int) -> tuple[_OpenShard, int]:
-        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        number = bisect_right(self._starts, sample_id) - 1
         if sample_id < 0 or number >= len(self.manifest.shards):
             raise UserError(
                 f"sample {sample_id} does not exist: {self.folder} holds samples 0 to {self.manifest.samples - 1}"
@@ -202,7 +203,7 @@ class ShardReader:
                 self._open[number] = shard
                 while len(self._open) > self._open_shards:
                     self._open.popitem(last=False)
-        return shard, sample_id - int(self._starts[number])
+        return shard, sample_id - self._starts[number]
 
     def _open_shard(self, entry: ShardEntry) -> _OpenShard:
         encoder = self.manifest.encoder

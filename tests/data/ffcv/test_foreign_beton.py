@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from data_tools.make_beton import write_beton
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
-from motionmae.data.clip_sampling import random_cut
 from motionmae.data.ffcv.format import row_checksum
 from motionmae.data.ffcv.reader import BetonReader
 from motionmae.data.loader import ClipLoader
@@ -51,7 +50,7 @@ def change_row(whole, path, **values) -> None:
 def read(whole, path):
     """Read the frames of a clip of sample 1."""
     beton = BetonReader(path, load_manifest(whole / "s"))
-    frames, _ = random_cut(beton.read_meta(1), DataConfig(), CLIP, ClipRequest(0, 3, 0, 1, 0).random)
+    frames, _ = ClipRequest(0, 3, 0, 1, 0).cut(beton.read_meta(1), DataConfig(), CLIP)
     return beton.read_frames(1, frames)
 
 
