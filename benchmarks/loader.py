@@ -60,7 +60,7 @@ from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()
-OURS = ("ours", "small", "archive", "finetune", "finetune_shared", "ours_raw")
+OURS = ("ours", "small", "archive", "finetune", "finetune_shared", "ours_raw", "ffcv")
 """Rows of ClipLoader that use processes on more than one core."""
 NAMES = (
     *("floor", "ours", "floor_small", "small", "floor_archive", "archive", "finetune", "finetune_shared"),

@@ -6,27 +6,33 @@ published preprocessing of Kinetics.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import av
 import cv2
-from av.stream import Disposition
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
-from data_tools.frames import FlowRecorder, FrameEncoder
+from data_tools.frames import FlowRecorder, FrameEncoder, UnsupportedFrame
 from motionmae.data.open_video import RefusedFormat, open_video
-from motionmae.data.shards.manifest import Chroma
+from motionmae.data.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
 from motionmae.errors import UserError, check_limits
+
+if TYPE_CHECKING:  # pydantic would add to the start time of the decoding processes
+    from motionmae.data.shards.manifest import Chroma
 
 MAX_STORED_BYTES = 2**30
 """Limit on the bytes of a video's stored frames, which stay in memory until the whole video is decoded."""
+
+
+MAX_GAP_SECONDS = 3600.0
+"""Longest possible time between two frames. The clock of a camera has jumped if its timestamps differ by more."""
+_MAX_RATE = 1000  # frames per second; headers with more give the unit of their timestamps, such as 1/90000 s
+_READ_BYTES = 1 << 20
 
 
 class QuarantineReason(StrEnum):
@@ -40,10 +46,19 @@ class QuarantineReason(StrEnum):
     NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
     NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
+    UNSUPPORTED_FRAME = "unsupported_frame"  # the size or the pixel format of the frames cannot be stored
     NO_FLOW = "no_flow"  # the frames are too small for optical flow
     TOO_LONG = "too_long"  # the stored frames exceed MAX_STORED_BYTES
     TIMEOUT = "timeout"  # the stall timeout passed without a frame, and the decoding process was killed
     CRASHED = "crashed"  # the decoding process died or raised an unexpected exception
+
+
+_REASONS: dict[type[Exception], QuarantineReason] = {
+    RefusedFormat: QuarantineReason.REFUSED_FORMAT,
+    NoVideoStream: QuarantineReason.NO_VIDEO_STREAM,
+    NoDecoder: QuarantineReason.UNKNOWN_CODEC,
+    UnsupportedFrame: QuarantineReason.UNSUPPORTED_FRAME,
+}
 
 
 @dataclass(eq=False)
@@ -60,7 +75,7 @@ class FrameSettings:
 
     short_side: int = 256  # pixels; smaller videos keep their size, because the loader resizes its crops anyway
     quality: int = 90  # JPEG quality, 1 to 100
-    chroma: Chroma = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
+    chroma: "Chroma" = "420"  # subsampling: 420, or 444 (none) for videos that have more than half the stored columns
     stride: int = 1  # every ``stride``-th source frame is stored
     clips: int = 0  # number of stored windows (parts) of each video, evenly spaced; 0 stores the whole video
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
@@ -87,6 +102,7 @@ class DecodedVideo:
     source_frames: int  # number of decoded frames, stored or not
     damaged_packets: int  # number of packets that could not be decoded
     flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
+    matrices: dict[str, str]  # unusual matrix coefficients to those used in their place (motionmae.data.video_frames)
     source: str = ""  # path of the decoded file within its data set; set by the writer
 
 
@@ -114,19 +130,32 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         return decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
-    except RefusedFormat as error:
-        raise UndecodableVideo(QuarantineReason.REFUSED_FORMAT, str(error)) from error
-    except OSError as error:  # includes some errors of PyAV, e.g. denied permission
-        raise UndecodableVideo(QuarantineReason.UNREADABLE, str(error)) from error
-    except av.FFmpegError as error:
+    except tuple(_REASONS) as error:
+        raise UndecodableVideo(_REASONS[type(error)], str(error)) from error
+    except (OSError, av.FFmpegError) as error:
+        if disk_error := _read_to_end(path, on_frame):
+            raise UndecodableVideo(QuarantineReason.UNREADABLE, str(disk_error)) from error
         raise UndecodableVideo(QuarantineReason.NOT_A_VIDEO, f"the file does not open: {error.strerror}") from error
+
+
+def _read_to_end(path: Path, on_progress: Callable[[], None]) -> OSError | None:
+    """Read a file without FFmpeg, whose errno may be a demuxer's. Return the error of the file system, if any."""
+    try:
+        size = path.stat().st_size  # of a device 0
+        with path.open("rb", buffering=0) as file:
+            for _ in range(0, size, _READ_BYTES):
+                file.read(_READ_BYTES)
+                on_progress()
+    except OSError as error:
+        return error
+    return None
 
 
 def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
     """Count the packets, i.e. the frames of an undamaged file. Call ``on_progress`` whenever reading moves forward."""
     count = farthest = 0
     with open_video(path) as container, contextlib.suppress(av.FFmpegError):  # the decoding pass records damage
-        for packet in container.demux(_video_stream(container)):
+        for packet in container.demux(video_stream(container)):
             count += packet.size > 0 and not packet.is_discard
             if packet.pos is not None and packet.pos > farthest:
                 farthest = packet.pos
@@ -139,16 +168,15 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
     selected, windows = _select_frames(expected, settings)
     stored_set = frozenset(selected) if settings.clips else None
     encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
-    errors: list[str | None] = []  # one for each packet that does not decode
+    notes = DecodingNotes()
     jpegs: list[bytes] = []
     stored: list[int] = []
     times: list[float | None] = []
     size = 0
     flow = FlowRecorder(settings.flow) if settings.flow else None
     with open_video(path) as container:
-        stream = _video_stream(container)
-        stream.codec_context.thread_count = 1  # there is one process per core, and damage must not depend on threads
-        for frame in _frames(container, stream, errors):
+        stream = video_stream(container)
+        for frame in decode_frames(container, stream, notes):
             is_stored = len(times) % settings.stride == 0 if stored_set is None else len(times) in stored_set
             if (is_stored and not settings.raw) or flow or not times:  # the first frame sets the size
                 planes = encoder.scale(frame)
@@ -164,9 +192,10 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
                 limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
                 raise UndecodableVideo(QuarantineReason.TOO_LONG, f"{len(times)} frames exceed {limit}: cut the video")
         if not times:
+            errors = notes.errors
             detail = f"{len(errors)} packets do not decode: {errors[-1]}" if errors else "the file holds no frame"
             raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
-        seconds, fps = _frame_times(times, stream.average_rate or stream.guessed_rate)
+        seconds, fps = _frame_times(times, stream.average_rate, stream.guessed_rate)
     return DecodedVideo(
         jpegs=jpegs,
         times=[seconds[number] for number in stored],
@@ -175,52 +204,31 @@ def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], e
         width=encoder.width,
         windows=windows,
         source_frames=len(times),
-        damaged_packets=len(errors),
+        damaged_packets=len(notes.errors),
         flows=flow.finish() if flow else [],
+        matrices=notes.matrices,
     )
 
 
-def _video_stream(container: Any) -> VideoStream:
-    """Return the video stream that ffmpeg would choose. A cover picture does not count as video."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        kinds = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
-        raise UndecodableVideo(QuarantineReason.NO_VIDEO_STREAM, f"streams of the file: {kinds}")
-    if stream.codec_context is None:
-        raise UndecodableVideo(QuarantineReason.UNKNOWN_CODEC, "there is no decoder for the video stream")
-    return stream
-
-
-def _frames(container: Any, stream: VideoStream, errors: list[str | None]) -> Iterator[VideoFrame]:
-    """Yield all frames that decode. Skip damaged packets, as the ffmpeg program does, and add their ``errors``."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:  # the container cannot be read further
-            errors.append(error.strerror)
-            packet = None
-        try:
-            yield from stream.codec_context.decode(packet)  # None flushes the decoder
-        except av.EOFError:  # the decoder was already flushed
-            return
-        except av.FFmpegError as error:
-            errors.append(error.strerror)
-        if packet is None:
-            return
-
-
-def _frame_times(times: list[float | None], rate: Fraction | None) -> tuple[list[float], float]:
+def _frame_times(
+    times: list[float | None], average_rate: Fraction | None, guessed_rate: Fraction | None = None
+) -> tuple[list[float], float]:
     """Return the seconds from the first frame to each frame, and the average frame rate.
 
-    The container's timestamps are used if they increase strictly. Otherwise (packed B-frames in AVI, raw streams
-    without timestamps) frames are placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
+    The container's timestamps are used if they increase in each microsecond's rounding and never by more than
+    MAX_GAP_SECONDS. Otherwise (packed B-frames in AVI, raw streams without timestamps, a clock that jumps) frames are
+    placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
     """
     known = [time for time in times if time is not None]
-    if len(known) == len(times) > 1 and all(low < high for low, high in pairwise(known)):
-        seconds = [round(time - known[0], 6) for time in known]
+    seconds = [round(time - known[0], 6) for time in known]
+    gaps = [later - earlier for earlier, later in pairwise(seconds)]
+    if len(known) == len(times) > 1 and all(0 < gap <= MAX_GAP_SECONDS for gap in gaps):
         return seconds, round((len(seconds) - 1) / (known[-1] - known[0]), 6)
-    fps = float(rate) if rate else 25.0
+    rates = [average_rate, guessed_rate]
+    if any(abs(gap) > MAX_GAP_SECONDS for gap in gaps):  # the average includes the jump
+        rates.reverse()
+    likely = (float(rate) for rate in rates if rate and 1 / MAX_GAP_SECONDS < rate < _MAX_RATE)
+    fps = next(likely, 25.0)
     return [round(index / fps, 6) for index in range(len(times))], round(fps, 6)
 
 

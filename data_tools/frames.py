@@ -6,22 +6,27 @@ does not (common copies of Kinetics are 340x256), a lookup table gives the same 
 """
 
 import functools
-import struct
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from motionmae.data.flow import encode_flow
+from motionmae.data.shards.limits import MAX_SIDE
+from motionmae.data.video_frames import (
+    UPRIGHT,
+    Plane,
+    UnsupportedFrame,
+    as_array,
+    find_orientation,
+    rescale,
+    rescale_to_rgb,
+)
 
-Plane = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
-
-_UPRIGHT = (False, 1, 1)
 _UNSPECIFIED, _BT470BG, _SMPTE170M = 2, 5, 6  # ffmpeg's AVColorSpace; all three are treated as BT.601
 _TV_BT601 = {
     (colour_range, matrix)
@@ -38,41 +43,30 @@ class FrameEncoder:
         self._short_side, self._quality = short_side, quality
         self._layout = f"yuvj{chroma}p"  # 444 is a maximum: chroma is not stored larger than the video has it
         self._reformatter = VideoReformatter()
-        self._orientation = _UPRIGHT
+        self._orientation = UPRIGHT
         self._widened: list[Plane] = []
 
     def scale(self, frame: VideoFrame) -> list[Plane]:
         """Return luma and chroma planes of a frame, upright, at the stored size. They are valid until the next call."""
         if not self.width:
             self._size = stored_size(frame.width, frame.height, self._short_side)
-            self._orientation = _orientation(frame)
+            self._orientation = find_orientation(frame)
             if _has_half_chroma(frame, self._size[0]):
                 self._layout = "yuvj420p"
-            self.width, self.height = self._size[::-1] if self._orientation[0] else self._size
+            self.width, self.height = self._size[::-1] if self._orientation.transpose else self._size
         if self._layout == "yuvj420p" and _only_range_changes(frame, self._size):
-            planes = self._widen_range([_as_array(plane) for plane in frame.planes])
+            planes = self._widen_range([as_array(plane) for plane in frame.planes])
         else:
-            planes = [
-                _as_array(plane) for plane in _reformat(self._reformatter, frame, self._size, self._layout).planes
-            ]
-        return [self._rotate(plane) for plane in planes]
+            planes = [as_array(plane) for plane in rescale(self._reformatter, frame, self._size, self._layout).planes]
+        return [self._orientation.make_upright(plane) for plane in planes]
 
     def pixels(self, frame: VideoFrame) -> bytes:
         """Return upright RGB bytes (height, width, 3). :meth:`scale` must have been called before."""
-        (plane,) = _reformat(self._reformatter, frame, self._size, "rgb24").planes
-        rows = _as_array(plane, 3)
-        return self._rotate(rows.reshape(len(rows), -1, 3)).tobytes()
+        return self._orientation.make_upright(rescale_to_rgb(self._reformatter, frame, self._size)).tobytes()
 
     def encode(self, planes: Sequence[Plane]) -> bytes:
         """Return a JPEG of planes that :meth:`scale` returned."""
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self._quality)
-
-    def _rotate(self, plane: Any) -> Any:
-        if self._orientation == _UPRIGHT:
-            return plane
-        transpose, down, right = self._orientation
-        upright = plane.swapaxes(0, 1) if transpose else plane
-        return np.ascontiguousarray(upright[::down, ::right])
 
     def _widen_range(self, planes: Sequence[Plane]) -> list[Plane]:
         if not self._widened:
@@ -80,18 +74,6 @@ class FrameEncoder:
         for plane, table, out in zip(planes, _range_tables(), self._widened, strict=True):
             cv2.LUT(plane, table, dst=out)
         return self._widened
-
-
-def _reformat(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int], layout: str) -> VideoFrame:
-    return reformatter.reformat(
-        frame,
-        *size,
-        format=layout,
-        dst_colorspace=Colorspace.ITU601,
-        dst_color_range=ColorRange.JPEG,  # full range, which JFIF requires
-        interpolation=Interpolation.BICUBIC,  # the default of the ffmpeg program
-        threads=1,
-    )
 
 
 def _only_range_changes(frame: VideoFrame, size: tuple[int, int]) -> bool:
@@ -111,34 +93,19 @@ def _range_tables() -> tuple[Plane, Plane, Plane]:
     """Return lookup tables with swscale's output for each value of luma and of the two chroma planes."""
     ramp = VideoFrame(512, 2, "yuv420p")
     for plane in ramp.planes:
-        _as_array(plane)[:] = np.resize(np.arange(256), plane.width)
-    luma, blue, red = _reformat(VideoReformatter(), ramp, (512, 2), "yuvj420p").planes
-    return _as_array(luma)[0, :256].copy(), _as_array(blue)[0].copy(), _as_array(red)[0].copy()
+        as_array(plane)[:] = np.resize(np.arange(256), plane.width)
+    luma, blue, red = rescale(VideoReformatter(), ramp, (512, 2), "yuvj420p").planes
+    return as_array(luma)[0, :256].copy(), as_array(blue)[0].copy(), as_array(red)[0].copy()
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return the stored (width, height), both even because chroma is subsampled. ``short_side`` is a maximum."""
     scale = min(1.0, short_side / min(width, height))
-    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
-
-
-def _as_array(plane: Any, channels: int = 1) -> Plane:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : channels * plane.width]
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
-    """Return how to make a frame upright: whether to transpose it first, then the steps along y and x (-1 mirrors).
-
-    The display matrix means x' = a x + c y and y' = b x + d y. Angles that are not multiples of 90 degrees are ignored.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
-        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-        if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
-            return False, -1 if d < 0 else 1, -1 if a < 0 else 1
-        if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
-            return True, -1 if b < 0 else 1, -1 if c < 0 else 1
-    return _UPRIGHT
+    stored = max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+    if max(stored) > MAX_SIDE:
+        sizes = f"frames of {width} x {height} pixels would be stored as {stored[0]} x {stored[1]}"
+        raise UnsupportedFrame(f"{sizes}, and a shard takes at most {MAX_SIDE} a side")
+    return stored
 
 
 class FlowRecorder:

@@ -183,9 +183,9 @@ def use_replacements(root: Path, videos: Sequence[VideoRecord]) -> tuple[VideoRe
 
 def canonical(name: str) -> str:
     """Return the form in which names are compared: without extensions of videos, composed, and seconds as numbers."""
-    stem = unicodedata.normalize("NFC", Path(name).name)
-    while Path(stem).suffix.lower() in VIDEO_SUFFIXES:
-        stem = Path(stem).stem
+    stem = unicodedata.normalize("NFC", name.rpartition("/")[2])  # strings, because lists have a million lines
+    while (parts := os.path.splitext(stem))[1].lower() in VIDEO_SUFFIXES:  # noqa: PTH122
+        stem = parts[0]
     clip = _CLIP.fullmatch(stem)
     return f"{clip[1]}_{float(clip[2]):.3f}_{float(clip[3]):.3f}" if clip else stem
 

@@ -18,8 +18,8 @@ from motionmae.data.ffcv.format import BETON_VERSION, FIELD, FieldArguments
 from motionmae.data.ffcv.reader import BetonReader
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.format import ShardEntry, load_index
+from motionmae.data.shards.limits import MAX_SIDE
 from motionmae.data.shards.manifest import Manifest
-from motionmae.data.shards.schema import MAX_SIDE
 from motionmae.errors import UserError, check_limits
 from motionmae.files import atomic_path, output_file
 from motionmae.text import say

@@ -23,7 +23,7 @@ from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
 from data_tools.reporting import name_file, progress_bar
 from motionmae.commands.app import Command, add_json_argument
-from motionmae.data.shards.manifest import Manifest
+from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.screen import TaskText
@@ -50,6 +50,7 @@ examples:
   a large set on 16 machines with a shared disk: parts 0 to 15, then the manifest (on Slurm: motionmae shards submit):
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
+  Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
@@ -198,6 +199,9 @@ def _remarks(split: Split, total: Counts) -> list[str]:
         lines.append(f"substituted:  {_names(total.substituted)}, which cannot be decoded")
     if total.damaged:
         lines.append(f"damaged:      {_names(total.damaged)}, stored without their damaged packets")
+    if total.matrices:
+        tags = ", ".join(sorted({tag for pairs in total.matrices.values() for tag in pairs}))
+        lines.append(f"matrices:     {_names(list(total.matrices))}, decoded in spite of the tag {tags} ({MANIFEST})")
     if split.skipped:
         lines.append(f"skipped:      {_names(split.skipped)}, not videos")
     return [*lines, *(f"note:         {note}" for note in split.notes)]

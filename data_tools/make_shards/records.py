@@ -24,6 +24,7 @@ class Counts:
     frames: int = 0  # stored frames
     bytes: int = 0  # bytes of the stored frames
     damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
+    matrices: dict[str, dict[str, str]] = field(default_factory=dict)  # DecodedVideo.matrices by video, if any
     quarantine: list[dict[str, str]] = field(default_factory=list)  # rows of quarantine.jsonl
     kept: list[str] = field(default_factory=list)  # videos whose stored samples stay, as the originals give no better
     set_aside: list[str] = field(default_factory=list)  # damaged shards that were kept under these names
@@ -42,6 +43,7 @@ class Counts:
         self.frames += other.frames
         self.bytes += other.bytes
         self.damaged.extend(other.damaged)
+        self.matrices.update(other.matrices)
         self.quarantine.extend(other.quarantine)
         self.kept.extend(other.kept)
         self.set_aside.extend(other.set_aside)
@@ -73,6 +75,7 @@ def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
 def _is_valid(counts: Counts) -> bool:
     numbers = (counts.videos, counts.frames, counts.bytes)
     texts = [*counts.damaged, *counts.substituted, *(row[name] for row in counts.quarantine for name in KEYS)]
+    texts += [text for pairs in counts.matrices.values() for pair in pairs.items() for text in pair]
     return all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
 
 

@@ -22,9 +22,9 @@ from data_tools.decode import FrameSettings
 from data_tools.quarantine import QUARANTINE, refuse_foreign_quarantine
 from data_tools.reporting import refuse_differences
 from motionmae.data.shards.format import FORMAT_VERSION
+from motionmae.data.shards.limits import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.data.shards.manifest import MANIFEST
 from motionmae.data.shards.publish import index_path, pending_index, temporary_path
-from motionmae.data.shards.schema import MAX_SAMPLES as MAX_PER_SHARD
 from motionmae.errors import UserError
 from motionmae.files import write_json
 from motionmae.json_text import InvalidJsonError, JsonModel, load_json

@@ -159,12 +159,13 @@ class _Writer:
 
     def _store(self, writer: ShardWriter, key: str, video: VideoRecord, chosen: DecodedVideo | StoredSample) -> Counts:
         damaged = [video.source] if chosen.damaged_packets else []
+        matrices = {video.source: chosen.matrices} if chosen.matrices else {}
         if isinstance(chosen, StoredSample):
             writer.copy(key, chosen.members, chosen.meta)
-            return Counts(1, chosen.meta["frames"], chosen.frame_bytes, damaged)
+            return Counts(1, chosen.meta["frames"], chosen.frame_bytes, damaged, matrices)
         writer.write(key, chosen.jpegs, _sample_json(video, chosen, self._plan.frames.stride), chosen.flows)
         substituted = [f"{chosen.source} for {video.source}"] if chosen.source != video.source else []
-        return Counts(1, len(chosen.jpegs), sum(map(len, chosen.jpegs)), damaged, substituted=substituted)
+        return Counts(1, len(chosen.jpegs), sum(map(len, chosen.jpegs)), damaged, matrices, substituted=substituted)
 
     def _prepare_replacement(self, shard: PlannedShard, old: StoredSamples, counts: Counts) -> None:
         """Delete the manifest, which would mark the folder as complete, and set a shard aside that loses a sample."""
@@ -211,7 +212,7 @@ def _set_aside(shard: Path) -> str:
 
 def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict[str, Any]:
     """Return the content of KEY.json: all keys in motionmae.data.shards.format.META_KEYS, and decoding results."""
-    return {
+    content = {
         "label": video.label,
         "class_name": video.class_name,
         "source": decoded.source,
@@ -225,6 +226,7 @@ def _sample_json(video: VideoRecord, decoded: DecodedVideo, stride: int) -> dict
         "source_frames": decoded.source_frames,
         "damaged_packets": decoded.damaged_packets,
     }
+    return content | ({"replaced_matrices": decoded.matrices} if decoded.matrices else {})
 
 
 def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
@@ -260,6 +262,7 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         split_file=split.split_file,
         split_sha256=split.split_sha256,
         versions=plan.versions,
+        replaced_matrices=total.matrices,
     )
     write_manifest(out, manifest)
     return manifest

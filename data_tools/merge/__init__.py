@@ -93,6 +93,9 @@ def merge(folders: Sequence[Path], out: Path, without_labels: bool = False) -> M
         shards=entries,
         quarantined=sum(manifest.quarantined for manifest in manifests),
         split_file="+".join(dict.fromkeys(manifest.split_file for manifest in manifests)),
+        replaced_matrices={
+            video: matrices for manifest in manifests for video, matrices in manifest.replaced_matrices.items()
+        },
         split_sha256=hashlib.sha256("".join(manifest.split_sha256 for manifest in manifests).encode()).hexdigest(),
     )
     write_manifest(out, merged)

@@ -27,6 +27,8 @@ examples:
   motionmae shards stats data/toy/train
   motionmae shards stats data/toy/train --json stats.json --picture classes.png"""
 
+_SMALLEST_FPS = 1e-6  # frames per second; a smaller number in a shard is an unknown rate
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
@@ -51,7 +53,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
     A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
-    classes (name to number of videos).
+    classes (name to number of videos). Videos of unknown frame rate do not count in seconds, fps and hours.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
     for shard in manifest.shards:
@@ -59,7 +61,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
         for name, column in columns.items():
             column.extend(index[name])
     timing = zip(columns["frames"], columns["stride"], columns["fps"], strict=True)
-    seconds = [frames * stride / fps for frames, stride, fps in timing]
+    seconds = [frames * stride / fps for frames, stride, fps in timing if fps > _SMALLEST_FPS]
     labels = Counter(label for label in columns["label"] if label >= 0)
     size = sum(shard.bytes for shard in manifest.shards)
     frames = sum(columns["frames"])
@@ -75,7 +77,7 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "bytes_per_frame": round(size / max(1, frames)),
         "frames_per_video": _spread(columns["frames"]),
         "seconds_per_video": _spread(seconds),
-        "fps": _spread(columns["fps"]),
+        "fps": _spread([fps for fps in columns["fps"] if fps > _SMALLEST_FPS]),
         "short_side": _spread(list(map(min, columns["height"], columns["width"]))),
         "hours": round(sum(seconds) / 3600, 4),
         "classes": {name: labels[label] for label, name in enumerate(manifest.class_names)},
@@ -99,7 +101,7 @@ def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> No
     """Print the statistics as tables. Classes are sorted by size, with a bar each."""
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
     for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
-        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
+        table.add_row(name.replace("_", " "), *([f"{value:g}" for value in figures[name]] or ["unknown"] * 3))
     show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
     say(

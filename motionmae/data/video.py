@@ -2,14 +2,27 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
-import cv2
 import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from motionmae.config import ClipConfig
 from motionmae.data.open_video import RefusedFormat, open_video
+from motionmae.data.shards.limits import MAX_SIDE
+from motionmae.data.video_frames import (
+    UPRIGHT,
+    DecodingNotes,
+    NoDecoder,
+    NoVideoStream,
+    UnsupportedFrame,
+    decode_frames,
+    find_orientation,
+    rescale_to_rgb,
+    video_stream,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,14 +47,13 @@ def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0, firs
     UnreadableVideo if no frame is left.
     """
     frames: list[np.ndarray] = []
-    shape: tuple[int, ...] | None = None
+    scaler = _Scaler(short_side)
     for number, frame in enumerate(_frames(path)):
         if number % stride == 0 and (number == 0 or number >= first * stride):
             try:
-                picture = _upright(frame, short_side, shape)
-            except av.FFmpegError as error:
-                raise UnreadableVideo(f"{path} cannot be read: {error.strerror} at frame {number}") from error
-            shape = shape or picture.shape
+                picture = scaler.scale(frame)
+            except UnsupportedFrame as error:
+                raise UnreadableVideo(f"{path} cannot be read: {error}") from error
             if number >= first * stride:
                 frames.append(picture)
         if most and len(frames) == most:
@@ -72,29 +84,16 @@ def read_central_clip(path: Path, clip: ClipConfig) -> "torch.Tensor":
     return torch.from_numpy(frames[chosen, top : top + clip.size, left : left + clip.size].copy())
 
 
-def _frames(path: Path) -> Iterator[Any]:
-    """Yield the decoded frames of a video. Packets that cannot be decoded are skipped, as the ffmpeg program does.
-
-    Raises UnreadableVideo if there is no frame.
-    """
-    found, detail = False, "it holds no frame"
+def _frames(path: Path) -> Iterator[VideoFrame]:
+    """Yield the decoded frames of a video. Raises UnreadableVideo if there is no frame."""
+    found, notes = False, DecodingNotes()
     try:
         with open_video(path) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise UnreadableVideo(f"{path} cannot be read: it has no video stream")
-            for packet in container.demux(stream):
-                try:
-                    decoded = packet.decode()
-                except av.EOFError:
-                    break
-                except av.FFmpegError as error:
-                    detail = str(error.strerror)
-                    continue
-                for frame in decoded:
-                    found = True
-                    yield frame
-    except RefusedFormat as error:
+            for frame in decode_frames(container, video_stream(container), notes):
+                found = True
+                yield frame
+        detail = str(notes.errors[-1]) if notes.errors else "it holds no frame"
+    except (RefusedFormat, NoVideoStream, NoDecoder) as error:
         detail = str(error)
     except (OSError, av.FFmpegError) as error:
         detail = str(error.strerror)
@@ -102,13 +101,22 @@ def _frames(path: Path) -> Iterator[Any]:
         raise UnreadableVideo(f"{path} cannot be read: {detail}")
 
 
-def _upright(frame: Any, short_side: int, shape: tuple[int, ...] | None) -> np.ndarray:
-    """Rotate a frame upright by its display matrix, and resize it to ``short_side``.
+class _Scaler:
+    """Scaler of the frames of one video to upright RGB, as the ffmpeg program does. The first frame sets the size."""
 
-    If given, ``shape``, the shape of the first frame, sets the size, because a stream may change its frame size.
-    """
-    picture: Any = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
-    scale = short_side / min(picture.shape[:2])
-    height, width = shape[:2] if shape else (max(short_side, int(side * scale)) for side in picture.shape[:2])
-    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width, height), interpolation=method)
+    def __init__(self, short_side: int):
+        self._short_side = short_side
+        self._size: tuple[int, int] | None = None
+        self._orientation = UPRIGHT
+        self._reformatter = VideoReformatter()
+
+    def scale(self, frame: VideoFrame) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises UnsupportedFrame."""
+        if self._size is None:
+            sides = (frame.width, frame.height)
+            width, height = (max(self._short_side, side * self._short_side // min(sides)) for side in sides)
+            if max(width, height) > MAX_SIDE:
+                frames = f"its frames are {frame.width} x {frame.height} pixels, and {width} x {height} at this size"
+                raise UnsupportedFrame(f"{frames}; a side has at most {MAX_SIDE}")
+            self._size, self._orientation = (width, height), find_orientation(frame)
+        return np.array(self._orientation.make_upright(rescale_to_rgb(self._reformatter, frame, self._size)))

@@ -57,7 +57,7 @@ def _micro_batches(eager: dict[str, Figures]) -> Iterator[str]:
 
 
 def _compiling(eager: dict[str, Figures], compiled: dict[str, Figures]) -> Iterator[str]:
-    for model in eager.keys() & compiled.keys():
+    for model in filter(compiled.__contains__, eager):
         ratio = compiled[model]["clips_per_second"] / eager[model]["clips_per_second"]
         verdict = "set engine.compile=true" if ratio >= _WORTH else "leave engine.compile=false"
         first = f"and the first one takes {compiled[model]['first_step_s']:.0f} s"

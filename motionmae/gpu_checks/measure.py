@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 _ATTENTION = ("flash", "fmha", "sdpa", "attention")  # parts of the names of attention kernels, in any library
-_NAME = 80  # characters of a kernel's name in a table
+_NAME = 160  # characters of a kernel's name: templates of torch differ late
 
 
 class Kernel(NamedTuple):
@@ -61,7 +61,8 @@ def kernels_of(events: Iterable[Any]) -> list[Kernel]:
 
 
 def is_attention(kernel: str) -> bool:
-    return any(part in kernel.lower() for part in _ATTENTION)
+    """Return whether a kernel computes attention. Compiled kernels are named after all operators around them."""
+    return not kernel.startswith("triton_") and any(part in kernel.lower() for part in _ATTENTION)
 
 
 def busy_seconds(kernels: Iterable[Kernel]) -> float:

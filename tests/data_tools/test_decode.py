@@ -1,7 +1,9 @@
+import errno
 import shutil
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import simplejpeg
@@ -199,6 +201,53 @@ def test_times_that_step_back_are_replaced_by_the_rate():
     assert _frame_times([3.0, 3.5, 4.5], Fraction(30)) == ([0.0, 0.5, 1.5], 1.333333)
 
 
+HOUR = 3600 * 25  # frame durations
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "flv", "ts", "nut"])
+@pytest.mark.parametrize("jump", [2 * HOUR, 24 * HOUR])
+def test_a_clock_that_jumps_gives_way_to_the_rate_of_the_header(tmp_path, ending, jump):
+    times = [*range(5), *range(jump, jump + 10)]
+    codec = "flv" if ending == "flv" else "libx264"
+    path = write_video(tmp_path / f"v.{ending}", draw_frames(15), codec, times=times, options={"bf": "0"})
+    decoded = decode_video(path, WHOLE)
+    assert decoded.fps == 25
+    assert decoded.times == pytest.approx([index / 25 for index in range(15)])
+
+
+def test_a_long_pause_is_no_jump(tmp_path):
+    path = write_video(tmp_path / "v.mp4", draw_frames(4), times=[0, 1, 2, 60 * 25], options={"bf": "0"})
+    assert decode_video(path, WHOLE).times == pytest.approx([0, 0.04, 0.08, 60], abs=0.001)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_a_rate_of_a_billion_frames_is_none(tmp_path, ending):
+    path = write_video(tmp_path / f"v.{ending}", draw_frames(6), rate=10**9, options={"bf": "0"})
+    decoded = decode_video(path, WHOLE)
+    assert decoded.fps == 25
+    assert decoded.times == pytest.approx([index / 25 for index in range(6)])
+
+
+def test_a_rate_of_zero_is_none(tmp_path):
+    path = write_video(tmp_path / "v.avi", draw_frames(4), "mpeg4")
+    content = bytearray(path.read_bytes())
+    rate = content.index(b"strh") + 32
+    content[rate : rate + 4] = bytes(4)
+    path.write_bytes(content)
+    decoded = decode_video(path, WHOLE)
+    assert 1 < decoded.fps <= 60
+    assert decoded.times == sorted(set(decoded.times))
+
+
+def test_absurd_rates_of_headers_are_ignored():
+    jump = [0.0, 1.7e9, 1.7e9 + 0.1]
+    assert _frame_times(jump, Fraction(1, 10**8), Fraction(10)) == ([0.0, 0.1, 0.2], 10.0)
+    assert _frame_times(jump, Fraction(20), Fraction(90000)) == ([0.0, 0.05, 0.1], 20.0)
+    assert _frame_times(jump, Fraction(0), Fraction(10**9)) == ([0.0, 0.04, 0.08], 25.0)
+    assert _frame_times([0.0, 1e-9, 2e-9], Fraction(10**9), None) == ([0.0, 0.04, 0.08], 25.0)
+    assert _frame_times([0.0, 0.3, 0.2], Fraction(10), Fraction(20)) == ([0.0, 0.1, 0.2], 10.0)
+
+
 def refused(path) -> QuarantineReason:
     with pytest.raises(UndecodableVideo) as caught:
         decode_video(path, WHOLE)
@@ -219,6 +268,21 @@ def test_what_holds_no_frame_is_refused_with_the_reason(tmp_path):
     assert refused(tmp_path / "gone.mp4") is QuarantineReason.UNREADABLE
     assert refused(write_sound(tmp_path / "sound.mp4")) is QuarantineReason.NO_VIDEO_STREAM
     assert refused(write_sound(tmp_path / "sound.wav")) is QuarantineReason.NO_VIDEO_STREAM
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS, errno.ERANGE, errno.EAGAIN, errno.EIO])
+def test_an_error_of_ffmpeg_is_of_the_disk_only_if_the_file_cannot_be_read(tmp_path, monkeypatch, number):
+    path = write_video(tmp_path / "v.mp4", draw_frames(3))
+
+    def fail(*one, **more):
+        raise OSError(errno.EIO, "dead disk")
+
+    monkeypatch.setattr("data_tools.decode.open_video", lambda path: av.error.err_check(-number))
+    assert refused(path) is QuarantineReason.NOT_A_VIDEO
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UndecodableVideo, match="dead disk") as caught:
+        decode_video(path, WHOLE)
+    assert caught.value.reason is QuarantineReason.UNREADABLE
 
 
 def test_a_codec_without_decoder_is_named_so(tmp_path):

@@ -120,6 +120,21 @@ def test_stats_count_what_is_there(made, tmp_path, capsys):
     assert cv2.imread(str(picture)).shape[1] > 500
 
 
+@pytest.mark.parametrize("others", [[], [25.0]])
+def test_stats_survive_shards_with_unknown_rates(made, tmp_path, capsys, others):
+    """As earlier versions stored them for a camera whose clock had jumped."""
+    meta = {"label": 0, "class_name": "a", "source": "a.mp4", "frames": 1, "stride": 1, "times": [0.0]}
+    with ShardWriter(tmp_path / "x.tar") as shard:
+        for number, fps in enumerate([0.0, 1e-300, *others]):
+            shard.write(str(number), [b"picture"], {**meta, "fps": fps, "height": 48, "width": 64})
+    write_manifest(tmp_path, type(load_manifest(made))(**{**vars(load_manifest(made)), "shards": (shard.entry,)}))
+    assert stats([str(tmp_path), "--json", str(tmp_path / "stats.json")]) == 0
+    figures = json.loads((tmp_path / "stats.json").read_text())
+    assert figures["seconds_per_video"] == [0.04] * 3 * len(others)
+    assert figures["fps"] == [25] * 3 * len(others)
+    assert ("unknown" in capsys.readouterr().out) == (not others)
+
+
 @pytest.mark.parametrize(
     ("tool", "option", "name"), [(stats, "--picture", "classes.doc"), (preview, "--out", "sheet.gif")]
 )

@@ -103,9 +103,9 @@ def ffmpeg_count(path: Path) -> int:
     return int(counts[-1].removeprefix("frame=")) if counts else 0
 
 
-def ffmpeg_frames(path: Path, width: int, height: int, choice: str = "null") -> Frames:
+def ffmpeg_frames(path: Path, width: int, height: int, choice: str = "null", rotate: bool = True) -> Frames:
     """RGB frames, decoded, rotated and scaled by the ffmpeg program; ``choice`` is a filter that selects frames."""
-    command = [*_FFMPEG, "-i", f"file:{path}", "-vsync", "0", "-an"]
+    command = [*_FFMPEG, *([] if rotate else ["-noautorotate"]), "-i", f"file:{path}", "-vsync", "0", "-an"]
     command += ["-vf", f"{choice},scale={width}:{height}:flags=bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     result = subprocess.run(command, capture_output=True, check=True)
     return np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)

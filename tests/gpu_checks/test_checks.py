@@ -109,6 +109,7 @@ def test_a_profile_is_summed_up_by_kernels_alone() -> None:
     assert longest(kernels, 1) == {"flash_fwd": pytest.approx(0.03)}
     assert attention.is_attention("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel")
     assert attention.is_attention("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma")
+    assert not attention.is_attention("triton_poi_fused_gelu__scaled_dot_product_flash_attention_backward_3")
     assert not attention.is_attention("ampere_bf16_s16816gemm_bf16_128x128")
     assert busy_seconds([Kernel("a", 0, 1)]) == pytest.approx(1e-6)
 

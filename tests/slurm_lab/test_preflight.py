@@ -30,5 +30,5 @@ def test_a_node_whose_storage_is_read_only_is_named_and_left_out(tmp_path: Path)
     assert list(AttemptLog(run.path).excluded_nodes()) == ["node2"]
     failures = [row for row in read_rows(run.path / "events.jsonl") if row["kind"] == Kind.FAILURE.value]
     assert failures[0]["again"]
-    assert failures[0]["excluded"] == {"node2": "a node failed its pre-flight"}
-    assert "excluded   node2 (a node failed its pre-flight)" in said
+    assert failures[0]["excluded"] == {"node2": "a node or its GPU failed"}
+    assert "excluded   node2 (a node or its GPU failed)" in said

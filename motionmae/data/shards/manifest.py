@@ -20,6 +20,7 @@ _SHARD_NAME = re.compile(r"[^/\x00-\x1f\x7f]+\.tar")
 Chroma = Literal["420", "444"]
 _HALF: Final = "420"
 MANIFEST = "manifest.json"  # file name within a folder of shards
+MAX_NOTES = 10_000  # videos with a note in a manifest, which every rank reads
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Manifest:
     split_sha256: str = ""  # sha256 of the annotation file
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that determine the bytes, e.g. {"av": "18.1.0"}."""
+    replaced_matrices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Videos with an unusual tag of matrix coefficients, e.g. {"a.mp4": {"ictcp": "bt601"}}: the tag, and what was used
+    in its place. At most MAX_NOTES videos; KEY.json says the same of each video. Absent from the file if empty."""
     order_version: Small = ORDER_VERSION
     """ORDER_VERSION at the time of writing. A run uses the version in its own state instead."""
 
@@ -73,6 +77,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
     if manifest.encoder.chroma == _HALF:
         del content["encoder"]["chroma"]  # as in manifests of programs that know no other, which they can read
+    notes = sorted(content.pop("replaced_matrices").items())[:MAX_NOTES]
+    if notes:
+        content["replaced_matrices"] = dict(notes)
     write_atomically(folder / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -10,13 +10,8 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from motionmae.data.shards.limits import MAX_SAMPLES, MAX_SIDE
 from motionmae.json_text import JSON_LIMIT, JsonModel
-
-MAX_SAMPLES = 100_000
-"""Maximum number of samples per shard."""
-
-MAX_SIDE = 16384
-"""Maximum of height and width in pixels."""
 
 _TAR_BLOCK = 512
 _INDEX_BYTES, _INDEX_BYTES_PER_SAMPLE = 1 << 20, 16 << 10  # a sample takes 250 bytes, with 1000 windows 8 KB
@@ -30,7 +25,7 @@ Small = Annotated[int, Field(ge=0, lt=1 << 31)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 Offset = Annotated[int, Field(ge=0, lt=1 << 50)]
 Label = Annotated[int, Field(ge=-1, lt=1 << 31)]
-Fps = Annotated[float, Field(gt=0, le=1e9)]
+Fps = Annotated[float, Field(ge=0, le=1e9)]  # 0 is unknown: some older shards have it
 Frames = Annotated[int, Field(ge=1, lt=1 << 28)]
 Stride = Annotated[int, Field(ge=1, lt=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]

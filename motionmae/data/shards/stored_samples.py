@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.format import ENCODINGS, load_index
 from motionmae.data.shards.schema import SampleFacts, SampleRow, Small
@@ -22,6 +24,7 @@ _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.from
 class _StoredFacts(SampleFacts, SampleRow):
     source_frames: Small | None = None  # absent in older shards
     damaged_packets: Small = 0
+    replaced_matrices: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class StoredSample:
     @property
     def damaged_packets(self) -> int:
         return int(self.meta["damaged_packets"])
+
+    @property
+    def matrices(self) -> dict[str, str]:
+        return dict(self.meta["replaced_matrices"])
 
 
 class StoredSamples:

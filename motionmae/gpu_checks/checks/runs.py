@@ -1,6 +1,7 @@
 """Checks of whole runs, started as users start them: loader, kill and resume, preemption, another number of ranks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def check_loader_and_kill(setting: Setting) -> Figures:
     profile = profile_loader(config.data, config.clip, config.engine.micro_batch_size, seconds=1.5)
     figures |= {"clips_per_core": profile.clips_per_core, "loader_clips_per_second": profile.clips_per_second}
     figures["decoders"] = profile.decoders
+    shutil.rmtree(config.output_dir, ignore_errors=True)  # some GB
     if not setting.on_gpu:
         return figures | {"not_run": ["whether the loader keeps up with a GPU"]}
     share = figures["data_wait_share"]
@@ -169,6 +171,7 @@ def check_preemption(setting: Setting) -> Figures:
     require(bool(preempted), "SIGUSR2 did not preempt the run", figures)
     require(resumed == preempted, "steps were lost between the preemption and the resumption", figures)
     require(bool(history.of(Kind.FINISH)), "the run did not finish", figures)
+    shutil.rmtree(config.output_dir, ignore_errors=True)  # the controller may still write its log
     return figures
 
 

@@ -83,7 +83,7 @@ def test_such_a_row_counts_against_the_budget(whole, tmp_path):
         *({"height": value, "width": value} for value in (0, 2**31, 2**32 - 1)),
         *({"stride": value} for value in (0, 2, 3)),
         {"label": -2},
-        *({"fps": value} for value in (0, -1, float("nan"), float("inf"))),
+        *({"fps": value} for value in (-0.1, -1, float("nan"), float("inf"))),
         *({"ptr": value} for value in (2**63, 2**64 - 1)),
         *({"size": value} for value in (0, 2**63, 2**64 - 1)),
         *({"table": value} for value in (0, 2**63, 2**64 - 1)),

@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frames", "height", "width"), (0, 2**31, 2**40, 2**62, *NO_NUMBERS)),
     "stride": (0, 2, 7, 2**40, *NO_NUMBERS),
     "label": (-2, 2**40, 2**70, 1.5, "x", None, True),
-    "fps": (0, -1, 2**70, "x", None, math.nan, math.inf),
+    "fps": (-0.1, -1, 2**70, "x", None, math.nan, math.inf),
     "key": (5, None, "", "a/b", "../a", "a\n", "a" * 81),
     "windows": ([], [-5], [10**9], [3, 2, 1], [1], [0, 0], [0, 4], "abc", 5, None, [0] * 100_000, [0, 1.5], [[0]]),
     "crc32": (2**32, *NO_NUMBERS),
