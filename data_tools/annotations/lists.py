@@ -24,7 +24,21 @@ PATH_COLUMNS = (
     *("path", "video_path", "videopath", "file_path", "filepath", "clip_path", "relative_path", "rel_path"),
     *("full_path", "abs_path", "absolute_path", "path_to_video", "video_file", "videofile", "file", "filename"),
     *("file_name", "fname", "video_filename", "video_file_name", "video_name", "videoname", "clip_name", "clipname"),
-    *("video", "videos", "clip", "clips", "video_id", "videoid", "vid", "clip_id", "clipid", "uid", "name", "id"),
+    *(
+        "video",
+        "videos",
+        "clip",
+        "clips",
+        "video_id",
+        "videoid",
+        "vid",
+        "clip_id",
+        "clipid",
+        "narration_id",
+        "uid",
+        "name",
+        "id",
+    ),
     *("source", "src", "location", "uri", "youtube_id", "ytid", "paths", "files", "filenames"),
 )
 """Names of the column with the video, the most telling first."""
