@@ -22,7 +22,7 @@ from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
-from data_tools.reporting import progress_bar
+from data_tools.reporting import name_file, progress_bar
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
@@ -52,6 +52,8 @@ examples:
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
   Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
+  long videos, in segments of ten seconds that are samples of their own (docs/data.md):
+    motionmae shards make folder --videos EGO4D --out data/ego4d --segment-seconds 10
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
@@ -96,6 +98,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+@name_file()
 def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")

@@ -1,6 +1,6 @@
 """Format of shards on disk. Only this module knows the layout of the bytes.
 
-A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video::
+A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video or segment of it::
 
     KEY.crcs   u32 little-endian crc32 of each stored frame, so that a read of some frames can be checked
     KEY.jpgs   u32 little-endian offsets[T + 1] from the start of the member, then T JPEGs end to end
