@@ -11,7 +11,8 @@ class SizeLimit:
     """Check of one video.
 
     The number of frames to come is taken from the header. A header that says too much is not believed: the packets are
-    counted before the video is refused. Frames to come are assumed to have half the average size of the frames so far.
+    counted before the video is refused. If the header says nothing, they are counted at a sixteenth of the limit.
+    Frames to come are assumed to have half the average size of the frames so far.
     """
 
     def __init__(self, most_bytes: int, expected: int, count: Callable[[], int] | None):
@@ -22,7 +23,8 @@ class SizeLimit:
         """Return why a video with ``stored`` frames of ``size`` bytes so far exceeds the limit; "" if it may not."""
         if size > self._most_bytes:
             return f"its first {stored} stored frames exceed the {self._limit} of a sample: {_REMEDY}"
-        if stored % _CHECK_EVERY or not self._exceeds(size, stored):
+        is_unknown = not self._expected and size > self._most_bytes / 16
+        if stored % _CHECK_EVERY or not (is_unknown or self._exceeds(size, stored)):
             return ""
         if self._count:
             self._expected, self._count = self._count(), None

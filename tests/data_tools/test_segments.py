@@ -163,8 +163,20 @@ class TestSizeLimit:
         monkeypatch.setattr(decode, "MAX_STORED_BYTES", size)
         assert len(decode_video(video, WHOLE).jpegs) == 450
 
-    def test_without_a_header_the_limit_itself_is_found(self, video, monkeypatch):
+    def test_a_stream_without_length_is_counted_when_it_has_begun(self, tmp_path, monkeypatch):
+        path = write_video(tmp_path / "v.mkv", draw_frames(450))
+        live = tmp_path / "live.mkv"
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-c", "copy", "-live", "1", live]
+        subprocess.run(command, check=True)
+        count = decode._count_packets
+        monkeypatch.setattr(decode, "_count_packets", lambda path, _: count(path, lambda: None))
+        frames, message = self.find(live, monkeypatch, 0.4)
+        assert frames <= 80
+        assert "its 450 frames would take about" in message
+
+    def test_if_packets_cannot_be_counted_the_limit_itself_is_found(self, video, monkeypatch):
         monkeypatch.setattr(decode, "frames_of_header", lambda *_: 0)
+        monkeypatch.setattr(decode, "_count_packets", lambda *_: 0)
         frames, message = self.find(video, monkeypatch, 0.5)
         assert 200 < frames < 260
         assert "exceed" in message
