@@ -90,7 +90,12 @@ def _train(
 
 def _hidden_share(engine: deepspeed_engine.Engine, batch: Batch) -> float | None:
     """Return the share of NCCL's time in which other kernels run; None if the profiler sees no kernels."""
-    kernels = device_kernels(lambda: take_step(engine, batch))
+
+    def step() -> None:
+        gather_objects(None)  # the profiler starts at another time on each rank, which NCCL's kernels would wait out
+        take_step(engine, batch)
+
+    kernels = device_kernels(step)
     messages: list[Kernel] = [kernel for kernel in kernels if "nccl" in kernel.name.lower()]
     others = [kernel for kernel in kernels if "nccl" not in kernel.name.lower()]
     return shared_seconds(messages, others) / busy_seconds(messages) if messages else None
