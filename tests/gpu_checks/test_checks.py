@@ -1,5 +1,6 @@
 """The checks themselves, on the CPU where a GPU is missing, and against made-up profiles."""
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -141,10 +142,8 @@ def test_only_reports_of_waits_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
     def set_mode(mode: str) -> None:
         modes.append(mode)
-        prototype = (
-            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
-        )
-        warnings.warn(prototype, stacklevel=1)
+        words = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+        warnings.warn(words, stacklevel=1)
 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
     with reported_waits(on_gpu=True) as found:
@@ -251,6 +250,16 @@ def test_ranks_meet_before_a_step_is_profiled(monkeypatch: pytest.MonkeyPatch) -
     nothing: Any = None
     assert several_gpus._hidden_share(nothing, nothing) == pytest.approx(0.25)
     assert order == ["profiler", "meeting", "step"]
+
+
+def test_a_loss_that_is_not_a_number_is_no_agreement(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_check, "build_engine", lambda config, stage: SimpleNamespace(stage=stage, close=int))
+    losses = [1.0, 1.0, 1.0, math.nan]
+    monkeypatch.setattr(engine_check, "take_steps", lambda engine, config, numbers: [losses[engine.stage]])
+    with pytest.raises(CheckError, match=r"the losses of the ZeRO stages differ by nan%"):
+        engine_check.check_zero_stages(setting)
+    losses[3] = 1.001
+    assert engine_check.check_zero_stages(setting)["spread"] == pytest.approx(0.001)
 
 
 def test_compiled_extensions_are_found_where_torch_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 from torch.utils import cpp_extension
 
 from motionmae.gpu_checks.check import Figures, Setting, require
@@ -25,7 +26,7 @@ def check_zero_stages(setting: Setting) -> Figures:
     figures: Figures = {"losses": losses}
     compiled = sorted(_extensions() - before)
     require(not compiled, f"DeepSpeed compiled {', '.join(compiled)}, which needs nvcc on every node", figures)
-    spread = (max(losses.values()) - min(losses.values())) / max(losses.values())
+    spread = float(np.ptp(list(losses.values()))) / losses["zero0"]  # NaN if any loss is
     require(spread < _SPREAD, f"the losses of the ZeRO stages differ by {spread:.1%}", figures)
     return figures | {"spread": spread}
 

@@ -98,7 +98,7 @@ def fitting(config: Config, memory: float) -> Config:
 
 
 def _with_gpu_figures(figures: Figures, config: Config, held: int, profiled: "partial[Figures]") -> Figures:
-    """Add device, MFU, memory beside the ``held`` bytes, and the profile; fail if the memory is not that of the plan."""
+    """Add device, MFU, memory beside the ``held`` bytes, and the profile; fail if the memory differs from the plan."""
     name, planned = torch.cuda.get_device_name(0), predict_memory(config, 1).peak
     used, reserved = torch.cuda.max_memory_allocated() - held, torch.cuda.max_memory_reserved()
     peak = peak_of_device(name)
