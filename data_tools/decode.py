@@ -1,4 +1,4 @@
-"""Decode one video file into upright JPEG frames.
+"""Decode one video file into upright JPEG frames, as one sample or as several segments.
 
 The frames match the output of the ffmpeg program, which chooses the same video stream, outputs every frame, skips
 damaged packets, and applies edit lists and rotation. Sample aspect ratios are ignored, as in decord, torchcodec and the
@@ -6,18 +6,24 @@ published preprocessing of Kinetics.
 """
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import cv2
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from data_tools.frames import FlowRecorder, FrameEncoder, UnsupportedFrame
+from data_tools.segments import MAX_GAP_SECONDS, Clock, Part, Segment, Segmenter, StoredFrame
+from data_tools.size_limit import SizeLimit, frames_of_header
 from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
 from motionmae.errors import UserError, check_limits
@@ -26,11 +32,8 @@ if TYPE_CHECKING:  # pydantic would add to the start time of the decoding proces
     from motionmae.data.shards.manifest import Chroma
 
 MAX_STORED_BYTES = 2**30
-"""Limit on the bytes of a video's stored frames, which stay in memory until the whole video is decoded."""
+"""Limit on the bytes of the stored frames and flows of a sample. Readers limit it to 4 GiB."""
 
-
-MAX_GAP_SECONDS = 3600.0
-"""Longest possible time between two frames. The clock of a camera has jumped if its timestamps differ by more."""
 _MAX_RATE = 1000  # frames per second; headers with more give the unit of their timestamps, such as 1/90000 s
 _READ_BYTES = 1 << 20
 
@@ -48,7 +51,7 @@ class QuarantineReason(StrEnum):
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
     UNSUPPORTED_FRAME = "unsupported_frame"  # the size or the pixel format of the frames cannot be stored
     NO_FLOW = "no_flow"  # the frames are too small for optical flow
-    TOO_LONG = "too_long"  # the stored frames exceed MAX_STORED_BYTES
+    TOO_LONG = "too_long"  # the stored frames exceed MAX_STORED_BYTES; segments and windows of the video would not
     TIMEOUT = "timeout"  # the stall timeout passed without a frame, and the decoding process was killed
     CRASHED = "crashed"  # the decoding process died or raised an unexpected exception
 
@@ -81,19 +84,26 @@ class FrameSettings:
     window: int = 64  # length of a stored window in source frames (64 are 16 frames at stride 4)
     flow: int = 0  # distance of optical flow in source frames; 0 stores no flow
     raw: bool = False  # whether RGB pixels replace JPEGs, which takes about 13 times the bytes
+    segment_seconds: float = 0  # length of the segments that are samples of their own; 0: a video is one sample
 
     def __post_init__(self) -> None:
         check_limits(self, {"short_side": (16, 8192), "quality": (1, 100), "stride": (1, 1000)})
         check_limits(self, {"clips": (0, 1000), "window": (1, 100_000), "flow": (0, 1000)})
+        if self.segment_seconds != 0:
+            check_limits(self, {"segment_seconds": (1, 86400)})
+        if self.segment_seconds and self.clips:
+            raise UserError(
+                "--segment-seconds stores all of a video and --clips only windows of it: give one of the two"
+            )
         if self.window < self.stride:
             raise UserError(f"--window {self.window} is shorter than --stride {self.stride}: choose a longer window")
 
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """Frames of one video, encoded for a shard."""
+    """Frames of one video, or of one segment of it, encoded for a shard."""
 
-    jpegs: list[bytes]  # baseline JPEGs, all of one even height and width; with ``raw``, RGB pixels
+    jpegs: Collection[bytes]  # baseline JPEGs, all of one even height and width; with ``raw``, RGB pixels
     times: list[float]  # seconds from the first frame of the video to each stored frame, strictly increasing
     fps: float  # average frame rate of the source
     height: int
@@ -101,13 +111,49 @@ class DecodedVideo:
     windows: list[int]  # index of the first stored frame of each stored window
     source_frames: int  # number of decoded frames, stored or not
     damaged_packets: int  # number of packets that could not be decoded
-    flows: list[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
-    matrices: dict[str, str]  # unusual matrix coefficients to those used in their place (motionmae.data.video_frames)
+    flows: Collection[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
+    matrices: dict[str, str] = field(default_factory=dict)
+    """Unusual matrix coefficients to those used in their place (motionmae.data.video_frames)."""
+    segment: int = 0  # number of the segment within the video
+    is_last: bool = True  # whether the video ends with this segment
     source: str = ""  # path of the decoded file within its data set; set by the writer
 
 
+class FrameChunk(NamedTuple):
+    """Further frames of the sample that is being decoded. They come before its :class:`DecodedVideo`."""
+
+    jpegs: list[bytes]
+    flows: list[bytes]
+
+
+class Discard:
+    """Message that the chunks so far do not count, because the video is decoded again."""
+
+
+Message = FrameChunk | Discard | DecodedVideo
+
+
 def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
-    """Decode a video and encode the frames to store.
+    """Decode a video that is one sample, and collect its frames in memory; see :func:`decode_in_chunks`."""
+    jpegs: list[bytes] = []
+    flows: list[bytes] = []
+    for message in decode_in_chunks(path, settings, on_frame):
+        if isinstance(message, DecodedVideo):
+            return replace(message, jpegs=jpegs, flows=flows)
+        if isinstance(message, Discard):
+            jpegs, flows = [], []
+        else:
+            jpegs += message.jpegs
+            flows += message.flows
+    raise AssertionError("decode_in_chunks ends with a DecodedVideo")
+
+
+def decode_in_chunks(
+    path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None
+) -> Iterator[Message]:
+    """Decode a video once from front to back, and encode the frames to store. Little of it is in memory at a time.
+
+    The frames of a sample come in chunks, then a DecodedVideo without frames ends the sample. Each segment is a sample.
 
     The positions of windows depend on the number of frames. The packets are therefore counted first, which is cheap.
     If the file is damaged and has more packets than decoded frames, it is decoded a second time.
@@ -116,18 +162,20 @@ def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], Non
         on_frame: called after each decoded frame and while packets are counted, to show that the decoder is alive.
 
     Raises:
-        UndecodableVideo: no frame can be stored.
+        UndecodableVideo: no frame can be stored, or the rest of the video cannot be decoded.
     """
     try:
         if path.stat().st_size == 0 and path.is_file():
             raise UndecodableVideo(QuarantineReason.EMPTY, "the file has no bytes")
         if not settings.clips:
-            return _decode(path, settings, on_frame)
+            yield (yield from _decode(path, settings, on_frame))
+            return
         expected = _count_packets(path, on_frame)
-        decoded = _decode(path, settings, on_frame, expected)
+        decoded = yield from _decode(path, settings, on_frame, expected)
         if decoded.source_frames != expected:
-            decoded = _decode(path, settings, on_frame, decoded.source_frames)
-        return decoded
+            yield Discard()
+            decoded = yield from _decode(path, settings, on_frame, decoded.source_frames)
+        yield decoded
     except cv2.error as error:
         raise UndecodableVideo(QuarantineReason.NO_FLOW, f"optical flow failed: {error.err}") from error
     except tuple(_REASONS) as error:
@@ -163,51 +211,120 @@ def _count_packets(path: Path, on_progress: Callable[[], None]) -> int:
     return count
 
 
-def _decode(path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0) -> DecodedVideo:
-    """Decode the video in one pass. ``expected`` is the number of frames, needed only to place windows."""
+def _decode(
+    path: Path, settings: FrameSettings, on_frame: Callable[[], None], expected: int = 0
+) -> Generator[Message, None, DecodedVideo]:
+    """Decode the video in one pass, and return its last sample. Only windows need the number of ``expected`` frames."""
     selected, windows = _select_frames(expected, settings)
-    stored_set = frozenset(selected) if settings.clips else None
-    encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
-    notes = DecodingNotes()
-    jpegs: list[bytes] = []
-    stored: list[int] = []
-    times: list[float | None] = []
+    one = _Pass(settings, frozenset(selected) if settings.clips else None, on_frame)
     size = 0
-    flow = FlowRecorder(settings.flow) if settings.flow else None
     with open_video(path) as container:
         stream = video_stream(container)
-        for frame in decode_frames(container, stream, notes):
-            is_stored = len(times) % settings.stride == 0 if stored_set is None else len(times) in stored_set
-            if (is_stored and not settings.raw) or flow or not times:  # the first frame sets the size
-                planes = encoder.scale(frame)
-            if is_stored:
-                jpegs.append(encoder.pixels(frame) if settings.raw else encoder.encode(planes))
-                stored.append(len(times))
-                size += len(jpegs[-1])
-            if flow:
-                flow.add(planes[0].copy(), is_stored)  # scale() reuses the plane's memory
-            times.append(frame.time)
-            on_frame()
-            if size > MAX_STORED_BYTES:
-                limit = f"{MAX_STORED_BYTES / 2**30:g} GiB"
-                raise UndecodableVideo(QuarantineReason.TOO_LONG, f"{len(times)} frames exceed {limit}: cut the video")
-        if not times:
-            errors = notes.errors
-            detail = f"{len(errors)} packets do not decode: {errors[-1]}" if errors else "the file holds no frame"
+        rates = stream.average_rate, stream.guessed_rate
+        expected = len(selected) if settings.clips else frames_of_header(container, stream)
+        limit = _size_limit(path, settings, expected, on_frame)
+        whole = (math.inf, math.inf)
+        seconds, most_bytes = (settings.segment_seconds, MAX_STORED_BYTES) if settings.segment_seconds else whole
+        clock = Clock(*rates)
+        segmenter = Segmenter(seconds, most_bytes, clock.step)
+        for frame in one.stored_frames(container, stream, clock):
+            for part in segmenter.add(frame):
+                yield one.message(part)
+            size += frame.size
+            if limit and (excess := limit.find_excess(size, one.stored)):
+                raise UndecodableVideo(QuarantineReason.TOO_LONG, excess)
+        if not one.count:
+            detail = (
+                f"{len(one.notes.errors)} packets do not decode: {one.notes.errors[-1]}"
+                if one.notes.errors
+                else "the file holds no frame"
+            )
             raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
-        seconds, fps = _frame_times(times, stream.average_rate, stream.guessed_rate)
-    return DecodedVideo(
-        jpegs=jpegs,
-        times=[seconds[number] for number in stored],
-        fps=fps,
-        height=encoder.height,
-        width=encoder.width,
-        windows=windows,
-        source_frames=len(times),
-        damaged_packets=len(notes.errors),
-        flows=flow.finish() if flow else [],
-        matrices=notes.matrices,
-    )
+        *parts, last = segmenter.finish(one.count, len(one.notes.errors))
+    for part in parts:
+        yield one.message(part)
+    end = one.message(last)
+    assert isinstance(end, DecodedVideo)
+    if settings.segment_seconds:
+        return end
+    times, fps = _frame_times(one.times, *rates)
+    return replace(end, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
+
+
+def _size_limit(path: Path, settings: FrameSettings, expected: int, on_frame: Callable[[], None]) -> SizeLimit | None:
+    """Return the check of the size of a video that is one sample. A segment ends before it exceeds the limit."""
+    if settings.segment_seconds:
+        return None
+    if settings.clips:
+        return SizeLimit(MAX_STORED_BYTES, expected, None)
+    stride = settings.stride
+    return SizeLimit(MAX_STORED_BYTES, -(-expected // stride), lambda: -(-_count_packets(path, on_frame) // stride))
+
+
+class _Pass:
+    """One pass over a video: what it encodes and counts."""
+
+    def __init__(self, settings: FrameSettings, selected: frozenset[int] | None, on_frame: Callable[[], None]):
+        self._settings, self._selected, self._on_frame = settings, selected, on_frame
+        self._encoder = FrameEncoder(settings.short_side, settings.quality, settings.chroma)
+        self._flow = FlowRecorder(settings.flow) if settings.flow else None
+        self._waiting: deque[StoredFrame] = deque()  # stored frames whose flow is not known yet
+        self.count = 0  # decoded frames, stored or not
+        self.stored = 0
+        self.numbers: list[int] = []  # of the stored frames
+        self.times: list[float | None] = []  # of all frames; without segments, whose frames have the times of a Clock
+        self.notes = DecodingNotes()
+
+    def stored_frames(self, container: Any, stream: VideoStream, clock: Clock) -> Iterator[StoredFrame]:
+        """Decode the video, and yield the frames to store in order, each when its flow is known."""
+        for frame in decode_frames(container, stream, self.notes):
+            self._add(frame, clock)
+            self._on_frame()
+            yield from self._complete(self._flow.take() if self._flow else [])
+        yield from self._complete(self._flow.finish() if self._flow else [])
+
+    def _add(self, frame: VideoFrame, clock: Clock) -> None:
+        settings, encoder, flow = self._settings, self._encoder, self._flow
+        is_stored = self.count % settings.stride == 0 if self._selected is None else self.count in self._selected
+        if (is_stored and not settings.raw) or flow or not self.count:  # the first frame sets the size
+            planes = encoder.scale(frame)
+        time = clock.time(frame.time)
+        if is_stored:
+            content = encoder.pixels(frame) if settings.raw else encoder.encode(planes)
+            self._waiting.append(StoredFrame(self.count, time, len(self.notes.errors), content))
+        if flow:
+            flow.add(planes[0].copy(), is_stored)  # scale() reuses the plane's memory
+        if not settings.segment_seconds:
+            self.times.append(frame.time)
+            self.numbers += [self.count] * is_stored
+        self.count += 1
+        self.stored += is_stored
+
+    def _complete(self, flows: list[bytes]) -> Iterator[StoredFrame]:
+        if self._flow is None:
+            while self._waiting:
+                yield self._waiting.popleft()
+        for flow in flows:
+            yield self._waiting.popleft()._replace(flow=flow)
+
+    def message(self, part: Part) -> FrameChunk | DecodedVideo:
+        if not isinstance(part, Segment):
+            flows = [frame.flow for frame in part] if self._flow else []
+            return FrameChunk([frame.content for frame in part], flows)
+        return DecodedVideo(
+            jpegs=[],
+            times=part.times,
+            fps=part.fps,
+            height=self._encoder.height,
+            width=self._encoder.width,
+            windows=[0],
+            source_frames=part.source_frames,
+            damaged_packets=part.damaged_packets,
+            flows=[],
+            matrices=dict(self.notes.matrices),
+            segment=part.number,
+            is_last=part.is_last,
+        )
 
 
 def _frame_times(

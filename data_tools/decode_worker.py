@@ -1,7 +1,9 @@
 """Decode videos in a child process that can be killed, because a video may hang or crash the decoder.
 
-The parent sends a path, and the child answers with a DecodedVideo or an UndecodableVideo. While it decodes, the child
-sends None as a heartbeat. Child processes are spawned, inherit nothing from the parent, and end when the parent ends.
+The parent sends a path, and the child answers with the messages of decode_in_chunks, or with an UndecodableVideo. The
+child holds a few megabytes of frames, and the parent keeps the frames of one sample in a FrameStore. While it decodes,
+the child sends None as a heartbeat. Child processes are spawned, inherit nothing from the parent, and end when the
+parent ends.
 """
 
 import contextlib
@@ -11,13 +13,25 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import cv2
 
-from data_tools.decode import DecodedVideo, FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import (
+    DecodedVideo,
+    Discard,
+    FrameChunk,
+    FrameSettings,
+    Message,
+    QuarantineReason,
+    UndecodableVideo,
+    decode_in_chunks,
+)
+from data_tools.frame_store import FrameStore
 from motionmae.errors import UserError
 
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -30,43 +44,81 @@ class WorkerStopped(Exception):  # noqa: N818 - names a request, not an error
 
 
 class DecodeWorker:
-    """Decoder of videos in a child process, which is killed after ``stall_timeout`` seconds without a frame."""
+    """Decoder of videos in a child process, which is killed after ``stall_timeout`` seconds without a frame.
 
-    def __init__(self, settings: FrameSettings, stall_timeout: float):
+    ``spool`` is the folder of the temporary files of large samples; None keeps all samples in memory.
+    """
+
+    def __init__(self, settings: FrameSettings, stall_timeout: float, spool: Path | None = None):
         self._settings = settings
         self._stall_timeout = stall_timeout
+        self._spool = spool
         self._process: SpawnProcess | None = None
         self._connection: Connection
         self._lock = threading.Lock()
         self._stopping = False
 
-    def decode(self, path: Path) -> DecodedVideo:
-        """Decode a video and block until it is decoded.
+    def decode(self, path: Path) -> Iterator[DecodedVideo]:
+        """Decode a video, and yield each segment, or the whole video, when it is decoded.
+
+        The frames of a yielded sample are gone when the next one is asked for.
 
         Raises:
             UndecodableVideo: no frame can be stored, or decoding stalled or crashed the process.
             UserError: the process cannot be started.
+            OSError: the disk of ``spool`` is full or fails.
             WorkerStopped: :meth:`stop` was called.
         """
         connection = self._ready_connection()
+        self._send(connection, path)
+        jpegs, flows = FrameStore(self._spool), FrameStore(self._spool)
+        is_whole = False
+        try:
+            while not is_whole:
+                message = self._receive(connection)
+                if isinstance(message, UndecodableVideo):
+                    is_whole = True
+                    raise message
+                if isinstance(message, FrameChunk):
+                    jpegs.extend(message.jpegs)
+                    flows.extend(message.flows)
+                    continue
+                if isinstance(message, DecodedVideo):
+                    is_whole = message.is_last
+                    yield replace(message, jpegs=jpegs, flows=flows)
+                jpegs.clear()
+                flows.clear()
+        finally:
+            jpegs.clear()
+            flows.clear()
+            if not is_whole:  # the process is in the middle of a video, or has died
+                self._kill(grace=0)
+
+    def _send(self, connection: Connection, path: Path) -> None:
         try:
             connection.send(path)
+        except OSError:
+            raise self._crash() from None
+
+    def _receive(self, connection: Connection) -> Message | UndecodableVideo:
+        """Return the next message of the child that is not a heartbeat."""
+        try:
             answer = None
             while answer is None and connection.poll(self._stall_timeout):
                 answer = connection.recv()
         except (EOFError, OSError):  # OSError: the process died while it sent the answer
-            self._check_stopped()
-            detail = f"the decoding process died ({self._kill()})"
-            raise UndecodableVideo(QuarantineReason.CRASHED, detail) from None
+            raise self._crash() from None
         if answer is None:
             self._kill()
             self._check_stopped()
             detail = f"no frame for {self._stall_timeout:g} s: the decoding process was killed"
             raise UndecodableVideo(QuarantineReason.TIMEOUT, detail)
-        if isinstance(answer, UndecodableVideo):
-            raise answer
-        assert isinstance(answer, DecodedVideo)
+        assert isinstance(answer, FrameChunk | Discard | DecodedVideo | UndecodableVideo)
         return answer
+
+    def _crash(self) -> UndecodableVideo:
+        self._check_stopped()
+        return UndecodableVideo(QuarantineReason.CRASHED, f"the decoding process died ({self._kill()})")
 
     def stop(self) -> None:
         """Kill the process. May be called from any thread; a blocked :meth:`decode` raises :class:`WorkerStopped`."""
@@ -122,7 +174,7 @@ def _serve(connection: Connection, settings: FrameSettings) -> None:
     connection.send(None)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            connection.send(_decode(connection, connection.recv(), settings))
+            _decode(connection, connection.recv(), settings)
 
 
 def _exit_with_parent() -> None:
@@ -132,7 +184,8 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _decode(connection: Connection, path: Path, settings: FrameSettings) -> DecodedVideo | UndecodableVideo:
+def _decode(connection: Connection, path: Path, settings: FrameSettings) -> None:
+    """Send the samples of a video, and heartbeats meanwhile."""
     last = time.monotonic()
 
     def send_heartbeat() -> None:
@@ -142,8 +195,11 @@ def _decode(connection: Connection, path: Path, settings: FrameSettings) -> Deco
             last = time.monotonic()
 
     try:
-        return decode_video(path, settings, send_heartbeat)
+        for message in decode_in_chunks(path, settings, send_heartbeat):
+            connection.send(message)
     except UndecodableVideo as error:
-        return error
+        connection.send(error)
+    except ConnectionError:  # the parent has gone
+        raise
     except Exception as error:  # quarantine the video instead of ending a run of days
-        return UndecodableVideo(QuarantineReason.CRASHED, f"{type(error).__name__}: {error}")
+        connection.send(UndecodableVideo(QuarantineReason.CRASHED, f"{type(error).__name__}: {error}"))

@@ -127,11 +127,16 @@ class FlowRecorder:
         if len(self._waiting) > self._distance:
             self._compute_flow(luma)
 
+    def take(self) -> list[bytes]:
+        """Return the encoded flow fields of stored frames, in order, that are known since the last call."""
+        fields, self._fields = self._fields, []
+        return fields
+
     def finish(self) -> list[bytes]:
-        """Return the encoded flow field of each stored frame."""
+        """Return the flow fields of the stored frames at the end of the video."""
         while self._waiting:
             self._compute_flow(self._waiting[-1][0])
-        return self._fields
+        return self.take()
 
     def _compute_flow(self, later: Plane) -> None:
         earlier, stored = self._waiting.popleft()

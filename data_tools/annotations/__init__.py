@@ -11,8 +11,10 @@ from data_tools.annotations.importers import diving48, epic, jester, kinetics, m
 from data_tools.annotations.importers.activitynet_hacs import read_activitynet, read_hacs_clips
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
 from data_tools.annotations.split import Split, VideoRecord
+from data_tools.reporting import name_file
 from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
+from motionmae.text import excerpt
 
 READERS = {
     **{f"k{classes}": kinetics.reader(classes) for classes in kinetics.CLASSES},
@@ -34,6 +36,7 @@ READERS = {
 __all__ = ["READERS", "Split", "VideoRecord", "read_split"]
 
 
+@name_file()
 def read_split(
     dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
 ) -> Split:
@@ -60,10 +63,12 @@ def read_split(
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
         listed = f"{result.description} names {len(duplicates)} videos more than once"
-        raise UserError(f"{listed}, first {duplicates[0]}: keep one line for each video")
+        raise UserError(f"{listed}, first {excerpt(duplicates[0])}: keep one line for each video")
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
-        raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")
+        raise UserError(
+            f"none of {listed} is in {videos} (the first is {excerpt(result.videos[0].source)}): check --videos"
+        )
     paths = [path for video in result.videos for _, path in video.files]
     notes = (_note_on_alternatives(result.videos), note_on_outside(videos, paths))
     return replace(result, notes=(*result.notes, *filter(None, notes)))

@@ -24,7 +24,21 @@ PATH_COLUMNS = (
     *("path", "video_path", "videopath", "file_path", "filepath", "clip_path", "relative_path", "rel_path"),
     *("full_path", "abs_path", "absolute_path", "path_to_video", "video_file", "videofile", "file", "filename"),
     *("file_name", "fname", "video_filename", "video_file_name", "video_name", "videoname", "clip_name", "clipname"),
-    *("video", "videos", "clip", "clips", "video_id", "videoid", "vid", "clip_id", "clipid", "uid", "name", "id"),
+    *(
+        "video",
+        "videos",
+        "clip",
+        "clips",
+        "video_id",
+        "videoid",
+        "vid",
+        "clip_id",
+        "clipid",
+        "narration_id",
+        "uid",
+        "name",
+        "id",
+    ),
     *("source", "src", "location", "uri", "youtube_id", "ytid", "paths", "files", "filenames"),
 )
 """Names of the column with the video, the most telling first."""
@@ -113,9 +127,10 @@ def read_text(path: Path) -> str:
     """
     try:
         content = read_limited(path, LIST_BYTES)
-    except (OSError, InvalidJsonError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}): give the list that you downloaded") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions and its disk") from error
+    except InvalidJsonError as error:
+        raise UserError(f"{path} cannot be read ({error}): give the list that you downloaded") from error
     for start, kind, remedy in _FOREIGN:
         if content.startswith(start):
             raise UserError(f"{path} is not a list but {kind}: {remedy}")

@@ -1,6 +1,6 @@
 """Choice among the files of a video: the first that can be decoded is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +9,24 @@ from data_tools.decode import DecodedVideo, QuarantineReason, UndecodableVideo
 from data_tools.file_kinds import DOWNLOAD, describe, is_unfinished, kind_of_content, read_head
 
 
-def decode_first(video: VideoRecord, decode: Callable[[Path], DecodedVideo]) -> DecodedVideo:
-    """Decode the files of a video until one succeeds. If all fail, raise the UndecodableVideo of the first."""
+def decode_first(video: VideoRecord, decode: Callable[[Path], Iterator[DecodedVideo]]) -> Iterator[DecodedVideo]:
+    """Decode the files of a video until one gives a sample. If none does, raise the UndecodableVideo of the first.
+
+    If a file fails after its first segments, no other file is tried.
+    """
     failure = None
     for source, path in video.files:
+        has_begun = False
         try:
             if is_unfinished(path.name):  # FFmpeg would decode its first part
                 raise UndecodableVideo(QuarantineReason.REFUSED_FORMAT, describe(DOWNLOAD))
-            return replace(decode(path), source=source)
+            for decoded in decode(path):
+                has_begun = True
+                yield replace(decoded, source=source)
+            return
         except UndecodableVideo as error:
+            if has_begun:
+                raise
             failure = failure or explain(error, path)
     assert failure is not None, "the video has a file"
     if video.alternatives:

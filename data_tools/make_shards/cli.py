@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ from rich.filesize import decimal
 from rich.progress import Progress, TaskID
 
 from data_tools.annotations import READERS, Split, read_split
-from data_tools.decode import FrameSettings
+from data_tools.decode import FrameSettings, QuarantineReason
 from data_tools.make_shards.presets import DEFAULT, PRESETS, describe
 from data_tools.make_shards.records import Counts, load_finished
 from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
-from data_tools.reporting import progress_bar
+from data_tools.reporting import name_file, progress_bar
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
@@ -51,6 +52,8 @@ examples:
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2 --part 0/16
     motionmae shards make ssv2 --videos SSV2 --annotations SSV2/labels --split train --out data/ssv2
   Kinetics-600 and 700, Moments, Diving48, Jester, ActivityNet, HACS, EPIC-KITCHENS: the table in docs/data.md
+  long videos, in segments of ten seconds that are samples of their own (docs/data.md):
+    motionmae shards make folder --videos EGO4D --out data/ego4d --segment-seconds 10
   any folder: with train.csv / val.csv ("path label" lines), with class folders, or flat:
     motionmae shards make folder --videos VIDEOS --out data/mine
 
@@ -77,8 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame("--stride", type=int, default=frames.stride, help="store one of this many frames (%(default)s: all)")
     frame("--clips", type=int, default=frames.clips, help="stored windows of each video (%(default)s: the whole video)")
     frame("--window", type=int, default=frames.window, help="source frames of a window (%(default)s)")
+    frame("--segment-seconds", type=float, default=0, metavar="S", help="cut videos into samples of S seconds (whole)")
     frame("--flow", type=int, default=frames.flow, metavar="FRAMES", help="distance of stored optical flow (none)")
-    frame("--samples-per-shard", type=int, help="videos per shard (default: 64, or fewer to get 16 shards)")
+    frame("--samples-per-shard", type=int, help="videos or segments per shard (64, or fewer videos to get 16 shards)")
     frame("--seed", type=int, default=0, help="seed of the order of videos (%(default)s)")
     other = parser.add_argument_group("failures and output").add_argument
     other("--timeout", type=float, default=60, help="seconds without a frame that quarantine a video (%(default)g)")
@@ -94,6 +98,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+@name_file()
 def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")
@@ -127,28 +132,28 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
             say(f"retry: {again}; their stored samples are kept")
         finished = None if part else load_finished(plan, out)
         with progress_bar(TaskText("details")) as bar:
-            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""))
+            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""), [])
             total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
     seconds = time.monotonic() - started
     if manifest is None:
         say(
-            f"part {part[0]}/{part[1]}: {total.stored} videos in {len(planned.shards)} of {len(plan.shards)} shards, "
+            f"part {part[0]}/{part[1]}: {_stored(total)} in {len(planned.shards)} of {len(plan.shards)} shards, "
             f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
             "when all parts are made, run the same command without --part"
         )
         for line in _remarks(plan.split, total):
             _say(line)
     elif finished:
-        say(f"{out} is complete: {_describe(manifest)}; nothing to do")
+        say(f"{out} is complete: {_describe(manifest, total)}; nothing to do")
     else:
         for line in _summary(plan.split, manifest, total, out, seconds):
             _say(line)
     if arguments.json:
         figures = {
             "videos": total.videos,
-            "samples": total.stored,
+            "samples": total.samples,
             "quarantined": dict(total.reasons),
             "shards": len(manifest.shards if manifest else planned.shards),
             "frames": total.frames,
@@ -161,7 +166,11 @@ def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     return 3 if arguments.strict and total.quarantine else 0
 
 
-def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
+def _show(bar: Progress, task: TaskID, told: list[str], counts: Counts) -> None:
+    long = next((row for row in list(counts.quarantine) if row["reason"] == QuarantineReason.TOO_LONG), None)
+    if long and not told:  # at once, because all videos may be too long; ``told`` has the first of them
+        told.append(long["path"])
+        say(f"note: {long['path']} is too long: {long['error']}; the run goes on", file=sys.stderr)
     speed = bar.tasks[task].speed
     details = [f"{speed:.1f} videos/s"] if speed else []
     details.append(decimal(counts.bytes))
@@ -170,14 +179,19 @@ def _show(bar: Progress, task: TaskID, counts: Counts) -> None:
     bar.update(task, completed=counts.videos, details="  ".join(details))
 
 
-def _describe(manifest: Manifest) -> str:
-    return f"{manifest.samples} videos in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
+def _stored(total: Counts) -> str:
+    videos = f"{total.stored} videos"
+    return videos if total.samples == total.stored else f"{total.samples} segments of {videos}"
+
+
+def _describe(manifest: Manifest, total: Counts) -> str:
+    return f"{_stored(total)} in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
 def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
-        f"{manifest.dataset} {manifest.split}: {_describe(manifest)}; {total.frames} frames, {decimal(total.bytes)}, "
-        f"{seconds:.1f} s",
+        f"{manifest.dataset} {manifest.split}: {_describe(manifest, total)}; {total.frames} frames, "
+        f"{decimal(total.bytes)}, {seconds:.1f} s",
         f"shards:       {out}",
     ]
     if total.quarantine:

@@ -3,8 +3,9 @@
 import contextlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data_tools.make_shards.shard_plan import STATE, PlannedShard, ShardPlan
 from data_tools.quarantine import KEYS
@@ -21,6 +22,7 @@ class Counts:
     """Progress of a shard or of the whole data set."""
 
     videos: int = 0  # processed videos, stored or not
+    samples: int = 0  # stored samples: a video, or a segment of a video
     frames: int = 0  # stored frames
     bytes: int = 0  # bytes of the stored frames
     damaged: list[str] = field(default_factory=list)  # videos stored without their damaged packets
@@ -32,6 +34,7 @@ class Counts:
 
     @property
     def stored(self) -> int:
+        """Videos that are stored whole. A video in the quarantine may have its first segments stored."""
         return self.videos - len(self.quarantine)
 
     @property
@@ -40,6 +43,7 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         self.videos += other.videos
+        self.samples += other.samples
         self.frames += other.frames
         self.bytes += other.bytes
         self.damaged.extend(other.damaged)
@@ -55,25 +59,33 @@ class ShardRecord:
     """Content of ``OUT/.make_shards/NAME.json``, the file that marks a shard as finished."""
 
     counts: Counts
-    entry: ShardEntry | None  # manifest entry; None if none of the videos could be stored
+    entries: tuple[ShardEntry, ...]
+    """Manifest entries of the shard, or of the shards of a video in segments. Empty if nothing could be stored."""
 
 
 def load_record(out: Path, shard: PlannedShard) -> ShardRecord | None:
     """Load the record of a finished shard. Return None if the shard is unfinished, or has changed since."""
     try:
         content = json.loads(read_limited(record_path(out, shard), JSON_LIMIT))  # json keeps names that are not UTF-8
-        entry = content["entry"] and ShardEntry(**content["entry"])
-        intact = entry is None or (entry.name == shard.name and shard_is_complete(out / shard.name, entry))
-        counts = Counts(**content["counts"])
+        counts, entries = _parse(content)
+        intact = all(shard.has_file(entry.name) and shard_is_complete(out / entry.name, entry) for entry in entries)
         is_valid = _is_valid(counts) and counts.videos == len(shard.videos)
-        is_valid = is_valid and counts.stored == (entry.samples if entry else 0)
-        return ShardRecord(counts, entry) if intact and is_valid else None
+        is_valid = is_valid and counts.samples == sum(entry.samples for entry in entries)
+        return ShardRecord(counts, entries) if intact and is_valid else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
+def _parse(content: Any) -> tuple[Counts, tuple[ShardEntry, ...]]:
+    counts = Counts(**content["counts"])
+    if "entries" not in content:  # a record of an earlier version: one sample per video, in one shard
+        entry = content["entry"]
+        return replace(counts, samples=counts.stored), (ShardEntry(**entry),) if entry else ()
+    return counts, tuple(ShardEntry(**entry) for entry in content["entries"])
+
+
 def _is_valid(counts: Counts) -> bool:
-    numbers = (counts.videos, counts.frames, counts.bytes)
+    numbers = (counts.videos, counts.samples, counts.frames, counts.bytes)
     texts = [*counts.damaged, *counts.substituted, *(row[name] for row in counts.quarantine for name in KEYS)]
     texts += [text for pairs in counts.matrices.values() for pair in pairs.items() for text in pair]
     return all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
@@ -81,7 +93,7 @@ def _is_valid(counts: Counts) -> bool:
 
 def save_record(out: Path, shard: PlannedShard, record: ShardRecord) -> None:
     counts = {name: value for name, value in vars(record.counts).items() if name not in ("kept", "set_aside")}
-    content = {"counts": counts, "entry": record.entry and vars(record.entry)}
+    content = {"counts": counts, "entries": [vars(entry) for entry in record.entries]}
     write_atomically(record_path(out, shard), json.dumps(content, sort_keys=True).encode())
 
 
@@ -98,7 +110,7 @@ def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | Non
     records = [load_record(out, shard) for shard in plan.shards]
     if None in records:
         return None
-    return tuple(record.entry for record in records if record and record.entry)
+    return tuple(entry for record in records if record for entry in record.entries)
 
 
 def record_path(out: Path, shard: PlannedShard) -> Path:

@@ -2,6 +2,10 @@
 
 Only the list of videos and the seed determine the shard of each video. The bytes of a shard do not depend on the number
 of workers, on interruptions, or on damage to other videos: a quarantined video leaves its key unused.
+
+With ``segment_seconds``, the number of samples of a video is known only when it is decoded. Each video then has shards
+of its own, ``SPLIT-000000-0000.tar`` and so on: shard j holds its segments from j * samples_per_shard on. A shard made
+again therefore holds the same samples, and the videos may be decoded in any order.
 """
 
 import contextlib
@@ -44,7 +48,34 @@ class PlannedShard:
     """One shard and its videos."""
 
     name: str  # file name, ``SPLIT-000000.tar``
-    videos: tuple[tuple[str, VideoRecord], ...]  # (sample key, video) in stored order
+    videos: tuple[tuple[str, VideoRecord], ...]  # (sample key, video) in stored order; one video if it is in segments
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix(".tar")
+
+    def file_of_segments(self, number: int) -> str:
+        """Return the name of the ``number``-th shard of a video in segments."""
+        return f"{self.stem}-{number:04d}.tar"
+
+    def number_of_file(self, name: str) -> int | None:
+        """Return the number of a shard of this video in segments; None if ``name`` is another file."""
+        match = re.fullmatch(rf"{re.escape(self.stem)}-(\d{{4,9}})\.tar", name, re.ASCII)
+        return int(match[1]) if match and name == self.file_of_segments(int(match[1])) else None
+
+    def has_file(self, name: str) -> bool:
+        return name == self.name or self.number_of_file(name) is not None
+
+
+def segment_key(key: str, segment: int) -> str:
+    """Return the sample key of a segment. It begins with the key of its video."""
+    return f"{key}-{segment:05d}"
+
+
+def segment_of(key: str, name: str) -> int | None:
+    """Return the number of the segment with the sample key ``name``; None if it is no segment of the video ``key``."""
+    match = re.fullmatch(rf"{key}-(\d{{5,9}})", name, re.ASCII)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +86,7 @@ class ShardPlan:
     split: Split
     frames: FrameSettings
     shards: tuple[PlannedShard, ...]  # all shards, including finished ones
+    samples_per_shard: int
     settings: Mapping[str, Any]  # all settings that change the bytes
     versions: Mapping[str, str]  # versions of the libraries that change the bytes
 
@@ -81,16 +113,18 @@ def make_plan(
     Videos are sorted by a hash of (seed, name), because the shuffle of a library could change with its version.
     """
     if samples_per_shard is None:
-        samples_per_shard = min(MAX_SAMPLES, -(-len(split.videos) // MIN_SHARDS))
+        few = -(-len(split.videos) // MIN_SHARDS)
+        samples_per_shard = MAX_SAMPLES if frames.segment_seconds else min(MAX_SAMPLES, few)
     if not 1 <= samples_per_shard <= MAX_PER_SHARD:
         remedy = f"choose 1 to {MAX_PER_SHARD}"
         raise UserError(f"--samples-per-shard {samples_per_shard} is not possible: {remedy}")
     videos = sorted(split.videos, key=lambda video: (_order_hash(seed, video), video.identity, video.label))
     keyed = [(f"{position:08d}", video) for position, video in enumerate(videos)]
     prefix = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in split.name)
+    videos_per_shard = 1 if frames.segment_seconds else samples_per_shard
     shards = tuple(
-        PlannedShard(f"{prefix}-{number:06d}.tar", tuple(keyed[start : start + samples_per_shard]))
-        for number, start in enumerate(range(0, len(keyed), samples_per_shard))
+        PlannedShard(f"{prefix}-{number:06d}.tar", tuple(keyed[start : start + videos_per_shard]))
+        for number, start in enumerate(range(0, len(keyed), videos_per_shard))
     )
     by_name = sorted(videos, key=lambda video: (video.identity, video.label))
     rows = [json.dumps([video.identity, video.label, video.class_name]) for video in by_name]
@@ -104,9 +138,10 @@ def make_plan(
         **asdict(frames),
         "format_version": FORMAT_VERSION,
     }
-    if frames.chroma == FrameSettings.chroma:
-        del settings["chroma"]  # as in plans of earlier versions, whose folders can be continued
-    return ShardPlan(dataset, split, frames, shards, settings, _library_versions(frames))
+    for name in ("chroma", "segment_seconds"):  # absent in plans of earlier versions, whose folders can be continued
+        if settings[name] == getattr(FrameSettings, name):
+            del settings[name]
+    return ShardPlan(dataset, split, frames, shards, samples_per_shard, settings, _library_versions(frames))
 
 
 def _library_versions(frames: FrameSettings) -> dict[str, str]:
@@ -172,6 +207,7 @@ def _foreign_files(plan: ShardPlan, out: Path) -> list[str]:
     if not out.exists():
         return []
     shards = [Path(shard.name) for shard in plan.shards]
+    shards += [Path(shard.file_of_segments(0)) for shard in plan.shards if plan.frames.segment_seconds]
     names_of = (index_path, pending_index, temporary_path)
     ours = {MANIFEST, QUARANTINE, *(name_of(shard).name for shard in shards for name_of in names_of)}
     return sorted(path.name for path in out.iterdir() if path.name in ours or path.suffix == ".tar")

@@ -86,6 +86,8 @@ def _draw_video(reader: ShardReader, sample: int, frames: int, height: int) -> P
     strip = np.concatenate(padded, axis=1)
     caption = np.full((_CAPTION_HEIGHT, strip.shape[1], 3), 255, np.uint8)
     text = f"{details['class_name'] or 'no label'}  {details['source']}  {meta.frames} frames, {meta.fps:.3g} fps"
+    if reader.manifest.encoder.segment_seconds and details["times"]:
+        text += f", from {details['times'][0]:.1f} s"
     plain = printable(text).encode("ascii", "backslashreplace").decode()  # OpenCV can draw only ASCII
     cv2.putText(caption, plain, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])

@@ -19,7 +19,7 @@ from motionmae.errors import UserError
 from motionmae.files import atomic_path, write_json
 from motionmae.json_text import InvalidJsonError, parse_json
 from motionmae.outputs import SIGNATURE, output_argument, signed
-from motionmae.screen import Table, show
+from motionmae.screen import Table, draw_bar, show
 from motionmae.text import picture_text, say
 
 _EXAMPLES = """\
@@ -27,6 +27,7 @@ examples:
   motionmae shards stats data/toy/train
   motionmae shards stats data/toy/train --json stats.json --picture classes.png"""
 
+_FIRST_SEGMENT = "-00000"  # end of the key of the first segment of a video (data_tools.make_shards.shard_plan)
 _SMALLEST_FPS = 1e-6  # frames per second; a smaller number in a shard is an unknown rate
 
 
@@ -53,9 +54,11 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Compute statistics from the indexes of the shards. Raise CorruptSample if an index is damaged.
 
     A figure is a number, (smallest, median, largest), or a dictionary: quarantined (reason to number of videos) and
-    classes (name to number of videos). Videos of unknown frame rate do not count in seconds, fps and hours.
+    classes (name to number of samples). Videos of unknown frame rate do not count in seconds, fps and hours. If videos
+    are in segments, figures per video are figures per segment.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("label", "fps", "frames", "stride", "height", "width")}
+    names = ("key", "label", "fps", "frames", "stride", "height", "width")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for shard in manifest.shards:
         index = load_index(folder / shard.name, shard)[1]
         for name, column in columns.items():
@@ -65,18 +68,22 @@ def collect(folder: Path, manifest: Manifest) -> dict[str, Any]:
     labels = Counter(label for label in columns["label"] if label >= 0)
     size = sum(shard.bytes for shard in manifest.shards)
     frames = sum(columns["frames"])
+    in_segments = manifest.encoder.segment_seconds > 0
+    unit = "segment" if in_segments else "video"
+    first = [key for key in columns["key"] if key.endswith(_FIRST_SEGMENT)]
     return {
         "dataset": manifest.dataset,
         "split": manifest.split,
         "samples": manifest.samples,
+        "videos": len(first) if in_segments else manifest.samples,
         "labelled": sum(labels.values()),
         "quarantined": _quarantined(folder),
         "shards": len(manifest.shards),
         "bytes": size,
         "frames": frames,
         "bytes_per_frame": round(size / max(1, frames)),
-        "frames_per_video": _spread(columns["frames"]),
-        "seconds_per_video": _spread(seconds),
+        f"frames_per_{unit}": _spread(columns["frames"]),
+        f"seconds_per_{unit}": _spread(seconds),
         "fps": _spread([fps for fps in columns["fps"] if fps > _SMALLEST_FPS]),
         "short_side": _spread(list(map(min, columns["height"], columns["width"]))),
         "hours": round(sum(seconds) / 3600, 4),
@@ -88,7 +95,7 @@ def _quarantined(folder: Path) -> dict[str, int]:
     try:
         lines = read_quarantine(folder).splitlines()
         return dict(Counter(parse_json(line, QuarantineRow).reason for line in lines))
-    except (OSError, InvalidJsonError) as error:
+    except InvalidJsonError as error:
         raise UserError(f"{folder / QUARANTINE} is damaged ({error}): run make_shards again to write it") from error
 
 
@@ -100,12 +107,16 @@ def _spread(values: Sequence[float]) -> list[float]:
 def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> None:
     """Print the statistics as tables. Classes are sorted by size, with a bar each."""
     table = Table("", "smallest", "median", "largest", title=f"{figures['dataset']} {figures['split']}: {folder}")
-    for name in ("frames_per_video", "seconds_per_video", "fps", "short_side"):
+    unit = "segment" if "frames_per_segment" in figures else "video"
+    samples = f"{figures['samples']} videos"
+    if unit == "segment":
+        samples = f"{figures['samples']} segments of {figures['videos']} videos"
+    for name in (f"frames_per_{unit}", f"seconds_per_{unit}", "fps", "short_side"):
         table.add_row(name.replace("_", " "), *([f"{value:g}" for value in figures[name]] or ["unknown"] * 3))
     show(table)
     quarantined = ", ".join(f"{count} {reason}" for reason, count in figures["quarantined"].items()) or "none"
     say(
-        f"{figures['samples']} videos ({figures['labelled']} labelled), {figures['frames']} frames, "
+        f"{samples} ({figures['labelled']} labelled), {figures['frames']} frames, "
         f"{figures['hours']:.2f} hours, {decimal(figures['bytes'])} in {figures['shards']} shards, "
         f"{decimal(figures['bytes_per_frame'])} a frame; quarantined: {quarantined}"
     )
@@ -113,12 +124,12 @@ def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> No
     if not classes:
         return
     largest = max(1, classes[0][1])
-    bars = Table("class", "videos", "", title=f"{len(classes)} classes")
+    bars = Table("class", f"{unit}s", "", title=f"{len(classes)} classes")
     for name, count in classes[:most_classes]:
-        bars.add_row(name, str(count), "█" * round(40 * count / largest))
+        bars.add_row(name, str(count), draw_bar(round(40 * count / largest)))
     show(bars)
     if len(classes) > most_classes:
-        say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} videos")
+        say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} {unit}s")
 
 
 def draw_classes(figures: dict[str, Any], path: Path) -> None:

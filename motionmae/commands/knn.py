@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from motionmae.config import EngineConfig
     from motionmae.data.open_shards import open_reader
+    from motionmae.data.shards.manifest import check_one_sample_per_video
     from motionmae.distributed.context import rank_zero_first
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import classify_by_neighbours, features_of_shards
@@ -42,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = choose_step(arguments.folder, arguments.step, rank)
         model, config, step = rank_zero_first(rank, lambda: load_embedding(arguments.folder, chosen))
         readers = [open_reader(shards, data=config.data) for shards in (arguments.train, arguments.test)]
+        for reader in readers:
+            check_one_sample_per_video(reader.manifest, reader.folder, "k-NN")
         names = readers[0].manifest.class_names
         logits = match_classes(names, readers[1].manifest.class_names, arguments.test)
         work = arguments.folder / "knn"

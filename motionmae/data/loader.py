@@ -9,6 +9,7 @@ batch is dropped, which omits different samples in each epoch.
 """
 
 import itertools
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import torch
 from motionmae.config import ClipConfig, Config, DataConfig, EngineConfig, OptimConfig
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.clip_decoder import ClipRequest
+from motionmae.data.free_memory import check_buffers_fit
 from motionmae.data.open_shards import check_stored, load_manifest, open_decoder, start_prefetch
 from motionmae.data.rng import mask_seed
 from motionmae.data.sampler import EpochSampler
@@ -141,6 +143,8 @@ class ClipLoader:
         """Number of prefetched micro-batches that were decoded at the last request, at most ``data.prefetch``."""
         self._lock = threading.Lock()
         shape = (micro_batch_size * data.repeated_sampling, clip.frames, clip.size, clip.size)
+        bytes_per_pixel = 7 if flow else 3  # RGB, and two float16 of flow
+        check_buffers_fit(math.prod(shape) * bytes_per_pixel, data.prefetch)
         self._clips = SharedBufferPool((*shape, 3), np.uint8, pinned)
         self._flows = SharedBufferPool((*shape, 2), np.float16, pinned) if flow else None
         self._sampler = self._sampler_of(0)

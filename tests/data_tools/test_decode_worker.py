@@ -4,16 +4,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import DecodedVideo, FrameSettings, QuarantineReason, UndecodableVideo, decode_video
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
 from motionmae.errors import UserError
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def decode(worker: DecodeWorker, path: Path) -> DecodedVideo:
+    (decoded,) = worker.decode(path)
+    return decoded
 
 
 @pytest.fixture
@@ -33,28 +39,29 @@ def pipe(tmp_path):
 
 def test_frames_arrive_as_they_were_decoded(tmp_path, worker):
     video = write_video(tmp_path / "v.mp4", draw_frames(40))
-    assert worker.decode(video) == decode_video(video, FrameSettings())
+    (decoded,) = ((one, list(one.jpegs)) for one in worker.decode(video))
+    assert replace(decoded[0], jpegs=decoded[1], flows=[]) == decode_video(video, FrameSettings())
 
 
 def test_a_hanging_video_is_given_up_and_the_next_one_decodes(tmp_path, worker, pipe):
     video = write_video(tmp_path / "v.mp4", draw_frames(3))
     started = time.monotonic()
     with pytest.raises(UndecodableVideo, match="no frame for 1 s") as caught:
-        worker.decode(pipe)
+        decode(worker, pipe)
     assert caught.value.reason is QuarantineReason.TIMEOUT
     assert time.monotonic() - started < 30
-    assert worker.decode(video).source_frames == 3
+    assert decode(worker, video).source_frames == 3
 
 
 def test_a_dying_process_costs_its_video_only(tmp_path, worker, pipe):
     video = write_video(tmp_path / "v.mp4", draw_frames(3))
-    worker.decode(video)
+    decode(worker, video)
     process = worker._process
     threading.Timer(0.3, os.kill, (process.pid, signal.SIGSEGV)).start()
     with pytest.raises(UndecodableVideo, match="SIGSEGV") as caught:
-        worker.decode(pipe)
+        decode(worker, pipe)
     assert caught.value.reason is QuarantineReason.CRASHED
-    assert worker.decode(video).source_frames == 3
+    assert decode(worker, video).source_frames == 3
 
 
 def test_a_process_that_dies_while_it_starts_is_no_fault_of_the_video(tmp_path, worker):
@@ -67,12 +74,12 @@ def test_a_process_that_dies_while_it_starts_is_no_fault_of_the_video(tmp_path, 
 
     threading.Thread(target=kill_at_once).start()
     with pytest.raises(UserError, match=r"did not start \(SIGKILL\)"):
-        worker.decode(video)
-    assert worker.decode(video).source_frames == 3
+        decode(worker, video)
+    assert decode(worker, video).source_frames == 3
 
 
 def test_stopping_takes_no_time(tmp_path, worker):
-    worker.decode(write_video(tmp_path / "v.mp4", draw_frames(3)))
+    decode(worker, write_video(tmp_path / "v.mp4", draw_frames(3)))
     process, started = worker._process, time.monotonic()
     worker.stop()
     assert time.monotonic() - started < 0.15  # a run stops hundreds of workers one after another
@@ -81,16 +88,16 @@ def test_stopping_takes_no_time(tmp_path, worker):
 
 def test_an_unexpected_failure_is_told_with_its_name(tmp_path, worker):
     with pytest.raises(UndecodableVideo, match="ValueError: embedded null byte") as caught:
-        worker.decode(Path("nul\0byte.mp4"))
+        decode(worker, Path("nul\0byte.mp4"))
     assert caught.value.reason is QuarantineReason.CRASHED
 
 
 def test_stop_ends_a_wait_in_another_thread(worker, pipe):
     threading.Timer(0.3, worker.stop).start()
     with pytest.raises(WorkerStopped):
-        worker.decode(pipe)
+        decode(worker, pipe)
     with pytest.raises(WorkerStopped):
-        worker.decode(pipe)
+        decode(worker, pipe)
 
 
 def test_the_process_ends_with_its_parent_even_while_it_hangs(pipe):
@@ -100,7 +107,7 @@ def test_the_process_ends_with_its_parent_even_while_it_hangs(pipe):
         "from data_tools.decode import FrameSettings\n"
         "from data_tools.decode_worker import DecodeWorker\n"
         "worker = DecodeWorker(FrameSettings(), 60)\n"
-        "threading.Thread(target=worker.decode, args=(Path(sys.argv[1]),), daemon=True).start()\n"
+        "threading.Thread(target=lambda: list(worker.decode(Path(sys.argv[1]))), daemon=True).start()\n"
         "while worker._process is None or worker._process.pid is None: time.sleep(0.05)\n"
         "print(worker._process.pid, flush=True)\n"
         "time.sleep(60)\n"

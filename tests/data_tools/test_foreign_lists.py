@@ -138,7 +138,8 @@ class TestState:
     def test_fuzz_of_a_record(self, tmp_path, plan):
         (shard, *_) = plan.shards
         row = {"path": "v1.mp4", "reason": "empty", "error": "no bytes"}
-        document = asdict(ShardRecord(Counts(2, 0, 0, ["caf\udce9.mp4"], [row, row]), None))
+        counts = Counts(videos=2, damaged=["caf\udce9.mp4"], quarantine=[row, row])
+        document = asdict(ShardRecord(counts, ()))
         path = record_path(tmp_path, shard)
         path.parent.mkdir()
         path.write_text(json.dumps(document))

@@ -1,6 +1,6 @@
 """Format of shards on disk. Only this module knows the layout of the bytes.
 
-A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video::
+A shard is a WebDataset tar (``NAME.tar``) of decoded videos, one sample per video or segment of it::
 
     KEY.crcs   u32 little-endian crc32 of each stored frame, so that a read of some frames can be checked
     KEY.jpgs   u32 little-endian offsets[T + 1] from the start of the member, then T JPEGs end to end
@@ -14,18 +14,18 @@ samples: they contain no times, owners or host names.
 """
 
 import contextlib
-import functools
 import hashlib
+import itertools
 import json
 import os
 import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.publish import current_index, index_path, publish, recover, temporary_path
@@ -85,13 +85,30 @@ def pack_frames(frames: Sequence[Part]) -> list[Part]:
 
     The parts are not joined, because the copy would be large.
     """
-    start = 4 * (len(frames) + 1)
-    offsets = [start]
-    for frame in frames:
-        offsets.append(offsets[-1] + len(frame))
+    return [_offset_table([len(frame) for frame in frames]), *frames]
+
+
+def _offset_table(sizes: Sequence[int]) -> bytes:
+    offsets = [*itertools.accumulate(sizes, initial=4 * (len(sizes) + 1))]
     if offsets[-1] >= 2**32:
         raise UserError(f"a sample of {offsets[-1]} bytes exceeds the limit of 4 GiB: store fewer frames")
-    return [struct.pack(f"<{len(offsets)}I", *offsets), *frames]
+    return struct.pack(f"<{len(offsets)}I", *offsets)
+
+
+class _Member(NamedTuple):
+    """Content of a tar member. The parts are read once, because those of a long sample are in a file."""
+
+    size: int
+    parts: Iterable[bytes]
+
+
+def _whole(content: bytes) -> _Member:
+    return _Member(len(content), [content])
+
+
+def _packed(frames: Iterable[bytes], sizes: Sequence[int]) -> _Member:
+    table = _offset_table(sizes)
+    return _Member(len(table) + sum(sizes), itertools.chain([table], frames))
 
 
 class ShardWriter:
@@ -123,7 +140,7 @@ class ShardWriter:
         self._file = temporary_path(self.path).open("xb", buffering=_WRITE_BYTES)
         return self
 
-    def write(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes] = ()) -> None:
+    def write(self, key: str, jpegs: Collection[bytes], meta: Mapping[str, Any], flow: Collection[bytes] = ()) -> None:
         """Append one sample.
 
         Args:
@@ -138,13 +155,14 @@ class ShardWriter:
         """
         meta = {"windows": [0], **meta}
         self._check_sample(key, jpegs, meta, flow)
-        members: dict[str, list[Part]] = {
-            "crcs": [struct.pack(f"<{len(jpegs)}I", *map(zlib.crc32, jpegs))],
-            "jpgs": pack_frames(jpegs),
-            "json": [json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()],
+        sizes, checksums = zip(*((len(jpeg), zlib.crc32(jpeg)) for jpeg in jpegs), strict=True)
+        members = {
+            "crcs": _whole(struct.pack(f"<{len(jpegs)}I", *checksums)),
+            "jpgs": _packed(jpegs, sizes),
+            "json": _whole(json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()),
         }
         if flow:
-            members["flow"] = pack_frames(flow)
+            members["flow"] = _packed(flow, [len(field) for field in flow])
         self._append_sample(key, members, meta)
 
     def copy(self, key: str, members: Mapping[str, bytes], meta: Mapping[str, Any]) -> None:
@@ -152,21 +170,23 @@ class ShardWriter:
 
         Its checksums are not made again, so that damage to its frames stays known.
         """
-        self._append_sample(key, {name: [members[name]] for name in _MEMBERS if name in members}, meta)
+        self._append_sample(key, {name: _whole(members[name]) for name in _MEMBERS if name in members}, meta)
 
     def flush(self) -> None:
         """Flush the samples to the disk. A full disk raises OSError here rather than at the end of the block."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _append_sample(self, key: str, members: Mapping[str, Sequence[Part]], meta: Mapping[str, Any]) -> None:
+    def _append_sample(self, key: str, members: Mapping[str, _Member], meta: Mapping[str, Any]) -> None:
         row = {name: meta[name] for name in ("label", "fps", "frames", "stride", "height", "width", "windows")}
-        crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), members["jpgs"], 0)
-        row |= {"key": key, "crc32": crc32, "flow_offset": 0, "flow_size": 0}
-        for suffix, parts in members.items():
+        row |= {"key": key, "flow_offset": 0, "flow_size": 0}
+        for suffix, member in members.items():
             stored_suffix = ENCODINGS[self.encoding] if suffix == "jpgs" else suffix
             row[f"{suffix}_offset"] = self._size + _TAR_HEADER
-            row[f"{suffix}_size"] = self._append_member(f"{key}.{stored_suffix}", parts)
+            row[f"{suffix}_size"] = member.size
+            crc32 = self._append_member(f"{key}.{stored_suffix}", member)
+            if suffix == "jpgs":
+                row["crc32"] = crc32
         for name, column in self._columns.items():
             column.append(row[name])
 
@@ -175,15 +195,22 @@ class ShardWriter:
         self._sha256.update(data)
         self._size += len(data)
 
-    def _append_member(self, name: str, parts: Sequence[Part]) -> int:
-        """Write a tar member part by part, and return its size. ``TarFile`` would need a joined copy of the parts."""
+    def _append_member(self, name: str, member: _Member) -> int:
+        """Write a tar member part by part, and return its crc32. ``TarFile`` would need a joined copy of the parts."""
         info = tarfile.TarInfo(name)  # the defaults are mtime 0 and no owner
-        info.size, info.mode = sum(map(len, parts)), 0o644
-        for part in (info.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-info.size % tarfile.BLOCKSIZE)):
+        info.size, info.mode = member.size, 0o644
+        self._append(info.tobuf(tarfile.USTAR_FORMAT))
+        start, crc32 = self._size, 0
+        for part in member.parts:
             self._append(part)
-        return info.size
+            crc32 = zlib.crc32(part, crc32)
+        assert self._size - start == member.size, name
+        self._append(bytes(-member.size % tarfile.BLOCKSIZE))
+        return crc32
 
-    def _check_sample(self, key: str, jpegs: Sequence[bytes], meta: Mapping[str, Any], flow: Sequence[bytes]) -> None:
+    def _check_sample(
+        self, key: str, jpegs: Collection[bytes], meta: Mapping[str, Any], flow: Collection[bytes]
+    ) -> None:
         missing = [name for name in META_KEYS if name not in meta]
         windows = meta["windows"]
         if not _KEY.fullmatch(key):

@@ -38,6 +38,8 @@ class EncoderSettings:
     encoding: str = "jpeg"  # encoding of a frame: jpeg, or raw (uint8 RGB)
     window: Small = 0  # length of a stored window in source frames; 0: the whole video is stored
     chroma: Chroma = _HALF  # subsampling of the JPEGs; 444 is used where a video has so much
+    segment_seconds: Annotated[float, Field(ge=0)] = 0
+    """Length of the segments of videos that are samples of their own; 0: a video is one sample."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "samples": manifest.samples, **asdict(manifest)}
-    if manifest.encoder.chroma == _HALF:
-        del content["encoder"]["chroma"]  # as in manifests of programs that know no other, which they can read
+    for name in ("chroma", "segment_seconds"):
+        if getattr(manifest.encoder, name) == getattr(EncoderSettings, name):
+            del content["encoder"][name]  # as in manifests of programs that know no other value, which they can read
     notes = sorted(content.pop("replaced_matrices").items())[:MAX_NOTES]
     if notes:
         content["replaced_matrices"] = dict(notes)
@@ -131,9 +134,21 @@ def _parse_version(path: str, raw: bytes) -> int:
 
 
 def check_whole(manifest: Manifest, shards: Path | str, user: str) -> None:
-    """Raise UserError if the shards were made with ``--clips``, even if their videos are short and stored whole."""
-    if manifest.encoder.clips:
+    """Raise UserError if the shards hold parts of videos, even if all videos are short and were stored whole."""
+    encoder = manifest.encoder
+    if encoder.clips:
         raise UserError(
-            f"the shards of {shards} hold windows of videos (--clips {manifest.encoder.clips}), but {user} needs whole "
+            f"the shards of {shards} hold windows of videos (--clips {encoder.clips}), but {user} needs whole "
             "videos: make the shards without --clips"
+        )
+    check_one_sample_per_video(manifest, shards, user)
+
+
+def check_one_sample_per_video(manifest: Manifest, shards: Path | str, user: str) -> None:
+    """Raise UserError if the shards were made with ``--segment-seconds``."""
+    seconds = manifest.encoder.segment_seconds
+    if seconds:
+        raise UserError(
+            f"the shards of {shards} hold segments of videos (--segment-seconds {seconds:g}), which {user} would take "
+            "for whole videos: make the shards without --segment-seconds, for long videos with a larger --stride"
         )

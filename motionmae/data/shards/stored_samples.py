@@ -24,6 +24,8 @@ _MEMBER_OF_SUFFIX = {"crcs": "crcs", "json": "json", "flow": "flow", **dict.from
 class _StoredFacts(SampleFacts, SampleRow):
     source_frames: Small | None = None  # absent in older shards
     damaged_packets: Small = 0
+    segment: Small = 0  # absent, as the next value, if the video is one sample
+    last_segment: bool = True
     replaced_matrices: dict[str, str] = Field(default_factory=dict)
 
 
@@ -49,6 +51,11 @@ class StoredSample:
         return int(self.meta["damaged_packets"])
 
     @property
+    def is_last(self) -> bool:
+        """Whether the video ends with this sample."""
+        return bool(self.meta["last_segment"])
+
+    @property
     def matrices(self) -> dict[str, str]:
         return dict(self.meta["replaced_matrices"])
 
@@ -61,6 +68,11 @@ class StoredSamples:
         self._places: dict[str, dict[str, tuple[int, int]]] = {}  # key -> member -> (offset, size)
         self.exists = shard.is_file()
         self.is_whole = not self.exists or self._scan()  # whether the tar has its end and no unknown part
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys that have at least one readable header."""
+        return list(self._places)
 
     def may_hold(self, key: str) -> bool:
         """Return whether the shard holds this sample, even unreadable. True if the shard is too damaged to tell."""

@@ -91,7 +91,7 @@ def test_without_prefetch_only_what_is_read_is_downloaded(tmp_path, server):
     assert len(server.requests) < 2 * len(TARS)
 
 
-@pytest.mark.parametrize("name", TARS[:1] + ["toy-000000.idx.json"])
+@pytest.mark.parametrize("name", [TARS[0], "toy-000000.idx.json"])
 def test_close_cancels_requests_to_a_server_that_stalls(tmp_path, server, name):
     """A clip and two downloads wait for the file. The connection would fail after 30 s without data."""
     suffix = name.partition(".")[2]

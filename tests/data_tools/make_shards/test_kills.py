@@ -1,5 +1,6 @@
 """A retry that replaces a shard, killed before each file system operation. No stored sample is ever lost."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,12 @@ class QuickDecoder:
 
     def __init__(self, *_: object) -> None: ...
 
-    def decode(self, path: Path) -> DecodedVideo:
+    def decode(self, path: Path) -> Iterator[DecodedVideo]:
         frames = int(path.read_text())
         if frames == 0:
             raise UndecodableVideo(QuarantineReason.UNREADABLE, "no frames")
         times = [float(number) for number in range(frames)]
-        return DecodedVideo([b"jpeg"] * frames, times, 1.0, 48, 64, [0], frames, 0, [])
+        yield DecodedVideo([b"jpeg"] * frames, times, 1.0, 48, 64, [0], frames, 0, [])
 
     def stop(self) -> None: ...
 

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_tools.annotations import read_split
+from motionmae.errors import UserError
 from tests.data_tools.annotations.files import facts, refusal, touch, write
+from tests.mutations import refused
 
 
 @pytest.fixture
@@ -145,3 +149,39 @@ def test_ucf101_of_kaggle(tmp_path):
     train = read_split("folder", root, None, "train")
     assert [video.path for video in train.videos] == [root / "train/Swing/v_Swing_g05_c02.avi"]
     assert len(read_split("folder", root, None, None).videos) == 3
+
+
+DAMAGED = {
+    "moments": {"trainingSet.csv": "zip/a.mp4,zip,3,1\n", "moments_categories.txt": "zip,0\nrun,1\n"},
+    "diving48": {"Diving48_V2_train.json": '[{"vid_name": "7", "label": 0}]', "Diving48_vocab.json": '[["Back", "x"]]'},
+    "jester": {"jester-v1-train.csv": "7;A b\n8;C\n", "jester-v1-labels.csv": "A b\nC\n"},
+    "activitynet": {
+        "activity_net.v1-3.min.json": '{"database": {"7": {"subset": "training", "annotations": [{"segment": [0, 1.5], '
+        '"label": "x"}]}}}'
+    },
+    "hacs_clips": {"HACS_clips_v1.1.1.csv": "classname,youtube_id,subset,start,end,label\nA,7,training,1.5,3.5,1\n"},
+    "epic_verbs": {
+        "EPIC_100_train.csv": "narration_id,verb_class\nP01_01_0,0\n",
+        "EPIC_100_verb_classes.csv": "id,key\n0,take\n",
+    },
+}
+
+
+@pytest.mark.parametrize(("dataset", "name"), [(one, name) for one, files in DAMAGED.items() for name in files])
+def test_damaged_files_are_answered_in_a_sentence(tmp_path, dataset, name):
+    videos = touch(tmp_path / "v", "7.mp4", "training/zip/a.mp4", "P01_01_0.mp4", "7_1.5_3.5.mp4")
+    for other, text in DAMAGED[dataset].items():
+        write(tmp_path / other, text)
+    assert read_split(dataset, videos, tmp_path, "train").videos[0].path
+    raw = DAMAGED[dataset][name].encode()
+    pieces = st.sampled_from([b"", b"\0", b"\xff", b"-1", b"9" * 30, b'"', b"\n", b",", b"[]", b"null", b"1e999"])
+
+    @settings(derandomize=True, max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(changes=st.dictionaries(st.integers(0, len(raw) - 1), pieces | st.binary(max_size=3), max_size=4))
+    def check(changes):
+        parts = [changes.get(place, raw[place : place + 1]) for place in range(len(raw))]
+        (tmp_path / name).write_bytes(b"".join(parts))
+        with refused(UserError):
+            read_split(dataset, videos, tmp_path, "train")
+
+    check()
