@@ -157,8 +157,8 @@ class _Copies(TorchDispatchMode):
 
 
 def test_gradients_of_q_k_and_v_are_copied_once() -> None:
-    product = torch.randn(2, 64, 3, 3, 64, requires_grad=True)  # (clips, tokens, q k v, heads, width of a head)
-    attended = scaled_dot_product_attention(*_heads(product)).transpose(1, 2).flatten(2).sum()
+    product = torch.randn(2, 64, 576, requires_grad=True)  # (clips, tokens, q k v)
+    attended = scaled_dot_product_attention(*_heads(product.unflatten(2, (3, 3, 64)))).transpose(1, 2).flatten(2).sum()
     with _Copies() as copies:
         attended.backward()
     assert copies.written == product.nbytes
