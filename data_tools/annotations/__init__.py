@@ -10,6 +10,7 @@ from data_tools.annotations import folder
 from data_tools.annotations.importers import diving48, epic, jester, kinetics, moments, ssv2
 from data_tools.annotations.importers.activitynet_hacs import read_activitynet, read_hacs_clips
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
+from data_tools.annotations.list_labels import note_on_similar
 from data_tools.annotations.split import Split, VideoRecord
 from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
@@ -59,14 +60,15 @@ def read_split(
     counts = Counter(os.path.normpath(video.path or video.source) for video in result.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
-        listed = f"{result.description} names {len(duplicates)} videos more than once"
-        raise UserError(f"{listed}, first {duplicates[0]}: keep one line for each video")
+        more = f" and {len(duplicates) - 1} more videos" if len(duplicates) > 1 else ""
+        listed = f"{result.description} names {duplicates[0]}{more} more than once"
+        raise UserError(f"{listed}: keep one line for each video")
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
         raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")
     paths = [path for video in result.videos for _, path in video.files]
     notes = (_note_on_alternatives(result.videos), note_on_outside(videos, paths))
-    return replace(result, notes=(*result.notes, *filter(None, notes)))
+    return replace(result, notes=(*result.notes, *note_on_similar(result.class_names), *filter(None, notes)))
 
 
 def _note_on_alternatives(videos: Sequence[VideoRecord]) -> str:
