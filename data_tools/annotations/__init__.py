@@ -46,8 +46,16 @@ def read_split(
         exclude: folder within ``videos`` that is not searched (the folder of the shards).
 
     Raises:
-        UserError: a folder or file is missing or malformed, no video exists, or a video is listed twice.
+        UserError: a folder or file is missing, unreadable or malformed, no video exists, or a video is listed twice.
     """
+    try:
+        return _read_split(dataset, videos, annotations, split, exclude)
+    except OSError as error:  # also of Path.exists, where a folder may not be entered or a name is too long
+        reason = f"{error.filename or videos} cannot be read ({error.strerror or error})"
+        raise UserError(f"{reason}: check the name, and the permissions of its folders") from error
+
+
+def _read_split(dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None) -> Split:
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
             raise UserError(f"{option} {folder_or_file} does not exist: give the folder that you downloaded")
