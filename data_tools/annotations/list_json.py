@@ -16,7 +16,7 @@ Entries = list[tuple[str, ...]]
 IsTitle = Callable[[Collection[str]], bool]
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson")
-_WRAPPERS = ("data", "videos", "annotations", "samples", "items", "clips", "database", "rows", "train", "val", "test")
+_WRAPPERS = ("data", "videos", "annotations", "samples", "items", "clips", "database", "rows")
 _LIMIT = 1 << 30  # bytes, above the limit of a list: UTF-16 grows as UTF-8
 
 
@@ -80,6 +80,8 @@ def _find_records(path: Path, content: Any, is_title: IsTitle) -> list[Any]:
             return [dict(zip(map(str, names), row, strict=False)) for row in rows]
     if {"schema", "data"} <= content.keys() and isinstance(content["data"], list):  # pandas, orient="table"
         return content["data"]
+    if not content:
+        return []
     values = list(content.values())
     if is_title(content) and not any(map(_holds_maps, values)):  # JSON lines with one line
         return [content]
@@ -91,6 +93,9 @@ def _find_records(path: Path, content: Any, is_title: IsTitle) -> list[Any]:
         return [{"path": name, "label": label} for label, names in content.items() for name in names]
     if values and all(value is None or isinstance(value, str | int | float) for value in values):
         return [{"path": name, "label": label} for name, label in content.items()]
+    splits = {key: value for key, value in content.items() if split_of(key) and isinstance(value, list | dict)}
+    if splits:  # beside other keys, such as the names of the classes
+        return _records_of_splits(path, splits, is_title)
     lists = [key for key in _WRAPPERS if isinstance(content.get(key), list | dict)]
     if len(lists) == 1:
         return _find_records(path, content[lists[0]], is_title)

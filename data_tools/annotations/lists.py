@@ -47,7 +47,8 @@ LABEL_COLUMNS = (
     *("action", "action_name", "action_label", "action_class", "activity", "activity_name", "gesture", "label_name"),
     *("target", "targets", "y", "tag", "ground_truth", "gt", "gt_label", "verb", "verb_class", "noun", "noun_class"),
     *("label_id", "label_idx", "label_index", "label_num", "class_id", "class_idx", "class_index", "class_num"),
-    *("classid", "classes", "category_id", "action_id", "action_idx", "activity_id", "target_id", "target_class"),
+    *("labelid", "classid", "classes", "category_id", "action_id", "action_idx", "activity_id"),
+    *("target_id", "target_class"),
 )
 """Names of the column with the class."""
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name", "usage")

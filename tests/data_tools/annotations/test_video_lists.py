@@ -84,11 +84,14 @@ class TestSplits:
             {"train": [{"path": "a.mp4", "label": 3}], "val": [{"path": "b.mp4", "label": 1}]},
             {"training": {"a.mp4": 3}, "validation": {"b.mp4": 1}},
             {"train": {"a.mp4": {"label": 3}}, "test": {"b.mp4": {"label": 1}}},
+            {"train": {"a.mp4": 3}, "val": {"b.mp4": 1}, "classes": ["run", "walk"]},
         ],
     )
     def test_keys_of_splits_select_the_entries(self, tmp_path, videos, document):
         file = write(tmp_path / "l.json", json.dumps(document))
         assert rows_of(videos, file, "train") == [("a.mp4", 3)]
+        if "test" not in document:
+            assert rows_of(videos, file, "val") == [("b.mp4", 1)]
 
     def test_keys_of_splits_are_no_classes(self, tmp_path, videos):
         file = write(tmp_path / "l.json", json.dumps({"train": ["a.mp4"], "val": ["b.mp4"]}))
