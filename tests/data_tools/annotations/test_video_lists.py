@@ -72,7 +72,7 @@ def test_aligned_columns_without_extensions(tmp_path, videos):
 
 class TestSplits:
     @pytest.mark.parametrize("column", ["is_train", "fold", "train", "kfold", "is_test"])
-    def test_a_column_that_may_tell_the_split_is_not_passed_over(self, tmp_path, videos, column):
+    def test_a_column_that_may_tell_the_split_is_not_ignored(self, tmp_path, videos, column):
         text = f"path,label,{column}\na.mp4,0,1\nb.mp4,1,0\n"
         message = refusal("folder", videos, write(tmp_path / "l.csv", text), "train")
         assert f"has a column {column}, and it is not clear which rows are train: add a column split" in message
