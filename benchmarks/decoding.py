@@ -37,6 +37,29 @@ Something-Something V2, UCF101 and HMDB51 are among the files.
 - If a file has several video streams (general/nasa_13013.mp4 has two), the stream that ffmpeg chooses is stored.
 - ffmpeg decodes with one thread, because its replacement for damaged parts depends on the number of threads.
 
+## Pixels
+
+- **Interlaced videos.** A frame is scaled as a whole, also if it holds two fields or is wrongly flagged so. ffmpeg,
+  decord and torchcodec do the same. swscale of FFmpeg 8 by itself scales each field, which leaves comb lines.
+- **Matrix coefficients.** Tags that FFmpeg 8 refuses (ICtCp, YCgCo and others) are decoded as BT.601, and BT.2020 with
+  constant luminance as BT.2020. decord, torchcodec and ffmpeg 5 do the same, to the bit. `replaced_matrices` of
+  `manifest.json` and of each KEY.json names the videos, their tags and what was used.
+- **RGB of 16 bits** (old AVI and QuickTime files) is widened so that white is 255 at every size. FFmpeg 8 reads the
+  big-endian formats wrongly, which is mended.
+- **Rotation** by the display matrix is applied. **Cropping by the container** (`clap` of mp4, PixelCrop of Matroska)
+  and **sample aspect ratios** are not, as in decord and ffmpeg 5: the stored pixels are those of the codec.
+- **Size.** A video with a stored side above 16384 pixels is quarantined as `unsupported_frame`, and so is one with a
+  pixel format that FFmpeg cannot convert.
+- **Times.** If two neighbouring timestamps are more than an hour apart, the clock of the camera has jumped, and the
+  frames are placed by the rate of the header. A rate of 0 or of 1000 and more is no rate; the default is 25.
+
+`tests/data/test_video_frames.py` compares 512 combinations with the ffmpeg program 5.1: progressive, top field first,
+bottom field first, flagged only; scaled or not; 4:2:0, 4:2:2, 4:4:4, gray, alpha, 8 and 10 bits; limited and full
+range; four rotations. `--raw` and `read_video` are the same to the bit. JPEGs of quality 100 have a PSNR of 44.4 dB or
+more to JPEGs of ffmpeg's planes. Flow fields differ by 0.016 pixels at most (median of a field).
+
+## Files
+
 Written by `python -m benchmarks.decoding --videos VIDEOS --out docs/decoding.md`. Tests check the same files.
 
 | file | outcome | frames, stored / ffmpeg | size | codec | PSNR brightness, first / last | PSNR colours, first / last |

@@ -34,6 +34,8 @@ def read_quarantine(folder: Path) -> bytes:
         return read_limited(folder / QUARANTINE, _LIMIT)
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        raise UserError(f"{folder / QUARANTINE} cannot be read ({error.strerror}): check its permissions") from error
     except InvalidJsonError as error:
         raise UserError(f"{folder / QUARANTINE} cannot be read ({error}): make the shards again") from error
 

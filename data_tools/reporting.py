@@ -22,11 +22,25 @@ def progress_bar(*more: progress.ProgressColumn) -> progress.Progress:
 
 @contextlib.contextmanager
 def damage_as_user_error() -> Iterator[None]:
-    """Convert a CorruptSample to a UserError that names the command to list all damage."""
+    """Convert a CorruptSample to a UserError that names the command to list all damage; see also :func:`name_file`."""
     try:
-        yield
+        with name_file():
+            yield
     except CorruptSample as error:
         raise UserError(f"{error}; `motionmae shards verify` lists all damage") from error
+
+
+@contextlib.contextmanager
+def name_file() -> Iterator[None]:
+    """Convert an OSError of a file that cannot be read or written to a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename
+        if name is None:  # a closed pipe, a full disk: for others to handle
+            raise
+        remedy = "check its kind, its permissions and its disk"
+        raise UserError(f"{name} cannot be read or written ({error.strerror}): {remedy}") from error
 
 
 def refuse_differences(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from monitoring.report.page import FAULTS
 from motionmae.runs.events import Phase, Row
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
-from motionmae.screen import Table
+from motionmae.screen import Table, draw_bar
 from motionmae.text import cell, printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -86,7 +86,7 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
     whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
     for phase, style in _STYLES.items():
         share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
-        bar = cell("█" * round(share * 12), style)
+        bar = cell(draw_bar(round(share * 12)), style)
         alarming = phase is Phase.DATA_WAIT and share > 0.2
         rows.append((phase.value.replace("_", " "), bar, cell(f"{share:.0%}", "bold red" if alarming else "")))
     for rank, count in history.stragglers().most_common(1):

@@ -45,6 +45,15 @@ def show(renderable: console.RenderableType, *, wrap: bool = True) -> None:
     make_console(file=sys.stdout, soft_wrap=not wrap).print(_plain(renderable))
 
 
+def draw_bar(length: int) -> str:
+    """Return a bar of ``length`` characters that standard output can encode."""
+    try:
+        "█".encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "#" * length
+    return "█" * length
+
+
 def progress_of(*, disable: bool = False, transient: bool = False) -> Progress:
     """Make a progress bar: description, bar, count, remaining time."""
     columns = (TaskText(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

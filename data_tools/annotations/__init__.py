@@ -12,8 +12,10 @@ from data_tools.annotations.importers.activitynet_hacs import read_activitynet, 
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
 from data_tools.annotations.list_labels import note_on_similar
 from data_tools.annotations.split import Split, VideoRecord
+from data_tools.reporting import name_file
 from motionmae.data.open_video import note_on_outside
 from motionmae.errors import UserError
+from motionmae.text import excerpt
 
 READERS = {
     **{f"k{classes}": kinetics.reader(classes) for classes in kinetics.CLASSES},
@@ -35,6 +37,7 @@ READERS = {
 __all__ = ["READERS", "Split", "VideoRecord", "read_split"]
 
 
+@name_file()
 def read_split(
     dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None = None
 ) -> Split:
@@ -68,12 +71,13 @@ def _read_split(dataset: str, videos: Path, annotations: Path | None, split: str
     counts = Counter(os.path.normpath(video.path or video.source) for video in result.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
-        more = f" and {len(duplicates) - 1} more videos" if len(duplicates) > 1 else ""
-        listed = f"{result.description} names {duplicates[0]}{more} more than once"
-        raise UserError(f"{listed}: keep one line for each video")
+        listed = f"{result.description} names {len(duplicates)} videos more than once"
+        raise UserError(f"{listed}, first {excerpt(duplicates[0])}: keep one line for each video")
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
-        raise UserError(f"none of {listed} is in {videos} (the first is {result.videos[0].source}): check --videos")
+        raise UserError(
+            f"none of {listed} is in {videos} (the first is {excerpt(result.videos[0].source)}): check --videos"
+        )
     paths = [path for video in result.videos for _, path in video.files]
     notes = (_note_on_alternatives(result.videos), note_on_outside(videos, paths))
     return replace(result, notes=(*result.notes, *note_on_similar(result.class_names), *filter(None, notes)))

@@ -79,7 +79,7 @@ def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude:
     description = " and ".join(map(str, files))
     if named.folder and all(entry.path is None for entry in entries):
         remedy = "give lists of video files (frames become a video with `ffmpeg -i %05d.jpg`)"
-        raise UserError(f"{description} names folders, such as {named.folder}, and no videos: {remedy}")
+        raise UserError(f"{description} names folders, such as {excerpt(named.folder)}, and no videos: {remedy}")
     records = tuple(
         VideoRecord(entry.source, entry.path, number, name_of.get(number, "" if number < 0 else str(number)))
         for entry, number in zip(entries, numbers, strict=True)

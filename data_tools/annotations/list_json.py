@@ -43,6 +43,8 @@ def read_json_table(path: Path, text: str, is_title: IsTitle) -> tuple[Columns, 
         return (), []
     if all(isinstance(record, dict) for record in records):
         columns = tuple(dict.fromkeys(key for record in records for key in record))
+        if not columns:
+            raise UserError(f"{path} holds objects without keys: give each entry the keys path and label")
         return columns, [tuple(_cell(record.get(key)) for key in columns) for record in records]
     if all(isinstance(record, list) and len(record) == len(records[0]) for record in records):
         return _array_columns(path, records), [tuple(map(_cell, row)) for row in records]

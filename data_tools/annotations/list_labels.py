@@ -43,7 +43,7 @@ def number_labels(
     number_of = {name: number for number, name in known.items()}
     for entry, text in zip(entries, texts, strict=True):
         if text and text not in number_of:
-            lacking = f"classInd.txt lacks the class {excerpt(text, 60)!r} of {entry.source}"
+            lacking = f"classInd.txt lacks the class {excerpt(text, 60)!r} of {excerpt(entry.source)}"
             raise UserError(f"{entry.where}: {lacking}: add the class there")
     return [number_of.get(text, UNLABELLED) for text in texts], known, notes
 
@@ -114,7 +114,10 @@ def _note_on_missing(entries: Sequence[Entry], texts: Sequence[str]) -> tuple[st
         return (f"no video has a label, as {entries[0].where} shows",)
     if not missing:
         return ()
-    return (f"{len(missing)} of {len(entries)} videos have no label, first {missing[0].source} ({missing[0].where})",)
+    return (
+        f"{len(missing)} of {len(entries)} videos have no label, the first is {excerpt(missing[0].source)} "
+        f"({missing[0].where})",
+    )
 
 
 def _note_on_first_class(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def split_line(line: str) -> list[LineSplit]:
         return [LineSplit((), line, ())]
     ends = [found.end() for found in _NAME_END.finditer(line)]
     ways = _split_at_extensions(line, ends) if ends else _split_without_extension(line)
-    return list(dict.fromkeys(way for way in ways if way.name))
+    return list(dict.fromkeys(way for way in ways if way.name)) or [LineSplit((), line, ())]
 
 
 def _split_at_extensions(line: str, ends: list[int]) -> Iterator[LineSplit]:

@@ -131,9 +131,10 @@ def read_text(path: Path) -> str:
     """
     try:
         content = read_limited(path, LIST_BYTES)
-    except (OSError, InvalidJsonError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}): give the list that you downloaded") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions and its disk") from error
+    except InvalidJsonError as error:
+        raise UserError(f"{path} cannot be read ({error}): give the list that you downloaded") from error
     for start, kind, remedy in _FOREIGN:
         if content.startswith(start):
             raise UserError(f"{path} is not a list but {kind}: {remedy}")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from data_tools.annotations.video_index import walk_files
 from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.text import excerpt
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -85,14 +86,18 @@ class NamedFiles:
             path = self._root / end
             if self._exists(path, name):
                 if count < len(parts):
-                    self._notes.setdefault("end", f"{name} of the list does not exist, and {path} is taken for it")
+                    self._notes.setdefault(
+                        "end", f"{excerpt(name)} of the list does not exist, and {path} is taken for it"
+                    )
                 return path
         return None
 
     def _find_stem(self, name: str) -> Path | None:
         found = self._by_stem.get(unicodedata.normalize("NFC", name), ())
         if len(found) > 1:
-            self._notes.setdefault("stem", f"{name} of the list may be {found[0]} or {found[1]}: write the whole path")
+            self._notes.setdefault(
+                "stem", f"{excerpt(name)} of the list may be {found[0]} or {found[1]}: write the whole path"
+            )
         return found[0] if len(found) == 1 else None
 
     @cached_property

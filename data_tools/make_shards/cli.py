@@ -22,7 +22,7 @@ from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
 from data_tools.quarantine import QUARANTINE
-from data_tools.reporting import progress_bar
+from data_tools.reporting import name_file, progress_bar
 from motionmae.commands.app import Command, add_json_argument
 from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.errors import UserError
@@ -98,6 +98,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+@name_file()
 def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1 or arguments.timeout < 1:
         raise UserError("--workers and --timeout must be at least 1")

@@ -19,7 +19,7 @@ from motionmae.errors import UserError
 from motionmae.files import atomic_path, write_json
 from motionmae.json_text import InvalidJsonError, parse_json
 from motionmae.outputs import SIGNATURE, output_argument, signed
-from motionmae.screen import Table, show
+from motionmae.screen import Table, draw_bar, show
 from motionmae.text import picture_text, say
 
 _EXAMPLES = """\
@@ -95,7 +95,7 @@ def _quarantined(folder: Path) -> dict[str, int]:
     try:
         lines = read_quarantine(folder).splitlines()
         return dict(Counter(parse_json(line, QuarantineRow).reason for line in lines))
-    except (OSError, InvalidJsonError) as error:
+    except InvalidJsonError as error:
         raise UserError(f"{folder / QUARANTINE} is damaged ({error}): run make_shards again to write it") from error
 
 
@@ -126,7 +126,7 @@ def print_tables(figures: dict[str, Any], folder: Path, most_classes: int) -> No
     largest = max(1, classes[0][1])
     bars = Table("class", f"{unit}s", "", title=f"{len(classes)} classes")
     for name, count in classes[:most_classes]:
-        bars.add_row(name, str(count), "█" * round(40 * count / largest))
+        bars.add_row(name, str(count), draw_bar(round(40 * count / largest)))
     show(bars)
     if len(classes) > most_classes:
         say(f"and {len(classes) - most_classes} more classes, the smallest with {classes[-1][1]} {unit}s")

@@ -13,7 +13,7 @@ from random import Random
 
 from rich.filesize import decimal
 
-from data_tools.reporting import progress_bar
+from data_tools.reporting import name_file, progress_bar
 from motionmae.commands.app import Command
 from motionmae.data.jpeg import decode_frame
 from motionmae.data.open_shards import load_manifest
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (one per core)")
 
 
+@name_file()
 def run(arguments: argparse.Namespace) -> int:
     started, folder = time.monotonic(), arguments.shards
     manifest = load_manifest(folder)

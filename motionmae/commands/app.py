@@ -7,6 +7,7 @@ import argparse
 import difflib
 import importlib
 import importlib.util
+import io
 import os
 import select
 import signal
@@ -92,6 +93,8 @@ def run(program: Callable[[], int | None]) -> int:
     standard output (`| head`) ends the program silently with the shell's status for SIGPIPE. Unexpected errors keep
     their traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # rich and argparse print to it as well
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have another encoding than UTF-8
     try:
         status = program() or 0
         sys.stdout.flush()

@@ -33,6 +33,8 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
         raise UserError("data.shards is empty: add data.shards=FOLDER, the --out folder of data_tools/make_shards")
     location = str(folder).rstrip("/")
     try:
+        if not is_remote(location) and not Path(location).is_dir():  # raises PermissionError below a closed folder
+            raise UserError(f"the folder of shards {location} does not exist: give the --out folder of make_shards")
         if is_remote(location):
             raw = RemoteFolder(location, data or DataConfig()).read(MANIFEST, JSON_LIMIT)
         else:

@@ -87,7 +87,7 @@ CHECKS = (
         f"{_CHECKS}.runs:check_loader_and_kill",
         "a run on real shards waits for data in less than 5 % of its time, and resumes after kill -9",
         "data_wait_share clips_per_core decoders killed_after_step resumed_at_step",
-        240,
+        420,
         40,
         alone=True,
     ),
@@ -96,7 +96,7 @@ CHECKS = (
         f"{_CHECKS}.runs:check_preemption",
         "a job of `submit --cluster local` saves at SIGUSR2, and resumes at the same step",
         "preempted_at_step resumed_at_step exit_code",
-        240,
+        420,
         40,
         alone=True,
     ),
@@ -105,7 +105,7 @@ CHECKS = (
         f"{_CHECKS}.finetuning:check_finetuning",
         "fine-tuning runs; test and export agree with the CPU",
         "probability_error_fp32 probability_error_auto exported_tensors",
-        90,
+        150,
         20,
     ),
     _ANYWHERE(
@@ -133,16 +133,16 @@ CHECKS = (
         f"{_CHECKS}.runs:check_elasticity",
         "a run on all GPUs that is killed resumes on one",
         "killed_after_step resumed_at_step",
-        300,
+        420,
         40,
         needs_gpus=True,
         alone=True,
     ),
     _SPEED(
-        "speed_vitb_compiled", f"{_CHECKS}.speed:check_vitb_compiled", "speed of ViT-B with compile", _COMPILED, 200, 60
+        "speed_vitb_compiled", f"{_CHECKS}.speed:check_vitb_compiled", "speed of ViT-B with compile", _COMPILED, 300, 60
     ),
     _SPEED(
-        "speed_vitl_compiled", f"{_CHECKS}.speed:check_vitl_compiled", "speed of ViT-L with compile", _COMPILED, 240, 90
+        "speed_vitl_compiled", f"{_CHECKS}.speed:check_vitl_compiled", "speed of ViT-L with compile", _COMPILED, 400, 90
     ),
 )
 """All checks."""

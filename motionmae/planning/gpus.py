@@ -69,12 +69,20 @@ def find_gpu(name: str) -> Gpu:
 def gpu_of_device(device: str) -> Gpu | None:
     """Return the first entry of :data:`GPUS` whose ``part`` is in the name that CUDA reports; None if unknown.
 
-    Entries of one part differ only in memory and links. Slower variants of a card (Ti, D, Laptop, Max-Q) are unknown.
+    Entries of one part differ only in memory and links. Slower variants of a card (Ti, D, Laptop, Max-Q) and slices of
+    one (MIG) are unknown.
     """
+    if is_slice(device):
+        return None
     for gpu in GPUS.values():
         if re.search(rf"(?<!\w){re.escape(gpu.part)}(?!\w| Ti\b| D\b| Laptop| Max-Q)", device):
             return gpu
     return None
+
+
+def is_slice(device: str) -> bool:
+    """Return whether the name that CUDA reports is that of a MIG instance, a part of a GPU."""
+    return " MIG " in device
 
 
 def peak_of_device(device: str) -> float | None:

@@ -186,6 +186,13 @@ def encode(path: Path, frames: np.ndarray, *options: str) -> Path:
     return path
 
 
+def test_the_sample_aspect_ratio_is_not_applied(tmp_path):
+    path = encode(tmp_path / "v.mkv", draw("progressive"), "-vf", "setsar=2", "-c:v", "ffv1", "-pix_fmt", "yuv444p")
+    raw = raw_frames(path)
+    assert raw.shape[1:3] == (HEIGHT, WIDTH) == read_video(path, HEIGHT).shape[1:3]
+    assert psnr(raw, ffmpeg_frames(path, WIDTH, HEIGHT)) >= SAME
+
+
 def test_a_size_that_changes_between_interlaced_frames_is_followed(tmp_path):
     parts = [
         write_interlaced_stream(tmp_path / f"{number}.h264", size) for number, size in enumerate([(96, 72), (64, 96)])

@@ -1,6 +1,8 @@
 """The checks themselves, on the CPU where a GPU is missing, and against made-up profiles."""
 
+import math
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,12 @@ from torch.autograd import DeviceType
 from motionmae.config import load_config
 from motionmae.engine import deepspeed_engine
 from motionmae.gpu_checks.advice import advise, speeds_of
-from motionmae.gpu_checks.check import CheckError, CheckResult, Setting, Verdict
-from motionmae.gpu_checks.checks import attention, numerics, nvml
+from motionmae.gpu_checks.check import CheckError, CheckResult, NotRunError, Setting, Verdict
+from motionmae.gpu_checks.checks import attention, numerics, nvml, several_gpus
+from motionmae.gpu_checks.checks import engine as engine_check
 from motionmae.gpu_checks.checks import speed as speed_check
 from motionmae.gpu_checks.checks.attention import Shape, shapes_of, try_shape
-from motionmae.gpu_checks.checks.host_waits import device_waits
+from motionmae.gpu_checks.checks.host_waits import device_waits, reported_waits
 from motionmae.gpu_checks.checks.nvml import NAMES, scrape
 from motionmae.gpu_checks.checks.speed import fitting
 from motionmae.gpu_checks.measure import Kernel, busy_seconds, kernels_of, longest, shared_seconds
@@ -77,6 +80,13 @@ def test_errors_of_attention_are_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert not try_shape(shape, 0.0, CPU, timed=False)["finite"]
 
 
+def test_kernels_of_a_config_are_not_those_of_later_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
+    with attention._kernels_of(load_config("vitl_ssv2_32f"), torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("name", ["vitb_k400", "vitl_k400", "vith_k400", "vitl_ssv2_32f"])
 def test_inputs_of_attention_are_made_on_the_gpu(name: str) -> None:
     with FakeTensorMode():  # feigns a GPU
@@ -127,7 +137,27 @@ def test_a_wait_for_the_whole_device_is_counted_with_its_place() -> None:
     assert sum(found.values()) == 2
 
 
+def test_only_reports_of_waits_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+
+    def set_mode(mode: str) -> None:
+        modes.append(mode)
+        words = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+        warnings.warn(words, stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with reported_waits(on_gpu=True) as found:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (function memcpy_and_sync)", stacklevel=1)
+    assert modes == ["warn", "default"]
+    ((place, count),) = found.items()
+    assert (Path(place.split(":")[0]).name, count) == ("test_checks.py", 2)
+
+
 def test_the_exporter_is_read_as_prometheus_reads_it(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # of a cluster, which does not reach this machine
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     fake = Path(__file__).parents[1] / "monitoring/fake_nvml"
     monkeypatch.syspath_prepend(str(fake))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
@@ -140,8 +170,10 @@ def test_torch_and_the_exporter_must_see_the_same_gpu(setting: Setting, monkeypa
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "monitoring/fake_nvml"))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     uuid, used = ["aaaa"], [float(scrape(setting)["GPU-aaaa"]["gpu_memory_used_bytes"])]
+    name = ["NVIDIA H200"]
     cuda = SimpleNamespace(
         empty_cache=lambda: None,
+        get_device_name=lambda device: name[0],
         synchronize=lambda: None,
         mem_get_info=lambda: (80e9 - used[0], 80e9),
         get_device_properties=lambda device: SimpleNamespace(uuid=uuid[0]),
@@ -155,12 +187,15 @@ def test_torch_and_the_exporter_must_see_the_same_gpu(setting: Setting, monkeypa
     uuid[0] = "cccc"
     with pytest.raises(CheckError, match="NVML does not know the GPU cccc"):
         nvml.check_nvml(setting)
+    name[0] = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    with pytest.raises(NotRunError, match=r"slice of one \(MIG\)"):
+        nvml.check_nvml(setting)
 
 
 @pytest.fixture
 def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An H200 whose memory is what the plan says, times ``factor``. The steps run on the CPU."""
-    gpu = SimpleNamespace(factor=1.0, planned=0)
+    gpu = SimpleNamespace(factor=1.0, planned=0, held=0)
     properties = SimpleNamespace(total_memory=141e9)
     monkeypatch.setattr(speed_check, "device_of", lambda setting: CPU)
     for name, value in {
@@ -168,7 +203,8 @@ def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "reset_peak_memory_stats": lambda: None,
         "get_device_name": lambda device: "NVIDIA H200",
         "get_device_properties": lambda device: properties,
-        "max_memory_allocated": lambda: gpu.factor * gpu.planned,
+        "memory_allocated": lambda: gpu.held,
+        "max_memory_allocated": lambda: gpu.held + gpu.factor * gpu.planned,
         "max_memory_reserved": lambda: 2 * gpu.planned,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -183,11 +219,12 @@ def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu: SimpleNamespace) -> None:
     config, on_gpu = load(TINY, setting), setting.model_copy(update={"device": "cuda"})
-    feigned_gpu.planned = predict_memory(config, 1).peak
+    feigned_gpu.planned, feigned_gpu.held = predict_memory(config, 1).peak, 5_000_000_000
     found = speed_check.measure(config, on_gpu)
     assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 989)
     assert found["tflop_per_s"] == pytest.approx(step_flops(config).model * found["clips_per_second"] / 1e12)
     assert found["clips_per_second"] == pytest.approx(4 / found["ms"] * 1e3)
+    assert found["used_gb"] == found["planned_gb"]  # without what earlier checks hold
     assert found["kernels_per_step"] == 1
     assert found["attention_share"] == pytest.approx(10 / 45)
     assert found["busy_share"] == pytest.approx(20 / found["ms"])
@@ -197,6 +234,42 @@ def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu
     with pytest.raises(CheckError, match=r"a step takes 10.00 GB, the plan says 0.\d\d GB") as failed:
         speed_check.measure(config, on_gpu)
     assert failed.value.figures["kernels_per_step"] == 1  # the figures stay
+
+
+def test_ranks_meet_before_a_step_is_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def kernels(work: Any) -> list[Kernel]:
+        order.append("profiler")
+        work()
+        return [Kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 0, 40), Kernel("gemm", 30, 90)]
+
+    monkeypatch.setattr(several_gpus, "device_kernels", kernels)
+    monkeypatch.setattr(several_gpus, "gather_objects", lambda value: order.append("meeting"))
+    monkeypatch.setattr(several_gpus, "take_step", lambda engine, batch: order.append("step"))
+    nothing: Any = None
+    assert several_gpus._hidden_share(nothing, nothing) == pytest.approx(0.25)
+    assert order == ["profiler", "meeting", "step"]
+
+
+def test_a_loss_that_is_not_a_number_is_no_agreement(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_check, "build_engine", lambda config, stage: SimpleNamespace(stage=stage, close=int))
+    losses = [1.0, 1.0, 1.0, math.nan]
+    monkeypatch.setattr(engine_check, "take_steps", lambda engine, config, numbers: [losses[engine.stage]])
+    with pytest.raises(CheckError, match=r"the losses of the ZeRO stages differ by nan%"):
+        engine_check.check_zero_stages(setting)
+    losses[3] = 1.001
+    assert engine_check.check_zero_stages(setting)["spread"] == pytest.approx(0.001)
+
+
+def test_compiled_extensions_are_found_where_torch_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache/torch_extensions/py311_cu130/fused_adam").mkdir(parents=True)
+    (tmp_path / "chosen/cpu_adam").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    assert engine_check._extensions() == {"fused_adam"}
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "chosen"))
+    assert engine_check._extensions() == {"cpu_adam"}
 
 
 def test_a_small_gpu_gets_a_smaller_micro_batch() -> None:

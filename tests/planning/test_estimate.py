@@ -8,6 +8,7 @@ from motionmae.config import load_config
 from motionmae.errors import UserError
 from motionmae.planning.estimate import LOADER_SPEED, Assumptions, compare_choices, make_plan
 from motionmae.planning.gpus import GPUS, find_gpu, peak_of_device
+from motionmae.planning.measured_speed import speed_file
 from tests.slurm import tiny
 from tests.training.shards import make_shards
 
@@ -63,11 +64,22 @@ def test_devices_are_identified_by_their_names() -> None:
     names |= {"NVIDIA A10": 125, "NVIDIA A10G": 70, "Tesla T4": 65, "Tesla V100S-PCIE-32GB": 130, "NVIDIA A40": 149.7}
     names |= {"NVIDIA RTX A4000": 76.7, "NVIDIA RTX 6000 Ada Generation": 364.2, "NVIDIA GeForce RTX 5090": 209.5}
     assert {name: peak_of_device(name) for name in names} == names
-    for other in ("Quadro K2000", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A1000"):
+    for other in (
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "Quadro K2000",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA A1000",
+    ):
         assert peak_of_device(other) is None
     with pytest.raises(UserError, match=r"unknown GPU a100: choose one of .*a100-80"):
         find_gpu("a100")
     assert all(name.endswith(f"-{gpu.gigabytes:.0f}") for name, gpu in GPUS.items())
+
+
+def test_the_user_s_measured_speeds_are_not_read_by_tests() -> None:
+    assert not speed_file().is_relative_to(Path.home() / ".cache")
+    assert not speed_file().exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

@@ -37,7 +37,9 @@ def find_official(annotations: Path, *names: str) -> Path:
 def read_official_json(file: Path, schema: type[Schema]) -> Schema:
     try:
         return load_json(file, schema, LIST_BYTES)
-    except (OSError, InvalidJsonError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions and its disk") from error
+    except InvalidJsonError as error:
         raise UserError(f"{file} is not a JSON file of the data set ({error}): download it again") from error
 
 

@@ -35,8 +35,9 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
+    numbers = read_official_json(labels_file, dict[str, str | int])
     try:
-        labels = {name: int(number) for name, number in read_official_json(labels_file, dict[str, str | int]).items()}
+        labels = {name: int(number) for name, number in numbers.items()}
     except ValueError as error:
         raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
     class_names = tuple(sorted(labels, key=labels.__getitem__))

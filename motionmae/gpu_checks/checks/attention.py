@@ -5,6 +5,7 @@ Very negative scores at 64 modulo 128 keys have given NaN gradients in cuDNN bef
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -52,12 +53,22 @@ def check_attention(setting: Setting) -> Figures:
     figures: Figures = {"worst_error": 0.0, "worst_gradient_error": 0.0, "kernels": [], "shapes": {}}
     for name in _CONFIGS[:1] if setting.quick else _CONFIGS:
         config = load_config(name)
-        torch.backends.cuda.enable_cudnn_sdp(True)
-        choose_kernels(config, device_of(setting))
-        for shape in dict.fromkeys(shapes_of(config)):
-            for score in _SCORES:
-                _add_shape(figures, shape, score, device_of(setting))
+        with _kernels_of(config, device_of(setting)):
+            for shape in dict.fromkeys(shapes_of(config)):
+                for score in _SCORES:
+                    _add_shape(figures, shape, score, device_of(setting))
     return figures
+
+
+@contextmanager
+def _kernels_of(config: Config, device: torch.device) -> Iterator[None]:
+    """Choose the kernels of a run of ``config``; afterwards, restore the former choice for later configs and checks."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    choose_kernels(config, device)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _add_shape(figures: Figures, shape: Shape, score: float, device: torch.device) -> None:
@@ -80,15 +91,12 @@ def try_shape(shape: Shape, score: float, device: torch.device, timed: bool) -> 
     q, k, v = _inputs(shape, score, device)
     slope = torch.randn_like(q)
 
-    def run() -> None:
-        attend(q, k, v).backward(slope)
+    def run() -> tuple[Tensor, tuple[Tensor, ...]]:
+        output = attend(q, k, v)
+        return output, torch.autograd.grad(output, (q, k, v), slope, materialize_grads=True)
 
     kernels = [kernel.name for kernel in device_kernels(run)] if device.type == "cuda" else []
-    for part in (q, k, v):
-        part.grad = None
-    output = attend(q, k, v)
-    output.backward(slope)
-    gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in (q, k, v)]
+    output, gradients = run()
     exact, exact_gradients = _exact(q, k, v, slope)
     # channel 0 of q and k only shifts the scores: its gradient is a sum that cancels, times a large number
     kept = slice(1, None) if score else slice(None)
@@ -117,13 +125,13 @@ def _inputs(shape: Shape, score: float, device: torch.device) -> list[Tensor]:
     return [part.detach().requires_grad_() for part in parts]
 
 
-def _exact(q: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _exact(q: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute output and gradients of the first clip by the plain formula in fp32."""
     q, k, v = (part.detach()[:1].float().requires_grad_() for part in (q, k, v))
     with sdpa_kernel(SDPBackend.MATH):
         output = scaled_dot_product_attention(q, k, v)
-        output.backward(slope[:1].float())
-    return output.detach(), [part.grad for part in (q, k, v) if part.grad is not None]
+        gradients = torch.autograd.grad(output, (q, k, v), slope[:1].float())
+    return output.detach(), gradients
 
 
 def _error(value: Tensor, right: Tensor) -> float:

@@ -1,8 +1,10 @@
 """Check of the engine at every ZeRO stage, on a machine without a CUDA toolkit."""
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 from torch.utils import cpp_extension
 
 from motionmae.gpu_checks.check import Figures, Setting, require
@@ -24,12 +26,13 @@ def check_zero_stages(setting: Setting) -> Figures:
     figures: Figures = {"losses": losses}
     compiled = sorted(_extensions() - before)
     require(not compiled, f"DeepSpeed compiled {', '.join(compiled)}, which needs nvcc on every node", figures)
-    spread = (max(losses.values()) - min(losses.values())) / max(losses.values())
+    spread = float(np.ptp(list(losses.values()))) / losses["zero0"]  # NaN if any loss is
     require(spread < _SPREAD, f"the losses of the ZeRO stages differ by {spread:.1%}", figures)
     return figures | {"spread": spread}
 
 
 def _extensions() -> set[str]:
     """Return the names of the extensions that were compiled for torch."""
-    root = Path(cpp_extension.get_default_build_root())
-    return {path.name for path in root.glob("*/*")} if root.is_dir() else set()
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return {path.name for path in Path(chosen).glob("*")}
+    return {path.name for path in Path(cpp_extension.get_default_build_root()).glob("*/*")}

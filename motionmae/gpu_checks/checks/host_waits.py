@@ -16,6 +16,7 @@ from motionmae.gpu_checks.check import Figures, Setting, require
 from motionmae.gpu_checks.subjects import TINY, load, make_shards, real_trainer
 
 _STEPS, _WARM_UP = 10, 4
+_REPORT = "called a synchronizing CUDA operation"  # torch's words; another warning says that the mode is a prototype
 _PACKAGE = str(Path(motionmae.__file__).parent)
 _ALLOWED = (f"{_PACKAGE}/engine/", f"{_PACKAGE}/data/loader.py")
 """Code of this project that may wait in a step: the engine reads the gradient norm to skip a non-finite step, and the
@@ -83,7 +84,7 @@ def reported_waits(on_gpu: bool) -> Iterator[Counter[str]]:
         finally:
             if on_gpu:
                 torch.cuda.set_sync_debug_mode("default")
-    found.update(f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    found.update(f"{one.filename}:{one.lineno}" for one in caught if _REPORT in str(one.message))
 
 
 def _short(place: str) -> str:

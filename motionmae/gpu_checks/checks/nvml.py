@@ -10,7 +10,8 @@ from monitoring.collector import NodeCollector
 from monitoring.exporter import listen
 from monitoring.gpu import open_gpus
 from motionmae.config import MonitoringConfig
-from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
+from motionmae.gpu_checks.check import CheckError, Figures, NotRunError, Setting, require
+from motionmae.planning.gpus import is_slice
 
 NAMES = ("gpu_utilization_ratio", "gpu_memory_used_bytes", "gpu_memory_total_bytes", "gpu_power_watts")
 """Metrics that every NVIDIA GPU of a cluster has."""
@@ -21,6 +22,8 @@ _SLACK = 2 << 30  # bytes that the driver reserves, which NVML counts and CUDA d
 
 def check_nvml(setting: Setting) -> Figures:
     """Scrape the exporter before and after an allocation of 1 GiB."""
+    if is_slice(torch.cuda.get_device_name(0)):
+        raise NotRunError("the exporter has metrics of whole GPUs, and this is a slice of one (MIG)")
     torch.cuda.empty_cache()  # the block must not come from memory that torch holds already
     before = scrape(setting)
     block = torch.empty(_ALLOCATED, dtype=torch.uint8, device="cuda")
@@ -51,8 +54,9 @@ def scrape(setting: Setting) -> dict[str, dict[str, float]]:
     with closing(NodeCollector(folder, open_gpus(), folder, with_goodput=False)) as collector:
         collector.refresh()
         stop, address = listen(MonitoringConfig(), collector)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the proxy of a cluster is elsewhere
         try:
-            with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+            with direct.open(f"http://{address}/metrics", timeout=20) as answer:
                 text = answer.read().decode()
         finally:
             with suppress(OSError):

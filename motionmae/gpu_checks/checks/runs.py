@@ -22,7 +22,7 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory
 
-_WAIT_SECONDS = 120  # for a run to get to its next mark, times the setting's patience
+_WAIT_SECONDS = 180  # for a run to get to its next mark, times the setting's patience
 _POLL_SECONDS = 0.1
 _MOST_DATA_WAIT = 0.05  # share of a step
 _WARM_UP_ROWS = 5  # rows of metrics before the loader's queue is in balance
@@ -75,7 +75,7 @@ def run_config(setting: Setting, name: str, ranks: int = 1) -> Config:
     """Make shards, and return the config of a run of some seconds on them, on ``ranks`` ranks."""
     folder = setting.folder / name
     is_tiny = setting.quick or not setting.on_gpu
-    steps, save = (300, 40) if setting.on_gpu else (48, 8)  # long enough for a signal to arrive in its middle
+    steps, save = (200, 40) if setting.on_gpu else (48, 8)  # long enough for a signal to arrive in its middle
     overrides = ["log.every_steps=1", "log.tensorboard=false", f"checkpoint.every_steps={save}", "data.prefetch=8"]
     if is_tiny:
         config = load(TINY, setting, *overrides)

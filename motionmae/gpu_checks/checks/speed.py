@@ -54,6 +54,7 @@ def check_vitl_compiled(setting: Setting) -> Figures:
 def measure(config: Config, setting: Setting) -> Figures:
     """Measure steps of a run on one rank, whose micro-batch lies on the device."""
     device = device_of(setting)
+    held = torch.cuda.memory_allocated() if setting.on_gpu else 0  # by earlier checks of this process
     if setting.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -84,7 +85,7 @@ def measure(config: Config, setting: Setting) -> Figures:
         engine.close()
         return figures | {"not_run": ["MFU, busy share, kernels, and memory against the plan"]}
     del upcoming
-    return _with_gpu_figures(figures, config, partial(_profile, step, seconds))
+    return _with_gpu_figures(figures, config, held, partial(_profile, step, seconds))
 
 
 def fitting(config: Config, memory: float) -> Config:
@@ -96,10 +97,10 @@ def fitting(config: Config, memory: float) -> Config:
     return config.updated({"engine.micro_batch_size": size, "optim.global_batch_size": size})
 
 
-def _with_gpu_figures(figures: Figures, config: Config, profiled: "partial[Figures]") -> Figures:
-    """Add device, MFU, memory and the profile; fail if the memory differs from the plan."""
+def _with_gpu_figures(figures: Figures, config: Config, held: int, profiled: "partial[Figures]") -> Figures:
+    """Add device, MFU, memory beside the ``held`` bytes, and the profile; fail if the memory differs from the plan."""
     name, planned = torch.cuda.get_device_name(0), predict_memory(config, 1).peak
-    used, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    used, reserved = torch.cuda.max_memory_allocated() - held, torch.cuda.max_memory_reserved()
     peak = peak_of_device(name)
     figures |= {
         "device": name,

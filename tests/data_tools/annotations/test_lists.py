@@ -207,6 +207,11 @@ class TestNames:
             "folder", videos, write(tmp_path / "l.txt", "v1 100 3\n"), None
         )
 
+    @pytest.mark.parametrize("line", ['""', "''", ",", "|", '",'])
+    def test_a_line_of_separators_is_a_missing_video(self, tmp_path, videos, line):
+        split = read_split("folder", videos, write(tmp_path / "l.txt", f"v1.mp4\n{line}\n"), None)
+        assert [video.path is None for video in split.videos] == [False, True]
+
     def test_comments(self, tmp_path):
         videos = touch(tmp_path / "videos", "#1.mp4", "v1.mp4")
         assert labels(videos, write(tmp_path / "l.txt", "# v9.mp4 4\n#1.mp4 3\nv1.mp4 2\n")) == [3, 2]
@@ -315,7 +320,7 @@ class TestLabels:
     def test_a_class_may_be_called_none(self, tmp_path, videos):
         split = read_split("folder", videos, write(tmp_path / "l.csv", "v1.mp4,None\nv2.mp4,wave\nv3.mp4,nan\n"), None)
         assert [video.class_name for video in split.videos] == ["None", "wave", ""]
-        assert "1 of 3 videos have no label, first v3.mp4" in split.notes[0]
+        assert "1 of 3 videos have no label, the first is v3.mp4" in split.notes[0]
 
     def test_numbers_from_one_are_told(self, tmp_path, videos):
         file = write(tmp_path / "l.csv", "v1.mp4 1\nv2.mp4 2\nv3.mp4 3\n")
