@@ -41,11 +41,7 @@ def load_manifest(folder: Path | str, data: DataConfig | None = None) -> Manifes
             raw = read_limited(Path(location) / MANIFEST, JSON_LIMIT)
     except InvalidJsonError as error:
         raise UserError(f"{location}/{MANIFEST} is not a manifest of shards ({error}): check data.shards") from error
-    except (FileNotFoundError, NotADirectoryError):
-        if not is_remote(location) and not Path(location).is_dir():
-            raise UserError(
-                f"the folder of shards {location} does not exist: give the --out folder of make_shards"
-            ) from None
+    except FileNotFoundError:
         raise UserError(
             f"{location} has no {MANIFEST}, which is written last: run make_shards again to finish it, or copy the file"
         ) from None
