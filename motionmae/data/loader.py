@@ -152,7 +152,11 @@ class ClipLoader:
         self._pool = ThreadPoolExecutor(self._decoder.threads, "clip-decoder")
         # largest distance of shuffle indices between the slowest and the fastest rank
         in_flight = (data.prefetch // self.accumulation + 2) * batch
-        self._prefetcher = start_prefetch(self._decoder, data, self._sampler_of, rank, in_flight)
+        try:
+            self._prefetcher = start_prefetch(self._decoder, data, self._sampler_of, rank, in_flight)
+        except UserError:  # the cache is too small
+            self._decoder.close()
+            raise
 
     def __enter__(self) -> "ClipLoader":
         return self

@@ -16,8 +16,8 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-import fsspec.asyn
 
 from motionmae.config import DataConfig
 from motionmae.config.data import REMOTE_SCHEMES
@@ -42,6 +41,7 @@ FIRST_DELAY = 1.0
 LONGEST_DELAY = 60.0
 
 _TIME_FACTOR = 10.0  # a request may take this many times data.remote_timeout, plus the time of its bytes
+_POLL_SECONDS = 0.1  # interval between checks whether a running request is cancelled
 _SLOWEST = 64 << 10  # bytes per second of a shard
 _RANGE_BYTES = 16 << 20  # bytes per range request to an object store
 _CONNECTIONS = 100  # most at the same time, as for http; the default of botocore is 10
@@ -168,9 +168,9 @@ class RemoteFolder:
             sink = _Sink(content.extend, limit, InvalidJsonError, self.closed)
             with self._time_limit(name, self._seconds) as seconds:
                 if self._scheme == "s3":
-                    sink.write(self._fs.cat_file(self.address(name), start=0, end=limit + 1, timeout=seconds))
+                    sink.write(self._read_range(name, 0, limit + 1, seconds))
                 else:
-                    self._fetch(name, {}, sink, seconds)
+                    self._wait(self._fetch(self.address(name), {}, sink), seconds)
             return bytes(content)
 
         return self._retry(name, attempt)
@@ -212,7 +212,8 @@ class RemoteFolder:
             if self._scheme == "s3":
                 self._append_ranges(entry, sink, seconds)
             else:
-                self._fetch(entry.name, {"Range": f"bytes={start}-"} if start else {}, sink, seconds)
+                headers = {"Range": f"bytes={start}-"} if start else {}
+                self._wait(self._fetch(self.address(entry.name), headers, sink), seconds)
         if sink.room:
             detail = f"it ends {sink.room} bytes before the {entry.bytes} bytes in the manifest"
             raise self._wrong(entry.name, Reason.TRUNCATED_SHARD, detail)
@@ -221,21 +222,38 @@ class RemoteFolder:
         while sink.room:
             low = entry.bytes - sink.room
             high = min(low + _RANGE_BYTES, entry.bytes)
-            content = self._fs.cat_file(self.address(entry.name), start=low, end=high, timeout=seconds)
+            content = self._read_range(entry.name, low, high, seconds)
             sink.write(content)
             if len(content) < high - low:
                 break
 
-    def _fetch(self, name: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
-        """Send a GET request, and write the content to ``sink``."""
-        fsspec.asyn.sync(self._fs.loop, self._fetch_async, self.address(name), headers, sink, seconds)
+    def _read_range(self, name: str, low: int, high: int, seconds: float) -> bytes:
+        """Read the bytes from ``low`` to ``high`` of an object, fewer at its end."""
+        return self._wait(self._fs._cat_file(self.address(name), start=low, end=high), seconds)
 
-    async def _fetch_async(self, address: str, headers: dict[str, str], sink: _Sink, seconds: float) -> None:
+    def _wait(self, request: Coroutine[Any, Any, Result], seconds: float) -> Result:
+        """Run a request in fsspec's thread and return its result. Raises CancelledError soon after ``closed`` is set.
+
+        A wait without this check, as in fsspec.asyn.sync, lasts until a server that stalls is given up.
+        """
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, seconds), self._fs.loop)
+        try:
+            while not wait([future], _POLL_SECONDS).done:
+                if self.closed.is_set():
+                    raise CancelledError
+            return future.result()
+        except asyncio.CancelledError:  # asyncio makes it of the CancelledError of _Sink
+            raise CancelledError from None
+        finally:
+            future.cancel()
+
+    async def _fetch(self, address: str, headers: dict[str, str], sink: _Sink) -> None:
+        """Send a GET request, and write the content to ``sink``."""
         session = await self._fs.set_session()
         # with compression, a range would refer to compressed bytes
         headers = {"Accept-Encoding": "identity", **headers}
         request = session.get(self._fs.encode_url(address), headers=headers)
-        async with asyncio.timeout(seconds), request as answer:
+        async with request as answer:
             if answer.status == 404:
                 raise FileNotFoundError(address)
             answer.raise_for_status()

@@ -1,13 +1,16 @@
 """Downloads ahead of the decoders: several at once, none, and with a server that stalls."""
 
 import itertools
+import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
+from motionmae.errors import UserError
 from tests.data.made_shards import make_shards
 
 COUNTS = (4,) * 8
@@ -86,3 +89,32 @@ def test_without_prefetch_only_what_is_read_is_downloaded(tmp_path, server):
         threading.Event().wait(0.3)
         assert cached(tmp_path) <= {TARS[number] for number in window}
     assert len(server.requests) < 2 * len(TARS)
+
+
+@pytest.mark.parametrize("name", [TARS[0], "toy-000000.idx.json"])
+def test_close_cancels_requests_to_a_server_that_stalls(tmp_path, server, name):
+    """A clip and two downloads wait for the file. The connection would fail after 30 s without data."""
+    suffix = name.partition(".")[2]
+    for tar in TARS:
+        server.faults[tar.replace("tar", suffix)] = [("stall", 100)]
+    loader = opened(tmp_path, server, downloads=2)
+    batches = loader.batches(0)
+    reading = threading.Thread(target=lambda: next(batches, None), daemon=True)
+    threading.excepthook, hook = lambda *_: None, threading.excepthook
+    try:
+        reading.start()
+        wait_for(lambda: len(server.requests) >= 3)
+        started = time.monotonic()
+        loader.close()
+        assert time.monotonic() - started < 10
+        reading.join()
+    finally:
+        threading.excepthook = hook
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_is_too_small_leaves_no_decoder_behind(tmp_path, server, workers):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match=r"data\.cache_gb"):
+        opened(tmp_path, server, downloads=2, workers=workers, cache_gb=1e-6)
+    assert set(multiprocessing.active_children()) == before
