@@ -10,6 +10,7 @@ from data_tools.annotations import folder
 from data_tools.annotations.importers import diving48, epic, jester, kinetics, moments, ssv2
 from data_tools.annotations.importers.activitynet_hacs import read_activitynet, read_hacs_clips
 from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf101
+from data_tools.annotations.list_labels import note_on_similar
 from data_tools.annotations.split import Split, VideoRecord
 from data_tools.reporting import name_file
 from motionmae.data.open_video import note_on_outside
@@ -48,8 +49,16 @@ def read_split(
         exclude: folder within ``videos`` that is not searched (the folder of the shards).
 
     Raises:
-        UserError: a folder or file is missing or malformed, no video exists, or a video is listed twice.
+        UserError: a folder or file is missing, unreadable or malformed, no video exists, or a video is listed twice.
     """
+    try:
+        return _read_split(dataset, videos, annotations, split, exclude)
+    except OSError as error:  # also of Path.exists, where a folder may not be entered or a name is too long
+        reason = f"{error.filename or videos} cannot be read ({error.strerror or error})"
+        raise UserError(f"{reason}: check the name, and the permissions of its folders") from error
+
+
+def _read_split(dataset: str, videos: Path, annotations: Path | None, split: str | None, exclude: Path | None) -> Split:
     for folder_or_file, option in ((videos, "--videos"), (annotations or videos, "--annotations")):
         if not folder_or_file.exists():
             raise UserError(f"{option} {folder_or_file} does not exist: give the folder that you downloaded")
@@ -71,7 +80,7 @@ def read_split(
         )
     paths = [path for video in result.videos for _, path in video.files]
     notes = (_note_on_alternatives(result.videos), note_on_outside(videos, paths))
-    return replace(result, notes=(*result.notes, *filter(None, notes)))
+    return replace(result, notes=(*result.notes, *note_on_similar(result.class_names), *filter(None, notes)))
 
 
 def _note_on_alternatives(videos: Sequence[VideoRecord]) -> str:

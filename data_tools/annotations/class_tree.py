@@ -38,14 +38,20 @@ def read_class_tree(videos: Path, split: str | None, exclude: Path | None = None
     parts = [path.relative_to(root).parts for path in found]
     classes = sorted({names[0] for names in parts if len(names) > 1})
     _refuse_split_folders(root, classes)
-    _refuse_split_folders(root, sorted({f"{names[0]}/{names[1]}" for names in parts if len(names) > 2}))
+    below = sorted({f"{names[0]}/{names[1]}" for names in parts if len(names) > 2})
+    _refuse_split_folders(root, below, root / classes[0] if len(classes) == 1 else None)
     numbers = {name: number for number, name in enumerate(classes)}
     records = []
     for path, (top, *below) in zip(found, parts, strict=True):
         class_name = top if below else ""
         label = numbers.get(class_name, UNLABELLED)
         records.append(VideoRecord(path.relative_to(videos).as_posix(), path, label, class_name))
-    notes = (*_describe(skipped_kinds), *_note_on_one_class(root, classes, parts))
+    notes = (
+        *_describe(skipped_kinds),
+        *_note_on_one_class(root, classes, parts),
+        *_note_on_numbers(classes),
+        *_note_on_unlabelled(records),
+    )
     videos_of_split = use_replacements(videos, records)
     return Split(videos_of_split, tuple(classes), split or "all", str(root), skipped=tuple(skipped), notes=notes)
 
@@ -77,13 +83,18 @@ def _kind_of(path: Path) -> str | None:
     return kind if kind in (POINTER, PAGE, APPLE_DOUBLE) else None
 
 
-def _refuse_split_folders(root: Path, classes: Sequence[str]) -> None:
-    """Raise UserError if a folder that stands for a class is called like a split or another part of a data set."""
+def _refuse_split_folders(root: Path, classes: Sequence[str], around: Path | None = None) -> None:
+    """Raise UserError if a folder that stands for a class is called like a split or another part of a data set.
+
+    ``around`` is the folder of all of them if it may be that of the data set, as in ``UCF/train``, ``UCF/test``.
+    """
     folders = [name for name in classes if is_split_folder(name.rpartition("/")[2])]
     if not folders:
         return
     names = ", ".join(folders[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
-    if any("/" in name for name in folders):
+    if around and len(folders) == len(classes):
+        remedy = f"give {around} as --videos, and choose one with --split"
+    elif any("/" in name for name in folders):
         remedy = "move each split to a folder of its own, SPLIT/CLASS/, or give lists as --annotations"
     elif any(map(split_of, folders)):
         remedy = "choose one with --split, or give its folder as --videos"
@@ -102,9 +113,28 @@ def _describe(skipped_kinds: Counter[str]) -> tuple[str, ...]:
 
 
 def _note_on_one_class(root: Path, classes: Sequence[str], parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return a note if a folder such as ``UCF-101/`` around all class folders was taken for the only class."""
-    below = {names[1] for names in parts if len(names) > 2}
-    if len(classes) != 1 or len(below) < 2:
+    """Return a note if a folder such as ``UCF-101/`` around all others was taken for the only class."""
+    if len(classes) != 1:
         return ()
+    below = {names[1] for names in parts if len(names) > 2}
+    if len(below) < 2:
+        return (f"the only class is {classes[0]}: if it is no class, give {root / classes[0]} as --videos",)
     count = f"the only class is {classes[0]}, with {len(below)} folders in it"
     return (f"{count}: if these are the classes, give {root / classes[0]} as --videos",)
+
+
+def _note_on_numbers(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if folders are called by numbers other than those of their classes."""
+    other = [(name, number) for number, name in enumerate(classes) if name.isdecimal() and int(name) != number]
+    if not other or not all(map(str.isdecimal, classes)):
+        return ()
+    name, number = other[0]
+    remedy = "give a list as --annotations if the names of the folders are the class numbers"
+    return (f"the folder {name} is class {number}, because classes are numbered in the order of their names: {remedy}",)
+
+
+def _note_on_unlabelled(records: Sequence[VideoRecord]) -> tuple[str, ...]:
+    without = [record.source for record in records if record.label == UNLABELLED]
+    if not without or len(without) == len(records):
+        return ()
+    return (f"{len(without)} of {len(records)} videos lie in no class folder and have no label, first {without[0]}",)

@@ -16,7 +16,7 @@ from data_tools.annotations.class_tree import read_class_tree
 from data_tools.annotations.list_labels import MAX_CLASSES, number_labels
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.named_files import NamedFiles
-from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
+from data_tools.annotations.split import UNLABELLED, Split, VideoRecord, visible_files
 from data_tools.annotations.video_index import find_moved, use_replacements
 from data_tools.annotations.video_lists import read_video_list
 from motionmae.errors import UserError
@@ -26,6 +26,7 @@ from motionmae.text import excerpt
 SUFFIXES = (".csv", ".txt", ".tsv", ".json", ".jsonl")
 SPLITS = ("train", "val", "valid", "validation", "test")
 _HMDB51_LIST = re.compile(r"_test_split[123]\.txt$")
+_LIST = re.compile("train|val|test|list|label|annot|metadata|split|class", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -43,19 +44,30 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
     if annotations != videos or (other_lists and not (videos / str(split)).is_dir()):
         there = f", only {' and '.join(path.name for path in other_lists)}" if other_lists else ""
         raise UserError(f"{annotations} has no {split or 'train'}.csv or .txt{there}: give the list as --annotations")
-    return read_class_tree(videos, split, exclude)
+    found = read_class_tree(videos, split, exclude)
+    return replace(found, notes=(*found.notes, *_note_on_other_lists(found.skipped)))
 
 
 def _find_lists(folder: Path, split: str | None) -> list[Path]:
     """Find the list of one split, or the lists of all splits. Of lists with the same name, the first ending counts."""
-    candidates = [[folder / f"{name}{suffix}" for suffix in SUFFIXES] for name in ([split] if split else SPLITS)]
-    return [next(filter(Path.is_file, paths)) for paths in candidates if any(map(Path.is_file, paths))]
+    names = {path.name: path for path in visible_files(folder, "*.[cCtTjJ]*")}
+    names = {**{name.lower(): path for name, path in names.items()}, **names}  # Train.csv, unless there is train.csv
+    candidates = [[f"{name}{suffix}" for suffix in SUFFIXES] for name in ([split] if split else SPLITS)]
+    return [next(names[name] for name in found if name in names) for found in candidates if names.keys() & set(found)]
 
 
 def _note_on_unread(lists: Sequence[Path]) -> tuple[str, ...]:
     unread = [path for one in lists for path in map(one.with_suffix, SUFFIXES) if path != one and path.is_file()]
     names = " and ".join(path.name for path in unread)
     return (f"{names} is not read, because {lists[0].parent} has a list of this name",) if unread else ()
+
+
+def _note_on_other_lists(skipped: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on files beside class folders that may be lists: ``metadata.csv``, ``annotations/train.csv``."""
+    lists = [name for name in skipped if name.lower().endswith(SUFFIXES) and _LIST.search(Path(name).stem)]
+    if not lists:
+        return ()
+    return (f"{lists[0]} may be a list of labels and is not read: give it as --annotations if it is one",)
 
 
 def _from_lists(videos: Path, files: Sequence[Path], split: str | None, exclude: Path | None) -> Split:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.annotations.split_names import split_of
 from motionmae.data.video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 from motionmae.json_text import InvalidJsonError, parse_json
@@ -15,7 +16,7 @@ Entries = list[tuple[str, ...]]
 IsTitle = Callable[[Collection[str]], bool]
 
 _SUFFIXES = (".json", ".jsonl", ".ndjson")
-_WRAPPERS = ("data", "videos", "annotations", "samples", "items", "clips", "database", "rows", "train", "val", "test")
+_WRAPPERS = ("data", "videos", "annotations", "samples", "items", "clips", "database", "rows")
 _LIMIT = 1 << 30  # bytes, above the limit of a list: UTF-16 grows as UTF-8
 
 
@@ -81,15 +82,22 @@ def _find_records(path: Path, content: Any, is_title: IsTitle) -> list[Any]:
             return [dict(zip(map(str, names), row, strict=False)) for row in rows]
     if {"schema", "data"} <= content.keys() and isinstance(content["data"], list):  # pandas, orient="table"
         return content["data"]
+    if not content:
+        return []
     values = list(content.values())
-    if is_title(content) and not all(isinstance(value, dict) for value in values):  # JSON lines with one line
+    if is_title(content) and not any(map(_holds_maps, values)):  # JSON lines with one line
         return [content]
+    if values and all(map(split_of, content)):
+        return _records_of_splits(path, content, is_title)
     if values and all(isinstance(value, dict) for value in values):
         return _records_of_maps(path, content)
     if values and all(_is_list_of_names(value) for value in values):
         return [{"path": name, "label": label} for label, names in content.items() for name in names]
     if values and all(value is None or isinstance(value, str | int | float) for value in values):
         return [{"path": name, "label": label} for name, label in content.items()]
+    splits = {key: value for key, value in content.items() if split_of(key) and isinstance(value, list | dict)}
+    if splits:  # beside other keys, such as the names of the classes
+        return _records_of_splits(path, splits, is_title)
     lists = [key for key in _WRAPPERS if isinstance(content.get(key), list | dict)]
     if len(lists) == 1:
         return _find_records(path, content[lists[0]], is_title)
@@ -108,6 +116,22 @@ def _records_of_maps(path: Path, content: dict[str, dict[str, Any]]) -> list[Any
     if any("path" in value for value in values):
         return values
     return [{"path": name, **value} for name, value in content.items()]
+
+
+def _records_of_splits(path: Path, content: dict[str, Any], is_title: IsTitle) -> list[Any]:
+    """Read {"train": ..., "val": ...}: the key becomes the column ``split`` of its entries."""
+    records: list[Any] = []
+    for key, value in content.items():
+        for record in _find_records(path, value, is_title):
+            named = {"path": record} if isinstance(record, str) else record
+            if not isinstance(named, dict):
+                raise UserError(f"{path}: the entries of {key} are no objects: give each the keys path and label")
+            records.append({**named, "split": key})
+    return records
+
+
+def _holds_maps(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
 
 
 def _is_list_of_names(value: Any) -> bool:

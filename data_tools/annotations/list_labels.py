@@ -1,18 +1,22 @@
 """Labels of the entries of lists as class numbers."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 from data_tools.annotations.split import UNLABELLED
 from data_tools.annotations.video_lists import Entry
 from motionmae.errors import UserError
 from motionmae.text import excerpt
 
-_WHOLE = re.compile(r"([-+]?[0-9]{1,18})(?:[.,]0*)?", re.ASCII)  # pandas writes 2.0 if another label is missing
+_WHOLE = re.compile(r"([-+]?[0-9]{1,1000})(?:[.,]0*)?", re.ASCII)  # pandas writes 2.0 if another label is missing
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]\.[0-9]+e[-+][0-9]{2}", re.ASCII)  # numpy.savetxt
 _FRACTION = re.compile(r"[-+]?[0-9]*[.,][0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", re.ASCII)
 _NO_LABEL = frozenset({"", "nan", "<na>"})  # as pandas writes a missing value
 _NO_NUMBER = frozenset({"none", "null", "na", "n/a", "-"})  # may also be names of classes
 MAX_CLASSES = 1_000_000
+_LONGEST_VALUE = 500  # characters; longer arrays have several values
 
 
 def number_labels(
@@ -24,7 +28,7 @@ def number_labels(
 
     Raises UserError if labels are numbers and names mixed, fractions or below -1, or if ``names`` lacks a class.
     """
-    texts = ["" if entry.label.strip().lower() in _NO_LABEL else entry.label.strip() for entry in entries]
+    texts = list(map(_label_text, entries))
     are_numbers = any(map(_WHOLE.fullmatch, texts))
     if are_numbers:
         texts = ["" if text.lower() in _NO_NUMBER else text for text in texts]
@@ -42,6 +46,27 @@ def number_labels(
             lacking = f"classInd.txt lacks the class {excerpt(text, 60)!r} of {excerpt(entry.source)}"
             raise UserError(f"{entry.where}: {lacking}: add the class there")
     return [number_of.get(text, UNLABELLED) for text in texts], known, notes
+
+
+def _label_text(entry: Entry) -> str:
+    """Return the label of an entry in the composed form (NFC); "" if there is none. Raises UserError for several."""
+    text = unicodedata.normalize("NFC", entry.label.strip())
+    if text[:1] in ("[", "{"):
+        text = _only_value(entry, text)
+    if _SCIENTIFIC.fullmatch(text) and float(text).is_integer():
+        text = str(int(float(text)))
+    return "" if text.lower() in _NO_LABEL else text
+
+
+def _only_value(entry: Entry, text: str) -> str:
+    """Return the value of an array of one value, such as ``[3]`` or ``['run']``, and other texts as they are."""
+    try:
+        values = json.loads(text.replace("'", '"')) if len(text) < _LONGEST_VALUE else None
+    except ValueError:  # a name such as [something]
+        return text
+    if isinstance(values, list) and len(values) < 2:
+        return str(*values)
+    raise UserError(f"{entry.where} has several labels: give each video one number or name")
 
 
 def _refuse_mixture(entries: Sequence[Entry], texts: Sequence[str]) -> None:
@@ -66,7 +91,8 @@ def _parse_number(entry: Entry, text: str) -> int:
     if number < UNLABELLED:
         raise UserError(f"{entry.where}: the label {number} is below -1, which means no label: number classes from 0")
     if number >= MAX_CLASSES:
-        raise UserError(f"{entry.where}: label {number} is not a class number: put the class last in each line")
+        label = f"label {excerpt(text, 30)} is not a class number"
+        raise UserError(f"{entry.where}: {label}: put the class last in each line")
     return number
 
 
@@ -84,7 +110,9 @@ def _refuse_unknown(entries: Sequence[Entry], numbers: Sequence[int], names: Map
 
 def _note_on_missing(entries: Sequence[Entry], texts: Sequence[str]) -> tuple[str, ...]:
     missing = [entry for entry, text in zip(entries, texts, strict=True) if not text]
-    if not missing or len(missing) == len(entries):
+    if len(missing) == len(entries) and entries:
+        return (f"no video has a label, as {entries[0].where} shows",)
+    if not missing:
         return ()
     return (
         f"{len(missing)} of {len(entries)} videos have no label, the first is {excerpt(missing[0].source)} "
@@ -100,3 +128,14 @@ def _note_on_first_class(numbers: Sequence[int], names: Mapping[int, str]) -> tu
     return (
         f"the labels are 1 to {len(used)}, so that class 0 has no video: subtract 1 if classes are numbered from 1",
     )
+
+
+def note_on_similar(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Return a note if classes differ only in their case, blanks, hyphens or ``_``."""
+    first: dict[str, str] = {}
+    for name in class_names:
+        other = first.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), name)
+        if other != name:
+            pair = f"the classes {excerpt(other, 40)!r} and {excerpt(name, 40)!r} have almost the same name"
+            return (f"{pair} and two numbers: write it in one way if they are one class",)
+    return ()

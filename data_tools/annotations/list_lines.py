@@ -72,10 +72,10 @@ def _split_without_extension(line: str) -> Iterator[LineSplit]:
     words = line.split(" ")
     for count in range(min(4, len(words) - 1), 0, -1):
         if all(map(NUMBER.fullmatch, words[-count:])):
-            yield LineSplit((), _unquoted(" ".join(words[:-count])), tuple(words[-count:]))
+            yield LineSplit((), _unquoted(" ".join(words[:-count]).rstrip()), tuple(words[-count:]))
     yield LineSplit((), _unquoted(line), ())
     name, _, label = line.rpartition(" ")
-    yield LineSplit((), _unquoted(name), (label,))
+    yield LineSplit((), _unquoted(name.rstrip()), (label,))
 
 
 def _values(text: str) -> tuple[str, ...]:

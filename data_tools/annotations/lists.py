@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.annotations.list_json import read_json_table
-from data_tools.annotations.list_lines import SEPARATORS, has_video_name, split_line
+from data_tools.annotations.list_lines import SEPARATORS, LineSplit, has_video_name, split_line
 from motionmae.errors import UserError
 from motionmae.json_text import InvalidJsonError, read_limited
 from motionmae.text import excerpt
@@ -47,7 +47,8 @@ LABEL_COLUMNS = (
     *("action", "action_name", "action_label", "action_class", "activity", "activity_name", "gesture", "label_name"),
     *("target", "targets", "y", "tag", "ground_truth", "gt", "gt_label", "verb", "verb_class", "noun", "noun_class"),
     *("label_id", "label_idx", "label_index", "label_num", "class_id", "class_idx", "class_index", "class_num"),
-    *("classid", "classes", "category_id", "action_id", "action_idx", "activity_id", "target_id", "target_class"),
+    *("labelid", "classid", "classes", "category_id", "action_id", "action_idx", "activity_id"),
+    *("target_id", "target_class"),
 )
 """Names of the column with the class."""
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name", "usage")
@@ -86,8 +87,11 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines would also split at U+2028 and U+0085, which names may hold
+_MARK_OF_LINE = re.compile("^\ufeff+", re.MULTILINE)  # also in later lines, if several files were joined
 _BLANKS = " \t\r\n\f\v"
 _NUMERIC = re.compile(r"[-+]?[0-9.,]+")
+_EMPTY = re.compile(r"[,;|\s]*")  # rows of a spreadsheet without values
+_TITLE_LINES = 10  # lines above a header that are searched
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 
 
@@ -138,12 +142,12 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not a list but a web page: download the file itself")
     try:
         encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
-        text = content.decode(encoding) if encoding else content.decode("utf-8-sig", errors="surrogateescape")
+        text = content.decode(encoding or "utf-8", errors="strict" if encoding else "surrogateescape")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged ({error.reason}): save it as UTF-8") from error
     if "\0" in text:
         raise UserError(f"{path} is not a UTF-8 text, perhaps UTF-16: save it as UTF-8")
-    return text
+    return _MARK_OF_LINE.sub("", text)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -172,11 +176,17 @@ def read_table(path: Path, is_video: Callable[[str], bool] = lambda name: False)
         columns, entries = found
         numbered = tuple(Row(number, cells) for number, cells in enumerate(entries, start=1))
         return Table(path, tuple(map(column_name, columns)), numbered, notes, "entry")
-    lines = _numbered(text)
+    lines = [(number, line) for number, line in _numbered(text) if not _EMPTY.fullmatch(line)]
     separator = _SEPARATOR_LINE.fullmatch(lines[0][1]) if lines else None  # Excel writes and reads this line
-    lines = [(n, line) for n, line in lines[bool(separator) :] if line[0] != "#" or _names_video(line, is_video)]
+    lines, comments = _without_comments(lines[bool(separator) :], is_video)
+    notes = (*notes, *_note_on_comments(path, comments))
     if not lines:
         return Table(path, (), (), notes)
+    start = _find_header_below_title(lines, is_video)
+    if start:
+        title = excerpt(lines[0][1], 60)
+        notes = (*notes, f"{path} begins with {title!r}; its header is line {lines[start][0]}")
+    lines = lines[start:]
     number, first = lines[0]
     header = _parse_header(first, separator[1] if separator else "")
     if header is not None and _names_video(first, is_video):
@@ -188,7 +198,7 @@ def read_table(path: Path, is_video: Callable[[str], bool] = lambda name: False)
     if separator_of_header == " ":
         rows = [_align(path, row, columns) for row in lines[1:]]
     else:
-        rows = _read_csv(path, text, number, separator_of_header)
+        rows = _read_csv(path, text, number, separator_of_header, is_video)
     return _even(Table(path, columns, tuple(rows), notes))
 
 
@@ -202,6 +212,40 @@ def _note_on_encoding(path: Path, text: str) -> tuple[str, ...]:
         if any("\udc80" <= character <= "\udcff" for character in line):
             return (f"{path} is not UTF-8 from line {number} on: save it as UTF-8 if names are wrong or missing",)
     return ()
+
+
+def _without_comments(
+    lines: Sequence[tuple[int, str]], is_video: Callable[[str], bool]
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Return the lines that begin with ``#`` apart from all others, among which are names that begin so."""
+    comments = [
+        line for line in lines if line[1][0] == "#" and not any(is_video(way.name) for way in _ways_with_mark(line[1]))
+    ]
+    numbers = {number for number, _ in comments}
+    return [line for line in lines if line[0] not in numbers], comments
+
+
+def _ways_with_mark(line: str) -> list[LineSplit]:
+    return [way for way in split_line(line) if way.name[0] == "#"]
+
+
+def _note_on_comments(path: Path, comments: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+    videos = [number for number, line in comments if has_video_name(line)]
+    if not videos:
+        return ()
+    count = f"{len(videos)} lines of {path} that name videos begin with # and are left out"
+    return (f"{count}, first line {videos[0]}",)
+
+
+def _find_header_below_title(lines: Sequence[tuple[int, str]], is_video: Callable[[str], bool]) -> int:
+    """Return the place of a header with videos and labels below lines of other text; 0 if there is none."""
+    for place, (_, line) in enumerate(lines[:_TITLE_LINES]):
+        if has_video_name(line) or _names_video(line, is_video):
+            return 0
+        header = _parse_header(line, "")
+        if header is not None:
+            return place if set(LABEL_COLUMNS) & set(header[1]) else 0
+    return 0
 
 
 def _names_video(line: str, is_video: Callable[[str], bool]) -> bool:
@@ -236,7 +280,7 @@ def _is_title(columns: Iterable[str]) -> bool:
     return any(name in PATH_COLUMNS for name in names) and not any(map(_NUMERIC.fullmatch, names))
 
 
-def _read_csv(path: Path, text: str, header: int, separator: str) -> list[Row]:
+def _read_csv(path: Path, text: str, header: int, separator: str, is_video: Callable[[str], bool]) -> list[Row]:
     """Read the rows below the header, which is in the line ``header``, with the csv module."""
     body = _LINE_END.split(text)[header:]
     reader = csv.reader((f"{line}\n" for line in body), delimiter=separator, skipinitialspace=True, strict=True)
@@ -244,7 +288,7 @@ def _read_csv(path: Path, text: str, header: int, separator: str) -> list[Row]:
     try:
         for cells in reader:
             stripped = tuple(cell.strip(_BLANKS) for cell in cells)
-            if any(stripped) and not stripped[0].startswith("#"):
+            if any(stripped) and (stripped[0][:1] != "#" or is_video(stripped[0])):
                 rows.append(Row(header + reader.line_num, stripped))
     except csv.Error as error:
         line = header + reader.line_num
@@ -253,9 +297,13 @@ def _read_csv(path: Path, text: str, header: int, separator: str) -> list[Row]:
 
 
 def _even(table: Table) -> Table:
-    """Give every row one cell for each column. Empty cells at the end are dropped; missing cells are empty."""
+    """Give every row one cell for each column. Empty cells at the end are dropped; missing cells are empty.
+
+    Rows that repeat the header, as joined files have them, are left out.
+    """
     width = len(table.columns)
     rows = [Row(row.number, row.cells[:width] if not any(row.cells[width:]) else row.cells) for row in table.rows]
+    rows = [row for row in rows if tuple(map(column_name, row.cells)) != table.columns]
     if rows and all(len(row.cells) == width + 1 for row in rows):  # R and pandas write an index without a title
         return Table(table.path, ("", *table.columns), tuple(rows), table.notes)
     for row in rows:
@@ -299,11 +347,12 @@ def _read_plain(
 
 
 def _is_unlike(first: str, others: Sequence[str]) -> bool:
-    """Return whether the first line alone has no name of a video, or alone does not end in a number."""
-    if not has_video_name(first) and all(map(has_video_name, others)):
-        return True
-    return not _ends_in_number(first) and not has_video_name(first) and all(map(_ends_in_number, others))
+    """Return whether the first line alone has no name of a video, or alone is a single word."""
+    if has_video_name(first):
+        return False
+    is_only_word = _is_word(first) and not any(map(_is_word, others))
+    return is_only_word or all(map(has_video_name, others))
 
 
-def _ends_in_number(line: str) -> bool:
-    return any(split.after for split in split_line(line) if not has_video_name(line)) or has_video_name(line)
+def _is_word(line: str) -> bool:
+    return not has_video_name(line) and not any(way.after for way in split_line(line))

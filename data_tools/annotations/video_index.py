@@ -89,8 +89,9 @@ class VideoIndex:
         annotations.
         """
         found: list[Path] = []
+        own = set(map(canonical, stems))
         for stem in map(canonical, stems):
-            same = [path for path in self._of(stem) if path not in found]
+            same = [path for path in self._of(stem) if path not in found and not self._is_of_other(path, own)]
             found += [path for path in same if is_replaced(path, self._root)] if found else same
         if not found:
             return VideoRecord(name, None, label, class_name, name)
@@ -132,6 +133,11 @@ class VideoIndex:
         found = self._files.get(stem.lower(), [])
         exact = [path for path in found if stem in _names_of(path, self._root)]
         return exact or [path for path in found if canonical(path.name) not in self._named]
+
+    def _is_of_other(self, path: Path, own: set[str]) -> bool:
+        """Return whether a file has the name of another clip with the same id."""
+        name = canonical(path.name)
+        return name in self._named and name not in own
 
     def _source(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()

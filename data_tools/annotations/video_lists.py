@@ -3,11 +3,10 @@
 Where a list can be read in two ways, it is refused with the line, or a note says which way was taken and why.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ Finder = Callable[[str], Path | None]
 
 OFFICIAL = (
     (frozenset({"youtube_id", "time_start", "time_end"}), "Kinetics", "'k400' (or 'k600', 'k700')"),
-    (frozenset({"annotations", "subset", "duration"}), "Kinetics or ActivityNet", "'k400' or 'activitynet'"),
+    (frozenset({"annotations", "subset"}), "Kinetics or ActivityNet", "'k400' or 'activitynet'"),
     (frozenset({"youtube_id", "classname", "subset"}), "HACS Clips", "'hacs_clips'"),
     (frozenset({"narration_id", "verb_class"}), "EPIC-KITCHENS-100", "'epic_verbs' (or 'epic_nouns')"),
     (frozenset({"vid_name", "start_frame"}), "Diving48", "'diving48'"),
@@ -50,6 +49,7 @@ _WINDOWS = (
     ("start_timestamp", "end_timestamp"),
     ("start_seconds", "end_seconds"),
 )
+_FOLD_COLUMN = re.compile(r"(?:k_?)?folds?|(?:is_?)?(?:train|training|val|valid|validation|test)")
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 _REMEDY = "write each line as 'path label', or add a header with the columns path and label"
 _SAMPLE = 50  # rows whose files decide between two columns
@@ -108,8 +108,6 @@ def _from_columns(table: Table, split: str | None, find: Finder) -> tuple[list[E
     for row in rows:
         source = row.cells[path]
         text = "" if label is None else row.cells[label]
-        if text.startswith(("[", "{")) and table.unit == "entry" and _is_json(text):
-            raise UserError(f"{table.where(row)} has several labels: give each video one number or name")
         name = "" if class_name is None else row.cells[class_name]
         entries.append(Entry(source, find(source) if source else None, text, name, table.where(row)))
     return entries, notes
@@ -120,18 +118,12 @@ def _refuse_windows(problem: str) -> None:
     raise UserError(f"{problem}, which the data set 'folder' does not cut: {remedy}")
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _choose_split(table: Table, split: str | None) -> tuple[Sequence[Row], tuple[str, ...]]:
     """Return the rows of a split, if the list has a column that names the split of each row."""
     column = next((table.columns.index(name) for name in SPLIT_COLUMNS if name in table.columns), None)
     if column is None:
+        if split and split_of(split) != split_of(table.path.stem):
+            _refuse_unknown_splits(table, split)
         return table.rows, ()
     values = Counter(_split_name(row.cells[column]) for row in table.rows)
     title, there = table.columns[column], ", ".join(excerpt(name, 20) for name in sorted(values)[:6])
@@ -146,6 +138,14 @@ def _choose_split(table: Table, split: str | None) -> tuple[Sequence[Row], tuple
     if len(rows) == len(table.rows):
         return rows, ()
     return rows, (f"{len(rows)} of the {len(table.rows)} rows of {table.path} have {split} in the column {title!r}",)
+
+
+def _refuse_unknown_splits(table: Table, split: str) -> None:
+    """Raise UserError if a column such as ``is_train`` or ``fold`` tells the splits, but not by their names."""
+    for number, title in enumerate(table.columns):
+        if _FOLD_COLUMN.fullmatch(title) and len({row.cells[number] for row in table.rows}) > 1:
+            remedy = f"add a column split with names such as {split}, or delete the column {title}"
+            raise UserError(f"{table.path} has a column {title}, and it is not clear which rows are {split}: {remedy}")
 
 
 def _split_name(text: str) -> str:
@@ -202,6 +202,7 @@ def _choose_labels(table: Table, rows: Sequence[Row], path: int) -> tuple[int | 
 def _from_lines(table: Table, find: Finder) -> tuple[list[Entry], tuple[str, ...]]:
     """Read lines without a header. Files that exist decide how a line is split, and the majority for other lines."""
     found = [_first_existing(row.cells[0], find) for row in table.rows]
+    table, found, notes_on_header = _without_header(table, found)
     shapes = Counter(_shape(way) for way, _ in filter(None, found))
     usual = shapes.most_common(1)[0][0] if shapes else None
     lines = []
@@ -212,7 +213,22 @@ def _from_lines(table: Table, find: Finder) -> tuple[list[Entry], tuple[str, ...
         lines.append(_Line(way, path, table.where(row)))
     labels, notes = _labels_of(table.path, lines)
     pairs = zip(lines, labels, strict=True)
-    return [Entry(line.way.name, line.path, label, "", line.where) for line, label in pairs], notes
+    return [Entry(line.way.name, line.path, label, "", line.where) for line, label in pairs], (*notes_on_header, *notes)
+
+
+_Found = list[tuple[LineSplit, Path] | None]
+
+
+def _without_header(table: Table, found: _Found) -> tuple[Table, _Found, tuple[str, ...]]:
+    """Leave out a first line that is a header, because it alone has neither a file, an extension nor a number."""
+    first = table.rows[0].cells[0] if table.rows else ""
+    ways = split_line(first)
+    has_number = any(NUMBER.fullmatch(value) for way in ways for value in (way.name, *way.after))
+    if len(found) < 2 or found[0] or not all(found[1:]) or has_video_name(first) or has_number:
+        return table, found, ()
+    taken = f"the first line of {table.path}, {excerpt(first, 60)!r}, is taken for a header"
+    note = f"{taken}, because it alone names no video that exists"
+    return replace(table, rows=table.rows[1:]), found[1:], (note,)
 
 
 class _Line(NamedTuple):

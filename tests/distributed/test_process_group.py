@@ -131,13 +131,14 @@ def test_deepspeed_gets_the_number_of_the_only_visible_gpu(two_gpus: dict[str, A
     assert os.environ["LOCAL_RANK"] == "0"
 
 
-def test_the_limit_of_open_files_is_raised():
+def test_a_rank_raises_the_limit_of_open_files():
     """In a process of its own: a limit cannot be taken back."""
     source = """
 import resource
-from motionmae.distributed.process_group import raise_file_limit
+from motionmae.config import EngineConfig
+from motionmae.distributed.process_group import init_distributed
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))
-raise_file_limit()
+init_distributed(EngineConfig(device="cpu"))
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     found = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)

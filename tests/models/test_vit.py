@@ -1,9 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from motionmae.models.cubes import all_cubes, cut_patches
-from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, BlockStack, Encoder
+from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, BlockStack, Encoder, _heads
 from tests.models.tiny import noise_clips, tiny
 
 
@@ -138,3 +142,23 @@ def test_drop_path_grows_linearly_and_only_acts_in_training():
     tokens = torch.randn(8, 4, 48)
     stack.eval()
     assert torch.equal(stack(tokens), stack(tokens))
+
+
+class _Copies(TorchDispatchMode):
+    """Dispatch mode that counts the bytes of copies."""
+
+    written = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::stack", "aten::clone", "aten::cat"):
+            self.written += result.nbytes
+        return result
+
+
+def test_gradients_of_q_k_and_v_are_copied_once() -> None:
+    product = torch.randn(2, 64, 576, requires_grad=True)  # (clips, tokens, q k v)
+    attended = scaled_dot_product_attention(*_heads(product.unflatten(2, (3, 3, 64)))).transpose(1, 2).flatten(2).sum()
+    with _Copies() as copies:
+        attended.backward()
+    assert copies.written == product.nbytes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_tools.annotations.lists import read_lines, read_table
 from data_tools.annotations.split import UNLABELLED, Split, visible_files
+from data_tools.annotations.split_names import split_of
 from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
@@ -34,8 +35,9 @@ def _read(classes: int, videos: Path, annotations: Path, split: str | None, excl
         raise UserError(f"--split {split} is not a split of Kinetics-{classes}: choose train, val or test")
     split = SPLITS[split]
     file = annotations if annotations.is_file() else _find_csv(annotations, split)
-    rows = _read_clips(file)
-    class_names, notes = _read_class_names(file.parent, classes, [row.get("label") or "" for row in rows])
+    all_rows = _read_clips(file)
+    rows, left_out = _choose_split(file, all_rows, split)
+    class_names, notes = _read_class_names(file.parent, classes, [row.get("label") or "" for row in all_rows])
     label_of = {name: label for label, name in enumerate(class_names)}
     named = [(_clip_name(row), row["youtube_id"].strip()) for row in rows]
     index = VideoIndex(videos, exclude, [stem for stems in named for stem in stems])
@@ -48,7 +50,9 @@ def _read(classes: int, videos: Path, annotations: Path, split: str | None, excl
         path = f"{text}/{stems[0]}.mp4" if text else f"{stems[0]}.mp4"
         label = label_of[name] if name else UNLABELLED
         records.append(index.record(stems, [name] if name else [], path, label, name, split))
-    return Split(tuple(records), class_names, split, str(file), file.name, hash_files([file]), notes=notes)
+    return Split(
+        tuple(records), class_names, split, str(file), file.name, hash_files([file]), notes=(*left_out, *notes)
+    )
 
 
 def _clip_name(row: Mapping[str, str]) -> str:
@@ -86,6 +90,18 @@ def _read_clips(file: Path) -> list[dict[str, str]]:
         if not all(_SECONDS.fullmatch((row[column] or "").strip()) for column in ("time_start", "time_end")):
             raise UserError(f"{file}, line {line}: time_start and time_end must be seconds, as 12 or 12.5")
     return rows
+
+
+def _choose_split(
+    file: Path, rows: Sequence[dict[str, str]], split: str
+) -> tuple[Sequence[dict[str, str]], tuple[str, ...]]:
+    """Return the rows without those that the column ``split`` gives to another split, and a note on these."""
+    chosen = [row for row in rows if split_of(row.get("split", "")) in (None, split)]
+    if rows and not chosen:
+        other = rows[0]["split"].strip()
+        raise UserError(f"{file} has no rows of the split {split}, only {other}: give the file of {split}")
+    count = len(rows) - len(chosen)
+    return chosen, (f"{count} of the {len(rows)} rows of {file} are of other splits and are left out",) if count else ()
 
 
 def _read_class_names(folder: Path, classes: int, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -118,7 +118,8 @@ def test_files_that_are_no_videos_are_skipped_with_a_count(tmp_path):
     split = read_split("folder", videos, None, None)
     assert [name for name, *_ in facts(split)] == ["a/1.mp4", "a/sound.wav", "a/unknown.xyz", "a/zero.mp4"]
     assert split.class_names == ("a",)
-    (note,) = split.notes
+    note, only_class = split.notes
+    assert "the only class is a" in only_class
     assert note == (
         "skipped 2 AppleDouble files, 1 Git LFS pointer, 1 HTML page, 1 data file, 9 pictures, 2 system folders, "
         "6 texts, 4 unfinished downloads; run git lfs pull; download the video again"
@@ -130,3 +131,38 @@ def test_a_folder_of_pointers_alone_names_the_remedy(tmp_path):
     write(tmp_path / "v" / "a" / "1.mp4", POINTER)
     assert "no video is listed in" in refusal("folder", tmp_path / "v", None, None)
     assert "skipped 1 Git LFS pointer; run git lfs pull" in refusal("folder", tmp_path / "v", None, None)
+
+
+def test_a_folder_around_the_splits_is_named(tmp_path):
+    videos = touch(tmp_path / "v", "UCF/train/run/1.mp4", "UCF/test/run/2.mp4")
+    for split in (None, "train"):
+        message = refusal("folder", videos, None, split)
+        assert f"holds the splits UCF/test, UCF/train: give {videos / 'UCF'} as --videos, and choose one" in message
+
+
+def test_folders_called_by_numbers_are_told(tmp_path):
+    videos = touch(tmp_path / "v", *(f"{number}/v{number}.mp4" for number in range(12)))
+    split = read_split("folder", videos, None, None)
+    assert (split.class_names[2], split.notes[0][:26]) == ("10", "the folder 10 is class 2, ")
+    touch(tmp_path / "w", "00/a.mp4", "01/b.mp4")
+    assert read_split("folder", tmp_path / "w", None, None).notes == ()
+
+
+def test_videos_beside_class_folders_are_told(tmp_path):
+    split = read_split("folder", touch(tmp_path / "v", "a/1.mp4", "b/2.mp4", "3.mp4"), None, None)
+    assert split.notes == ("1 of 3 videos lie in no class folder and have no label, first 3.mp4",)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.tsv", "train_list.txt", "annotations/train.csv"])
+def test_lists_that_are_not_read_are_told(tmp_path, name):
+    videos = touch(tmp_path / "v", "1.mp4", "2.mp4", name, "README.txt")
+    note = f"{name} may be a list of labels and is not read: give it as --annotations if it is one"
+    assert note in read_split("folder", videos, None, None).notes
+
+
+def test_lists_are_found_in_any_case(tmp_path):
+    videos = touch(tmp_path / "v", "1.mp4", "2.mp4")
+    write(videos / "Train.csv", "1.mp4 3\n")
+    write(videos / "VAL.CSV", "2.mp4 4\n")
+    assert [label for _, _, label, _ in facts(read_split("folder", videos, None, "train"))] == [3]
+    assert [label for _, _, label, _ in facts(read_split("folder", videos, None, None))] == [3, 4]

@@ -78,3 +78,26 @@ def test_k400_official_files():
     with (FORMATS / "kinetics400" / "kinetics-400_val.csv").open() as file:  # the label map is in alphabetical order
         assert tuple(sorted({row["label"] for row in csv.DictReader(file)})) == val.class_names
     assert "none of the 38685 videos" in refusal("k400", CLIPS / "kinetics400", FORMATS / "kinetics400", "test")
+
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+BOTH = f"{HEADER}archery,aaaaaaaaaaa,1,11,train\nbowling,bbbbbbbbbbb,2,12,validate\n"
+
+
+def test_rows_of_other_splits_are_left_out(tmp_path):
+    videos = touch(tmp_path / "videos", "aaaaaaaaaaa_000001_000011.mp4", "bbbbbbbbbbb_000002_000012.mp4")
+    file = write(tmp_path / "all.csv", BOTH)
+    for split, found in (("train", "aaaaaaaaaaa_000001_000011.mp4"), ("val", "bbbbbbbbbbb_000002_000012.mp4")):
+        chosen = read_split("k400", videos, file, split)
+        assert [video.source for video in chosen.videos] == [found]
+        assert chosen.class_names == ("archery", "bowling")
+        assert chosen.notes[0] == f"1 of the 2 rows of {file} are of other splits and are left out"
+    assert "has no rows of the split test, only train: give the file of test" in refusal("k400", videos, file, "test")
+
+
+def test_a_replacement_is_not_taken_for_another_listed_clip_of_its_video(tmp_path):
+    first, second = "aaaaaaaaaaa_000001_000011.mp4", "aaaaaaaaaaa_000021_000031.mp4"
+    videos = touch(tmp_path / "videos", f"train/{first}", f"train/{second}", f"replacement/{first}")
+    file = write(tmp_path / "train.csv", f"{HEADER}archery,aaaaaaaaaaa,1,11,train\nbowling,aaaaaaaaaaa,21,31,train\n")
+    split = read_split("k400", videos, file, "train")
+    assert [video.source for video in split.videos] == [f"replacement/{first}", f"train/{second}"]
