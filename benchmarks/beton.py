@@ -25,7 +25,7 @@ from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_samples
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 FORMS = ("JPEG shards", "raw shards", "JPEG .beton", "raw .beton")

@@ -19,8 +19,8 @@ from av.stream import Disposition
 from benchmarks.script import build_parser, run_script
 from motionmae.commands.app import main as motionmae
 from motionmae.data.open_shards import open_reader
-from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.shards.reader import ShardReader
+from motionmae.data.video.open_video import RefusedFormat, open_video
 from motionmae.files import output_file, write_atomically
 from tests.data_tools.videos import decode_jpegs, ffmpeg_count, ffmpeg_frames, psnr
 
@@ -53,10 +53,10 @@ Something-Something V2, UCF101 and HMDB51 are among the files.
 - **Times.** If two neighbouring timestamps are more than an hour apart, the clock of the camera has jumped, and the
   frames are placed by the rate of the header. A rate of 0 or of 1000 and more is no rate; the default is 25.
 
-`tests/data/test_video_frames.py` compares 512 combinations with the ffmpeg program 5.1: progressive, top field first,
-bottom field first, flagged only; scaled or not; 4:2:0, 4:2:2, 4:4:4, gray, alpha, 8 and 10 bits; limited and full
-range; four rotations. `--raw` and `read_video` are the same to the bit. JPEGs of quality 100 have a PSNR of 44.4 dB or
-more to JPEGs of ffmpeg's planes. Flow fields differ by 0.016 pixels at most (median of a field).
+`tests/data/video/test_video_frames.py` compares 512 combinations with the ffmpeg program 5.1: progressive, top field
+first, bottom field first, flagged only; scaled or not; 4:2:0, 4:2:2, 4:4:4, gray, alpha, 8 and 10 bits; limited and
+full range; four rotations. `--raw` and `read_video` are the same to the bit. JPEGs of quality 100 have a PSNR of 44.4
+dB or more to JPEGs of ffmpeg's planes. Flow fields differ by 0.016 pixels at most (median of a field).
 
 ## Files
 

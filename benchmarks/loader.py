@@ -46,7 +46,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from benchmarks import loader_peers
+from benchmarks.peers import loading as loader_peers
 from benchmarks.script import build_parser, run_script, write_json
 from data_tools.make_beton import write_beton
 from data_tools.make_toy_dataset.cli import find_real_videos
@@ -56,7 +56,7 @@ from motionmae.data.clip_decoder import ClipRequest
 from motionmae.data.clip_sampling import Crop
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()

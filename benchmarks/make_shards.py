@@ -35,7 +35,7 @@ from benchmarks.script import build_parser, run_script, write_json
 from data_tools.make_shards.presets import PRESETS
 from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 FFMPEG_QUALITY = {"small": 6, "standard": 2, "archive": 1}

@@ -27,14 +27,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import remote_peers
 from benchmarks.loader import store
+from benchmarks.peers import remote as remote_peers
+from benchmarks.peers.slow_network import BUCKET, Link, Server, serving
 from benchmarks.script import build_parser, run_script, write_json
-from benchmarks.slow_network import BUCKET, Link, Server, serving
 from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig(size=112)

@@ -27,7 +27,7 @@ from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_samples
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 

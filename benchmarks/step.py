@@ -45,8 +45,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.peers.step import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from benchmarks.script import build_parser, run_script, write_json
-from benchmarks.step_peers import InLoop, Phases, hugging_face, official, only_targets, ours, random_batch
 from monitoring.exporter_process import monitoring_sinks
 from motionmae.config import Config, load_config
 from motionmae.distributed.context import DistributedContext, gather_objects

@@ -33,10 +33,10 @@ from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_sampling import Crop, random_crop
 from motionmae.data.jpeg import decode_clip
-from motionmae.data.open_video import open_video
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.reader import SampleMeta
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.open_video import open_video
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()

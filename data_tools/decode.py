@@ -24,8 +24,8 @@ from av.video.stream import VideoStream
 from data_tools.frames import FlowRecorder, FrameEncoder, UnsupportedFrame
 from data_tools.segments import MAX_GAP_SECONDS, Clock, Part, Segment, Segmenter, StoredFrame
 from data_tools.size_limit import SizeLimit, frames_of_header
-from motionmae.data.open_video import RefusedFormat, open_video
-from motionmae.data.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
+from motionmae.data.video.open_video import RefusedFormat, open_video
+from motionmae.data.video.video_frames import DecodingNotes, NoDecoder, NoVideoStream, decode_frames, video_stream
 from motionmae.errors import UserError, check_limits
 
 if TYPE_CHECKING:  # pydantic would add to the start time of the decoding processes
@@ -45,7 +45,7 @@ class QuarantineReason(StrEnum):
     EMPTY = "empty"  # the file has no bytes
     UNREADABLE = "unreadable"  # the file system reports an error
     NOT_A_VIDEO = "not_a_video"  # the container format is unknown, or its header is lost
-    REFUSED_FORMAT = "refused_format"  # a playlist, a text, a picture or the like (motionmae.data.open_video)
+    REFUSED_FORMAT = "refused_format"  # a playlist, a text, a picture or the like (motionmae.data.video.open_video)
     NO_VIDEO_STREAM = "no_video_stream"  # the file has only sound, only a cover picture, or no stream
     NO_FRAMES = "no_frames"  # no frame of the video stream decodes (damaged, encrypted, or truncated too early)
     UNKNOWN_CODEC = "unknown_codec"  # there is no decoder for the video stream
@@ -113,7 +113,7 @@ class DecodedVideo:
     damaged_packets: int  # number of packets that could not be decoded
     flows: Collection[bytes]  # optical flow of each stored frame (motionmae.data.flow); empty if flow is not stored
     matrices: dict[str, str] = field(default_factory=dict)
-    """Unusual matrix coefficients to those used in their place (motionmae.data.video_frames)."""
+    """Unusual matrix coefficients to those used in their place (motionmae.data.video.video_frames)."""
     segment: int = 0  # number of the segment within the video
     is_last: bool = True  # whether the video ends with this segment
     source: str = ""  # path of the decoded file within its data set; set by the writer

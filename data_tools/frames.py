@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from motionmae.data.flow import encode_flow
 from motionmae.data.shards.limits import MAX_SIDE
-from motionmae.data.video_frames import (
+from motionmae.data.video.video_frames import (
     UPRIGHT,
     Plane,
     UnsupportedFrame,

@@ -13,7 +13,7 @@ from data_tools.annotations.importers.ucf101_hmdb51 import read_hmdb51, read_ucf
 from data_tools.annotations.list_labels import note_on_similar
 from data_tools.annotations.split import Split, VideoRecord
 from data_tools.reporting import name_file
-from motionmae.data.open_video import note_on_outside
+from motionmae.data.video.open_video import note_on_outside
 from motionmae.errors import UserError
 from motionmae.text import excerpt
 

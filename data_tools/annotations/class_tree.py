@@ -14,7 +14,7 @@ from data_tools.annotations.split import UNLABELLED, Split, VideoRecord
 from data_tools.annotations.split_names import is_split_folder, split_of
 from data_tools.annotations.video_index import use_replacements, walk_files
 from data_tools.file_kinds import APPLE_DOUBLE, PAGE, POINTER, REMEDIES, kind_of_content, kind_of_name, read_head
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
 _SMALL = 64 << 10  # bytes; pointers and error pages are smaller, and few videos are

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.annotations.split_names import split_of
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 from motionmae.json_text import InvalidJsonError, parse_json
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 
 SEPARATORS = (",", "\t", ";", "|")
 """Separators besides blanks."""

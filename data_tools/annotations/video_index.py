@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from data_tools.annotations.split import VideoRecord
 from data_tools.annotations.split_names import is_replacement, split_of
 from data_tools.file_kinds import APPLE_DOUBLE, SYSTEM_FOLDERS, is_unfinished
-from motionmae.data.video import VIDEO_SUFFIXES
+from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.errors import UserError
 
 _CLIP = re.compile(r"(?:v_)?([A-Za-z0-9_-]{11})[_-](\d{1,9}(?:\.\d+)?)[_-](\d{1,9}(?:\.\d+)?)", re.ASCII)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from motionmae.config import EngineConfig
-    from motionmae.data.open_video import note_on_outside
+    from motionmae.data.video.open_video import note_on_outside
     from motionmae.distributed.context import rank_zero_first, run_on_rank_zero
     from motionmae.distributed.process_group import distributed
     from motionmae.evaluation.features import WRITERS, features_of_files, find_videos

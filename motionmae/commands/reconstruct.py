@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from motionmae.data.open_shards import open_reader
-    from motionmae.data.video import UnreadableVideo, read_central_clip
+    from motionmae.data.video.read_video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_run import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
 

@@ -15,7 +15,7 @@ from motionmae.config import Config
 from motionmae.data.clip_decoder import read_clip
 from motionmae.data.clip_sampling import check_windows
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.video import VIDEO_SUFFIXES, read_central_clip
+from motionmae.data.video.read_video import VIDEO_SUFFIXES, read_central_clip
 from motionmae.distributed.context import DistributedContext
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from motionmae.config import Config
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shards.reader import ShardReader
-from motionmae.data.video import UnreadableVideo
+from motionmae.data.video.read_video import UnreadableVideo
 from motionmae.distributed.context import DistributedContext, broadcast_object, gather_objects, run_on_rank_zero
 from motionmae.engine.precision import resolve_precision
 from motionmae.evaluation.cache_key import CacheKey

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from motionmae.__main__ import main
 from motionmae.config import ClipConfig
-from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
+from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video
 from motionmae.evaluation import reconstructions
 from motionmae.evaluation.features import classify_by_neighbours
 from motionmae.evaluation.load_run import load_embedding

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from motionmae.config import ClipConfig
-from motionmae.data.video import UnreadableVideo, read_central_clip, read_video
+from motionmae.data.video.read_video import UnreadableVideo, read_central_clip, read_video
 from tests.data_tools.videos import draw_frames, write_video
 
 CLIP = ClipConfig(frames=4, size=32, stride=2, cube_size=8)

@@ -10,9 +10,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from motionmae.config import ClipConfig
-from motionmae.data.open_video import RefusedFormat, open_video
 from motionmae.data.shards.limits import MAX_SIDE
-from motionmae.data.video_frames import (
+from motionmae.data.video.open_video import RefusedFormat, open_video
+from motionmae.data.video.video_frames import (
     UPRIGHT,
     DecodingNotes,
     NoDecoder,

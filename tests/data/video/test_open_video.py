@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 
 from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
-from motionmae.data.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, note_on_outside, open_video
-from motionmae.data.video import UnreadableVideo, read_video
+from motionmae.data.video.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, note_on_outside, open_video
+from motionmae.data.video.read_video import UnreadableVideo, read_video
 from tests.data_tools.videos import draw_frames, write_video
 
 REFUSED = "its format is not that of a video"

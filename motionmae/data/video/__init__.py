@@ -1,0 +1,1 @@
+"""Decoding of video files with PyAV."""
