@@ -11,12 +11,14 @@ import math
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from motionmae.gpu_checks.check import CheckError, CheckResult, NotRunError, Setting, Verdict
 from motionmae.json_text import JsonModel, load_json
+from motionmae.text import get_logger
+
+logger = get_logger(__name__)
 
 NOT_RUN = "not_run"
 """Key of the figures that lists the parts of a check that could not run."""
@@ -43,7 +45,7 @@ def run_check(name: str, path: str, setting: Setting) -> CheckResult:
     except CheckError as failure:
         verdict, problem, figures = Verdict.FAILED, str(failure), failure.figures
     except Exception as error:
-        traceback.print_exc()  # to the log of this process
+        logger.exception("%s ended with an error", name)  # into the log of this process
         verdict, problem = Verdict.FAILED, f"{type(error).__name__}: {error}"
     not_run = tuple(figures.pop(NOT_RUN, ()))
     return CheckResult(

@@ -95,6 +95,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.set_device", lambda device: told.update(set_device=device))
     monkeypatch.setattr(process_group, "create_store", lambda *_: "store")
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)  # an earlier test may have left a group
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: told.update(options, backend=backend))
     rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for key, value in rank.items():

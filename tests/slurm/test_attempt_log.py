@@ -8,7 +8,7 @@ from motionmae.runs.history import Attempt
 from slurm.attempt_log import AttemptLog
 
 
-def test_a_node_is_excluded_after_two_attempts_or_one_pre_flight_check(tmp_path: Path) -> None:
+def test_a_node_is_excluded_after_two_attempts_or_at_once_if_it_is_bad(tmp_path: Path) -> None:
     attempts = AttemptLog(tmp_path)
     assert attempts.excluded_nodes() == {}
     attempts.log_failure(Attempt(job="7", restart=0), EndReason.KILLED, 0, "a")
@@ -18,7 +18,7 @@ def test_a_node_is_excluded_after_two_attempts_or_one_pre_flight_check(tmp_path:
     attempts.log_failure(Attempt(job="8", restart=0), EndReason.NODE_DOWN, 0, "a")
     attempts.log_failure(Attempt(job="8", restart=0), EndReason.BAD_NODE, 0, "b")
     assert list(attempts.excluded_nodes()) == ["a", "b"]
-    assert "pre-flight" in attempts.excluded_nodes()["b"]
+    assert attempts.excluded_nodes()["b"] == "a node or its GPU failed"
     attempts.path.unlink()
     assert attempts.excluded_nodes() == {}
 
