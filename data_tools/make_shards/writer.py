@@ -57,13 +57,11 @@ class Writer:
     def _write_videos(self, shard: PlannedShard, counts: Counts) -> Iterator[ShardEntry]:
         path = self._out / shard.name
         old, known = StoredSamples(path), self._known_entry(path)
-
-        def choose() -> Iterator[_Sample]:
-            for key, video in shard.videos:
-                old_samples = OldSamples({0: (old, key)}, video.label)
-                yield from self._samples(key, video, old_samples, known is not None, counts)
-
-        yield from self._write_file(path, choose(), known, old, [key for key, _ in shard.videos])
+        samples = itertools.chain.from_iterable(
+            self._samples(key, video, OldSamples({0: (old, key)}, video.label), known is not None, counts)
+            for key, video in shard.videos
+        )
+        yield from self._write_file(path, samples, known, old, [key for key, _ in shard.videos])
 
     def _write_segments(self, shard: PlannedShard, counts: Counts) -> Iterator[ShardEntry]:
         """Write the shards of one video, each as soon as its last segment is decoded."""
