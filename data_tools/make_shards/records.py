@@ -120,4 +120,4 @@ def finished_entries(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> tup
 
 
 def record_path(out: Path, shard: PlannedShard) -> Path:
-    return out / STATE / f"{Path(shard.name).stem}.json"
+    return out / STATE / f"{shard.stem}.json"
