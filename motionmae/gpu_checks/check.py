@@ -39,7 +39,6 @@ class Check:
 
     name: str
     function: str  # "module:function", which takes a Setting and returns Figures
-    proves: str  # clause for the docs
     shown: str  # keys of the figures in the table; dots separate the keys of nested figures
     limit: int  # seconds after which the check counts as failed
     least: int = 0  # seconds that must be left of the total time, or the check does not begin

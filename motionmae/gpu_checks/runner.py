@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 import motionmae
+from motionmae.config import EngineConfig
 from motionmae.files import FileTail
 from motionmae.gpu_checks.check import Check, CheckResult, Setting, Verdict
 from motionmae.gpu_checks.worker import Job
@@ -21,7 +22,7 @@ from motionmae.json_text import parse_json
 ROOT = Path(motionmae.__file__).resolve().parents[1]
 MARK = "MOTIONMAE_DOCTOR"
 """Environment variable that identifies all processes of one check, also those that left its process group."""
-_DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+_DETERMINISTIC = EngineConfig(deterministic=True).environment
 """Variable that torch's deterministic kernels need before cuBLAS starts. The default takes as much memory."""
 _START_SECONDS = 60  # added to the limit of the first check of a process, for its imports
 _POLL_SECONDS = 0.05
@@ -126,7 +127,7 @@ class Runner:
             limit = self._setting.patience * (check.limit + extra)
             if ended or seconds > limit:
                 how = f"ended with status {process.returncode}" if ended else f"did not end within {limit:.0f} s"
-                self._add(_unfinished(check, f"its process {how}{_last_lines(log)}", Verdict.FAILED, seconds))
+                self._add(_unfinished(check, f"its process {how}{last_lines(log)}", Verdict.FAILED, seconds))
                 return
             if time.monotonic() > self._end:
                 problem = f"the total time was over: add --only {check.name}"
@@ -153,7 +154,8 @@ def _unfinished(check: Check, problem: str, verdict: Verdict, seconds: float = 0
     return CheckResult(name=check.name, verdict=verdict, seconds=round(seconds, 1), problem=problem)
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """Return the end of a log, to be appended to a message; empty if there is none."""
     with suppress(OSError):
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return "".join(f"; {line[:300]}" for line in lines[-_LOG_LINES:])

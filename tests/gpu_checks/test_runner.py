@@ -18,7 +18,7 @@ from tests.training.launch import wait_until
 def check(name: str, limit: int = 60, number: object = "", **options: object) -> Check:
     """A check called ``name`` and ``number``, without a GPU."""
     function = f"tests.gpu_checks.faulty:{name}"
-    return Check(f"{name}{number}", function, "", "", limit, **({"needs_gpu": False} | options))
+    return Check(f"{name}{number}", function, "", limit, **({"needs_gpu": False} | options))
 
 
 def run(folder: Path, *checks: Check, device: str = "cpu", seconds: float = 300, ranks: int = 1) -> list[CheckResult]:

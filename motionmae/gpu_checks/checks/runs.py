@@ -15,7 +15,7 @@ import psutil
 from motionmae.config import Config, config_yaml
 from motionmae.data.profile_loader import profile_loader
 from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
-from motionmae.gpu_checks.runner import torchrun
+from motionmae.gpu_checks.runner import last_lines, torchrun
 from motionmae.gpu_checks.subjects import TINY, decoders, load, make_shards
 from motionmae.json_text import JsonModel, load_json
 from motionmae.runs.directory import RunFolder
@@ -49,16 +49,16 @@ class _Command:
         """Wait for the end; raise CheckError if it does not come, or with another status than 0."""
         self.wait_until(lambda: self._process.poll() is not None, "end")
         if status := self._process.returncode:
-            raise CheckError(f"{self.log.stem} ended with status {status}{_last_line(self.log)}", {})
+            raise CheckError(f"{self.log.stem} ended with status {status}{last_lines(self.log)}", {})
 
     def wait_until(self, condition: Callable[[], object], goal: str) -> None:
         """Wait for ``condition``; raise CheckError if the time is over, or the command has failed."""
         end = time.monotonic() + self._seconds
         while not condition():
             if self._process.poll():
-                raise CheckError(f"{self.log.stem} failed before it could {goal}{_last_line(self.log)}", {})
+                raise CheckError(f"{self.log.stem} failed before it could {goal}{last_lines(self.log)}", {})
             if time.monotonic() > end:
-                raise CheckError(f"{self.log.stem} did not {goal} within {self._seconds} s{_last_line(self.log)}", {})
+                raise CheckError(f"{self.log.stem} did not {goal} within {self._seconds} s{last_lines(self.log)}", {})
             time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
@@ -167,7 +167,7 @@ def check_preemption(setting: Setting) -> Figures:
     preempted = [row["step"] for row in history.of(Kind.PREEMPTION)]
     resumed = [row["step"] for row in history.of(Kind.RESUME)]
     figures: Figures = {"preempted_at_step": preempted, "resumed_at_step": resumed, "exit_code": exit_code}
-    require(exit_code == 0, f"the job ended with status {exit_code}{_last_line(submitted.log)}", figures)
+    require(exit_code == 0, f"the job ended with status {exit_code}{last_lines(submitted.log)}", figures)
     require(bool(preempted), "SIGUSR2 did not preempt the run", figures)
     require(resumed == preempted, "steps were lost between the preemption and the resumption", figures)
     require(bool(history.of(Kind.FINISH)), "the run did not finish", figures)
@@ -195,8 +195,3 @@ def _loss_error(before: list[Row], after: list[Row]) -> float:
     """Return the largest relative difference between the losses of steps that both attempts took."""
     old = {row["step"]: row["loss"] for row in before}
     return max((abs(row["loss"] / old[row["step"]] - 1) for row in after if row["step"] in old), default=0.0)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return f": {lines[-1][:300]}" if lines else ""
