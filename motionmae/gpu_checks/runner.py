@@ -47,12 +47,12 @@ class Runner:
         """Run the checks in order. A process runs several checks, and ends at the first that fails."""
         with _exiting_on_sigterm():
             for check in checks:
-                if reason := self._hindrance(check):
+                if reason := self._reason_not_to_run(check):
                     self._add(_unfinished(check, reason, Verdict.NOT_RUN))
             while waiting := [check for check in checks if check.name not in self._results]:
-                if useless := next(filter(self._has_failed, (check for check in checks if check.essential)), None):
-                    self._add(_unfinished(waiting[0], f"{useless.name} failed", Verdict.NOT_RUN))
-                elif self._end - time.monotonic() < max(waiting[0].least, _LEAST_SECONDS):
+                if failed := next(filter(self._has_failed, (check for check in checks if check.essential)), None):
+                    self._add(_unfinished(waiting[0], f"{failed.name} failed", Verdict.NOT_RUN))
+                elif self._end - time.monotonic() < max(waiting[0].min_seconds, _LEAST_SECONDS):
                     problem = f"no time was left: add --only {waiting[0].name}"
                     self._add(_unfinished(waiting[0], problem, Verdict.NOT_RUN))
                 else:
@@ -66,7 +66,7 @@ class Runner:
     def _has_failed(self, check: Check) -> bool:
         return check.name in self._results and self._results[check.name].verdict is Verdict.FAILED
 
-    def _hindrance(self, check: Check) -> str:
+    def _reason_not_to_run(self, check: Check) -> str:
         """Return why ``check`` cannot run in this setting; empty if it can."""
         if check.needs_gpus and self._setting.ranks < 2:
             return "needs several GPUs"
@@ -124,7 +124,7 @@ class Runner:
             if not waiting or any(self._has_failed(check) for check in checks):
                 return  # the remaining checks get a new process
             check, seconds = waiting[0], time.monotonic() - began
-            limit = self._setting.patience * (check.limit + extra)
+            limit = self._setting.time_factor * (check.limit + extra)
             if ended or seconds > limit:
                 how = f"ended with status {process.returncode}" if ended else f"did not end within {limit:.0f} s"
                 self._add(_unfinished(check, f"its process {how}{last_lines(log)}", Verdict.FAILED, seconds))

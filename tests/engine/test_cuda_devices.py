@@ -1,6 +1,6 @@
-"""Training code on a GPU that FakeTensor feigns: no tensor of the CPU, no wait of the host, one compiled graph.
+"""Training code on a GPU that FakeTensor simulates: no tensor of the CPU, no wait of the host, one compiled graph.
 
-torch cannot run a backward pass on a feigned GPU. It reads only tensors that the forward pass has saved.
+torch cannot run a backward pass on a simulated GPU. It reads only tensors that the forward pass has saved.
 """
 
 from collections.abc import Callable

@@ -85,7 +85,7 @@ def test_what_cannot_run_is_never_passed(tmp_path: Path) -> None:
         check("succeed", number=1, needs_gpu=True),
         check("succeed", number=2, needs_gpus=True),
         check("succeed", number=3, only_full=True),
-        check("succeed", number=4, least=301),
+        check("succeed", number=4, min_seconds=301),
     )
     assert [result.verdict for result in results] == [Verdict.NOT_RUN] * 4
     assert [result.name for result in results] == [f"succeed{number}" for number in range(1, 5)]

@@ -15,7 +15,7 @@ from motionmae.evaluation.inference import FrozenModel
 from motionmae.evaluation.load_run import Finetuned, load_finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import all_cores, decoders, load, make_shards
+from motionmae.gpu_checks.fixtures import all_cores, decoders, load, make_shards
 from motionmae.runs.end_reason import EndReason
 from motionmae.training.setup import run_training
 

@@ -15,14 +15,14 @@ import psutil
 from motionmae.config import Config, config_yaml
 from motionmae.data.profile_loader import profile_loader
 from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
+from motionmae.gpu_checks.fixtures import TINY, decoders, load, make_shards
 from motionmae.gpu_checks.runner import last_lines, torchrun
-from motionmae.gpu_checks.subjects import TINY, decoders, load, make_shards
 from motionmae.json_text import JsonModel, load_json
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory
 
-_WAIT_SECONDS = 180  # for a run to get to its next mark, times the setting's patience
+_WAIT_SECONDS = 180  # for a run to get to its next mark, times the setting's time_factor
 _POLL_SECONDS = 0.1
 _MOST_DATA_WAIT = 0.05  # share of a step
 _WARM_UP_ROWS = 5  # rows of metrics before the loader's queue is in balance
@@ -41,7 +41,7 @@ class _Command:
     """Started command line, its log, and the time that it may take to its next mark."""
 
     def __init__(self, command: Sequence[str], log: Path, setting: Setting) -> None:
-        self.log, self._seconds = log, _WAIT_SECONDS * setting.patience
+        self.log, self._seconds = log, _WAIT_SECONDS * setting.time_factor
         with log.open("wb") as output:
             self._process = subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, process_group=0)
 

@@ -12,8 +12,8 @@ from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import init_distributed
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.gpu_checks.check import Figures, Setting, require
+from motionmae.gpu_checks.fixtures import TINY, Batch, build_engine, load, make_batch, take_step
 from motionmae.gpu_checks.measure import Kernel, busy_seconds, device_kernels, seconds_of, shared_seconds
-from motionmae.gpu_checks.subjects import TINY, Batch, build_engine, load, make_batch, take_step
 
 _ELEMENTS = {True: 64_000_000, False: 100_000}  # of a message, on GPUs and on CPU ranks
 _STEPS = 4
