@@ -221,44 +221,46 @@ def _decode(
     with open_video(path) as container:
         stream = video_stream(container)
         rates = stream.average_rate, stream.guessed_rate
-        expected = len(selected) if settings.clips else frames_of_header(container, stream)
-        limit = _size_limit(path, settings, expected, on_frame)
-        whole = (math.inf, math.inf)
-        seconds, most_bytes = (settings.segment_seconds, MAX_STORED_BYTES) if settings.segment_seconds else whole
+        to_store = len(selected) if settings.clips else -(-frames_of_header(container, stream) // settings.stride)
+        limit = _size_limit(path, settings, to_store, on_frame)
         clock = Clock(*rates)
-        segmenter = Segmenter(seconds, most_bytes, clock.step)
+        segmenter = _segmenter(settings, clock)
         for frame in one.stored_frames(container, stream, clock):
             for part in segmenter.add(frame):
                 yield one.message(part)
             size += frame.size
             if limit and (excess := limit.find_excess(size, one.stored)):
                 raise UndecodableVideo(QuarantineReason.TOO_LONG, excess)
-        if not one.count:
-            detail = (
-                f"{len(one.notes.errors)} packets do not decode: {one.notes.errors[-1]}"
-                if one.notes.errors
-                else "the file holds no frame"
-            )
-            raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
-        *parts, last = segmenter.finish(one.count, len(one.notes.errors))
-    for part in parts:
-        yield one.message(part)
-    end = one.message(last)
-    assert isinstance(end, DecodedVideo)
+    if not one.count:
+        errors = one.notes.errors
+        detail = f"{len(errors)} packets do not decode: {errors[-1]}" if errors else "the file holds no frame"
+        raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
+    *parts, last = map(one.message, segmenter.finish(one.count, len(one.notes.errors)))
+    yield from parts
+    assert isinstance(last, DecodedVideo)
     if settings.segment_seconds:
-        return end
+        return last
     times, fps = _frame_times(one.times, *rates)
-    return replace(end, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
+    return replace(last, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
 
 
-def _size_limit(path: Path, settings: FrameSettings, expected: int, on_frame: Callable[[], None]) -> SizeLimit | None:
+def _segmenter(settings: FrameSettings, clock: Clock) -> Segmenter:
+    """Return the cutter of a video. Without segments, the whole video is one segment."""
+    if settings.segment_seconds:
+        return Segmenter(settings.segment_seconds, MAX_STORED_BYTES, clock.step)
+    return Segmenter(math.inf, math.inf, clock.step)
+
+
+def _size_limit(path: Path, settings: FrameSettings, to_store: int, on_frame: Callable[[], None]) -> SizeLimit | None:
     """Return the check of the size of a video that is one sample. A segment ends before it exceeds the limit."""
     if settings.segment_seconds:
         return None
-    if settings.clips:
-        return SizeLimit(MAX_STORED_BYTES, expected, None)
-    stride = settings.stride
-    return SizeLimit(MAX_STORED_BYTES, -(-expected // stride), lambda: -(-_count_packets(path, on_frame) // stride))
+
+    def count_exactly() -> int:
+        return -(-_count_packets(path, on_frame) // settings.stride)
+
+    is_raw = settings.raw and not settings.flow
+    return SizeLimit(MAX_STORED_BYTES, to_store, None if settings.clips else count_exactly, is_raw)
 
 
 class _Pass:
