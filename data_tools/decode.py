@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # pydantic would add to the start time of the decoding proces
 MAX_STORED_BYTES = 2**30
 """Limit on the bytes of the stored frames and flows of a sample. Readers limit it to 4 GiB."""
 
-_MAX_RATE = 1000  # frames per second; headers with more give the unit of their timestamps, such as 1/90000 s
+_MAX_RATE = 1000  # frames per second; a larger rate is the unit of the timestamps, such as 1/90000 s
 _READ_BYTES = 1 << 20
 
 
@@ -334,15 +334,18 @@ def _frame_times(
 ) -> tuple[list[float], float]:
     """Return the seconds from the first frame to each frame, and the average frame rate.
 
-    The container's timestamps are used if they increase in each microsecond's rounding and never by more than
-    MAX_GAP_SECONDS. Otherwise (packed B-frames in AVI, raw streams without timestamps, a clock that jumps) frames are
-    placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
+    The container's timestamps are used if they increase in each microsecond's rounding, never by more than
+    MAX_GAP_SECONDS, and on average by more than 1 / _MAX_RATE. Otherwise (packed B-frames in AVI, raw streams without
+    timestamps, a clock that jumps or is too fast) frames are placed ``1 / rate`` apart. The default rate is 25, as in
+    ffmpeg.
     """
     known = [time for time in times if time is not None]
     seconds = [round(time - known[0], 6) for time in known]
     gaps = [later - earlier for earlier, later in pairwise(seconds)]
     if len(known) == len(times) > 1 and all(0 < gap <= MAX_GAP_SECONDS for gap in gaps):
-        return seconds, round((len(seconds) - 1) / (known[-1] - known[0]), 6)
+        fps = (len(seconds) - 1) / (known[-1] - known[0])
+        if fps < _MAX_RATE:
+            return seconds, round(fps, 6)
     rates = [average_rate, guessed_rate]
     if any(abs(gap) > MAX_GAP_SECONDS for gap in gaps):  # the average includes the jump
         rates.reverse()
