@@ -133,21 +133,6 @@ class Discard:
 Message = FrameChunk | Discard | DecodedVideo
 
 
-def decode_video(path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None) -> DecodedVideo:
-    """Decode a video that is one sample, and collect its frames in memory; see :func:`decode_in_chunks`."""
-    jpegs: list[bytes] = []
-    flows: list[bytes] = []
-    for message in decode_in_chunks(path, settings, on_frame):
-        if isinstance(message, DecodedVideo):
-            return replace(message, jpegs=jpegs, flows=flows)
-        if isinstance(message, Discard):
-            jpegs, flows = [], []
-        else:
-            jpegs += message.jpegs
-            flows += message.flows
-    raise AssertionError("decode_in_chunks ends with a DecodedVideo")
-
-
 def decode_in_chunks(
     path: Path, settings: FrameSettings, on_frame: Callable[[], None] = lambda: None
 ) -> Iterator[Message]:

@@ -10,9 +10,10 @@ import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, _frame_times, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, _frame_times
 from data_tools.frames import FrameEncoder
 from motionmae.errors import UserError
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.videos import (
     decode_jpegs,
     draw_frames,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.decode import DecodedVideo, FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import DecodedVideo, FrameSettings, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
 from motionmae.errors import UserError
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.videos import draw_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from data_tools.frames import FlowRecorder
 from motionmae.data.open_shards import load_manifest, open_reader
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.make_shards.runs import make
 from tests.data_tools.videos import draw_frames, write_video
 

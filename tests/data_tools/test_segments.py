@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from data_tools import decode, frame_store
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from data_tools.decode_worker import DecodeWorker
 from data_tools.frame_store import FrameStore
 from data_tools.segments import Clock, Segment, Segmenter, StoredFrame
 from motionmae.errors import UserError
-from tests.data_tools.make_shards.in_process import InProcessDecoder
+from tests.data_tools.make_shards.in_process import decode_segments, decode_video
 from tests.data_tools.videos import draw_frames, write_video
 
 WHOLE = FrameSettings()
 
 
 def segments_of(path: Path, **settings):
-    return list(InProcessDecoder(FrameSettings(**settings), 1).decode(path))
+    return list(decode_segments(path, FrameSettings(**settings)))
 
 
 def joined(segments, field: str = "jpegs") -> list:

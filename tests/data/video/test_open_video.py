@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from motionmae.data.video.open_video import CONTAINERS, RAW_STREAMS, SOUND, RefusedFormat, note_on_outside, open_video
 from motionmae.data.video.read_video import UnreadableVideo, read_video
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.videos import draw_frames, write_video
 
 REFUSED = "its format is not that of a video"

@@ -16,11 +16,12 @@ import pytest
 import simplejpeg
 from av.filter import Graph
 
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from motionmae.data.flow import encode_flow
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.video.read_video import UnreadableVideo, read_video
 from tests.commands.functions import merge
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.make_shards.runs import make, quarantine
 from tests.data_tools.videos import decode_jpegs, draw_frames, ffmpeg_frames, psnr, set_display_matrix, write_video
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from data_tools.annotations import read_split
-from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
+from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo
 from data_tools.make_shards import write
 from data_tools.make_shards.records import load_records
 from data_tools.make_shards.retry import begin_retry
 from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
 from tests.commands.functions import verify
-from tests.data_tools.make_shards.in_process import InProcessDecoder
+from tests.data_tools.make_shards.in_process import InProcessDecoder, decode_video
 from tests.data_tools.make_shards.runs import fingerprint, make, quarantine, run_on_full_disk
 from tests.data_tools.videos import draw_frames, write_video
 

@@ -9,11 +9,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_tools.decode import FrameSettings, decode_video
+from data_tools.decode import FrameSettings
 from data_tools.make_shards.presets import PRESETS
 from motionmae.data.open_shards import load_manifest, open_reader
 from motionmae.data.shards.manifest import Chroma
 from tests.commands.functions import make_shards as main
+from tests.data_tools.make_shards.in_process import decode_video
 from tests.data_tools.make_shards.runs import fingerprint, make, manifest
 from tests.data_tools.videos import draw_frames, write_video
 from tests.shared_data import SHARED_DATA, needs_shared_data
