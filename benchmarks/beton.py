@@ -18,14 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.loader import forget, store, timed
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.loader import forget, timed
+from benchmarks.script import add_videos_option, build_parser, find_videos, make_shards, run_script, write_json
 from data_tools.make_beton import write_beton
-from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_samples
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 FORMS = ("JPEG shards", "raw shards", "JPEG .beton", "raw .beton")
@@ -50,7 +48,7 @@ def sources(videos: list[Path], folder: Path, size: int, samples: int, data: Dat
     clip, side = ClipConfig(size=size), str(size * 8 // 7)
     found = []
     for encoding, options in (("JPEG", ()), ("raw", ("--raw",))):
-        shards = store(videos, folder / f"{encoding}{size}", samples, "--short-side", side, *options)
+        shards = make_shards(videos, folder / f"{encoding}{size}", samples, "--short-side", side, *options)
         beton = shards.parent / "clips.beton"
         write_beton(shards, load_manifest(shards), beton)
         for form, path in (("shards", ""), (".beton", str(beton))):
@@ -105,7 +103,7 @@ def summary(rows: list[Source], rates: dict[str, list[float]]) -> dict[str, dict
 def main() -> None:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     add("--cores", type=int, default=1, help="cores of each loader; with 2 or more, processes decode (%(default)s)")
     add("--sizes", type=int, nargs="+", default=[112, 224], help="clip sizes in pixels (%(default)s)")
     add("--samples", type=int, default=24, help="videos in the shards, repeated as needed (%(default)s)")
@@ -118,10 +116,7 @@ def main() -> None:
     available = sorted(os.sched_getaffinity(0))
     if options.cores > len(available):
         parser.error(f"--cores must be at most {len(available)}, the cores of this process, not {options.cores}")
-    found = sorted(options.videos.rglob("*")) if options.videos else find_real_videos()
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    videos = find_videos(parser, options.videos)
     data = DataConfig(threads=options.cores, workers=options.cores if options.cores > 1 and not options.cold else 0)
     figures: dict[str, dict[str, float]] = {}
     for size in options.sizes:

@@ -50,8 +50,9 @@ Something-Something V2, UCF101 and HMDB51 are among the files.
   and **sample aspect ratios** are not, as in decord and ffmpeg 5: the stored pixels are those of the codec.
 - **Size.** A video with a stored side above 16384 pixels is quarantined as `unsupported_frame`, and so is one with a
   pixel format that FFmpeg cannot convert.
-- **Times.** If two neighbouring timestamps are more than an hour apart, the clock of the camera has jumped, and the
-  frames are placed by the rate of the header. A rate of 0 or of 1000 and more is no rate; the default is 25.
+- **Times.** The frames are placed by the rate of the header if two neighbouring timestamps are more than an hour apart
+  (the clock of the camera has jumped), or if timestamps are on average a millisecond apart or less. A rate of 0 or of
+  1000 and more is no rate; the default is 25.
 
 `tests/data/video/test_video_frames.py` compares 512 combinations with the ffmpeg program 5.1: progressive, top field
 first, bottom field first, flagged only; scaled or not; 4:2:0, 4:2:2, 4:4:4, gray, alpha, 8 and 10 bits; limited and

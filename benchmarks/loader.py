@@ -47,16 +47,13 @@ import numpy as np
 import simplejpeg
 
 from benchmarks.peers import loading as loader_peers
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.script import add_videos_option, build_parser, find_videos, make_shards, run_script, write_json
 from data_tools.make_beton import write_beton
-from data_tools.make_toy_dataset.cli import find_real_videos
-from motionmae.commands.app import main as motionmae
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipRequest
 from motionmae.data.clip_sampling import Crop
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest, open_reader
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()
@@ -69,20 +66,6 @@ NAMES = (
 
 Turn = contextlib.AbstractContextManager[Iterator[int]]
 """Context manager that opens a loader. It yields an endless iterator over the number of clips in each batch."""
-
-
-def store(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
-    """Write shards of ``samples`` videos with make_shards, repeat videos as needed, and return the folder."""
-    links = folder / "videos"
-    links.mkdir(parents=True)
-    for number, video in zip(range(samples), cycle(videos), strict=False):
-        (links / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
-    out = folder / "shards"
-    status = motionmae(
-        ["shards", "make", "folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options]
-    )
-    assert status == 0, f"make_shards ended with status {status}"
-    return out
 
 
 class Bench:
@@ -146,7 +129,7 @@ class Bench:
         if preset == "standard":
             return self.folder
         if not folder.exists():
-            store(self.videos, folder, self.manifest.samples, "--preset", preset)
+            make_shards(self.videos, folder, self.manifest.samples, "--preset", preset)
         return folder / "shards"
 
     def ours_threads(self) -> Turn:
@@ -158,7 +141,7 @@ class Bench:
         folder = self.folder.parent / "raw"
         if not folder.exists():
             # a cold turn reads each file once; a warm turn needs only a few
-            store(self.videos, folder, self.manifest.samples if self.cold else self.batch, "--raw")
+            make_shards(self.videos, folder, self.manifest.samples if self.cold else self.batch, "--raw")
         return self.ours(shards=str(folder / "shards"))
 
     def ffcv(self) -> Turn:
@@ -323,7 +306,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     add("--cores", type=int, default=1, help="cores of each loader, including this process (%(default)s)")
     add("--samples", type=int, default=32, help="videos in the shards, repeated as needed (%(default)s)")
     add("--batch", type=int, default=8, help="clips per batch (%(default)s)")
@@ -336,18 +319,13 @@ def main() -> None:
     available = sorted(os.sched_getaffinity(0))
     if options.cores > len(available):
         parser.error(f"--cores must be at most {len(available)}, the cores of this process, not {options.cores}")
-    if options.videos:
-        videos = sorted(path for path in options.videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    else:
-        videos = find_real_videos()
-    if not videos:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    videos = find_videos(parser, options.videos)
     here = loader_peers.installed()
     missing = [name for name in options.only if not here.get(name.partition("_")[0], True)]
     if missing:
         print(f"not installed, skipped: {', '.join(missing)} (pip install 'motionmae[bench,ffcv]')", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        shards = store(videos, Path(folder), options.samples)
+        shards = make_shards(videos, Path(folder), options.samples)
         os.sched_setaffinity(0, available[: options.cores])
         bench = Bench(videos, shards, options.cores, options.batch, options.cold)
         names = [name for name in NAMES if name in options.only and name not in missing]

@@ -31,11 +31,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.script import add_videos_option, build_parser, find_videos, run_script, write_json
 from data_tools.make_shards.presets import PRESETS
-from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.commands.app import main as motionmae
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 FFMPEG_QUALITY = {"small": 6, "standard": 2, "archive": 1}
@@ -72,16 +70,8 @@ def ffmpeg(videos: list[Path], preset: str, *options: str, encode: bool = True) 
     """Run the ffmpeg program, one process per video."""
     side = PRESETS[preset].short_side
     scale = f"scale='if(gt(iw,ih),-2,min(iw,{side}))':'if(gt(iw,ih),min(ih,{side}),-2)'"
-    encoder = [
-        "-vf",
-        f"{scale}:out_range=pc,format=yuvj420p",
-        "-c:v",
-        "mjpeg",
-        "-qmin",
-        "1",
-        "-q:v",
-        str(FFMPEG_QUALITY[preset]),
-    ]
+    encoder = ["-vf", f"{scale}:out_range=pc,format=yuvj420p", "-c:v", "mjpeg"]
+    encoder += ["-qmin", "1", "-q:v", str(FFMPEG_QUALITY[preset])]
     output = [*encoder, *options, "-f", "mjpeg"] if encode else ["-f", "null"]
     started, frames, size = _clocks(), 0, 0
     for video in videos:
@@ -115,16 +105,13 @@ def _peer(row: str) -> str:
 
 def main() -> None:
     parser = build_parser(__doc__)
-    parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     parser.add_argument("--copies", type=int, default=6, help="copies of each video (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="measure only these rows")
     parser.add_argument("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
-    found = options.videos.rglob("*") if options.videos else find_real_videos()
-    videos = sorted(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES) * options.copies
-    if not videos:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    videos = find_videos(parser, options.videos) * options.copies
     if shutil.which("ffmpeg") is None:
         parser.error("the ffmpeg program is not installed: apt-get install ffmpeg")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])

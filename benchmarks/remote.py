@@ -27,14 +27,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.loader import store
 from benchmarks.peers import remote as remote_peers
 from benchmarks.peers.slow_network import BUCKET, Link, Server, serving
-from benchmarks.script import build_parser, run_script, write_json
-from data_tools.make_toy_dataset.cli import find_real_videos
+from benchmarks.script import add_videos_option, build_parser, find_videos, make_shards, run_script, write_json
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.loader import ClipLoader
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig(size=112)
@@ -106,7 +103,7 @@ def rows(names: list[str], folder: Path, server: Server, options: Any, cache: Pa
 def main() -> None:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     add("--latency", type=float, default=50, help="milliseconds of a round trip (%(default)s)")
     add("--rate", type=float, default=25, help="MB/s of one connection (%(default)s)")
     add("--downloads", type=int, nargs="+", default=[0, 1, 4, 8], help="values of data.downloads (%(default)s)")
@@ -119,17 +116,14 @@ def main() -> None:
     add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="measure only these loaders")
     add("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
-    found = sorted(options.videos.rglob("*")) if options.videos else find_real_videos()
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    videos = find_videos(parser, options.videos)
     names = [name for name in options.only if name != "streaming" or importlib.util.find_spec("streaming")]
     if len(names) < len(options.only):
         print("not installed, skipped: streaming (pip install mosaicml-streaming)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as temporary:
         folder, cache = Path(temporary) / "data", Path(temporary) / "cache"
         cache.mkdir()
-        store(videos, folder, options.samples, "--short-side", "128")
+        make_shards(videos, folder, options.samples, "--short-side", "128")
         if "streaming" in names:
             remote_peers.write_mds(folder / "shards", folder / "mds")
         with serving(folder, Link(options.latency / 1e3, options.rate * 1e6)) as server:

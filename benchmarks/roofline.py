@@ -5,13 +5,11 @@
 
 Nothing here is measured on a GPU. A step of the real model runs under torch's FakeTensorMode, which shows every
 operator with its shapes and computes nothing. An operator takes the longer of two times: that of its operations at the
-rate of its kind, and that of its bytes at the rate of the memory. "Fused" joins neighbouring elementwise operators and
+rate of its kind, and that of its bytes at the rate of the memory. "Fused" joins neighbouring pointwise operators and
 norms, as torch.compile does at best: a group reads its inputs once, and writes only what others read. The host issues
 the kernels meanwhile. The longer of the two times is that of the step.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 
 @dataclass
 class Operator:
-    """A kernel: its kind (``product``, ``attention`` or ``elementwise``), work, and the storages that it touches."""
+    """A kernel: its kind (``product``, ``attention`` or ``pointwise``), work, and the storages that it touches."""
 
     name: str
     kind: str
@@ -77,7 +75,7 @@ class Trace(TorchDispatchMode):
         name = func._schema.name.split("::")[-1]
         if name not in _FREE:
             reads, writes = self._bytes((args, kwargs)), self._bytes(result)
-            kind = "attention" if "attention" in name else "product" if name in _PRODUCTS else "elementwise"
+            kind = "attention" if "attention" in name else "product" if name in _PRODUCTS else "pointwise"
             self.operators.append(Operator(name, kind, _flops(func, name, args, result), reads, writes))
         return result
 
@@ -111,8 +109,8 @@ class Roofline:
 
     products: float
     attention: float
-    elementwise: float  # each operator by itself
-    fused: float  # neighbouring elementwise operators fused
+    pointwise: float  # each operator by itself
+    fused: float  # neighbouring pointwise operators fused
     optimizer: float
     kernels: int
     fused_kernels: int
@@ -130,7 +128,7 @@ class Roofline:
         if compiled:
             device, host = self.fused, self.fused_kernels * HOST_SECONDS / 3
         else:
-            device, host = self.elementwise, self.host
+            device, host = self.pointwise, self.host
         return max(self.products + self.attention + device + self.optimizer, host)
 
     def mfu(self, compiled: bool) -> float:
@@ -138,11 +136,11 @@ class Roofline:
 
 
 def trace_step(config: Config, clips: int) -> list[Operator]:
-    """Return the operators of a forward and backward pass of ``clips`` clips in bfloat16."""
+    """Return the operators of a forward and backward pass of ``clips`` clips in bfloat16, with fused attention."""
     clip = config.clip
     with torch.device("meta"):
         model = MotionMAE(config)
-    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention():
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(vit, "attend", scaled_dot_product_attention):
         model = model.to_empty(device="cpu")
         pixels = torch.empty(clips, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         with Trace() as trace:
@@ -152,22 +150,15 @@ def trace_step(config: Config, clips: int) -> list[Operator]:
     return trace.operators
 
 
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Take torch's fused attention, as on a GPU."""
-    with patch.object(vit, "attend", scaled_dot_product_attention):
-        yield
-
-
 def fused_bytes(operators: list[Operator]) -> tuple[int, int]:
-    """Return bytes and number of the kernels that remain when neighbouring elementwise operators are fused.
+    """Return bytes and number of the kernels that remain when neighbouring pointwise operators are fused.
 
     Operators between two products are fused if one reads what another writes.
     """
     groups: list[list[Operator]] = []
     writer: dict[int, list[Operator]] = {}  # group that writes a storage since the last product
     for operator in operators:
-        if operator.kind != "elementwise":
+        if operator.kind != "pointwise":
             writer = {}
             continue
         group = [operator]
@@ -198,17 +189,17 @@ def _bytes_outside(group: list[Operator], readers: dict[int, set[int]]) -> int:
 def estimate(config: Config, clips: int, gpu: Gpu, operators: list[Operator], ranks: int = 32) -> Roofline:
     """Estimate a micro-batch, with its optimiser step at ZeRO 1 over ``ranks``."""
     peak, bandwidth = gpu.tflops * 1e12, gpu.bandwidth * 1e9 * MEMORY
-    seconds = dict.fromkeys(("product", "attention", "elementwise"), 0.0)
+    seconds = dict.fromkeys(("product", "attention", "pointwise"), 0.0)
     for operator in operators:
         rate = peak * (ATTENTION if operator.kind == "attention" else PRODUCTS)
         seconds[operator.kind] += max(operator.flops / rate, operator.moved / bandwidth)
     moved, groups = fused_bytes(operators)
-    others = sum(operator.kind != "elementwise" for operator in operators)
+    others = sum(operator.kind != "pointwise" for operator in operators)
     state = (28 / ranks + 8) * trained_parameters(config).total / bandwidth  # AdamW's share, buckets, gathered weights
     return Roofline(
         products=seconds["product"],
         attention=seconds["attention"],
-        elementwise=seconds["elementwise"],
+        pointwise=seconds["pointwise"],
         fused=moved / bandwidth,
         optimizer=state,
         kernels=len(operators),
@@ -239,18 +230,18 @@ def main() -> None:
 def _print(name: str, found: dict[str, Roofline]) -> None:
     any_one = next(iter(found.values()))
     kernels = f"{any_one.kernels} kernels eager, {any_one.fused_kernels} fused"
-    title = f"{name}, {any_one.clips} clips, {any_one.flops / 1e12:.1f} TFLOP, {kernels}: estimated, not measured"
+    title = f"{name}, {any_one.clips} clips, {any_one.flops / 1e12:.1f} TFLOP, {kernels}; ms, estimated, not measured"
     table = Table(title=title, title_justify="left")
-    parts = ("products", "attention", "elementwise", "fused", "optimiser")
-    for column in ("GPU", *parts, "host", "eager ms", "clips/s", "MFU", "compiled ms", "clips/s", "MFU"):
-        table.add_column(column, justify="left" if column == "GPU" else "right")
-    for gpu, times in found.items():
-        cells = [times.products, times.attention, times.elementwise, times.fused, times.optimizer, times.host]
-        row = [f"{1e3 * cell:.1f}" for cell in cells]
-        for compiled in (False, True):
-            seconds = times.seconds(compiled)
-            row += [f"{1e3 * seconds:.0f}", f"{times.clips / seconds:.0f}", f"{times.mfu(compiled):.2f}"]
-        table.add_row(gpu, *row)
+    for column in ("", *found):
+        table.add_column(column, justify="right" if column else "left")
+    for part in ("products", "attention", "pointwise", "fused", "optimizer", "host"):
+        table.add_row(part, *(f"{1e3 * getattr(times, part):.1f}" for times in found.values()))
+    for mode, compiled in (("eager", False), ("compiled", True)):
+        table.add_section()
+        seconds = [times.seconds(compiled) for times in found.values()]
+        table.add_row(mode, *(f"{1e3 * value:.0f}" for value in seconds))
+        table.add_row("clips/s", *(f"{any_one.clips / value:.0f}" for value in seconds))
+        table.add_row("MFU", *(f"{times.mfu(compiled):.2f}" for times in found.values()))
     show(table, wrap=False)
 
 

@@ -7,16 +7,48 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NoReturn
 
 from motionmae import files
+from motionmae.commands.app import main as motionmae
 from motionmae.commands.app import run
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser whose help shows ``description`` with its line breaks."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_videos_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+
+
+def find_videos(parser: argparse.ArgumentParser, folder: Path | None) -> list[Path]:
+    """Return the videos in ``folder``, the value of --videos. If there are none, end the program with a message."""
+    from data_tools.make_toy_dataset.cli import find_real_videos  # slow to import, as is the next
+    from motionmae.data.video.read_video import VIDEO_SUFFIXES
+
+    found = sorted(folder.rglob("*")) if folder else find_real_videos()
+    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    return videos
+
+
+def make_shards(videos: list[Path], folder: Path, samples: int, *options: str) -> Path:
+    """Write shards of ``samples`` videos with make_shards, repeat videos as needed, and return the folder."""
+    links = folder / "videos"
+    links.mkdir(parents=True)
+    for number, video in zip(range(samples), cycle(videos), strict=False):
+        (links / f"{number:04d}{video.suffix}").symlink_to(video.resolve())
+    out = folder / "shards"
+    status = motionmae(
+        ["shards", "make", "folder", "--videos", str(links), "--out", str(out), "--samples-per-shard", "4", *options]
+    )
+    assert status == 0, f"make_shards ended with status {status}"
+    return out
 
 
 def write_json(path: Path | None, figures: object) -> None:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.loader import store, timed
-from benchmarks.script import build_parser, run_script, write_json
-from data_tools.make_toy_dataset.cli import find_real_videos
+from benchmarks.loader import timed
+from benchmarks.script import add_videos_option, build_parser, find_videos, make_shards, run_script, write_json
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipDecoder, SampleDecoder, SampleReader
 from motionmae.data.decode_workers import WorkerDecoder
@@ -27,7 +26,6 @@ from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_samples
 from motionmae.data.shards.manifest import Manifest
 from motionmae.data.shards.reader import SampleMeta
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 
@@ -83,7 +81,7 @@ def measure(data: DataConfig, options: Any, slow: int) -> list[float]:
 def main() -> None:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     add("--share", type=float, default=0.0625, help="share of the samples on the slow disk (%(default)s)")
     add("--delay", type=float, default=100, help="milliseconds that a read there waits (%(default)s)")
     add("--workers", type=int, nargs="+", default=[2, 16], help="decoding processes (%(default)s)")
@@ -95,14 +93,11 @@ def main() -> None:
     add("--seconds", type=float, default=3.0, help="seconds of a measurement (%(default)s)")
     add("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
-    found = sorted(options.videos.rglob("*")) if options.videos else find_real_videos()
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+    videos = find_videos(parser, options.videos)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         side = str(options.size * 8 // 7)
-        shards = store(videos, Path(folder), options.samples, "--short-side", side)
+        shards = make_shards(videos, Path(folder), options.samples, "--short-side", side)
         kinds = [("workers", number) for number in options.workers] + [
             ("threads", number) for number in options.threads
         ]

@@ -25,18 +25,16 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from benchmarks.script import build_parser, run_script, write_json
+from benchmarks.script import add_videos_option, build_parser, find_videos, run_script, write_json
 from data_tools.decode import FrameSettings
 from data_tools.frames import FrameEncoder
 from data_tools.make_shards.presets import PRESETS
-from data_tools.make_toy_dataset.cli import find_real_videos
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_sampling import Crop, random_crop
-from motionmae.data.jpeg import decode_clip
+from motionmae.data.jpeg import Target, decode_clips
 from motionmae.data.rng import KeyedRandom
 from motionmae.data.shards.reader import SampleMeta
 from motionmae.data.video.open_video import open_video
-from motionmae.data.video.read_video import VIDEO_SUFFIXES
 from motionmae.files import output_file
 
 CLIP = ClipConfig()
@@ -54,7 +52,7 @@ class Stored(NamedTuple):
     def clip(self, frames: int) -> np.ndarray:
         """Return the crop as the loader makes it, ``frames`` times: uint8 (frames, size, size, 3)."""
         out = np.empty((frames, CLIP.size, CLIP.size, 3), np.uint8)
-        decode_clip([bytes(bytearray(self.jpeg)) for _ in range(frames)], self.meta, self.crop, out)
+        decode_clips(dict.fromkeys(range(frames), self.jpeg), self.meta, [Target(range(frames), self.crop, out)])
         return out
 
 
@@ -128,7 +126,7 @@ def measure(frames: list[VideoFrame], pixels: list[np.ndarray], settings: FrameS
 def main() -> None:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--videos", type=Path, help="folder of videos (default: real footage of installed packages)")
+    add_videos_option(parser)
     add("--frames", type=int, default=6, help="frames of each video, 20 apart (%(default)s)")
     add("--short-sides", type=int, nargs="+", default=[192, 224, 256, 320], help="pixels (%(default)s)")
     add("--qualities", type=int, nargs="+", default=[50, 60, 70, 80, 90, 95], help="JPEG qualities (%(default)s)")
@@ -136,11 +134,10 @@ def main() -> None:
     add("--presets", action="store_true", help="measure only the presets of make_shards")
     add("--json", type=output_file, help="also write the figures as JSON")
     options = parser.parse_args()
-    found = options.videos.rglob("*") if options.videos else find_real_videos()
-    videos = sorted(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES)
+    videos = find_videos(parser, options.videos)
     frames = list(sample_frames(videos, options.frames))
     if not frames:
-        parser.error("no videos: give --videos FOLDER, or install a few with pip install 'motionmae[demo]'")
+        parser.error("the videos give no frames: give other --videos, or a positive --frames")
     cv2.setNumThreads(0)
     pixels = [frame.to_ndarray(format="rgb24") for frame in frames]
     choices: list[Any] = list(itertools.product(options.short_sides, options.qualities, options.chroma))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # pydantic would add to the start time of the decoding proces
 MAX_STORED_BYTES = 2**30
 """Limit on the bytes of the stored frames and flows of a sample. Readers limit it to 4 GiB."""
 
-_MAX_RATE = 1000  # frames per second; headers with more give the unit of their timestamps, such as 1/90000 s
+_MAX_RATE = 1000  # frames per second; a larger rate is the unit of the timestamps, such as 1/90000 s
 _READ_BYTES = 1 << 20
 
 
@@ -221,44 +221,46 @@ def _decode(
     with open_video(path) as container:
         stream = video_stream(container)
         rates = stream.average_rate, stream.guessed_rate
-        expected = len(selected) if settings.clips else frames_of_header(container, stream)
-        limit = _size_limit(path, settings, expected, on_frame)
-        whole = (math.inf, math.inf)
-        seconds, most_bytes = (settings.segment_seconds, MAX_STORED_BYTES) if settings.segment_seconds else whole
+        to_store = len(selected) if settings.clips else -(-frames_of_header(container, stream) // settings.stride)
+        limit = _size_limit(path, settings, to_store, on_frame)
         clock = Clock(*rates)
-        segmenter = Segmenter(seconds, most_bytes, clock.step)
+        segmenter = _segmenter(settings, clock)
         for frame in one.stored_frames(container, stream, clock):
             for part in segmenter.add(frame):
                 yield one.message(part)
             size += frame.size
             if limit and (excess := limit.find_excess(size, one.stored)):
                 raise UndecodableVideo(QuarantineReason.TOO_LONG, excess)
-        if not one.count:
-            detail = (
-                f"{len(one.notes.errors)} packets do not decode: {one.notes.errors[-1]}"
-                if one.notes.errors
-                else "the file holds no frame"
-            )
-            raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
-        *parts, last = segmenter.finish(one.count, len(one.notes.errors))
-    for part in parts:
-        yield one.message(part)
-    end = one.message(last)
-    assert isinstance(end, DecodedVideo)
+    if not one.count:
+        errors = one.notes.errors
+        detail = f"{len(errors)} packets do not decode: {errors[-1]}" if errors else "the file holds no frame"
+        raise UndecodableVideo(QuarantineReason.NO_FRAMES, detail)
+    *parts, last = map(one.message, segmenter.finish(one.count, len(one.notes.errors)))
+    yield from parts
+    assert isinstance(last, DecodedVideo)
     if settings.segment_seconds:
-        return end
+        return last
     times, fps = _frame_times(one.times, *rates)
-    return replace(end, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
+    return replace(last, times=[times[number] for number in one.numbers], fps=fps, windows=windows)
 
 
-def _size_limit(path: Path, settings: FrameSettings, expected: int, on_frame: Callable[[], None]) -> SizeLimit | None:
+def _segmenter(settings: FrameSettings, clock: Clock) -> Segmenter:
+    """Return the cutter of a video. Without segments, the whole video is one segment."""
+    if settings.segment_seconds:
+        return Segmenter(settings.segment_seconds, MAX_STORED_BYTES, clock.step)
+    return Segmenter(math.inf, math.inf, clock.step)
+
+
+def _size_limit(path: Path, settings: FrameSettings, to_store: int, on_frame: Callable[[], None]) -> SizeLimit | None:
     """Return the check of the size of a video that is one sample. A segment ends before it exceeds the limit."""
     if settings.segment_seconds:
         return None
-    if settings.clips:
-        return SizeLimit(MAX_STORED_BYTES, expected, None)
-    stride = settings.stride
-    return SizeLimit(MAX_STORED_BYTES, -(-expected // stride), lambda: -(-_count_packets(path, on_frame) // stride))
+
+    def count_exactly() -> int:
+        return -(-_count_packets(path, on_frame) // settings.stride)
+
+    is_raw = settings.raw and not settings.flow
+    return SizeLimit(MAX_STORED_BYTES, to_store, None if settings.clips else count_exactly, is_raw)
 
 
 class _Pass:
@@ -332,15 +334,18 @@ def _frame_times(
 ) -> tuple[list[float], float]:
     """Return the seconds from the first frame to each frame, and the average frame rate.
 
-    The container's timestamps are used if they increase in each microsecond's rounding and never by more than
-    MAX_GAP_SECONDS. Otherwise (packed B-frames in AVI, raw streams without timestamps, a clock that jumps) frames are
-    placed ``1 / rate`` apart. The default rate is 25, as in ffmpeg.
+    The container's timestamps are used if they increase in each microsecond's rounding, never by more than
+    MAX_GAP_SECONDS, and on average by more than 1 / _MAX_RATE. Otherwise (packed B-frames in AVI, raw streams without
+    timestamps, a clock that jumps or is too fast) frames are placed ``1 / rate`` apart. The default rate is 25, as in
+    ffmpeg.
     """
     known = [time for time in times if time is not None]
     seconds = [round(time - known[0], 6) for time in known]
     gaps = [later - earlier for earlier, later in pairwise(seconds)]
     if len(known) == len(times) > 1 and all(0 < gap <= MAX_GAP_SECONDS for gap in gaps):
-        return seconds, round((len(seconds) - 1) / (known[-1] - known[0]), 6)
+        fps = (len(seconds) - 1) / (known[-1] - known[0])
+        if fps < _MAX_RATE:
+            return seconds, round(fps, 6)
     rates = [average_rate, guessed_rate]
     if any(abs(gap) > MAX_GAP_SECONDS for gap in gaps):  # the average includes the jump
         rates.reverse()

@@ -12,12 +12,14 @@ class SizeLimit:
 
     The number of frames to come is taken from the header. A header that says too much is not believed: the packets are
     counted before the video is refused. If the header says nothing, they are counted at a sixteenth of the limit.
-    Frames to come are assumed to have half the average size of the frames so far.
+    Frames to come are assumed to have half the average size of the frames so far. Raw frames have one size, but a tenth
+    of the packets may hold no frame (VP8 has such packets).
     """
 
-    def __init__(self, most_bytes: int, expected: int, count: Callable[[], int] | None):
+    def __init__(self, most_bytes: int, expected: int, count: Callable[[], int] | None, is_raw: bool = False):
         """``expected`` frames are to be stored, or 0 if unknown. ``count`` returns their true number."""
         self._most_bytes, self._expected, self._count = most_bytes, expected, count
+        self._is_raw = is_raw
 
     def find_excess(self, size: int, stored: int) -> str:
         """Return why a video with ``stored`` frames of ``size`` bytes so far exceeds the limit; "" if it may not."""
@@ -40,7 +42,8 @@ class SizeLimit:
         return f"{self._most_bytes / 2**30:g} GiB"
 
     def _exceeds(self, size: int, stored: int) -> bool:
-        return size + max(0, self._expected - stored) * size / stored / 2 > self._most_bytes
+        expected, share = (0.9 * self._expected, 1.0) if self._is_raw else (self._expected, 0.5)
+        return size + max(0, expected - stored) * share * size / stored > self._most_bytes
 
 
 def frames_of_header(container: Any, stream: Any) -> int:

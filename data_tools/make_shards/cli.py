@@ -7,7 +7,6 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.progress import Progress, TaskID
 from data_tools.annotations import READERS, Split, read_split
 from data_tools.decode import FrameSettings, QuarantineReason
 from data_tools.make_shards.presets import DEFAULT, PRESETS, describe
-from data_tools.make_shards.records import Counts, load_finished
+from data_tools.make_shards.records import Counts, load_finished, load_records
 from data_tools.make_shards.retry import begin_retry, end_retry
 from data_tools.make_shards.shard_plan import ShardPlan, lock_output, make_plan, write_or_check_plan
 from data_tools.make_shards.write import finish, write_shards
@@ -108,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         split = read_split(dataset, arguments.videos, arguments.annotations, arguments.split, exclude=out)
         plan = make_plan(dataset, split, frames, arguments.seed, arguments.samples_per_shard)
         write_or_check_plan(plan, out)
-        return _write(plan, arguments)
+        return _make(plan, arguments)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped: repeat the command to continue; finished shards stay in {out}") from None
 
@@ -119,64 +118,59 @@ def _value(arguments: argparse.Namespace, name: str) -> Any:
     return getattr(PRESETS[arguments.preset], name) if given is None else given
 
 
-def _write(plan: ShardPlan, arguments: argparse.Namespace) -> int:
+def _make(plan: ShardPlan, arguments: argparse.Namespace) -> int:
     """Write all shards and the manifest, or with --part only the shards of the part; return the exit status."""
     out, part = arguments.out, arguments.part
     planned = plan.part(*part) if part else plan
     name = f"{plan.split.name} {part[0]}/{part[1]}" if part else plan.split.name
     started = time.monotonic()
     with lock_output(out, part):
+        records = load_records(planned, out)
         if arguments.retry:
-            count = begin_retry(planned, out, part)
+            count = begin_retry(planned, out, records, part)
             again = "a stopped retry continues" if count is None else f"{count} shards lack a video and are made again"
             say(f"retry: {again}; their stored samples are kept")
-        finished = None if part else load_finished(plan, out)
+        finished = None if part else load_finished(plan, out, records)
         with progress_bar(TaskText("details")) as bar:
-            show = partial(_show, bar, bar.add_task(name, total=planned.num_videos, details=""), [])
-            total = write_shards(planned, out, arguments.workers, arguments.timeout, show, arguments.retry)
+            show = _Display(bar, bar.add_task(name, total=planned.num_videos, details="")).show
+            total = write_shards(planned, out, records, arguments.workers, arguments.timeout, show, arguments.retry)
         manifest = None if part else finished or finish(plan, out, total)
         end_retry(out, part)
     seconds = time.monotonic() - started
-    if manifest is None:
-        say(
-            f"part {part[0]}/{part[1]}: {_stored(total)} in {len(planned.shards)} of {len(plan.shards)} shards, "
-            f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s; "
-            "when all parts are made, run the same command without --part"
-        )
-        for line in _remarks(plan.split, total):
-            _say(line)
-    elif finished:
-        say(f"{out} is complete: {_describe(manifest, total)}; nothing to do")
+    if finished:
+        say(f"{out} is complete: {_describe(finished, total)}; nothing to do")
     else:
-        for line in _summary(plan.split, manifest, total, out, seconds):
+        lines = _summary(manifest, total, out, seconds) if manifest else _part_summary(plan, part, total, seconds)
+        for line in [*lines, *_remarks(plan.split, total)]:
             _say(line)
     if arguments.json:
-        figures = {
-            "videos": total.videos,
-            "samples": total.samples,
-            "quarantined": dict(total.reasons),
-            "shards": len(manifest.shards if manifest else planned.shards),
-            "frames": total.frames,
-            "bytes": total.bytes,
-            "seconds": round(seconds, 3),
-        }
-        write_json(arguments.json, figures)
+        write_json(arguments.json, _figures(total, len(manifest.shards if manifest else planned.shards), seconds))
     if manifest and not manifest.samples:
         raise UserError(f"none of the {plan.num_videos} videos could be stored: see {out / QUARANTINE}")
     return 3 if arguments.strict and total.quarantine else 0
 
 
-def _show(bar: Progress, task: TaskID, told: list[str], counts: Counts) -> None:
-    long = next((row for row in list(counts.quarantine) if row["reason"] == QuarantineReason.TOO_LONG), None)
-    if long and not told:  # at once, because all videos may be too long; ``told`` has the first of them
-        told.append(long["path"])
-        say(f"note: {long['path']} is too long: {long['error']}; the run goes on", file=sys.stderr)
-    speed = bar.tasks[task].speed
-    details = [f"{speed:.1f} videos/s"] if speed else []
-    details.append(decimal(counts.bytes))
-    if counts.quarantine:
-        details.append(f"{len(counts.quarantine)} quarantined")
-    bar.update(task, completed=counts.videos, details="  ".join(details))
+class _Display:
+    """Progress bar of a run. A note tells the first video that is too long at once, because all videos may be."""
+
+    def __init__(self, bar: Progress, task: TaskID):
+        self._bar, self._task = bar, task
+        self._rows = 0  # rows of the quarantine that were searched
+        self._has_told = False
+
+    def show(self, counts: Counts) -> None:
+        new = counts.quarantine[self._rows :]
+        self._rows += len(new)
+        long = next((row for row in new if row["reason"] == QuarantineReason.TOO_LONG), None)
+        if long and not self._has_told:
+            self._has_told = True
+            say(f"note: {long['path']} is too long: {long['error']}; the run goes on", file=sys.stderr)
+        speed = self._bar.tasks[self._task].speed
+        details = [f"{speed:.1f} videos/s"] if speed else []
+        details.append(decimal(counts.bytes))
+        if counts.quarantine:
+            details.append(f"{len(counts.quarantine)} quarantined")
+        self._bar.update(self._task, completed=counts.videos, details="  ".join(details))
 
 
 def _stored(total: Counts) -> str:
@@ -188,7 +182,15 @@ def _describe(manifest: Manifest, total: Counts) -> str:
     return f"{_stored(total)} in {len(manifest.shards)} shards, {manifest.quarantined} quarantined"
 
 
-def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
+def _part_summary(plan: ShardPlan, part: tuple[int, int], total: Counts, seconds: float) -> list[str]:
+    return [
+        f"part {part[0]}/{part[1]}: {_stored(total)} in {len(plan.part(*part).shards)} of {len(plan.shards)} shards, "
+        f"{len(total.quarantine)} quarantined; {total.frames} frames, {decimal(total.bytes)}, {seconds:.1f} s",
+        "when all parts are made, run the same command without --part",
+    ]
+
+
+def _summary(manifest: Manifest, total: Counts, out: Path, seconds: float) -> list[str]:
     lines = [
         f"{manifest.dataset} {manifest.split}: {_describe(manifest, total)}; {total.frames} frames, "
         f"{decimal(total.bytes)}, {seconds:.1f} s",
@@ -197,7 +199,7 @@ def _summary(split: Split, manifest: Manifest, total: Counts, out: Path, seconds
     if total.quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.reasons.items()))
         lines.append(f"quarantined:  {reasons}: {out / QUARANTINE}")
-    return [*lines, *_remarks(split, total)]
+    return lines
 
 
 def _remarks(split: Split, total: Counts) -> list[str]:
@@ -218,6 +220,19 @@ def _remarks(split: Split, total: Counts) -> list[str]:
     if split.skipped:
         lines.append(f"skipped:      {_names(split.skipped)}, not videos")
     return [*lines, *(f"note:         {note}" for note in split.notes)]
+
+
+def _figures(total: Counts, shards: int, seconds: float) -> dict[str, Any]:
+    """Return the content of the file of --json."""
+    return {
+        "videos": total.videos,
+        "samples": total.samples,
+        "quarantined": dict(total.reasons),
+        "shards": shards,
+        "frames": total.frames,
+        "bytes": total.bytes,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _say(line: str) -> None:

@@ -53,5 +53,5 @@ def reach_end(segments: Sequence[tuple[int, bool]], first: int) -> bool:
 
 def is_better(stored: StoredSample, decoded: DecodedVideo) -> bool:
     """Return whether a stored sample has more of its video than the original gives now."""
-    now, before = decoded, stored
-    return before.intact and (before.source_frames, -before.damaged_packets) > (now.source_frames, -now.damaged_packets)
+    before, now = (stored.source_frames, -stored.damaged_packets), (decoded.source_frames, -decoded.damaged_packets)
+    return stored.intact and before > now

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,20 +98,25 @@ def save_record(out: Path, shard: PlannedShard, record: ShardRecord) -> None:
     write_atomically(record_path(out, shard), json.dumps(content, sort_keys=True).encode())
 
 
-def load_finished(plan: ShardPlan, out: Path) -> Manifest | None:
+def load_records(plan: ShardPlan, out: Path) -> dict[str, ShardRecord]:
+    """Load the records of the finished shards, by the name of the shard. This checks each index and each size."""
+    loaded = ((shard.name, load_record(out, shard)) for shard in plan.shards)
+    return {name: record for name, record in loaded if record}
+
+
+def load_finished(plan: ShardPlan, out: Path, records: Mapping[str, ShardRecord]) -> Manifest | None:
     """Load the manifest of a finished folder. Return None if it is missing or damaged, or if a shard has changed."""
     with contextlib.suppress(UserError):
         manifest = load_manifest(out)
-        return manifest if manifest.shards == finished_entries(plan, out) else None
+        return manifest if manifest.shards == finished_entries(plan, records) else None
     return None
 
 
-def finished_entries(plan: ShardPlan, out: Path) -> tuple[ShardEntry, ...] | None:
-    """Return the manifest entries of all planned shards, or None if a shard is missing or damaged."""
-    records = [load_record(out, shard) for shard in plan.shards]
-    if None in records:
+def finished_entries(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> tuple[ShardEntry, ...] | None:
+    """Return the manifest entries of all planned shards, or None if a shard has no record."""
+    if len(records) < len(plan.shards):
         return None
-    return tuple(entry for record in records if record for entry in record.entries)
+    return tuple(entry for shard in plan.shards for entry in records[shard.name].entries)
 
 
 def record_path(out: Path, shard: PlannedShard) -> Path:

@@ -3,26 +3,30 @@
 import re
 from pathlib import Path
 
-from data_tools.make_shards.records import load_record, record_path
+from data_tools.make_shards.records import ShardRecord, record_path
 from data_tools.make_shards.shard_plan import STATE, ShardPlan, check_library_versions
 from motionmae.files import write_atomically
 
 _MARKER = re.compile(r"retry(\.\d+of\d+)?", re.ASCII)
 
 
-def begin_retry(plan: ShardPlan, out: Path, part: tuple[int, int] | None = None) -> int | None:
+def begin_retry(
+    plan: ShardPlan, out: Path, records: dict[str, ShardRecord], part: tuple[int, int] | None = None
+) -> int | None:
     """Mark the shards that lack a video as unfinished. Return their number, or None if a stopped retry continues.
 
-    A marker file exists until all these shards are made again. A stopped retry therefore does not start over. ``part``
-    is (number, parts). Raise UserError if the shards were made with different library versions.
+    Their records are deleted from OUT and from ``records``. A marker file exists until all these shards are made again.
+    A stopped retry therefore does not start over. ``part`` is (number, parts). Raise UserError if the shards were made
+    with different library versions.
     """
     check_library_versions(plan, out)
     marker = _retry_marker(out, part)
     if marker.exists():
         return None
-    incomplete = [shard for shard in plan.shards if (record := load_record(out, shard)) and record.counts.quarantine]
+    incomplete = [shard for shard in plan.shards if shard.name in records and records[shard.name].counts.quarantine]
     for shard in incomplete:
         record_path(out, shard).unlink()
+        del records[shard.name]
     write_atomically(marker, b"")
     return len(incomplete)
 

@@ -6,14 +6,14 @@ restarted run continues with the shards that are not marked as finished. ``manif
 
 import errno
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 from data_tools.decode_worker import DecodeWorker, WorkerStopped
-from data_tools.make_shards.records import Counts, finished_entries, load_record
+from data_tools.make_shards.records import Counts, ShardRecord, finished_entries, load_records
 from data_tools.make_shards.shard_plan import STATE, ShardPlan, check_library_versions
 from data_tools.make_shards.writer import Writer
 from data_tools.quarantine import write_quarantine
@@ -21,11 +21,17 @@ from motionmae.data.shards.manifest import EncoderSettings, Manifest, write_mani
 from motionmae.errors import UserError
 
 _PROGRESS_SECONDS = 0.1
+_DISK_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or lower --samples-per-shard with another --out,",
+}
 
 
 def write_shards(
     plan: ShardPlan,
     out: Path,
+    records: Mapping[str, ShardRecord],
     workers: int,
     stall_timeout: float,
     on_progress: Callable[[Counts], None] = lambda counts: None,
@@ -36,6 +42,7 @@ def write_shards(
     A sample that a shard holds already is never lost: it stays if its original is gone, fails or gives fewer frames.
 
     Args:
+        records: records of the finished shards, by the name of the shard.
         workers: number of decoding processes.
         stall_timeout: seconds without a frame after which a video is quarantined.
         on_progress: called several times per second in the calling thread.
@@ -50,10 +57,10 @@ def write_shards(
         KeyboardInterrupt: after Ctrl-C, when the processes have ended. Finished shards are kept.
     """
     total = Counts()
-    records = [load_record(out, shard) for shard in plan.shards]
-    for record in filter(None, records):
-        total.add(record.counts)
-    pending = [shard for shard, record in zip(plan.shards, records, strict=True) if record is None]
+    for shard in plan.shards:
+        if shard.name in records:
+            total.add(records[shard.name].counts)
+    pending = [shard for shard in plan.shards if shard.name not in records]
     if pending:
         check_library_versions(plan, out)
     decoders = [DecodeWorker(plan.frames, stall_timeout, out / STATE) for _ in range(min(workers, len(pending)))]
@@ -71,7 +78,7 @@ def write_shards(
                 decoder.stop()
     for failure in filter(None, map(_failure, futures)):
         if isinstance(failure, OSError):  # an error of the disk of OUT; videos with errors are quarantined
-            remedy = "free space" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "repair the disk"
+            remedy = _DISK_REMEDIES.get(failure.errno or 0, "repair the disk")
             raise UserError(f"{out} cannot be written ({failure}): {remedy} and repeat the command") from failure
         raise failure
     on_progress(total)
@@ -93,27 +100,26 @@ def finish(plan: ShardPlan, out: Path, total: Counts) -> Manifest:
         UserError: a shard is missing or damaged, or was made with different library versions.
     """
     check_library_versions(plan, out)
-    entries = finished_entries(plan, out)
+    entries = finished_entries(plan, load_records(plan, out))
     if entries is None:
         raise UserError(f"finished shards of {out} have changed during this run: repeat the command")
     rows = sorted(total.quarantine, key=lambda row: row["path"])
     write_quarantine(out, rows)
     frames, split = plan.frames, plan.split
-    window = frames.window if frames.clips else 0
     manifest = Manifest(
         dataset=plan.dataset,
         split=split.name,
         class_names=split.class_names,
         encoder=EncoderSettings(
-            frames.short_side,
-            frames.quality,
-            frames.stride,
-            frames.clips,
-            frames.flow,
-            plan.encoding,
-            window,
-            frames.chroma,
-            frames.segment_seconds,
+            short_side=frames.short_side,
+            jpeg_quality=frames.quality,
+            stride=frames.stride,
+            clips=frames.clips,
+            flow_distance=frames.flow,
+            encoding=plan.encoding,
+            window=frames.window if frames.clips else 0,
+            chroma=frames.chroma,
+            segment_seconds=frames.segment_seconds,
         ),
         shards=entries,
         quarantined=len(rows),

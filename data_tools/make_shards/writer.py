@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -57,17 +57,11 @@ class Writer:
     def _write_videos(self, shard: PlannedShard, counts: Counts) -> Iterator[ShardEntry]:
         path = self._out / shard.name
         old, known = StoredSamples(path), self._known_entry(path)
-
-        def choose() -> Iterator[_Sample]:
-            for key, video in shard.videos:
-                old_samples = OldSamples({0: (old, key)}, video.label)
-                yield from self._samples(key, video, old_samples, known is not None, counts)
-
-        def loses(_: set[str]) -> bool:
-            refused = {row["path"] for row in counts.quarantine}
-            return any(old.may_hold(key) for key, video in shard.videos if video.source in refused)
-
-        yield from self._write_file(path, choose(), known, loses)
+        samples = itertools.chain.from_iterable(
+            self._samples(key, video, OldSamples({0: (old, key)}, video.label), known is not None, counts)
+            for key, video in shard.videos
+        )
+        yield from self._write_file(path, samples, known, old, [key for key, _ in shard.videos])
 
     def _write_segments(self, shard: PlannedShard, counts: Counts) -> Iterator[ShardEntry]:
         """Write the shards of one video, each as soon as its last segment is decoded."""
@@ -85,13 +79,9 @@ class Writer:
         samples = self._samples(key, video, OldSamples(places, video.label), is_trusted, counts)
         count = self._plan.samples_per_shard
         for number, group in itertools.groupby(samples, lambda sample: sample.segment // count):
-            before, keys = old.pop(number, None), [segment_key(key, number * count + row) for row in range(count)]
-
-            def loses(written: set[str], before: StoredSamples | None = before, keys: list[str] = keys) -> bool:
-                return before is not None and any(before.may_hold(name) for name in keys if name not in written)
-
             path = self._out / shard.file_of_segments(number)
-            yield from self._write_file(path, group, known.get(number), loses)
+            keys = [segment_key(key, number * count + row) for row in range(count)]
+            yield from self._write_file(path, group, known.get(number), old.pop(number, None), keys)
         for number in old:  # none of its samples can be read any more
             path = self._out / shard.file_of_segments(number)
             self._prepare_replacement(path, is_set_aside=True)
@@ -103,11 +93,16 @@ class Writer:
         return load_index(path)[0] if self._retry and shard_is_complete(path) else None
 
     def _write_file(
-        self, path: Path, samples: Iterable[_Sample], known: ShardEntry | None, loses: Callable[[set[str]], bool]
+        self,
+        path: Path,
+        samples: Iterable[_Sample],
+        known: ShardEntry | None,
+        old: StoredSamples | None,
+        keys: Sequence[str],
     ) -> Iterator[ShardEntry]:
         """Write one tar, and yield its entry if it has samples. ``known`` is the entry of the old, sound tar.
 
-        ``loses`` returns whether the old tar may have a sample that is not among the written keys.
+        The old tar is set aside if it may hold one of ``keys`` that the new tar lacks.
         """
         written: set[str] = set()
         new = 0
@@ -126,7 +121,8 @@ class Writer:
             if is_same or not written:  # readers cannot use a shard without samples
                 raise _NothingNew
             writer.flush()  # the disk may be full, and then the folder stays as it is
-            self._prepare_replacement(path, loses(written))
+            is_loss = old is not None and any(old.may_hold(key) for key in keys if key not in written)
+            self._prepare_replacement(path, is_loss)
         if entry := writer.entry or (known if written else None):
             yield entry
 

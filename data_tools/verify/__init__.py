@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import zlib
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, chain
 from pathlib import Path
@@ -30,6 +31,11 @@ examples:
 
 exit status: 0 the shards are intact, 1 there is damage (every fault is printed), 2 there are no shards."""
 
+_REMEDIES = {
+    "damaged": "copy them again from an intact folder, or delete them and repeat the command that made them",
+    "unreadable": "check their permissions and their disk, and verify them again",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards (--out of `motionmae shards make`)")
@@ -42,13 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
     started, folder = time.monotonic(), arguments.shards
     manifest = load_manifest(folder)
     faults = find_faults(folder, manifest, arguments.decode, max(1, arguments.workers))
+    shards: defaultdict[str, set[str]] = defaultdict(set)  # by a key of _REMEDIES
     for fault in faults:
         say(f"damaged: {fault}", file=sys.stderr)
+        state = "unreadable" if fault.reason is Reason.UNREADABLE else "damaged"
+        shards[state].add(fault.where.partition(":")[0])
+    for state, names in shards.items():
+        count = f"{len(names)} of {len(manifest.shards)} shards are {state}"
+        say(f"{count}: {_REMEDIES[state]} ({', '.join(sorted(names))})", file=sys.stderr)
     if faults:
-        shards = sorted({fault.where.partition(":")[0] for fault in faults})
-        count = f"{len(shards)} of {len(manifest.shards)} shards are damaged"
-        remedy = "copy them again from an intact folder, or delete them and repeat the command that made them"
-        say(f"{count}: {remedy} ({', '.join(shards)})", file=sys.stderr)
         return 1
     say(
         f"{folder} is intact: {manifest.samples} samples in {len(manifest.shards)} shards, "

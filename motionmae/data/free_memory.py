@@ -38,7 +38,7 @@ def free_bytes(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> 
     for name in names:
         folder = root / name
         for group in (folder, *folder.parents):
-            if group == root or root in group.parents:
+            if group.is_relative_to(root):
                 free = min(free, _left_in(group, free))
     return max(0, free)
 

@@ -109,12 +109,6 @@ def decode_clips(jpegs: Mapping[int, bytes | memoryview], meta: SampleMeta, targ
             _resize(picture, target.crop, target.out[position])
 
 
-def decode_clip(jpegs: Sequence[bytes | memoryview], meta: SampleMeta, crop: Crop, out: np.ndarray) -> None:
-    """Decode one clip from its T frames, see :func:`decode_clips`. The same object may stand for several frames."""
-    numbers = {id(jpeg): number for number, jpeg in enumerate(jpegs)}
-    decode_clips(dict(enumerate(jpegs)), meta, [Target([numbers[id(jpeg)] for jpeg in jpegs], crop, out)])
-
-
 def _resize(picture: np.ndarray, crop: Crop, out: np.ndarray) -> None:
     size = len(out)
     method = cv2.INTER_AREA if min(crop.height, crop.width) > 2 * size else cv2.INTER_LINEAR

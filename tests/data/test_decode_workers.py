@@ -12,7 +12,7 @@ import pytest
 from motionmae.config import ClipConfig, DataConfig
 from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.decode_workers import WorkerDecoder
-from motionmae.data.open_shards import load_manifest, open_reader
+from motionmae.data.open_shards import open_reader
 from motionmae.data.shared_buffers import SharedBufferPool
 from tests.data.loading import steps
 from tests.data.made_shards import frame_numbers, make_shards
@@ -89,5 +89,5 @@ def test_reads_of_any_length_leave_the_order(folder, monkeypatch, workers):
 
 
 def load_samples(folder):
-    reader = open_reader(folder, load_manifest(folder))
+    reader = open_reader(folder)
     return [reader.read_meta(sample) for sample in range(reader.manifest.samples)]

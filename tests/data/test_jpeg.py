@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from motionmae.data.clip_sampling import Crop
-from motionmae.data.jpeg import Target, decode_clip, decode_clips, decode_frame
+from motionmae.data.jpeg import Target, decode_clips, decode_frame
 from motionmae.data.shards.errors import CorruptSample, Reason
 from motionmae.data.shards.reader import SampleMeta
 
@@ -25,7 +25,8 @@ JPEGS = [simplejpeg.encode_jpeg(smooth(seed), 95) for seed in range(3)]
 
 def decoded(jpegs, crop, size, meta=META):
     out = np.full((len(jpegs), size, size, 3), 99, np.uint8)
-    decode_clip(jpegs, meta, crop, out)
+    numbers = {jpeg: number for number, jpeg in enumerate(jpegs)}  # equal JPEGs are a repeated frame
+    decode_clips(dict(enumerate(jpegs)), meta, [Target([numbers[jpeg] for jpeg in jpegs], crop, out)])
     return out
 
 

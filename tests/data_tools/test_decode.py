@@ -221,11 +221,17 @@ def test_a_long_pause_is_no_jump(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
-def test_a_rate_of_a_billion_frames_is_none(tmp_path, ending):
-    path = write_video(tmp_path / f"v.{ending}", draw_frames(6), rate=10**9, options={"bf": "0"})
+@pytest.mark.parametrize("rate", [10**6, 10**9])
+def test_a_rate_of_a_million_frames_is_none(tmp_path, ending, rate):
+    path = write_video(tmp_path / f"v.{ending}", draw_frames(6), rate=rate, options={"bf": "0"})
     decoded = decode_video(path, WHOLE)
     assert decoded.fps == 25
     assert decoded.times == pytest.approx([index / 25 for index in range(6)])
+
+
+def test_timestamps_below_a_millisecond_are_no_times():
+    assert _frame_times([0.0, 1e-6, 2e-6], Fraction(10)) == ([0.0, 0.1, 0.2], 10.0)
+    assert _frame_times([0.0, 1e-6, 0.25], Fraction(10)) == ([0.0, 1e-6, 0.25], 8.0)  # only one gap is short
 
 
 def test_a_rate_of_zero_is_none(tmp_path):

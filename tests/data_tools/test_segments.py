@@ -157,6 +157,18 @@ class TestSizeLimit:
             assert remedy in message
         assert "its 450 frames would take about" in message
 
+    def test_raw_frames_to_come_are_not_taken_for_smaller(self, video, monkeypatch):
+        monkeypatch.setattr(decode, "_count_packets", lambda *_: 450)
+        monkeypatch.setattr(decode, "MAX_STORED_BYTES", 375 * 64 * 48 * 3)  # the video has 1.2 times as many
+        frames: list[int] = []
+        with pytest.raises(UndecodableVideo, match="its 450 frames would take about"):
+            decode_video(video, FrameSettings(raw=True), lambda: frames.append(1))
+        assert len(frames) <= 65
+        monkeypatch.setattr(decode, "_count_packets", lambda *_: 480)  # with packets that hold no frame
+        monkeypatch.setattr(decode, "frames_of_header", lambda *_: 480)
+        monkeypatch.setattr(decode, "MAX_STORED_BYTES", 450 * 64 * 48 * 3)
+        assert len(decode_video(video, FrameSettings(raw=True)).jpegs) == 450
+
     def test_a_header_that_claims_too_much_costs_no_video(self, video, monkeypatch):
         monkeypatch.setattr(decode, "frames_of_header", lambda *_: 10**7)
         size = sum(map(len, decode_video(video, WHOLE).jpegs))
@@ -188,7 +200,7 @@ class TestSizeLimit:
             decode_video(video, FrameSettings(flow=1))
 
 
-@pytest.mark.parametrize("limit", [0, 10, 10**6])
+@pytest.mark.parametrize("limit", [1, 10, 10**6])
 def test_a_store_returns_its_frames_from_memory_and_from_disk(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(frame_store, "MEMORY_BYTES", limit)
     store = FrameStore(tmp_path)

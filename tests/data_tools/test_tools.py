@@ -72,6 +72,19 @@ def test_damage_is_named_with_its_shard_and_the_remedy(copy, capsys, kind):
     assert errors.splitlines()[-1].startswith("1 of 5 shards are damaged: copy them again")
 
 
+def test_a_shard_that_is_only_unreadable_is_not_to_be_deleted(copy, capsys):
+    damage(copy, "flip")
+    shard = copy / "all-000003.tar"
+    shard.unlink()
+    shard.symlink_to(shard.name)  # ELOOP, which root meets too
+    assert verify([str(copy)]) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "1 of 5 shards are damaged: copy them again from an intact folder, or delete them and repeat the command that "
+        "made them (all-000001.tar)",
+        "1 of 5 shards are unreadable: check their permissions and their disk, and verify them again (all-000003.tar)",
+    ]
+
+
 def test_a_stride_that_differs_from_the_manifest_is_damage(copy, capsys):
     reason = damage(copy, "stride")
     assert verify([str(copy)]) == 1

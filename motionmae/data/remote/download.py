@@ -156,6 +156,8 @@ class RemoteFolder:
         self._fs = _file_system(self._scheme, data.remote_timeout)
         self.closed = threading.Event()
         """Event that makes running downloads, and waits before a retry, raise CancelledError."""
+        # atexit.register would be too late: the interpreter first waits for threads, which may wait for a download
+        threading._register_atexit(self.closed.set)  # type: ignore[attr-defined]
 
     def address(self, name: str) -> str:
         return f"{self.location}/{name}"
@@ -290,6 +292,8 @@ class RemoteFolder:
             except FileNotFoundError:
                 raise
             except Exception as error:
+                if self.closed.is_set():
+                    raise CancelledError from error
                 self._raise_permanent(name, error)
                 last = error
             if (held := progress()) > farthest:

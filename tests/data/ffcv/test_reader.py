@@ -48,11 +48,15 @@ def shards(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def beton(shards):
+def make_beton(shards):
     path = shards.parent / "all.beton"
     write_beton(shards, load_manifest(shards), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def beton(shards):
+    return make_beton(shards)
 
 
 def loader(shards, beton="", batch=10, micro_batch_size=5, rank=0, world=1, **data):
@@ -88,9 +92,7 @@ def raw_shards(tmp_path_factory, shards):
 
 @pytest.fixture(scope="module")
 def raw_beton(raw_shards):
-    path = raw_shards.parent / "all.beton"
-    write_beton(raw_shards, load_manifest(raw_shards), path)
-    return path
+    return make_beton(raw_shards)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])

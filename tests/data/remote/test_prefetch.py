@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,6 +112,30 @@ def test_close_cancels_requests_to_a_server_that_stalls(tmp_path, server, name):
         reading.join()
     finally:
         threading.excepthook = hook
+
+
+_LEAVE = """
+import sys, time
+from pathlib import Path
+from motionmae.config import ClipConfig, DataConfig
+from motionmae.data.loader import ClipLoader
+
+data = DataConfig(shards=sys.argv[1], cache=sys.argv[2], downloads=2, threads=1, remote_timeout=300)
+loader = ClipLoader(data, ClipConfig(frames=2, size=16, stride=1), seed=3, batch=4, micro_batch_size=4)
+loader._submit(0)
+while not list(Path(sys.argv[2]).glob("*.part")):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("fault", [("slow", 0.5), ("stall", 100)])
+def test_a_program_that_leaves_a_loader_open_ends_quietly(tmp_path, server, fault):
+    """The connection of a server that stalls would fail after 300 s without data."""
+    for tar in TARS:
+        server.faults[tar] = [fault]
+    command = [sys.executable, "-c", _LEAVE, server.url, str(tmp_path / "cache")]
+    ended = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

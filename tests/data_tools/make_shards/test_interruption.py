@@ -163,6 +163,7 @@ def test_a_disk_that_takes_no_more_is_answered_in_a_sentence_and_the_run_goes_on
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert f"error: {out} cannot be written" in process.stderr
+    assert "raise the limit on the size of a file (ulimit -f)" in process.stderr
     assert not list(out.glob("*.tmp"))
     assert make(videos, out) == 0
     assert fingerprint(out) == undisturbed

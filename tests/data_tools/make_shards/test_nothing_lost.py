@@ -10,6 +10,7 @@ import pytest
 from data_tools.annotations import read_split
 from data_tools.decode import FrameSettings, QuarantineReason, UndecodableVideo, decode_video
 from data_tools.make_shards import write
+from data_tools.make_shards.records import load_records
 from data_tools.make_shards.retry import begin_retry
 from data_tools.make_shards.shard_plan import make_plan
 from motionmae.data.open_shards import open_reader
@@ -218,8 +219,9 @@ def test_a_stopped_retry_goes_on_without_loss(made, monkeypatch, again):
 def arguments_of_a_retry(videos: Path, out: Path):
     """Begin a retry and return the arguments of write_shards."""
     plan = make_plan("folder", read_split("folder", videos, None, "train"), FrameSettings(), 0, 3)
-    assert begin_retry(plan, out) == 1
-    return plan, out, 1, 60.0, lambda counts: None, True
+    records = load_records(plan, out)
+    assert begin_retry(plan, out, records) == 1
+    return plan, out, records, 1, 60.0, lambda counts: None, True
 
 
 def test_a_retry_on_a_full_disk_leaves_the_folder_complete(made):

@@ -1,6 +1,7 @@
 import pytest
 
 from data_tools.make_shards import cli
+from data_tools.make_shards.records import load_record
 from data_tools.make_shards.write import write_shards
 from tests.data_tools.make_shards.runs import fingerprint, make, small_set
 
@@ -44,6 +45,20 @@ def test_a_retry_that_was_stopped_goes_on_where_it_was(two_lack_a_video, monkeyp
     assert between.items() <= times(out).items()  # shards made before the stop are not made a third time
     assert make(videos, out) == 0
     assert fingerprint(out) == bytes_before
+
+
+@pytest.mark.parametrize(("more", "times_each"), [((), 1), (("--retry",), 2)])
+def test_a_run_checks_each_shard_at_its_start_and_again_if_it_made_one(two_lack_a_video, monkeypatch, more, times_each):
+    videos, out = two_lack_a_video
+    checked = []
+
+    def load(out, shard):
+        checked.append(shard.name)
+        return load_record(out, shard)
+
+    monkeypatch.setattr("data_tools.make_shards.records.load_record", load)
+    assert make(videos, out, *more) == 0
+    assert len(checked) == times_each * len(records(out))
 
 
 def test_the_next_retry_tries_again(two_lack_a_video):
