@@ -10,8 +10,6 @@ norms, as torch.compile does at best: a group reads its inputs once, and writes 
 the kernels meanwhile. The longer of the two times is that of the step.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,11 +136,11 @@ class Roofline:
 
 
 def trace_step(config: Config, clips: int) -> list[Operator]:
-    """Return the operators of a forward and backward pass of ``clips`` clips in bfloat16."""
+    """Return the operators of a forward and backward pass of ``clips`` clips in bfloat16, with fused attention."""
     clip = config.clip
     with torch.device("meta"):
         model = MotionMAE(config)
-    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention():
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(vit, "attend", scaled_dot_product_attention):
         model = model.to_empty(device="cpu")
         pixels = torch.empty(clips, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
         with Trace() as trace:
@@ -150,13 +148,6 @@ def trace_step(config: Config, clips: int) -> list[Operator]:
                 loss = model(pixels, torch.arange(clips)).total
             loss.backward()
     return trace.operators
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Take torch's fused attention, as on a GPU."""
-    with patch.object(vit, "attend", scaled_dot_product_attention):
-        yield
 
 
 def fused_bytes(operators: list[Operator]) -> tuple[int, int]:

@@ -316,7 +316,9 @@ def _read_parameter(checkpoint: Checkpoint, file: str, name: str, kinds: Sequenc
     moments = read_tensors(folder / file.replace("model-", "optimizer-"), [f"{name}.{kind}" for kind in MOMENTS])
     values = {"parameter": read_tensors(folder / file, [name])[name]}
     values |= {kind: moments[f"{name}.{kind}"] for kind in MOMENTS}
-    return values | ({"average": _read_average(checkpoint, file, name)} if "average" in kinds else {})
+    if "average" in kinds:
+        values["average"] = _read_average(checkpoint, file, name)
+    return values
 
 
 def _read_average(checkpoint: Checkpoint, file: str, name: str) -> Tensor:

@@ -94,6 +94,7 @@ class Engine:
         if rank.device.type == "cpu":
             keep_freed_memory()
         choose_kernels(config, rank.device)
+        self._applied: bool | None = None  # of the last step; None until the host has read it
         decay = config.optim.ema_decay
         self._average = ModelEmaV3(model.to(rank.device), decay) if decay else None
         self.deepspeed, self.optimizer, _, _ = import_deepspeed(rank.device).initialize(
@@ -131,6 +132,7 @@ class Engine:
         """End a micro-batch; the last one of a step updates the weights, unless all ranks skip the update."""
         last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
+        self._applied = None
         if last and self._average and self.applied:
             self._average.update(self.deepspeed.module)
         if last and self.loss_scale:
@@ -139,10 +141,11 @@ class Engine:
 
     @property
     def applied(self) -> bool:
-        """False if all ranks skipped the last step's update. At stage 0 the host waits for the device here."""
-        if isinstance(self.optimizer, GuardedAdamW):
-            return not self.optimizer.found_inf
-        return bool(self.deepspeed.was_step_applied())
+        """False if all ranks skipped the last step's update. At stage 0 the host waits for the device here, once."""
+        if self._applied is None:
+            guarded = isinstance(self.optimizer, GuardedAdamW)
+            self._applied = not self.optimizer.found_inf if guarded else bool(self.deepspeed.was_step_applied())
+        return self._applied
 
     @property
     def grad_norm(self) -> float:

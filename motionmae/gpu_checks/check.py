@@ -39,10 +39,9 @@ class Check:
 
     name: str
     function: str  # "module:function", which takes a Setting and returns Figures
-    proves: str  # clause for the docs
     shown: str  # keys of the figures in the table; dots separate the keys of nested figures
     limit: int  # seconds after which the check counts as failed
-    least: int = 0  # seconds that must be left of the total time, or the check does not begin
+    min_seconds: int = 0  # seconds that must be left of the total time, or the check does not begin
     needs_gpu: bool = True
     needs_gpus: bool = False  # several GPUs, or several ranks on the CPU
     on_each: bool = False  # in a process for each GPU
@@ -64,7 +63,7 @@ class Setting(JsonModel):
         return self.device == "cuda"
 
     @property
-    def patience(self) -> int:
+    def time_factor(self) -> int:
         """Factor of all time limits: a CPU is slower, and may be shared with other programs."""
         return 1 if self.on_gpu else 5
 

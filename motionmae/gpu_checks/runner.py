@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 import motionmae
+from motionmae.config import EngineConfig
 from motionmae.files import FileTail
 from motionmae.gpu_checks.check import Check, CheckResult, Setting, Verdict
 from motionmae.gpu_checks.worker import Job
@@ -21,7 +22,7 @@ from motionmae.json_text import parse_json
 ROOT = Path(motionmae.__file__).resolve().parents[1]
 MARK = "MOTIONMAE_DOCTOR"
 """Environment variable that identifies all processes of one check, also those that left its process group."""
-_DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+_DETERMINISTIC = EngineConfig(deterministic=True).environment
 """Variable that torch's deterministic kernels need before cuBLAS starts. The default takes as much memory."""
 _START_SECONDS = 60  # added to the limit of the first check of a process, for its imports
 _POLL_SECONDS = 0.05
@@ -46,12 +47,12 @@ class Runner:
         """Run the checks in order. A process runs several checks, and ends at the first that fails."""
         with _exiting_on_sigterm():
             for check in checks:
-                if reason := self._hindrance(check):
+                if reason := self._reason_not_to_run(check):
                     self._add(_unfinished(check, reason, Verdict.NOT_RUN))
             while waiting := [check for check in checks if check.name not in self._results]:
-                if useless := next(filter(self._has_failed, (check for check in checks if check.essential)), None):
-                    self._add(_unfinished(waiting[0], f"{useless.name} failed", Verdict.NOT_RUN))
-                elif self._end - time.monotonic() < max(waiting[0].least, _LEAST_SECONDS):
+                if failed := next(filter(self._has_failed, (check for check in checks if check.essential)), None):
+                    self._add(_unfinished(waiting[0], f"{failed.name} failed", Verdict.NOT_RUN))
+                elif self._end - time.monotonic() < max(waiting[0].min_seconds, _LEAST_SECONDS):
                     problem = f"no time was left: add --only {waiting[0].name}"
                     self._add(_unfinished(waiting[0], problem, Verdict.NOT_RUN))
                 else:
@@ -65,7 +66,7 @@ class Runner:
     def _has_failed(self, check: Check) -> bool:
         return check.name in self._results and self._results[check.name].verdict is Verdict.FAILED
 
-    def _hindrance(self, check: Check) -> str:
+    def _reason_not_to_run(self, check: Check) -> str:
         """Return why ``check`` cannot run in this setting; empty if it can."""
         if check.needs_gpus and self._setting.ranks < 2:
             return "needs several GPUs"
@@ -123,10 +124,10 @@ class Runner:
             if not waiting or any(self._has_failed(check) for check in checks):
                 return  # the remaining checks get a new process
             check, seconds = waiting[0], time.monotonic() - began
-            limit = self._setting.patience * (check.limit + extra)
+            limit = self._setting.time_factor * (check.limit + extra)
             if ended or seconds > limit:
                 how = f"ended with status {process.returncode}" if ended else f"did not end within {limit:.0f} s"
-                self._add(_unfinished(check, f"its process {how}{_last_lines(log)}", Verdict.FAILED, seconds))
+                self._add(_unfinished(check, f"its process {how}{last_lines(log)}", Verdict.FAILED, seconds))
                 return
             if time.monotonic() > self._end:
                 problem = f"the total time was over: add --only {check.name}"
@@ -153,7 +154,8 @@ def _unfinished(check: Check, problem: str, verdict: Verdict, seconds: float = 0
     return CheckResult(name=check.name, verdict=verdict, seconds=round(seconds, 1), problem=problem)
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """Return the end of a log, to be appended to a message; empty if there is none."""
     with suppress(OSError):
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return "".join(f"; {line[:300]}" for line in lines[-_LOG_LINES:])

@@ -30,15 +30,9 @@ def explain_out_of_memory(config: Config, rank: DistributedContext) -> Iterator[
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(_sentence(config, rank)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and _LACK_OF_MEMORY.search(str(error)) is not None
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _LACK_OF_MEMORY.search(str(error)):
+            raise OutOfMemoryError(_sentence(config, rank)) from error
+        raise
 
 
 def _sentence(config: Config, rank: DistributedContext) -> str:
@@ -51,15 +45,16 @@ def _sentence(config: Config, rank: DistributedContext) -> str:
         }
     )
     largest = largest_micro_batch(estimated, rank.world, USABLE * size)
-    fitting = [number for number in range(1, min(largest, videos - 1) + 1) if _divides(config, rank.world, number)]
+    smaller = range(min(largest, videos - 1), 0, -1)
+    fitting = next((number for number in smaller if _divides(config, rank.world, number)), 0)
     where = f"rank {rank.rank} ran out of memory on its {size / 1e9:.0f} GB {'GPU' if on_gpu else 'machine'}"
     setting = f"with engine.micro_batch_size={videos}, and the estimate allows {largest} (motionmae plan)"
     if largest >= videos:
         reason = "nvidia-smi lists other processes" if on_gpu else "other ranks and processes share it"
-        smaller = f"engine.micro_batch_size={fitting[-1]}" if fitting else "model.activation_checkpointing=full"
-        return f"{where} {setting}: {reason}; stop them, or set {smaller}"
+        remedy = f"engine.micro_batch_size={fitting}" if fitting else "model.activation_checkpointing=full"
+        return f"{where} {setting}: {reason}; stop them, or set {remedy}"
     if fitting:
-        return f"{where} {setting}: set engine.micro_batch_size={fitting[-1]} or model.activation_checkpointing=full"
+        return f"{where} {setting}: set engine.micro_batch_size={fitting} or model.activation_checkpointing=full"
     return f"{where} {setting}: set model.activation_checkpointing=full or a higher engine.zero_stage"
 
 

@@ -1,10 +1,9 @@
-"""Training code on a GPU that FakeTensor feigns: no tensor of the CPU, no wait of the host, one compiled graph.
+"""Training code on a GPU that FakeTensor simulates: no tensor of the CPU, no wait of the host, one compiled graph.
 
-torch cannot run a backward pass on a feigned GPU. It reads only tensors that the forward pass has saved.
+torch cannot run a backward pass on a simulated GPU. It reads only tensors that the forward pass has saved.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from motionmae.config import Config, load_config
+from motionmae.config.load import known_configs
 from motionmae.models.classifier import build_classifier
 from motionmae.models.motionmae import MotionMAE
 from motionmae.training.finetune import ClipMixup
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in sorted(CONFIGS.rglob("*.yaml"))]
-SHIPPED = [name for name in NAMES if not name.startswith("base/")]
+SHIPPED = [name for name in known_configs() if not name.startswith("base/")]
 OPTIONS = [
     "mask.kind=time mask.ratio=0.75",
     "mask.kind=tube mask.decoder_ratio=0.5",

@@ -23,8 +23,8 @@ from motionmae.gpu_checks.checks.attention import Shape, shapes_of, try_shape
 from motionmae.gpu_checks.checks.host_waits import device_waits, reported_waits
 from motionmae.gpu_checks.checks.nvml import NAMES, scrape
 from motionmae.gpu_checks.checks.speed import fitting
+from motionmae.gpu_checks.fixtures import TINY, load
 from motionmae.gpu_checks.measure import Kernel, busy_seconds, kernels_of, longest, shared_seconds
-from motionmae.gpu_checks.subjects import TINY, load
 from motionmae.planning.flops import step_flops
 from motionmae.planning.measured_speed import MeasuredSpeed
 from motionmae.planning.memory import predict_memory
@@ -89,7 +89,7 @@ def test_kernels_of_a_config_are_not_those_of_later_checks(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["vitb_k400", "vitl_k400", "vith_k400", "vitl_ssv2_32f"])
 def test_inputs_of_attention_are_made_on_the_gpu(name: str) -> None:
-    with FakeTensorMode():  # feigns a GPU
+    with FakeTensorMode():  # simulates a GPU
         for shape in shapes_of(load_config(name)):
             parts = attention._inputs(shape, -120.0, torch.device("cuda"))
             output = attention.attend(*parts)
@@ -193,7 +193,7 @@ def test_torch_and_the_exporter_must_see_the_same_gpu(setting: Setting, monkeypa
 
 
 @pytest.fixture
-def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An H200 whose memory is what the plan says, times ``factor``. The steps run on the CPU."""
     gpu = SimpleNamespace(factor=1.0, planned=0, held=0)
     properties = SimpleNamespace(total_memory=141e9)
@@ -217,9 +217,9 @@ def feigned_gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return gpu
 
 
-def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu: SimpleNamespace) -> None:
+def test_speed_memory_and_profile_of_a_fake_gpu(setting: Setting, fake_gpu: SimpleNamespace) -> None:
     config, on_gpu = load(TINY, setting), setting.model_copy(update={"device": "cuda"})
-    feigned_gpu.planned, feigned_gpu.held = predict_memory(config, 1).peak, 5_000_000_000
+    fake_gpu.planned, fake_gpu.held = predict_memory(config, 1).peak, 5_000_000_000
     found = speed_check.measure(config, on_gpu)
     assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 989)
     assert found["tflop_per_s"] == pytest.approx(step_flops(config).model * found["clips_per_second"] / 1e12)
@@ -230,7 +230,7 @@ def test_speed_memory_and_profile_of_a_feigned_gpu(setting: Setting, feigned_gpu
     assert found["busy_share"] == pytest.approx(20 / found["ms"])
     assert found["longest_ms"] == {"gemm": pytest.approx(17.5), "flash_fwd": pytest.approx(5)}
     assert MeasuredSpeed.model_fields.keys() <= found.keys()
-    feigned_gpu.planned, feigned_gpu.factor = 10e9, 1.0
+    fake_gpu.planned, fake_gpu.factor = 10e9, 1.0
     with pytest.raises(CheckError, match=r"a step takes 10.00 GB, the plan says 0.\d\d GB") as failed:
         speed_check.measure(config, on_gpu)
     assert failed.value.figures["kernels_per_step"] == 1  # the figures stay

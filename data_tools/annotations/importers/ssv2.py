@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from data_tools.annotations.importers.official_files import read_official_json
+from data_tools.annotations.importers.official_files import class_names_of, read_official_json
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.split import UNLABELLED, Split
 from data_tools.annotations.video_index import VideoIndex
@@ -40,9 +40,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         labels = {name: int(number) for name, number in numbers.items()}
     except ValueError as error:
         raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
-    class_names = tuple(sorted(labels, key=labels.__getitem__))
-    if sorted(labels.values()) != list(range(len(labels))):
-        raise UserError(f"{labels_file} does not number its classes 0, 1, 2, ...: download the official file again")
+    class_names = class_names_of(labels_file, labels)
     answers = _read_answers(file.parent) if split == "test" else {}
     index = VideoIndex(videos, exclude)
     records = []

@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from motionmae.config import Config, load_config
 from motionmae.engine.kernels import choose_kernels
 from motionmae.gpu_checks.check import Figures, Setting, require
+from motionmae.gpu_checks.fixtures import device_of
 from motionmae.gpu_checks.measure import device_kernels, is_attention, seconds_of
-from motionmae.gpu_checks.subjects import device_of
 from motionmae.models.masking import step_cubes
 from motionmae.models.vit import attend
 

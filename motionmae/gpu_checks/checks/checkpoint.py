@@ -14,7 +14,7 @@ from motionmae.engine import sharded_state
 from motionmae.engine.deepspeed_engine import Engine
 from motionmae.engine.sharded_state import KINDS
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, build_engine, load, take_steps
+from motionmae.gpu_checks.fixtures import TINY, build_engine, load, take_steps
 from motionmae.runs.checkpoint_store import CheckpointStore
 
 _LOSS_ERROR = 1e-3  # of the next step after a restore; GPU kernels may add in another order

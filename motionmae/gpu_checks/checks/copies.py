@@ -10,8 +10,8 @@ from torch import Tensor
 from motionmae.data.loader import Batch, DevicePrefetcher
 from motionmae.data.shared_buffers import SharedBufferPool
 from motionmae.gpu_checks.check import Figures, Setting, require
+from motionmae.gpu_checks.fixtures import device_of
 from motionmae.gpu_checks.measure import seconds_of, wait_for
-from motionmae.gpu_checks.subjects import device_of
 
 _BATCHES = 10
 _SHAPE = (32, 16, 224, 224, 3)  # ViT-B's micro-batch

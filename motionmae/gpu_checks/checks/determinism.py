@@ -4,7 +4,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, build_engine, load, take_steps
+from motionmae.gpu_checks.fixtures import TINY, build_engine, load, take_steps
 
 _STEPS, _QUICK_STEPS = 10, 5
 

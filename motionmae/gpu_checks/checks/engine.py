@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils import cpp_extension
 
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, build_engine, load, take_steps
+from motionmae.gpu_checks.fixtures import TINY, build_engine, load, take_steps
 
 _SPREAD = 0.01  # largest relative difference between the losses of two stages; bf16 rounds differently
 

@@ -21,7 +21,7 @@ _LIBRARIES = ("deepspeed", "timm", "triton", "nvidia-ml-py")
 
 def check_environment(setting: Setting) -> Figures:
     """Check that torch finds the GPU, and collect versions and limits."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)  # a run raises its soft limit to the hard one
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     compiler = shutil.which("gcc") or shutil.which("cc")
     figures: Figures = {
@@ -31,11 +31,10 @@ def check_environment(setting: Setting) -> Figures:
         "driver": driver_version(),
         "nvcc": shutil.which("nvcc"),
         "cores": len(os.sched_getaffinity(0)),
-        "descriptors_soft": soft,
-        "descriptors_hard": hard,
+        "descriptors": descriptors,
         "shared_memory_gb": _gigabytes("/dev/shm"),
         "engine_compile_possible": bool(compiler and header.is_file()),
-        "notes": _notes(soft, hard, bool(compiler), header),
+        "notes": _notes(descriptors, bool(compiler), header),
     }
     if not setting.on_gpu:
         return figures | {"not_run": ["GPU, driver, cuDNN and NCCL"]}
@@ -71,11 +70,13 @@ def driver_version() -> str | None:
         return None
 
 
-def _notes(soft: int, hard: int, has_compiler: bool, header: Path) -> list[str]:
+def _notes(descriptors: int, has_compiler: bool, header: Path) -> list[str]:
     """Return sentences about limits that may disturb a large run."""
     notes = []
-    if soft < _DESCRIPTORS:
-        notes.append(f"{soft} open files are allowed (hard limit {hard}); hundreds of ranks need {_DESCRIPTORS}")
+    if descriptors != resource.RLIM_INFINITY and descriptors < _DESCRIPTORS:
+        notes.append(
+            f"at most {descriptors} open files are allowed (ulimit -Hn); hundreds of ranks need {_DESCRIPTORS}"
+        )
     if not has_compiler:
         notes.append("no C compiler: engine.compile cannot work")
     elif not header.is_file():

@@ -1,5 +1,7 @@
 """Check of fine-tuning, of the multi-view test, and of an export, against the CPU in fp32."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -13,7 +15,7 @@ from motionmae.evaluation.inference import FrozenModel
 from motionmae.evaluation.load_run import Finetuned, load_finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import all_cores, decoders, load, make_shards
+from motionmae.gpu_checks.fixtures import all_cores, decoders, load, make_shards
 from motionmae.runs.end_reason import EndReason
 from motionmae.training.setup import run_training
 
@@ -30,7 +32,7 @@ def check_finetuning(setting: Setting) -> Figures:
     figures: Figures = {"end": str(reason)}
     require(reason is EndReason.FINISHED, f"fine-tuning ended as {reason}", figures)
     with all_cores():
-        right = probabilities(config.updated({"engine.precision": "fp32"}), _cpu(rank))
+        right = probabilities(config.updated({"engine.precision": "fp32"}), replace(rank, device=torch.device("cpu")))
     for precision, limit in _LIMITS.items():
         values = probabilities(config.updated({"engine.precision": precision}), rank)
         off = float(np.abs(values - right).max())
@@ -68,7 +70,3 @@ def probabilities(config: Config, rank: DistributedContext) -> np.ndarray:
     found = [model(read_views(reader, video, config)).softmax(1).mean(0).numpy() for video in range(_VIDEOS)]
     reader.close()
     return np.stack(found)
-
-
-def _cpu(rank: DistributedContext) -> DistributedContext:
-    return DistributedContext(rank.rank, rank.world, rank.local_rank, torch.device("cpu"))

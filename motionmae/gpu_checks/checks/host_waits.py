@@ -13,7 +13,7 @@ import torch
 
 import motionmae
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, load, make_shards, real_trainer
+from motionmae.gpu_checks.fixtures import TINY, load, make_shards, real_trainer
 
 _STEPS, _WARM_UP = 10, 4
 _REPORT = "called a synchronizing CUDA operation"  # torch's words; another warning says that the mode is a prototype

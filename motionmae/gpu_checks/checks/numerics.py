@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from motionmae.config import Config
 from motionmae.gpu_checks.check import Figures, Setting, require
-from motionmae.gpu_checks.subjects import TINY, all_cores, device_of, load, make_batch
+from motionmae.gpu_checks.fixtures import TINY, all_cores, device_of, load, make_batch
 from motionmae.models.masking import draw_masks, running_cells
 from motionmae.models.motionmae import build_motionmae
 

@@ -15,14 +15,14 @@ import psutil
 from motionmae.config import Config, config_yaml
 from motionmae.data.profile_loader import profile_loader
 from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
-from motionmae.gpu_checks.runner import torchrun
-from motionmae.gpu_checks.subjects import TINY, decoders, load, make_shards
+from motionmae.gpu_checks.fixtures import TINY, decoders, load, make_shards
+from motionmae.gpu_checks.runner import last_lines, torchrun
 from motionmae.json_text import JsonModel, load_json
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.events import Kind, Row
 from motionmae.runs.history import RunHistory
 
-_WAIT_SECONDS = 180  # for a run to get to its next mark, times the setting's patience
+_WAIT_SECONDS = 180  # for a run to get to its next mark, times the setting's time_factor
 _POLL_SECONDS = 0.1
 _MOST_DATA_WAIT = 0.05  # share of a step
 _WARM_UP_ROWS = 5  # rows of metrics before the loader's queue is in balance
@@ -41,7 +41,7 @@ class _Command:
     """Started command line, its log, and the time that it may take to its next mark."""
 
     def __init__(self, command: Sequence[str], log: Path, setting: Setting) -> None:
-        self.log, self._seconds = log, _WAIT_SECONDS * setting.patience
+        self.log, self._seconds = log, _WAIT_SECONDS * setting.time_factor
         with log.open("wb") as output:
             self._process = subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, process_group=0)
 
@@ -49,16 +49,16 @@ class _Command:
         """Wait for the end; raise CheckError if it does not come, or with another status than 0."""
         self.wait_until(lambda: self._process.poll() is not None, "end")
         if status := self._process.returncode:
-            raise CheckError(f"{self.log.stem} ended with status {status}{_last_line(self.log)}", {})
+            raise CheckError(f"{self.log.stem} ended with status {status}{last_lines(self.log)}", {})
 
     def wait_until(self, condition: Callable[[], object], goal: str) -> None:
         """Wait for ``condition``; raise CheckError if the time is over, or the command has failed."""
         end = time.monotonic() + self._seconds
         while not condition():
             if self._process.poll():
-                raise CheckError(f"{self.log.stem} failed before it could {goal}{_last_line(self.log)}", {})
+                raise CheckError(f"{self.log.stem} failed before it could {goal}{last_lines(self.log)}", {})
             if time.monotonic() > end:
-                raise CheckError(f"{self.log.stem} did not {goal} within {self._seconds} s{_last_line(self.log)}", {})
+                raise CheckError(f"{self.log.stem} did not {goal} within {self._seconds} s{last_lines(self.log)}", {})
             time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
@@ -167,7 +167,7 @@ def check_preemption(setting: Setting) -> Figures:
     preempted = [row["step"] for row in history.of(Kind.PREEMPTION)]
     resumed = [row["step"] for row in history.of(Kind.RESUME)]
     figures: Figures = {"preempted_at_step": preempted, "resumed_at_step": resumed, "exit_code": exit_code}
-    require(exit_code == 0, f"the job ended with status {exit_code}{_last_line(submitted.log)}", figures)
+    require(exit_code == 0, f"the job ended with status {exit_code}{last_lines(submitted.log)}", figures)
     require(bool(preempted), "SIGUSR2 did not preempt the run", figures)
     require(resumed == preempted, "steps were lost between the preemption and the resumption", figures)
     require(bool(history.of(Kind.FINISH)), "the run did not finish", figures)
@@ -195,8 +195,3 @@ def _loss_error(before: list[Row], after: list[Row]) -> float:
     """Return the largest relative difference between the losses of steps that both attempts took."""
     old = {row["step"]: row["loss"] for row in before}
     return max((abs(row["loss"] / old[row["step"]] - 1) for row in after if row["step"] in old), default=0.0)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return f": {lines[-1][:300]}" if lines else ""

@@ -3,19 +3,17 @@
 On several CPU ranks gloo takes NCCL's place.
 """
 
-from typing import Any
-from unittest.mock import patch
-
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from motionmae.config import Config
 from motionmae.distributed.context import DistributedContext, gather_objects
 from motionmae.distributed.process_group import init_distributed
-from motionmae.engine import deepspeed_engine
+from motionmae.engine.deepspeed_engine import Engine
 from motionmae.gpu_checks.check import Figures, Setting, require
+from motionmae.gpu_checks.fixtures import TINY, Batch, build_engine, load, make_batch, take_step
 from motionmae.gpu_checks.measure import Kernel, busy_seconds, device_kernels, seconds_of, shared_seconds
-from motionmae.gpu_checks.subjects import TINY, Batch, build_engine, load, make_batch, take_step
 
 _ELEMENTS = {True: 64_000_000, False: 100_000}  # of a message, on GPUs and on CPU ranks
 _STEPS = 4
@@ -59,7 +57,7 @@ def check_overlap(setting: Setting) -> Figures:
     figures: Figures = {"ranks": rank.world}
     ends = {}
     for overlaps in (False, True):
-        losses, ends[overlaps], hidden = _train(config, rank, overlaps)
+        losses, ends[overlaps], hidden = _train(config.updated({"engine.overlap_comm": overlaps}), rank)
         figures[f"overlap_comm={overlaps}"] = {"losses": losses, "hidden_share": hidden}
     error = float(torch.stack([(ends[True][key] - ends[False][key]).abs().max() for key in ends[True]]).max())
     figures["weight_error"] = error
@@ -67,19 +65,9 @@ def check_overlap(setting: Setting) -> Figures:
     return figures
 
 
-def _train(
-    config: Config, rank: DistributedContext, overlaps: bool
-) -> tuple[list[float], dict[str, Any], float | None]:
+def _train(config: Config, rank: DistributedContext) -> tuple[list[float], dict[str, Tensor], float | None]:
     """Take some steps; return losses, final weights, and the share of the reduction that computing hides."""
-    original = deepspeed_engine.deepspeed_config
-
-    def changed(*inputs: Any) -> dict[str, Any]:
-        settings = original(*inputs)
-        settings["zero_optimization"]["overlap_comm"] = overlaps
-        return settings
-
-    with patch.object(deepspeed_engine, "deepspeed_config", changed):
-        engine = build_engine(config, stage=1)
+    engine = build_engine(config, stage=1)
     batches = [make_batch(config, rank.rank + rank.world * number, rank.device) for number in range(_STEPS)]
     losses = [float(take_step(engine, batch)) for batch in batches]
     weights = {name: p.detach().float().cpu().clone() for name, p in engine.parameters.items()}
@@ -88,7 +76,7 @@ def _train(
     return losses, weights, hidden
 
 
-def _hidden_share(engine: deepspeed_engine.Engine, batch: Batch) -> float | None:
+def _hidden_share(engine: Engine, batch: Batch) -> float | None:
     """Return the share of NCCL's time in which other kernels run; None if the profiler sees no kernels."""
 
     def step() -> None:

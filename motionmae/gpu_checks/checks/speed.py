@@ -7,6 +7,7 @@ import torch
 
 from motionmae.config import Config
 from motionmae.gpu_checks.check import CheckError, Figures, Setting, require
+from motionmae.gpu_checks.fixtures import TINY, build_engine, device_of, load, make_batch, take_step
 from motionmae.gpu_checks.measure import (
     busy_seconds,
     device_kernels,
@@ -14,7 +15,6 @@ from motionmae.gpu_checks.measure import (
     longest,
     seconds_of,
 )
-from motionmae.gpu_checks.subjects import TINY, build_engine, device_of, load, make_batch, take_step
 from motionmae.planning.flops import step_flops
 from motionmae.planning.gpus import USABLE, peak_of_device
 from motionmae.planning.memory import largest_micro_batch, predict_memory

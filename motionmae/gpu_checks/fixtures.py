@@ -1,4 +1,4 @@
-"""Subjects of the checks: configs, engines, batches, and shards of made videos."""
+"""Fixtures of the checks: configs, engines, batches, and shards of synthetic videos."""
 
 import os
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from motionmae.training.trainer import Trainer
 
 TINY = "tiny_toy"
 """Config of the smallest model, for --quick and for the CPU."""
-_QUALITY = 90  # of the JPEGs in made shards
-_VIDEOS = 16  # different videos in made shards; more samples repeat them
-_MOTION = 3  # pixels that the pattern of a made video moves between frames
+_QUALITY = 90  # of the JPEGs in synthetic shards
+_VIDEOS = 16  # different videos in synthetic shards; more samples repeat them
+_MOTION = 3  # pixels that the pattern of a synthetic video moves between frames
 
 
 class Batch(NamedTuple):
@@ -95,7 +95,7 @@ def real_trainer(config: Config) -> Iterator[Trainer]:
 
 
 def make_shards(folder: Path, config: Config, samples: int, classes: int = 2) -> Path:
-    """Write shards of made videos that fit ``config``: noise of 16 x 16 pixels that moves, one direction a class."""
+    """Write shards of synthetic videos for ``config``: noise of 16 x 16 pixels that moves, one direction a class."""
     clip = config.clip
     stored, height = clip.frames + 8, clip.size * 8 // 7
     width = height * 4 // 3
@@ -103,7 +103,7 @@ def make_shards(folder: Path, config: Config, samples: int, classes: int = 2) ->
     folder.mkdir(parents=True)
     videos = [_make_video(number, stored, height, width, classes) for number in range(_VIDEOS)]
     for shard, numbers in enumerate((range(samples // 2), range(samples // 2, samples))):
-        with ShardWriter(folder / f"made-{shard:06d}.tar") as writer:
+        with ShardWriter(folder / f"synthetic-{shard:06d}.tar") as writer:
             for number in numbers:
                 label = number % _VIDEOS % classes
                 meta = {
@@ -122,7 +122,7 @@ def make_shards(folder: Path, config: Config, samples: int, classes: int = 2) ->
         entries.append(writer.entry)
     names = tuple(f"direction{label}" for label in range(classes))
     settings = EncoderSettings(short_side=height, jpeg_quality=_QUALITY, stride=clip.stride)
-    write_manifest(folder, Manifest("made", "train", names, settings, tuple(entries)))
+    write_manifest(folder, Manifest("synthetic", "train", names, settings, tuple(entries)))
     return folder
 
 
