@@ -38,7 +38,8 @@ def walk_files(root: Path, exclude: Path | None = None, skipped_kinds: Counter[s
         counts["system folder"] += sum(name.lower() in SYSTEM_FOLDERS for name in subfolders)
         counts[APPLE_DOUBLE] += sum(name.startswith("._") for name in names)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name.lower() not in SYSTEM_FOLDERS)
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        here = Path(folder)
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
 
 
 def _refuse_unlistable(error: OSError) -> None:
