@@ -3,6 +3,7 @@
 FFmpeg opens many of them all the same: it draws texts (demuxer ``tty``) and shows a picture as a video of one frame.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -72,14 +73,18 @@ def kind_of_name(name: str) -> str | None:
     lower = name.lower()
     if lower.startswith("._"):
         return APPLE_DOUBLE
-    if is_unfinished(name):
+    if _FRAGMENT.search(name):
         return DOWNLOAD
-    return _NAMES.get(lower) or _KIND_OF_SUFFIX.get(Path(lower).suffix)
+    return _NAMES.get(lower) or _kind_of_suffix(lower)
 
 
 def is_unfinished(name: str) -> bool:
     """Return whether a browser or yt-dlp gives this name to a file whose download has not ended."""
-    return _KIND_OF_SUFFIX.get(Path(name.lower()).suffix) == DOWNLOAD or _FRAGMENT.search(name) is not None
+    return _kind_of_suffix(name.lower()) == DOWNLOAD or _FRAGMENT.search(name) is not None
+
+
+def _kind_of_suffix(lower: str) -> str | None:
+    return _KIND_OF_SUFFIX.get(os.path.splitext(lower)[1])  # noqa: PTH122 - a data set may have a million files
 
 
 def kind_of_content(head: bytes) -> str | None:

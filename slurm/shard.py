@@ -97,7 +97,8 @@ def _run_here(commands: Sequence[Sequence[str]], cpus: int, logs: Path) -> int:
     try:
         for number, command in enumerate(parts):
             if len(running) == most:
-                running.pop(0).wait()
+                running[0].wait()  # it stays in the list meanwhile: an interrupt ends it, too
+                del running[0]
             say(f"part {number}/{len(parts)}: see {logs / f'part-{number}.log'}")
             with (logs / f"part-{number}.log").open("ab") as log:
                 running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))

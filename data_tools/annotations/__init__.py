@@ -71,7 +71,7 @@ def _read_split(dataset: str, videos: Path, annotations: Path | None, split: str
     counts = Counter(os.path.normpath(video.path or video.source) for video in result.videos)
     duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:  # the video would be used twice in an epoch, or have two classes
-        listed = f"{result.description} names {len(duplicates)} videos more than once"
+        listed = f"{result.description} names {len(duplicates)} of its videos more than once"
         raise UserError(f"{listed}, first {excerpt(duplicates[0])}: keep one line for each video")
     if all(video.path is None for video in result.videos):
         listed = f"the {len(result.videos)} videos of {result.description}"
@@ -89,4 +89,4 @@ def _note_on_alternatives(videos: Sequence[VideoRecord]) -> str:
     if not several:
         return ""
     names = " before ".join(source for source, _ in several[0].files)
-    return f"{len(several)} videos have several files, and the first that decodes is stored; for example {names}"
+    return f"videos with several files, of which the first that decodes is stored: {len(several)}, for example {names}"

@@ -139,7 +139,7 @@ def _is_list_of_names(value: Any) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    return Path(text).suffix.lower() in VIDEO_SUFFIXES
+    return text.lower().endswith(tuple(VIDEO_SUFFIXES))
 
 
 def _array_columns(path: Path, rows: Sequence[Sequence[Any]]) -> Columns:

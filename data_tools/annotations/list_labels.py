@@ -70,19 +70,17 @@ def _only_value(entry: Entry, text: str) -> str:
 
 
 def _refuse_mixture(entries: Sequence[Entry], texts: Sequence[str]) -> None:
-    number = next((n for n, text in enumerate(texts) if _WHOLE.fullmatch(text)), None)
-    other = next((n for n, text in enumerate(texts) if text and not _WHOLE.fullmatch(text)), None)
-    fraction = next(
-        (n for n, text in enumerate(texts) if _FRACTION.fullmatch(text) and not _WHOLE.fullmatch(text)), None
-    )
-    if fraction is not None and (number is not None or all(_FRACTION.fullmatch(text) for text in texts if text)):
-        label = f"the label {texts[fraction][:40]} is not a whole number"
-        raise UserError(f"{entries[fraction].where}: {label}: give each class a number or a name")
-    if number is not None and other is not None:
-        pair = (
-            f"the label {excerpt(texts[other], 40)!r} is a name, but {texts[number]} ({entries[number].where}) a number"
-        )
-        raise UserError(f"{entries[other].where}: {pair}: use names or numbers for all classes")
+    labelled = [(text, entry.where) for text, entry in zip(texts, entries, strict=True) if text]
+    numbers = [pair for pair in labelled if _WHOLE.fullmatch(pair[0])]
+    others = [pair for pair in labelled if not _WHOLE.fullmatch(pair[0])]
+    fractions = [pair for pair in others if _FRACTION.fullmatch(pair[0])]
+    if fractions and (numbers or len(fractions) == len(others)):
+        text, where = fractions[0]
+        raise UserError(f"{where}: the label {text[:40]} is not a whole number: give each class a number or a name")
+    if numbers and others:
+        (number, place), (name, where) = numbers[0], others[0]
+        problem = f"the label {excerpt(name, 40)!r} is a name, but {number} ({place}) a number"
+        raise UserError(f"{where}: {problem}: use names or numbers for all classes")
 
 
 def _parse_number(entry: Entry, text: str) -> int:

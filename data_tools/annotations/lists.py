@@ -8,8 +8,10 @@ import codecs
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools.annotations.list_json import read_json_table
 from data_tools.annotations.list_lines import SEPARATORS, LineSplit, has_video_name, split_line
@@ -24,21 +26,8 @@ PATH_COLUMNS = (
     *("path", "video_path", "videopath", "file_path", "filepath", "clip_path", "relative_path", "rel_path"),
     *("full_path", "abs_path", "absolute_path", "path_to_video", "video_file", "videofile", "file", "filename"),
     *("file_name", "fname", "video_filename", "video_file_name", "video_name", "videoname", "clip_name", "clipname"),
-    *(
-        "video",
-        "videos",
-        "clip",
-        "clips",
-        "video_id",
-        "videoid",
-        "vid",
-        "clip_id",
-        "clipid",
-        "narration_id",
-        "uid",
-        "name",
-        "id",
-    ),
+    *("video", "videos", "clip", "clips", "video_id", "videoid", "vid", "clip_id", "clipid", "narration_id", "uid"),
+    *("name", "id"),
     *("source", "src", "location", "uri", "youtube_id", "ytid", "paths", "files", "filenames"),
 )
 """Names of the column with the video, the most telling first."""
@@ -55,7 +44,7 @@ SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name", "usage")
 
 WITHOUT_LABEL = re.compile(
     r"|fps|duration|length|width|height|(num_|n_|total_)?frames?|frame_count|size|bytes|md5|sha256|url"
-    r"|unnamed:_[0-9]+|index|id|split|subset|partition|set|usage|fold_name"
+    rf"|unnamed:_[0-9]+|index|id|{'|'.join(SPLIT_COLUMNS)}"
 )
 """Columns that say nothing of the class. "Unnamed: 0" is the index of pandas."""
 
@@ -87,6 +76,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines would also split at U+2028 and U+0085, which names may hold
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that ``surrogateescape`` has kept
 _MARK_OF_LINE = re.compile("^\ufeff+", re.MULTILINE)  # also in later lines, if several files were joined
 _BLANKS = " \t\r\n\f\v"
 _NUMERIC = re.compile(r"[-+]?[0-9.,]+")
@@ -95,8 +85,7 @@ _TITLE_LINES = 10  # lines above a header that are searched
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Row of a list."""
 
     number: int  # line of the file, or entry of a JSON file; from 1
@@ -208,10 +197,10 @@ def column_name(text: str) -> str:
 
 
 def _note_on_encoding(path: Path, text: str) -> tuple[str, ...]:
-    for number, line in enumerate(text.split("\n"), start=1) if not text.isascii() else ():
-        if any("\udc80" <= character <= "\udcff" for character in line):
-            return (f"{path} is not UTF-8 from line {number} on: save it as UTF-8 if names are wrong or missing",)
-    return ()
+    if not (found := _NOT_UTF8.search(text)):
+        return ()
+    number = text.count("\n", 0, found.start()) + 1
+    return (f"{path} is not UTF-8 from line {number} on: save it as UTF-8 if names are wrong or missing",)
 
 
 def _without_comments(
@@ -233,8 +222,8 @@ def _note_on_comments(path: Path, comments: Sequence[tuple[int, str]]) -> tuple[
     videos = [number for number, line in comments if has_video_name(line)]
     if not videos:
         return ()
-    count = f"{len(videos)} lines of {path} that name videos begin with # and are left out"
-    return (f"{count}, first line {videos[0]}",)
+    count = f"{len(videos)}, first line {videos[0]}"
+    return (f"lines of {path} that name videos but begin with # are left out: {count}",)
 
 
 def _find_header_below_title(lines: Sequence[tuple[int, str]], is_video: Callable[[str], bool]) -> int:
@@ -302,16 +291,24 @@ def _even(table: Table) -> Table:
     Rows that repeat the header, as joined files have them, are left out.
     """
     width = len(table.columns)
-    rows = [Row(row.number, row.cells[:width] if not any(row.cells[width:]) else row.cells) for row in table.rows]
-    rows = [row for row in rows if tuple(map(column_name, row.cells)) != table.columns]
+    rows = [
+        Row(row.number, row.cells if any(row.cells[width:]) else (*row.cells, *[""] * width)[:width])
+        for row in table.rows
+        if not _is_header(row.cells, table.columns)
+    ]
     if rows and all(len(row.cells) == width + 1 for row in rows):  # R and pandas write an index without a title
-        return Table(table.path, ("", *table.columns), tuple(rows), table.notes)
+        return replace(table, columns=("", *table.columns), rows=tuple(rows))
     for row in rows:
         if len(row.cells) > width:
             counts = f"has {len(row.cells)} values, but the header has {width}"
             raise UserError(f"{table.where(row)} {counts}: put names that hold a separator into double quotes")
-    even = (Row(row.number, (*row.cells, *[""] * (width - len(row.cells)))) for row in rows)
-    return Table(table.path, table.columns, tuple(even), table.notes)
+    return replace(table, rows=tuple(rows))
+
+
+def _is_header(cells: Sequence[str], columns: Sequence[str]) -> bool:
+    """Return whether a row repeats the header. Most rows differ in their first cell."""
+    titles = zip_longest(cells, columns, fillvalue="")
+    return all(column_name(cell) == column for cell, column in titles)
 
 
 def _align(path: Path, line: tuple[int, str], columns: Sequence[str]) -> Row:

@@ -44,11 +44,10 @@ class NamedFiles:
         """
         if not name or "\0" in name:
             return None
-        if self._exists(self._root / name, name):
-            return self._root / name
         spelling = name.replace("\\", "/")
-        if spelling != name and self._exists(self._root / spelling, name):
-            return self._root / spelling
+        for path in (self._root / one for one in dict.fromkeys((name, spelling))):
+            if self._exists(path, name):
+                return path
         if not name.isascii() and (found := self._find_composed(spelling)):
             return found
         if spelling.startswith("/") or spelling[1:3] == ":/":

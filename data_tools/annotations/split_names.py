@@ -1,5 +1,6 @@
 """Names that data sets give to the folders of splits, which are never classes."""
 
+import functools
 import re
 
 ALIASES = {
@@ -18,6 +19,7 @@ _NO_CLASS = re.compile(r"replacements?(?:_.*)?|annotations?|labels?|(?:train_?te
 _NUMBERED = re.compile(r"(?:fold|split|cv|replacement)_?\d+")
 
 
+@functools.lru_cache(1000)  # lists have a million lines
 def split_of(name: str) -> str | None:
     """Return train, val or test if a folder or a ``--split`` is called so, in any usual form; otherwise None."""
     match = _SPLIT.fullmatch(_normalized(name))

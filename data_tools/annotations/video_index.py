@@ -5,9 +5,10 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from data_tools.annotations.split import VideoRecord
 from data_tools.annotations.split_names import is_replacement, split_of
@@ -37,11 +38,28 @@ def walk_files(root: Path, exclude: Path | None = None, skipped_kinds: Counter[s
         counts["system folder"] += sum(name.lower() in SYSTEM_FOLDERS for name in subfolders)
         counts[APPLE_DOUBLE] += sum(name.startswith("._") for name in names)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name.lower() not in SYSTEM_FOLDERS)
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        here = Path(folder)
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
 
 
 def _refuse_unlistable(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be listed ({error.strerror}): make it readable") from error
+
+
+class _File(NamedTuple):
+    """Video file of an index, with what is compared."""
+
+    path: Path
+    source: str  # path in the indexed folder, with / between folders
+    name: str  # in the canonical form
+    folders: tuple[str, ...]
+    is_replacement: bool  # whether it lies in a folder ``replacement*``
+
+    @property
+    def names(self) -> set[str]:
+        """Canonical names for which the file stands: a replacement also stands for clips of its id with other times."""
+        clip = _CLIP.fullmatch(self.name) if self.is_replacement else None
+        return {self.name, clip[1]} if clip else {self.name}
 
 
 class VideoIndex:
@@ -61,17 +79,19 @@ class VideoIndex:
         self,
         root: Path,
         exclude: Path | None = None,
-        named: Collection[str] = (),
+        named: Iterable[str] = (),
         folders: Sequence[Path] | None = None,
     ):
-        self._root = root
         self._named = frozenset(map(canonical, named))
-        self._files: dict[str, list[Path]] = {}
+        self._files: dict[str, list[_File]] = {}
         walks = (walk_files(folder, exclude) for folder in (folders or [root]))
         for path in itertools.chain.from_iterable(walks):
             if path.suffix.lower() in VIDEO_SUFFIXES and not is_unfinished(path.name):
-                for name in _names_of(path, root):
-                    self._files.setdefault(name.lower(), []).append(path)
+                relative = path.relative_to(root)
+                parts = relative.parts[:-1]
+                file = _File(path, relative.as_posix(), canonical(path.name), parts, any(map(is_replacement, parts)))
+                for name in file.names:
+                    self._files.setdefault(name.lower(), []).append(file)
 
     def record(
         self,
@@ -88,59 +108,55 @@ class VideoIndex:
         ``split``, no folder of another split, paths with most of ``folders``. ``name`` is the video's name in the
         annotations.
         """
-        found: list[Path] = []
-        own = set(map(canonical, stems))
-        for stem in map(canonical, stems):
-            same = [path for path in self._of(stem) if path not in found and not self._is_of_other(path, own)]
-            found += [path for path in same if is_replaced(path, self._root)] if found else same
+        found: list[_File] = []
+        own = list(map(canonical, stems))
+        for stem in own:
+            same = [file for file in self._of(stem) if file not in found and not self._is_of_other(file, own)]
+            found += [file for file in same if file.is_replacement] if found else same
         if not found:
             return VideoRecord(name, None, label, class_name, name)
-        preferred = {_normalized(folder) for folder in folders}
+        preferred = set(map(_normalized, folders))
 
-        def rank(path: Path) -> tuple[object, ...]:
-            parts = path.relative_to(self._root).parts[:-1]
-            splits = {split_of(part) for part in parts} - {None}
-            matching = sum(_normalized(part) in preferred for part in parts)
+        def rank(file: _File) -> tuple[object, ...]:
+            splits = set(map(split_of, file.folders)) - {None}
+            matching = sum(_normalized(folder) in preferred for folder in file.folders)
             wrong_split = 1 if not splits else 0 if split in splits else 2
-            is_exact = path.stem == stems[0]
-            is_animation = path.suffix.lower() == ".gif"  # often a preview of the video
-            return (not is_replaced(path, self._root), is_animation, not is_exact, wrong_split, -matching)
+            is_exact = file.path.stem == stems[0]
+            is_animation = file.path.suffix.lower() == ".gif"  # often a preview of the video
+            return (not file.is_replacement, is_animation, not is_exact, wrong_split, -matching)
 
-        path, *others = _without_links(sorted(found, key=rank))
-        alternatives = tuple((self._source(other), other) for other in others)
-        return VideoRecord(self._source(path), path, label, class_name, name, alternatives)
+        if len(found) > 1:
+            found = _without_links(sorted(found, key=rank))
+        first, *others = found
+        alternatives = tuple((other.source, other.path) for other in others)
+        return VideoRecord(first.source, first.path, label, class_name, name, alternatives)
 
-    def find_moved(self, source: str, counts: Mapping[str, int]) -> Path | None:
-        """Return the only file that a listed path can mean; ``counts`` are the listed names."""
-        name = canonical(source)
+    def find_moved(self, source: str, is_unique: bool) -> tuple[str, Path] | None:
+        """Return the only file that a listed path can mean; ``is_unique`` if no other listed path has the same name."""
         folders = [_normalized(part) for part in PurePosixPath(source.replace("\\", "/")).parts[:-1]]
 
-        def agreed(path: Path) -> int:
-            parts = [_normalized(part) for part in path.relative_to(self._root).parts[:-1]]
+        def agreed(file: _File) -> int:
+            parts = [_normalized(part) for part in file.folders]
             length = min(len(parts), len(folders))
-            if length == 0 and counts[name] > 1:
+            if length == 0 and not is_unique:
                 return -1
             same = parts[len(parts) - length :] == folders[len(folders) - length :]
             return (length if parts != folders else len(parts) + 1) if same else -1
 
-        paths = sorted(self._of(name), key=agreed, reverse=True)
-        if not paths or agreed(paths[0]) < 0 or (len(paths) > 1 and agreed(paths[1]) == agreed(paths[0])):
-            return None
-        return paths[0]
+        files = self._of(canonical(source))
+        most = max(map(agreed, files), default=-1)
+        best = [file for file in files if agreed(file) == most]
+        return (best[0].source, best[0].path) if most >= 0 and len(best) == 1 else None
 
-    def _of(self, stem: str) -> list[Path]:
+    def _of(self, name: str) -> list[_File]:
         """Return the files with a canonical name: in the same case if there are any, otherwise in another case."""
-        found = self._files.get(stem.lower(), [])
-        exact = [path for path in found if stem in _names_of(path, self._root)]
-        return exact or [path for path in found if canonical(path.name) not in self._named]
+        found = self._files.get(name.lower(), [])
+        exact = [file for file in found if name in file.names]
+        return exact or [file for file in found if file.name not in self._named]
 
-    def _is_of_other(self, path: Path, own: set[str]) -> bool:
+    def _is_of_other(self, file: _File, own: Sequence[str]) -> bool:
         """Return whether a file has the name of another clip with the same id."""
-        name = canonical(path.name)
-        return name in self._named and name not in own
-
-    def _source(self, path: Path) -> str:
-        return path.relative_to(self._root).as_posix()
+        return file.name in self._named and file.name not in own
 
 
 def find_moved(
@@ -149,24 +165,27 @@ def find_moved(
     """Find missing videos of a list whose file has another extension or lies in a folder around the listed ones.
 
     The listed folders and those of the file must agree as far as both go. A name without folders must be the only one.
-    Return all videos, and a note on those that were found.
+    Return all videos, and a note on those that were found, or on a folder that stopped the search.
     """
     if all(video.path for video in videos):
         return tuple(videos), ()
     counts = Counter(canonical(video.source) for video in videos)
-    index = VideoIndex(root, exclude, list(counts))
-    found = {video.source: index.find_moved(video.source, counts) for video in videos if not video.path}
-    moved = {source: path for source, path in found.items() if path}
-    sources = {source: path.relative_to(root).as_posix() for source, path in moved.items()}
-    note = [f"{len(moved)} videos have other paths than in the list, first {{}} instead of {{}}"] if moved else []
-    first = next(iter(sources.items()), ("", ""))
-    changed = (
-        replace(video, source=sources[video.source], path=path, annotation_name=video.source)
-        if (path := moved.get(video.source)) and not video.path
-        else video
-        for video in videos
-    )
-    return tuple(changed), tuple(text.format(first[1], first[0]) for text in note)
+    try:
+        index = VideoIndex(root, exclude, counts)
+    except UserError as error:
+        return tuple(videos), (f"missing videos were not searched for, because {error}",)
+    moved = []
+    result = []
+    for video in videos:
+        is_unique = counts[canonical(video.source)] == 1
+        if video.path is None and (found := index.find_moved(video.source, is_unique)):
+            moved.append((found[0], video.source))
+            video = replace(video, source=found[0], path=found[1], annotation_name=video.source)
+        result.append(video)
+    if not moved:
+        return tuple(videos), ()
+    note = f"videos that have other paths than in the list: {len(moved)}, first {moved[0][0]} instead of {moved[0][1]}"
+    return tuple(result), (note,)
 
 
 def use_replacements(root: Path, videos: Sequence[VideoRecord]) -> tuple[VideoRecord, ...]:
@@ -196,31 +215,17 @@ def canonical(name: str) -> str:
     return f"{clip[1]}_{float(clip[2]):.3f}_{float(clip[3]):.3f}" if clip else stem
 
 
-def is_replaced(path: Path, root: Path) -> bool:
-    """Return whether a file lies in a folder ``replacement*``."""
-    return any(map(is_replacement, path.relative_to(root).parts[:-1]))
-
-
-def _names_of(path: Path, root: Path) -> set[str]:
-    """Return the canonical names of a file. A replacement also stands for clips of its id with other seconds."""
-    name = canonical(path.name)
-    clip = _CLIP.fullmatch(name)
-    return {name, clip[1]} if clip and is_replaced(path, root) else {name}
-
-
-def _without_links(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths without later links to an earlier file, and links to nothing last."""
-    if len(paths) == 1:
-        return list(paths)
-    files: dict[tuple[int, int], Path] = {}
+def _without_links(files: Sequence[_File]) -> list[_File]:
+    """Return the files without later links to an earlier one, and links to nothing last."""
+    distinct: dict[tuple[int, int], _File] = {}
     broken = []
-    for path in paths:
+    for file in files:
         try:
-            status = path.stat()
-            files.setdefault((status.st_dev, status.st_ino), path)
+            status = file.path.stat()
+            distinct.setdefault((status.st_dev, status.st_ino), file)
         except OSError:
-            broken.append(path)
-    return [*files.values(), *broken]
+            broken.append(file)
+    return [*distinct.values(), *broken]
 
 
 def _normalized(name: str) -> str:

@@ -88,7 +88,7 @@ def read_video_list(file: Path, split: str | None, find: Finder, is_file: Callab
     named = tuple(entry for entry in entries if entry.source)
     if len(named) < len(entries):
         first = next(entry.where for entry in entries if not entry.source)
-        notes = (*notes, f"{len(entries) - len(named)} rows without a video are left out, first {first}")
+        notes = (*notes, f"rows without a video are left out: {len(entries) - len(named)}, first {first}")
     return VideoList(named, (*table.notes, *notes))
 
 
@@ -109,7 +109,7 @@ def _from_columns(table: Table, split: str | None, find: Finder) -> tuple[list[E
         source = row.cells[path]
         text = "" if label is None else row.cells[label]
         name = "" if class_name is None else row.cells[class_name]
-        entries.append(Entry(source, find(source) if source else None, text, name, table.where(row)))
+        entries.append(Entry(source, find(source), text, name, table.where(row)))
     return entries, notes
 
 
@@ -207,9 +207,7 @@ def _from_lines(table: Table, find: Finder) -> tuple[list[Entry], tuple[str, ...
     usual = shapes.most_common(1)[0][0] if shapes else None
     lines = []
     for row, existing in zip(table.rows, found, strict=True):
-        candidates = split_line(row.cells[0])
-        alike = next((way for way in candidates if _shape(way) == usual), candidates[0])
-        way, path = existing or (alike, None)
+        way, path = existing or (_choose_way(row.cells[0], usual), None)
         lines.append(_Line(way, path, table.where(row)))
     labels, notes = _labels_of(table.path, lines)
     pairs = zip(lines, labels, strict=True)
@@ -248,6 +246,11 @@ def _first_existing(line: str, find: Finder) -> tuple[LineSplit, Path] | None:
         if (path := find(way.name)) is not None:
             return way, path
     return None
+
+
+def _choose_way(line: str, usual: tuple[int, int] | None) -> LineSplit:
+    ways = split_line(line)
+    return next((way for way in ways if _shape(way) == usual), ways[0])
 
 
 def _shape(way: LineSplit) -> tuple[int, int]:

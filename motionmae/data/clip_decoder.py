@@ -94,15 +94,6 @@ class ClipDecoder(Protocol):
         """Release files, threads and processes. May be called more than once."""
 
 
-def clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
-    """Return RandAugment and random erasing as one transform, or None if the configuration uses neither."""
-    if not data.rand_augment and not data.random_erasing:
-        return None
-    from motionmae.data.rand_augment import ClipAugment
-
-    return ClipAugment(data, clip.size)
-
-
 class SampleDecoder:
     """:class:`ClipDecoder` that decodes in the calling thread."""
 
@@ -110,7 +101,7 @@ class SampleDecoder:
         self.threads = data.threads
         self.reader = reader
         self._data, self._clip = data, clip
-        self._augment = clip_augment(data, clip)
+        self._augment = _clip_augment(data, clip)
         self.turn: AbstractContextManager[object] = _ALWAYS
         """Entered to decode. With a lock, one thread decodes at a time, while others wait for the disk."""
 
@@ -158,6 +149,15 @@ def read_frames(reader: SampleReader, sample: int, targets: Sequence[Target]) ->
     """Read the stored frames of clips of one sample, by their numbers. A frame of several clips is read once."""
     numbers = sorted({number for target in targets for number in target.frames})
     return dict(zip(numbers, reader.read_frames(sample, numbers), strict=True))
+
+
+def _clip_augment(data: DataConfig, clip: ClipConfig) -> "ClipAugment | None":
+    """Return RandAugment and random erasing as one transform, or None if the configuration uses neither."""
+    if not data.rand_augment and not data.random_erasing:
+        return None
+    from motionmae.data.rand_augment import ClipAugment
+
+    return ClipAugment(data, clip.size)
 
 
 def _decode(

@@ -215,7 +215,6 @@ class ClipLoader:
         if self._prefetcher:
             self._prefetcher.advance_to(self._sampler, first)
         indices = range(first, first + self.micro_batch_size)
-        # one by one, which takes 4 us each: EpochSampler.samples takes 300 us for any small number
         items = [_Item(row, index, self._sampler.sample(index)) for row, index in enumerate(indices)]
         target = self._new_target()
         size = max(1, self.micro_batch_size // self._decoder.threads)

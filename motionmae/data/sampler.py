@@ -12,6 +12,7 @@ until the number is below the window's size, is therefore rare.
 """
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -65,45 +66,27 @@ class EpochSampler:
         windows = max(1, math.ceil(len(shards) / shuffle_window_shards))
         bounds = [len(shards) * window // windows for window in range(windows + 1)]  # sizes differ by one at most
         starts = np.concatenate(([0], ends))
-        self._shard_start = starts  # (shards + 1,), number of the first sample of each permuted shard
-        self._shard_shift = first_id[permutation] - starts[:-1]  # sample id minus number, for each permuted shard
-        self._window_start = starts[bounds]
         self._permutation, self._bounds = permutation, bounds
-        sizes = np.diff(self._window_start)
-        rows = np.array([max(_MIN_FACTOR, math.isqrt(size)) for size in sizes.tolist()])
-        self._rows = rows.astype(np.uint64)
-        self._columns = np.maximum(_MIN_FACTOR, -(-sizes // rows)).astype(np.uint64)
-        self._keys = np.array([keyed_bits("window", seed, epoch, window) for window in range(windows)], dtype=np.uint64)
-        # for a single number, bisect on a list is about ten times as fast as searchsorted
-        self._lists = tuple(
-            column.tolist()
-            for column in (starts, self._shard_shift, self._window_start, self._rows, self._columns, self._keys)
-        )
+        # lists: for a single number, bisect on a list is about ten times as fast as searchsorted
+        self._shard_start = starts.tolist()  # number of the first sample of each permuted shard
+        self._shard_shift = (first_id[permutation] - starts[:-1]).tolist()  # sample id minus number, for each shard
+        self._window_start = starts[bounds].tolist()
+        sizes = [end - start for start, end in itertools.pairwise(self._window_start)]
+        self._rows = [max(_MIN_FACTOR, math.isqrt(size)) for size in sizes]
+        self._columns = [max(_MIN_FACTOR, -(-size // rows)) for size, rows in zip(sizes, self._rows, strict=True)]
+        self._keys = [keyed_bits("window", seed, epoch, window) for window in range(windows)]
 
     def sample(self, index: int) -> int:
         """Return the sample id at a shuffle index, both in [0, num_samples)."""
-        shard_start, shard_shift, window_start, rows, columns, keys = self._lists
-        window = bisect.bisect_right(window_start, index) - 1
-        start, size = window_start[window], window_start[window + 1] - window_start[window]
+        window = bisect.bisect_right(self._window_start, index) - 1
+        start, end = self._window_start[window : window + 2]
         number = index - start
         while True:
-            number = _feistel(number, rows[window], columns[window], keys[window])
-            if number < size:
+            number = _feistel(number, self._rows[window], self._columns[window], self._keys[window])
+            if start + number < end:
                 break
         found = start + number
-        return found + shard_shift[bisect.bisect_right(shard_start, found) - 1]
-
-    def samples(self, indices: np.ndarray) -> np.ndarray:
-        """Return the sample ids at many shuffle indices: int64 (n,) to int64 (n,)."""
-        window = np.searchsorted(self._window_start, indices, side="right") - 1
-        start = self._window_start[window]
-        size = (self._window_start[window + 1] - start).astype(np.uint64)
-        pick = (self._rows[window], self._columns[window], self._keys[window])
-        number = _feistel((indices - start).astype(np.uint64), *pick)
-        while len(outside := np.flatnonzero(number >= size)):
-            number[outside] = _feistel(number[outside], *(column[outside] for column in pick))
-        found = start + number.astype(np.int64)
-        return found + self._shard_shift[np.searchsorted(self._shard_start, found, side="right") - 1]
+        return found + self._shard_shift[bisect.bisect_right(self._shard_start, found) - 1]
 
     def next_in_window(self, index: int) -> int:
         """Return the next shuffle index of the window, or its first after its last, to replace a corrupt sample."""
@@ -112,7 +95,6 @@ class EpochSampler:
 
     def window(self, index: int) -> tuple[range, list[int]]:
         """Return the shuffle indices and the shard numbers of the shuffle window that contains ``index``."""
-        window_start = self._lists[2]
-        window = bisect.bisect_right(window_start, index) - 1
+        window = bisect.bisect_right(self._window_start, index) - 1
         shards = self._permutation[self._bounds[window] : self._bounds[window + 1]]
-        return range(window_start[window], window_start[window + 1]), shards.tolist()
+        return range(*self._window_start[window : window + 2]), shards.tolist()

@@ -71,9 +71,7 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
 
     parameters, gradients = share(whole, 3), share(trained, 1)
     optimizer = share((3 if stage else 2) * trained, 1)
-    message = _message_bytes(config, stage) if stage else min(trained, FP32 * _STAGE_0_MESSAGE)
-    if ranks == 1:
-        message = 0  # no communication
+    message = _message_bytes(config, stage, trained) if ranks > 1 else 0
     lasting = parameters + optimizer + _tables(config) + (whole if config.optim.ema_decay else 0)
     lasting += gradients + message if stage == 3 else 0
     gathered = whole if stage == 3 and ranks > 1 else 0
@@ -109,8 +107,10 @@ def predict_memory(config: Config, ranks: int, micro_batch_size: int = 0) -> Mem
     )
 
 
-def _message_bytes(config: Config, stage: int) -> int:
-    """Count the bytes of DeepSpeed's message buffers at stages 1 to 3."""
+def _message_bytes(config: Config, stage: int, trained: int) -> int:
+    """Count the bytes of DeepSpeed's message buffers. ``trained`` is the size of all trained parameters in fp32."""
+    if stage == 0:
+        return min(trained, FP32 * _STAGE_0_MESSAGE)
     is_mixed = compute_bytes(config) < FP32 and config.engine.reduce_dtype != "fp32"  # a buffer for each number format
     if stage == 3:
         return (FP32 + (compute_bytes(config) if is_mixed else 0)) * BUCKET

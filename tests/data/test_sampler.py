@@ -8,19 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionmae.data.sampler import EpochSampler
+from motionmae.data.sampler import EpochSampler, _feistel
 
 counts_lists = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
 
 
+def samples_at(order, indices):
+    """Sample ids at many shuffle indices at once: the same with arrays, which is faster for whole epochs."""
+    window_start = np.array(order._window_start)
+    window = np.searchsorted(window_start, indices, side="right") - 1
+    start = window_start[window]
+    size = (window_start[window + 1] - start).astype(np.uint64)
+    pick = [np.array(column, np.uint64)[window] for column in (order._rows, order._columns, order._keys)]
+    number = _feistel((indices - start).astype(np.uint64), *pick)
+    while len(outside := np.flatnonzero(number >= size)):
+        number[outside] = _feistel(number[outside], *(column[outside] for column in pick))
+    found = start + number.astype(np.int64)
+    return found + np.array(order._shard_shift)[np.searchsorted(order._shard_start, found, side="right") - 1]
+
+
 def whole(counts, seed=0, epoch=0, shuffle_window_shards=64):
-    return EpochSampler(counts, seed, epoch, shuffle_window_shards).samples(np.arange(sum(counts)))
+    return samples_at(EpochSampler(counts, seed, epoch, shuffle_window_shards), np.arange(sum(counts)))
 
 
 @given(counts_lists, st.integers(0, 2**63), st.integers(0, 5000), st.integers(1, 15))
 def test_every_sample_once_and_one_query_equals_many(counts, seed, epoch, shuffle_window_shards):
     order = EpochSampler(counts, seed, epoch, shuffle_window_shards)
-    samples = order.samples(np.arange(sum(counts)))
+    samples = samples_at(order, np.arange(sum(counts)))
     assert sorted(samples.tolist()) == list(range(sum(counts)))
     assert [order.sample(position) for position in range(sum(counts))] == samples.tolist()
 
@@ -36,7 +50,7 @@ def test_windows_name_the_shards_of_their_samples(counts, epoch, shuffle_window_
         assert positions.start == position
         assert order.window(positions.stop - 1) == (positions, shards)
         position = positions.stop
-        assert set(shard_of[order.samples(np.array(positions))]) == {shard for shard in shards if counts[shard]}
+        assert set(shard_of[samples_at(order, np.array(positions))]) == {shard for shard in shards if counts[shard]}
 
 
 @given(counts_lists, st.integers(0, 100), st.integers(1, 5))
@@ -137,4 +151,4 @@ def test_ten_million_samples_cost_nothing_to_plan():
         found += [order.sample(position) for position in part.tolist()]
         seconds.append((time.thread_time() - start) / len(part))
     assert min(seconds) < 20e-6  # 4 us
-    assert found == order.samples(positions).tolist()
+    assert found == samples_at(order, positions).tolist()

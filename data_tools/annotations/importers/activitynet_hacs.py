@@ -68,7 +68,7 @@ def read_activitynet(videos: Path, annotations: Path, split: str | None, exclude
         label = numbers.get(class_name, UNLABELLED)
         records.append(index.record([f"v_{name}", name], [class_name], f"v_{name}.mp4", label, class_name, part))
     several = sum(len({one.label for one in video.annotations}) > 1 for video in chosen.values())
-    note = f"{several} videos have several classes, and count as the one with the longest annotated time"
+    note = f"videos with several classes count as the one with the longest annotated time: {several}"
     notes = (note,) if several else ()
     return Split(tuple(records), class_names, part, str(file), file.name, hash_files([file]), notes=notes)
 

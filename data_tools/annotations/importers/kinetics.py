@@ -5,6 +5,7 @@ named ``YTID_000012_000022.mp4`` (start and end second, also without zeros or as
 folders or in one flat folder. A file in ``replacement*`` is used before the one that it replaces.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -37,13 +38,13 @@ def _read(classes: int, videos: Path, annotations: Path, split: str | None, excl
     file = annotations if annotations.is_file() else _find_csv(annotations, split)
     all_rows = _read_clips(file)
     rows, left_out = _choose_split(file, all_rows, split)
-    class_names, notes = _read_class_names(file.parent, classes, [row.get("label") or "" for row in all_rows])
+    class_names, notes = _read_class_names(file, classes, [row.get("label", "") for row in all_rows])
     label_of = {name: label for label, name in enumerate(class_names)}
-    named = [(_clip_name(row), row["youtube_id"].strip()) for row in rows]
+    named = [(_clip_name(row), row["youtube_id"]) for row in rows]
     index = VideoIndex(videos, exclude, [stem for stems in named for stem in stems])
     records = []
     for row, stems in zip(rows, named, strict=True):
-        text = (row.get("label") or "").strip()
+        text = row.get("label", "")
         name = text if text in label_of else text.replace("_", " ")
         if name and name not in label_of:
             raise UserError(f"{file}: the folder's label map has no class {name!r}: remove one of the two files")
@@ -57,9 +58,9 @@ def _read(classes: int, videos: Path, annotations: Path, split: str | None, excl
 
 def _clip_name(row: Mapping[str, str]) -> str:
     """Return the official name of a clip, which has whole seconds."""
-    seconds = [row[column].strip() for column in ("time_start", "time_end")]
+    seconds = (row["time_start"], row["time_end"])
     times = [f"{int(float(text)):06d}" if float(text).is_integer() else text for text in seconds]
-    return "_".join([row["youtube_id"].strip(), *times])
+    return "_".join([row["youtube_id"], *times])
 
 
 def _find_csv(folder: Path, split: str) -> Path:
@@ -75,21 +76,16 @@ def _find_csv(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _read_csv(file: Path) -> tuple[set[str], list[dict[str, str]]]:
-    """Return the columns and the rows of a csv file."""
-    table = read_table(file)
-    return set(table.columns), table.records
-
-
 def _read_clips(file: Path) -> list[dict[str, str]]:
-    columns, rows = _read_csv(file)
-    if not columns >= _COLUMNS:
+    table = read_table(file)
+    if not set(table.columns) >= _COLUMNS:
         problem = f"{file} has no header with {', '.join(sorted(_COLUMNS))} and is not an official Kinetics csv"
         raise UserError(f"{problem}: use the data set 'folder' for a 'path label' list")
-    for line, row in enumerate(rows, start=2):
-        if not all(_SECONDS.fullmatch((row[column] or "").strip()) for column in ("time_start", "time_end")):
-            raise UserError(f"{file}, line {line}: time_start and time_end must be seconds, as 12 or 12.5")
-    return rows
+    clips = table.records
+    for row, clip in zip(table.rows, clips, strict=True):
+        if not (_SECONDS.fullmatch(clip["time_start"]) and _SECONDS.fullmatch(clip["time_end"])):
+            raise UserError(f"{table.where(row)}: time_start and time_end must be seconds, as 12 or 12.5")
+    return clips
 
 
 def _choose_split(
@@ -98,26 +94,27 @@ def _choose_split(
     """Return the rows without those that the column ``split`` gives to another split, and a note on these."""
     chosen = [row for row in rows if split_of(row.get("split", "")) in (None, split)]
     if rows and not chosen:
-        other = rows[0]["split"].strip()
-        raise UserError(f"{file} has no rows of the split {split}, only {other}: give the file of {split}")
+        raise UserError(f"{file} has no rows of the split {split}, only {rows[0]['split']}: give the file of {split}")
     count = len(rows) - len(chosen)
     return chosen, (f"{count} of the {len(rows)} rows of {file} are of other splits and are left out",) if count else ()
 
 
-def _read_class_names(folder: Path, classes: int, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return class names in label order, from a label map or from all Kinetics csvs of the folder, and notes."""
+def _read_class_names(file: Path, classes: int, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return class names in label order, from a label map or from all Kinetics csvs of the folder, and notes.
+
+    ``labels`` are those of ``file``, which is not read again.
+    """
+    folder = file.parent
     label_maps = visible_files(folder, "label_map*.txt")
     if label_maps:
         chosen = next((path for path in label_maps if str(classes) in path.stem), label_maps[0])
         return tuple(name.replace("_", " ") for name in read_lines(chosen)), ()
-    names = {name.strip() for name in labels}
-    for path in visible_files(folder, "*.csv"):
-        try:
-            columns, rows = _read_csv(path)
-        except UserError:  # another file of the user
-            continue
-        if columns >= {*_COLUMNS, "label"}:
-            names |= {(row["label"] or "").strip() for row in rows}
+    names = set(labels)
+    for path in (path for path in visible_files(folder, "*.csv") if path != file):
+        with contextlib.suppress(UserError):  # another file of the user
+            table = read_table(path)
+            if {*_COLUMNS, "label"} <= set(table.columns):
+                names |= {row["label"] for row in table.records}
     names.discard("")
     count = len(names)
     if count == classes:

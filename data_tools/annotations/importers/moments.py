@@ -27,8 +27,8 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         if class_name not in numbers:
             raise UserError(f"{file}: the line {line!r} names no class of {classes_file.name}: download both again")
         sources = (f"{part}/{name}", name)  # --videos may be the folder of the split
-        paths = {source: path for source in reversed(sources) if (path := named.find(source)) is not None}
-        source, path = list(paths.items())[-1] if paths else (sources[0], None)
+        found = ((source, named.find(source)) for source in sources)
+        source, path = next((pair for pair in found if pair[1]), (sources[0], None))
         records.append(VideoRecord(source, path, numbers[class_name], class_name, sources[0]))
     class_names = class_names_of(classes_file, numbers)
     return Split(tuple(records), class_names, part, str(file), file.name, hash_files([file, classes_file]))

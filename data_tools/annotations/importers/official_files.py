@@ -21,14 +21,14 @@ def official_part(split: str | None, parts: Mapping[str, str], title: str) -> st
     for name, part in parts.items():
         if split in (part, *ALIASES[name]):
             return part
-    choices = " or ".join(dict.fromkeys(parts.values()))
-    raise UserError(f"--split {split} is not a split of {title}: choose {choices}")
+    *others, last = dict.fromkeys(parts.values())
+    raise UserError(f"--split {split} is not a split of {title}: choose {', '.join(others)} or {last}")
 
 
 def find_official(annotations: Path, *names: str) -> Path:
-    """Return the first of ``names`` that is a file beside or in ``annotations``, or in its folder ``annotations/``."""
+    """Return the first of ``names`` in or beside ``annotations``, or in the folder ``annotations/`` or ``labels/``."""
     folder = annotations.parent if annotations.is_file() else annotations
-    for path in (parent / name for name in names for parent in (folder, folder / "annotations")):
+    for path in (parent / name for name in names for parent in (folder, folder / "annotations", folder / "labels")):
         if path.is_file():
             return path
     raise UserError(f"{folder} has no {names[0]}: give the folder of the official files as --annotations")

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from data_tools.annotations.importers.official_files import read_official_json
+from data_tools.annotations.importers.official_files import (
+    class_names_of,
+    find_official,
+    official_part,
+    read_official_json,
+)
 from data_tools.annotations.lists import read_lines
 from data_tools.annotations.split import UNLABELLED, Split
 from data_tools.annotations.video_index import VideoIndex
 from motionmae.errors import UserError
 from motionmae.files import hash_files
 from motionmae.json_text import JsonModel
-
-SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 class _Entry(JsonModel):
@@ -30,9 +33,7 @@ class _Entry(JsonModel):
 
 
 def read(videos: Path, annotations: Path, split: str | None, exclude: Path | None = None) -> Split:
-    if split not in SPLITS:
-        raise UserError(f"--split {split} is not a split of Something-Something: choose train, validation or test")
-    split = SPLITS[split]
+    split = official_part(split, {"train": "train", "val": "validation", "test": "test"}, "Something-Something")
     file = annotations if annotations.is_file() else _find(annotations, split)
     labels_file = _find(file.parent, "labels")
     numbers = read_official_json(labels_file, dict[str, str | int])
@@ -40,9 +41,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
         labels = {name: int(number) for name, number in numbers.items()}
     except ValueError as error:
         raise UserError(f"{labels_file} is damaged ({error}): download the official file again") from error
-    class_names = tuple(sorted(labels, key=labels.__getitem__))
-    if sorted(labels.values()) != list(range(len(labels))):
-        raise UserError(f"{labels_file} does not number its classes 0, 1, 2, ...: download the official file again")
+    class_names = class_names_of(labels_file, labels)
     answers = _read_answers(file.parent) if split == "test" else {}
     index = VideoIndex(videos, exclude)
     records = []
@@ -59,11 +58,7 @@ def read(videos: Path, annotations: Path, split: str | None, exclude: Path | Non
 
 
 def _find(folder: Path, part: str) -> Path:
-    for name in (f"something-something-v2-{part}.json", f"{part}.json"):
-        for parent in (folder, folder / "labels"):
-            if (parent / name).is_file():
-                return parent / name
-    raise UserError(f"{folder} has no something-something-v2-{part}.json: give the official folder as --annotations")
+    return find_official(folder, f"something-something-v2-{part}.json", f"{part}.json")
 
 
 def _read_answers(folder: Path) -> dict[str, str]:

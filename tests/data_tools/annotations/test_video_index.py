@@ -33,7 +33,7 @@ def test_replacements_come_before_the_original_and_both_are_named(tmp_path):
     split, files = read(filled(tmp_path / "v", *names), f"a,{ID},5,15,train\n")
     assert files == names[::-1]
     assert (
-        f"1 videos have several files, and the first that decodes is stored; for example {names[1]} before"
+        f"videos with several files, of which the first that decodes is stored: 1, for example {names[1]} before"
         in split.notes[1]
     )
 
@@ -116,7 +116,23 @@ def test_files_of_a_list_with_another_ending_or_in_a_folder_around_them(tmp_path
     }
     assert [video.identity for video in split.videos][:2] == ["Swing/v_1.avi", "/data/other/UCF-101/Archery/v_1.avi"]
     assert any(
-        "videos have other paths than in the list, first UCF-101/Swing/v_1.mp4 instead" in n for n in split.notes
+        "videos that have other paths than in the list: 3, first UCF-101/Swing/v_1.mp4 instead" in n
+        for n in split.notes
+    )
+
+
+def test_a_folder_that_cannot_be_listed_stops_only_the_search_for_missing_videos(tmp_path, monkeypatch):
+    videos = touch(tmp_path / "v", "1.mp4", "x/2.webm")
+
+    def refuse(*args, **kwargs):
+        kwargs["onerror"](PermissionError(13, "Permission denied", str(videos / "lost")))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", refuse)  # root can list every folder
+    split = read_split("folder", videos, write(tmp_path / "l.csv", "1.mp4 0\n2.mp4 1\n"), None)
+    assert [video.path for video in split.videos] == [videos / "1.mp4", None]
+    assert f"missing videos were not searched for, because the folder {videos / 'lost'} cannot be listed" in str(
+        split.notes
     )
 
 

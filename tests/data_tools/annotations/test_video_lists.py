@@ -57,7 +57,7 @@ class TestComments:
         touch(videos, "#c.mp4")
         file = write(tmp_path / "l.csv", "path,label\n#c.mp4,run\n#a.mp4,no\nb.mp4,walk\n")
         assert rows_of(videos, file) == [("#c.mp4", 0), ("b.mp4", 1)]
-        note = f"1 lines of {file} that name videos begin with # and are left out, first line 3"
+        note = f"lines of {file} that name videos but begin with # are left out: 1, first line 3"
         assert note in read_split("folder", videos, file, None).notes
 
     def test_a_line_whose_label_begins_so_is_left_out_and_told(self, tmp_path, videos):

@@ -171,7 +171,7 @@ def test_rows_without_video_are_quarantined_as_missing(videos, tmp_path, capsys)
 def test_a_video_listed_twice_is_refused(videos, tmp_path, capsys, again):
     (tmp_path / "train.csv").write_text(f"a/00.mp4 0\na/gone.mp4 0\n{again}\n")
     assert make(videos, tmp_path / "out", "--annotations", str(tmp_path), "--split", "train") == 2
-    assert "train.csv names 1 videos more than once, first " in capsys.readouterr().err
+    assert "train.csv names 1 of its videos more than once, first " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

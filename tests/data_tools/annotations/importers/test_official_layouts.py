@@ -88,7 +88,7 @@ def test_activitynet_and_hacs_segments(tmp_path):
         ("train_val/v_QOlSCBRmfWY.mp4", True, 0, "Archery"),
         ("train_val/v_--0edUL8zmA.mkv", True, 1, "Dodgeball"),
     ]
-    assert train.notes == ("1 videos have several classes, and count as the one with the longest annotated time",)
+    assert train.notes == ("videos with several classes count as the one with the longest annotated time: 1",)
     assert facts(read_split("activitynet", videos, tmp_path, "test")) == [("Dodgeball/v_test.mp4", True, -1, "")]
     file.rename(tmp_path / "HACS_segments_v1.1.1.json")
     assert facts(read_split("activitynet", videos, tmp_path, "train")) == facts(train)
