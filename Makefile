@@ -1,11 +1,12 @@
 # `make demo`: set up and see the main job run.   `make test`: set up and pass the tests.   `make check`: lint and types.
+# `make docs`: build the documentation site into site/.
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 SYSTEM_PACKAGES := slurm-wlm slurmctld slurmd munge iproute2 ffmpeg libopencv-dev libturbojpeg0-dev pkg-config \
 	prometheus chromium
 
-.PHONY: demo test check lock audit sbom system-packages clean
+.PHONY: demo test check docs lock audit sbom system-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -22,6 +23,11 @@ check: $(VENV)/.test
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) .ci/check_words.py
+
+docs: $(VENV)/.docs
+	@$(PY) docs/reference/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "== open site/index.html"
 
 # Each stamp is a set of extras; pins come from constraints.txt, ranges from pyproject.toml. The tests' packages come from
 # requirements.lock, with hashes, where it holds the files for this Python and machine.

@@ -1,0 +1,87 @@
+"""Every code block of README.md and docs/ runs as printed, or says what it needs; all commands parse."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from motionmae.commands import app
+from motionmae.config import load_config
+from motionmae.config.site import load_site
+from motionmae.errors import UserError
+from tests.docs.code_blocks import NEEDS, PAGES, ROOT, Block, blocks_of, shell_lines
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+LANGUAGES = {"bash", "console", "python", "yaml", "text", "bibtex"}
+QUICK = {
+    "pretrain": ["optim.epochs=2", "optim.warmup_epochs=1"],
+    "finetune": ["optim.epochs=2", "optim.warmup_epochs=1"],
+}
+"""Overrides that make a training of a page take seconds."""
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
+def test_a_block_has_a_language_and_a_known_need(block: Block) -> None:
+    assert block.language in LANGUAGES
+    assert not block.needs or block.needs.partition(":")[0] in NEEDS
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if list(block.commands())], ids=lambda block: block.place)
+def test_commands_parse_and_name_configs_that_exist(block: Block) -> None:
+    for words in block.commands():
+        _, arguments = app.parse(words)
+        config, overrides = getattr(arguments, "config", None), getattr(arguments, "overrides", [])
+        if config is not None:
+            load_config(config, overrides)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml" and not b.needs], ids=lambda b: b.place)
+def test_a_block_of_yaml_is_a_config_or_a_site_file(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "block.yaml"
+    file.write_text(block.text)
+    keys = set(yaml.safe_load(block.text))
+    load_site(file) if keys <= {"launch", "sbatch", "environment"} else load_config(str(file))
+
+
+def _runs(page: Path) -> list[Block]:
+    return [b for b in blocks_of(page) if b.language in ("bash", "console", "python") and not b.needs]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in (("motionmae", "-m motionmae"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    for block in _runs(page):
+        command = (
+            [sys.executable, "-c", block.text]
+            if block.language == "python"
+            else ["bash", "-euo", "pipefail", "-c", "\n".join(map(_quick, shell_lines(block)))]
+        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{block.place}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def _quick(line: str) -> str:
+    """Return a line whose training takes seconds."""
+    words = shlex.split(line, comments=True)
+    extra = QUICK.get(words[1], []) if words[:1] == ["motionmae"] else []
+    return f"{shlex.join([*words, *extra])}" if extra else line
+
+
+def test_an_unknown_option_in_a_page_is_found(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "made_up.md"
+    block = Block(page, 1, "bash", "", "motionmae plan --config vitl_k400 --nodez 4\n")
+    with pytest.raises(SystemExit):
+        test_commands_parse_and_name_configs_that_exist(block)
+    with pytest.raises(UserError, match="vitx"):
+        test_commands_parse_and_name_configs_that_exist(Block(page, 1, "bash", "", "motionmae plan --config vitx\n"))
