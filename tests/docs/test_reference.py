@@ -9,7 +9,8 @@ FOLDER = ROOT / "docs" / "reference"
 
 def test_the_pages_are_current() -> None:
     spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     stale = [name for name, content in generate.pages().items() if (FOLDER / name).read_text() != content]
