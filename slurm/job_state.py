@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from motionmae import locks
-from motionmae.config.text_types import JobId, OneLine
+from motionmae.config.text_types import HostList, JobId, OneLine
 from motionmae.errors import UserError
 from motionmae.files import FileTail, write_json
 from motionmae.json_text import InvalidJsonError, load_json
@@ -41,6 +41,7 @@ class JobRecord:
     code: OneLine  # folder of the code snapshot
     submitted: float  # seconds since the epoch
     exit_code: int | None = None  # of a local job that has ended; Slurm stores the exit codes of its own jobs
+    exclude: HostList = ""  # nodes that the user excluded (`launch.exclude`)
 
     def write(self, run: Path) -> None:
         write_json(run / "job.json", asdict(self))

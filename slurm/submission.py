@@ -22,6 +22,7 @@ from motionmae.runs.events import Kind, append_row
 from motionmae.text import LINES, join_lines, say
 from slurm import code_snapshot, sbatch
 from slurm.attempt_log import AttemptLog
+from slurm.batch import excluded_nodes
 from slurm.executors import TrainingExecutor, job_environment, log_folder
 from slurm.job import TrainJob
 from slurm.job_state import JobRecord, follow, state_of, submission_lock
@@ -175,8 +176,11 @@ def submit(arguments: argparse.Namespace, site: Site, config: Config, before: Jo
             raise UserError(
                 f"Slurm refused the job ({join_lines(error)}): correct the partition, account or limits"
             ) from error
-        record = JobRecord(arguments.cluster, job_id, rank_zero_log(folder, job_id), str(code), time.time())
+        log, excluded = rank_zero_log(folder, job_id), config.launch.exclude
+        record = JobRecord(arguments.cluster, job_id, log, str(code), time.time(), exclude=excluded)
         record.write(run)
+    if arguments.cluster == "slurm" and AttemptLog(run).excluded_nodes():
+        excluded_nodes.review(run, job_id)
     return record
 
 

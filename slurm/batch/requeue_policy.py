@@ -10,10 +10,9 @@ failure, for example a killed rank, Slurm would end the job for good. This polic
   than `launch.max_retries` attempts have failed without a new checkpoint. A program error is retried once.
 
 A requeued job avoids nodes that failed the pre-flight check and nodes on which the run failed twice, as long as enough
-other nodes are up.
+other nodes are up (:mod:`slurm.batch.excluded_nodes`).
 """
 
-import os
 import signal
 import time
 
@@ -25,7 +24,9 @@ from motionmae.runs.history import Attempt, RunHistory
 from motionmae.text import say
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
+from slurm.batch import excluded_nodes
 from slurm.batch.step_failure import Failure
+from slurm.scontrol import JobState
 
 FIRST_PAUSE = 60
 """Seconds before the second retry."""
@@ -74,28 +75,24 @@ class RequeuePolicy:
     def requeue(self, pause: int = 0) -> bool:
         """Requeue the job after ``pause`` seconds and exclude bad nodes; False if Slurm refuses."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends SIGTERM at a requeue, before the update below
-        job = scontrol.show_job(self.attempt.job)
-        before = set(job.excluded if job else ())
-        avoid = before - set(self.attempts.excluded_nodes()) | set(self.nodes_to_avoid())
-        if not scontrol.requeue(self.attempt.job):
+        run, job_id = self.run.path, self.attempt.job
+        job = scontrol.show_job(job_id)
+        wanted = self.nodes_to_avoid()
+        if wanted and not excluded_nodes.arrange_review(run, job_id, max(pause, excluded_nodes.FIRST_REVIEW)):
+            wanted = []
+        if not scontrol.requeue(job_id):
             log("Slurm refused to requeue the job: submit the run again")
             return False
-        changes = {"StartTime": f"now+{pause}"} if pause else {}
-        if avoid != before:
-            changes["ExcNodeList"] = ",".join(sorted(avoid))
-        if changes and not scontrol.update(self.attempt.job, changes):
+        changed = excluded_nodes.change_list(run, job_id, job or JobState(""), wanted)
+        if pause and not scontrol.update(job_id, {"StartTime": f"now+{pause}"}):
+            changed = False
+        if not changed:
             log("Slurm refused to change the queued job; the next attempt checks its nodes again")
         return True
 
-    def nodes_to_avoid(self) -> dict[str, str]:
-        """Return the nodes that the attempt log excludes; empty if too few other nodes of the partition are up."""
-        excluded = self.attempts.excluded_nodes()
-        others = set(scontrol.usable_nodes(os.environ["SLURM_JOB_PARTITION"])) - set(excluded)
-        if excluded and len(others) < int(os.environ["SLURM_JOB_NUM_NODES"]):
-            bad = ", ".join(excluded)
-            log(f"this run failed before on {bad}, but only {len(others)} other nodes are up: {bad} is used again")
-            return {}
-        return excluded
+    def nodes_to_avoid(self) -> list[str]:
+        """Return the nodes on which this run failed, as far as Slurm could start the job without them."""
+        return excluded_nodes.plan(self.run.path, self.attempt.job)
 
     def log_lost_nodes(self) -> None:
         """Log the nodes of the previous attempt that are down. Slurm requeues the job without naming them."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import EndReason
 from motionmae.runs.history import Attempt
 from motionmae.text import LINES, say
 from slurm import scontrol
+from slurm.batch import excluded_nodes
 from slurm.batch.requeue_policy import RequeuePolicy, log
 from slurm.batch.step_failure import find_failure
 
@@ -31,11 +31,14 @@ def main(argv: Sequence[str]) -> int:
     nodes = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
     if bad := sorted(set(nodes) & set(policy.nodes_to_avoid())):
         log(f"this run failed before on {', '.join(bad)}: the job is requeued without these nodes")
-        return 0 if policy.requeue() else EndReason.LOST_PEERS.exit_code
+        if policy.requeue():
+            return 0
     policy.attempts.log_start(attempt, nodes)
     burn_step_ids(attempt.restart)
-    status, lines = run_step(command, policy)
+    with excluded_nodes.postponed_review(policy.run.path, attempt.job):
+        status, lines = run_step(command, policy)
     if status == 0:
+        excluded_nodes.cancel_review(attempt.job)
         return 0
     failure = find_failure(lines)
     policy.decide(failure)
