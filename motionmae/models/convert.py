@@ -253,7 +253,9 @@ def _is_sinusoidal(table: Tensor) -> bool:
     """Return whether a position table (1, cubes, width) is the one that the encoder computes by itself."""
     cubes, width = table.shape[-2:]
     return table.numel() == cubes * width and torch.allclose(
-        table.float().reshape(cubes, width), sinusoidal_table(cubes, width), atol=1e-2  # bf16 rounds by up to 4e-3
+        table.float().reshape(cubes, width),
+        sinusoidal_table(cubes, width),
+        atol=1e-2,  # bf16 rounds by up to 4e-3
     )
 
 
