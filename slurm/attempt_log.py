@@ -87,10 +87,10 @@ class AttemptLog:
         key = attempt.job, attempt.restart, node
         return any((row.job, row.restart, row.node) == key for row in self._failures())
 
-    def failures_without_progress(self, job: str) -> int:
-        """Count the failed attempts of ``job`` since its newest checkpoint."""
-        failures = [row for row in self._failures() if row.job == job]
-        return len({row.restart for row in failures if row.step == failures[-1].step})
+    def failures_without_progress(self, *jobs: str) -> int:
+        """Count the failed attempts of ``jobs`` since their newest checkpoint."""
+        failures = [row for row in self._failures() if row.job in jobs]
+        return len({(row.job, row.restart) for row in failures if row.step == failures[-1].step})
 
     def _failures(self) -> list[_Failure]:
         return [row for row in self._rows() if isinstance(row, _Failure)]

@@ -29,6 +29,7 @@ class JobState:
     exit_code: int | None = None  # of a job that has ended; None if unknown; 128 + signal number for a killed job
     out_of_time: bool = field(default=False, compare=False)  # the time limit has ended the job, or is ending it
     preempted: bool = field(default=False, compare=False)
+    cancelled: bool = field(default=False, compare=False)  # a person has cancelled the job, or it has just ended
     excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
     nodes: int = field(default=0, compare=False)  # number of nodes that the job needs
     queue: dict[str, str] = field(default_factory=dict, compare=False)  # partition, account, qos, by option of sbatch
@@ -100,6 +101,7 @@ def parse_job(line: str) -> JobState:
         _exit_code(_value(line, "ExitCode")) if name in _ENDED else None,
         out_of_time=name == "TIMEOUT" or reason == "TimeLimit",
         preempted=bool(_value(line, "PreemptTime")),
+        cancelled=name in ("CANCELLED", "COMPLETING") and not reason and not _value(line, "PreemptTime"),
         excluded=tuple(expand_nodes(excluded)),
         nodes=int(re.split(r"\D", _value(line, "NumNodes"))[0] or 0),
         queue={key.lower(): value for key in _QUEUE if (value := _value(line, key))},

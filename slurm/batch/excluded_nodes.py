@@ -14,15 +14,15 @@ import os
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from motionmae.errors import UserError
-from motionmae.text import join_lines, say
+from motionmae.text import join_lines
 from slurm import scontrol
 from slurm.attempt_log import AttemptLog
+from slurm.batch.batch_log import log
 from slurm.job_state import JobRecord
 from slurm.sbatch import batch_script
 
@@ -92,7 +92,7 @@ def change_list(run: Path, job_id: str, job: scontrol.JobState, wanted: Sequence
     if excluded == sorted(job.excluded):
         return True
     if used_again:
-        _log(run, f"this run failed before on {', '.join(used_again)}, but too few other nodes are up: used again")
+        log(f"this run failed before on {', '.join(used_again)}, but too few other nodes are up: used again")
     return scontrol.update(job_id, {"ExcNodeList": ",".join(excluded)})
 
 
@@ -116,7 +116,7 @@ def arrange_review(run: Path, job_id: str, seconds: int, next_pause: int = FIRST
     }
     done = scontrol.submit_script(batch_script(options, [f"{shlex.join(command)} && exit", *_ON_ANOTHER_NODE]))
     if done.returncode:
-        _log(run, f"Slurm refuses a review of the excluded nodes ({join_lines(done.stderr)}): none is excluded")
+        log(f"Slurm refuses a review of the excluded nodes ({join_lines(done.stderr)}): none is excluded")
     return done.returncode == 0
 
 
@@ -143,10 +143,6 @@ def postponed_review(run: Path, job_id: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-
-
-def _log(run: Path, message: str) -> None:
-    say(f"{time.strftime('%H:%M:%S')} slurm: {message}")
 
 
 def _name(job_id: str) -> str:
