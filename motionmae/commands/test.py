@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from motionmae.commands.app import Command, add_json_argument
+from motionmae.commands.app import Command, add_json_argument, add_step_argument
 from motionmae.errors import UserError
 from motionmae.text import say
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", help="folder or URL of shards (default: test.shards of the run)")
     parser.add_argument("--clips", type=int, help="clips per video (default: test.clips of the run)")
     parser.add_argument("--crops", type=int, help="crops per clip (default: test.crops of the run)")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    add_step_argument(parser)
     add_json_argument(parser, "top1", "per_class")
 
 
