@@ -30,7 +30,7 @@ class ValidationConfig(Section):
     knn_test: Annotated[PathOrUrl, AfterValidator(known_scheme)] = ""
     """Labelled shards that the k-NN classifies. Empty: `validation.shards`."""
     knn_k: PositiveInt = 20
-    """Neighbours of the k-NN."""
+    """Nearest training videos that vote in the k-NN."""
     knn_temperature: PositiveFloat = 0.07
     """Temperature of the votes of the k-NN."""
     metric: Literal["auto", "top1", "loss", "knn", "off"] = "auto"
