@@ -104,7 +104,7 @@ def measure_baselines(held_out: HeldOutClips) -> dict[str, float]:
 
 def _join(batches: list[Batch]) -> Batch:
     flows = [batch.flow for batch in batches if batch.flow is not None]
-    tensors = (
+    clips, labels, seeds, samples = (
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("clips", "labels", "seeds", "samples")
     )
-    return Batch(*tensors, torch.cat(flows) if flows else None)
+    return Batch(clips, labels, seeds, samples, torch.cat(flows) if flows else None)
