@@ -22,7 +22,7 @@ REMOTE_SCHEMES = ("http", "https", "s3")
 """URL schemes of remote shards. None of them can run a program."""
 
 
-def _known_scheme(location: str) -> str:
+def known_scheme(location: str) -> str:
     scheme, is_url, _ = location.partition("://")
     if is_url and scheme not in REMOTE_SCHEMES:
         raise ValueError(f"set a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
@@ -41,7 +41,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 class SourceConfig(Section):
     """Folder of shards that a run mixes with others (docs/data.md, mixtures)."""
 
-    path: Annotated[PathOrUrl, AfterValidator(_known_scheme)]
+    path: Annotated[PathOrUrl, AfterValidator(known_scheme)]
     """Folder or URL of the shards."""
     weight: NonNegativeFloat = 0.0
     """Share of the samples, relative to the other weights. 0: none given."""
@@ -54,7 +54,7 @@ class SourceConfig(Section):
 def _parse_shards(value: Any) -> Any:
     """Return the sources of a list. A list of one folder is that folder, whose order of samples is then as alone."""
     if isinstance(value, str):
-        return _known_scheme(value)
+        return known_scheme(value)
     if not isinstance(value, list | tuple):
         raise ValueError("write a folder, a URL, or a list of folders: [{path: FOLDER, weight: 3}, ...]")
     sources = tuple(map(_parse_source, value))

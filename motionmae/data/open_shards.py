@@ -1,4 +1,4 @@
-"""Open a data set: local shards, remote shards, a mixture of them, or an FFCV file. Only this module makes this choice."""
+"""Open a data set: local shards, remote shards, a mixture, or an FFCV file. No other module makes this choice."""
 
 from collections.abc import Sequence
 from functools import partial

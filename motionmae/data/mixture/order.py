@@ -5,10 +5,10 @@ One folder has the order of :class:`motionmae.data.sampler.EpochSampler` in each
 In a mixture, every source is read in its own passes, one after the other without a gap: sample k of a source is number
 ``k % n`` of its pass ``k // n``, in the order of an EpochSampler. No sample comes twice before all have come once. Only
 the source of each position remains to be defined. An epoch takes exactly ``counts[i]`` samples from source i, and each
-batch takes its share, rounded down or up: position q of step t has the ticket ``q * steps + u(t)``, where u permutes the
-steps, and the tickets are dealt to the sources in consecutive ranges (systematic sampling). u is a multiplication by
-about the golden ratio, so that the steps in which a share is rounded up are spread evenly. Inside a batch the sources
-are shuffled, so that every rank gets its share too.
+batch takes its share, rounded down or up: position q of step t has the ticket ``q * steps + u(t)``, where u permutes
+the steps, and the tickets are dealt to the sources in consecutive ranges (systematic sampling). u is a multiplication
+by about the golden ratio, so that the steps in which a share is rounded up are spread evenly. Inside a batch the
+sources are shuffled, so that every rank gets its share too.
 """
 
 import math

@@ -219,7 +219,7 @@ def test_lists_that_cannot_be_meant_are_refused(shards, words):
 
 
 def test_a_source_without_samples_and_other_settings_are_refused(folders):
-    with pytest.raises(UserError, match="the source b of data.shards gets none of the 56 samples"):
+    with pytest.raises(UserError, match=r"the source b of data.shards gets none of the 56 samples"):
         order_of(mixed(folders, (1000, 1)))
     shards = "data.shards=[{path: a, weight: 3}, {path: b, weight: 1}]"
     with pytest.raises(UserError, match=r"data.beton=.* several"):
