@@ -51,6 +51,10 @@ class SourceConfig(Section):
     """Name in metrics and reports. Empty: the end of the path."""
 
 
+Shards = str | tuple[SourceConfig, ...]
+"""Folder or URL of shards, or the sources of a mixture."""
+
+
 def _parse_shards(value: Any) -> Any:
     """Return the sources of a list. A list of one folder is that folder, whose order of samples is then as alone."""
     if isinstance(value, str):
@@ -79,7 +83,7 @@ class DataConfig(Section):
     """Shards and the loader that reads clips from them."""
 
     shards: Annotated[
-        str | tuple[SourceConfig, ...],
+        Shards,
         BeforeValidator(_parse_shards),
         Field(json_schema_extra={"path": "url", "on_resume": "may_change_result"}),
     ] = ""

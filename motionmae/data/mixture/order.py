@@ -30,7 +30,7 @@ class Draw(NamedTuple):
 
     sample: int  # id among the samples of all sources
     epoch: int  # pass through its source, with which the random numbers of its clips are keyed
-    index: int  # shuffle index within this pass
+    place: int  # shuffle index within this pass
     source: int = 0
 
 
@@ -38,7 +38,7 @@ class Cursor(NamedTuple):
     """Place in a source at which a step begins."""
 
     sampler: EpochSampler
-    index: int  # shuffle index
+    place: int  # shuffle index
 
 
 class Order(Protocol):
@@ -82,7 +82,7 @@ class SingleOrder:
 
     def next_in_window(self, draw: Draw) -> Draw:
         sampler = self.pass_of(0, draw.epoch)
-        index = sampler.next_in_window(draw.index)
+        index = sampler.next_in_window(draw.place)
         return Draw(sampler.sample(index), draw.epoch, index)
 
     def drawn(self, step: int) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ class MixtureOrder:
         return self._draw(of[offset], *divmod(numbers[offset], self._sizes[of[offset]]))
 
     def next_in_window(self, draw: Draw) -> Draw:
-        index = self.pass_of(draw.source, draw.epoch).next_in_window(draw.index)
+        index = self.pass_of(draw.source, draw.epoch).next_in_window(draw.place)
         return self._draw(draw.source, draw.epoch, index)
 
     def drawn(self, step: int) -> tuple[int, ...]:
