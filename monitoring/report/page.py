@@ -24,7 +24,9 @@ FAULTS = {
     Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
     Kind.FAILURE: "attempt failed",
 }  # fmt: skip
-_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.OTHER)
+_PHASES = (
+    Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.MEMORY_COPY, Phase.OTHER,
+)  # fmt: skip
 _CHARTS = {
     "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",
     "step_seconds": "Seconds a step",

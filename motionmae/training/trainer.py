@@ -153,9 +153,7 @@ class Trainer:
     def log_step(self, result: StepResult) -> None:
         """Write a row of metrics for the last step. All ranks must call this."""
         self.count_corrupt()
-        row = self.metrics.row(self.state, result)
-        if self.memory_copies.newest is not None:
-            row["memory_copy_step"] = self.memory_copies.newest
+        row = self.metrics.row(self.state, result) | {"memory_copy_step": self.memory_copies.newest or 0}
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
