@@ -45,7 +45,7 @@ _SPARE = 1.1  # memory that must be free, as a multiple of the copies that are a
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Ring:
     """Ranks between which the shares travel, in rings over the nodes."""
 
     node: tuple[int, ...]  # all ranks of this rank's node
@@ -53,8 +53,8 @@ class Neighbours:
     senders: tuple[int, ...]  # ranks whose shares this rank keeps
 
     @classmethod
-    def find(cls, rank: int, nodes: list[str]) -> "Neighbours":
-        """Find the neighbours of ``rank``; ``nodes`` has the node of each rank.
+    def find(cls, rank: int, nodes: list[str]) -> "Ring":
+        """Find the place of ``rank``; ``nodes`` has the node of each rank.
 
         The i-th rank of a node sends to the i-th rank of the next node, also where nodes differ in their number of
         ranks.
@@ -97,7 +97,7 @@ class MemoryCopies:
         self._rank, self._attempt, self._every = rank, lease.attempt.number, every_steps
         self._watchdog, self._log = watchdog, log
         self.nodes: list[str] = gather_objects(_node_of(self.folder))
-        self._neighbours = Neighbours.find(rank.rank, self.nodes)
+        self._ring = Ring.find(rank.rank, self.nodes)
         self._buffer = PinnedStagingBuffer(pinned=rank.device.type == "cuda")
         group = dist.new_group(backend="gloo", timeout=timedelta(hours=1)) if every_steps and rank.world > 1 else None
         self._group = cast(dist.ProcessGroup | None, group)
@@ -177,7 +177,7 @@ class MemoryCopies:
 
     @property
     def _is_first_of_node(self) -> bool:
-        return self._rank.rank == self._neighbours.node[0]
+        return self._rank.rank == self._ring.node[0]
 
     def _copy(self, staged: StagedState, position: int, base: str | None) -> None:
         try:
@@ -209,7 +209,7 @@ class MemoryCopies:
         if (problem := self._first_problem(problem)) or own is None:
             return problem
         received: list[Share] = []
-        if self._neighbours.receiver is not None:
+        if self._ring.receiver is not None:
             received = self._exchange_shares(own)
             if problem := self._receive_files(own, received):
                 return problem
@@ -225,7 +225,7 @@ class MemoryCopies:
     ) -> Share:
         folder = self.folder.begin(self._attempt, position)
         size = sum(value.nbytes for kinds in tensors.values() for value in kinds.values())
-        self._check_free(2 * size if self._neighbours.senders else size)
+        self._check_free(2 * size if self._ring.senders else size)
         files = sharded.write_share(tensors, folder, self._rank)
         if self._rank.is_rank_zero:
             files.append(sharded.write_state(folder / STATE, staged.state))
@@ -237,7 +237,7 @@ class MemoryCopies:
 
     def _check_free(self, size: int) -> None:
         """Raise an OSError before the copies of this node would fill /dev/shm or the memory of the job."""
-        needed = int(_SPARE * size * len(self._neighbours.node))
+        needed = int(_SPARE * size * len(self._ring.node))
         free = min(memory_folder.free_space(self.folder.path), free_bytes())
         if needed > free:
             raise OSError(f"the node needs {needed / 1e9:.3g} GB for it and has {free / 1e9:.3g} GB")
@@ -247,7 +247,7 @@ class MemoryCopies:
         content = torch.frombuffer(bytearray(own.model_dump_json().encode()), dtype=torch.uint8)
         sends = [self._send(torch.tensor([len(content)]), 0), self._send(content, 1)]
         shares = []
-        for sender in self._neighbours.senders:
+        for sender in self._ring.senders:
             length = torch.zeros(1, dtype=torch.int64)
             dist.recv(length, src=sender, group=self._group, tag=0)
             answer = torch.empty(int(length), dtype=torch.uint8)
@@ -267,7 +267,7 @@ class MemoryCopies:
         if problem := self._first_problem(problem):
             return problem
         sends = [self._send(piece, 2) for piece in _pieces(self._map(own, new=False))]
-        for sender, files in zip(self._neighbours.senders, targets, strict=True):
+        for sender, files in zip(self._ring.senders, targets, strict=True):
             for piece in _pieces(files):
                 dist.recv(piece, src=sender, group=self._group, tag=2)
         for send in sends:
@@ -275,7 +275,7 @@ class MemoryCopies:
         return ""
 
     def _send(self, value: Tensor, tag: int) -> dist.Work:
-        work = dist.isend(value, dst=self._neighbours.receiver, group=self._group, tag=tag)
+        work = dist.isend(value, dst=self._ring.receiver, group=self._group, tag=tag)
         assert work is not None
         return work
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from motionmae.checkpointing.memory_copies import Neighbours
+from motionmae.checkpointing.memory_copies import Ring
 from motionmae.config import Config
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
@@ -21,14 +21,14 @@ STAGES = [0, 1, 2, 3]
 
 
 def test_shares_travel_in_a_ring_over_the_nodes():
-    even = [Neighbours.find(rank, ["a", "a", "b", "b", "c", "c"]) for rank in range(6)]
+    even = [Ring.find(rank, ["a", "a", "b", "b", "c", "c"]) for rank in range(6)]
     assert [each.receiver for each in even] == [2, 3, 4, 5, 0, 1]
     assert [each.senders for each in even] == [(4,), (5,), (0,), (1,), (2,), (3,)]
     assert [each.node for each in even[:3]] == [(0, 1), (0, 1), (2, 3)]
-    uneven = [Neighbours.find(rank, ["a", "b", "a", "a"]) for rank in range(4)]  # ranks in any order
+    uneven = [Ring.find(rank, ["a", "b", "a", "a"]) for rank in range(4)]  # ranks in any order
     assert [each.receiver for each in uneven] == [1, 0, 1, 1]
     assert uneven[1].senders == (0, 2, 3)
-    assert Neighbours.find(1, ["a", "a"]) == Neighbours((0, 1), None, ())
+    assert Ring.find(1, ["a", "a"]) == Ring((0, 1), None, ())
 
 
 @pytest.fixture(scope="module")
