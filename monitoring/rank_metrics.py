@@ -129,6 +129,7 @@ class RankMetrics(Sink):
             self._set_progress(row["step"])
         elif kind == Kind.RESUME:
             self._set("checkpoint_duration_seconds", row["seconds"], "restore", "true")
+            self._add("resumes_total", 1, row.get("source", "disk"))
         elif kind == Kind.CHECKPOINT:
             self._set("checkpoint_duration_seconds", row["blocking"], "save", "true")
             self._set("checkpoint_duration_seconds", max(row["seconds"] - row["blocking"], 0), "save", "false")

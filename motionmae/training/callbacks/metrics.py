@@ -69,10 +69,10 @@ class StepMetrics:
         return samples | {f"{SOURCE_PASSES}{name}": count / sizes[name] for name, count in drawn.items()}
 
     def times(self) -> Row:
-        """Compute this rank's mean times of a step since the last row, without the time of saves."""
+        """Compute this rank's mean times of a step since the last row, without the time of saves and memory copies."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
-        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
+        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT] - phases[Phase.MEMORY_COPY]
         return {
             "steps": steps,
             "clips_per_second": self.clips_per_step / seconds,
