@@ -1,6 +1,7 @@
 """Runs on a site that does not requeue: the next job of the chain continues them."""
 
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
