@@ -56,7 +56,7 @@ def test_a_run_preempted_twice_under_cancel_finishes_by_itself(tmp_path: Path) -
     tensors, others = run.tensors(), expected.tensors()
     assert tensors.keys() == others.keys()
     assert all(np.array_equal(tensors[key], others[key]) for key in others)
-    assert len(run.attempts()) == 3
+    assert len(run.attempts() - {""}) == 3
     assert "job        1 (slurm), then 2\n" in printed["submit"]
     assert printed["states"] == "PREEMPTED PREEMPTED COMPLETED CANCELLED"  # the last had nothing to do
     follow = printed["follow"]
@@ -74,6 +74,6 @@ def test_cancelling_a_run_cancels_its_chain(tmp_path: Path) -> None:
         states = [lab.wait_for_job(job_id, ("CANCELLED",), 60) for job_id in ("1", "2", "3")]
         assert states == ["CANCELLED"] * 3
         time.sleep(5)
-        assert len(run.attempts()) == 1
+        assert len(run.attempts() - {""}) == 1
         started = lab.run("scontrol", "show", "job", "-o").stdout.count("JobState=RUNNING")
         assert started == 0
