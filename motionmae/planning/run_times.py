@@ -25,7 +25,7 @@ class RunTimes:
     failures: int = 0  # attempts that ended without a save
     interruptions: int = 0  # attempts that ended after a save, and began again
     seconds_in_attempts: float = 0.0  # all time with processes
-    steps: int = 0  # steps that count
+    has_saved: bool = False  # whether the time of a save was measured
 
     @property
     def step_whole(self) -> float:
@@ -59,7 +59,7 @@ def measure_times(history: RunHistory, assumed: RunTimes) -> RunTimes:
         failures=len(pauses[False]),
         interruptions=len(pauses[True]),
         seconds_in_attempts=sum(max(each.last_sign - each.began, 0.0) for each in attempts),
-        steps=max((row["step"] for row in rows), default=0),
+        has_saved="stall" in measured,
     )
 
 
