@@ -100,6 +100,8 @@ RUN = (
     _counter("nonfinite_steps_total", "Steps skipped because they were not finite.",
              kind=("loss", "gradient", "overflow")),
     _counter("clips_total", "Clips trained on by all ranks since this attempt began."),
+    _counter("source_samples_total", "Samples drawn from each source of a mixture since the run began.",
+             labels=("source",)),
     _counter("tokens_total", "Visible cubes encoded since this attempt began."),
     _counter("flops_total", "Floating-point operations of the model since this attempt began."),
     _gauge("mfu_ratio", "Model FLOP/s as a share of the devices' peak; absent if the peak is unknown.", "ratio"),

@@ -170,6 +170,7 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
         ("host memory a node", _host_memory(config)),
         ("work a clip", f"{flops:.4g} GFLOP forward and backward, {recomputed:.4g} recomputed"),
         ("steps", steps),
+        *([("samples an epoch", plan.mixture)] if plan.mixture else []),
     ]
 
 

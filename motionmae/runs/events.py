@@ -22,6 +22,10 @@ logger = get_logger(__name__)
 
 Row = dict[str, Any]
 
+SOURCE_SAMPLES, SOURCE_PASSES = "source_samples/", "source_passes/"
+"""Beginnings of the keys of a metrics row with the samples drawn from each source of a mixture, and the passes through
+it, since the run began. The name of the source follows."""
+
 
 class Kind(StrEnum):
     """Kinds of events. The comments name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""

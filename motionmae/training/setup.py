@@ -15,8 +15,8 @@ from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
-from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.manifest import Manifest
+from motionmae.data.mixture.sources import Sources
+from motionmae.data.open_shards import load_sources
 from motionmae.distributed.context import (
     DistributedContext,
     gather_objects,
@@ -181,21 +181,20 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
     """
     folder.refuse_foreign()
-    manifest = load_manifest(config.data.shards, config.data)
-    steps_per_epoch(config, manifest.samples)
+    sources = load_sources(config.data)
+    steps_per_epoch(config, sources.epoch_samples)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
-        manifest_of_run = load_manifest(running.data.shards, running.data)
-        identity = _identity(running, manifest_of_run)
+        identity = _identity(running, load_sources(running.data))
         saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
     if saved:
         check_same_run(saved.config, config)
-        check_same_stream(saved.loader, _identity(config, manifest))
+        check_same_stream(saved.loader, _identity(config, sources))
 
 
-def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
-    return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
+def _identity(config: Config, sources: Sources) -> dict[str, Any]:
+    return stream_identity(sources, config.seed, config.optim.global_batch_size)
 
 
 def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
@@ -345,3 +344,6 @@ def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupT
         f"{engine.accumulation} x {config.engine.micro_batch_size} videos a rank, ZeRO {engine.stage}, "
         f"{engine.precision}"
     )
+    if trainer.loader.sources.is_mixture:
+        described = trainer.loader.sources.describe(config.optim.global_batch_size)
+        trainer.log(f"samples of an epoch: {described}")

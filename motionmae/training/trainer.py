@@ -225,7 +225,7 @@ class Trainer:
         self.log(f"{total} samples could not be read so far and were replaced by other samples ({reasons})")
         if total > limit:
             raise UserError(
-                f"{total} samples of {self.config.data.shards} cannot be read ({reasons}), more than "
+                f"{total} samples of {self.config.data.location} cannot be read ({reasons}), more than "
                 f"data.max_corrupt_samples={limit}: restore the shards, or set a higher limit",
                 already_reported=not self.rank.is_rank_zero,
             )
