@@ -15,6 +15,7 @@ from motionmae.planning.checkpoint_interval import (
     mean_time_between_failures,
 )
 from motionmae.planning.goodput import Conditions, PredictedGoodput, predict_goodput
+from motionmae.planning.memory import predict_host_memory
 from motionmae.planning.run_times import RunTimes, measure_times
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.formatting import duration
@@ -22,6 +23,8 @@ from motionmae.runs.history import RunHistory
 from motionmae.screen import Table, show
 from motionmae.text import say
 
+_HOST_COPY, _DISK = 5e9, 1e9
+"""Assumed bytes a second: from a device to host memory, a rank; to the disk, the whole run."""
 _TITLES = {
     "productive": "productive", "queue_wait": "waiting in the queue", "init": "starting", "data_wait":
     "waiting for data, metrics", "checkpoint_blocking": "saving", "lost_work": "work done again", "downtime": "down",
@@ -50,7 +53,7 @@ def report_goodput(config: Config, options: GoodputOptions, given_step: float | 
         UserError: a rate is wrong, or nothing tells how long a step takes.
     """
     rate = _failure_rate(options.failures)
-    times, has_history = _times(options, given_step)
+    times, has_history = _times(config, options, given_step)
     mtbf = (
         mean_time_between_failures(config.launch.nodes, rate.per_1000_node_days, times)
         if (rate.per_1000_node_days)
@@ -100,9 +103,12 @@ def _failure_rate(text: str) -> FailureRate:
     return FailureRate(value, "given")
 
 
-def _times(options: GoodputOptions, given_step: float | None) -> tuple[RunTimes, bool]:
+def _times(config: Config, options: GoodputOptions, given_step: float | None) -> tuple[RunTimes, bool]:
     """Return the times of a run, and whether they were measured."""
-    times, measured = RunTimes(step=options.step or math.nan), False
+    state = predict_host_memory(config).staging_once * config.launch.nodes
+    stall = state / (config.launch.nodes * config.launch.ntasks_per_node) / _HOST_COPY
+    save = stall + state / _DISK
+    times, measured = RunTimes(step=options.step or math.nan, stall=stall, copy_stall=stall, save=save), False
     if RunFolder(options.history).events.is_file():
         times, measured = measure_times(RunHistory(options.history), times), True
     if given_step is not None:

@@ -122,7 +122,8 @@ def _message_bytes(config: Config, stage: int, trained: int) -> int:
 class HostMemory:
     """Host memory of a node for checkpoints, in bytes."""
 
-    staging: int  # pinned copies from which checkpoints and memory copies are written
+    staging_once: int  # pinned copy of the state, from which checkpoints are written
+    staging: int  # with a second copy, from which memory copies are written
     copies: int  # memory copies in /dev/shm: of its own ranks and of another node's, while new ones replace the former
 
 
@@ -134,7 +135,7 @@ def predict_host_memory(config: Config) -> HostMemory:
     share = -(-state // nodes)
     kept = share if nodes == 1 else 2 * share
     copies = bool(checkpoint.memory_steps)
-    return HostMemory(staging=(2 if copies else 1) * share, copies=2 * kept if copies else 0)
+    return HostMemory(share, (2 if copies else 1) * share, copies=2 * kept if copies else 0)
 
 
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:
