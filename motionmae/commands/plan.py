@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, flag)
         if value is not None and not 0 < value < math.inf:  # false for nan too
             raise UserError(f"--{flag.replace('_', '-')} must be a positive, finite number, not {value}")
+    if arguments.preemptions is not None and not 0 <= arguments.preemptions < math.inf:
+        raise UserError(f"--preemptions must be at least 0, not {arguments.preemptions}")
     if arguments.mfu is not None and arguments.mfu > 1:
         raise UserError(f"--mfu must be at most 1, not {arguments.mfu}: give a share of the peak, for example 0.4")
     nodes = [] if arguments.nodes is None else [f"launch.nodes={arguments.nodes}"]

@@ -1,9 +1,12 @@
 """Predicted goodput and the interval of checkpoints, against published figures and formulas."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
+from motionmae.__main__ import main
 from motionmae.planning.checkpoint_interval import (
     PUBLISHED_RATES,
     interval_steps,
@@ -11,7 +14,8 @@ from motionmae.planning.checkpoint_interval import (
     optimal_interval,
 )
 from motionmae.planning.goodput import Conditions, predict_goodput
-from motionmae.planning.run_times import RunTimes
+from motionmae.planning.run_times import RunTimes, measure_times
+from motionmae.runs.history import RunHistory
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -95,3 +99,92 @@ def test_the_interval_has_bounds():
     assert interval_steps(RunTimes(step=0.5, stall=0.001, save=1.0), 600.0) == 120  # a minute
     assert interval_steps(RunTimes(step=0.5, stall=0.001, save=100.0), 600.0) == 400  # two writes
     assert interval_steps(RunTimes(step=7000.0), rare) == 1
+
+
+def write_history(folder: Path) -> None:
+    """A run that is killed after 40 steps and preempted after 60; a save each 20 steps. All clocks by hand."""
+    folder.mkdir(parents=True)
+    events, metrics = [], []
+
+    def attempt(name: str, start: float, first: int, last: int, reason: str) -> None:
+        started, ready = start + 4, start + 10
+        events.append({"kind": "start", "step": 0, "world": 2, "hosts": ["a"], "age": 4.0, "time": started})
+        events.append({"kind": "ready", "step": first, "total_steps": 100, "time": ready})
+        for step in range(first + 10, last + 1, 10):
+            metrics.append(
+                {
+                    "step": step, "steps": 10, "epoch": 0.5, "clips_per_second": 1.0, "step_seconds": 2.0,
+                    "data_wait_seconds": 0.25, "other_seconds": 0.05, "time": ready + 2 * (step - first),
+                }
+            )  # fmt: skip
+            if step % 20 == 0:
+                seconds = {"blocking": 0.5, "seconds": 6.0}
+                if step == last:  # the save before the stop blocks for all of its time
+                    seconds["blocking"] = 6.0
+                events.append({"kind": "checkpoint", "step": step, **seconds, "time": ready + 2 * (step - first)})
+        if reason:
+            events.append({"kind": "stop", "step": last, "reason": reason, "time": ready + 2 * (last - first)})
+        for row in (*events, *metrics):
+            row.setdefault("attempt", name)
+
+    attempt("a", 1000.0, 0, 50, "")  # its last sign: 1110
+    attempt("b", 1130.0, 40, 80, "preempted")  # 1220
+    attempt("c", 1520.0, 80, 90, "")
+    for name, rows in (("events.jsonl", events), ("metrics.jsonl", metrics)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_times_are_measured_in_the_history(tmp_path: Path):
+    write_history(tmp_path / "run")
+    times = measure_times(RunHistory(tmp_path / "run"), RunTimes(step=9.0, copy_stall=0.125))
+    assert (times.step, times.waste) == (pytest.approx(1.7), pytest.approx(0.3))
+    assert (times.stall, times.save) == (0.5, 6.0)
+    assert times.copy_stall == 0.125  # assumed
+    assert times.restart == 10.0
+    assert (times.failure_pause, times.queue) == (20.0, 300.0)
+    assert (times.failures, times.interruptions) == (1, 1)
+    assert times.seconds_in_attempts == 110 + 90 + 30
+
+
+def test_plan_predicts_the_goodput_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_history(tmp_path / "run")
+    flags = ["--goodput", "--days", "10", "--history", str(tmp_path / "run"), "--json", str(tmp_path / "plan.json")]
+    assert main(["plan", "--config", "demo", "launch.gpus_per_node=0", *flags]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "times, measured in" in out
+    assert "failures: 6.5 per 1000 node-days" in out
+    assert "arxiv.org/abs/2410.21680" in out
+    assert "host memory a node" in out
+    goodput = json.loads((tmp_path / "plan.json").read_text())["goodput"]
+    assert goodput["times"]["queue"] == 300.0
+    predicted = goodput["predicted"]
+    assert predicted["productive"] + sum(predicted["badput"].values()) == pytest.approx(1)
+    assert 0.3 < predicted["productive"] < 0.85  # a step is productive for 85 % of its time
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--failures", "often"], "--failures often is not possible: give a number of at least 0, or one of rsc1"),
+        (["--days", "0"], "--days must be a positive, finite number"),
+        (["--history", "/nowhere"], "/nowhere has no events.jsonl"),
+        ([], "nothing tells how long a step takes: give --step-seconds, --gpu, or --history"),
+        (["--preemptions", "-1"], "--preemptions must be at least 0"),
+    ],
+)
+def test_plan_says_what_it_cannot_predict(
+    flags: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = ["plan", "--config", "demo", "launch.gpus_per_node=0", f"output_dir={tmp_path}"]
+    assert main([*run, "--goodput", *flags]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_without_failures_is_productive_between_its_saves(tmp_path: Path):
+    run = ["plan", "--config", "demo", "launch.gpus_per_node=0", f"output_dir={tmp_path}"]
+    flags = ["--goodput", "--failures", "0", "--step-seconds", "1", "--json", str(tmp_path / "plan.json")]
+    assert main([*run, *flags, "launch.time=100000"]) == 0
+    goodput = json.loads((tmp_path / "plan.json").read_text())["goodput"]
+    assert goodput["predicted"]["failures"] == 0
+    assert goodput["best_every_steps"] is None
+    assert goodput["predicted"]["productive"] > 0.99
