@@ -28,6 +28,9 @@ examples:
 exit status: 0 all checkpoints are valid or were repaired, 1 a checkpoint is damaged or unreadable, 2 an error"""
 
 
+_WRITER = (("ZeRO", "zero_stage"), ("attempt", "attempt"))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare checksums")
@@ -103,14 +106,19 @@ def _show(inspected: "list[InspectedCheckpoint]", copies: int) -> None:
         if checkpoint.best:
             status.append(cell(f" <- the best by validation ({checkpoint.best}), --step best", "bold"))
         table.add_row(
-            f"in memory: {checkpoint.folder.name}" if number < copies else checkpoint.folder.name,
+            "in memory" if number < copies else checkpoint.folder.name,
             str(checkpoint.step),
             f"{checkpoint.bytes / 1e6:.1f} MB",
             duration(time.time() - checkpoint.modified),
-            f"{writer.get('world', '?')} ranks, ZeRO {writer.get('zero_stage', '?')}" if writer else "",
+            _writer_of(writer),
             status,
         )
     show(table)
+
+
+def _writer_of(writer: dict[str, Any]) -> str:
+    stage, attempt = (f", {title} {writer[key]}" if key in writer else "" for title, key in _WRITER)
+    return f"{writer.get('world', '?')} ranks{stage or attempt}" if writer else ""
 
 
 COMMAND = Command(add_arguments, run, description=_DESCRIPTION, epilog=_EPILOG)

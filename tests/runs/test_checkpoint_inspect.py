@@ -199,9 +199,7 @@ def test_memory_copies_on_this_node_are_listed(
         (36, "partial", "shares of 1 of 2 ranks"), (34, "valid", ""),
     ]  # fmt: skip
     assert [row["step"] for row in rows[2:]] == [30, 20, 10]
-    printed = capsys.readouterr().out
-    assert "in memory:" in printed
-    assert "position-00000034" in printed
+    assert capsys.readouterr().out.count("in memory") == 2
     (whole / "model-00001-of-00002.safetensors").write_bytes(b"weightz")
     assert command(run)[1][1]["status"] == "complete"
     assert command(run, "--verify")[1][1]["status"] == "damaged"
