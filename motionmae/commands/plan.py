@@ -177,9 +177,9 @@ def _model_rows(plan: "Plan", config: Config) -> list[tuple[str, str]]:
 
 
 def _host_memory(config: Config) -> str:
-    from motionmae.planning.memory import predict_host_memory
+    from motionmae.planning.memory import predict_checkpoint_memory
 
-    memory = predict_host_memory(config)
+    memory = predict_checkpoint_memory(config)
     text = f"{memory.staging / _GB:.2f} GB to stage checkpoints"
     if memory.copies:
         text += f", up to {memory.copies / _GB:.2f} GB of /dev/shm for memory copies"

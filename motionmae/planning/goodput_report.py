@@ -15,7 +15,7 @@ from motionmae.planning.checkpoint_interval import (
     mean_time_between_failures,
 )
 from motionmae.planning.goodput import Conditions, PredictedGoodput, predict_goodput
-from motionmae.planning.memory import predict_host_memory
+from motionmae.planning.memory import predict_checkpoint_memory
 from motionmae.planning.run_times import RunTimes, measure_times
 from motionmae.runs.directory import RunFolder
 from motionmae.runs.formatting import duration
@@ -105,7 +105,7 @@ def _failure_rate(text: str) -> FailureRate:
 
 def _times(config: Config, options: GoodputOptions, given_step: float | None) -> tuple[RunTimes, bool]:
     """Return the times of a run, and whether they were measured."""
-    state = predict_host_memory(config).staging_once * config.launch.nodes
+    state = predict_checkpoint_memory(config).staging_once * config.launch.nodes
     stall = state / (config.launch.nodes * config.launch.ntasks_per_node) / _HOST_COPY
     save = stall + state / _DISK
     times, measured = RunTimes(step=options.step or math.nan, stall=stall, copy_stall=stall, save=save), False

@@ -119,7 +119,7 @@ def _message_bytes(config: Config, stage: int, trained: int) -> int:
 
 
 @dataclass(frozen=True)
-class HostMemory:
+class CheckpointMemory:
     """Host memory of a node for checkpoints, in bytes."""
 
     staging_once: int  # pinned copy of the state, from which checkpoints are written
@@ -127,7 +127,7 @@ class HostMemory:
     copies: int  # memory copies in /dev/shm: of its own ranks and of another node's, while new ones replace the former
 
 
-def predict_host_memory(config: Config) -> HostMemory:
+def predict_checkpoint_memory(config: Config) -> CheckpointMemory:
     """Predict the host memory of each node for checkpoints and memory copies."""
     nodes, checkpoint = config.launch.nodes, config.checkpoint
     is_frozen = config.task == "finetune" and config.finetune.frozen
@@ -135,7 +135,7 @@ def predict_host_memory(config: Config) -> HostMemory:
     share = -(-state // nodes)
     kept = share if nodes == 1 else 2 * share
     copies = bool(checkpoint.memory_steps)
-    return HostMemory(share, (2 if copies else 1) * share, copies=2 * kept if copies else 0)
+    return CheckpointMemory(share, (2 if copies else 1) * share, copies=2 * kept if copies else 0)
 
 
 def largest_micro_batch(config: Config, ranks: int, limit: float) -> int:
