@@ -150,6 +150,23 @@ def test_a_killed_run_continues_from_memory_bitwise(
     assert [path for node in (0, 1) for path in (tmp_path / f"node{node}").rglob("*")] == []  # freed at the end
 
 
+@pytest.mark.parametrize("every", [3, 6])
+def test_a_damaged_checkpoint_leaves_the_older_copy(
+    shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, every: int
+):
+    """The newest checkpoint, of step 6, is newer than the copy of step 5, and damaged; or it is the only one."""
+    config = run_of(shards, tmp_path / "runs", every_steps=every, memory_every_steps=5 if every == 6 else 2)
+    kill_before(config, tmp_path, 7)
+    for node in (0, 1):  # copies of step 6 are incomplete, where there are some
+        for share in (tmp_path / f"node{node}").glob("*/*/position-00000006-*/share-*"):
+            share.unlink()
+    flip(config.run_folder / "checkpoints/step-00000006/model-00000-of-00002.safetensors")
+    assert run_ranks(2, pretrain_on_nodes, config, tmp_path) == ["FINISHED"] * 2
+    (resume,) = rows_of(config, "resume")
+    assert (resume["step"], resume["source"]) == ((5, "memory") if every == 6 else (3, "disk"))
+    assert_same(final_state(config), undisturbed)
+
+
 def test_both_copies_damaged_fall_back_to_the_disk(shards: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path):
     config = run_of(shards, tmp_path / "runs", every_steps=4, memory_every_steps=3)
     kill_before(config, tmp_path, 8)
