@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
@@ -28,6 +29,7 @@ class JobState:
     out_of_time: bool = field(default=False, compare=False)  # the time limit has ended the job, or is ending it
     preempted: bool = field(default=False, compare=False)
     excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
+    seconds_left: float = field(default=float("inf"), compare=False)  # until the time limit of a running job
 
     @property
     def active(self) -> bool:
@@ -79,7 +81,16 @@ def parse_job(line: str) -> JobState:
         out_of_time=name == "TIMEOUT" or reason == "TimeLimit",
         preempted=bool(_value(line, "PreemptTime")),
         excluded=tuple(_parse_node_list(excluded)) if excluded else (),
+        seconds_left=_seconds_until(_value(line, "EndTime")) if name == "RUNNING" else float("inf"),
     )
+
+
+def _seconds_until(moment: str) -> float:
+    """Return the seconds until a moment in Slurm's form; infinite if it is ``Unknown`` or ``UNLIMITED``."""
+    try:
+        return datetime.fromisoformat(moment).timestamp() - time.time()
+    except ValueError:
+        return float("inf")
 
 
 def _value(line: str, key: str) -> str:
