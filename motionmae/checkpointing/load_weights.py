@@ -18,13 +18,20 @@ from torch import Tensor, nn
 
 from motionmae.errors import UserError
 from motionmae.models import convert
+from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, defect_of, read_manifest
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
 _MOST_WRAPPERS = 4  # dictionaries around a state dict; a hostile one can hold itself
+_INNER_NAMES = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of tensor names, at any depth, that torch.compile, FSDP and activation checkpointing add."""
+_OUTER_NAMES = re.compile(r"^(?:(?:module|model|net|backbone)\.)+")
+"""Beginnings of tensor names from DDP and DeepSpeed (module), Lightning (model, net) and mmaction2 (backbone)."""
 _NAMES_SHOWN = 3
+BEST = "best"
+"""Name that stands for the step of a run's best checkpoint by validation."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,18 @@ def resolve_checkpoint(source: str | Path) -> Path:
     return path
 
 
-def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
+def newest_checkpoint(folder: RunFolder, step: int | str | None = None) -> Checkpoint:
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none.
+
+    The step ``best`` is that of the best checkpoint by validation.
+    """
+    if step == BEST:
+        if (best := best_in(CheckpointStore(folder.checkpoints))) is None:
+            raise UserError(
+                f"{folder.path} has no best checkpoint, which training with validation.shards keeps: "
+                "give the step of another checkpoint (`motionmae checkpoints RUN`)"
+            )
+        step = best.step
     try:
         found_all = CheckpointStore(folder.checkpoints).newest_first()
     except OSError as error:
@@ -97,7 +114,11 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
+    """Load ``state`` into ``module``.
+
+    Raises:
+        UserError: tensors are missing, unknown, of other shapes, or not finite. The message names them and ``origin``.
+    """
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -114,10 +135,16 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
             f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
     try:
+        broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
         module.load_state_dict(dict(state))
-    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+    except (RuntimeError, NotImplementedError) as error:  # tensors without values, or of a layout that has no copy
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
+    if broken:
+        raise UserError(
+            f"{origin} holds NaN or infinite values in {_list(broken)}: give other weights, for example of an earlier "
+            "checkpoint, or saved in fp32"
+        )
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -176,7 +203,23 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+    return _without_wrappers(tensors, path)
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Remove the parts of names that trainers and torch add, from ``model._orig_mod.blocks.0.norm1.weight`` and others.
+
+    Raises:
+        UserError: two tensors get one name, because the file holds two models.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        bare = _OUTER_NAMES.sub("", _INNER_NAMES.sub("", name))
+        if (other := names.setdefault(bare, name)) != name:
+            raise UserError(
+                f"{path} holds two models, with {other} and {name}: save the state dict of one of them into a file"
+            )
+    return {bare: tensors[name] for bare, name in names.items()}
 
 
 def _unwrap(content: Any) -> Any:
@@ -214,6 +257,8 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             return {f"encoder.{name}": value for name, value in encoder.items()}
         if convert.is_mae_st(state):
             return convert.from_mae_st(state)
+        if "patch_embed.projection.weight" in state or "cls_head.fc_cls.weight" in state:
+            state = convert.from_mmaction(state)
         if convert.is_videomae(state):
             return convert.from_videomae(state)
     except UserError as error:

@@ -10,7 +10,7 @@ REMOTE_SCHEMES = ("http", "https", "s3")
 """URL schemes of remote shards. None of them can run a program."""
 
 
-def _known_scheme(location: str) -> str:
+def known_scheme(location: str) -> str:
     scheme, is_url, _ = location.partition("://")
     if is_url and scheme not in REMOTE_SCHEMES:
         raise ValueError(f"set a folder, or a URL of {', '.join(REMOTE_SCHEMES)}")
@@ -29,7 +29,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 class DataConfig(Section):
     """Shards and the loader that reads clips from them."""
 
-    shards: Annotated[PathOrUrl, AfterValidator(_known_scheme), MAY_CHANGE_RESULT] = ""
+    shards: Annotated[PathOrUrl, AfterValidator(known_scheme), MAY_CHANGE_RESULT] = ""
     """Folder of the shards, which holds manifest.json: a path, or an http, https or s3 URL (docs/data.md)."""
     cache: Annotated[NodePath, MAY_CHANGE] = ""
     """Folder on the node's local disk for copies of remote shards, shared by all runs of a user. The node expands

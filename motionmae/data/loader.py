@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -185,13 +185,17 @@ class ClipLoader:
 
         Raises UserError if more samples than ``data.max_corrupt_samples`` are corrupt.
         """
-        numbers = itertools.count(step * self.accumulation)
+        return self.micro_batches(itertools.count(step * self.accumulation))
+
+    def micro_batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """Yield the micro-batches of ascending ``numbers``, counted from the start of the run, as in training."""
+        numbers = iter(numbers)
         prefetched = deque(self._submit(number) for number in itertools.islice(numbers, self.data.prefetch))
         try:
-            while True:
+            while prefetched:
                 self.ready = sum(all(part.done() for part in parts) for _, parts in prefetched)
                 batch, parts = prefetched.popleft()
-                prefetched.append(self._submit(next(numbers)))
+                prefetched.extend(self._submit(number) for number in itertools.islice(numbers, 1))
                 for part in parts:
                     part.result()
                 yield batch

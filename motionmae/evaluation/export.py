@@ -39,7 +39,7 @@ class Exported:
     note: str = ""  # note for the model card about omitted weights
 
 
-def export(run: Path, step: int | None, kind: str, out: Path) -> list[Path]:
+def export(run: Path, step: int | str | None, kind: str, out: Path) -> list[Path]:
     """Export the checkpoint of ``step``, or the newest one, and return the files; ``kind`` is safetensors or hf.
 
     Raises:
