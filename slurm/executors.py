@@ -10,7 +10,7 @@ from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-from motionmae.config import Config
+from motionmae.config import Config, LaunchConfig
 from motionmae.config.schema import accumulation_steps
 from motionmae.errors import UserError
 from slurm.sbatch import check_environment, check_options, requested_resources
@@ -64,6 +64,8 @@ class TrainingExecutor(SlurmExecutor):
         resources = requested_resources(launch) | {"nodes": launch.nodes + launch.spares}
         options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
+        # By default Slurm ends a whole job minutes after a node was lost, when the run has long gone on without it.
+        keep_allocation = {"no-kill": True} if goes_on_without_node(launch) else {}
         self.update_parameters(
             job_name=config.name,
             signal_delay_s=launch.signal_seconds,
@@ -71,8 +73,7 @@ class TrainingExecutor(SlurmExecutor):
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],
             # srun inherits neither option from the script (the second since Slurm 22.05)
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
-            # without no-kill, Slurm would end the whole job some minutes after it has gone on without a lost node
-            additional_parameters={"requeue": True, "no-kill": True, "chdir": str(code), **extra},
+            additional_parameters={"requeue": True, **keep_allocation, "chdir": str(code), **extra},
             **resources,
         )
 
@@ -106,7 +107,13 @@ def supervisor_arguments(config: Config) -> list[str]:
         "heartbeat-seconds": launch.heartbeat_seconds,
     }
     options = [f"--{key}={value}" for key, value in arguments.items()]
-    return [str(config.run_folder), *options, *(["--standby"] if launch.standby else [])]
+    flags = {"--standby": launch.standby, "--no-kill": goes_on_without_node(launch)}
+    return [str(config.run_folder), *options, *(flag for flag, is_set in flags.items() if is_set)]
+
+
+def goes_on_without_node(launch: LaunchConfig) -> bool:
+    """Return whether the run may go on inside its allocation after the loss of a node."""
+    return launch.spares > 0 or launch.min_nodes > 0
 
 
 def node_counts(config: Config) -> list[int]:

@@ -29,6 +29,7 @@ class JobState:
     out_of_time: bool = field(default=False, compare=False)  # the time limit has ended the job, or is ending it
     preempted: bool = field(default=False, compare=False)
     excluded: tuple[str, ...] = field(default=(), compare=False)  # nodes that the job must not use
+    batch_host: str = field(default="", compare=False)  # node of the batch script
     seconds_left: float = field(default=float("inf"), compare=False)  # until the time limit of a running job
 
     @property
@@ -93,6 +94,7 @@ def parse_job(line: str) -> JobState:
         out_of_time=name == "TIMEOUT" or reason == "TimeLimit",
         preempted=bool(_value(line, "PreemptTime")),
         excluded=tuple(_parse_node_list(excluded)) if excluded else (),
+        batch_host=_value(line, "BatchHost"),
         seconds_left=_seconds_until(_value(line, "EndTime")) if name == "RUNNING" else float("inf"),
     )
 

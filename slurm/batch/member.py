@@ -39,8 +39,8 @@ CONNECT_SECONDS = 60.0
 """Time to reach the supervisor."""
 GONE_SECONDS = 30.0
 """Time in which the killed processes of an earlier attempt must leave this node; a driver can hold them for ever."""
-TURN_SECONDS = 3.0
-"""Time that a node has to requeue the job before the next node tries."""
+TURN_SECONDS = 5.0
+"""Time that a node has to requeue the job before the next node tries, and between two questions to Slurm."""
 _LOWEST_PRIORITY = 19
 
 
@@ -73,17 +73,17 @@ class Membership(Sink):
     def wait(self, prepare: Callable[[], None]) -> Assignment:
         """Prepare for training in a thread, and wait for the assignment.
 
-        A standby prepares at the lowest priority, and ends quietly when it is told to, at SIGTERM and at SIGUSR2.
+        A standby process prepares at the lowest priority, and ends quietly when it is told to, at SIGTERM and at
+        SIGUSR2.
         """
         if self.standby:
+            name_process("standby")
             for number in (signal.SIGTERM, signal.SIGUSR2):
                 signal.signal(number, lambda *_: os._exit(0))
         preparation = threading.Thread(target=_at_priority, args=(self.standby, prepare), daemon=True)
         preparation.start()
-        assignment = parse_json(self._read(), Assignment, limit=LINE_LIMIT)
-        if not assignment.nodes:
-            os._exit(0)
-        threading.Thread(target=self._watch, args=(assignment,), daemon=True).start()
+        assignment = self._receive()
+        threading.Thread(target=self._watch, daemon=True).start()
         if self.standby:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, preparation.native_id or 0, 0)  # root may
@@ -91,13 +91,26 @@ class Membership(Sink):
         preparation.join()
         return assignment
 
-    def _watch(self, assignment: Assignment) -> None:
+    def _receive(self) -> Assignment:
+        """Return the assignment; do not return where there is none for this process."""
+        try:
+            assignment = parse_json(self._read(), Assignment, limit=LINE_LIMIT)
+        except OSError as error:
+            say(f"error: {error}", file=sys.stderr)
+            if is_lost(error.__cause__ or error):
+                requeue_without_supervisor()
+            os._exit(0 if self.standby else EndReason.LOST_PEERS.exit_code)
+        if not assignment.nodes:
+            os._exit(0)
+        return assignment
+
+    def _watch(self) -> None:
         """Requeue the job if the batch host is lost."""
         try:
             self._lines.read()
         except OSError as error:
             if is_lost(error):
-                requeue_without_supervisor(assignment)
+                requeue_without_supervisor()
 
     def event(self, row: Row) -> None:
         if row["kind"] == Kind.FIRST_STEP:
@@ -121,20 +134,21 @@ class Membership(Sink):
         return text
 
 
-def requeue_without_supervisor(assignment: Assignment) -> None:
-    """Requeue this job, from one rank of each node: the nodes take turns until Slurm has requeued it.
+def requeue_without_supervisor() -> None:
+    """Requeue this job once Slurm has found its batch host down; return when it is requeued or has ended.
 
-    Slurm 22.05 lets a job with ``--no-kill`` run on without its batch script.
+    Slurm 22.05 lets a job with ``--no-kill`` run on without its batch script. The nodes take turns. A node that was cut
+    off itself, and sees the controller again, finds that the batch host is up.
     """
     job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    place, local_rank = divmod(assignment.rank, assignment.ranks_per_node)
-    if local_rank:
+    if int(os.environ["SLURM_LOCALID"]):
         return
-    time.sleep(TURN_SECONDS * place)
+    time.sleep(TURN_SECONDS * int(os.environ.get("SLURM_NODEID") or 0))
     while (state := scontrol.show_job(job)) is None or (state.name == "RUNNING" and state.restarts == restart):
-        say(f"the node of the batch script does not answer: job {job} is requeued", file=sys.stderr)
-        scontrol.requeue(job)
-        time.sleep(TURN_SECONDS * len(assignment.nodes))
+        if state is not None and scontrol.down_nodes([state.batch_host]):
+            say(f"node {state.batch_host} of the batch script is down: job {job} is requeued", file=sys.stderr)
+            scontrol.requeue(job)
+        time.sleep(TURN_SECONDS)
 
 
 def join() -> Membership | None:
@@ -177,6 +191,19 @@ def take_place(assignment: Assignment) -> None:
         SLURM_STEP_NODELIST=listed,
     )
     os.environ[START_VARIABLE] = str(assignment.start)
+    name_process(f"rank {assignment.rank} #{assignment.start}")
+
+
+def name_process(name: str) -> None:
+    """Name this process for ``ps`` and ``top``, in at most 15 characters."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
+def name_thread(name: str) -> None:
+    """Name the thread of the caller for ``top -H``, in at most 15 characters."""
+    with suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
 
 
 def end_predecessors(processes: list[Process]) -> None:
@@ -207,6 +234,7 @@ def start_ticks(pid: int) -> int | None:
 def _at_priority(lowest: bool, action: Callable[[], None]) -> None:
     if lowest:  # of this thread only: without privileges, a process cannot raise its priority again
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        name_thread("low priority")
     try:
         action()
     except Exception as error:

@@ -99,6 +99,8 @@ class RequeuePolicy:
         if job is None or job.preempted or job.out_of_time or job.seconds_left < self.signal_seconds:
             return []
         held = _parse_node_list(job.detail)
+        if job.batch_host not in held:  # Slurm has given up the node of this process
+            return []
         up = [node for node in held if node not in {*lost, *scontrol.down_nodes(held)}]
         return choose_nodes(up, self.attempts.excluded_nodes(), counts) or choose_nodes(
             up, self.nodes_to_avoid(), counts

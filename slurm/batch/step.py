@@ -50,6 +50,7 @@ class Step:
     lines: list[str] = field(default_factory=list)  # srun's messages
     status: int | None = None  # of srun, once it has ended
     killed: bool = False
+    ending: bool = False  # its ranks were told to save and end
     _srun: asyncio.subprocess.Process | None = None
     _reader: "asyncio.Task[None] | None" = None
 
@@ -77,13 +78,18 @@ class Step:
         self.status = 128 - status if status < 0 else status
         changed.set()
 
+    @staticmethod
+    def signal(job: str, number: int, name: str) -> None:
+        """Send a signal to all processes of the step with Slurm's ``number``."""
+        scontrol.run_command("scancel", f"--signal={name}", f"{job}.{number}")
+
     async def kill(self, job: str, number: int | None) -> None:
         """Kill the processes of the step, and srun if it stays. ``number`` is Slurm's, None if no process told it."""
         self.killed = True
         if self._srun is None or self.status is not None:
             return
         if number is not None:
-            await asyncio.to_thread(scontrol.run_command, "scancel", "--signal=KILL", f"{job}.{number}")
+            await asyncio.to_thread(self.signal, job, number, "KILL")
         try:
             await asyncio.wait_for(asyncio.shield(self._srun.wait()), END_SECONDS)
         except TimeoutError:

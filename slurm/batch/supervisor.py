@@ -36,6 +36,7 @@ REPORT_SECONDS = 2.0
 MOST_BURNT_STEPS = 8
 """Empty steps at the start of a requeued job, at most."""
 _POLL_SECONDS = 1.0
+_CONTROLLER_SECONDS = 15.0  # between two questions to Slurm's controller, which serves the whole site
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Settings:
 
     node_counts: tuple[int, ...]  # on which the run can train, the largest first
     standby: bool
+    no_kill: bool  # the job keeps its other nodes when one is lost (sbatch --no-kill)
     heartbeat_seconds: int
     join_seconds: int  # from the first process of a step to the last
 
@@ -59,6 +61,7 @@ class Supervisor:
         self.first_step_id = 0
         self.standby: Step | None = None
         self.predecessors: list[Member] = []
+        self._asked = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, nodes: list[str]) -> int:
@@ -69,7 +72,8 @@ class Supervisor:
                 failure = await self.attempt(nodes)
                 if failure is None:
                     return 0
-                nodes = self.policy.decide(failure, self.lost(), self.settings.node_counts)
+                counts = self.settings.node_counts if self.settings.no_kill or not self.lost() else ()
+                nodes = self.policy.decide(failure, self.lost(), counts)
                 if not nodes:
                     return failure.status
                 self.starts += 1
@@ -88,6 +92,9 @@ class Supervisor:
             elif not assigned and members and time.monotonic() - began > self.settings.join_seconds:
                 failure = self.absent(members, nodes)
             failure = failure or await self.failure(step)
+            if assigned and not step.ending and await self.is_reduced(nodes):
+                step.ending = True
+                await asyncio.to_thread(step.signal, self.policy.attempt.job, members[0].hello.step, "TERM")
             if any(member.trains for member in members):
                 await self.start_standby(step)
             if assigned and all(member.status == 0 for member in members):
@@ -124,6 +131,23 @@ class Supervisor:
                 return cause or Failure(EndReason.KILLED, failed[0].node, 128 + signal.SIGKILL)
             await self.wait(0.1)
         return None
+
+    async def is_reduced(self, nodes: Sequence[str]) -> bool:
+        """Return whether Slurm has taken a node from this job: its slurmd does not answer, or an administrator did it.
+
+        The ranks on such a node may still train, until slurmd answers again. The run saves and leaves the node.
+        """
+        if time.monotonic() - self._asked < _CONTROLLER_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        job = await asyncio.to_thread(scontrol.show_job, self.policy.attempt.job)
+        if job is None or job.name != "RUNNING" or job.restarts != self.policy.attempt.restart:
+            return False
+        held = _parse_node_list(job.detail)
+        taken = [node for node in dict.fromkeys([*nodes, job.batch_host]) if node not in held]
+        if taken:
+            log(f"Slurm has taken {', '.join(taken)} from this job: the ranks save, and the run goes on without")
+        return bool(taken)
 
     def absent(self, members: Sequence[Member], nodes: Sequence[str]) -> Failure:
         """Return the failure of the first node whose processes have not all answered the roll call."""
@@ -233,7 +257,9 @@ def main(argv: Sequence[str]) -> int:
         bad = sorted(set(held) & set(avoided))
         log(f"this run failed before on {', '.join(bad)}: the job is requeued without these nodes")
         return 0 if policy.requeue() else EndReason.LOST_PEERS.exit_code
-    settings = Settings(counts, arguments.standby, arguments.heartbeat_seconds, arguments.join_seconds)
+    settings = Settings(
+        counts, arguments.standby, arguments.no_kill, arguments.heartbeat_seconds, arguments.join_seconds
+    )
     supervisor = Supervisor(policy, settings, command, held)
     supervisor.first_step_id = burn_step_ids(policy.attempts.last_step_id(attempt.job))
     return asyncio.run(supervisor.run(nodes))
@@ -250,6 +276,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Command]:
     parser.add_argument("--join-seconds", type=int, default=120)
     parser.add_argument("--heartbeat-seconds", type=int, default=5)
     parser.add_argument("--standby", action="store_true")
+    parser.add_argument("--no-kill", action="store_true")
     own, command = _split(list(argv))
     srun, program = _split(command)
     arguments = parser.parse_args(own)
