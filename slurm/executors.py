@@ -1,5 +1,6 @@
 """submitit's Slurm executor with the sbatch script of a training run, and the variables of its ranks."""
 
+import hashlib
 import os
 import shlex
 import sys
@@ -19,6 +20,12 @@ from slurm.sbatch import check_environment, check_options, requested_resources
 def log_folder(run: Path) -> Path:
     """Return the folder for the pickle and the logs of a new submission."""
     return run / "logs" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def job_name(config: Config) -> str:
+    """Return the job's name. The jobs of a chain wait for every job of their name, so it must name one run folder."""
+    folder = hashlib.sha256(os.fsencode(config.run_folder)).hexdigest()[:8]
+    return f"{config.name}-{folder}" if config.launch.chain else config.name
 
 
 def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -62,12 +69,13 @@ class TrainingExecutor(SlurmExecutor):
         variables = job_environment(config, code, "slurm", environment)
         check_environment(variables)
         resources = requested_resources(launch) | {"nodes": launch.nodes + launch.spares}
-        options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **resources}
+        name = job_name(config)
+        options = {"job-name": name, "output": folder, "chdir": code, **extra, **resources}
         check_options(options)
         # By default Slurm ends a whole job minutes after a node was lost, when the run has long gone on without it.
         keep_allocation = {"no-kill": True} if goes_on_without_node(launch) else {}
         self.update_parameters(
-            job_name=config.name,
+            job_name=name,
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],

@@ -14,6 +14,7 @@ again, and the run finds its newest checkpoint by itself.
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -25,9 +26,11 @@ from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
 from motionmae.runs import events
+from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
-from motionmae.text import LINES, say
+from motionmae.text import LINES, join_lines, say
 from slurm import scontrol
+from slurm.batch.chain import Chain
 from slurm.batch.member import Membership, join, take_place
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
@@ -103,8 +106,13 @@ class TrainJob(Checkpointable):
                     sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before that
                 if reason is EndReason.STOPPED or (reason is EndReason.TERMINATED and not is_preempted(environment)):
                     sys.exit(reason.exit_code)
+                if environment.cluster == "slurm" and self.chain(environment).goes_on_without():
+                    sys.exit(EndReason.PREEMPTED.exit_code)
                 requeue(signals.former[signal.SIGUSR2])
         return reason.value
+
+    def chain(self, environment: submitit.JobEnvironment) -> Chain:
+        return Chain(RunFolder(self.config.run_folder), environment.job_id)
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
@@ -131,13 +139,13 @@ def prepare(config: Config) -> None:
     """Do what a rank can do before it knows its place: import the slow packages and open the shards."""
     import torch
 
-    from motionmae.data.open_shards import load_manifest
+    from motionmae.data.open_shards import load_sources
     from motionmae.engine.deepspeed_engine import import_deepspeed
     from motionmae.training.setup import make_task
 
     import_deepspeed(torch.device("cuda" if config.engine.device == "cuda" else "cpu"))
     make_task(config)
-    load_manifest(config.data.shards, config.data)
+    load_sources(config.data)
 
 
 def become_rank(environment: submitit.JobEnvironment) -> None:
@@ -164,3 +172,6 @@ def requeue(handler: object) -> None:
     except UncompletedJobError as error:
         say(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr)
         sys.exit(EndReason.USER_ERROR.exit_code)
+    except (OSError, subprocess.SubprocessError) as error:  # the batch script tries it, too
+        say(f"this node cannot requeue the job: {join_lines(error)}")
+        sys.exit(EndReason.PREEMPTED.exit_code)

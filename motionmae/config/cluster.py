@@ -38,6 +38,9 @@ class LaunchConfig(Section):
     """Keep a second, waiting process per rank, which has made its imports and takes over when an attempt fails."""
     heartbeat_seconds: NonNegativeInt = 5
     """Seconds without an answer after which a node counts as lost. 0: only Slurm decides (SlurmdTimeout)."""
+    chain: NonNegativeInt = 0
+    """Jobs that wait behind the run's job (sbatch --dependency=singleton) and continue the run where Slurm does not
+    requeue it: PreemptMode=CANCEL, a limit without requeue, a node without scontrol."""
     preflight_seconds: PositiveInt = 120
     """Time limit of the pre-flight check of every node's device, storage and network."""
     partition: SbatchText = ""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from motionmae.json_text import JsonModel, parse_json
+from slurm.batch.batch_log import log
 from slurm.batch.connections import is_lost, keep_alive
 from slurm.batch.protocol import (
     LINE_LIMIT,
@@ -26,7 +27,6 @@ from slurm.batch.protocol import (
     new_token,
     proof,
 )
-from slurm.batch.requeue_policy import log
 
 GREETING_SECONDS = 20.0
 """Time in which a new connection must prove that it belongs to the job."""

@@ -23,10 +23,12 @@ from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason
 from motionmae.runs.history import Attempt
 from slurm import scontrol
+from slurm.batch import excluded_nodes
+from slurm.batch.batch_log import log
 from slurm.batch.connections import own_address
 from slurm.batch.node_choice import choose_nodes
 from slurm.batch.protocol import Assignment, Invitation
-from slurm.batch.requeue_policy import RequeuePolicy, log
+from slurm.batch.requeue_policy import RequeuePolicy
 from slurm.batch.roll_call import Member, RollCall, end
 from slurm.batch.step import Command, Step
 from slurm.batch.step_failure import Ended, Failure, find_cause, find_failure
@@ -248,21 +250,40 @@ def main(argv: Sequence[str]) -> int:
     raise_file_limit()
     attempt = Attempt(job=os.environ["SLURM_JOB_ID"], restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     policy = RequeuePolicy(RunFolder(run), attempt, arguments.max_retries, arguments.signal_seconds)
+    if (end_of_chain := policy.chain.take_over(policy.newest_step())) is not None:
+        return end_of_chain.exit_code
     policy.log_lost_nodes()
     held = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
     counts = tuple(arguments.node_counts or [len(held)])
-    avoided = policy.nodes_to_avoid() if set(held) & set(policy.attempts.excluded_nodes()) else {}
-    nodes = choose_nodes(held, policy.attempts.excluded_nodes(), counts[:1]) or choose_nodes(held, avoided, counts[:1])
+    nodes = first_nodes(policy, held, counts[:1])
     if not nodes:
-        bad = sorted(set(held) & set(avoided))
-        log(f"this run failed before on {', '.join(bad)}: the job is requeued without these nodes")
-        return 0 if policy.requeue() else EndReason.LOST_PEERS.exit_code
+        if policy.requeue():
+            return 0
+        nodes = held[: counts[0]]
     settings = Settings(
         counts, arguments.standby, arguments.no_kill, arguments.heartbeat_seconds, arguments.join_seconds
     )
     supervisor = Supervisor(policy, settings, command, held)
     supervisor.first_step_id = burn_step_ids(policy.attempts.last_step_id(attempt.job))
-    return asyncio.run(supervisor.run(nodes))
+    with excluded_nodes.postponed_review(run, attempt.job):
+        status = asyncio.run(supervisor.run(nodes))
+    if status == 0:
+        policy.chain.close()
+        excluded_nodes.cancel_review(attempt.job)
+    return status
+
+
+def first_nodes(policy: RequeuePolicy, held: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Return the nodes of the first attempt; empty if the job must not use some of them, and other nodes are free."""
+    failed = policy.attempts.excluded_nodes()
+    if nodes := choose_nodes(held, failed, counts):
+        return nodes
+    avoided = policy.nodes_to_avoid()
+    nodes = choose_nodes(held, avoided, counts)
+    if not nodes:
+        bad = ", ".join(node for node in held if node in avoided)
+        log(f"this run failed before on {bad}: the job is requeued without these nodes")
+    return nodes
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Command]:

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from motionmae.config import Config
 from motionmae.data.clip_sampling import check_windows
+from motionmae.data.mixture.sources import Sources
 from motionmae.data.open_shards import check_stored, load_manifest
 from motionmae.data.remote.download import UnreachableError
 from motionmae.data.shards.manifest import Manifest, check_one_sample_per_video, check_whole
@@ -37,7 +38,7 @@ def check_held_out(config: Config, training: Manifest) -> None:
         match_classes(training.class_names, manifest.class_names, validation.shards)
         return
     held_out = data.model_copy(update={"shards": validation.shards, "beton": ""})
-    check_stored(manifest, held_out, config.clip, config.target.needs_flow)
+    check_stored(Sources(held_out, (manifest,)), config.clip, config.target.needs_flow)
     if validation.knn_train:
         named = {"validation.knn_train": validation.knn_train}
         named |= {"validation.knn_test": validation.knn_test} if validation.knn_test else {}
