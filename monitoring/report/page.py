@@ -19,7 +19,15 @@ from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
-_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.OTHER)
+_PHASES = (
+    Phase.FORWARD,
+    Phase.BACKWARD,
+    Phase.OPTIMIZER,
+    Phase.DATA_WAIT,
+    Phase.CHECKPOINT,
+    Phase.VALIDATION,
+    Phase.OTHER,
+)
 _CHARTS = {
     "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",
     "step_seconds": "Seconds a step",

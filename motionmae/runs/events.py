@@ -41,7 +41,11 @@ class Kind(StrEnum):
     HANG = "hang"  # the watchdog ends this rank: the work that exceeded its limit, the file of the stacks
     NONFINITE = "nonfinite"  # a step was skipped as non-finite: loss or gradient, ranks, samples
     ROLLBACK = "rollback"  # after too many skipped steps, the run returned to an earlier checkpoint
-    PICTURE = "picture"  # reconstructions from this step's checkpoint: path in the run folder, or the error
+    # Reconstructions from this step's checkpoint, or a confusion matrix: path in the run folder, title, or the error.
+    PICTURE = "picture"
+    # Held-out videos were measured: loss and other figures, videos, seconds, whether it is the best, or the error.
+    VALIDATION = "validation"
+    INIT = "init"  # initial weights were loaded: their path and fingerprint, what was loaded and what was not
     FINISH = "finish"  # the last step was taken and saved
     STOP = "stop"  # the attempt ends early: an EndReason, and the error if there is one
     FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
@@ -63,6 +67,7 @@ class Phase(StrEnum):
     BACKWARD = "backward"  # backward pass and gradient reduction, in which ranks wait for each other
     OPTIMIZER = "optimizer"  # parameter update
     CHECKPOINT = "checkpoint"  # the part of a save that blocks training
+    VALIDATION = "validation"  # validation, which blocks training
     OTHER = "other"  # schedule, signal checks and metrics
 
 

@@ -2,8 +2,9 @@
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from motionmae.checkpointing import sharded
 from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
+from motionmae.data.held_out.shards import check_held_out
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
 from motionmae.data.open_shards import load_manifest
 from motionmae.data.shards.manifest import Manifest
@@ -43,10 +45,12 @@ from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.state import TrainState
+from motionmae.training.state import TrainState, load_validation_record
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
 from motionmae.training.trainer import Trainer, damage_logger
+from motionmae.training.validation.validator import Validator, build_measurements, protocol_of
+from motionmae.training.validation_record import ValidationRecord
 
 logger = get_logger(__name__)
 
@@ -123,11 +127,13 @@ def build_trainer(
     progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_rank_zero)))
     startup.done("data")
     checkpoint = sharded.find_newest(store, rank, damage_logger(events, progress.log))
-    state = load_train_state(checkpoint, config, rank, loader)
+    state = load_train_state(checkpoint, store, config, rank, loader)
     startup.done("find_checkpoint")
-    if state.step >= total_steps:
+    if is_complete(state, config, total_steps):
         events.event(Kind.FINISH, state.step)
-        progress.log(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        early = f"it stopped early, at step {state.step} of {total_steps}"
+        reason = f"all of its {total_steps} steps are done" if state.step >= total_steps else early
+        progress.log(f"{folder.path} is complete: {reason}")
         return None
 
     if rank.is_rank_zero:
@@ -145,6 +151,7 @@ def build_trainer(
     callbacks: list[Callback] = [progress, collector, pictures]
     if config.task == "pretrain":
         callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, watchdog, progress.log))
+    validator = build_validator(config, loader, engine, rank, folder, lease, events, watchdog, progress.log)
     trainer = Trainer(
         config=config,
         task=task,
@@ -159,6 +166,7 @@ def build_trainer(
         callbacks=callbacks,
         log=progress.log,
         state=state,
+        validator=validator,
     )
     stack.callback(trainer.checkpointer.close)
     log_start(trainer, checkpoint, startup)
@@ -174,6 +182,7 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     folder.refuse_foreign()
     manifest = load_manifest(config.data.shards, config.data)
     steps_per_epoch(config, manifest.samples)
+    check_held_out(config, manifest)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
@@ -265,14 +274,17 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 
 
 def load_train_state(
-    checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
+    checkpoint: Checkpoint | None, store: CheckpointStore, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
     """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
 
     All ranks must call this.
     """
     if checkpoint is None:
-        return TrainState()
+        state = TrainState()
+        if config.validation.shards:
+            state.validation = ValidationRecord(protocol=run_on_rank_zero(rank, lambda: protocol_of(config)))
+        return state
     saved = run_on_rank_zero(rank, lambda: checkpoint.state(_SavedTraining))
 
     def check() -> None:
@@ -280,7 +292,17 @@ def load_train_state(
         check_same_stream(saved.loader, loader.identity)
 
     rank_zero_first(rank, check)
-    return saved.trainer
+    record = load_validation_record(checkpoint, store, rank)
+    if config.validation.shards:
+        record = record.under(run_on_rank_zero(rank, lambda: protocol_of(config)))
+    return replace(saved.trainer, validation=record)
+
+
+def is_complete(state: TrainState, config: Config, total_steps: int) -> bool:
+    """Return whether a run has nothing left to do: its last step, or early stopping."""
+    validation, record = config.validation, state.validation
+    early = bool(validation.shards) and 0 < validation.patience <= record.waited
+    return (state.step >= total_steps or early) and not (record.owed and validation.shards)
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
@@ -317,6 +339,25 @@ def build_engine(
         sharded.restore(engine, rank, checkpoint)
         startup.done("restore")
     return engine
+
+
+def build_validator(
+    config: Config,
+    loader: ClipLoader,
+    engine: Engine,
+    rank: DistributedContext,
+    folder: RunFolder,
+    lease: Lease,
+    events: EventLog,
+    watchdog: Watchdog,
+    log: Callable[[str], None],
+) -> Validator | None:
+    """Open the held-out shards; return None without ``validation.shards``. All ranks must call this."""
+    if not config.validation.shards:
+        return None
+    names, steps = loader.manifest.class_names, loader.steps_per_epoch
+    measurements = rank_zero_first(rank, lambda: build_measurements(config, names, engine, rank))
+    return Validator(config, rank, engine, folder, lease, events, watchdog, log, names, measurements, steps)
 
 
 def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupTimer) -> None:

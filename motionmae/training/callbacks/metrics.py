@@ -58,10 +58,10 @@ class StepMetrics:
         }
 
     def times(self) -> Row:
-        """Compute this rank's mean times of a step since the last row, without the time of saves."""
+        """Compute this rank's mean times of a step since the last row, without saves and validations."""
         steps, slowest = self.timer.steps, self.timer.slowest_step
         phases = {phase: seconds / steps for phase, seconds in self.timer.take().items()}
-        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT]
+        seconds = sum(phases.values()) - phases[Phase.CHECKPOINT] - phases[Phase.VALIDATION]
         return {
             "steps": steps,
             "clips_per_second": self.clips_per_step / seconds,
