@@ -132,8 +132,13 @@ def absolute_paths(config: Config) -> Config:
     """Return ``config`` with absolute paths, for a job that starts in a different folder."""
     values = flat(config.model_dump())
     kinds = {key: marks["path"] for key, marks in marks_of(Config).items() if "path" in marks}
-    paths = {key: values[key] for key, kind in kinds.items() if values[key] and not _NOT_RELATIVE[kind](values[key])}
-    return config.updated({key: str(Path(path).expanduser().resolve()) for key, path in paths.items()})
+    return config.updated({key: _absolute(values[key], kind) for key, kind in kinds.items() if values[key]})
+
+
+def _absolute(path: Any, kind: str) -> Any:
+    if not isinstance(path, str):  # the sources of a mixture
+        return [{**source, "path": _absolute(source["path"], kind)} for source in path]
+    return path if _NOT_RELATIVE[kind](path) else str(Path(path).expanduser().resolve())
 
 
 def accumulation_steps(config: Config, world: int) -> int:
@@ -156,7 +161,7 @@ def steps_per_epoch(config: Config, videos: int) -> int:
     batch = config.optim.global_batch_size
     if videos < batch:
         raise UserError(
-            f"{config.data.shards or 'the data set'} holds {videos} samples, fewer than one step takes: "
+            f"{config.data.location or 'the data set'} holds {videos} samples, fewer than one step takes: "
             f"set optim.global_batch_size={videos} or less (now {batch})"
         )
     return videos // batch

@@ -116,7 +116,7 @@ def model_card(exported: Exported, kind: str) -> str:
         loading = f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```'
     else:
         loading = "```sh\nmotionmae finetune --config NAME finetune.init=FOLDER\n```"
-    shards = config.data.shards.replace("`", "'")
+    shards = config.data.location.replace("`", "'")
     lines = [
         "---\nlicense: other\ntags: [video, masked-autoencoder, motionmae]\n---",
         f"# {config.name}: {model} (MotionMAE, {config.model.size})",

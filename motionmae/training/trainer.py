@@ -11,6 +11,7 @@ import torch
 
 from motionmae.checkpointing import sharded
 from motionmae.checkpointing.async_checkpointer import AsyncCheckpointer, SaveResult
+from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config
 from motionmae.data.loader import Batch, ClipLoader, DevicePrefetcher
 from motionmae.distributed.context import DistributedContext, gather_objects
@@ -55,6 +56,8 @@ class Trainer:
     callbacks: Sequence[Callback]
     log: Callable[[str], None]  # prints a message on rank zero
     state: TrainState
+    memory_copies: MemoryCopies
+    newest_saved: str | None  # newest checkpoint on disk
     validator: Validator | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +93,7 @@ class Trainer:
             self.timer.end_step()
 
             self.log_save(self.checkpointer.poll())
+            self.memory_copies.poll()
             if first_step:
                 seconds = {"seconds": self.timer.slowest_step, "since_process_start": process_age()}
                 self.events.event(Kind.FIRST_STEP, self.state.step, **seconds)
@@ -102,6 +106,8 @@ class Trainer:
             request = validated.request
             if self.is_due(self.config.log.every_steps) or request.end or validated.row:
                 self.log_step(result, validated.row)
+            if not self.done and not validated.is_best and self.memory_copies.is_due(self.state.step):
+                self.copy_to_memory()  # the best checkpoint is written to disk, and no copy in memory may precede it
             if self.is_due(self.config.checkpoint.every_steps) or request.end or request.save or validated.is_best:
                 with self.watchdog.during(f"saving step {self.state.step}", self.watchdog.limits.save_seconds):
                     self.save(request)
@@ -190,7 +196,8 @@ class Trainer:
     def log_step(self, result: StepResult, validation: Row | None = None) -> None:
         """Write a row of metrics for the last step, with the figures of its validation. All ranks must call this."""
         self.count_corrupt()
-        row = self.metrics.row(self.state, result) | (validation or {})
+        copies = {"memory_copy_step": self.memory_copies.newest or 0}
+        row = self.metrics.row(self.state, result) | copies | (validation or {})
         self.events.metrics(row)
         for callback in self.callbacks:
             callback.on_log(row)
@@ -214,6 +221,7 @@ class Trainer:
             UserError: the run has no checkpoint to load, or has rolled back recently.
         """
         self.log_save(self.checkpointer.wait())
+        self.memory_copies.discard()
         before, checkpoint = self.state, None
         if nonfinite.may_roll_back(before):
             checkpoint = sharded.find_newest(
@@ -257,7 +265,7 @@ class Trainer:
         self.log(f"{total} samples could not be read so far and were replaced by other samples ({reasons})")
         if total > limit:
             raise UserError(
-                f"{total} samples of {self.config.data.shards} cannot be read ({reasons}), more than "
+                f"{total} samples of {self.config.data.location} cannot be read ({reasons}), more than "
                 f"data.max_corrupt_samples={limit}: restore the shards, or set a higher limit",
                 already_reported=not self.rank.is_rank_zero,
             )
@@ -277,6 +285,16 @@ class Trainer:
             assert result is not None
             self.log_save(replace(result, blocking=result.seconds))
         self.stop_requests.clear(request)
+        self.timer.enter(Phase.OTHER)
+
+    def copy_to_memory(self) -> None:
+        """Start to copy the state to the memory of the nodes. All ranks must call this."""
+        self.timer.enter(Phase.MEMORY_COPY)
+        self.count_corrupt()
+        state = self.state
+        self.memory_copies.start(
+            self.engine, self.checkpoint_metadata(), state.step, state.data_step, self.newest_saved
+        )
         self.timer.enter(Phase.OTHER)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
@@ -310,6 +328,7 @@ class Trainer:
             )
         seconds = {"seconds": result.seconds, "blocking": result.blocking, "waited": result.waited}
         path, size = result.checkpoint.folder.name, result.checkpoint.bytes
+        self.newest_saved = path
         self.events.event(Kind.CHECKPOINT, result.step, path=path, bytes=size, **seconds)
         for callback in self.callbacks:
             callback.on_save(result.step)
@@ -328,8 +347,13 @@ class Trainer:
         self.log(f"{message}; training continues, {self.failed_saves} saves in a row have failed")
 
     def end(self, reason: EndReason) -> None:
-        """Finish the callbacks' work after the last step, and log the end of the attempt."""
+        """Finish the callbacks' work after the last step, and log the end of the attempt.
+
+        The memory copies are freed unless the last save has failed.
+        """
         step = self.state.step
+        if not self.failed_saves:
+            self.memory_copies.discard()
         if reason is EndReason.FINISHED:
             with self.watchdog.during("finishing the callbacks", 0):  # callbacks have their own time limits
                 for callback in self.callbacks:

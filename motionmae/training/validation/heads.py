@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from motionmae.config import Config
+from motionmae.config.data import Shards
 from motionmae.data.loader import Batch, ClipLoader
 from motionmae.distributed.context import DistributedContext
 from motionmae.models.motionmae import Losses, masked_targets
@@ -33,7 +34,7 @@ class HeldOutClips:
     """Held-out clips of a pre-training, divided into groups of CLIPS."""
 
     config: Config
-    shards: str
+    shards: Shards
     clips: int  # number of clips
     device: torch.device
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from motionmae.config import Config
 from motionmae.data.held_out.shards import knn_test
+from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import load_manifest
-from motionmae.distributed.context import DistributedContext
+from motionmae.distributed.context import DistributedContext, rank_zero_first
 from motionmae.distributed.stop_requests import Request, StopRequests
 from motionmae.distributed.watchdog import Watchdog
 from motionmae.engine.deepspeed_engine import Engine
@@ -189,3 +190,22 @@ def build_measurements(
     if config.validation.knn_train:
         measurements.append(KnnAccuracy(config, rank, sharded=sharded))
     return measurements
+
+
+def build_validator(
+    config: Config,
+    loader: ClipLoader,
+    engine: Engine,
+    rank: DistributedContext,
+    folder: RunFolder,
+    lease: Lease,
+    events: EventLog,
+    watchdog: Watchdog,
+    log: Callable[[str], None],
+) -> Validator | None:
+    """Open the held-out shards; return None without ``validation.shards``. All ranks must call this."""
+    if not config.validation.shards:
+        return None
+    names, steps = loader.manifest.class_names, loader.steps_per_epoch
+    measurements = rank_zero_first(rank, lambda: build_measurements(config, names, engine, rank))
+    return Validator(config, rank, engine, folder, lease, events, watchdog, log, names, measurements, steps)
