@@ -24,7 +24,7 @@ from motionmae.training.validation.rounds import Pause, in_rounds
 
 
 class Prediction(NamedTuple):
-    """Outcome of a video."""
+    """Prediction for a video, beside its true class."""
 
     label: int  # number of the true class among the classes of the model
     predicted: int  # number of the most probable class
