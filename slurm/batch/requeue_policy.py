@@ -169,6 +169,10 @@ class RequeuePolicy:
         append_row(self.run.events, **row)
 
     def newest_step(self) -> int:
-        """Return the step of the newest committed checkpoint, 0 before the first."""
+        """Return the step of the newest checkpoint or, if that is later, of the last memory copy that was resumed.
+
+        0 before the first. Both are progress, which the next failure does not undo.
+        """
         complete = CheckpointStore(self.run.checkpoints).complete()
-        return complete[-1].step if complete else 0
+        resumed = [row["step"] for row in RunHistory(self.run.path).of(Kind.RESUME) if row.get("source") == "memory"]
+        return max(complete[-1].step if complete else 0, *resumed[-1:], 0)
