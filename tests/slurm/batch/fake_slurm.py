@@ -1,4 +1,4 @@
-"""srun, scancel, scontrol, sbatch, squeue and sinfo of a pretended job on this machine, for tests of the supervisor in seconds.
+"""srun, scancel, scontrol, sbatch, squeue and sinfo of a pretended job, for tests of the supervisor in seconds.
 
 The program that this file is linked as decides what it does. srun prints what Slurm 22.05 prints, as recorded in
 ``test_step_failure.py``; the folder FAKE_SLURM holds the state of the job.
