@@ -41,7 +41,7 @@ class Job:
             "SLURM_JOB_NUM_NODES": str(nodes),
             "SLURM_JOB_PARTITION": "low",
         }
-        command = [sys.executable, "-m", "slurm.batch.supervisor", str(self.run), f"--ranks-per-node={ranks}"]
+        command = [sys.executable, "-m", "slurm.batch.supervisor", str(self.run), f"--ntasks-per-node={ranks}"]
         step = ["--", "srun", "--output", "%j_%t.out", "--", sys.executable, str(HERE / "rank.py"), str(folder)]
         self.process = subprocess.Popen(
             [*command, *options, *step],
