@@ -6,7 +6,7 @@ from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, NodePath, PathOrUrl, Probability, Section, refusal
 
-REMOTE_SCHEMES = ("http", "https", "s3")
+REMOTE_SCHEMES = ("http", "https", "s3", "gs", "az")
 """URL schemes of remote shards. None of them can run a program."""
 
 

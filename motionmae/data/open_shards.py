@@ -11,7 +11,8 @@ from motionmae.data.clip_sampling import check_windows
 from motionmae.data.decode_workers import WorkerDecoder
 from motionmae.data.ffcv.reader import BetonReader
 from motionmae.data.remote.cache import ShardCache
-from motionmae.data.remote.download import RemoteFolder, is_remote
+from motionmae.data.remote.download import RemoteFolder
+from motionmae.data.remote.file_systems import is_remote
 from motionmae.data.remote.prefetch import ShardPrefetcher
 from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.manifest import MANIFEST, Manifest, check_whole, parse_manifest

@@ -7,7 +7,8 @@ from pathlib import Path
 from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.open_shards import load_manifest
-from motionmae.data.remote.download import UnreachableError, is_remote
+from motionmae.data.remote.download import UnreachableError
+from motionmae.data.remote.file_systems import is_remote
 from motionmae.data.shards.manifest import MANIFEST, Manifest
 from motionmae.planning.flops import count_classifier_parameters, forward_gflops, step_flops
 from motionmae.planning.gpus import USABLE, Gpu
