@@ -71,14 +71,14 @@ class AttemptLog:
         return (Attempt(job=starts[-1].job, restart=starts[-1].restart), starts[-1].nodes) if starts else None
 
     def excluded_nodes(self) -> dict[str, str]:
-        """Return the nodes that the run avoids, each with the reason."""
+        """Return the nodes that the run avoids, each with the reason, in the order of their last failures."""
         failures_of: dict[str, list[_Failure]] = {}
         for row in self._failures():
             if row.node:
-                failures_of.setdefault(row.node, []).append(row)
+                failures_of[row.node] = [*failures_of.pop(row.node, []), row]
         return {
             node: " and ".join(row.reason.description for row in rows[-FAILURES_TO_EXCLUDE:])
-            for node, rows in sorted(failures_of.items())
+            for node, rows in failures_of.items()
             if len({(row.job, row.restart) for row in rows}) >= FAILURES_TO_EXCLUDE
             or any(row.reason is EndReason.BAD_NODE for row in rows)
         }
@@ -87,10 +87,10 @@ class AttemptLog:
         key = attempt.job, attempt.restart, node
         return any((row.job, row.restart, row.node) == key for row in self._failures())
 
-    def failures_without_progress(self, job: str) -> int:
-        """Count the failed attempts of ``job`` since its newest checkpoint."""
-        failures = [row for row in self._failures() if row.job == job]
-        return len({row.restart for row in failures if row.step == failures[-1].step})
+    def failures_without_progress(self, *jobs: str) -> int:
+        """Count the failed attempts of ``jobs`` since their newest checkpoint."""
+        failures = [row for row in self._failures() if row.job in jobs]
+        return len({(row.job, row.restart) for row in failures if row.step == failures[-1].step})
 
     def _failures(self) -> list[_Failure]:
         return [row for row in self._rows() if isinstance(row, _Failure)]

@@ -1,5 +1,6 @@
 """submitit's Slurm executor with the sbatch script of a training run, and the variables of its ranks."""
 
+import hashlib
 import os
 import shlex
 import sys
@@ -16,6 +17,12 @@ from slurm.sbatch import check_environment, check_options, requested_resources
 def log_folder(run: Path) -> Path:
     """Return the folder for the pickle and the logs of a new submission."""
     return run / "logs" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def job_name(config: Config) -> str:
+    """Return the job's name. The jobs of a chain wait for every job of their name, so it must name one run folder."""
+    folder = hashlib.sha256(os.fsencode(config.run_folder)).hexdigest()[:8]
+    return f"{config.name}-{folder}" if config.launch.chain else config.name
 
 
 def job_environment(config: Config, code: Path, cluster: str, site: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -58,10 +65,11 @@ class TrainingExecutor(SlurmExecutor):
         self._run, self._max_retries = config.run_folder, launch.max_retries
         variables = job_environment(config, code, "slurm", environment)
         check_environment(variables)
-        options = {"job-name": config.name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
+        name = job_name(config)
+        options = {"job-name": name, "output": folder, "chdir": code, **extra, **requested_resources(launch)}
         check_options(options)
         self.update_parameters(
-            job_name=config.name,
+            job_name=name,
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],

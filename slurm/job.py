@@ -14,6 +14,7 @@ again, and the run finds its newest checkpoint by itself.
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -24,9 +25,11 @@ from submitit.helpers import Checkpointable
 from motionmae.config import Config
 from motionmae.distributed.rendezvous import training_port
 from motionmae.errors import UserError
+from motionmae.runs.directory import RunFolder
 from motionmae.runs.end_reason import EndReason, classify_error
-from motionmae.text import LINES, say
+from motionmae.text import LINES, join_lines, say
 from slurm import scontrol
+from slurm.batch.chain import Chain
 from slurm.local_executor import RESTARTS_VARIABLE, SIGNALS, stop_with_controller
 
 
@@ -83,8 +86,13 @@ class TrainJob(Checkpointable):
                     sys.exit(0)  # rank 0 decides for the job; a failing status here could end the job before that
                 if reason is EndReason.STOPPED or (reason is EndReason.TERMINATED and not is_preempted(environment)):
                     sys.exit(reason.exit_code)
+                if environment.cluster == "slurm" and self.chain(environment).goes_on_without():
+                    sys.exit(EndReason.PREEMPTED.exit_code)
                 requeue(signals.former[signal.SIGUSR2])
         return reason.value
+
+    def chain(self, environment: submitit.JobEnvironment) -> Chain:
+        return Chain(RunFolder(self.config.run_folder), environment.job_id)
 
     def preflight(self, environment: submitit.JobEnvironment) -> None:
         """Check device, storage and network; exit with BAD_NODE or LOST_PEERS if a check fails."""
@@ -122,3 +130,6 @@ def requeue(handler: object) -> None:
     except UncompletedJobError as error:
         say(f"error: {error} (launch.max_timeouts): submit the run again", file=sys.stderr)
         sys.exit(EndReason.USER_ERROR.exit_code)
+    except (OSError, subprocess.SubprocessError) as error:  # the batch script tries it, too
+        say(f"this node cannot requeue the job: {join_lines(error)}")
+        sys.exit(EndReason.PREEMPTED.exit_code)

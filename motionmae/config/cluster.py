@@ -30,6 +30,9 @@ class LaunchConfig(Section):
     """Time limits that a run may reach before it stops requeueing itself."""
     max_retries: NonNegativeInt = 5
     """Consecutive failures without a new checkpoint that are retried."""
+    chain: NonNegativeInt = 0
+    """Jobs that wait behind the run's job (sbatch --dependency=singleton) and continue the run where Slurm does not
+    requeue it: PreemptMode=CANCEL, a limit without requeue, a node without scontrol."""
     preflight_seconds: PositiveInt = 120
     """Time limit of the pre-flight check of every node's device, storage and network."""
     partition: SbatchText = ""

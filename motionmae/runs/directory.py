@@ -26,6 +26,7 @@ class RunFolder:
         self.logs = path / "logs"  # standard output and error of the job's processes
         self.trackers = path / "trackers.json"  # id of the run in W&B, MLflow and Trackio
         self.tensorboard = path / "tensorboard"
+        self.validation = path / "validation"  # figures and confusion matrix of the newest and the best validation
         self.reconstructions = path / "reconstructions"  # pictures of reconstructed clips
 
     def refuse_foreign(self) -> None:

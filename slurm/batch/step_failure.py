@@ -9,7 +9,14 @@ from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm'
 
 from motionmae.runs.end_reason import EndReason
 
-_DECISIVE = (EndReason.USER_ERROR, EndReason.STOPPED, EndReason.LEASE_LOST, EndReason.BAD_NODE, EndReason.NO_STORAGE)
+_DECISIVE = (
+    EndReason.USER_ERROR,
+    EndReason.STOPPED,
+    EndReason.LEASE_LOST,
+    EndReason.BAD_NODE,
+    EndReason.NO_STORAGE,
+    EndReason.PREEMPTED,  # only where rank 0 could not requeue the job
+)
 """Reasons that a rank reports about itself. They take precedence over failures that only report a lost rank."""
 _OF_EXIT_CODE = {end.exit_code: end for end in (*_DECISIVE, EndReason.TERMINATED, EndReason.LOST_PEERS, EndReason.HUNG)}
 _SIGNALS = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction")

@@ -10,11 +10,12 @@ from pathlib import Path
 from submitit.slurm.slurm import _parse_node_list  # parses every form of Slurm's host lists
 
 from motionmae.runs.directory import RunFolder
-from motionmae.runs.end_reason import EndReason
 from motionmae.runs.history import Attempt
 from motionmae.text import LINES, say
 from slurm import scontrol
-from slurm.batch.requeue_policy import RequeuePolicy, log
+from slurm.batch import excluded_nodes
+from slurm.batch.batch_log import log
+from slurm.batch.requeue_policy import RequeuePolicy
 from slurm.batch.step_failure import find_failure
 
 STEP_IDS = 3
@@ -27,15 +28,21 @@ def main(argv: Sequence[str]) -> int:
     Path(run).mkdir(parents=True, exist_ok=True)
     attempt = Attempt(job=os.environ["SLURM_JOB_ID"], restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     policy = RequeuePolicy(RunFolder(Path(run)), attempt, int(max_retries))
+    if (end := policy.chain.take_over(policy.newest_step())) is not None:
+        return end.exit_code
     policy.log_lost_nodes()
     nodes = _parse_node_list(os.environ["SLURM_JOB_NODELIST"])
     if bad := sorted(set(nodes) & set(policy.nodes_to_avoid())):
         log(f"this run failed before on {', '.join(bad)}: the job is requeued without these nodes")
-        return 0 if policy.requeue() else EndReason.LOST_PEERS.exit_code
+        if policy.requeue():
+            return 0
     policy.attempts.log_start(attempt, nodes)
     burn_step_ids(attempt.restart)
-    status, lines = run_step(command, policy)
+    with excluded_nodes.postponed_review(policy.run.path, attempt.job):
+        status, lines = run_step(command, policy)
     if status == 0:
+        policy.chain.close()
+        excluded_nodes.cancel_review(attempt.job)
         return 0
     failure = find_failure(lines)
     policy.decide(failure)

@@ -62,8 +62,11 @@ class TrainingRun:
         return record
 
     def job(self) -> dict[str, str]:
-        """Fields of `scontrol show job`."""
-        return self.lab.job(self.record.job_id)
+        """Fields of `scontrol show job` for the job of the chain that is active, else for the last that began."""
+        record = self.record
+        jobs = [self.lab.job(job_id) for job_id in (record.job_id, *record.waiting)]
+        active = [job for job in jobs if job.get("JobState") not in (*ENDS, "PREEMPTED", "NODE_FAIL")]
+        return [*active, jobs[0]][0]
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """Rows of metrics.jsonl or events.jsonl."""
@@ -92,8 +95,8 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Wait for the end and check that every step was logged."""
-        state = self.lab.wait_for_job(self.record.job_id, ENDS, TIMEOUT)
-        assert state == "COMPLETED", self.log()
+        self.wait(lambda: self.job().get("JobState") in ENDS, "end of the run")
+        assert self.job()["JobState"] == "COMPLETED", self.log()
         assert sorted({row["step"] for row in self.rows()}) == list(range(1, self.steps + 1))
 
     def newest_checkpoint(self) -> Checkpoint:

@@ -1,4 +1,6 @@
-"""Download of the files of a remote folder of shards (http, https, s3, gs, az) with fsspec. Failures:
+"""Download of the files of a remote folder of shards (http, https, s3, gs, az) with fsspec.
+
+Failures:
 
 - No connection, a timeout, a broken connection, or HTTP 408, 425, 429 or 5xx: the download is retried after 1, 2, 4,
   ... seconds. After ``data.remote_retries`` retries without a byte of progress, UnreachableError is raised.

@@ -23,8 +23,8 @@ class TensorBoard:
     def event(self, row: Row) -> None:
         """Write an event as text, and a picture also as an image."""
         if row["kind"] == Kind.PICTURE and "path" in row:
-            pixels = np.asarray(Image.open(self._run / row["path"]))
-            self._writer.add_image("reconstruction", pixels, row["step"], dataformats="HWC")
+            pixels = np.asarray(Image.open(self._run / row["path"]).convert("RGB"))
+            self._writer.add_image(row.get("title", "reconstruction"), pixels, row["step"], dataformats="HWC")
         code = f"    {json.dumps(row)}"  # TensorBoard renders Markdown, and an indented line is code
         self._writer.add_text("events", code, row["step"])
 

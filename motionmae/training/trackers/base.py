@@ -34,13 +34,13 @@ class Tracker(Sink):
     def send(self, row: Row) -> None:
         """Send a metrics row. Raises OSError if the tool refuses it."""
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, title: str) -> None:
         """Send a picture of the model after ``step``."""
         return
 
     def event(self, row: Row) -> None:
         if row["kind"] == Kind.PICTURE and "path" in row:
-            self.picture(Path(row["path"]), row["step"])
+            self.picture(Path(row["path"]), row["step"], row.get("title", "reconstruction"))
 
     def metrics(self, row: Row) -> None:
         self._send_new(row)

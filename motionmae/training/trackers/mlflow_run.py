@@ -157,7 +157,8 @@ class MLflow(Tracker):
         try:
             for row in rows:
                 if "path" in row:
-                    self._client.log_artifact(self.run_id, str(self._folder / row["path"]), "reconstructions")
+                    title = row.get("title", "reconstruction")
+                    self._client.log_artifact(self.run_id, str(self._folder / row["path"]), title)
                     continue
                 moment = int(1000 * row["time"])
                 values += [self._entities.Metric(key, of, moment, row["step"]) for key, of in numbers(row).items()]

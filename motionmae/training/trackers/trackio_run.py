@@ -41,9 +41,9 @@ class Trackio(Tracker):
         )
         self.stored_step = self._trackio_run._next_step - 1  # init has asked for it, and has no public name for it
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, title: str) -> None:
         image = self._call(self._trackio.Image, str(self._folder / path), caption=f"step {step}")
-        self._call(self._trackio_run.log, {"reconstruction": image}, step=self.stored_step)
+        self._call(self._trackio_run.log, {title: image}, step=self.stored_step)
 
     def send(self, row: Row) -> None:
         self._call(self._trackio_run.log, numbers(row), step=row["step"])

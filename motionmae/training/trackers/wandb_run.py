@@ -63,8 +63,8 @@ class WeightsAndBiases(Tracker):
         stored = last_stored_step(folder.path / "wandb", self.run_id)
         self.stored_step = stored if offline or not self._wandb_run.resumed else self._wandb_run.step - 1
 
-    def picture(self, path: Path, step: int) -> None:
-        self._pictures["reconstruction"] = self._wandb.Image(str(self._run / path), caption=f"step {step}")
+    def picture(self, path: Path, step: int, title: str) -> None:
+        self._pictures[title] = self._wandb.Image(str(self._run / path), caption=f"step {step}")
 
     def send(self, row: Row) -> None:
         self._log({**numbers(row), "step": row["step"]}, row["step"])

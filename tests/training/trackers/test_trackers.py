@@ -151,7 +151,7 @@ def check_mlflow(config: Config, tmp_path: Path) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("motionmae").experiment_id])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "shown")
     assert run.data.params["optim.global_batch_size"] == "1024"
-    assert len(list(tmp_path.glob("runs/mlartifacts/*/artifacts/reconstructions/picture.png"))) == 1
+    assert len(list(tmp_path.glob("runs/mlartifacts/*/artifacts/reconstruction/picture.png"))) == 1
 
 
 def check_trackio(config: Config, tmp_path: Path) -> None:
