@@ -214,6 +214,7 @@ def test_a_run_that_is_stopped_or_starts_anew_leaves_no_copies_behind(shards: Pa
     assert [path for path in (tmp_path / "node0").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.long
 def test_a_new_run_of_the_same_name_does_not_take_the_copies_of_the_deleted_one(shards: Path, tmp_path: Path):
     config = run_of(shards, tmp_path / "runs", memory_every_steps=1)
     kill_before(config, tmp_path, 4, world=1)
