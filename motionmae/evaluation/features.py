@@ -20,7 +20,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
-from motionmae.evaluation.load_run import Embedding
+from motionmae.evaluation.load_model import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from motionmae.config import Config
 from motionmae.data.loader import ClipLoader
 from motionmae.distributed.devices import choose_device
-from motionmae.evaluation.load_run import load_pretrained
+from motionmae.evaluation.load_model import load_pretrained
 from motionmae.models.motionmae import masked_targets
 from motionmae.models.targets import loss_of
 

@@ -13,8 +13,9 @@ from motionmae.__main__ import main
 from motionmae.checkpointing.load_weights import load_state
 from motionmae.config import Config, FinetuneConfig, load_config
 from motionmae.errors import UserError
-from motionmae.evaluation.export import Exported, as_videomae, model_card, recorded_commit, transformers_config
-from motionmae.evaluation.load_run import load_finetuned, load_pretrained
+from motionmae.evaluation.export import as_videomae, recorded_commit, transformers_config
+from motionmae.evaluation.load_model import load_finetuned, load_pretrained
+from motionmae.evaluation.model_card import Exported, model_card
 from motionmae.models.classifier import build_classifier
 from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
 from motionmae.runs.events import read_rows

@@ -11,7 +11,7 @@ from motionmae.data.clip_decoder import read_clip
 from motionmae.data.loader import ClipLoader
 from motionmae.data.open_shards import open_reader
 from motionmae.evaluation import mean_baseline
-from motionmae.evaluation.load_run import load_pretrained
+from motionmae.evaluation.load_model import load_pretrained
 from motionmae.evaluation.mean_baseline import explained_variance, mean_baseline_losses
 from tests.training.shards import make_shards, tiny_run
 

@@ -12,7 +12,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import init_distributed
 from motionmae.evaluation.export import export
 from motionmae.evaluation.inference import FrozenModel
-from motionmae.evaluation.load_run import Finetuned, load_finetuned
+from motionmae.evaluation.load_model import Finetuned, load_finetuned
 from motionmae.evaluation.views import read_views
 from motionmae.gpu_checks.check import Figures, Setting, require
 from motionmae.gpu_checks.fixtures import all_cores, decoders, load, make_shards
