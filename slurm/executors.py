@@ -80,9 +80,9 @@ class TrainingExecutor(SlurmExecutor):
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """Return submitit's script with srun started by :mod:`slurm.requeue_policy`."""
+        """Return submitit's script with srun started by :mod:`slurm.batch.supervisor`."""
         text = super()._make_submission_file_text(command, uid)
-        policy = shlex.join([sys.executable, "-m", "slurm.requeue_policy", str(self._run), str(self._max_retries)])
+        policy = shlex.join([sys.executable, "-m", "slurm.batch.supervisor", str(self._run), str(self._max_retries)])
         before, srun, after = text.rpartition("\nsrun ")
         assert srun, "submitit starts the ranks with srun"
         return f"{before}\nexec {policy} srun {after}"

@@ -1,6 +1,6 @@
 """The job that submitit runs on every rank, once per attempt.
 
-A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.requeue_policy`
+A rank exits with the code of its :class:`~motionmae.runs.end_reason.EndReason`, and :mod:`slurm.batch.requeue_policy`
 decides whether the job is retried. SIGUSR2 is the exception: rank 0 then requeues the job through submitit (status 255,
 or 144 on a local machine), which counts time limits.
 

@@ -14,16 +14,11 @@ from monitoring.report.charts import Curve, LineChart, short_number
 from monitoring.report.losses import HeadLoss, last_loss, loss_table
 from monitoring.report.pictures import BORROWED, Picture
 from motionmae.config import Config, config_yaml, flat
-from motionmae.runs.events import Kind, Phase
+from motionmae.runs.events import FAULTS, Kind, Phase
 from motionmae.runs.formatting import duration
 from motionmae.runs.history import RunHistory
 from motionmae.text import LINES, printable
 
-FAULTS = {
-    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
-    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
-    Kind.FAILURE: "attempt failed",
-}  # fmt: skip
 _PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.DATA_WAIT, Phase.CHECKPOINT, Phase.OTHER)
 _CHARTS = {
     "lr": "Learning rate", "grad_norm": "Gradient norm, before clipping", "clips_per_second": "Clips a second",

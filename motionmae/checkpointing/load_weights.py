@@ -25,6 +25,10 @@ from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
 _MOST_WRAPPERS = 4  # dictionaries around a state dict; a hostile one can hold itself
+_INNER_NAMES = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of tensor names, at any depth, that torch.compile, FSDP and activation checkpointing add."""
+_OUTER_NAMES = re.compile(r"^(?:(?:module|model|net|backbone)\.)+")
+"""Beginnings of tensor names from DDP and DeepSpeed (module), Lightning (model, net) and mmaction2 (backbone)."""
 _NAMES_SHOWN = 3
 
 
@@ -101,7 +105,11 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
+    """Load ``state`` into ``module``.
+
+    Raises:
+        UserError: tensors are missing, unknown, of other shapes, or not finite. The message names them and ``origin``.
+    """
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -118,10 +126,16 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
             f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
     try:
+        broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
         module.load_state_dict(dict(state))
-    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+    except (RuntimeError, NotImplementedError) as error:  # tensors without values, or of a layout that has no copy
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
+    if broken:
+        raise UserError(
+            f"{origin} holds NaN or infinite values in {_list(broken)}: give other weights, for example of an earlier "
+            "checkpoint, or saved in fp32"
+        )
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -189,7 +203,23 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+    return _without_wrappers(tensors, path)
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Remove the parts of names that trainers and torch add, from ``model._orig_mod.blocks.0.norm1.weight`` and others.
+
+    Raises:
+        UserError: two tensors get one name, because the file holds two models.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        bare = _OUTER_NAMES.sub("", _INNER_NAMES.sub("", name))
+        if (other := names.setdefault(bare, name)) != name:
+            raise UserError(
+                f"{path} holds two models, with {other} and {name}: save the state dict of one of them into a file"
+            )
+    return {bare: tensors[name] for bare, name in names.items()}
 
 
 def _unwrap(content: Any) -> Any:
@@ -227,6 +257,8 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             return {f"encoder.{name}": value for name, value in encoder.items()}
         if convert.is_mae_st(state):
             return convert.from_mae_st(state)
+        if "patch_embed.projection.weight" in state or "cls_head.fc_cls.weight" in state:
+            state = convert.from_mmaction(state)
         if convert.is_videomae(state):
             return convert.from_videomae(state)
     except UserError as error:

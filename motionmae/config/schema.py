@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from motionmae.config.cluster import LaunchConfig, MonitoringConfig
 from motionmae.config.data import DataConfig
 from motionmae.config.downstream import FinetuneConfig, MultiviewTestConfig
-from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig
+from motionmae.config.method import ClipConfig, MaskConfig, ModelConfig, TargetConfig, masked_count
 from motionmae.config.refusals import describe_refusal
 from motionmae.config.section import MAY_CHANGE, MAY_CHANGE_RESULT, LocalPath, Section, marks_of, only_for, refusal
 from motionmae.config.text_types import run_name
@@ -58,7 +58,7 @@ class Config(Section):
         clip, mask = self.clip, self.mask
         counts = {"time": clip.temporal_patches, "global": clip.cubes}
         positions = counts.get(mask.kind, clip.spatial_patches)
-        masked = int(mask.ratio * positions)
+        masked = masked_count(mask.kind, mask.ratio, positions)
         if not 0 < masked < positions:
             counted = f"with mask.kind={mask.kind} it masks {masked} of {positions}"
             raise refusal("mask.ratio", mask.ratio, f"{counted}; at least one must be masked and one visible")

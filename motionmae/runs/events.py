@@ -47,6 +47,14 @@ class Kind(StrEnum):
     FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
 
 
+FAULTS = {
+    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
+    Kind.FAILURE: "attempt failed",
+}  # fmt: skip
+"""Events about a fault, and what people call it."""
+
+
 class Phase(StrEnum):
     """Phases of a training step on one rank. The metrics row has the seconds of each phase."""
 

@@ -39,14 +39,16 @@ def build_schedule(optimizer: Optimizer, optim: OptimConfig, steps_per_epoch: in
 
     The rate depends on ``t`` only and needs no state in a checkpoint. The rate rises linearly from 0 to the peak during
     ``optim.warmup_epochs``, then falls by half a cosine to ``optim.min_lr`` after ``optim.epochs``. VideoMAE's
-    ``cosine_scheduler`` has the same shape and reaches its peak one step earlier.
+    ``cosine_scheduler`` has the same shape and reaches its peak one step earlier. A warm-up that rounds to all
+    steps of a short run ends one step earlier.
     """
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    steps = optim.epochs * steps_per_epoch
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
     for group in optimizer.param_groups:
         group["lr"] = optim.peak_lr
     return CosineLRScheduler(
         optimizer,
-        t_initial=optim.epochs * steps_per_epoch - warmup,
+        t_initial=steps - warmup,
         lr_min=min(optim.min_lr, optim.peak_lr),
         warmup_t=warmup,
         warmup_prefix=True,

@@ -43,9 +43,8 @@ def submit_case(lab: Lab, run: Path, case: Case) -> str:
     """Submit the job and return its ID."""
     run.mkdir()
     (run / "step").write_text(case.step)
-    batch = (
-        f"exec {sys.executable} -m slurm.requeue_policy {run} {case.retries} srun --kill-on-bad-exit=1 bash {run}/step"
-    )
+    supervisor = f"{sys.executable} -m slurm.batch.supervisor {run} {case.retries}"
+    batch = f"exec {supervisor} srun --kill-on-bad-exit=1 bash {run}/step"
     (run / "script").write_text(f"#!/bin/bash\ncd {ROOT}\n{batch}\n")
     options = ["--requeue", "--open-mode=append", f"--time={case.minutes}", "-o", f"{run}/out"]
     return lab.run("sbatch", "--parsable", *options, str(run / "script")).stdout.strip()
