@@ -67,7 +67,7 @@ def infer(
     unreadable: dict[str, str] = {}
     file = LineFile(parts / f"{uuid.uuid4().hex}.jsonl")
     with progress_of(disable=not rank.is_rank_zero or not left) as progress:
-        for name, inputs in progress.track(_read_ahead(left, read, threads), total=len(left), description=title):
+        for name, inputs in progress.track(read_ahead(left, read, threads), total=len(left), description=title):
             if isinstance(inputs, Exception):
                 unreadable[name] = str(inputs)
                 continue
@@ -96,7 +96,7 @@ def _rows(parts: Path, items: Mapping[str, str]) -> dict[str, Row]:
     return {row["item"]: row for row in rows if items.get(row["item"]) == row["stamp"]}
 
 
-def _read_ahead(
+def read_ahead(
     items: Sequence[str], read: Callable[[str], np.ndarray], threads: int
 ) -> Iterator[tuple[str, np.ndarray | Exception]]:
     """Yield each item with its input, or with the exception of ``read``. Read at most two inputs per thread ahead."""
@@ -121,10 +121,10 @@ def _read_ahead(
 class FrozenModel:
     """Model in evaluation mode and in the precision of its training. A forward pass takes ``batch`` clips."""
 
-    def __init__(self, model: nn.Module, config: Config, rank: DistributedContext, batch: int):
-        self.model = model.eval().requires_grad_(False).to(rank.device)
-        self.precision = resolve_precision(config.engine.precision, rank.device)
-        self._device, self._batch = rank.device, batch
+    def __init__(self, model: nn.Module, config: Config, device: torch.device, batch: int):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.precision = resolve_precision(config.engine.precision, device)
+        self._device, self._batch = device, batch
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     @torch.inference_mode()

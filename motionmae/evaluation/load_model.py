@@ -7,7 +7,7 @@ folders, URLs or variables of the environment.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,10 @@ class Finetuned(_Loaded):
 
     model: Classifier
     class_names: tuple[str, ...]  # in the order of the logits
+
+    def with_views(self, clips: int, crops: int) -> "Finetuned":
+        """Return the same model with other views of a video."""
+        return replace(self, config=self.config.updated({"test.clips": clips, "test.crops": crops}))
 
     @property
     def encoder(self) -> Encoder:

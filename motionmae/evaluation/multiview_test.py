@@ -48,7 +48,7 @@ def predict(trained: Finetuned, reader: ShardReader, rank: DistributedContext) -
     The probabilities are the mean softmax over the views. All ranks must call this.
     """
     config, views, manifest = trained.config, trained.config.test, reader.manifest
-    model = FrozenModel(trained.model, config, rank, views.batch_size)
+    model = FrozenModel(trained.model, config, rank.device, views.batch_size)
     settings = {
         "clips": views.clips,
         "crops": views.crops,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import numpy as np
@@ -40,6 +40,14 @@ class UnreadableVideo(Exception):  # noqa: N818 - names a property of the file, 
     """No frame of the file can be decoded. The message names the file and the reason."""
 
 
+class Frame(NamedTuple):
+    """Decoded frame of a video file."""
+
+    number: int
+    seconds: float | None  # time from the start of the file's clock; None if the file has no times
+    picture: np.ndarray  # uint8 (H, W, 3)
+
+
 def read_video(path: Path, short_side: int, stride: int = 1, most: int = 0) -> np.ndarray:
     """Read every ``stride``-th frame, rotated upright and resized as ffmpeg does: uint8 (n, H, W, 3).
 
@@ -67,16 +75,14 @@ def read_frames(path: Path, numbers: Iterable[int], size: int) -> dict[int, np.n
     """
     wanted = set(numbers)
     last = max(wanted)
-    found = dict(iterate_frames(path, size, wanted.__contains__, last))
+    found = {frame.number: frame.picture for frame in iterate_frames(path, size, wanted.__contains__, last)}
     if missing := sorted(wanted - found.keys()):
         raise UnreadableVideo(f"{path} cannot be read: its frame {missing[0]} does not decode")
     return found
 
 
-def iterate_frames(
-    path: Path, size: int, wanted: Callable[[int], bool], last: int | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the numbers and pictures, uint8 (H, W, 3), of the frames up to ``last`` whose number is ``wanted``.
+def iterate_frames(path: Path, size: int, wanted: Callable[[int], bool], last: int | None = None) -> Iterator[Frame]:
+    """Yield the frames up to ``last`` whose number is ``wanted``.
 
     Frames are converted to RGB as ffmpeg does, rotated upright, and resized to the short side ``size`` as transformers'
     VideoMAEImageProcessor resizes them (:func:`resize_short_side`).
@@ -84,7 +90,7 @@ def iterate_frames(
     scaler = _Scaler(None)
     for number, frame in enumerate(_frames(path)):
         if wanted(number):
-            yield number, resize_short_side(_scaled(path, scaler, frame), size)
+            yield Frame(number, frame.time, resize_short_side(_scaled(path, scaler, frame), size))
         if number == last:
             break
 

@@ -66,7 +66,7 @@ def probabilities(config: Config, rank: DistributedContext) -> np.ndarray:
     """Return the class probabilities of some videos by the run's newest checkpoint: (videos, classes)."""
     trained: Finetuned = load_finetuned(config.run_folder)
     reader = open_reader(config.test.shards, data=config.data)
-    model = FrozenModel(trained.model, config, rank, config.test.batch_size)
+    model = FrozenModel(trained.model, config, rank.device, config.test.batch_size)
     found = [model(read_views(reader, video, config)).softmax(1).mean(0).numpy() for video in range(_VIDEOS)]
     reader.close()
     return np.stack(found)
