@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class Model:
             raise UserError("the model was trained on optical flow, which a video lacks: use `motionmae reconstruct`")
         clips = torch.from_numpy(self.preprocess(video)).to(self.device)
         found = self._loaded.model.reconstruct(clips, torch.tensor([seed], device=self.device), ratio)
-        rows = {key: row.cpu() for key, row in found._asdict().items() if isinstance(row, torch.Tensor)}
+        rows: dict[str, Any] = {key: row.cpu() for key, row in found._asdict().items() if isinstance(row, torch.Tensor)}
         share = self.config.mask.ratio if ratio is None else ratio
         title = f"{Path(_name_of(video)).name}, {share:.0%} masked ({self.config.mask.kind})"
         return ReconstructedVideo(found._replace(**rows), title, self._loaded.title)

@@ -25,7 +25,7 @@ from motionmae.evaluation.weights_source import Kind, WeightsSource, find_weight
 from motionmae.json_text import JsonModel
 from motionmae.models.classifier import Classifier, build_classifier
 from motionmae.models.cubes import cut_patches
-from motionmae.models.infer_config import HuggingFaceConfig, config_from_huggingface, config_from_weights
+from motionmae.models.infer_config import HuggingFaceConfig, check_pooling, config_from_huggingface, config_from_weights
 from motionmae.models.motionmae import MotionMAE, build_motionmae
 from motionmae.models.vit import Encoder
 from motionmae.runs.checkpoint_manifest import Checkpoint as CheckpointFolder
@@ -137,21 +137,26 @@ def load_model(source: WeightsSource | str | Path, step: int | None = None) -> L
         source = find_weights(source, step)
     if source.kind is Kind.CHECKPOINT:
         return _load_checkpoint(source)
-    weights = load_state(source.path)
     if source.kind is Kind.EXPORT:
-        facts = read_json_file(source.path / FACTS, _ExportFacts)
+        weights, facts = load_state(source.path), read_json_file(source.path / FACTS, _ExportFacts)
         config = _model_config(facts.config, source.path / FACTS)
         return _fill(source, config, weights, facts.class_names, facts.step, commit=facts.commit)
     theirs = None
+    if source.kind is Kind.HUGGINGFACE:
+        theirs = read_json_file(source.path / CONFIG, HuggingFaceConfig)
+        theirs = theirs if theirs.model_type == "videomae" else None
     try:
-        if source.kind is Kind.HUGGINGFACE:
-            theirs = read_json_file(source.path / CONFIG, HuggingFaceConfig)
-        if theirs and theirs.model_type == "videomae":
-            config = config_from_huggingface(theirs, weights.state)
-        else:
-            theirs, config = None, config_from_weights(weights.state, weights.arguments)
+        if theirs:
+            check_pooling(theirs)
+        weights = load_state(source.path)
+        config = (
+            config_from_huggingface(theirs, weights.state)
+            if theirs
+            else config_from_weights(weights.state, weights.arguments)
+        )
     except UserError as error:
-        raise UserError(f"{source.path}: {error}") from error
+        named = str(error).startswith(str(source.path))
+        raise error if named else UserError(f"{source.path}: {error}") from error
     classes = len(weights.state["head.weight"]) if "head.weight" in weights.state else 0
     loaded = _fill(source, config, weights, _class_names(theirs, classes), None)
     if theirs:

@@ -32,6 +32,7 @@ class HuggingFaceConfig(JsonModel, extra="ignore"):
     """Keys of transformers' VideoMAEConfig that determine the model, with its defaults."""
 
     model_type: str = ""
+    architectures: list[str] = Field(default_factory=list)
     image_size: Side = 224
     patch_size: Side = 16
     num_channels: Count = 3
@@ -54,6 +55,14 @@ class HuggingFaceConfig(JsonModel, extra="ignore"):
     id2label: dict[str, str] = Field(default_factory=dict)
 
 
+def check_pooling(theirs: HuggingFaceConfig) -> None:
+    """Raise UserError if a classifier takes the first token instead of the mean."""
+    if not theirs.use_mean_pooling and "VideoMAEForVideoClassification" in theirs.architectures:
+        raise UserError(
+            "config.json has use_mean_pooling=False, and classifiers here pool by the mean: give one fine-tuned so"
+        )
+
+
 def config_from_huggingface(theirs: HuggingFaceConfig, state: State) -> Config:
     """Return the config of a VideoMAE of transformers. Raise UserError, naming the key, if it is no plain VideoMAE."""
     pretraining = "decoders.space.mask_token" in state
@@ -66,8 +75,6 @@ def config_from_huggingface(theirs: HuggingFaceConfig, state: State) -> Config:
     }
     if pretraining:
         wanted["decoder_intermediate_size"] = _MLP_RATIO * theirs.decoder_hidden_size
-    if "head.weight" in state:
-        wanted["use_mean_pooling"] = True
     for key, value in wanted.items():
         if (found := getattr(theirs, key)) != value:
             raise UserError(
