@@ -20,7 +20,7 @@ from motionmae.text import cell, printable
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
     Phase.FORWARD: "blue", Phase.BACKWARD: "cyan", Phase.OPTIMIZER: "green", Phase.DATA_WAIT: "yellow",
-    Phase.CHECKPOINT: "magenta", Phase.OTHER: "bright_black",
+    Phase.CHECKPOINT: "magenta", Phase.MEMORY_COPY: "bright_magenta", Phase.OTHER: "bright_black",
 }  # fmt: skip
 STATE_STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.TRAINING: "cyan", RunState.SILENT: "red",
@@ -86,7 +86,7 @@ def _speed(history: RunHistory, recent: Sequence[Row]) -> Panel:
         ("clips per second", "", f"{mean('clips_per_second'):.1f}"),
         ("step", "", f"{mean('step_seconds'):.3f} s"),
     ]
-    whole = mean("step_seconds") + mean("checkpoint_seconds") or 1.0
+    whole = mean("step_seconds") + mean("checkpoint_seconds") + mean("memory_copy_seconds") or 1.0
     for phase, style in _STYLES.items():
         share = min(max(mean(f"{phase.value}_seconds") / whole, 0.0), 1.0)
         bar = cell(draw_bar(round(share * 12)), style)

@@ -155,7 +155,7 @@ class Model:
 def load(
     weights: str | Path,
     *,
-    step: int | None = None,
+    step: int | str | None = None,
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
     classes: str | Path | None = None,
@@ -164,7 +164,7 @@ def load(
 
     Args:
         weights: path, or name of the config of a run in `runs/` (docs/weights.md lists all forms).
-        step: step of the checkpoint of a run, by default the newest.
+        step: step of the checkpoint of a run, or `best`; by default the newest.
         device: auto (a GPU if there is one), cpu or cuda.
         settings: changes of how the model is used, such as ``{"clip.stride": 2, "data.sampling": "segments"}``.
         classes: text file with the names of the classes, for released files, which name none.

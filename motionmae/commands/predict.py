@@ -120,7 +120,7 @@ def _find_videos(given: list[Path]) -> list[Path]:
 def _predictions(
     loaded: "Finetuned", model: "FrozenModel", videos: list[Path], _: float | None
 ) -> Iterator[tuple[Path, "Prediction | Exception"]]:
-    from motionmae.evaluation.inference import read_ahead
+    from motionmae.data.held_out.read_ahead import read_ahead
     from motionmae.evaluation.predictor import predict_views, read_views
     from motionmae.screen import progress_of
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from motionmae.data.open_shards import open_reader
+    from motionmae.data.open_shards import open_samples
     from motionmae.data.video.read_video import UnreadableVideo, read_central_clip
     from motionmae.evaluation.load_model import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips, write_png, write_video
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(
                 f"{arguments.weights} is not a run with shards of its own: add --video FILE or --shards FOLDER"
             )
-        reader = open_reader(shards, data=config.data)
+        reader = open_samples(config.data.model_copy(update={"shards": shards, "beton": ""}))
         clips, flow = read_clips(reader, arguments.samples, config)
     seeds = torch.arange(len(names)) if arguments.video else torch.tensor(arguments.samples)
     columns = arguments.frames if out.suffix == ".png" else config.clip.frames

@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from motionmae.config import EngineConfig, load_config
+    from motionmae.data.held_out.shards import match_classes
     from motionmae.data.open_shards import open_reader
     from motionmae.data.shards.manifest import check_whole
     from motionmae.data.shards.reader import ShardReader
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from motionmae.evaluation.load_model import Finetuned, choose_weights, load_finetuned
     from motionmae.evaluation.weights_source import WeightsSource, run_of
     from motionmae.runs.directory import RunFolder
+    from motionmae.training.validation.confusion import draw_confusion
 
     run = run_of(arguments.weights)
     engine = load_config(str(RunFolder(run).config)).engine if run else EngineConfig()
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         reader = open_reader(views.shards, data=trained.config.data)
         check_whole(reader.manifest, views.shards, "a test")
         names = reader.manifest.class_names
-        return trained, reader, multiview_test.match_classes(trained.class_names, names, views.shards)
+        return trained, reader, match_classes(trained.class_names, names, views.shards)
 
     with distributed(engine) as rank:
         source = choose_weights(rank, arguments.weights, arguments.step, arguments.settings, arguments.classes)
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             predictions, picture, figures = (out / name for name in multiview_test.RESULT_FILES)
             multiview_test.write_predictions(predictions, trained, reader, results)
             heading = f"{trained.title}, {report.views} views: {report.top1:.1f} % top-1"
-            multiview_test.draw_confusion(picture, confusion, trained.class_names, heading)
+            draw_confusion(picture, confusion, trained.class_names, heading)
             of = {"step": trained.step, "shards": trained.config.test.shards}
             for path in (figures, arguments.json):
                 if path:

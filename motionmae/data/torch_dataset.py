@@ -5,9 +5,9 @@ of ranks. A batch of a DataLoader with this sampler is a micro-batch of that loa
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,9 @@ from motionmae.config import Config
 from motionmae.config.schema import accumulation_steps, steps_per_epoch
 from motionmae.data.clip_decoder import ClipRequest, SampleDecoder
 from motionmae.data.loader import check_same_stream, stream_identity
-from motionmae.data.open_shards import check_stored, load_manifest, open_samples
+from motionmae.data.mixture.order import Order, make_order
+from motionmae.data.open_shards import check_stored, load_sources, open_samples
 from motionmae.data.rng import mask_seed
-from motionmae.data.sampler import EpochSampler
 from motionmae.data.shards.errors import CorruptSample
 from motionmae.data.shared_buffers import SharedBuffer
 from motionmae.distributed.rendezvous import rank_environment
@@ -39,48 +39,51 @@ class Clip(NamedTuple):
 class Position(NamedTuple):
     """Place of a clip in the order of a training."""
 
-    epoch: int
-    shuffle_index: int  # within the epoch
+    step: int  # from the start of the training
+    offset: int  # in the batch of the step, over all ranks
 
 
 class ClipDataset(Dataset[Clip]):
-    """Random clips of shards by :class:`Position`; a plain number is the position in epoch 0.
+    """Random clips of shards by :class:`Position`; a plain number counts the clips of the first epoch.
 
-    The clip, its crop and its augmentation follow from seed, epoch and sample, on every worker. A corrupt sample is
+    The clip, its crop and its augmentation follow from seed, pass and sample, on every worker. A corrupt sample is
     replaced by the next intact one of its shuffle window.
     """
 
     def __init__(self, config: Config):
         self.config, self.seed = config, config.seed
-        self.manifest = load_manifest(config.data.shards, config.data)
-        check_stored(self.manifest, config.data, config.clip, flow=False)
+        self.batch_size = config.optim.global_batch_size
+        self.sources = load_sources(config.data)
+        check_stored(self.sources, config.clip, flow=False)
+        self.steps_per_epoch = steps_per_epoch(config, self.sources.epoch_samples)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.manifest.class_names
+        return self.sources.manifest.class_names
 
     def __len__(self) -> int:
-        return self.manifest.samples
+        """Return the number of clips of an epoch; an incomplete last batch is left out."""
+        return self.steps_per_epoch * self.batch_size
 
     def __getitem__(self, position: Position | int) -> Clip:
-        epoch, index = (0, position) if isinstance(position, int) else position
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} samples")
-        order, clip = self._order(epoch), self.config.clip
+        if isinstance(position, int):
+            if not 0 <= position < len(self):
+                raise IndexError(f"clip {position} of {len(self)}")
+            position = Position(*divmod(position, self.batch_size))
+        clip = self.config.clip
         pixels = np.empty((1, clip.frames, clip.size, clip.size, 3), np.uint8)
-        first = index
+        first = draw = self._order.draw(*position)
         while True:
-            sample = order.sample(index)
-            request = ClipRequest(0, self.seed, epoch, sample, 0)
+            request = ClipRequest(0, self.seed, draw.epoch, draw.sample, 0)
             [found] = self._decoder.decode_into([request], SharedBuffer(pixels, -1), None)
             if not isinstance(found, CorruptSample):
-                seed = mask_seed(self.seed, epoch, sample, 0)
-                return Clip(torch.from_numpy(pixels[0]), found.label, seed, sample)
-            index = order.next_in_window(index)
-            if index == first:
+                seed = mask_seed(self.seed, draw.epoch, draw.sample, 0)
+                return Clip(torch.from_numpy(pixels[0]), found.label, seed, draw.sample)
+            draw = self._order.next_in_window(draw)
+            if draw == first:
                 raise UserError(
-                    f"all samples of a shuffle window in {self.config.data.shards} are corrupt: run `motionmae shards "
-                    "verify`, and restore the shards that it names"
+                    f"all samples of a shuffle window in {self.config.data.sources[draw.source].path} are corrupt: run "
+                    "`motionmae shards verify`, and restore the shards that it names"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,32 +92,28 @@ class ClipDataset(Dataset[Clip]):
 
     @cached_property
     def _decoder(self) -> SampleDecoder:
-        return SampleDecoder(open_samples(self.config.data, self.manifest), self.config.data, self.config.clip)
+        return SampleDecoder(open_samples(self.config.data, self.sources), self.config.data, self.config.clip)
 
     @cached_property
-    def _order(self) -> Any:
-        """Return the order of an epoch; the last two are kept, because workers run ahead of an epoch's end."""
-        counts = [shard.samples for shard in self.manifest.shards]
-        window = self.config.data.shuffle_window_shards
-        return lru_cache(maxsize=2)(lambda epoch: EpochSampler(counts, self.seed, epoch, window))
+    def _order(self) -> Order:
+        return make_order(self.sources, seed=self.seed, batch=self.batch_size, steps_per_epoch=self.steps_per_epoch)
 
 
 class ElasticSampler(Sampler[Position]):
     """Positions of one rank. Each iteration yields the rest of an epoch and then moves to the next epoch.
 
-    Of R ranks with micro-batches of b samples, accumulation step a of rank r in step t takes the shuffle indices
-    t * batch + a * R * b + r * b + [0, b).
+    Of R ranks with micro-batches of b samples, accumulation step a of rank r takes the offsets a * R * b + r * b +
+    [0, b) of a step.
     """
 
     def __init__(self, dataset: ClipDataset, rank: int, world: int):
         if not 0 <= rank < world:
             raise UserError(f"rank={rank} and world={world} are not possible: ranks count from 0 to world - 1")
         self._dataset, self.rank, self.world = dataset, rank, world
-        self.batch_size = dataset.config.optim.global_batch_size
         self.micro_batch_size = dataset.config.engine.micro_batch_size
         self.accumulation = accumulation_steps(dataset.config, world)
         """Micro-batches of this rank in a step."""
-        self.steps_per_epoch = steps_per_epoch(dataset.config, len(dataset))
+        self.steps_per_epoch = dataset.steps_per_epoch
         self._step = 0  # of the next iteration, from the start of the training
 
     def __len__(self) -> int:
@@ -123,13 +122,13 @@ class ElasticSampler(Sampler[Position]):
         return left * self.accumulation * self.micro_batch_size
 
     def __iter__(self) -> Iterator[Position]:
-        epoch, first = divmod(self._step, self.steps_per_epoch)
-        self._step = (epoch + 1) * self.steps_per_epoch
-        for step in range(first, self.steps_per_epoch):
+        first = self._step
+        self._step = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
+        for step in range(first, self._step):
             for part in range(self.accumulation):
-                start = step * self.batch_size + (part * self.world + self.rank) * self.micro_batch_size
-                for index in range(start, start + self.micro_batch_size):
-                    yield Position(epoch, index)
+                start = (part * self.world + self.rank) * self.micro_batch_size
+                for offset in range(start, start + self.micro_batch_size):
+                    yield Position(step, offset)
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at the beginning of ``epoch``."""
@@ -153,8 +152,7 @@ class ElasticSampler(Sampler[Position]):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        dataset = self._dataset
-        return stream_identity(dataset.manifest, dataset.config.data, dataset.seed, self.batch_size)
+        return stream_identity(self._dataset.sources, self._dataset.seed, self._dataset.batch_size)
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class ClipData:
 
 
 def dataset(
-    shards: str,
+    shards: str | Sequence[Mapping[str, Any]],
     *,
     batch_size: int,
     micro_batch_size: int | None = None,
@@ -183,7 +181,7 @@ def dataset(
     """Open shards for a training loop of your own, in the order of MotionMAE's training.
 
     Args:
-        shards: folder or URL of shards.
+        shards: folder or URL of shards, or a mixture: ``[{"path": FOLDER, "weight": 3}, ...]``.
         batch_size: samples of a step on all ranks together; it fixes the order.
         micro_batch_size: samples of a forward pass of a rank; by default the rank's whole share of a step.
         rank, world: by default those of torchrun or Slurm, or of a single process.
@@ -200,7 +198,7 @@ def dataset(
     micro = micro_batch_size or max(1, batch_size // world)
     changes = {
         "seed": seed,
-        "data.shards": str(shards),
+        "data.shards": shards if isinstance(shards, str) else list(shards),
         "optim.global_batch_size": batch_size,
         "engine.micro_batch_size": micro,
     }

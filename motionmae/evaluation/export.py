@@ -27,7 +27,7 @@ from motionmae.runs.history import RunHistory
 
 
 def export(
-    source: WeightsSource | str | Path, step: int | None, kind: str, out: Path, license_: str | None = None
+    source: WeightsSource | str | Path, step: int | str | None, kind: str, out: Path, license_: str | None = None
 ) -> list[Path]:
     """Export weights and return the files.
 

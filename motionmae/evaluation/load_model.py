@@ -120,7 +120,7 @@ LoadedModel = Pretrained | Finetuned | EncoderOnly
 def choose_weights(
     rank: DistributedContext,
     name: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     settings: Sequence[str] = (),
     classes: Path | None = None,
 ) -> WeightsSource:
@@ -131,7 +131,7 @@ def choose_weights(
     return run_on_rank_zero(rank, lambda: find_weights(name, step, settings, classes))
 
 
-def load_model(source: WeightsSource | str | Path, step: int | None = None) -> LoadedModel:
+def load_model(source: WeightsSource | str | Path, step: int | str | None = None) -> LoadedModel:
     """Load the model at ``source``, which is what :func:`find_weights` takes or returns."""
     if not isinstance(source, WeightsSource):
         source = find_weights(source, step)
@@ -164,7 +164,7 @@ def load_model(source: WeightsSource | str | Path, step: int | None = None) -> L
     return loaded
 
 
-def load_pretrained(source: WeightsSource | str | Path, step: int | None = None) -> Pretrained:
+def load_pretrained(source: WeightsSource | str | Path, step: int | str | None = None) -> Pretrained:
     """Load a pre-training model. Raise UserError if the weights are others."""
     loaded = load_model(source, step)
     if not isinstance(loaded, Pretrained):
@@ -176,7 +176,7 @@ def load_pretrained(source: WeightsSource | str | Path, step: int | None = None)
     return loaded
 
 
-def load_finetuned(source: WeightsSource | str | Path, step: int | None = None) -> Finetuned:
+def load_finetuned(source: WeightsSource | str | Path, step: int | str | None = None) -> Finetuned:
     """Load a classifier. Raise UserError if the weights are others."""
     loaded = load_model(source, step)
     if not isinstance(loaded, Finetuned):
@@ -198,7 +198,7 @@ class Embedding(nn.Module):
         return self.encoder(cut_patches(clips, self.cube_size)).mean(1)
 
 
-def load_embedding(source: WeightsSource | str | Path, step: int | None = None) -> tuple[Embedding, LoadedModel]:
+def load_embedding(source: WeightsSource | str | Path, step: int | str | None = None) -> tuple[Embedding, LoadedModel]:
     """Load the encoder of any weights as an :class:`Embedding`; return it with all that was loaded."""
     loaded = load_model(source, step)
     return Embedding(loaded.encoder, loaded.config.clip.cube_size), loaded

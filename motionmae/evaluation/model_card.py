@@ -72,7 +72,7 @@ def model_card(exported: Exported, kind: str, name: str = "FOLDER") -> str:
     classes = len(exported.class_names)
     model = f"classifier of {classes} classes" if classes else "pre-trained encoder"
     trained = "" if exported.step is None else f"step {exported.step} of "
-    shards = config.data.shards.replace("`", "'") or "not recorded"
+    shards = config.data.location.replace("`", "'") or "not recorded"
     lines = [
         _front_matter(exported, kind),
         f"# {plain(config.name or name)}: {model} (MotionMAE, {config.model.size})",

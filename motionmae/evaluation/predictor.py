@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from motionmae.config import Config
+from motionmae.data.held_out.views import clip_views, cut_views, read_views_of_file
 from motionmae.data.video.read_video import Frame, UnreadableVideo, iterate_frames
 from motionmae.errors import UserError
 from motionmae.evaluation.inference import FrozenModel
-from motionmae.evaluation.views import clip_views, cut_views, read_views_of_file
 
 Floats = NDArray[np.float32]
 

@@ -58,7 +58,7 @@ class WeightsSource:
 
 
 def find_weights(
-    name: str | Path, step: int | None = None, settings: Sequence[str] = (), classes: Path | None = None
+    name: str | Path, step: int | str | None = None, settings: Sequence[str] = (), classes: Path | None = None
 ) -> WeightsSource:
     """Return the weights at ``name``: a path, or the config of a run. A run gives its newest checkpoint.
 
@@ -117,7 +117,7 @@ def _path_of(name: str | Path) -> Path:
     return path
 
 
-def _find(name: str | Path, step: int | None) -> WeightsSource:
+def _find(name: str | Path, step: int | str | None) -> WeightsSource:
     path = _path_of(name)
     if path.name in WEIGHTS and ((path.parent / FACTS).is_file() or (path.parent / CONFIG).is_file()):
         path = path.parent

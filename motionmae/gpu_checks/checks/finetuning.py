@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from motionmae.config import Config
+from motionmae.data.held_out.views import read_views
 from motionmae.data.open_shards import open_reader
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.process_group import init_distributed
 from motionmae.evaluation.export import export
 from motionmae.evaluation.inference import FrozenModel
 from motionmae.evaluation.load_model import Finetuned, load_finetuned
-from motionmae.evaluation.views import read_views
 from motionmae.gpu_checks.check import Figures, Setting, require
 from motionmae.gpu_checks.fixtures import all_cores, decoders, load, make_shards
 from motionmae.runs.end_reason import EndReason
