@@ -197,10 +197,13 @@ def test_every_command_takes_a_folder_of_transformers(
         ["reconstruct", "pretrained", "--video", str(clip)],
         ["reconstruct", "pretrained", "--shards", shards, "--out", "of_shards.png", *short],
         ["predict", str(folder), str(clip)],
+        ["report", str(folder), "pretrained"],
     ):
         assert main(words) == 0, capsys.readouterr().err
     assert list((tmp_path / "results/videomae-tiny/test").glob("*/report.json"))
     assert (tmp_path / "results/pretrained/reconstruction.png").is_file()
+    page = (tmp_path / "results/videomae-tiny/report.html").read_text()
+    assert all(text in page for text in ("bowling $5", "test, 1 x 1 views", "2 blocks, width 48, 4 heads"))
     features = np.load("features.npz")["features"]
     np.testing.assert_allclose(features[0], motionmae.load(folder).features(clip), atol=1e-6)
     capsys.readouterr()
@@ -239,3 +242,35 @@ def test_a_hostile_export_names_no_folder_and_builds_no_giant(classifier: tuple[
     (tmp_path / "x/motionmae.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="give weights with their own config"):
         load_model(tmp_path / "x")
+
+
+def card_code(folder: Path) -> str:
+    """The Python code in a model card."""
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return code
+
+
+@pytest.mark.parametrize("kind", ["VideoMAEForVideoClassification", "VideoMAEForPreTraining", "VideoMAEModel"])
+def test_the_code_of_a_model_card_runs(
+    kind: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    theirs = save_huggingface(tmp_path / "model", kind)
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    printed = {}
+    for form in ("safetensors", "hf"):
+        name = f'{form} "x"'
+        assert main(["export", "model", "--format", form, "--license", "cc-by-nc-4.0", "--out", name]) == 0
+        capsys.readouterr()
+        exec(card_code(tmp_path / name), {})
+        printed[form] = capsys.readouterr().out
+        card = (tmp_path / name / "README.md").read_text()
+        assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+        assert "## Licence" in card
+    if kind == "VideoMAEForVideoClassification":
+        scores = their_logits(theirs, clip).softmax(0)
+        best = int(scores.argmax())
+        for text in printed.values():
+            assert text.splitlines()[0] == f"{scores[best]:.3f} {CLASSES[best]}"
+        assert "1. bowling $5" in card
+        assert "Not measured before the export" in card

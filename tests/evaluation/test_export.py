@@ -120,6 +120,18 @@ def test_the_card_and_the_json_say_what_it_is(runs: tuple[Path, Path, Config], t
     assert recorded_commit(tmp_path) == f"not recorded by the run, exported by {code}"
 
 
+def test_the_card_has_the_accuracy_that_test_measured(runs: tuple[Path, Path, Config], tmp_path: Path):
+    _, tuned, config = runs
+    words = ["test", str(tuned), "--shards", config.data.shards, "--clips", "2", "--crops", "3"]
+    assert main([*words, "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    card = (export(tuned, "hf", tmp_path / "out") / "README.md").read_text()
+    row = f"| 18 | 0 | 2 x 3 | {figures['top1']:.2f} % | {figures['top5']:.2f} % |"
+    assert row in card
+    assert "license: apache-2.0" in card
+    assert "whose licence applies as well" in card  # it was fine-tuned from another run
+
+
 def test_the_card_of_a_stranger_s_run_is_plain_text():
     card = model_card(Exported({}, Config(), 1, (), "a\x1b[31m\n# <script> [x](http://h)"), "safetensors")
     assert r"- code: a\\x1b\[31m\\n# \<script\> \[x\](http://h)" in card.splitlines()
