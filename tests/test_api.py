@@ -115,7 +115,9 @@ def test_a_timeline_scores_every_window(
             inputs = processor(list(frames[first : last + 1 : 4]), return_tensors="pt")
             np.testing.assert_allclose(scores, theirs[1](**inputs).logits[0].softmax(0), atol=1e-5)
     np.testing.assert_allclose(line.mean.scores, line.scores.mean(0))
-    assert model.timeline(clip, every=0.5).seconds[:3, 0].tolist() == pytest.approx([0, 0.6, 1.2])  # multiples of 0.2
+    assert model.timeline(clip, every=0.5).seconds[:4, 0].tolist() == pytest.approx(
+        [0, 0.6, 1.0, 1.6]
+    )  # multiples of 0.2
     line.save(tmp_path / "line.png")
     with Image.open(tmp_path / "line.png") as picture:
         assert np.array(picture.convert("L")).std() > 10

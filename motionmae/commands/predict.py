@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_finetuned(
         find_weights(arguments.weights, arguments.step, arguments.settings, arguments.classes)
     ).with_views(arguments.clips, arguments.crops)
-    videos = _find_videos(arguments.videos)
+    videos, top = _find_videos(arguments.videos), min(arguments.top, len(loaded.class_names))
     if arguments.picture and len(videos) != 1:
         raise UserError(f"--picture draws one video, and {len(videos)} were found: give one, or leave out --picture")
     model = FrozenModel(loaded.model, loaded.config, device, loaded.config.test.batch_size)
@@ -75,14 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(found, Exception):
             records.append({"video": str(video), "problem": str(found), "classes": []})
             continue
-        records.append(_record(video, found, arguments.top))
+        records.append(_record(video, found, top))
         if arguments.picture and isinstance(found, Timeline):
             found.save(arguments.picture)
     _print(records, arguments.timeline)
     if arguments.json:
         write_json(arguments.json, records)
     if arguments.csv:
-        write_atomically(arguments.csv, _as_csv(records, arguments.top).encode())
+        write_atomically(arguments.csv, _as_csv(records, top).encode())
     for path in filter(None, (arguments.json, arguments.csv, arguments.picture)):
         say(f"wrote {path}")
     if all("problem" in record for record in records):
@@ -127,7 +128,7 @@ def _predictions(
     def read(name: str) -> Any:
         return read_views(Path(name), loaded.config)
 
-    with progress_of(disable=len(videos) == 1, transient=True) as progress:
+    with progress_of(disable=len(videos) == 1 or not sys.stdout.isatty(), transient=True) as progress:
         inputs = read_ahead([str(video) for video in videos], read, loaded.config.data.threads)
         for name, views in progress.track(inputs, total=len(videos), description="predict"):
             if isinstance(views, Exception):
@@ -143,7 +144,7 @@ def _timelines(
     from motionmae.evaluation.predictor import join, predict_timeline
     from motionmae.screen import progress_of
 
-    with progress_of(transient=True) as progress:
+    with progress_of(disable=not sys.stdout.isatty(), transient=True) as progress:
         total = progress.add_task("videos", total=len(videos))
         for video in videos:
             windows = progress.add_task(f"windows of {video.name}", total=None)
@@ -183,14 +184,21 @@ def _classes(top: list[tuple[str, float]]) -> list[dict[str, Any]]:
 
 def _print(records: list[dict[str, Any]], timeline: bool) -> None:
     from motionmae.screen import Table, show
+    from motionmae.text import cell
 
-    table = Table("video", *(("from", "to") if timeline else ()), "score", "class")
+    table = Table()
+    longest = max((cell(record["video"]).cell_len for record in records), default=0)
+    table.add_column("video", min_width=longest)  # paths stay whole for copying
+    for heading in ("from", "to", "score") if timeline else ("score",):
+        table.add_column(heading, justify="right")
+    table.add_column("class")
     for record in records:
+        name = record["video"]
         for window in record.get("windows", [record] if record["classes"] else []):
             places = _places(window) if timeline else ()
-            for number, one in enumerate(window["classes"][: 1 if timeline else None]):
-                first = number == 0
-                table.add_row(record["video"] if first else "", *places, f"{one['score']:.3f}", one["class"])
+            for one in window["classes"][: 1 if timeline else None]:
+                table.add_row(name, *places, f"{one['score']:.3f}", one["class"])
+                name = ""
     if table.rows:
         show(table, wrap=False)
     for record in records:

@@ -142,15 +142,17 @@ def _windows(path: Path, config: Config, every: float | None) -> Iterator[_Windo
     """Yield the windows of a video; the last one ends with the video, and a short video repeats its last frame."""
     clip = config.clip
     held: deque[Frame] = deque(maxlen=clip.frames)
-    next_start: float = 0  # frame number, or seconds, of the next window's first frame
+    next_start: float | None = None  # frame number, or seconds, from which on the next window may start
     emitted = -1  # number of the last frame of the last window
     for frame in iterate_frames(path, clip.size, lambda number: number % clip.stride == 0):
         held.append(frame)
         start = _clock(held[0]) if every is not None else float(held[0].number)
+        next_start = start if next_start is None else next_start
         if len(held) == clip.frames and start >= next_start - 1e-9:
             yield _Window(tuple(held))
             emitted = frame.number
-            next_start = start + (every if every is not None else clip.frames * clip.stride)
+            while next_start <= start + 1e-9:  # a grid of starts, so that rounding to frames does not add up
+                next_start += every if every is not None else clip.frames * clip.stride
     if not held:
         raise UnreadableVideo(f"{path} cannot be read: it holds no frame")
     if emitted != held[-1].number:
