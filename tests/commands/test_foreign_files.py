@@ -114,7 +114,8 @@ SBATCH = """#!/bin/sh
 case "$*" in *--parsable*) echo 7;; *) echo Submitted batch job 7;; esac
 """
 OUTPUTS = {"out", "json", "picture", "csv"}
-INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site", "classes"}
+INPUTS = {"videos", "annotations", "shards", "folder", "folders", "davis", "evaluate_only", "video", "site", "history",
+          "classes"}  # fmt: skip
 """Names of all arguments that are paths."""
 
 REFUSED_AGAIN = {"shards merge", "submit"}
