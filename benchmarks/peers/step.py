@@ -17,8 +17,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from motionmae.config import Config
+from motionmae.checkpointing.memory_copies import MemoryCopies
+from motionmae.config import Config, DataConfig
 from motionmae.data.loader import Batch, ClipLoader
+from motionmae.data.mixture.sources import Sources
 from motionmae.distributed.context import DistributedContext
 from motionmae.distributed.stop_requests import StopSignals
 from motionmae.distributed.watchdog import Watchdog
@@ -126,6 +128,8 @@ class InLoop:
             callbacks=[collector],
             log=print,
             state=TrainState(),
+            memory_copies=MemoryCopies(rank, folder.path, lease, 0, watchdog, print),
+            newest_saved=None,
         )
         stack.callback(self._trainer.checkpointer.close)
         self._batches = self._trainer.batches()
@@ -161,6 +165,7 @@ class OneBatch:
 
     steps_per_epoch = 10_000
     ready = 0
+    sources = Sources(DataConfig(), ())
 
     def __init__(self, batch: Batch):
         self._batch = batch

@@ -36,8 +36,8 @@ def reconstructions(run: Path) -> list[Picture]:
     import cv2
     import torch
 
-    from motionmae.data.open_shards import open_reader
-    from motionmae.evaluation.load_run import load_pretrained
+    from motionmae.data.open_shards import open_samples
+    from motionmae.evaluation.load_model import load_pretrained
     from motionmae.evaluation.reconstructions import make_block, read_clips
     from motionmae.runs.checkpoint_store import CheckpointStore
 
@@ -45,14 +45,14 @@ def reconstructions(run: Path) -> list[Picture]:
     pictures = []
     for step in _first_middle_last(steps) if steps else [None]:
         loaded = load_pretrained(run, step)
-        reader = open_reader(loaded.config.data.shards, data=loaded.config.data)
+        reader = open_samples(loaded.config.data.model_copy(update={"beton": ""}))
         clips, flow = read_clips(reader, [0], loaded.config)
         found = loaded.model.reconstruct(clips, torch.zeros(1, dtype=torch.int64), loaded.config.mask.ratio, flow)
         strips = []
         for label, strip in make_block("", found, 0, 8).rows:  # float RGB in [0, 1]
             _, png = cv2.imencode(".png", (strip[..., ::-1] * 255).round().astype("uint8"))
             strips.append((label, data_url(png.tobytes())))
-        pictures.append(Picture(f"{run.resolve().name}, step {loaded.step:,}", strips))
+        pictures.append(Picture(f"{run.resolve().name}, step {loaded.step or 0:,}", strips))
     return pictures
 
 

@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from motionmae.checkpointing.huggingface_folder import WEIGHTS, adapt_pixels, read_folder
 from motionmae.errors import UserError
 from motionmae.models import convert
+from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, defect_of, read_manifest
 from motionmae.runs.checkpoint_store import CheckpointStore
 from motionmae.runs.directory import RunFolder
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state")
 _MOST_WRAPPERS = 4  # dictionaries around a state dict; a hostile one can hold itself
+_INNER_NAMES = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of tensor names, at any depth, that torch.compile, FSDP and activation checkpointing add."""
+_OUTER_NAMES = re.compile(r"^(?:(?:module|model|net|backbone)\.)+")
+"""Beginnings of tensor names from DDP and DeepSpeed (module), Lightning (model, net) and mmaction2 (backbone)."""
 _NAMES_SHOWN = 3
+BEST = "best"
+"""Name that stands for the step of a run's best checkpoint by validation."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Weights:
 
     state: dict[str, Tensor]
     origin: str  # file or folder that was read
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the trainer that wrote a file of VideoMAE, if the file holds them."""
 
 
 def load_state(source: str | Path) -> Weights:
@@ -45,14 +55,15 @@ def load_state(source: str | Path) -> Weights:
     if (path / "manifest.json").is_file():
         return Weights(_read_checkpoint(path), str(path))
     if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        files = [path / name for name in names if (path / name).is_file()]
-        if not files:
-            raise UserError(f"{path} holds no weights: give a run folder, a checkpoint, or a folder with {names[0]}")
-        path = files[0]
+        found = read_folder(path, lambda file: _tensors_of(_read_file(file), file))
+        if found is None:
+            raise UserError(f"{path} holds no weights: give a run folder, a checkpoint, or a folder with {WEIGHTS[0]}")
+        tensors, file = found
+        return Weights(adapt_pixels(_translate(tensors, file), path), str(file))
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: give a run folder, an exported folder, or a file")
-    return Weights(_translate(_read_file(path), path), str(path))
+    content = _read_file(path)
+    return Weights(_translate(_tensors_of(content, path), path), str(path), _arguments_of(content))
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
@@ -63,8 +74,18 @@ def resolve_checkpoint(source: str | Path) -> Path:
     return path
 
 
-def newest_checkpoint(folder: RunFolder, step: int | None = None) -> Checkpoint:
-    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none."""
+def newest_checkpoint(folder: RunFolder, step: int | str | None = None) -> Checkpoint:
+    """Return a run's newest checkpoint, or its checkpoint of ``step``; raise a UserError if there is none.
+
+    The step ``best`` is that of the best checkpoint by validation.
+    """
+    if step == BEST:
+        if (best := best_in(CheckpointStore(folder.checkpoints))) is None:
+            raise UserError(
+                f"{folder.path} has no best checkpoint, which training with validation.shards keeps: "
+                "give the step of another checkpoint (`motionmae checkpoints RUN`)"
+            )
+        step = best.step
     try:
         found_all = CheckpointStore(folder.checkpoints).newest_first()
     except OSError as error:
@@ -97,7 +118,11 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load ``state`` into ``module``, or raise a UserError that names ``origin`` and the tensors that differ."""
+    """Load ``state`` into ``module``.
+
+    Raises:
+        UserError: tensors are missing, unknown, of other shapes, or not finite. The message names them and ``origin``.
+    """
     ours = module.state_dict()
     shapes = [
         f"{name} has shape {tuple(state[name].shape)}, the model expects {tuple(ours[name].shape)}"
@@ -114,10 +139,16 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], origi
             f"{origin} holds weights of a different model: {'; '.join(problems)} (set {remedy}, or give other weights)"
         )
     try:
+        broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
         module.load_state_dict(dict(state))
-    except RuntimeError as error:  # tensors without values, or of a layout that cannot be copied
+    except (RuntimeError, NotImplementedError) as error:  # tensors without values, or of a layout that has no copy
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{origin} holds tensors that cannot be loaded ({reason}): give dense tensors") from error
+    if broken:
+        raise UserError(
+            f"{origin} holds NaN or infinite values in {_list(broken)}: give other weights, for example of an earlier "
+            "checkpoint, or saved in fp32"
+        )
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -161,22 +192,47 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
         raise UserError(f"{path} does not fit its manifest ({_reason(error)}): choose another checkpoint") from error
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> Any:
+    """Return the content of a file of weights, with the dictionaries that trainers save around the state dict."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         # VideoMAE's trainer saves its `args`, a Namespace, with the model. A Namespace runs no code when unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any error
         raise UserError(
             f"{path} cannot be read as weights ({_reason(error)}): give safetensors or a file of tensors"
         ) from error
+
+
+def _arguments_of(content: Any) -> Mapping[str, Any]:
+    arguments = content.get("args") if isinstance(content, dict) else None
+    return vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     content = _unwrap(content)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} and not a state dict: give a file of weights")
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+    return _without_wrappers(tensors, path)
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Remove the parts of names that trainers and torch add, from ``model._orig_mod.blocks.0.norm1.weight`` and others.
+
+    Raises:
+        UserError: two tensors get one name, because the file holds two models.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        bare = _OUTER_NAMES.sub("", _INNER_NAMES.sub("", name))
+        if (other := names.setdefault(bare, name)) != name:
+            raise UserError(
+                f"{path} holds two models, with {other} and {name}: save the state dict of one of them into a file"
+            )
+    return {bare: tensors[name] for bare, name in names.items()}
 
 
 def _unwrap(content: Any) -> Any:
@@ -214,6 +270,8 @@ def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             return {f"encoder.{name}": value for name, value in encoder.items()}
         if convert.is_mae_st(state):
             return convert.from_mae_st(state)
+        if "patch_embed.projection.weight" in state or "cls_head.fc_cls.weight" in state:
+            state = convert.from_mmaction(state)
         if convert.is_videomae(state):
             return convert.from_videomae(state)
     except UserError as error:

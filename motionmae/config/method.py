@@ -147,6 +147,14 @@ def _running_cells(ratio: float) -> float:
     return ratio
 
 
+def masked_count(kind: str, ratio: float, positions: int) -> int:
+    """Return how many of the positions that a mask of ``kind`` draws from are masked.
+
+    MAE-ST rounds the visible cubes down, VideoMAE and the paper the masked ones.
+    """
+    return positions - int(positions * (1 - ratio)) if kind == "global" else int(ratio * positions)
+
+
 class MaskConfig(Section):
     """Masking (section 3, Tables 8 and 9)."""
 

@@ -87,12 +87,22 @@ class EngineConfig(Section):
 class CheckpointConfig(Section):
     """Frequency and retention of checkpoints."""
 
-    every_steps: PositiveInt = 500
-    """Steps between checkpoints."""
+    every_steps: PositiveInt | Literal["auto"] = 500
+    """Steps between checkpoints. auto: the interval that wastes the least time, from the measured times of a save and a
+    step and from the rate of failures; at first 100 steps, then between a minute and an hour (docs/survival.md)."""
+    memory_every_steps: NonNegativeInt = 100
+    """Steps between copies of the state in the memory of its own and of one other node, from which a resume loses fewer
+    steps; 0 disables them, and so does an interval that is not below `every_steps` (docs/survival.md)."""
     keep_last: Annotated[int, Field(ge=2)] = 3
     """Number of newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0
     """Checkpoints at multiples of this many steps are never deleted; 0 disables this."""
+
+    @property
+    def memory_steps(self) -> int:
+        """Steps between memory copies; 0 if checkpoints are as frequent."""
+        every = self.every_steps
+        return self.memory_every_steps if every == "auto" or self.memory_every_steps < every else 0
 
 
 class LogConfig(Section):
@@ -106,6 +116,14 @@ class LogConfig(Section):
     """Weights & Biases. offline: files in the run folder, for `wandb sync`; online: sent at once."""
     wandb_project: str = "motionmae"
     """Project in Weights & Biases."""
+    mlflow: bool = False
+    """MLflow, on the server of the variable MLFLOW_TRACKING_URI, or without one in the file OUTPUT_DIR/mlflow.db."""
+    mlflow_experiment: str = "motionmae"
+    """Experiment in MLflow."""
+    trackio: bool = False
+    """Trackio, on this machine, or on the server of the variable TRACKIO_SERVER_URL."""
+    trackio_project: str = "motionmae"
+    """Project in Trackio."""
     stalled_head_clips: NonNegativeInt = 20_000
     """Clips after which a run warns if a head explains less than 1 % of its target, but not before the end of the
     warm-up. 0 disables the check. Pre-training only."""

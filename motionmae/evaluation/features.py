@@ -20,7 +20,7 @@ from motionmae.distributed.context import DistributedContext
 from motionmae.errors import UserError
 from motionmae.evaluation.cache_key import CacheKey
 from motionmae.evaluation.inference import FrozenModel, Results, infer, items_of
-from motionmae.evaluation.load_run import Embedding
+from motionmae.evaluation.load_model import Embedding
 
 
 def find_videos(folder: Path) -> tuple[dict[str, str], int]:
@@ -53,7 +53,7 @@ def features_of_files(
     def read(name: str) -> NDArray[np.uint8]:
         return read_central_clip(folder / name, config.clip).numpy()
 
-    frozen = FrozenModel(model, config, rank, batch=1)
+    frozen = FrozenModel(model, config, rank.device, batch=1)
     key = _cache_key(frozen, config, str(folder.resolve()))
     return infer(videos, read, _compute(frozen), work, key, rank, "features", config.data.threads)
 
@@ -70,7 +70,7 @@ def features_of_shards(
     def read(name: str) -> NDArray[np.uint8]:
         return read_clip(reader, int(name), config.clip).numpy()
 
-    frozen = FrozenModel(model, config, rank, batch=1)
+    frozen = FrozenModel(model, config, rank.device, batch=1)
     key = _cache_key(frozen, config, reader.manifest.fingerprint)
     parts, title = work / key.digest, reader.manifest.split
     return infer(items_of(reader), read, _compute(frozen), parts, key, rank, title, config.data.threads)
@@ -123,21 +123,3 @@ def as_parquet(results: Results) -> bytes:
 
 WRITERS: dict[str, Callable[[Results], bytes]] = {".npz": as_npz, ".parquet": as_parquet}
 """Maps the extension of a file to its writer."""
-
-
-def classify_by_neighbours(
-    train: NDArray[np.float32], train_labels: NDArray[np.int64], test: NDArray[np.float32], k: int, temperature: float
-) -> NDArray[np.int64]:
-    """Classify by a vote of the ``k`` nearest training features, weighted by exp(cosine similarity / temperature).
-
-    The mean of the training features is subtracted, because features of masked autoencoders share a large component.
-    """
-    mean = train.mean(0)
-    centred = (part - mean for part in (test, train))
-    queries, keys = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in centred)
-    similarity = queries @ keys.T  # (test, train)
-    best = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(train))]
-    votes = np.zeros((len(test), int(train_labels.max()) + 1))
-    weights = np.exp(np.take_along_axis(similarity, best, 1) / temperature)
-    np.add.at(votes, (np.arange(len(test))[:, None], train_labels[best]), weights)
-    return votes.argmax(1)

@@ -7,7 +7,7 @@ differences in Hugging Face's code matter. The encoder has a final norm only wit
 published pre-training checkpoints set. The norms of the decoder and of the classifier use an epsilon of 1e-5; the
 original VideoMAE and this project use 1e-6.
 
-**VideoMAE** as its authors released it is converted exactly.
+**VideoMAE** as its authors released it is converted exactly, also with the names that mmaction2 gives its tensors.
 
 **MAE-ST** as its authors released it: only the encoder is converted. The spatial and temporal position embeddings are
 summed into one learnable table. The pixel normalisation is folded into the patch projection. The k biases are dropped,
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from motionmae.config import ClipConfig, Config
 from motionmae.errors import UserError
-from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD
+from motionmae.models.vit import PIXEL_MEAN, PIXEL_STD, sinusoidal_table
 
 State = Mapping[str, Tensor]
 Table = tuple[tuple[str, str], ...]
@@ -112,11 +112,6 @@ def from_huggingface(state: State, model: str) -> dict[str, Tensor]:
             theirs[name] = flat_kernel(state[name])
         elif name == "mask_token":
             theirs[name] = state[name].reshape(-1)
-    if model == PRETRAINING and "videomae.layernorm.weight" not in theirs:
-        raise UserError(
-            "the state dict lacks videomae.layernorm.weight, the encoder's final norm: "
-            "give weights of a model with use_mean_pooling=False"
-        )
     return _rename(theirs, tuple((old, new) for new, old in _TABLES[model]))
 
 
@@ -183,6 +178,12 @@ _VIDEOMAE: Table = (
     (r"^fc_norm\.", "norm."),
     (r"^head\.", "head."),
 )
+_MMACTION: Table = (  # VisionTransformer of mmaction2's vit_mae.py and mmcv's FFN, to VideoMAE's names
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^(blocks\.\d+\.mlp\.)layers\.0\.0\.", r"\1fc1."),
+    (r"^(blocks\.\d+\.mlp\.)layers\.1\.", r"\1fc2."),
+    (r"^cls_head\.fc_cls\.", "head."),
+)
 _MAE_ST: Table = (
     (r"^(blocks\.\d+\.attn\.)([qv])\.bias$", r"encoder.\1\2_bias"),
     (r"^(blocks\.\d+\.(?:norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.)", r"encoder.\1"),
@@ -194,6 +195,11 @@ def is_mae_st(state: State) -> bool:
     return "pos_embed_spatial" in state
 
 
+def from_mmaction(state: State) -> dict[str, Tensor]:
+    """Rename mmaction2's weights of a VideoMAE to VideoMAE's own names; other weights keep their names."""
+    return {_rename_by_pattern(name, _MMACTION) or name: value for name, value in state.items()}
+
+
 def is_videomae(state: State) -> bool:
     return "encoder.patch_embed.proj.weight" in state or ("patch_embed.proj.weight" in state and not is_mae_st(state))
 
@@ -203,6 +209,10 @@ def from_videomae(state: State) -> dict[str, Tensor]:
     ours = {}
     for name, value in state.items():
         renamed = _rename_by_pattern(name, _VIDEOMAE)
+        if name == "pos_embed" and value.ndim > 1:
+            if not _is_sinusoidal(value):  # a buffer of sinusoids holds nothing learnt
+                ours["encoder.pos_embed.table"] = value.flatten(0, -2)
+            continue
         if renamed is None:
             raise UserError(f"unknown weight {name} {tuple(value.shape)}: give weights of VideoMAE's plain ViT")
         ours[renamed] = value
@@ -232,6 +242,16 @@ def from_mae_st(state: State) -> dict[str, Tensor]:
     ours["encoder.project.weight"] = flat_kernel(kernel * scale.view(1, 3, 1, 1, 1))
     ours["encoder.project.bias"] = bias + (kernel.sum((2, 3, 4)) * shift).sum(1)
     return ours
+
+
+def _is_sinusoidal(table: Tensor) -> bool:
+    """Return whether a position table (1, cubes, width) is the one that the encoder computes by itself."""
+    cubes, width = table.shape[-2:]
+    return table.numel() == cubes * width and torch.allclose(
+        table.float().reshape(cubes, width),
+        sinusoidal_table(cubes, width),
+        atol=1e-2,  # bf16 rounds by up to 4e-3
+    )
 
 
 def flat_kernel(kernel: Tensor) -> Tensor:

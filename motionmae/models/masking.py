@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from motionmae.config import Config
+from motionmae.config.method import masked_count
 
 
 def _signed(value: int) -> int:
@@ -34,10 +35,10 @@ class Mask(NamedTuple):
 def masked_cubes(kind: str, ratio: float, temporal_patches: int, spatial_patches: int) -> int:
     """Return the number of masked cubes per clip. The arguments are those of :func:`draw_masks`."""
     if kind == "time":
-        return int(ratio * temporal_patches) * spatial_patches
+        return masked_count(kind, ratio, temporal_patches) * spatial_patches
     if kind == "global":
-        return int(ratio * temporal_patches * spatial_patches)
-    return temporal_patches * int(ratio * spatial_patches)
+        return masked_count(kind, ratio, temporal_patches * spatial_patches)
+    return temporal_patches * masked_count(kind, ratio, spatial_patches)
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,21 @@ def draw_masks(seeds: Tensor, *, kind: str, ratio: float, temporal_patches: int,
         seeds: int64 (B,).
         kind: ``random`` masks ``int(ratio * spatial_patches)`` cubes of every time step, drawn anew for each step;
             ``tube`` masks the same positions in all time steps (VideoMAE; the paper's space-only); ``time`` masks all
-            cubes of a time step; ``global`` draws from all cubes of the clip (MAE-ST).
+            cubes of a time step; ``global`` leaves ``int((1 - ratio) * N)`` of all N cubes of the clip (MAE-ST).
     """
     batch, device = seeds.shape[0], seeds.device
     cubes = torch.arange(temporal_patches * spatial_patches, device=device).view(temporal_patches, spatial_patches)
     if kind == "time":
-        chosen = _choose(seeds, temporal_patches, int(ratio * temporal_patches))
+        chosen = _choose(seeds, temporal_patches, masked_count(kind, ratio, temporal_patches))
         return Mask(*(cubes[part].flatten(1) for part in chosen))
     if kind == "global":
-        return _choose(seeds, cubes.numel(), int(ratio * cubes.numel()))
+        return _choose(seeds, cubes.numel(), masked_count(kind, ratio, cubes.numel()))
     if kind == "tube":
-        chosen = _choose(seeds, spatial_patches, int(ratio * spatial_patches))
+        chosen = _choose(seeds, spatial_patches, masked_count(kind, ratio, spatial_patches))
         return Mask(*((part[:, None] + cubes[:, :1]).flatten(1) for part in chosen))
     assert kind == "random", kind
     keys = _hash(seeds, cubes.numel()).view(batch * temporal_patches, spatial_patches)
-    chosen = _split(keys, int(ratio * spatial_patches))
+    chosen = _split(keys, masked_count(kind, ratio, spatial_patches))
     return Mask(*((part.view(batch, temporal_patches, -1) + cubes[:, :1]).flatten(1) for part in chosen))
 
 

@@ -4,7 +4,7 @@ The module does not import torch: it works on a login node, also while the job r
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 from motionmae.errors import UserError
 from motionmae.files import remove
 from motionmae.json_text import JsonModel
+from motionmae.runs.best_checkpoint import best_in
 from motionmae.runs.checkpoint_manifest import Checkpoint, Found, defect_of
 from motionmae.runs.checkpoint_store import CheckpointStore, step_of
 from motionmae.runs.end_reason import StorageError
+from motionmae.runs.lease import run_identity
+from motionmae.runs.memory_folder import Share, memory_folder
 
 
 class CheckpointStatus(StrEnum):
@@ -26,6 +29,7 @@ class CheckpointStatus(StrEnum):
     # Storage failed to read the checkpoint. Its files may be intact: neither a resume nor a repair touches them.
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"  # a write or deletion was interrupted or is in progress
+    PARTIAL = "partial"  # a memory copy of which this node holds a part
 
 
 class _Writer(JsonModel, extra="ignore"):
@@ -45,6 +49,7 @@ class InspectedCheckpoint:
     writer: dict[str, Any]  # world size, ZeRO stage and more of the writing attempt; empty if unreadable
     resumes: bool = False  # whether a resume would load this checkpoint
     link: str = ""  # target, if the folder is a symbolic link; a repair deletes the link and not the target
+    best: str = ""  # figure by which this is the best checkpoint, such as "top1 82.50"
 
 
 def inspect(
@@ -58,6 +63,7 @@ def inspect(
     """
     intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
     inspected: list[InspectedCheckpoint] = []
+    best = best_in(store)
     for folder, checkpoint in progress(store.newest_first()):
         try:
             reason = defect_of(checkpoint, sizes_only=not verify)
@@ -66,10 +72,34 @@ def inspect(
             reason, status = error.strerror or str(error), CheckpointStatus.UNREADABLE
         decided = any(newer.resumes or newer.status is CheckpointStatus.UNREADABLE for newer in inspected)
         resumes = status is intact and not decided
-        inspected.append(_describe(folder, status, reason, checkpoint, resumes))
+        found = _describe(folder, status, reason, checkpoint, resumes)
+        is_best = best is not None and best.step == found.step
+        inspected.append(replace(found, best=f"{best.metric} {best.value:.4g}") if best and is_best else found)
     renamed = [_describe(path, CheckpointStatus.DAMAGED, "renamed by a resume") for path in store.renamed_damaged()]
     unfinished = [_describe(path, CheckpointStatus.UNFINISHED) for path in store.unfinished()]
     return [*inspected, *renamed, *unfinished]
+
+
+def inspect_memory(run: Path, verify: bool) -> list[InspectedCheckpoint]:
+    """Inspect the run's memory copies on this node, newest first. The nodes of a run hold a part each."""
+    folder = memory_folder(run, run_identity(run))
+    states: dict[Path, list[Share]] = {}
+    for share in folder.shares():
+        states.setdefault(folder.folder_of(share), []).append(share)
+    inspected = []
+    for path, shares in sorted(states.items(), reverse=True):
+        defects = [defect for share in shares if (defect := folder.defect(share, sizes_only=not verify))]
+        world, step = shares[0].world, shares[0].step
+        is_whole = {share.rank for share in shares} == set(range(world))
+        status = CheckpointStatus.PARTIAL
+        if defects or is_whole:
+            intact = CheckpointStatus.VALID if verify else CheckpointStatus.COMPLETE
+            status = CheckpointStatus.DAMAGED if defects else intact
+        reason = defects[0] if defects else f"shares of {len(shares)} of {world} ranks" * (not is_whole)
+        size, modified = sum(share.bytes for share in shares), path.stat().st_mtime
+        writer = {"world": world, "attempt": shares[0].attempt}
+        inspected.append(InspectedCheckpoint(path, status, reason, step, size, modified, writer))
+    return inspected
 
 
 def repair(inspected: list[InspectedCheckpoint]) -> list[Path]:

@@ -16,7 +16,7 @@ class StorageError(RuntimeError):
 
 
 class Requeue(Enum):
-    """Whether and when :mod:`slurm.requeue_policy` queues a job again."""
+    """Whether and when :mod:`slurm.batch.requeue_policy` queues a job again."""
 
     NEVER = "never"
     ALWAYS = "always"  # rank 0 requeues the job through submitit

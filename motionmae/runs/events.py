@@ -22,13 +22,18 @@ logger = get_logger(__name__)
 
 Row = dict[str, Any]
 
+SOURCE_SAMPLES, SOURCE_PASSES = "source_samples/", "source_passes/"
+"""Beginnings of the keys of a metrics row with the samples drawn from each source of a mixture, and the passes through
+it, since the run began. The name of the source follows."""
+
 
 class Kind(StrEnum):
     """Kinds of events. The comments name the fields besides ``attempt``, ``kind``, ``step`` and ``time``."""
 
     SUBMITTED = "submitted"  # the run was submitted to a scheduler; the event belongs to no attempt
     START = "start"  # an attempt begins: world size, hosts in rank order, age of the process in seconds, commit
-    RESUME = "resume"  # the attempt loaded a checkpoint: folder of the checkpoint, seconds of verifying and loading
+    # The attempt loaded a checkpoint: folder, `source` (memory or disk), and the seconds of verifying and loading.
+    RESUME = "resume"
     READY = "ready"  # the first step begins: total steps, seconds since the process start and of each stage
     FIRST_STEP = "first_step"  # the attempt took its first step: seconds of the step and since the process start
     # A checkpoint was committed: path, bytes, `seconds` from request to commit, `blocking` seconds of training, and
@@ -41,10 +46,22 @@ class Kind(StrEnum):
     HANG = "hang"  # the watchdog ends this rank: the work that exceeded its limit, the file of the stacks
     NONFINITE = "nonfinite"  # a step was skipped as non-finite: loss or gradient, ranks, samples
     ROLLBACK = "rollback"  # after too many skipped steps, the run returned to an earlier checkpoint
-    PICTURE = "picture"  # reconstructions from this step's checkpoint: path in the run folder, or the error
+    # Reconstructions from this step's checkpoint, or a confusion matrix: path in the run folder, title, or the error.
+    PICTURE = "picture"
+    # Held-out videos were measured: loss and other figures, videos, seconds, whether it is the best, or the error.
+    VALIDATION = "validation"
+    INIT = "init"  # initial weights were loaded: their path and fingerprint, what was loaded and what was not
     FINISH = "finish"  # the last step was taken and saved
     STOP = "stop"  # the attempt ends early: an EndReason, and the error if there is one
     FAILURE = "failure"  # the batch script saw a failure: reason, node at fault, excluded nodes, whether it retries
+
+
+FAULTS = {
+    Kind.NONFINITE: "step skipped", Kind.CORRUPT_SAMPLE: "corrupt samples", Kind.CHECKPOINT_FAILED: "save failed",
+    Kind.CHECKPOINT_DAMAGED: "damaged checkpoint skipped", Kind.HANG: "hung", Kind.ROLLBACK: "rolled back",
+    Kind.FAILURE: "attempt failed",
+}  # fmt: skip
+"""Events about a fault, and what people call it."""
 
 
 class Phase(StrEnum):
@@ -55,8 +72,13 @@ class Phase(StrEnum):
     BACKWARD = "backward"  # backward pass and gradient reduction, in which ranks wait for each other
     OPTIMIZER = "optimizer"  # parameter update
     CHECKPOINT = "checkpoint"  # the part of a save that blocks training
+    MEMORY_COPY = "memory_copy"  # the part of a memory copy that blocks training
+    VALIDATION = "validation"  # validation, which blocks training
     OTHER = "other"  # schedule, signal checks and metrics
 
+
+OUTSIDE_STEPS = (Phase.CHECKPOINT, Phase.MEMORY_COPY, Phase.VALIDATION)
+"""Phases between steps, which do not count as time of a step."""
 
 # Events whose `step` is the checkpoint's step, which may be older than the current step.
 _OF_A_CHECKPOINT = (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED, Kind.PICTURE)
@@ -185,8 +207,19 @@ def append_row(path: Path, **fields: Any) -> None:
         file.append({**fields, "time": time.time()})
 
 
+_age_from: float | None = None
+
+
+def count_age_from_now() -> None:
+    """Let :func:`process_age` count from now: the attempt of a standby process begins when it takes over."""
+    global _age_from
+    _age_from = time.monotonic()
+
+
 def process_age() -> float:
-    """Return the seconds since this process started; 0 if not on Linux."""
+    """Return the seconds since this process started, or since it took over; 0 if not on Linux."""
+    if _age_from is not None:
+        return time.monotonic() - _age_from
     try:
         began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:

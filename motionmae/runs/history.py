@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,13 +20,29 @@ from motionmae.runs.end_reason import EndReason
 from motionmae.runs.events import Kind, Row, drop_repeated, parse_rows, read_rows
 from motionmae.runs.row_schema import fault_of
 
+START_VARIABLE = "MOTIONMAE_JOB_START"
+"""Environment variable with the number of starts that a job has made inside its allocation."""
 _SILENT_SECONDS = 900.0  # a run without a new row for this long is reported as silent
 _STRAGGLER_SCORE = 1.1  # the slowest rank counts as a straggler from this multiple of the median rank's time
 
 
+class RunState(StrEnum):
+    """State of a run, as people name it."""
+
+    QUEUED = "queued"  # submitted, and no attempt has begun since
+    STARTING = "starting"
+    TRAINING = "training"
+    SILENT = "silent"  # no row for a long time, and no end
+    FINISHED = "finished"
+    STOPPED = "stopped"  # by its user: the stop file, scancel, Ctrl-C
+    PREEMPTED = "preempted"  # saved, and waits in the queue to continue
+    REQUEUED = "requeued"  # failed, and waits in the queue to continue
+    FAILED = "failed"
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """Identity of one start of a run. Every requeue starts a new attempt.
+    """Identity of one start of a run. Every requeue, and every restart inside the allocation, starts a new attempt.
 
     Code that knows only the lease, or only Slurm, leaves the other fields at their defaults.
     """
@@ -35,13 +52,15 @@ class Attempt:
     host: str = ""  # host of rank 0
     job: str = ""  # Slurm's job id; empty without Slurm
     restart: int = 0  # Slurm's count of the job's restarts
+    start: int = 0  # starts inside the allocation since then
 
     @classmethod
     def begin(cls, number: int) -> "Attempt":
         """Return a new attempt on this host, with a fresh id."""
         identity = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        return cls(number, identity, socket.gethostname(), job, restart)
+        start = int(os.environ.get(START_VARIABLE) or 0)
+        return cls(number, identity, socket.gethostname(), job, restart, start)
 
 
 @dataclass
@@ -59,6 +78,7 @@ class AttemptRecord:
     end: EndReason | None = None  # from the attempt's rows; None while it runs, or if it died without writing one
     error: str = ""  # the error that ended the attempt
     failure: EndReason | None = None  # end reason that the requeue policy determined from outside the processes
+    queued: bool = False  # submitted again, or requeued by the requeue policy, after its end
     idle_marks: list[tuple[float, str]] = field(default_factory=list)  # events after the end: (time, badput category)
 
     @property
@@ -67,6 +87,17 @@ class AttemptRecord:
         if self.end:
             return self.end.run_state
         return "starting" if self.ready is None else "training"
+
+    def state(self, now: float) -> RunState:
+        """State of the run while this attempt is its newest, at ``now`` in seconds since the epoch."""
+        end = self.end or self.failure
+        if self.queued and end is not EndReason.FINISHED:
+            return RunState.REQUEUED if self.failure else RunState.QUEUED
+        if end:
+            return RunState(end.run_state)
+        if now - self.last_sign > _SILENT_SECONDS:
+            return RunState.SILENT
+        return RunState.STARTING if self.ready is None else RunState.TRAINING
 
     @property
     def end_text(self) -> str:
@@ -109,6 +140,7 @@ class AttemptTracker:
         last = self.attempts[-1]
         if kind in (Kind.STOP, Kind.FAILURE, Kind.SUBMITTED):
             last.idle_marks.append((row["time"], idle_category(row)))
+            last.queued = kind == Kind.SUBMITTED or (kind == Kind.FAILURE and bool(row.get("again")))
         if row["attempt"] != last.attempt.id:
             return
         if kind == Kind.FAILURE:
@@ -212,14 +244,8 @@ class RunHistory:
         return totals[-1] if totals else None
 
     @property
-    def state(self) -> str:
-        """State of the run in one or two words."""
-        if not self.attempts:
-            return "submitted"
-        last = self.attempts[-1]
-        if end := last.end or last.failure:
-            return end.run_state
-        return "under way" if time.time() - last.last_sign < _SILENT_SECONDS else "silent"
+    def state(self) -> RunState:
+        return self.attempts[-1].state(time.time()) if self.attempts else RunState.QUEUED
 
     @property
     def losses(self) -> list[str]:
@@ -244,7 +270,8 @@ def idle_category(row: Row) -> str:
     """Return the badput category of the idle time after a `stop`, `submitted` or `failure` event."""
     if row["kind"] == Kind.STOP:
         return EndReason(row["reason"]).badput
-    return "queue_wait" if row["kind"] == Kind.SUBMITTED or row.get("again") else "downtime"
+    queued = row.get("again") and not row.get("inside")
+    return "queue_wait" if row["kind"] == Kind.SUBMITTED or queued else "downtime"
 
 
 class RunTail:

@@ -4,18 +4,21 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import Field
 
 from motionmae.checkpointing import sharded
+from motionmae.checkpointing.memory_copies import MemoryCopies
 from motionmae.config import Config, load_config, save_config
 from motionmae.config.resume import check_same_run
 from motionmae.config.schema import steps_per_epoch
+from motionmae.data.held_out.shards import check_held_out
 from motionmae.data.loader import ClipLoader, check_same_stream, stream_identity
-from motionmae.data.open_shards import load_manifest
-from motionmae.data.shards.manifest import Manifest
+from motionmae.data.mixture.sources import Sources
+from motionmae.data.open_shards import load_sources
 from motionmae.distributed.context import (
     DistributedContext,
     gather_objects,
@@ -38,15 +41,22 @@ from motionmae.runs.git_revision import git_revision
 from motionmae.runs.lease import Lease, acquire_lease, current_holder
 from motionmae.text import get_logger
 from motionmae.training.callbacks.base import Callback, ProgressLine, SynchronizedGc
-from motionmae.training.callbacks.loggers import TensorBoard, WeightsAndBiases
+from motionmae.training.callbacks.loggers import TensorBoard
 from motionmae.training.callbacks.reconstructions import ReconstructionCallback
 from motionmae.training.callbacks.stalled_heads import StalledHeads
 from motionmae.training.out_of_memory import explain_out_of_memory
 from motionmae.training.pretrain import Pretraining
-from motionmae.training.state import TrainState
+from motionmae.training.resume import find_checkpoint
+from motionmae.training.state import TrainState, load_validation_record
 from motionmae.training.step_timer import StartupTimer
 from motionmae.training.task import Task
+from motionmae.training.trackers.base import Opener, open_tracker
+from motionmae.training.trackers.mlflow_run import MLflow
+from motionmae.training.trackers.trackio_run import Trackio
+from motionmae.training.trackers.wandb_run import WeightsAndBiases
 from motionmae.training.trainer import Trainer, damage_logger
+from motionmae.training.validation.validator import build_validator, protocol_of
+from motionmae.training.validation_record import ValidationRecord
 
 logger = get_logger(__name__)
 
@@ -122,12 +132,17 @@ def build_trainer(
     total_steps = loader.steps_per_epoch * config.optim.epochs
     progress = stack.enter_context(closing(ProgressLine(total_steps, rank.is_rank_zero)))
     startup.done("data")
-    checkpoint = sharded.find_newest(store, rank, damage_logger(events, progress.log))
-    state = load_train_state(checkpoint, config, rank, loader)
+    copies = MemoryCopies(rank, folder.path, lease, config.checkpoint.memory_steps, watchdog, progress.log)
+    damaged = damage_logger(events, progress.log)
+    checkpoint = find_checkpoint(store, rank, copies, lambda found: check_saved(found, config, loader), damaged)
+    state = load_train_state(checkpoint, store, config, rank, loader)
     startup.done("find_checkpoint")
-    if state.step >= total_steps:
+    if is_complete(state, config, total_steps):
         events.event(Kind.FINISH, state.step)
-        progress.log(f"{folder.path} is complete: all of its {total_steps} steps are done")
+        early = f"it stopped early, at step {state.step} of {total_steps}"
+        reason = f"all of its {total_steps} steps are done" if state.step >= total_steps else early
+        progress.log(f"{folder.path} is complete: {reason}")
+        copies.discard()
         return None
 
     if rank.is_rank_zero:
@@ -145,6 +160,7 @@ def build_trainer(
     callbacks: list[Callback] = [progress, collector, pictures]
     if config.task == "pretrain":
         callbacks.append(StalledHeads(config, engine, rank, loader.steps_per_epoch, watchdog, progress.log))
+    validator = build_validator(config, loader, engine, rank, folder, lease, events, watchdog, progress.log)
     trainer = Trainer(
         config=config,
         task=task,
@@ -159,8 +175,13 @@ def build_trainer(
         callbacks=callbacks,
         log=progress.log,
         state=state,
+        memory_copies=copies,
+        newest_saved=checkpoint.on_disk if checkpoint else None,
+        validator=validator,
     )
     stack.callback(trainer.checkpointer.close)
+    stack.callback(copies.close)
+    run_on_rank_zero(rank, lambda: lease.begin(state.data_step))
     log_start(trainer, checkpoint, startup)
     return trainer
 
@@ -172,21 +193,21 @@ def validate_before_start(folder: RunFolder, store: CheckpointStore, config: Con
     ignored. A run without a checkpoint may start again with other settings, unless one of its attempts is in progress.
     """
     folder.refuse_foreign()
-    manifest = load_manifest(config.data.shards, config.data)
-    steps_per_epoch(config, manifest.samples)
+    sources = load_sources(config.data)
+    steps_per_epoch(config, sources.epoch_samples)
+    check_held_out(config, sources.manifest.class_names)
     saved = next(filter(None, map(_read_settings, reversed(store.complete()))), None)
     if saved is None and folder.config.is_file() and current_holder(folder.path):
         running = load_config(str(folder.config))
-        manifest_of_run = load_manifest(running.data.shards, running.data)
-        identity = _identity(running, manifest_of_run)
+        identity = _identity(running, load_sources(running.data))
         saved = _SavedSettings(config=running.model_dump(mode="json"), loader=identity)
     if saved:
         check_same_run(saved.config, config)
-        check_same_stream(saved.loader, _identity(config, manifest))
+        check_same_stream(saved.loader, _identity(config, sources))
 
 
-def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
-    return stream_identity(manifest, config.data, config.seed, config.optim.global_batch_size)
+def _identity(config: Config, sources: Sources) -> dict[str, Any]:
+    return stream_identity(sources, config.seed, config.optim.global_batch_size)
 
 
 def _read_settings(checkpoint: Checkpoint) -> "_SavedSettings | None":
@@ -224,6 +245,7 @@ def record_events(
         code=git_revision() if rank.is_rank_zero else "",
         job=attempt.job,
         restart=attempt.restart,
+        start=attempt.start,
     )
     try:
         yield events
@@ -265,22 +287,37 @@ def build_loader(config: Config, task: Task, rank: DistributedContext) -> ClipLo
 
 
 def load_train_state(
-    checkpoint: Checkpoint | None, config: Config, rank: DistributedContext, loader: ClipLoader
+    checkpoint: Checkpoint | None, store: CheckpointStore, config: Config, rank: DistributedContext, loader: ClipLoader
 ) -> TrainState:
     """Load the state of a checkpoint, or return a new one; raise a UserError if settings or data differ.
 
     All ranks must call this.
     """
     if checkpoint is None:
-        return TrainState()
-    saved = run_on_rank_zero(rank, lambda: checkpoint.state(_SavedTraining))
+        state = TrainState()
+        if config.validation.shards:
+            state.validation = ValidationRecord(protocol=run_on_rank_zero(rank, lambda: protocol_of(config)))
+        return state
+    state = run_on_rank_zero(rank, lambda: check_saved(checkpoint, config, loader)).trainer
+    record = load_validation_record(checkpoint, store, rank)
+    if config.validation.shards:
+        record = record.under(run_on_rank_zero(rank, lambda: protocol_of(config)))
+    return replace(state, validation=record)
 
-    def check() -> None:
-        check_same_run(saved.config, config)
-        check_same_stream(saved.loader, loader.identity)
 
-    rank_zero_first(rank, check)
-    return saved.trainer
+def is_complete(state: TrainState, config: Config, total_steps: int) -> bool:
+    """Return whether a run has nothing left to do: its last step, or early stopping."""
+    validation, record = config.validation, state.validation
+    early = bool(validation.shards) and 0 < validation.patience <= record.waited
+    return (state.step >= total_steps or early) and not (record.owed and validation.shards)
+
+
+def check_saved(checkpoint: Checkpoint, config: Config, loader: ClipLoader) -> _SavedTraining:
+    """Read the state of a checkpoint, or raise a UserError if the settings or data of its run differ."""
+    saved = checkpoint.state(_SavedTraining)
+    check_same_run(saved.config, config)
+    check_same_stream(saved.loader, loader.identity)
+    return saved
 
 
 def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_step: int) -> None:
@@ -290,8 +327,11 @@ def add_loggers(events: EventLog, config: Config, folder: RunFolder, resumed_ste
             events.add(TensorBoard(folder, resumed_step))
         except OSError as error:
             logger.warning("TensorBoard files cannot be written (%s); training continues", error)
-    if config.log.wandb != "off":
-        events.add(WeightsAndBiases(config, folder))
+    chosen = {"wandb": config.log.wandb != "off", "mlflow": config.log.mlflow, "trackio": config.log.trackio}
+    openers: dict[str, Opener] = {"wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}
+    for name, is_on in chosen.items():
+        if is_on and (tracker := open_tracker(name, openers[name], config, folder, resumed_step)):
+            events.add(tracker)
 
 
 def build_engine(
@@ -323,13 +363,18 @@ def log_start(trainer: Trainer, checkpoint: Checkpoint | None, startup: StartupT
     seconds, events, total_steps = startup.seconds, trainer.events, trainer.total_steps
     if checkpoint:
         resume_seconds = seconds["find_checkpoint"] + seconds["restore"]
-        events.event(Kind.RESUME, checkpoint.step, path=checkpoint.folder.name, seconds=resume_seconds)
+        path, source = checkpoint.folder.name, checkpoint.source
+        events.event(Kind.RESUME, checkpoint.step, path=path, source=source, seconds=resume_seconds)
     events.event(Kind.READY, trainer.state.step, total_steps=total_steps, seconds=process_age(), startup=seconds)
     config, rank, engine, step = trainer.config, trainer.rank, trainer.engine, trainer.state.step
     millions = sum(sharded_state.shape(p).numel() for p in engine.parameters.values()) / 1e6
+    begins = f"resumes at step {step} from {checkpoint.source}" if checkpoint else "starts"
     trainer.log(
-        f"{trainer.folder.path} {f'resumes at step {step}' if step else 'starts'}: {total_steps} steps of "
+        f"{trainer.folder.path} {begins}: {total_steps} steps of "
         f"{config.optim.global_batch_size} videos, {millions:.1f} M parameters, {rank.world} x {rank.device.type}, "
         f"{engine.accumulation} x {config.engine.micro_batch_size} videos a rank, ZeRO {engine.stage}, "
         f"{engine.precision}"
     )
+    if trainer.loader.sources.is_mixture:
+        described = trainer.loader.sources.describe(config.optim.global_batch_size)
+        trainer.log(f"samples of an epoch: {described}")

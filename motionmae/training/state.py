@@ -9,7 +9,11 @@ from torch.optim import Optimizer
 
 from motionmae.config import OptimConfig
 from motionmae.data.rng import keyed_bits
-from motionmae.runs.checkpoint_manifest import Count
+from motionmae.distributed.context import DistributedContext, run_on_rank_zero
+from motionmae.json_text import JsonModel
+from motionmae.runs.checkpoint_manifest import Checkpoint, Count
+from motionmae.runs.checkpoint_store import CheckpointStore
+from motionmae.training.validation_record import ValidationRecord
 
 
 @dataclass
@@ -22,6 +26,22 @@ class TrainState:
     recently_skipped: list[int] = field(default_factory=list)  # steps that nonfinite.py compares with its BUDGET
     rollbacks: list[int] = field(default_factory=list)  # ``data_step`` of each rollback
     corrupt: dict[str, str] = field(default_factory=dict)  # corrupt samples of all ranks and attempts: ID -> reason
+    validation: ValidationRecord = field(default_factory=ValidationRecord)
+
+
+class _SavedProgress(JsonModel, extra="ignore"):
+    validation: ValidationRecord = ValidationRecord()
+
+
+class _SavedState(JsonModel, extra="ignore"):
+    trainer: _SavedProgress
+
+
+def load_validation_record(
+    checkpoint: Checkpoint, store: CheckpointStore, rank: DistributedContext
+) -> ValidationRecord:
+    """Return the record in a checkpoint, without a best checkpoint that is gone. All ranks must call this."""
+    return run_on_rank_zero(rank, lambda: checkpoint.state(_SavedState).trainer.validation.without_lost_best(store))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -39,14 +59,16 @@ def build_schedule(optimizer: Optimizer, optim: OptimConfig, steps_per_epoch: in
 
     The rate depends on ``t`` only and needs no state in a checkpoint. The rate rises linearly from 0 to the peak during
     ``optim.warmup_epochs``, then falls by half a cosine to ``optim.min_lr`` after ``optim.epochs``. VideoMAE's
-    ``cosine_scheduler`` has the same shape and reaches its peak one step earlier.
+    ``cosine_scheduler`` has the same shape and reaches its peak one step earlier. A warm-up that rounds to all
+    steps of a short run ends one step earlier.
     """
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    steps = optim.epochs * steps_per_epoch
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
     for group in optimizer.param_groups:
         group["lr"] = optim.peak_lr
     return CosineLRScheduler(
         optimizer,
-        t_initial=optim.epochs * steps_per_epoch - warmup,
+        t_initial=steps - warmup,
         lr_min=min(optim.min_lr, optim.peak_lr),
         warmup_t=warmup,
         warmup_prefix=True,

@@ -77,12 +77,14 @@ def test_finetuning_follows_table_6b(name: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["k400", "ssv2", "ucf101"])
-def test_videomae_baseline_changes_target_and_mask_only(dataset: str) -> None:
+def test_videomae_baseline_changes_target_mask_and_final_rate_only(dataset: str) -> None:
     ours, baseline = load_config(f"vitb_{dataset}"), load_config(f"videomae_vitb_{dataset}")
     assert (baseline.target.kind, baseline.target.normalize, baseline.mask.kind) == ("frame", True, "tube")
     assert baseline.mask.ratio == ours.mask.ratio
-    for same in ("clip", "model", "data", "optim", "engine"):
+    for same in ("clip", "model", "data", "engine"):
         assert getattr(baseline, same) == getattr(ours, same)
+    # run_mae_pretraining.py of MCG-NJU/VideoMAE: args.min_lr (1e-5) * total_batch_size / 256
+    assert baseline.optim == ours.optim.model_copy(update={"min_lr": 1e-5 * ours.optim.global_batch_size / 256})
 
 
 def test_mae_st_baseline() -> None:

@@ -17,6 +17,7 @@ NEEDS = {
     "a GPU",
     "a data set",  # tens of gigabytes that one must ask for
     "hours",
+    "released weights",
     "the network",  # packages, clouds
     "the file of another test",  # tested there: the comment names it, `the file of another test: tests/...`
 }

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,24 +50,38 @@ def _runs(page: Path) -> list[Block]:
     return [b for b in blocks_of(page) if b.language in ("bash", "console", "python") and not b.needs]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, module in (("motionmae", "-m motionmae"), ("python", "")):
-        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
-        (programs / name).chmod(0o755)
-    path = os.pathsep.join([str(programs), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+def _run(page: Path, folder: Path) -> None:
+    """Run the blocks of a page one after the other in ``folder``, with `motionmae` and `python` of this environment."""
+    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     for block in _runs(page):
-        command = (
-            [sys.executable, "-c", block.text]
-            if block.language == "python"
-            else ["bash", "-euo", "pipefail", "-c", "\n".join(map(_quick, shell_lines(block)))]
-        )
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        shell = ["bash", "-euo", "pipefail", "-c", "\n".join(map(_quick, shell_lines(block)))]
+        command = [sys.executable, "-c", block.text] if block.language == "python" else shell
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{block.place}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which a reader has followed README.md, with some videos of his own."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "bin").mkdir()
+    for name, module in (("motionmae", "-m motionmae"), ("python", "")):
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
+    _run(ROOT / "README.md", folder)
+    (folder / "videos").mkdir()
+    videos = sorted((folder / "data/toy_videos/val").rglob("*.mp4"))
+    for name, video in zip(("clip.mp4", "match.mp4", "videos/a.mp4", "videos/b.mp4"), videos, strict=False):
+        shutil.copy(video, folder / name)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if _runs(page)], ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, home: Path) -> None:
+    _run(page, home)
 
 
 def _quick(line: str) -> str:

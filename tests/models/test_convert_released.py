@@ -79,6 +79,77 @@ def test_fine_tuned_files_of_videomae(tmp_path: Path):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "model.net._orig_mod.",
+            "_orig_mod.module.")  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_trainers_are_removed(prefix: str, tmp_path: Path):
+    config = tiny()
+    model = build_classifier(config, 5)
+    state = random_state(model)
+    content = {prefix + name: value for name, value in as_videomae(config, state, finetuned=True).items()}
+    torch.save({"state_dict": content}, tmp_path / "file.ckpt")
+    assert_equal_states(load_state(tmp_path / "file.ckpt").state, state)
+
+
+def test_our_own_names_are_found_under_the_prefixes_of_compiled_and_wrapped_blocks(tmp_path: Path):
+    state = random_state(build_classifier(tiny(), 5))
+    content = {
+        "model." + name.replace("blocks.0.", "blocks.0._orig_mod._checkpoint_wrapped_module."): value
+        for name, value in state.items()
+    }
+    torch.save(content, tmp_path / "file.pth")
+    assert_equal_states(load_state(tmp_path / "file.pth").state, state)
+
+
+def test_a_file_of_two_models_is_refused_with_both_names(tmp_path: Path):
+    torch.save({"model.head.weight": torch.zeros(2), "net.head.weight": torch.ones(2)}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"holds two models, with model\.head\.weight and net\.head\.weight"):
+        load_state(tmp_path / "file.pth")
+
+
+MMACTION = {  # VideoMAE's name: that of mmaction2's VisionTransformer (vit_mae.py), mmcv's PatchEmbed and FFN
+    "patch_embed.proj.": "patch_embed.projection.",
+    ".mlp.fc1.": ".mlp.layers.0.0.",
+    ".mlp.fc2.": ".mlp.layers.1.",
+}
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_files_of_mmaction2(learnt: bool, tmp_path: Path):
+    config = tiny(model={"pos_embed": "learnable" if learnt else "sinusoidal"})
+    model = build_classifier(config, 5)
+    state = random_state(model)
+    cubes, width = config.clip.cubes, state["head.weight"].shape[1]
+    number = torch.arange(cubes).view(-1, 1) * torch.pow(10000, -(torch.arange(width) // 2 * 2 / width)).view(1, -1)
+    number[:, 0::2], number[:, 1::2] = number[:, 0::2].sin(), number[:, 1::2].cos()  # its get_sinusoid_encoding
+    content = {"backbone.pos_embed": number[None]}
+    for name, value in as_videomae(config, state, finetuned=True).items():
+        for ours, theirs in MMACTION.items():
+            name = name.replace(ours, theirs)
+        name = f"backbone.{name}" if not name.startswith("head.") else name.replace("head.", "cls_head.fc_cls.")
+        content["backbone.pos_embed" if name == "backbone.pos_embed.table" else name] = value
+    torch.save({"state_dict": content, "meta": {"epoch": 1}}, tmp_path / "file.pth")
+    assert_equal_states(load_state(tmp_path / "file.pth").state, state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path):
+    config = tiny()
+    model = build_classifier(config, 5)
+    content = as_videomae(config, random_state(model), finetuned=True)
+    content["blocks.1.mlp.fc1.weight"][0, 0] = value
+    torch.save({"model": content}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"holds NaN or infinite values in blocks\.1\.mlp\.fc1\.weight: give other"):
+        load_encoder(model.encoder, str(tmp_path / "file.pth"))
+
+
+def assert_equal_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 class MaeStBlock(nn.Module):
     """MAE-ST's block: separate q, k and v, each with a bias."""
 

@@ -37,8 +37,16 @@ def test_counts_of_the_paper():
         for ratio, visible in ((0.9, 20), (0.75, 49), (0.95, 10)):
             assert ((~draw([3, 4], kind, ratio)).sum(2) == visible).all()
     assert masked_cubes("random", 0.9, 8, 196) == 1408
-    assert masked_cubes("global", 0.9, 8, 196) == 1411
+    assert masked_cubes("global", 0.9, 8, 196) == 1568 - 156
     assert masked_cubes("time", 0.9, 8, 196) == 7 * 196
+
+
+@pytest.mark.parametrize(("ratio", "visible"), [(0.5, 784), (0.75, 392), (0.9, 156), (0.95, 78), (0.98, 31)])
+def test_global_masks_show_as_many_cubes_as_mae_st(ratio: float, visible: int):
+    """models_mae.py of facebookresearch/mae_st: ``len_keep = int(L * (1 - mask_ratio))``."""
+    assert visible == int(TIME * SPACE * (1 - ratio))
+    mask = draw_masks(torch.arange(2), kind="global", ratio=ratio, temporal_patches=TIME, spatial_patches=SPACE)
+    assert (mask.visible.shape[1], mask.masked.shape[1]) == (visible, TIME * SPACE - visible)
 
 
 def test_tube_masks_the_same_positions_in_every_time_step_and_random_does_not():
@@ -55,7 +63,7 @@ def test_time_masks_whole_time_steps():
 
 def test_global_counts_vary_between_time_steps():
     masked = draw(list(range(20)), "global")
-    assert (masked.sum((1, 2)) == 1411).all()
+    assert (masked.sum((1, 2)) == 1412).all()
     assert masked.sum(2).unique().numel() > 5
 
 

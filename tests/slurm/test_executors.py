@@ -60,8 +60,10 @@ def test_the_script_asks_for_what_the_config_says() -> None:
         assert line in lines
     (command,) = (line for line in lines if " srun " in line)
     assert command.startswith(
-        f"exec {sys.executable} -m slurm.requeue_policy {Path.cwd()}/runs/demo 5 srun --unbuffered "
+        f"exec {sys.executable} -m slurm.batch.supervisor {Path.cwd()}/runs/demo --max-retries=5 --node-counts=4 "
     )
+    assert " -- srun --unbuffered " in command
+    assert command.endswith(f" -- {sys.executable} -u -m submitit.core._submit {LOGS}")
     assert "--kill-on-bad-exit=1 --cpus-per-task=12" in command
     assert not any("PYTHONPATH=x" in line for line in lines)
 
@@ -70,6 +72,21 @@ def test_the_script_is_silent_on_what_is_not_asked() -> None:
     script = _script(_config(gpus_per_node=0))
     for option in ("partition", "account", "qos", "constraint", "exclude", "comment", "gpus-per-node"):
         assert f"--{option}" not in script
+
+
+def test_spares_are_requested_and_the_batch_script_knows_where_the_run_fits() -> None:
+    """24 clips of a step divide by 8 x 1 to 3 ranks, and not by 8 x 4."""
+    config = _config(nodes=3, spares=2, min_nodes=1, ntasks_per_node=1, gpus_per_node=0)
+    config = config.updated({"optim.global_batch_size": 24, "engine.micro_batch_size": 8})
+    lines = _script(config).splitlines()
+    assert "#SBATCH --nodes=5" in lines
+    assert "#SBATCH --no-kill" in lines
+    (command,) = (line for line in lines if " srun " in line)
+    assert " --node-counts=3,1 " in command
+    assert " --standby --no-kill -- srun " in command
+    plain = _script(_config(nodes=3, standby=False))
+    assert "no-kill" not in plain
+    assert "--standby" not in plain
 
 
 def test_further_sbatch_options_win() -> None:

@@ -87,7 +87,7 @@ def test_a_requeued_job_is_the_very_job_that_was_submitted() -> None:
 
 def test_submitting_needs_no_torch() -> None:
     """It takes seconds to import, and a login node may lack it."""
-    modules = "slurm.submission, slurm.requeue_policy"
+    modules = "slurm.submission, slurm.batch.supervisor"
     text = f"import sys; sys.path.insert(0, '.'); import {modules}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", text], cwd=root).returncode == 0

@@ -11,10 +11,10 @@ STEPS_PER_EPOCH = 7
 PEAK = 1.5e-4 * 1024 / 256
 
 
-def rates(optim: OptimConfig, steps: list[int]) -> list[float]:
+def rates(optim: OptimConfig, steps: list[int], steps_per_epoch: int = STEPS_PER_EPOCH) -> list[float]:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     optimizer = torch.optim.AdamW(groups, lr=123.0)
-    schedule = build_schedule(optimizer, optim, STEPS_PER_EPOCH)
+    schedule = build_schedule(optimizer, optim, steps_per_epoch)
     found = []
     for step in steps:
         schedule.step_update(step)
@@ -45,6 +45,22 @@ def test_rate_depends_on_the_step_alone():
 def test_no_warm_up_starts_at_the_peak_and_fractions_of_an_epoch_count():
     assert rates(OPTIM.model_copy(update={"warmup_epochs": 0}), [0]) == pytest.approx([PEAK])
     assert rates(OPTIM.model_copy(update={"warmup_epochs": 0.5}), [2, 4]) == pytest.approx([PEAK / 2, PEAK], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "per_epoch", "expected"),
+    [
+        (1, 0.9, 4, [0, PEAK / 3, 2 * PEAK / 3, PEAK]),  # 3.6 steps of 4
+        (1, 0.9, 1, [PEAK]),
+        (1, 0.5, 1, [PEAK]),
+        (2, 1.9, 1, [0, PEAK]),
+    ],
+)
+def test_a_warm_up_that_rounds_to_all_steps_leaves_the_last(
+    epochs: int, warmup: float, per_epoch: int, expected: list[float]
+):
+    optim = OPTIM.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
+    assert rates(optim, list(range(epochs * per_epoch)), per_epoch) == pytest.approx(expected)
 
 
 def test_random_numbers_are_a_function_of_seed_step_and_rank():

@@ -1,7 +1,7 @@
 import pytest
 
 from motionmae.runs.end_reason import EndReason
-from slurm.requeue_policy import Failure, find_failure
+from slurm.batch.step_failure import Failure, find_failure
 
 STEP = "srun: launch/slurm: _step_signal: Terminating StepId=1.0"
 

@@ -1,0 +1,1 @@
+"""What runs in the batch script of a job, around the ranks."""
