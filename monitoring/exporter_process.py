@@ -54,6 +54,7 @@ def monitoring_sinks(config: Config) -> Iterator[list[Sink]]:
         except Exception as error:
             logger.warning("this rank is not monitored (%s: %s); training continues", type(error).__name__, error)
         yield sinks
+        last_command.command = last_command.command or END  # stopped before training began
     except BaseException as error:
         last_command.error(error)
         raise

@@ -65,8 +65,9 @@ class TrainingExecutor(SlurmExecutor):
             signal_delay_s=launch.signal_seconds,
             stderr_to_stdout=True,
             setup=[f"export {key}={shlex.quote(value)}" for key, value in variables.items()],
-            # srun inherits neither option from the script (the second since Slurm 22.05)
-            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
+            # srun inherits neither of the first two from the script (the second since Slurm 22.05), and a site's default
+            # distribution could place the ranks on other nodes than slurm/job.py expects
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}", "--distribution=block"],
             additional_parameters={"requeue": True, "chdir": str(code), **extra},
             **requested_resources(launch),
         )

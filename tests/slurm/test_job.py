@@ -36,6 +36,7 @@ def test_slurm_ranks_meet_on_the_first_node(monkeypatch: pytest.MonkeyPatch) -> 
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "8",
         "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "2",
         "MASTER_ADDR": "gpu03",
     }
 

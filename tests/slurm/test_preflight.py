@@ -69,12 +69,10 @@ def test_on_a_gpu_the_number_is_read_on_the_rank_s_own_device_before_the_group_e
             calls.append("read")
             return 2
 
-    class Store:
-        def set(self, key: str, value: str) -> None: ...
-
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: calls.append(("set_device", chosen)))
     monkeypatch.setattr(torch, "ones", lambda *_, device: Number())
-    monkeypatch.setattr(preflight, "create_store", lambda *_: Store())
+    monkeypatch.setattr(preflight, "create_store", lambda *_: object())
+    monkeypatch.setattr(preflight, "wait_for_ranks", lambda *_, timeout: None)
     monkeypatch.setattr(preflight, "check_device", lambda _: calls.append("product"))
     group = preflight.dist
     monkeypatch.setattr(group, "init_process_group", lambda kind, device_id, **_: calls.append((kind, device_id)))
